@@ -1,0 +1,182 @@
+"""Command-line flags generated from dataclasses: one flag a field."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from absl import flags
+
+T = TypeVar("T")
+_NONE = "none"
+
+
+class FieldParser(flags.ArgumentParser):
+    """Turns the text of a flag into the value of a dataclass field.
+
+    Args:
+        convert: text -> value; raises ValueError.
+        kind: what the help calls the value, such as "an integer".
+        optional: whether the text "none" stands for None.
+    """
+
+    def __init__(
+        self, convert: Callable[[str], Any], kind: str, optional: bool = False
+    ) -> None:
+        super().__init__()
+        self.convert, self.optional = convert, optional
+        self.syntactic_help = f"{kind}, or none" if optional else kind
+
+    def parse(self, argument: Any) -> Any:
+        """Returns the value of a text; a value of another type is passed through."""
+        if not isinstance(argument, str):
+            return argument
+        if self.optional and argument.lower() == _NONE:
+            return None
+        return self.convert(argument)
+
+
+class FieldSerializer(flags.ArgumentSerializer):
+    """Turns a field's value into the text that gives it on a command line."""
+
+    def serialize(self, value: Any) -> str:
+        """Returns the text of a value."""
+        if isinstance(value, Mapping):
+            pairs = [f"{name}:{w}/{a}" for name, (w, a) in value.items()]
+            return ",".join(pairs) or "{}"
+        if isinstance(value, (tuple, list)):
+            return ",".join(map(str, value))
+        return str(value)
+
+
+def define_flags(cls: type, defaults: Mapping[str, Any] | None = None) -> None:
+    """Defines a flag for each field of a dataclass.
+
+    Name, type and default are the field's; the help is its entry in the `Args` section
+    of the docstring. Tuples are comma lists, Literals are choices, and fields that may
+    be None take `none`.
+
+    Args:
+        cls: a dataclass whose fields are plain values, tuples or Literals.
+        defaults: field name -> default of this command, where it is not the field's.
+    """
+    hints, help_texts = typing.get_type_hints(cls), field_help(cls)
+    for field in dataclasses.fields(cls):
+        default = (defaults or {}).get(field.name, field.default)
+        text = help_texts.get(field.name, "")
+        _define(field.name, hints[field.name], default, text)
+
+
+def from_flags(cls: type[T], inherited: Mapping[str, Any] | None = None) -> T:
+    """Makes a dataclass from the parsed flags.
+
+    Args:
+        cls: the dataclass `define_flags` was called with.
+        inherited: field name -> value for flags not given on the command line.
+
+    Returns:
+        An instance.
+
+    Raises:
+        ValueError: what the dataclass refuses.
+    """
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    values = {field.name: flags.FLAGS[field.name] for field in fields}
+    kept = {} if inherited is None else inherited
+    return cls(
+        **{
+            name: kept[name] if name in kept and not flag.present else flag.value
+            for name, flag in values.items()
+        }
+    )
+
+
+def field_help(cls: type) -> dict[str, str]:
+    """Reads what the docstrings of a dataclass and of its bases say of each field.
+
+    Args:
+        cls: a dataclass with Google-style docstrings.
+
+    Returns:
+        Field name -> text in one line, without backquotes.
+    """
+    texts: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        doc = base.__dict__.get("__doc__") or ""
+        section = re.search(r"\n\s*Args:\n(.*?)(\n\s*\n|\Z)", doc, re.DOTALL)
+        if section:
+            entries = re.split(r"\n?^ {8}(\w+): ", section[1], flags=re.MULTILINE)[1:]
+            pairs = zip(entries[::2], entries[1::2], strict=True)
+            texts |= {name: _one_line(text) for name, text in pairs}
+    return texts
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.replace("`", "").split())
+
+
+def _define(name: str, hint: Any, default: Any, text: str) -> None:
+    # Under the name of the program, so that --help lists the flag wherever it is
+    # defined.
+    module = sys.argv[0]
+    if hint is bool:
+        flags.DEFINE_boolean(name, default, text, module_name=module)
+    else:
+        flags.DEFINE(
+            _parser(hint), name, default, text, flags.FLAGS,
+            FieldSerializer(), module_name=module,
+        )  # fmt: skip
+
+
+def _parser(hint: Any) -> FieldParser:
+    hint, optional = _without_none(hint)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return FieldParser(_choice(arguments), f"one of {', '.join(arguments)}", optional)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return FieldParser(_layer_bits, "a comma list of layer:weight/activation", optional)
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        convert, kind = _scalar(arguments[0])
+        return FieldParser(_comma_list(convert), f"a comma list, each {kind}", optional)
+    return FieldParser(*_scalar(hint), optional)
+
+
+def _without_none(hint: Any) -> tuple[Any, bool]:
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return hint, False
+    kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+    return kinds[0], len(kinds) < len(typing.get_args(hint))
+
+
+def _scalar(kind: type) -> tuple[Callable[[str], Any], str]:
+    if kind is bool:
+        return flags.BooleanParser().parse, "true or false"
+    kinds = {int: "a whole number", float: "a number", str: "a text"}
+    return kind, kinds[kind]
+
+
+def _choice(valid: tuple[str, ...]) -> Callable[[str], str]:
+    def convert(text: str) -> str:
+        if text not in valid:
+            raise ValueError(f"must be one of {', '.join(valid)}")
+        return text
+
+    return convert
+
+
+def _comma_list(convert: Callable[[str], Any]) -> Callable[[str], tuple]:
+    return lambda text: tuple(convert(item.strip()) for item in text.split(",") if item)
+
+
+def _layer_bits(text: str) -> dict[str, tuple[int, int]]:
+    """Parses `conv1:8/8,head:8/8`; `{}` is no layer."""
+    pairs = [] if text == "{}" else text.split(",")
+    matches = [re.fullmatch(r"\s*([^:,]+):(\d+)/(\d+)\s*", pair) for pair in pairs]
+    if not all(matches):
+        raise ValueError("must be such as conv1:8/8,head:8/8, or {} for no layer")
+    return {m[1]: (int(m[2]), int(m[3])) for m in matches if m}

@@ -1,0 +1,309 @@
+"""Write and read TFLite files with the object API of their schema."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from .errors import ExportError
+
+METADATA_NAME = "gmpq_tf"
+FILE_IDENTIFIER = b"TFL3"
+# The version of each operator that first had 8-bit operands (INT4 kernels ask for more).
+VERSIONS = {
+    "ADD": 2,
+    "AVERAGE_POOL_2D": 2,
+    "CONCATENATION": 2,
+    "CONV_2D": 3,
+    "DEPTHWISE_CONV_2D": 3,
+    "DEQUANTIZE": 2,
+    "FULLY_CONNECTED": 4,
+    "LOGISTIC": 2,
+    "MAX_POOL_2D": 2,
+    "PAD": 2,
+    "QUANTIZE": 1,
+    "RELU": 2,
+    "RELU6": 2,
+    "RESHAPE": 1,
+    "RESIZE_NEAREST_NEIGHBOR": 2,
+    "SLICE": 2,
+    "SOFTMAX": 2,
+    "TRANSPOSE": 2,
+}
+NUMPY_TYPES = {"INT8": np.int8, "INT32": np.int32, "FLOAT32": np.float32}
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Meaning of stored integers: `value = scale * (stored - zero_point)`.
+
+    Args:
+        scale: one step, or one a channel.
+        zero_point: stored integer of the value zero, the same for every channel.
+        axis: the axis of the channels, where there are several steps.
+    """
+
+    scale: tuple[float, ...]
+    zero_point: int = 0
+    axis: int = 0
+
+
+class AlignedBuffer(schema.BufferT):
+    """A buffer at a multiple of 16 bytes, as kernels on some processors require."""
+
+    def Pack(self, builder: flatbuffers.Builder) -> int:  # noqa: N802
+        """Write the buffer; the name is the schema's."""
+        data = None if self.data is None else _aligned_vector(builder, self.data)
+        schema.BufferStart(builder)
+        if data is not None:
+            schema.BufferAddData(builder, data)
+        return schema.BufferEnd(builder)
+
+
+class FileBuilder:
+    """Collects the tensors and operators of a TFLite file."""
+
+    def __init__(self) -> None:
+        self.tensors: list[Any] = []
+        self.operators: list[Any] = []
+        self.buffers = [AlignedBuffer()]  # number 0 is "no data" by definition
+        self._codes: dict[tuple[str, int], int] = {}
+        self._buffer_of: dict[bytes, int] = {}
+        self._names: set[str] = set()
+
+    def tensor(
+        self,
+        name: str,
+        shape: Sequence[int | None],
+        kind: str,
+        quantization: Quantization | None = None,
+        data: bytes | None = None,
+    ) -> int:
+        """Add a tensor.
+
+        Args:
+            name: wanted name; a number is added where it is taken.
+            shape: None stands for the batch, which may be resized.
+            kind: name in the schema's `TensorType`, e.g. `"INT8"`.
+            quantization: meaning of its integers; None: plain numbers.
+            data: content of a constant, little-endian; None: computed.
+
+        Returns:
+            The tensor's number.
+        """
+        tensor = schema.TensorT()
+        tensor.name = self._free_name(name)
+        tensor.shape = [1 if size is None else int(size) for size in shape]
+        if None in shape:
+            tensor.shapeSignature = [-1 if d is None else int(d) for d in shape]
+        tensor.type = getattr(schema.TensorType, kind)
+        tensor.hasRank = True
+        tensor.buffer = 0 if data is None else self._buffer(data)
+        if quantization is not None:
+            tensor.quantization = _pack_quantization(quantization)
+        self.tensors.append(tensor)
+        return len(self.tensors) - 1
+
+    def constant(
+        self, name: str, values: np.ndarray, quantization: Quantization | None = None
+    ) -> int:
+        """Add a constant tensor of int8, int32 or float32 values."""
+        kinds = {np.dtype(t): kind for kind, t in NUMPY_TYPES.items()}
+        data = np.ascontiguousarray(values).tobytes()
+        return self.tensor(name, values.shape, kinds[values.dtype], quantization, data)
+
+    def operator(
+        self,
+        code: str,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        options: Any = None,
+        version: int | None = None,
+    ) -> None:
+        """Add an operator; `code` is a name in the schema's `BuiltinOperator`."""
+        operator = schema.OperatorT()
+        operator.opcodeIndex = self._code(code, version or VERSIONS[code])
+        operator.inputs, operator.outputs = list(inputs), list(outputs)
+        if options is not None:
+            kind = type(options).__name__.removesuffix("T")
+            operator.builtinOptionsType = getattr(schema.BuiltinOptions, kind)
+            operator.builtinOptions = options
+        self.operators.append(operator)
+
+    def finish(
+        self,
+        inputs: Mapping[str, int],
+        outputs: Mapping[str, int],
+        metadata: Mapping[str, Any],
+    ) -> bytes:
+        """Write the file.
+
+        Args:
+            inputs: name -> tensor number, in the order of the model's inputs.
+            outputs: likewise.
+            metadata: stored as JSON; `read_metadata` gives it back.
+
+        Returns:
+            The file's bytes.
+        """
+        model = schema.ModelT()
+        model.version = 3
+        model.description = "made by gmpq_tf"
+        model.subgraphs = [self._subgraph(inputs, outputs)]
+        model.signatureDefs = [_signature(inputs, outputs)]
+        model.operatorCodes = [_operator_code(*key) for key in self._codes]
+        entry = schema.MetadataT()
+        entry.name = METADATA_NAME
+        entry.buffer = self._buffer(json.dumps(metadata).encode("utf-8"))
+        model.metadata, model.buffers = [entry], self.buffers
+        builder = flatbuffers.Builder(1 << 16)
+        builder.Finish(model.Pack(builder), file_identifier=FILE_IDENTIFIER)
+        return bytes(builder.Output())
+
+    def _subgraph(self, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> Any:
+        subgraph = schema.SubGraphT()
+        subgraph.name = "main"
+        subgraph.tensors, subgraph.operators = self.tensors, self.operators
+        subgraph.inputs, subgraph.outputs = list(inputs.values()), list(outputs.values())
+        return subgraph
+
+    def _code(self, code: str, version: int) -> int:
+        return self._codes.setdefault((code, version), len(self._codes))
+
+    def _buffer(self, data: bytes) -> int:
+        """Number of a buffer that holds `data`; equal constants share one."""
+        if data not in self._buffer_of:
+            buffer = AlignedBuffer()
+            buffer.data = data
+            self.buffers.append(buffer)
+            self._buffer_of[data] = len(self.buffers) - 1
+        return self._buffer_of[data]
+
+    def _free_name(self, name: str) -> str:
+        free, number = name, 0
+        while free in self._names:
+            number += 1
+            free = f"{name}_{number}"
+        self._names.add(free)
+        return free
+
+
+def pack_int4(codes: np.ndarray) -> bytes:
+    """Store codes -8..7 two a byte, the first in the low nibble; an odd one alone."""
+    flat = codes.astype(np.int8).ravel()
+    flat = np.append(flat, np.zeros(flat.size % 2, np.int8)).view(np.uint8) & 0xF
+    return (flat[0::2] | (flat[1::2] << 4)).astype(np.uint8).tobytes()
+
+
+def unpack_int4(data: np.ndarray, count: int) -> np.ndarray:
+    """Inverse of `pack_int4`: the first `count` codes, int8."""
+    data = data.astype(np.uint8)
+    nibbles = np.stack([data & 0xF, data >> 4], axis=-1).ravel()[:count]
+    return ((nibbles.astype(np.int8) ^ 8) - 8).astype(np.int8)
+
+
+def read_model(content: bytes) -> Any:
+    """The schema's `ModelT` of a file's bytes.
+
+    Raises:
+        ExportError: the bytes are not a TFLite file.
+    """
+    if content[4:8] != FILE_IDENTIFIER:
+        raise ExportError(
+            f"The file must be a TFLite model. Received: bytes 4 to 8 = "
+            f"{content[4:8]!r} instead of {FILE_IDENTIFIER!r}. Export it again."
+        )
+    return schema.ModelT.InitFromPackedBuf(content, 0)
+
+
+def stored_codes(model: Any, tensor: int) -> np.ndarray:
+    """Integer codes of a constant INT8 or INT4 tensor of a model read back."""
+    entry = model.subgraphs[0].tensors[tensor]
+    data = np.asarray(model.buffers[entry.buffer].data, np.uint8)
+    count = int(np.prod(entry.shape))
+    if entry.type == schema.TensorType.INT4:
+        return unpack_int4(data, count).reshape(entry.shape)
+    return data.view(np.int8).reshape(entry.shape)
+
+
+def stored_bytes(model: Any, tensor: int) -> int:
+    """Bytes that a constant tensor takes in the file."""
+    return len(model.buffers[model.subgraphs[0].tensors[tensor].buffer].data)
+
+
+def tensor_type(model: Any, tensor: int) -> str:
+    """Name of a tensor's type, e.g. `"INT4"`."""
+    value = model.subgraphs[0].tensors[tensor].type
+    names = {v: k for k, v in vars(schema.TensorType).items() if isinstance(v, int)}
+    return names[value]
+
+
+def read_metadata(path: str | Path) -> dict:
+    """The metadata given to `export_tflite`, e.g. input scaling and class names.
+
+    Args:
+        path: a `.tflite` file.
+
+    Returns:
+        The dict; empty where the file has none.
+
+    Raises:
+        ExportError: the file cannot be read, or is not a TFLite file.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise ExportError(
+            f"The model file must be readable. Received: path={str(path)!r} ({error}). "
+            "Check the path."
+        ) from error
+    model = read_model(content)
+    for entry in model.metadata or []:
+        if entry.name in (METADATA_NAME, METADATA_NAME.encode()):
+            return json.loads(bytes(model.buffers[entry.buffer].data).decode("utf-8"))
+    return {}
+
+
+def _aligned_vector(builder: flatbuffers.Builder, data: bytes) -> int:
+    builder.StartVector(1, len(data), 16)
+    builder.head = builder.head - len(data)
+    builder.Bytes[builder.head : builder.head + len(data)] = data
+    return builder.EndVector()
+
+
+def _pack_quantization(quantization: Quantization) -> Any:
+    packed = schema.QuantizationParametersT()
+    packed.scale = np.asarray(quantization.scale, np.float32)
+    packed.zeroPoint = np.full(len(quantization.scale), quantization.zero_point, np.int64)
+    packed.quantizedDimension = quantization.axis
+    return packed
+
+
+def _operator_code(code: str, version: int) -> Any:
+    packed = schema.OperatorCodeT()
+    packed.builtinCode = getattr(schema.BuiltinOperator, code)
+    packed.deprecatedBuiltinCode = min(packed.builtinCode, 127)
+    packed.version = version
+    return packed
+
+
+def _signature(inputs: Mapping[str, int], outputs: Mapping[str, int]) -> Any:
+    signature = schema.SignatureDefT()
+    signature.signatureKey = "serving_default"
+    signature.subgraphIndex = 0
+    signature.inputs = [_tensor_map(*item) for item in inputs.items()]
+    signature.outputs = [_tensor_map(*item) for item in outputs.items()]
+    return signature
+
+
+def _tensor_map(name: str, tensor: int) -> Any:
+    entry = schema.TensorMapT()
+    entry.name, entry.tensorIndex = name, tensor
+    return entry

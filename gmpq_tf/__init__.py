@@ -1,0 +1,62 @@
+"""GMPQ for Keras: mixed-precision policies that transfer, shipped as TFLite.
+
+Names are loaded when first used, so that policies and costs need no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path as _Path
+from typing import TYPE_CHECKING, Any
+
+from gmpq_tf.registration import register_with_keras
+
+if TYPE_CHECKING:
+    from gmpq_tf.cost import Cost, count_cost
+    from gmpq_tf.policy import BitwidthPolicy, PolicyError
+    from gmpq_tf.search import PolicySearch
+    from gmpq_tf.space import SearchSpace
+    from gmpq_tf.transform import build_hypernet, calibrate, quantize_model
+
+__version__ = "0.1.0"
+
+_HERE = _Path(__file__).resolve().parent
+if not (_HERE / "train").is_dir():
+    # In a checkout train/ and export/ lie beside this package, in a wheel inside it.
+    __path__.append(str(_HERE.parent))
+
+_HOMES = {
+    "BitwidthPolicy": "gmpq_tf.policy",
+    "PolicyError": "gmpq_tf.policy",
+    "SearchSpace": "gmpq_tf.space",
+    "Cost": "gmpq_tf.cost",
+    "count_cost": "gmpq_tf.cost",
+    "build_hypernet": "gmpq_tf.transform",
+    "quantize_model": "gmpq_tf.transform",
+    "calibrate": "gmpq_tf.transform",
+    "PolicySearch": "gmpq_tf.search",
+}
+__all__ = [
+    "BitwidthPolicy",
+    "Cost",
+    "PolicyError",
+    "PolicySearch",
+    "SearchSpace",
+    "build_hypernet",
+    "calibrate",
+    "count_cost",
+    "quantize_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])
+
+
+register_with_keras()

@@ -1,0 +1,22 @@
+"""Grad-CAM attribution: maps, their l_p targets, and their rank."""
+
+from gmpq_tf.attribution.grad_cam import attribution_map, grad_cam, labels_to_classes
+from gmpq_tf.attribution.head import split_head
+from gmpq_tf.attribution.rank import AttributionRankDistance, rank_distance
+from gmpq_tf.attribution.target import (
+    capacity_exponent,
+    generalization_risk,
+    resize_maps,
+)
+
+__all__ = [
+    "AttributionRankDistance",
+    "attribution_map",
+    "capacity_exponent",
+    "generalization_risk",
+    "grad_cam",
+    "labels_to_classes",
+    "rank_distance",
+    "resize_maps",
+    "split_head",
+]

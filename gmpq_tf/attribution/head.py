@@ -1,0 +1,102 @@
+"""Split a classifier at its last feature map."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from gmpq_tf.graph import Call, Graph, GraphError, read_graph
+from gmpq_tf.names import suggest
+from gmpq_tf.transform.rewrite import logits_of
+
+
+def split_head(
+    model: keras.Model, feature_layer: str | None = None
+) -> tuple[keras.Model, keras.Model]:
+    """Split a classifier into `backbone` (image -> A) and `head` (A -> scores).
+
+    Args:
+        model: functional classifier without nested models, one input and one output
+            [B, classes], logits or softmax.
+        feature_layer: layer whose output is A; None: the last [B, H, W, C] tensor with
+            more than one pixel that every path to the output passes through.
+
+    Returns:
+        (backbone, head); the head returns [logits, model output]. Both share the
+        model's layers.
+
+    Raises:
+        GraphError: no such tensor, or not a classifier.
+    """
+    graph = read_graph(model)
+    if len(graph.outputs) != 1 or len(graph.shapes[graph.outputs[0]]) != 2:
+        shapes = [graph.shapes[i] for i in graph.outputs]
+        raise GraphError(
+            "Attribution needs a classifier with one output of shape (batch, classes). "
+            f"Received: model={model.name!r} with outputs {shapes}."
+        )
+    index = last_feature_map(graph, feature_layer)
+    feature = _keras_tensor(graph, index)
+    backbone = keras.Model(model.inputs, feature, name=f"{model.name}_backbone")
+    head = keras.Model(
+        feature, [logits_of(model), model.outputs[0]], name=f"{model.name}_head"
+    )
+    return backbone, head
+
+
+def last_feature_map(graph: Graph, feature_layer: str | None = None) -> int:
+    """Number of the feature map to attribute; see `split_head`."""
+    spatial = [
+        (call, i)
+        for call in graph.calls
+        for i in call.outputs
+        if _is_feature_map(graph.shapes[i])
+    ]
+    if feature_layer is not None:
+        named = [i for call, i in spatial if call.name == feature_layer]
+        if not named:
+            names = [call.name for call, _ in spatial]
+            raise GraphError(
+                "The attributed layer must exist and return more than one pixel. "
+                f"Received: feature_layer={feature_layer!r}. "
+                f"{suggest(feature_layer, names)}"
+            )
+        candidates = named[-1:]
+    else:
+        candidates = [i for _, i in reversed(spatial)]
+    for index in candidates:
+        if _cuts(graph, index):
+            return index
+    raise GraphError(
+        "Grad-CAM needs a feature map (batch, height, width, channels) with more than "
+        "one pixel that every path from the input to the output passes through. "
+        f"Received: feature_layer={feature_layer!r} and a model without one. "
+        "Name another layer, or search with eta=0 (no attribution)."
+    )
+
+
+def _is_feature_map(shape: tuple) -> bool:
+    return len(shape) == 4 and None not in shape[1:] and shape[1] * shape[2] > 1
+
+
+def _cuts(graph: Graph, index: int) -> bool:
+    """Whether every path from a model input to the output passes through a tensor."""
+    producers = graph.producers()
+    pending, seen = list(graph.outputs), set()
+    while pending:
+        tensor = pending.pop()
+        if tensor == index or tensor in seen:
+            continue
+        if tensor in graph.inputs:
+            return False
+        seen.add(tensor)
+        pending.extend(producers[tensor].inputs)
+    return True
+
+
+def _keras_tensor(graph: Graph, index: int) -> Any:
+    call: Call = graph.producers()[index]
+    calls = [c for c in graph.calls if c.layer is call.layer]
+    node = call.layer._inbound_nodes[calls.index(call)]
+    return node.outputs[call.outputs.index(index)]

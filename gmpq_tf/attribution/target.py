@@ -1,0 +1,115 @@
+"""What the quantized network's attribution is asked to look like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+_EPSILON = 1e-12
+
+
+def capacity_exponent(
+    expected_bits: Sequence[tuple[tf.Tensor, tf.Tensor]],
+    weight_capacity: float = 4.0,
+    activation_capacity: float = 6.0,
+) -> tf.Tensor:
+    """`p = (1/L) sum_k (Q_w0 / E[w bits]_k) (Q_a0 / E[a bits]_k)` (eq. 8).
+
+    Args:
+        expected_bits: (weight bits, activation bits) expected in each layer, scalars.
+        weight_capacity: `Q_w0`, bits.
+        activation_capacity: `Q_a0`, bits.
+
+    Returns:
+        Scalar; larger for hypernets of lower capacity, which then concentrate.
+    """
+    terms = [
+        (weight_capacity / w) * (activation_capacity / a) for w, a in expected_bits
+    ]
+    return tf.add_n(terms) / len(terms)
+
+
+def normalized(maps: tf.Tensor, p: tf.Tensor | float = 1.0) -> tf.Tensor:
+    """`M^p / sum_ij M^p` of each map; a map that is all zero stays zero.
+
+    Args:
+        maps: non-negative, [B, H, W].
+        p: positive exponent.
+
+    Returns:
+        [B, H, W], each map summing to 1 (or 0).
+    """
+    largest = tf.reduce_max(maps, axis=(1, 2), keepdims=True)
+    scaled = maps / tf.maximum(largest, _EPSILON)
+    # The gradient of x^p is infinite at 0 for p < 1; nothing lies below the floor.
+    powered = tf.where(scaled > 0, tf.pow(tf.maximum(scaled, _EPSILON), p), 0.0)
+    total = tf.reduce_sum(powered, axis=(1, 2), keepdims=True)
+    return powered / tf.maximum(total, _EPSILON)
+
+
+def top_pixels(maps: tf.Tensor, k: int) -> tf.Tensor:
+    """1 on the k highest pixels of each map, 0 elsewhere; [B, H, W].
+
+    Ties at the k-th value go to the earlier pixel, so that exactly k are chosen (all of
+    them where the map has no more).
+    """
+    height, width = maps.shape[1], maps.shape[2]
+    if k >= height * width:
+        return tf.ones_like(maps)
+    _, indices = tf.math.top_k(tf.reshape(maps, [-1, height * width]), k)
+    chosen = tf.reduce_sum(tf.one_hot(indices, height * width, dtype=maps.dtype), 1)
+    return tf.reshape(chosen, [-1, height, width])
+
+
+def generalization_risk(
+    student_maps: tf.Tensor, teacher_maps: tf.Tensor, p: tf.Tensor, top_k: int = 1000
+) -> tf.Tensor:
+    """`R_G = sum_ij (M_q,ij - M_f,ij^p / sum M_f^p)^2`, mean over the batch.
+
+    Only the `top_k` pixels highest in the teacher's map count (section 4.1). The
+    student's map is normalized to sum 1 like its target: the Z of eq. 3 leaves its
+    scale free. An image whose teacher map is all zero counts nothing. Unlike the
+    official code, which compares l2-normalized maps of the predicted class over all
+    pixels, this follows the paper.
+
+    Args:
+        student_maps: M_q, [B, H, W], non-negative.
+        teacher_maps: M_f, same shape; treated as constant.
+        p: exponent of the target, scalar; treated as constant.
+        top_k: number of pixels.
+
+    Returns:
+        Scalar >= 0.
+    """
+    teacher_maps, p = tf.stop_gradient(teacher_maps), tf.stop_gradient(p)
+    target = normalized(teacher_maps, p)
+    seen = tf.reduce_sum(target, axis=(1, 2), keepdims=True)
+    gap = tf.square(normalized(student_maps) - target) * seen
+    gap *= top_pixels(teacher_maps, top_k)
+    return tf.reduce_mean(tf.reduce_sum(gap, axis=(1, 2)))
+
+
+def resize_maps(maps: tf.Tensor, height: int, width: int) -> tf.Tensor:
+    """Bilinear resize, half-pixel centres, written as two matrix products.
+
+    `tf.image.resize` has no XLA kernel for this on every device; the values agree.
+    """
+    if (maps.shape[1], maps.shape[2]) == (height, width):
+        return maps
+    rows = tf.constant(_interpolation(maps.shape[1], height), maps.dtype)
+    columns = tf.constant(_interpolation(maps.shape[2], width), maps.dtype)
+    return tf.einsum("hi,bij,wj->bhw", rows, maps, columns)
+
+
+def _interpolation(source: int, target: int) -> np.ndarray:
+    """Matrix [target, source] that interpolates linearly between pixel centres."""
+    centers = (np.arange(target) + 0.5) * source / target - 0.5
+    centers = np.clip(centers, 0, source - 1)
+    low = np.floor(centers).astype(int)
+    high = np.minimum(low + 1, source - 1)
+    matrix = np.zeros([target, source])
+    matrix[np.arange(target), low] += 1 - (centers - low)
+    matrix[np.arange(target), high] += centers - low
+    return matrix

@@ -1,0 +1,30 @@
+"""Data sets and input pipelines."""
+
+from gmpq_tf.data.augment import AUGMENTATIONS, augment_batch
+from gmpq_tf.data.config import DataConfig
+from gmpq_tf.data.errors import DataError
+from gmpq_tf.data.pipeline import Dataset, check_num_classes, load_dataset
+from gmpq_tf.data.registry import DATASETS
+from gmpq_tf.data.scaling import (
+    SCALING_KINDS,
+    InputScaling,
+    pixel_affine,
+    scale_images,
+)
+from gmpq_tf.data.sources import DatasetSpec
+
+__all__ = [
+    "AUGMENTATIONS",
+    "DATASETS",
+    "SCALING_KINDS",
+    "DataConfig",
+    "DataError",
+    "Dataset",
+    "DatasetSpec",
+    "InputScaling",
+    "augment_batch",
+    "check_num_classes",
+    "load_dataset",
+    "pixel_affine",
+    "scale_images",
+]

@@ -1,0 +1,71 @@
+"""Random shifts and flips of whole batches, on pixels, before scaling."""
+
+import dataclasses
+
+import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """One way to vary training images.
+
+    Args:
+        shift_pixels: Largest shift along each axis, in pixels, at the least.
+        shift_divisor: Where given, the largest shift is a side over this, if more.
+        flip: Whether images are mirrored left to right, with probability 1/2.
+    """
+
+    shift_pixels: int
+    shift_divisor: int | None
+    flip: bool
+
+    def largest_shift(self, side: int) -> int:
+        """Return the largest shift in pixels for images of `side` pixels."""
+        share = side // self.shift_divisor if self.shift_divisor else 0
+        return max(self.shift_pixels, share)
+
+
+AUGMENTATIONS: dict[str, Augmentation] = {
+    "none": Augmentation(shift_pixels=0, shift_divisor=None, flip=False),
+    # 4 pixels at side 32: the usual CIFAR recipe (He et al., CVPR 2016, section 4.2).
+    "flip_crop": Augmentation(shift_pixels=1, shift_divisor=8, flip=True),
+    # Digits have a handedness and 8 x 8 pixels.
+    "shift": Augmentation(shift_pixels=1, shift_divisor=None, flip=False),
+}
+
+
+def augment_batch(
+    images: tf.Tensor, augmentation: Augmentation, seed: tf.Tensor
+) -> tf.Tensor:
+    """Shift every image by its own random offset, and mirror half of them.
+
+    The same seed gives the same result. Shifting in is zeros, as padding by the largest
+    shift and cropping at random.
+
+    Args:
+        images: Pixels, `[batch, height, width, channels]`, height and width known.
+        augmentation: What to do.
+        seed: Two integers.
+
+    Returns:
+        A tensor of the same shape and type.
+    """
+    batch, (height, width) = tf.shape(images)[0], images.shape[1:3]
+    shift = augmentation.largest_shift(min(height, width))
+    seeds = tf.random.split(seed, 3)
+    rows = _window(batch, height, shift, seeds[0])
+    columns = _window(batch, width, shift, seeds[1])
+    if augmentation.flip:
+        mirrored = tf.random.stateless_uniform([batch, 1], seeds[2]) < 0.5
+        columns = tf.where(mirrored, columns[:, ::-1], columns)
+    padded = tf.pad(images, [[0, 0], [shift, shift], [shift, shift], [0, 0]])
+    result = tf.gather(padded, rows, axis=1, batch_dims=1)
+    return tf.ensure_shape(
+        tf.gather(result, columns, axis=2, batch_dims=1), images.shape
+    )
+
+
+def _window(batch: tf.Tensor, side: int, shift: int, seed: tf.Tensor) -> tf.Tensor:
+    """Return the padded positions that each image keeps: `[batch, side]`."""
+    first = tf.random.stateless_uniform([batch, 1], seed, 0, 2 * shift + 1, tf.int32)
+    return first + tf.range(side)

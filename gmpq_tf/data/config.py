@@ -1,0 +1,102 @@
+"""What to load and how: one frozen description, validated when it is made."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from gmpq_tf.data.augment import AUGMENTATIONS
+from gmpq_tf.data.errors import DataError
+from gmpq_tf.data.scaling import InputScaling
+from gmpq_tf.names import suggest
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The data set of one run. `None` means the data set's own default.
+
+    Args:
+        dataset: A name in `DATASETS`, any TFDS image classification set, or the path of
+            a folder of class folders.
+        data_dir: Where TFDS keeps the set (TFDS's own default if None); the folder
+            itself with `dataset="folder"`.
+        image_size: Side of the square images the model reads, in pixels.
+        scaling: `"0..255"`, `"0..1"`, `"-1..1"` or `"mean_std"`.
+        mean: Mean of each channel, pixels in 0..1; only with `"mean_std"`.
+        std: Standard deviation of each channel, pixels in 0..1; only with `"mean_std"`.
+        batch_size: Images in a batch.
+        validation_size: Training images held out: a count, or a fraction if below 1.
+            Not used by sets that have both a validation and a test split.
+        augment: `"flip_crop"`, `"shift"` or `"none"`.
+        seed: Seed of the shuffling and of the augmentation.
+        split_seed: Seed of the held-out choice; keep it the same for every command of
+            a comparison, or one run trains on what another holds out.
+        cache: Keep decoded images in memory where a split takes at most 1 GB.
+        download: Let TFDS fetch a set that is not on disk; None does so unless
+            `data_dir` is given, which says where it should already be.
+
+    Raises:
+        DataError: A value is out of range or a name is unknown.
+    """
+
+    dataset: str = "cifar10"
+    data_dir: str | None = None
+    image_size: int | None = None
+    scaling: str = "0..1"
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    batch_size: int = 256
+    validation_size: float | None = None
+    augment: str | None = None
+    seed: int = 0
+    split_seed: int = 0
+    cache: bool = True
+    download: bool | None = None
+
+    def __post_init__(self) -> None:
+        _check_integer("batch_size", self.batch_size, low=1)
+        _check_integer("seed", self.seed, low=0)
+        _check_integer("split_seed", self.split_seed, low=0)
+        if self.image_size is not None:
+            _check_integer("image_size", self.image_size, low=1)
+        _check_validation_size(self.validation_size)
+        _check_augment(self.augment)
+        if self.scaling != "mean_std":
+            self.input_scaling()
+
+    @property
+    def may_download(self) -> bool:
+        """Whether a set that is not on disk may be fetched."""
+        return self.data_dir is None if self.download is None else self.download
+
+    def input_scaling(self) -> InputScaling:
+        """Return the input scaling; with `"mean_std"`, mean and std must be known."""
+        return InputScaling(self.scaling, _tuple(self.mean), _tuple(self.std))
+
+
+def _tuple(values: Sequence[float] | None) -> tuple[float, ...] | None:
+    return None if values is None else tuple(values)
+
+
+def _check_integer(name: str, value: int, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise DataError(
+            f"`{name}` must be an integer of at least {low}. "
+            f"Received: {name}={value!r}. Give such as {name}={max(low, 32)}."
+        )
+
+
+def _check_validation_size(size: float | None) -> None:
+    if size is None:
+        return
+    if isinstance(size, bool) or size < 0 or (size >= 1 and size != int(size)):
+        raise DataError(
+            "`validation_size` must be a count of images or a fraction below 1. "
+            f"Received: validation_size={size!r}. Give such as 5000 or 0.1."
+        )
+
+
+def _check_augment(augment: str | None) -> None:
+    if augment is not None and augment not in AUGMENTATIONS:
+        raise DataError(
+            f"`augment` must be one of {', '.join(map(repr, AUGMENTATIONS))}. "
+            f"Received: augment={augment!r}. {suggest(str(augment), AUGMENTATIONS)}"
+        )

@@ -1,0 +1,268 @@
+"""From a configuration to `tf.data` pipelines of model inputs and labels."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from gmpq_tf.data.augment import AUGMENTATIONS, augment_batch
+from gmpq_tf.data.config import DataConfig
+from gmpq_tf.data.errors import DataError
+from gmpq_tf.data.registry import find_spec, with_defaults
+from gmpq_tf.data.scaling import scale_images
+from gmpq_tf.data.sources import Raw, check_files
+from gmpq_tf.data.splits import (
+    ArraySplit,
+    FileSplit,
+    Split,
+    read_into_memory,
+    resize,
+)
+
+MEMORY_LIMIT = 10**9  # Bytes of decoded images of one split.
+_SHUFFLE, _CALIBRATION, _AUGMENT = 0, 1, 2  # Streams of random numbers of one seed.
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """The splits of a data set as pipelines of (float32 NHWC images, int64 labels).
+
+    Args:
+        config: How images are prepared, with every default filled in.
+        splits: `"train"`, `"validation"` and `"test"`; any may be missing.
+        image_shape: Height, width and channels of the images in the splits, square.
+        class_names: One name a class.
+    """
+
+    config: DataConfig
+    splits: Mapping[str, Split]
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of what the model reads."""
+        side = self.config.image_size or self.image_shape[0]
+        return (side, side, self.image_shape[2])
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of images of `"train"`, `"validation"` and `"test"`."""
+        names = ("train", "validation", "test")
+        return {n: self.splits[n].size if n in self.splits else 0 for n in names}
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of full training batches."""
+        return self.sizes["train"] // self.config.batch_size
+
+    def train(self, start_epoch: int = 0, epochs: int | None = None) -> tf.data.Dataset:
+        """Return shuffled, augmented training batches of full size, epoch after epoch.
+
+        Order and augmentation of epoch k depend only on the seed and on k, so that
+        training resumed at epoch k sees what it would have seen.
+
+        Args:
+            start_epoch: First epoch, from 0.
+            epochs: Number of epochs; None goes on without end, for
+                `fit(steps_per_epoch=dataset.steps_per_epoch)`.
+
+        Raises:
+            DataError: The training split has less than one batch.
+        """
+        self._full_batches()
+        last = tf.int64.max if epochs is None else start_epoch + epochs
+        batches = tf.data.Dataset.range(start_epoch, last).flat_map(self._epoch)
+        count = (
+            tf.data.INFINITE_CARDINALITY
+            if epochs is None
+            else epochs * self.steps_per_epoch
+        )
+        counted = batches.apply(tf.data.experimental.assert_cardinality(count))
+        return counted.prefetch(tf.data.AUTOTUNE)
+
+    def validation(self) -> tf.data.Dataset:
+        """Return the held-out batches, in stored order, the last one maybe smaller."""
+        return self._plain("validation")
+
+    def test(self) -> tf.data.Dataset:
+        """Return the test batches, in stored order, the last one maybe smaller."""
+        return self._plain("test")
+
+    def calibration(self, count: int = 512) -> tf.data.Dataset:
+        """Return random training images without augmentation, in batches.
+
+        Args:
+            count: Number of images; all of them if there are fewer.
+        """
+        size = min(self.config.batch_size, count)
+        batches = self._split("train").batches(size, self._seed(_CALIBRATION), False)
+        return self._inputs(batches.unbatch().take(count).batch(size))
+
+    def _epoch(self, epoch: tf.Tensor) -> tf.data.Dataset:
+        fold = tf.random.fold_in
+        order, variation = self._seed(_SHUFFLE), self._seed(_AUGMENT)
+        batches = self._split("train").batches(
+            self.config.batch_size, fold(order, epoch), True
+        )
+        augmentation = AUGMENTATIONS[self.config.augment or "none"]
+
+        def prepare(step: tf.Tensor, batch: Any) -> tuple[tf.Tensor, tf.Tensor]:
+            seed = fold(fold(variation, epoch), step)
+            images = augment_batch(self._sized(batch[0]), augmentation, seed)
+            return scale_images(images, self.config.input_scaling()), batch[1]
+
+        return batches.enumerate().map(prepare, tf.data.AUTOTUNE)
+
+    def _plain(self, name: str) -> tf.data.Dataset:
+        split = self._split(name)
+        return self._inputs(split.batches(self.config.batch_size, None, False))
+
+    def _inputs(self, batches: tf.data.Dataset) -> tf.data.Dataset:
+        scaling = self.config.input_scaling()
+        scaled = batches.map(
+            lambda images, labels: (scale_images(self._sized(images), scaling), labels),
+            tf.data.AUTOTUNE,
+        )
+        return scaled.prefetch(tf.data.AUTOTUNE)
+
+    def _sized(self, images: tf.Tensor) -> tf.Tensor:
+        images = tf.ensure_shape(images, [None, *self.image_shape])
+        return resize(images, self.input_shape[0])
+
+    def _seed(self, stream: int) -> tf.Tensor:
+        return tf.constant([self.config.seed, stream], tf.int64)
+
+    def _split(self, name: str) -> Split:
+        if not self.sizes[name]:
+            raise DataError(
+                f"The {name} split must not be empty. Received: "
+                f"dataset={self.config.dataset!r} with {self.sizes} images. "
+                "Add images to it"
+                + (", or raise validation_size." if name == "validation" else ".")
+            )
+        return self.splits[name]
+
+    def _full_batches(self) -> None:
+        self._split("train")
+        if not self.steps_per_epoch:
+            raise DataError(
+                "`batch_size` must not exceed the number of training images. "
+                f"Received: batch_size={self.config.batch_size} with "
+                f"{self.sizes['train']} images. Lower it."
+            )
+
+
+def load_dataset(config: DataConfig) -> Dataset:
+    """Load a data set.
+
+    Args:
+        config: What to load and how.
+
+    Returns:
+        Its splits, with the validation images held out of the training images.
+
+    Raises:
+        DataError: The set is unknown, not on disk, or not usable as it is.
+    """
+    spec = find_spec(config.dataset)
+    config = with_defaults(config, spec)
+    raw = spec.source(config, spec)
+    _check_channels(config, raw.image_shape[2])
+    splits = {name: _prepared(name, raw, config.cache) for name in raw.splits}
+    if "validation" not in splits and "train" in splits:
+        splits |= _hold_out(splits["train"], config)
+    return Dataset(config, splits, raw.image_shape, raw.class_names)
+
+
+def check_num_classes(model_output_shape: tuple[Any, ...], dataset: Dataset) -> None:
+    """Refuse a model whose outputs are not the classes of a data set.
+
+    Args:
+        model_output_shape: Such as `model.output_shape`: `(None, classes)`.
+        dataset: The data set.
+
+    Raises:
+        DataError: The numbers differ.
+    """
+    if model_output_shape[-1] != dataset.num_classes:
+        raise DataError(
+            "A model needs one output for each class of the data set. "
+            f"Received: output shape {tuple(model_output_shape)} for "
+            f"dataset={dataset.config.dataset!r} of {dataset.num_classes} classes. "
+            "Build the model with that many classes or choose its own data set."
+        )
+
+
+def check_labels(split: ArraySplit, num_classes: int, name: str) -> None:
+    """Refuse labels that are not classes.
+
+    Args:
+        split: Images and labels in memory.
+        num_classes: Labels must be 0 to this, exclusive.
+        name: The split, for the error.
+
+    Raises:
+        DataError: A label is out of range; the first is named.
+    """
+    wrong = (split.labels < 0) | (split.labels >= num_classes)
+    if wrong.any():
+        index = int(wrong.argmax())
+        raise DataError(
+            f"Labels must be in 0..{num_classes - 1}. Received: label "
+            f"{split.labels[index]} of image {index} of the {name} split, and "
+            f"{int(wrong.sum()) - 1} more. Number the classes from 0 without gaps."
+        )
+
+
+def _prepared(name: str, raw: Raw, cache: bool) -> Split:
+    """Return a split, in memory if it may and can be, with its labels checked."""
+    split = raw.splits[name]
+    if not isinstance(split, ArraySplit) and _fits(split, raw, cache):
+        split = _in_memory(split, raw.image_shape)
+    if isinstance(split, ArraySplit):
+        check_labels(split, len(raw.class_names), name)
+    return split
+
+
+def _in_memory(split: Split, shape: tuple[int, int, int]) -> ArraySplit:
+    try:
+        return read_into_memory(split, shape)
+    except DataError:
+        if isinstance(split, FileSplit):
+            check_files(split.paths, whole=True)  # Names the file.
+        raise
+
+
+def _fits(split: Split, raw: Raw, cache: bool) -> bool:
+    height, width, channels = raw.image_shape
+    return cache and split.size * height * width * channels <= MEMORY_LIMIT
+
+
+def _hold_out(train: Split, config: DataConfig) -> dict[str, Split]:
+    size = config.validation_size or 0
+    count = round(size * train.size) if size < 1 else int(size)
+    if count >= train.size:
+        raise DataError(
+            "`validation_size` must be less than the number of training images. "
+            f"Received: validation_size={size} of {train.size} images. "
+            "Lower it, or give a fraction such as 0.1."
+        )
+    kept, held = train.hold_out(count, config.split_seed)
+    return {"train": kept, "validation": held}
+
+
+def _check_channels(config: DataConfig, channels: int) -> None:
+    mean = config.input_scaling().mean
+    if mean is not None and len(mean) not in (1, channels):
+        raise DataError(
+            "`mean` and `std` need one number a channel. "
+            f"Received: mean={mean} for images of {channels} channels. "
+            f"Give {channels} numbers."
+        )

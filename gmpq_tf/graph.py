@@ -1,0 +1,258 @@
+"""Read the graph of a functional Keras model, with nested models inlined.
+
+The one place that touches the private graph attributes of Keras. It imports neither
+TensorFlow nor Keras, so that costs and policies can be computed without them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+SEARCHABLE_KINDS = ("Conv2D", "DepthwiseConv2D", "Dense")
+
+
+class GraphError(ValueError):
+    """The model is not a graph that can be read."""
+
+
+@dataclass(frozen=True)
+class Ref:
+    """Stands for tensor number `index` of a `Graph` inside a call's arguments."""
+
+    index: int
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One use of one layer: `layer(*args, **kwargs)`, tensors written as `Ref`."""
+
+    layer: Any
+    name: str
+    args: tuple
+    kwargs: dict
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    split: bool = False  # its activation has become a call of its own
+
+    @property
+    def activation(self) -> str:
+        """Name of the activation inside the layer, `"linear"` where there is none."""
+        activation = None if self.split else getattr(self.layer, "activation", None)
+        return getattr(activation, "__name__", "linear") if activation else "linear"
+
+    @property
+    def kind(self) -> str:
+        """Class name of the layer, e.g. `"Add"`."""
+        return layer_kind(self.layer)
+
+
+@dataclass
+class Graph:
+    """Calls in topological order; tensors are numbered."""
+
+    calls: list[Call] = field(default_factory=list)
+    inputs: list[int] = field(default_factory=list)
+    outputs: list[int] = field(default_factory=list)
+    shapes: list[tuple] = field(default_factory=list)
+    dtypes: list[str] = field(default_factory=list)
+    input_names: list[str] = field(default_factory=list)
+    input_structure: Any = None
+    output_structure: Any = None
+
+    def consumers(self) -> dict[int, list[Call]]:
+        """Tensor number -> calls that read it, once for each time they do."""
+        users: dict[int, list[Call]] = {i: [] for i in range(len(self.shapes))}
+        for call in self.calls:
+            for index in call.inputs:
+                users[index].append(call)
+        return users
+
+    def producers(self) -> dict[int, Call]:
+        """Tensor number -> the call that makes it; model inputs are absent."""
+        return {index: call for call in self.calls for index in call.outputs}
+
+    def new_tensor(self, shape: tuple, dtype: str) -> int:
+        """Number a new tensor."""
+        self.shapes.append(tuple(shape))
+        self.dtypes.append(str(dtype))
+        return len(self.shapes) - 1
+
+
+def fill(structure: Any, tensors: Any) -> Any:
+    """Replace every `Ref` in nested lists, tuples and dicts by `tensors[ref.index]`."""
+    if isinstance(structure, Ref):
+        return tensors[structure.index]
+    if isinstance(structure, (list, tuple)):
+        return type(structure)(fill(item, tensors) for item in structure)
+    if isinstance(structure, dict):
+        return {key: fill(value, tensors) for key, value in structure.items()}
+    return structure
+
+
+def layer_kind(layer: Any) -> str:
+    """Kind of a layer: the stock Keras class it behaves as, else its class name."""
+    return getattr(layer, "searchable_kind", None) or type(layer).__name__
+
+
+def is_searchable(layer: Any) -> bool:
+    """True for the Conv2D, DepthwiseConv2D and Dense layers whose bits are searched."""
+    if getattr(layer, "searchable_kind", None):
+        return True
+    stock = type(layer).__module__.split(".")[0] in ("keras", "tf_keras")
+    return stock and type(layer).__name__ in SEARCHABLE_KINDS
+
+
+def read_graph(model: Any) -> Graph:
+    """Read a functional or Sequential Keras model; nested ones are inlined.
+
+    Args:
+        model: a built functional (or Sequential) `keras.Model`.
+
+    Returns:
+        A `Graph`. Layers keep their names; only where two nested models hold layers of
+        the same name is the name of the nested model put in front.
+
+    Raises:
+        GraphError: the model is subclassed or not built.
+    """
+    functional = _functional(model)
+    if functional is None:
+        raise GraphError(
+            "The model must be a built functional or Sequential Keras model, because "
+            "its graph is rewritten layer by layer. "
+            f"Received: model={type(model).__name__} (name={model.name!r}). "
+            "Write it as keras.Model(inputs, outputs), or call a Sequential once on "
+            "data to build it."
+        )
+    graph = Graph()
+    names = _unique_names(functional)
+    tensors = {id(t): graph.new_tensor(t.shape, t.dtype) for t in functional.inputs}
+    graph.inputs = [tensors[id(t)] for t in functional.inputs]
+    _read_calls(functional, tensors, graph, names)
+    graph.outputs = [tensors[id(t)] for t in functional.outputs]
+    graph.input_names = [t.name for t in functional.inputs]
+    refs = {id_: Ref(index) for id_, index in tensors.items()}
+    graph.input_structure = _to_refs(functional._inputs_struct, refs)
+    graph.output_structure = _to_refs(functional._outputs_struct, refs)
+    return graph
+
+
+def searchable_layers(model: Any) -> list:
+    """Conv2D, DepthwiseConv2D and Dense layers in graph order, once each."""
+    return list(_searchable_calls(model).values())
+
+
+def searchable_names(model: Any) -> list[str]:
+    """Names of the searchable layers, in graph order: the keys of a policy."""
+    return list(_searchable_calls(model))
+
+
+def kernel_size(layer: Any) -> int:
+    """Number of kernel weights of a searchable layer."""
+    return math.prod(layer.kernel.shape)
+
+
+def layer_macs(model: Any) -> dict[str, int]:
+    """Multiply-adds of one image in each searchable layer, summed over its uses.
+
+    `macs = out_height * out_width * kernel weights`; for Dense the positions are the
+    axes before the last.
+
+    Raises:
+        GraphError: an output shape is not fully known.
+    """
+    graph = read_graph(model)
+    macs: dict[str, int] = {}
+    for call in graph.calls:
+        if is_searchable(call.layer):
+            positions = graph.shapes[call.outputs[0]][1:-1]
+            if None in positions:
+                raise GraphError(
+                    "Costs need a fixed input size. "
+                    f"Received: layer={call.name!r} with output shape "
+                    f"{graph.shapes[call.outputs[0]]}. Give the model's Input a shape."
+                )
+            count = math.prod(positions) * kernel_size(call.layer)
+            macs[call.name] = macs.get(call.name, 0) + count
+    return macs
+
+
+def _to_refs(structure: Any, refs: dict[int, Ref]) -> Any:
+    if id(structure) in refs:
+        return refs[id(structure)]
+    if isinstance(structure, dict):
+        return {key: _to_refs(value, refs) for key, value in structure.items()}
+    if len(structure) == 1:  # Keras would warn at every call with the bare tensor
+        return _to_refs(structure[0], refs)
+    return type(structure)(_to_refs(item, refs) for item in structure)
+
+
+def _searchable_calls(model: Any) -> dict[str, Any]:
+    calls = read_graph(model).calls
+    return {call.name: call.layer for call in calls if is_searchable(call.layer)}
+
+
+def _functional(model: Any) -> Any:
+    """The object holding the graph, or None where there is none."""
+    if "Sequential" in [cls.__name__ for cls in type(model).__mro__]:
+        model = getattr(model, "_functional", None)
+    return model if hasattr(model, "_nodes_by_depth") else None
+
+
+def _read_calls(functional: Any, tensors: dict, graph: Graph, names: dict) -> None:
+    depths = functional._nodes_by_depth
+    for depth in sorted(depths, reverse=True):
+        for node in depths[depth]:
+            if not node.is_input:
+                _read_node(node, tensors, graph, names)
+
+
+def _read_node(node: Any, tensors: dict, graph: Graph, names: dict) -> None:
+    sources = [tensors[id(t)] for t in node.input_tensors]
+    nested = _functional(node.operation)
+    if nested is not None:
+        inner = {id(t): s for t, s in zip(nested.inputs, sources, strict=True)}
+        _read_calls(nested, inner, graph, names)
+        targets = [inner[id(t)] for t in nested.outputs]
+        tensors.update({id(t): i for t, i in zip(node.outputs, targets, strict=True)})
+        return
+    for tensor in node.outputs:
+        tensors[id(tensor)] = graph.new_tensor(tensor.shape, tensor.dtype)
+    refs = {id(t): Ref(tensors[id(t)]) for t in node.input_tensors}
+    args, kwargs = node.arguments.fill_in(refs)
+    outputs = tuple(tensors[id(t)] for t in node.outputs)
+    name = names[id(node.operation)]
+    graph.calls.append(
+        Call(node.operation, name, args, kwargs, tuple(sources), outputs)
+    )
+
+
+def _unique_names(functional: Any) -> dict[int, str]:
+    """Id of each layer -> its name, prefixed with its model's where that clashes."""
+    names: dict[int, str] = {}
+    taken: set[str] = set()
+
+    def visit(model: Any, prefix: str) -> None:
+        for operation in model.operations:
+            nested = _functional(operation)
+            if nested is not None:
+                visit(nested, operation.name)
+            elif id(operation) not in names:
+                name = operation.name
+                if name in taken:
+                    name = f"{prefix}_{name}"
+                names[id(operation)] = _free_name(name, taken)
+                taken.add(names[id(operation)])
+
+    visit(functional, functional.name)
+    return names
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    if name not in taken:
+        return name
+    return next(
+        f"{name}_{i}" for i in range(1, len(taken) + 2) if f"{name}_{i}" not in taken
+    )

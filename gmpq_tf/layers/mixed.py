@@ -1,0 +1,95 @@
+"""The same layers with several bit-widths at once, weighted by learned importances."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from gmpq_tf.layers.quantized import (
+    QuantConv2D,
+    QuantDense,
+    QuantDepthwiseConv2D,
+)
+from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
+
+
+class Mixed:
+    """What the search adds to a quantized layer.
+
+    `z = conv(sum_j pi_a[j] q_j(x), sum_i pi_w[i] q_i(W))` (eq. 5) with
+    `pi = softmax(importance)`: one convolution whatever the number of branches
+    ("compositional convolution", Cai and Vasconcelos, CVPR 2020).
+    """
+
+    kernel_quantizer: KernelQuantizer
+    input_quantizer: InputQuantizer
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Build the quantized layer, then one importance a branch."""
+        super().build(input_shape)  # type: ignore[misc]
+        self.kernel_importance = self._importance("kernel", self.kernel_quantizer)
+        self.input_importance = self._importance("input", self.input_quantizer)
+
+    def _importance(self, name: str, quantizer: keras.layers.Layer) -> keras.Variable:
+        return self.add_weight(  # type: ignore[attr-defined]
+            name=f"{name}_importance",
+            shape=(len(quantizer.bits),),
+            initializer="zeros",
+            trainable=len(quantizer.bits) > 1,
+            autocast=False,
+            dtype="float32",
+        )
+
+    @property
+    def weight_bits(self) -> tuple[int, ...]:
+        """Candidate bit-widths of the kernel."""
+        return self.kernel_quantizer.bits
+
+    @property
+    def activation_bits(self) -> tuple[int, ...]:
+        """Candidate bit-widths of the input."""
+        return self.input_quantizer.bits
+
+    def branch_probabilities(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """`(pi_w, pi_a)`: softmax of the kernel's and of the input's importances."""
+        return (
+            tf.nn.softmax(tf.convert_to_tensor(self.kernel_importance)),
+            tf.nn.softmax(tf.convert_to_tensor(self.input_importance)),
+        )
+
+    def expected_bits(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """`(sum_i pi_w[i] b_i, sum_j pi_a[j] b_j)`, scalars, as in eq. 7."""
+        weights, inputs = self.branch_probabilities()
+        return (
+            tf.reduce_sum(weights * tf.constant(self.weight_bits, tf.float32)),
+            tf.reduce_sum(inputs * tf.constant(self.activation_bits, tf.float32)),
+        )
+
+    def quantize_input(self, inputs: tf.Tensor) -> tf.Tensor:
+        """`sum_j pi_a[j] q_j(x)`."""
+        return self.input_quantizer(
+            inputs, probabilities=self.branch_probabilities()[1]
+        )
+
+    def quantize_kernel(self, kernel: tf.Tensor) -> tf.Tensor:
+        """`sum_i pi_w[i] q_i(W)`."""
+        return self.kernel_quantizer(
+            tf.convert_to_tensor(kernel), probabilities=self.branch_probabilities()[0]
+        )
+
+
+@keras.saving.register_keras_serializable("gmpq_tf")
+class MixedConv2D(Mixed, QuantConv2D):
+    """Conv2D of eq. 5; quantizers hold the candidate bit-widths."""
+
+
+@keras.saving.register_keras_serializable("gmpq_tf")
+class MixedDepthwiseConv2D(Mixed, QuantDepthwiseConv2D):
+    """DepthwiseConv2D of eq. 5; quantizers hold the candidate bit-widths."""
+
+
+@keras.saving.register_keras_serializable("gmpq_tf")
+class MixedDense(Mixed, QuantDense):
+    """Dense of eq. 5; quantizers hold the candidate bit-widths."""

@@ -1,0 +1,85 @@
+"""The layers that all our models are made of."""
+
+from typing import Any
+
+from keras import layers
+
+# Short trainings see few steps; Keras's 0.99 would leave the statistics behind.
+BATCH_NORM_MOMENTUM = 0.9
+SMALL_IMAGE = 64  # Below this side an image network's stem must not shrink the image.
+
+
+def conv(
+    x: Any, filters: int, kernel: int, strides: int, name: str, use_bias: bool = False
+) -> Any:
+    """Apply a He-initialized convolution with `same` padding.
+
+    Args:
+        x: Feature map `[batch, height, width, channels]`.
+        filters: Output channels.
+        kernel: Side of the kernel.
+        strides: Step along both axes.
+        name: Layer name.
+        use_bias: Whether the layer adds a bias.
+    """
+    return layers.Conv2D(
+        filters,
+        kernel,
+        strides,
+        padding="same",
+        use_bias=use_bias,
+        kernel_initializer="he_normal",
+        name=name,
+    )(x)
+
+
+def depthwise(x: Any, strides: int, name: str) -> Any:
+    """Apply a He-initialized 3x3 depthwise convolution with `same` padding."""
+    return layers.DepthwiseConv2D(
+        3,
+        strides,
+        padding="same",
+        use_bias=False,
+        depthwise_initializer="he_normal",
+        name=name,
+    )(x)
+
+
+def batch_norm(x: Any, name: str) -> Any:
+    """Apply batch normalization over the channels."""
+    return layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, name=name)(x)
+
+
+def relu(x: Any, name: str, max_value: float | None = None) -> Any:
+    """Apply a rectifier, clipped above where `max_value` is given."""
+    return layers.ReLU(max_value, name=name)(x)
+
+
+def head(x: Any, num_classes: int, activation: str | None) -> Any:
+    """Average the last feature map and classify it.
+
+    Args:
+        x: Feature map `[batch, height, width, channels]`.
+        num_classes: Number of outputs.
+        activation: None for logits, or such as `"softmax"`.
+    """
+    x = layers.GlobalAveragePooling2D(name="head_pool")(x)
+    return layers.Dense(num_classes, activation=activation, name="head_dense")(x)
+
+
+def is_small(input_shape: tuple[int, int, int], stem: str) -> bool:
+    """Return whether the stem should keep the size of the image.
+
+    Args:
+        input_shape: Height, width, channels.
+        stem: `"cifar"` (keep), `"imagenet"` (shrink) or `"auto"`: keep below 64 pixels.
+
+    Raises:
+        ValueError: No such stem.
+    """
+    if stem not in ("auto", "cifar", "imagenet"):
+        raise ValueError(
+            "`stem` must be 'auto', 'cifar' or 'imagenet'. "
+            f"Received: stem={stem!r}. Use 'auto' to let the input size decide."
+        )
+    return stem == "cifar" or (stem == "auto" and min(input_shape[:2]) < SMALL_IMAGE)

@@ -1,0 +1,34 @@
+"""A network for 8x8 digits that has every kind of layer we quantize."""
+
+import keras
+from keras import layers
+
+from gmpq_tf.models.blocks import batch_norm, conv, depthwise, head, relu
+
+
+def digits_cnn(
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    classifier_activation: str | None = None,
+) -> keras.Model:
+    """Build six convolutions: a residual pair, a depthwise and pointwise pair.
+
+    Args:
+        input_shape: Height, width, channels; such as (8, 8, 1), which leaves a last
+            feature map of 4x4.
+        num_classes: Number of outputs.
+        classifier_activation: None for logits, or such as `"softmax"`.
+    """
+    inputs = keras.Input(input_shape, name="image")
+    x = relu(batch_norm(conv(inputs, 16, 3, 1, "stem_conv"), "stem_bn"), "stem_relu")
+    y = conv(x, 16, 3, 1, "stage1_conv1")
+    y = relu(batch_norm(y, "stage1_bn1"), "stage1_relu1")
+    y = batch_norm(conv(y, 16, 3, 1, "stage1_conv2"), "stage1_bn2")
+    x = relu(layers.Add(name="stage1_add")([x, y]), "stage1_relu2")
+    x = batch_norm(depthwise(x, 2, "stage2_depthwise"), "stage2_depthwise_bn")
+    x = relu(x, "stage2_depthwise_relu")
+    x = batch_norm(conv(x, 32, 1, 1, "stage2_pointwise"), "stage2_pointwise_bn")
+    x = relu(x, "stage2_pointwise_relu")
+    x = relu(batch_norm(conv(x, 48, 3, 1, "stage3_conv"), "stage3_bn"), "stage3_relu")
+    outputs = head(x, num_classes, classifier_activation)
+    return keras.Model(inputs, outputs, name="digits_cnn")

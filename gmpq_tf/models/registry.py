@@ -1,0 +1,132 @@
+"""Models by name, and models from files."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from gmpq_tf.models.digits import digits_cnn
+from gmpq_tf.models.mobilenet_v2 import mobilenet_v2
+from gmpq_tf.models.resnet import resnet8, resnet18, resnet20
+from gmpq_tf.names import suggest
+
+MODELS: dict[str, Callable[..., keras.Model]] = {
+    "digits_cnn": digits_cnn,
+    "mobilenet_v2": mobilenet_v2,
+    "resnet8": resnet8,
+    "resnet18": resnet18,
+    "resnet20": resnet20,
+}
+_SUFFIXES = (".keras", ".h5")
+
+
+class ModelFileError(ValueError):
+    """A model file is missing, unreadable or not safe to read."""
+
+
+def build_model(
+    name: str, input_shape: tuple[int, int, int], num_classes: int, **options: Any
+) -> keras.Model:
+    """Build a model with new weights.
+
+    Args:
+        name: A name in `MODELS`.
+        input_shape: Height, width, channels.
+        num_classes: Number of outputs, which are logits unless the options say so.
+        **options: Arguments of that model's own function.
+
+    Returns:
+        A functional Keras model whose layer names depend on nothing but `name`.
+
+    Raises:
+        ValueError: There is no such model.
+    """
+    if name not in MODELS:
+        raise ValueError(
+            "`name` must be a built-in model. "
+            f"Received: name={name!r}. {suggest(name, MODELS)}"
+        )
+    return MODELS[name](tuple(input_shape), num_classes, **options)
+
+
+def load_model(
+    name_or_path: str | Path,
+    input_shape: tuple[int, int, int] | None = None,
+    num_classes: int | None = None,
+    **options: Any,
+) -> keras.Model:
+    """Build a built-in model, or read a model from a file without running its code.
+
+    Args:
+        name_or_path: A name in `MODELS`, or the path of a `.keras` or `.h5` file.
+        input_shape: Height, width, channels; needed with a name.
+        num_classes: Number of outputs; needed with a name.
+        **options: Arguments of a built-in model's own function.
+
+    Returns:
+        The model, not compiled.
+
+    Raises:
+        ModelFileError: The file is missing, truncated, of another kind, or carries
+            Python code.
+        ValueError: A built-in name comes without input_shape or num_classes.
+    """
+    name = str(name_or_path)
+    if name not in MODELS:
+        return _read_model(Path(name).expanduser())
+    if input_shape is None or num_classes is None:
+        raise ValueError(
+            "A built-in model needs `input_shape` and `num_classes`. Received: "
+            f"name_or_path={name!r}, input_shape={input_shape}, "
+            f"num_classes={num_classes}. Give both, such as (32, 32, 3) and 10."
+        )
+    return build_model(name, input_shape, num_classes, **options)
+
+
+def _read_model(path: Path) -> keras.Model:
+    _check_path(path)
+    try:
+        if path.suffix == ".h5":
+            _refuse_code(path)
+        return keras.models.load_model(path, compile=False, safe_mode=True)
+    except ModelFileError:
+        raise
+    except Exception as error:  # Keras, h5py and zipfile each raise their own kinds.
+        cause = " ".join(str(error).split())[:200]
+        raise ModelFileError(
+            "A model file must be one that Keras wrote, whole. "
+            f"Received: {path} ({type(error).__name__}: {cause}). Save it again with "
+            "model.save('model.keras'); import the modules of its custom layers first."
+        ) from error
+
+
+def _check_path(path: Path) -> None:
+    if path.suffix not in _SUFFIXES or not path.is_file():
+        raise ModelFileError(
+            "A model must be a built-in name or an existing .keras or .h5 file. "
+            f"Received: {str(path)!r}. {suggest(str(path), MODELS)}"
+        )
+
+
+def _refuse_code(path: Path) -> None:
+    """Refuse an .h5 file with a Lambda layer, which older Keras reads as code."""
+    import h5py
+
+    with h5py.File(path) as file:
+        config = json.loads(file.attrs.get("model_config", "{}"))
+    if _has_lambda(config):
+        raise ModelFileError(
+            "A model file must hold no Python code. "
+            f"Received: {path}, which has a Lambda layer. "
+            "Replace that layer by one of Keras's own and save the model again."
+        )
+
+
+def _has_lambda(config: Any) -> bool:
+    if isinstance(config, dict):
+        if config.get("class_name") in ("Lambda", "__lambda__"):
+            return True
+        config = list(config.values())
+    return isinstance(config, list) and any(map(_has_lambda, config))

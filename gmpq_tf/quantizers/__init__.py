@@ -1,0 +1,6 @@
+"""Fake quantizers: pure functions, and the Keras layers that own their variables."""
+
+from gmpq_tf.quantizers.input_quantizer import INPUT_QUANTIZERS, InputQuantizer
+from gmpq_tf.quantizers.kernel_quantizer import KERNEL_QUANTIZERS, KernelQuantizer
+
+__all__ = ["INPUT_QUANTIZERS", "KERNEL_QUANTIZERS", "InputQuantizer", "KernelQuantizer"]

@@ -1,0 +1,42 @@
+"""Integer grids: which codes a bit-width has, and what step they need."""
+
+from __future__ import annotations
+
+import math
+
+import tensorflow as tf
+
+from gmpq_tf.policy import check_bits
+from gmpq_tf.quantizers.straight_through import straight_through
+
+
+def unsigned_limit(bits: int) -> int:
+    """Largest code of an unsigned grid: `2^b - 1`; the smallest is 0."""
+    return 2 ** check_bits("bits", bits) - 1
+
+
+def symmetric_limit(bits: int) -> int:
+    """Largest code of a symmetric grid: `2^(b-1) - 1`; the smallest is its negative.
+
+    The code `-2^(b-1)` is left out so that `q(-x) = -q(x)`, as TFLite requires of
+    kernels ("narrow range").
+    """
+    return 2 ** (check_bits("bits", bits) - 1) - 1
+
+
+def code_limit(bits: int, signed: bool) -> int:
+    """Largest code of an activation grid."""
+    return symmetric_limit(bits) if signed else unsigned_limit(bits)
+
+
+def power_of_two(step: tf.Tensor) -> tf.Tensor:
+    """Nearest power of two (in the logarithm) of a positive step, gradient of identity.
+
+    Two grids whose steps are powers of two nest: moving a tensor from one to the other
+    in int8 is exact in every TFLite kernel.
+    """
+    log2 = tf.math.log(tf.cast(step, tf.float32)) / math.log(2.0)
+    # Built from its exponent bits: pow(2, n) is off by one unit on some back ends.
+    exponent = tf.cast(tf.round(log2), tf.int32) + 127
+    exact = tf.bitcast(tf.bitwise.left_shift(exponent, 23), tf.float32)
+    return straight_through(tf.cast(exact, step.dtype), step)

@@ -1,0 +1,156 @@
+"""Keras shell that owns an activation quantizer's ranges."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from gmpq_tf.policy import check_bits
+from gmpq_tf.quantizers.grid import code_limit
+from gmpq_tf.quantizers.lsq import lsq, scale_gradient
+from gmpq_tf.quantizers.mixture import mixture, step_and_codes
+from gmpq_tf.quantizers.pact import pact
+from gmpq_tf.registry import lookup
+
+INPUT_QUANTIZERS: dict[str, Callable] = {"pact": pact, "lsq": lsq}
+DEFAULT_INPUT_QUANTIZER = "lsq"
+
+
+@keras.saving.register_keras_serializable("gmpq_tf")
+class InputQuantizer(keras.layers.Layer):
+    """Quantizes activations to one bit-width, or to a weighted sum of several.
+
+    One branch: `q_b(x)`. Several: `sum_j pi_j q_{b_j}(x)` (eq. 5), each with a range of
+    its own. Ranges are set by `gmpq.calibrate`; until then they are 6, as in ReLU6.
+
+    Args:
+        bits: a bit-width, or the candidate bit-widths, each 2 to 8.
+        signed: True or False; None lets calibration place the zero (for model inputs,
+            whose sign no graph tells), the range then being `max - min`, fixed.
+        method: a name in `INPUT_QUANTIZERS`.
+        power_of_two: keep the step a power of two and fixed, so that this grid nests
+            in that of a tensor already quantized.
+        learn_range: whether training changes the range.
+    """
+
+    def __init__(
+        self,
+        bits: int | Sequence[int],
+        signed: bool | None = False,
+        method: str = DEFAULT_INPUT_QUANTIZER,
+        power_of_two: bool = False,
+        learn_range: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        candidates = bits if isinstance(bits, (list, tuple)) else (bits,)
+        self.bits = tuple(check_bits("bits", b) for b in candidates)
+        self.signed = signed
+        self.method = method
+        lookup(INPUT_QUANTIZERS, method, "input quantizer")
+        self.power_of_two = bool(power_of_two)
+        self.learn_range = bool(learn_range) and not power_of_two and signed is not None
+        self.observer: Callable[[np.ndarray], None] | None = None
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Create one range a branch, and the calibration state."""
+        self.log2_range = self.add_weight(
+            name="log2_range",
+            shape=(len(self.bits),),
+            initializer=keras.initializers.Constant(math.log2(6.0)),
+            trainable=self.learn_range,
+            autocast=False,
+            dtype="float32",
+        )
+        self.zero_code = self.add_weight(
+            name="zero_code",
+            shape=(len(self.bits),),
+            initializer="zeros",
+            trainable=False,
+            autocast=False,
+            dtype="float32",
+        )
+        self.calibrated = self.add_weight(
+            name="calibrated",
+            shape=(),
+            initializer="zeros",
+            trainable=False,
+            autocast=False,
+            dtype="float32",
+        )
+
+    def call(
+        self, inputs: tf.Tensor, probabilities: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """Quantize `inputs`; `probabilities` [branches] weigh the branches."""
+        if self.observer is not None:
+            self.observer(np.asarray(inputs))
+            return inputs
+        dtype = inputs.dtype
+        features = math.prod(d for d in inputs.shape[1:] if d is not None)
+        log2 = tf.convert_to_tensor(self.log2_range)
+        log2 = scale_gradient(log2, self._gradient_scales(features))
+        ranges = tf.cast(tf.exp(log2 * math.log(2.0)), dtype)
+        zeros = tf.cast(tf.convert_to_tensor(self.zero_code), dtype)
+        if probabilities is None:
+            probabilities = tf.ones([len(self.bits)], dtype)
+        quantize = mixture(
+            self.bits, self.signed, self.method, self.power_of_two, self.learn_range
+        )
+        return quantize(inputs, ranges, zeros, tf.cast(probabilities, dtype))
+
+    def _gradient_scales(self, features: int) -> np.ndarray:
+        """LSQ's `1 / sqrt(features * code_limit)` of each branch."""
+        limits = [code_limit(b, bool(self.signed)) for b in self.bits]
+        return 1.0 / np.sqrt(np.array(limits, "float32") * max(features, 1))
+
+    def step(self, branch: int = 0) -> float:
+        """Step of a branch, exactly as `call` uses it in float32."""
+        return float(self._step_and_codes(branch)[0])
+
+    def codes(self, branch: int = 0) -> tuple[int, int]:
+        """Smallest and largest code of a branch; the value of code c is `c * step`."""
+        _, low, high = self._step_and_codes(branch)
+        return int(low), int(high)
+
+    def _step_and_codes(self, branch: int) -> tuple:
+        ranges = tf.exp(tf.convert_to_tensor(self.log2_range) * math.log(2.0))
+        zeros = tf.convert_to_tensor(self.zero_code)
+        return step_and_codes(
+            ranges[branch],
+            zeros[branch],
+            self.bits[branch],
+            self.signed,
+            self.power_of_two,
+        )
+
+    def set_branch(self, branch: int, step: float, zero_code: int = 0) -> None:
+        """Set a branch's step (and, where calibration places it, the zero's code)."""
+        limit = code_limit(self.bits[branch], bool(self.signed))
+        log2 = np.array(self.log2_range)
+        log2[branch] = math.log2(step * limit)
+        self.log2_range.assign(log2)
+        zeros = np.array(self.zero_code)
+        zeros[branch] = zero_code
+        self.zero_code.assign(zeros)
+        self.calibrated.assign(1.0)
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        """Shape is unchanged."""
+        return input_shape
+
+    def get_config(self) -> dict:
+        """Plain JSON configuration."""
+        return {
+            **super().get_config(),
+            "bits": list(self.bits),
+            "signed": self.signed,
+            "method": self.method,
+            "power_of_two": self.power_of_two,
+            "learn_range": self.learn_range,
+        }

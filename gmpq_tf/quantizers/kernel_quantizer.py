@@ -1,0 +1,140 @@
+"""Keras shell that owns a kernel quantizer's steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from gmpq_tf.policy import check_bits
+from gmpq_tf.quantizers.grid import symmetric_limit
+from gmpq_tf.quantizers.lsq import lsq_kernel, scale_gradient
+from gmpq_tf.quantizers.max_abs import max_abs, max_abs_step
+from gmpq_tf.registry import lookup
+
+KERNEL_QUANTIZERS: dict[str, Callable] = {"max_abs": max_abs, "lsq": lsq_kernel}
+DEFAULT_KERNEL_QUANTIZER = "lsq"
+
+
+@keras.saving.register_keras_serializable("gmpq_tf")
+class KernelQuantizer(keras.layers.Layer):
+    """Quantizes a kernel to one bit-width, or to a weighted sum of several.
+
+    One branch: `q_b(W)`. Several: `sum_i pi_i q_{b_i}(W)`, the compositional kernel of
+    eq. 5. Grids are symmetric: codes `-(2^(b-1)-1) .. 2^(b-1)-1`.
+
+    Args:
+        bits: a bit-width, or the candidate bit-widths, each 2 to 8.
+        method: a name in `KERNEL_QUANTIZERS`; "lsq" learns the steps (in the
+            logarithm), "max_abs" follows the largest weight.
+        shared_axes: kernel axes that share one step: all of them for one step a
+            tensor, all but the output channels for one step a channel.
+    """
+
+    def __init__(
+        self,
+        bits: int | Sequence[int],
+        method: str = DEFAULT_KERNEL_QUANTIZER,
+        shared_axes: Sequence[int] = (0, 1, 2),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        candidates = bits if isinstance(bits, (list, tuple)) else (bits,)
+        self.bits = tuple(check_bits("bits", b) for b in candidates)
+        self.method = method
+        lookup(KERNEL_QUANTIZERS, method, "kernel quantizer")
+        self.shared_axes = tuple(shared_axes)
+        self.enabled = True  # calibration looks at the float network
+
+    def build(self, kernel_shape: Sequence[int]) -> None:
+        """Create the learned steps, one a branch and channel."""
+        shape = [
+            1 if axis in self.shared_axes else size
+            for axis, size in enumerate(kernel_shape)
+        ]
+        self._group_size = math.prod(kernel_shape) / math.prod(shape)
+        if self.method == "lsq":
+            self.log2_step = self.add_weight(
+                name="log2_step",
+                shape=(len(self.bits), *shape),
+                initializer=keras.initializers.Constant(-4.0),
+                autocast=False,
+                dtype="float32",
+            )
+
+    def call(
+        self, kernel: tf.Tensor, probabilities: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """Quantize `kernel`; `probabilities` [branches] weigh the branches."""
+        if not self.enabled:
+            return kernel
+        total = None
+        for i in range(len(self.bits)):
+            q = self._branch(kernel, i)
+            if len(self.bits) > 1 and probabilities is not None:
+                q = q * tf.cast(probabilities[i], q.dtype)
+            total = q if total is None else total + q
+        return total
+
+    def _branch(self, kernel: tf.Tensor, i: int) -> tf.Tensor:
+        if self.method == "max_abs":
+            return max_abs(kernel, self.bits[i], self.shared_axes)
+        factor = 1.0 / math.sqrt(self._group_size * symmetric_limit(self.bits[i]))
+        log2 = scale_gradient(tf.convert_to_tensor(self.log2_step)[i], factor)
+        step = tf.cast(tf.exp(log2 * math.log(2.0)), kernel.dtype)
+        return lsq_kernel(kernel, step, self.bits[i])
+
+    def step(self, kernel: Any, branch: int = 0) -> np.ndarray:
+        """Steps of a branch, shaped to broadcast against the kernel."""
+        if self.method == "max_abs":
+            kernel = tf.convert_to_tensor(kernel)
+            return max_abs_step(kernel, self.bits[branch], self.shared_axes).numpy()
+        log2 = tf.convert_to_tensor(self.log2_step)[branch]
+        return tf.exp(log2 * math.log(2.0)).numpy()
+
+    def codes(self, kernel: Any, branch: int = 0) -> np.ndarray:
+        """Integer codes of a kernel on a branch's grid, as int8."""
+        limit = symmetric_limit(self.bits[branch])
+        scaled = np.asarray(kernel, "float32") / self.step(kernel, branch)
+        return np.round(np.clip(scaled, -limit, limit)).astype("int8")
+
+    def fit_steps(self, kernel: Any) -> None:
+        """Set learned steps to those of least squared error on `kernel`.
+
+        A line search over fractions of the max-abs step, for each branch and channel.
+        """
+        if self.method != "lsq":
+            return
+        kernel = np.asarray(kernel, "float32")
+        log2 = [self._best_log2_step(kernel, b) for b in self.bits]
+        self.log2_step.assign(np.stack(log2))
+
+    def _best_log2_step(self, kernel: np.ndarray, bits: int) -> np.ndarray:
+        limit = symmetric_limit(bits)
+        largest = np.abs(kernel).max(axis=self.shared_axes, keepdims=True)
+        base = np.maximum(largest, 1e-6) / limit
+        best, least = base, np.full(base.shape, np.inf)
+        for fraction in np.linspace(0.2, 1.0, 81):
+            step = base * fraction
+            error = np.round(np.clip(kernel / step, -limit, limit)) * step - kernel
+            error = np.square(error).sum(axis=self.shared_axes, keepdims=True)
+            best = np.where(error < least, step, best)
+            least = np.minimum(error, least)
+        return np.log2(best)
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        """Shape is unchanged."""
+        return input_shape
+
+    def get_config(self) -> dict:
+        """Plain JSON configuration."""
+        return {
+            **super().get_config(),
+            "bits": list(self.bits),
+            "method": self.method,
+            "shared_axes": list(self.shared_axes),
+        }

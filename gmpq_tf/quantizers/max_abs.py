@@ -1,0 +1,40 @@
+"""Symmetric kernels whose step follows the largest weight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from gmpq_tf.quantizers.grid import symmetric_limit
+from gmpq_tf.quantizers.lsq import lsq_kernel
+
+
+def max_abs_step(
+    kernel: tf.Tensor, bits: int, axes: Sequence[int] | None = None
+) -> tf.Tensor:
+    """Step that puts the largest absolute weight on the outermost code.
+
+    `s = max|w| / (2^(b-1) - 1)`, over `axes` (kept with size 1; None: all of them).
+    A kernel that is all zero gets a tiny positive step.
+    """
+    largest = tf.reduce_max(tf.abs(kernel), axis=axes, keepdims=axes is not None)
+    tiny = tf.constant(1e-6, kernel.dtype)
+    return tf.maximum(largest, tiny) / tf.cast(symmetric_limit(bits), kernel.dtype)
+
+
+def max_abs(
+    kernel: tf.Tensor, bits: int, axes: Sequence[int] | None = None
+) -> tf.Tensor:
+    """Quantize a kernel with `max_abs_step`; the gradient is the identity.
+
+    Args:
+        kernel: weights, any shape.
+        bits: 2 to 8.
+        axes: axes that share a step; the others have one step an element.
+
+    Source: Krishnamoorthi, "Quantizing deep convolutional networks for efficient
+    inference", 2018, section 2.3.
+    """
+    step = tf.stop_gradient(max_abs_step(kernel, bits, axes))
+    return lsq_kernel(kernel, step, bits)

@@ -1,0 +1,37 @@
+"""PACT: activations clipped to a learned range."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from gmpq_tf.quantizers.grid import code_limit
+from gmpq_tf.quantizers.straight_through import round_half_up, straight_through
+
+
+def pact(
+    x: tf.Tensor, input_range: tf.Tensor, bits: int, signed: bool = False
+) -> tf.Tensor:
+    """Quantize activations to `bits` with the PACT gradient.
+
+    `y = clip(x, 0, a)`, `q = round(y / s) s` with `s = a / (2^b - 1)`;
+    `dq/dx = 1` inside the range and 0 outside, `dq/da = 1` where `x >= a`, else 0.
+    Signed: `y = clip(x, -a, a)`, `s = a / (2^(b-1) - 1)`, `dq/da = -1` below `-a`.
+
+    Args:
+        x: activations, any shape.
+        input_range: `a > 0`, a scalar in the units of `x`.
+        bits: 2 to 8.
+        signed: whether the grid has negative codes.
+
+    Returns:
+        Tensor like `x` with at most `2^bits` distinct values.
+
+    Source: Choi et al., "PACT: Parameterized Clipping Activation for Quantized Neural
+    Networks", 2018, equations 1-3.
+    """
+    limit = tf.cast(code_limit(bits, signed), x.dtype)
+    low = -input_range if signed else tf.zeros_like(input_range)
+    clipped = tf.minimum(tf.maximum(x, low), input_range)
+    step = tf.stop_gradient(input_range) / limit
+    codes = round_half_up(tf.stop_gradient(clipped) / step)
+    return straight_through(codes * step, clipped)

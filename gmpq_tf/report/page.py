@@ -1,0 +1,247 @@
+"""report.html: one self-contained file with the table, the pictures, the provenance."""
+
+import base64
+import html
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from gmpq_tf.files import write_atomic
+from gmpq_tf.report import plots, read
+from gmpq_tf.report.read import ReportError, ResultRow, Summary
+from gmpq_tf.report.table import format_percent, table_cells
+
+STYLE = """
+:root { color-scheme: light dark; --line: #d0d0d0; --soft: #5a5a5a; }
+@media (prefers-color-scheme: dark) { :root { --line: #444; --soft: #b0b0b0; } }
+body { font: 1rem/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 58rem;
+  padding: 1rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }
+th, td { border-bottom: 1px solid var(--line); padding: .35rem .6rem;
+  text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; white-space: normal; }
+figure { margin: 0; }
+img { background: #fff; border-radius: .4rem; height: auto; max-width: 100%; }
+figcaption, .note { color: var(--soft); }
+dl { display: grid; gap: .2rem 1rem; grid-template-columns: max-content 1fr; }
+dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+@media (max-width: 34rem) { dl { grid-template-columns: 1fr; } dd { margin: 0 1rem; } }
+"""
+# Whatever a file of the run may hold, the page loads nothing and runs nothing.
+CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+LEGEND = (
+    "accuracy: of the Keras model; GBOPs: 1e9 multiply-adds x bits x bits; "
+    "weights: at the policy's bits; file: as shipped; .tflite: accuracy of the "
+    "shipped file; agreement: images to which it and Keras give the same answer."
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A section of the page with one picture.
+
+    Args:
+        title: its heading.
+        caption: one sentence on how to read it.
+        draw: workdir and summary -> figure; raises ReportError where a file lacks.
+    """
+
+    title: str
+    caption: str
+    draw: Callable[[Path, Summary], Figure]
+
+
+def _draw_accuracy(workdir: Path, summary: Summary) -> Figure:
+    return plots.plot_accuracy_bops(summary.rows)
+
+
+def _draw_policy(workdir: Path, summary: Summary) -> Figure:
+    has_cost = (workdir / read.COST).is_file()
+    macs = read.read_macs(workdir) if has_cost else None
+    return plots.plot_policy(read.read_policy(workdir), macs)
+
+
+def _draw_importances(workdir: Path, summary: Summary) -> Figure:
+    return plots.plot_importances(read.read_importances(workdir))
+
+
+def _draw_search(workdir: Path, summary: Summary) -> Figure:
+    metrics = read.read_metrics(workdir, "search")
+    return plots.plot_search(metrics, bit_ops_budget(summary, _made_by(workdir)))
+
+
+def _draw_attribution(workdir: Path, summary: Summary) -> Figure:
+    if summary.attribution is None:
+        raise ReportError("this run recorded no attribution maps.")
+    return plots.plot_attribution(read.read_attribution(workdir, summary.attribution))
+
+
+def _draw_pretraining(workdir: Path, summary: Summary) -> Figure:
+    return plots.plot_pretraining(read.read_metrics(workdir, "pretrain"))
+
+
+PICTURES = (
+    Picture(
+        "Accuracy against cost",
+        "Test accuracy of the Keras models against their bit operations: "
+        "up and left is better.",
+        _draw_accuracy,
+    ),
+    Picture(
+        "Policy",
+        "The bits the search chose for each layer, beside the layer's share of the "
+        "multiply-adds where cost.json gives it.",
+        _draw_policy,
+    ),
+    Picture(
+        "Branch probabilities",
+        "How sure the search was of each layer's bits at its end (blank: not a "
+        "candidate); the policy takes the likeliest unless the budget forbids it.",
+        _draw_importances,
+    ),
+    Picture(
+        "Search",
+        "The three risks of the search, its expected cost and what else it logged, "
+        "epoch by epoch, each on its own scale.",
+        _draw_search,
+    ),
+    Picture(
+        "Attribution",
+        "Where each network looks (bright: more), with the rank distance to the "
+        "teacher's map below each map: less is better.",
+        _draw_attribution,
+    ),
+    Picture("Pretraining", "How the float model trained.", _draw_pretraining),
+)
+
+
+def bit_ops_budget(summary: Summary, made_by: Mapping[str, Any]) -> float | None:
+    """Finds the budget a search had.
+
+    Args:
+        summary: of the run; its own budget goes first.
+        made_by: provenance of the policy; else `bit_ops_budget` in it or its config.
+
+    Returns:
+        bit operations (a budget of 1 or less is a fraction of full precision), or
+        None where none is given.
+    """
+    config = made_by.get("config")
+    config = config if isinstance(config, Mapping) else {}
+    named = {**made_by, **config}.get("bit_ops_budget")
+    budget = named if summary.bit_ops_budget is None else summary.bit_ops_budget
+    if isinstance(budget, bool) or not isinstance(budget, int | float) or budget <= 0:
+        return None
+    return budget * summary.full_precision_bit_ops if budget <= 1 else budget
+
+
+def write_report(workdir: str | Path) -> Path:
+    """Writes the report of a run: `report/report.html`, one file, nothing to load.
+
+    Args:
+        workdir: the folder of the run; `summary.json` must be in it, and whatever else
+            lacks or is broken is named on the page.
+
+    Returns:
+        the path of the page.
+
+    Raises:
+        ReportError: `summary.json` is missing or of the wrong shape.
+    """
+    workdir = Path(workdir)
+    page = "\n".join(_page(workdir, read.read_summary(workdir))) + "\n"
+    path = workdir / "report" / "report.html"
+    return write_atomic(path, page.encode("utf-8", "replace"))
+
+
+def _page(workdir: Path, summary: Summary) -> Iterator[str]:
+    title = html.escape(f"{summary.model} on {summary.dataset}")
+    yield '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">'
+    yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    yield f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">'
+    yield f"<title>{title}: bit-width policy</title>\n<style>{STYLE}</style>\n</head>"
+    yield f"<body>\n<main>\n<h1>{title}</h1>"
+    yield from (f"<p>{html.escape(line)}</p>" for line in _headlines(summary))
+    yield _table(summary.rows)
+    for picture in PICTURES:
+        yield _section(picture, workdir, summary)
+    yield _provenance(workdir, summary)
+    yield "</main>\n</body>\n</html>"
+
+
+def _headlines(summary: Summary) -> Iterator[str]:
+    for row in summary.rows:
+        if row.name.split()[0] == "searched":
+            saving = summary.full_precision_bit_ops / row.bit_ops
+            yield (
+                f"{row.name}: {format_percent(row.accuracy)} with {saving:.0f} times "
+                "fewer bit operations than full precision."
+            )
+
+
+def _table(rows: Sequence[ResultRow]) -> str:
+    header, *body = table_cells(rows)
+    lines = [
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
+        for cells in body
+    ]
+    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in header)
+    table = "\n".join([f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>", *lines])
+    end = f'</tbody>\n</table>\n</div>\n<p class="note">{LEGEND}</p>'
+    return f'<div class="wide">\n{table}\n{end}'
+
+
+def _section(picture: Picture, workdir: Path, summary: Summary) -> str:
+    heading = f"<section>\n<h2>{picture.title}</h2>"
+    try:
+        png = plots.png_bytes(picture.draw(workdir, summary))
+    except ReportError as error:
+        # A page is passed on: it need not say where the run lay.
+        reason = str(error).replace(f"{workdir}/", "")
+        note = html.escape(f"Left out: {reason}")
+        return f'{heading}\n<p class="note">{note}</p>\n</section>'
+    source = base64.b64encode(png).decode("ascii")
+    return (
+        f"{heading}\n<figure>\n"
+        f'<img src="data:image/png;base64,{source}" alt="{picture.title}">\n'
+        f"<figcaption>{html.escape(picture.caption)}</figcaption>\n"
+        "</figure>\n</section>"
+    )
+
+
+def _made_by(workdir: Path) -> Mapping[str, Any]:
+    """Empty where there is no policy: the policy's own section says why."""
+    try:
+        return read.read_policy(workdir).made_by
+    except ReportError:
+        return {}
+
+
+def _provenance(workdir: Path, summary: Summary) -> str:
+    facts = {
+        "data set": summary.dataset,
+        "model": summary.model,
+        "command": summary.command,
+        "versions": summary.versions,
+        "policy": _made_by(workdir),
+    }
+    lines = [
+        f"<dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd>"
+        for key, value in _flatten("", facts)
+    ]
+    body = "\n".join(lines)
+    return f"<section>\n<h2>Provenance</h2>\n<dl>\n{body}\n</dl>\n</section>"
+
+
+def _flatten(prefix: str, facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(f"{prefix}{key} / ", value)
+        elif value is not None:
+            yield f"{prefix}{key}", str(value)

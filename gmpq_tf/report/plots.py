@@ -1,0 +1,364 @@
+"""The pictures of a report, drawn on matplotlib figures that own no window."""
+
+import io
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+
+from gmpq_tf.policy import BitwidthPolicy
+from gmpq_tf.report.read import (
+    AttributionMaps,
+    LayerImportances,
+    ReportError,
+    ResultRow,
+)
+
+# Okabe and Ito's palette, told apart by colour-blind readers.
+BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#767676"
+PALETTE = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX"
+LONGEST_NAME = 36
+MOST_IMAGES = 8
+Metrics = Mapping[int, Mapping[str, float]]
+
+# Panels of the search picture: title -> (metric, name in the legend).
+SEARCH_PANELS: dict[str, tuple[tuple[str, str], ...]] = {
+    "task risk": (("task_risk", ""),),
+    "complexity risk": (("complexity_risk", ""),),
+    "generalization risk": (("generalization_risk", ""),),
+    "expected cost (GBOPs)": (("expected_bit_ops", "expected"),),
+    "accuracy (%)": (("accuracy", "training"), ("val_accuracy", "held out")),
+    "attribution rank distance": (("rank_distance", ""),),
+    "exponent p": (("p", ""),),
+    "zeta (weight of complexity)": (("zeta", ""),),
+}
+PRETRAIN_PANELS: dict[str, tuple[tuple[str, str], ...]] = {
+    "loss": (("loss", "training"), ("val_loss", "held out")),
+    "accuracy (%)": SEARCH_PANELS["accuracy (%)"],
+}
+# Metrics logged raw and drawn in the unit of their panel.
+UNITS = {"accuracy": 100.0, "val_accuracy": 100.0, "expected_bit_ops": 1e-9}
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """Renders a figure.
+
+    Args:
+        figure: any matplotlib figure.
+
+    Returns:
+        a PNG; the same figure gives the same bytes.
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def plot_policy(
+    policy: BitwidthPolicy, macs: Mapping[str, float] | None = None
+) -> Figure:
+    """Draws the bits of each layer beside its share of the multiply-adds.
+
+    Args:
+        policy: the bits; one row a layer, in the policy's order.
+        macs: layer name -> MACs; None leaves the share out.
+
+    Returns:
+        the figure, taller the more layers there are.
+
+    Raises:
+        ReportError: the policy names a layer that `macs` does not hold.
+    """
+    names = list(policy)
+    panels: dict[str, tuple[Sequence[float], str]] = {
+        "weight bits": ([policy[name].weight_bits for name in names], BLUE),
+        "activation bits": ([policy[name].activation_bits for name in names], ORANGE),
+    }
+    if macs is not None:
+        panels["share of MACs (%)"] = (_shares(names, macs), GRAY)
+    figure = _layer_figure(len(names))
+    rows = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (title, (values, color)) in zip(rows, panels.items(), strict=True):
+        _layer_bars(axes, title, values, color)
+    _name_layers(list(rows), names)
+    return figure
+
+
+def _shares(names: Sequence[str], macs: Mapping[str, float]) -> list[float]:
+    missing = [name for name in names if name not in macs]
+    if missing:
+        raise ReportError(
+            "every layer of the policy must have a cost. Received: a cost without "
+            f"{missing}. Make policy and cost from the same model."
+        )
+    total = sum(macs.values()) or 1
+    return [100 * macs[name] / total for name in names]
+
+
+def _layer_figure(layers: int) -> Figure:
+    return Figure(figsize=(8, 1.1 + 0.21 * max(layers, 4)), layout="constrained")
+
+
+def _layer_bars(axes: Axes, title: str, values: Sequence[float], color: str) -> None:
+    bars = axes.barh(range(len(values)), values, color=color, height=0.72)
+    bits = color != GRAY
+    axes.bar_label(bars, fmt="%d" if bits else "%.1f", padding=2, fontsize=8)
+    axes.set_title(title, fontsize=10)
+    axes.set_xlim(0, 9 if bits else 1.18 * max(values))
+    axes.set_xticks(range(0, 9, 2) if bits else [])
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+
+
+def _name_layers(row: Sequence[Axes], names: Sequence[str]) -> None:
+    """First layer on top; the axes share what the leftmost is given."""
+    labels = [_shorten(name) for name in names]
+    row[0].set_yticks(range(len(names)), labels, fontsize=8)
+    row[0].set_ylim(len(names) - 0.4, -0.6)
+    for axes in row:
+        axes.tick_params(axis="y", length=0)
+
+
+def _shorten(name: str) -> str:
+    half = LONGEST_NAME // 2
+    short = name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[-half:]}"
+    return _plain(short)
+
+
+def _plain(text: str) -> str:
+    """A dollar sign would start a formula."""
+    return text.replace("$", r"\$")
+
+
+def plot_importances(layers: Mapping[str, LayerImportances]) -> Figure:
+    """Draws the branch probabilities the search ended with.
+
+    Args:
+        layers: layer name -> probabilities; one row a layer, one column a bit-width.
+
+    Returns:
+        the figure, taller the more layers there are.
+    """
+    figure = _layer_figure(len(layers))
+    rows = figure.subplots(1, 2, sharey=True)
+    for axes, kind in zip(rows, ("weight", "activation"), strict=True):
+        bits, grid = _probability_grid(list(layers.values()), kind)
+        axes.imshow(grid, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+        axes.set_xticks(range(len(bits)), [str(bit) for bit in bits], fontsize=8)
+        axes.set_title(f"{kind} bits", fontsize=10)
+        _write_probabilities(axes, grid)
+    _name_layers(list(rows), list(layers))
+    return figure
+
+
+def _probability_grid(
+    layers: Sequence[LayerImportances], kind: str
+) -> tuple[list[int], np.ndarray]:
+    """[layers, bits]; NaN where a layer has no such candidate."""
+    bits = sorted({bit for layer in layers for bit in getattr(layer, f"{kind}_bits")})
+    grid = np.full((len(layers), len(bits)), np.nan)
+    for row, layer in enumerate(layers):
+        columns = [bits.index(bit) for bit in getattr(layer, f"{kind}_bits")]
+        grid[row, columns] = getattr(layer, f"{kind}_probabilities")
+    return bits, grid
+
+
+def _write_probabilities(axes: Axes, grid: np.ndarray) -> None:
+    for (row, column), value in np.ndenumerate(grid):
+        if not np.isnan(value):
+            color = "black" if value > 0.5 else "white"
+            text = f"{value:.2f}"
+            axes.text(
+                column, row, text, color=color, fontsize=7, ha="center", va="center"
+            )
+
+
+def plot_search(metrics: Metrics, bit_ops_budget: float | None = None) -> Figure:
+    """Draws what a search did, epoch by epoch: risks (eq. 6), cost, accuracy.
+
+    Args:
+        metrics: epoch -> metric name -> value; a metric that is not there has no panel.
+        bit_ops_budget: drawn as a line beside the expected cost; None for none.
+
+    Returns:
+        the figure.
+
+    Raises:
+        ReportError: `metrics` holds none of the names that are drawn.
+    """
+    figure, panels = _epoch_figure(metrics, SEARCH_PANELS, columns=3)
+    cost = panels.get("expected cost (GBOPs)")
+    if cost is not None and bit_ops_budget:
+        line = cost.axhline(bit_ops_budget / 1e9, color=GRAY, ls="--", label="budget")
+        cost.legend(handles=[*cost.lines[:1], line], fontsize=8)
+    return figure
+
+
+def plot_pretraining(metrics: Metrics) -> Figure:
+    """Draws how the float model trained.
+
+    Args:
+        metrics: epoch -> metric name -> value.
+
+    Returns:
+        the figure.
+
+    Raises:
+        ReportError: `metrics` holds none of the names that are drawn.
+    """
+    return _epoch_figure(metrics, PRETRAIN_PANELS, columns=2)[0]
+
+
+def _epoch_figure(
+    metrics: Metrics,
+    panels: Mapping[str, Sequence[tuple[str, str]]],
+    columns: int,
+) -> tuple[Figure, dict[str, Axes]]:
+    logged = {key for epoch in metrics.values() for key in epoch}
+    drawn = {
+        title: [line for line in lines if line[0] in logged]
+        for title, lines in panels.items()
+        if any(key in logged for key, _ in lines)
+    }
+    if not drawn:
+        wanted = sorted(key for lines in panels.values() for key, _ in lines)
+        raise ReportError(
+            f"metrics must hold one of {wanted}. Received: {sorted(logged)}. "
+            "Log them from the training."
+        )
+    rows = -(-len(drawn) // columns)
+    figure = Figure(figsize=(8, 0.4 + 2.0 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid[len(drawn) :]:
+        axes.remove()
+    for axes, (title, lines) in zip(grid, drawn.items(), strict=False):
+        _epoch_panel(axes, title, lines, metrics)
+    return figure, dict(zip(drawn, grid, strict=False))
+
+
+def _epoch_panel(
+    axes: Axes, title: str, lines: Sequence[tuple[str, str]], metrics: Metrics
+) -> None:
+    epochs = [epoch + 1 for epoch in metrics]  # counted from 1, as Keras prints them
+    for (key, label), color, marker in zip(lines, PALETTE, MARKERS, strict=False):
+        values = [
+            epoch.get(key, np.nan) * UNITS.get(key, 1) for epoch in metrics.values()
+        ]
+        axes.plot(epochs, values, color=color, marker=marker, ms=3, lw=1.4, label=label)
+    if len(lines) > 1:
+        axes.legend(fontsize=8)
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel("epoch", fontsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+    axes.set_xlim(0.5, max(epochs) + 0.5)
+    _quiet(axes)
+
+
+def _quiet(axes: Axes) -> None:
+    axes.grid(color="#dddddd", lw=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+
+
+def plot_accuracy_bops(rows: Sequence[ResultRow]) -> Figure:
+    """Draws accuracy against cost; up and left is better.
+
+    Args:
+        rows: the results; rows whose names start with the same word share a line.
+
+    Returns:
+        the figure, cost on a logarithmic axis.
+    """
+    groups: dict[str, list[ResultRow]] = {}
+    for row in rows:
+        groups.setdefault(row.name.split()[0], []).append(row)
+    figure = Figure(figsize=(8, 3.8), layout="constrained")
+    axes = figure.subplots()
+    styles = cycle(zip(PALETTE, MARKERS, strict=True))
+    for group, (color, marker) in zip(groups.values(), styles, strict=False):
+        points = sorted((row.bit_ops / 1e9, 100 * row.accuracy) for row in group)
+        cost, accuracy = zip(*points, strict=True)
+        axes.plot(cost, accuracy, color=color, marker=marker, ms=8, lw=1, alpha=0.85)
+    names = [_group_name(word, group) for word, group in groups.items()]
+    axes.legend(axes.lines, names, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+    _cost_axis(axes, [row.bit_ops for row in rows])
+    axes.set_ylabel("accuracy (%)", fontsize=9)
+    _quiet(axes)
+    return figure
+
+
+def _group_name(word: str, group: Sequence[ResultRow]) -> str:
+    return _shorten(group[0].name if len(group) == 1 else word)
+
+
+def _cost_axis(axes: Axes, bit_ops: Sequence[float]) -> None:
+    """A tick at 1, 2 and 5 of each decade; twice of margin holds one at least."""
+    low, high = min(bit_ops) / 2, max(bit_ops) * 2
+    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    ticks = [step * 10.0**decade for decade in decades for step in (1, 2, 5)]
+    axes.set_xscale("log")
+    axes.set_xticks([tick / 1e9 for tick in ticks if low <= tick <= high])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(_plain_decimal))
+    axes.set_xlim(low / 1e9, high / 1e9)
+    axes.set_xlabel("cost (GBOPs, logarithmic)", fontsize=9)
+
+
+def _plain_decimal(value: float, position: int | None = None) -> str:
+    """One digit that counts: ticks lie at 1, 2 and 5."""
+    return np.format_float_positional(value, precision=1, fractional=False, trim="-")
+
+
+def plot_attribution(attribution: AttributionMaps) -> Figure:
+    """Draws images above the attribution maps of teacher and students.
+
+    Args:
+        attribution: images and maps; the first eight are drawn. Each map is scaled to
+            its own largest value, and the rank distance to the teacher stands below.
+
+    Returns:
+        the figure: a column an image, a row a network.
+    """
+    count = min(len(attribution.images), MOST_IMAGES)
+    names = ["image", *attribution.maps]
+    tall = min(attribution.images.shape[1] / attribution.images.shape[2], 3)
+    height = 0.3 + (0.22 + 0.9 * tall) * len(names)
+    figure = Figure(figsize=(8, height), layout="constrained")
+    # As many columns as at most, so that two images are not drawn huge.
+    grid = figure.subplots(len(names), MOST_IMAGES, squeeze=False)
+    for axes in grid.ravel():
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+    for axes, name in zip(grid[:, 0], names, strict=True):
+        axes.set_ylabel(_row_name(name, attribution.rank_distances), fontsize=8)
+    for column in range(count):
+        _attribution_column(list(grid[:, column]), attribution, column)
+    return figure
+
+
+def _row_name(name: str, distances: Mapping[str, np.ndarray]) -> str:
+    mean = f"\nmean {np.mean(distances[name]):.3f}" if name in distances else ""
+    return _shorten(name) + mean
+
+
+def _attribution_column(
+    column: Sequence[Axes], attribution: AttributionMaps, index: int
+) -> None:
+    image = attribution.images[index]
+    image = image[..., 0] if image.shape[-1] == 1 else image
+    column[0].imshow(image, cmap="gray", vmin=0, vmax=255)
+    column[0].set_title(f"label {attribution.labels[index]}", fontsize=8)
+    extent = (0, image.shape[1], image.shape[0], 0)
+    for axes, (name, maps) in zip(column[1:], attribution.maps.items(), strict=True):
+        axes.imshow(
+            maps[index], "cividis", vmin=0, extent=extent, interpolation="bilinear"
+        )
+        if name in attribution.rank_distances:
+            distance = attribution.rank_distances[name][index]
+            axes.set_xlabel(f"{distance:.3f}", fontsize=8, labelpad=2)

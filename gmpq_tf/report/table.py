@@ -1,0 +1,107 @@
+"""The result table, as text and as cells."""
+
+import math
+import textwrap
+from collections.abc import Iterable, Sequence
+
+from gmpq_tf.report.read import ResultRow
+
+HEADER = ("model", "accuracy", "GBOPs", "weights", "file", ".tflite", "agreement")
+NAME_WIDTH = 26  # leaves a row within 88 columns; longer names go on below
+
+
+def format_percent(fraction: float | None) -> str:
+    """Prints a share.
+
+    Args:
+        fraction: 0..1, or None.
+
+    Returns:
+        such as "98.06 %", or "-".
+    """
+    return "-" if fraction is None else f"{100 * fraction:.2f} %"
+
+
+def format_bytes(count: float | None) -> str:
+    """Prints a size (kB = 1e3, MB = 1e6 bytes).
+
+    Args:
+        count: bytes, or None.
+
+    Returns:
+        such as "98.5 kB", or "-".
+    """
+    if count is None:
+        return "-"
+    if count < 1e3:
+        return f"{count:.0f} B"
+    # 999,950 bytes and more would print as 1000.0 kB.
+    return f"{count / 1e3:.1f} kB" if count < 999_950 else f"{count / 1e6:.2f} MB"
+
+
+def giga_decimals(counts: Iterable[float]) -> int:
+    """Decimals that show the least of some counts, in units of 1e9, to three digits.
+
+    Args:
+        counts: positive numbers.
+
+    Returns:
+        number of decimals, 0..6.
+    """
+    least = min(counts) / 1e9
+    return min(max(2 - math.floor(math.log10(least)), 0), 6)
+
+
+def table_cells(rows: Sequence[ResultRow]) -> list[tuple[str, ...]]:
+    """Prints every value of a table.
+
+    Args:
+        rows: the results, at least one.
+
+    Returns:
+        the header and one tuple of texts for each row.
+    """
+    decimals = giga_decimals(row.bit_ops for row in rows)
+    body = [
+        (
+            row.name,
+            format_percent(row.accuracy),
+            f"{row.bit_ops / 1e9:.{decimals}f}",
+            format_bytes(row.weight_bytes),
+            format_bytes(row.file_bytes),
+            format_percent(row.tflite_accuracy),
+            format_percent(row.agreement),
+        )
+        for row in rows
+    ]
+    return [HEADER, *body]
+
+
+def format_table(rows: Sequence[ResultRow]) -> str:
+    """Prints results as an aligned table for a terminal of 88 columns.
+
+    Args:
+        rows: the results, at least one.
+
+    Returns:
+        lines of text: a header, a rule, the rows. `accuracy` is the Keras model's,
+        `.tflite` the shipped file's, `agreement` the share of equal predictions.
+    """
+    cells = table_cells(rows)
+    names = [textwrap.wrap(row[0], NAME_WIDTH) for row in cells]
+    name_width = max(len(part) for parts in names for part in parts)
+    widths = [max(map(len, column)) for column in list(zip(*cells, strict=True))[1:]]
+    lines = [
+        line
+        for parts, row in zip(names, cells, strict=True)
+        for line in _lines(parts, row[1:], name_width, widths)
+    ]
+    rule = "  ".join("-" * width for width in (name_width, *widths))
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def _lines(
+    parts: Sequence[str], values: Sequence[str], name_width: int, widths: Sequence[int]
+) -> list[str]:
+    padded = [value.rjust(width) for value, width in zip(values, widths, strict=True)]
+    return ["  ".join([parts[0].ljust(name_width), *padded]), *parts[1:]]

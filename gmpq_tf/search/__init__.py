@@ -1,0 +1,17 @@
+"""Differentiable bit-width search."""
+
+from gmpq_tf.search.budget import BudgetError, most_probable_bits
+from gmpq_tf.search.callbacks import ImportanceLearningRateScheduler, StopOnDivergence
+from gmpq_tf.search.config import RiskConfig
+from gmpq_tf.search.errors import DivergenceError
+from gmpq_tf.search.policy_search import PolicySearch
+
+__all__ = [
+    "BudgetError",
+    "DivergenceError",
+    "ImportanceLearningRateScheduler",
+    "PolicySearch",
+    "RiskConfig",
+    "StopOnDivergence",
+    "most_probable_bits",
+]

@@ -1,0 +1,145 @@
+"""Complexity budgets: how zeta follows one, and the most probable policy within one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+
+import numpy as np
+import tensorflow as tf
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from gmpq_tf.cost import FULL_PRECISION_BITS, bit_ops
+
+SLACK = 0.03  # a policy lands within this fraction below its budget
+Candidates = Mapping[str, tuple[Sequence[int], Sequence[int]]]
+
+
+class BudgetError(ValueError):
+    """A budget that no policy of the space can meet."""
+
+
+def resolve_budget(
+    budget: float, macs: Mapping[str, int], candidates: Candidates
+) -> float:
+    """Return a budget in bit operations, or refuse it with the reachable range.
+
+    Args:
+        budget: up to 1 a fraction of full precision, above 1 a count.
+        macs: multiply-adds of each layer.
+        candidates: (weight bits, activation bits) each layer may take.
+
+    Raises:
+        BudgetError: every policy of the space costs more.
+    """
+    full = sum(
+        bit_ops(m, FULL_PRECISION_BITS, FULL_PRECISION_BITS) for m in macs.values()
+    )
+    count = budget * full if budget <= 1 else float(budget)
+    low = sum(bit_ops(m, *map(min, candidates[n])) for n, m in macs.items())
+    high = sum(bit_ops(m, *map(max, candidates[n])) for n, m in macs.items())
+    if count < low:
+        raise BudgetError(
+            "No policy of the space meets the budget. "
+            f"Received: bit_ops_budget={budget!r}, which is {count / 1e9:.4g} GBOPs. "
+            f"The space reaches {low / 1e9:.4g} to {high / 1e9:.4g} GBOPs (fractions "
+            f"{low / full:.4g} to {high / full:.4g} of full precision): raise the "
+            "budget, allow fewer bits, or pin fewer layers."
+        )
+    return count
+
+
+def adapted_zeta(
+    zeta: tf.Tensor, expected: tf.Tensor, budget: float, gain: float = 0.02
+) -> tf.Tensor:
+    """`zeta (E[BOPs] / budget)^gain`, kept within 1e-3 and 1e6.
+
+    A multiplicative dual ascent: above the budget complexity gets dearer at every
+    step, below it cheaper, so that the user need not tune zeta.
+    """
+    ratio = expected / tf.cast(budget, expected.dtype)
+    return tf.clip_by_value(zeta * tf.pow(ratio, gain), 1e-3, 1e6)
+
+
+def most_probable_bits(
+    probabilities: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    candidates: Candidates,
+    macs: Mapping[str, int],
+    budget: float | None = None,
+) -> dict[str, tuple[int, int]]:
+    """The policy of highest probability under the importances, within a budget.
+
+    Maximizes `sum_k log pi_w[k] + log pi_a[k]`; without a budget that is the branch
+    with the largest importance in each layer (section 3.3). With one, the bit
+    operations must lie in `[(1 - SLACK) budget, budget]`, or as near below the budget
+    as the space allows: a multiple-choice knapsack, solved exactly.
+
+    Args:
+        probabilities: (pi_w, pi_a) of each layer.
+        candidates: bit-widths those belong to.
+        macs: multiply-adds of each layer.
+        budget: bit operations, or None.
+
+    Returns:
+        Layer name -> (weight bits, activation bits).
+    """
+    choices = {
+        name: [
+            ((w, a), float(np.log(pw + 1e-30) + np.log(pa + 1e-30)))
+            for (w, pw), (a, pa) in product(
+                zip(bits[0], probabilities[name][0], strict=True),
+                zip(bits[1], probabilities[name][1], strict=True),
+            )
+        ]
+        for name, bits in candidates.items()
+    }
+    if budget is None:
+        return {n: max(pairs, key=lambda c: c[1])[0] for n, pairs in choices.items()}
+    return _knapsack(choices, macs, budget)
+
+
+def _knapsack(
+    choices: Mapping[str, list[tuple[tuple[int, int], float]]],
+    macs: Mapping[str, int],
+    budget: float,
+) -> dict[str, tuple[int, int]]:
+    rows = [(n, pair, value) for n, pairs in choices.items() for pair, value in pairs]
+    costs = np.array([bit_ops(macs[n], *pair) / budget for n, pair, _ in rows])
+    values = np.array([value for _, _, value in rows])
+    names = list(choices)
+    one_each = np.array([[float(n == name) for n, _, _ in rows] for name in names])
+    chosen = _solve(values, costs, one_each, 1 - SLACK)
+    if chosen is None:  # the space has no policy that near: take the nearest below
+        nearest = _solve(costs, costs, one_each, 0.0)
+        if nearest is None:
+            raise BudgetError(
+                "No policy meets the budget. "
+                f"Received: budget={budget / 1e9:.4g} GBOPs."
+            )
+        chosen = _solve(
+            values, costs, one_each, float(costs[nearest].sum()) * (1 - SLACK)
+        )
+    return {rows[i][0]: rows[i][1] for i in np.flatnonzero(chosen)}
+
+
+def _solve(
+    values: np.ndarray, costs: np.ndarray, one_each: np.ndarray, low: float
+) -> np.ndarray | None:
+    """Mask of the best choices with total cost in [low, 1]; None without any."""
+    for high in (1.0, 1.0 - 1e-5):  # the solver may overstep a limit by about 1e-6
+        result = milp(
+            -values,
+            constraints=[
+                LinearConstraint(costs[None], low, high),
+                LinearConstraint(one_each, 1, 1),
+            ],
+            integrality=np.ones(len(values)),
+            bounds=Bounds(0, 1),
+            options={"time_limit": 60.0, "mip_rel_gap": 1e-6},
+        )
+        if result.x is None:
+            return None
+        chosen = np.round(result.x).astype(bool)
+        if costs[chosen].sum() <= 1 + 1e-12:
+            return chosen
+    return None

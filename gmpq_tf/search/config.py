@@ -1,0 +1,78 @@
+"""Options of the overall risk, validated on construction."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+ATTRIBUTION_CLASSES = ("label", "predicted")
+MAP_SIZES = ("input", "native")
+
+
+@dataclass(frozen=True)
+class RiskConfig:
+    """The overall risk `R_E + zeta R_C + eta R_G` (eq. 6) and its parts.
+
+    Args:
+        zeta: weight of the complexity risk; with a budget, where it starts.
+        eta: weight of the generalization risk; 0 searches by EdMIPS, without a teacher.
+        bit_ops_budget: bit operations the policy may cost: up to 1 a fraction of full
+            precision (32 x 32 bits), above 1 a count. None: zeta stays as given.
+        p: exponent of the teacher's map; None: the capacity-aware p of eq. 8.
+        top_k: pixels of the teacher's map that count, the highest first.
+        attribution_class: class whose score is attributed: "label", or "predicted" as
+            in the official code.
+        map_size: compare maps at the resolution of the "input" or of the feature map
+            ("native").
+        weight_capacity: Q_w0 of eq. 8, in bits.
+        activation_capacity: Q_a0 of eq. 8, in bits.
+        feature_layer: layer whose output is attributed; None: the last feature map
+            with more than one pixel that the whole model passes through.
+    """
+
+    zeta: float = 50.0
+    eta: float = 100.0
+    bit_ops_budget: float | None = None
+    p: float | None = None
+    top_k: int = 1000
+    attribution_class: str = "label"
+    map_size: str = "input"
+    weight_capacity: float = 4.0
+    activation_capacity: float = 6.0
+    feature_layer: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_range("zeta", self.zeta, 0.0)
+        _check_range("eta", self.eta, 0.0)
+        if self.bit_ops_budget is not None:
+            _check_range("bit_ops_budget", self.bit_ops_budget, 0.0, exclusive=True)
+        if self.p is not None:
+            _check_range("p", self.p, 0.0, exclusive=True)
+        _check_range("top_k", self.top_k, 1)
+        _check_range("weight_capacity", self.weight_capacity, 0.0, exclusive=True)
+        _check_range(
+            "activation_capacity", self.activation_capacity, 0.0, exclusive=True
+        )
+        _check_choice("attribution_class", self.attribution_class, ATTRIBUTION_CLASSES)
+        _check_choice("map_size", self.map_size, MAP_SIZES)
+
+
+def _check_range(name: str, value: float, low: float, exclusive: bool = False) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if (
+        not number
+        or not math.isfinite(value)
+        or value < low
+        or (exclusive and value == low)
+    ):
+        sign = ">" if exclusive else ">="
+        raise ValueError(
+            f"{name} must be a finite number {sign} {low}. Received: {name}={value!r}."
+        )
+
+
+def _check_choice(name: str, value: str, valid: tuple[str, ...]) -> None:
+    if value not in valid:
+        raise ValueError(
+            f"{name} must be one of {', '.join(valid)}. Received: {name}={value!r}."
+        )

@@ -1,0 +1,395 @@
+"""GMPQ as a Keras model: `compile`, `fit`, `policy()`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from gmpq_tf.attribution import (
+    AttributionRankDistance,
+    capacity_exponent,
+    generalization_risk,
+    grad_cam,
+    labels_to_classes,
+    resize_maps,
+    split_head,
+)
+from gmpq_tf.cost import FULL_PRECISION_BITS, bit_ops
+from gmpq_tf.graph import layer_macs, read_graph
+from gmpq_tf.policy import BitwidthPolicy
+from gmpq_tf.search.budget import adapted_zeta, most_probable_bits, resolve_budget
+from gmpq_tf.search.config import RiskConfig
+from gmpq_tf.search.errors import DivergenceError
+from gmpq_tf.space import SearchSpace
+from gmpq_tf.transform import build_hypernet, calibrate
+from gmpq_tf.transform.calibrate import is_calibrated
+from gmpq_tf.transform.rewrite import clone_layer, copy_weights, rebuild
+
+CALIBRATION_IMAGES = 512
+
+
+@keras.saving.register_keras_serializable("gmpq_tf")
+class PolicySearch(keras.Model):
+    """Searches the bit-width of every layer's weights and activations.
+
+    Minimizes `R_E + zeta R_C + eta R_G` (eq. 6) over the hypernet's weights and branch
+    importances together: the task loss, the expected bit operations (eq. 7) as a
+    fraction of full precision, and the distance of the hypernet's attribution map from
+    the l_p-normalized one of the float model, which is frozen and in inference mode.
+
+        search = gmpq.PolicySearch(model, bit_ops_budget=0.0107)
+        search.compile("sgd", "sgd", loss=..., metrics=["accuracy"])
+        search.fit(dataset, epochs=25)
+        policy = search.policy()
+
+    Args:
+        model: built functional classifier, trained; it is not modified.
+        space: candidate bit-widths.
+        input_quantizer: a name in `INPUT_QUANTIZERS`; None: the default.
+        kernel_quantizer: a name in `KERNEL_QUANTIZERS`; None: the default.
+        name: of the Keras model.
+        **risk: fields of `RiskConfig`: zeta, eta, bit_ops_budget, p, top_k, ...; with
+            `bit_ops_budget` zeta adapts by itself, with `eta=0` this is EdMIPS.
+
+    Raises:
+        GraphError: not a functional classifier with a feature map to attribute.
+        BudgetError: no policy of the space meets the budget.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        space: SearchSpace | None = None,
+        input_quantizer: str | None = None,
+        kernel_quantizer: str | None = None,
+        name: str | None = None,
+        **risk: Any,
+    ) -> None:
+        super().__init__(name=name)
+        self.risk = RiskConfig(**risk)
+        self.space = space or SearchSpace()
+        methods = {
+            "input_quantizer": input_quantizer,
+            "kernel_quantizer": kernel_quantizer,
+        }
+        self.quantizers = {key: value for key, value in methods.items() if value}
+        self.macs = layer_macs(model)
+        self.candidates = self.space.candidates(model)
+        self.budget = None
+        if self.risk.bit_ops_budget is not None:
+            self.budget = resolve_budget(
+                self.risk.bit_ops_budget, self.macs, self.candidates
+            )
+        self.hypernet = build_hypernet(model, self.space, **self.quantizers)
+        self.teacher = frozen_copy(model)
+        if self.risk.eta:
+            # In namespaces, which Keras does not track: every layer is saved once.
+            self._student_parts = split_parts(self.hypernet, self.risk.feature_layer)
+            self._teacher_parts = split_parts(self.teacher, self.risk.feature_layer)
+        self.zeta = self.add_weight(
+            name="zeta",
+            shape=(),
+            initializer=keras.initializers.Constant(self.risk.zeta),
+            trainable=False,
+            dtype="float32",
+        )
+        self.risk_metrics = {
+            key: keras.metrics.Mean(name=key)
+            for key in (
+                "loss_total",
+                "task_risk",
+                "complexity_risk",
+                "generalization_risk",
+            )
+        }
+        self.rank_metric = AttributionRankDistance()
+        self.built = True
+
+    def compile(
+        self,
+        optimizer: Any = "sgd",
+        importance_optimizer: Any = "sgd",
+        loss: Any = None,
+        metrics: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Configure training, as `keras.Model.compile`.
+
+        Args:
+            optimizer: of the hypernet's weights and ranges.
+            importance_optimizer: of the branch importances.
+            loss: task loss of (labels, model output); labels sparse or one-hot.
+            metrics: of (labels, model output).
+            **kwargs: passed to `keras.Model.compile` (jit_compile, run_eagerly, ...).
+        """
+        super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
+        self.importance_optimizer = keras.optimizers.get(importance_optimizer)
+        self.optimizer.build(self.network_variables)
+        self.importance_optimizer.build(self.importance_variables)
+
+    @property
+    def importance_variables(self) -> list[keras.Variable]:
+        """The trainable importances of every searched layer."""
+        return [
+            variable
+            for layer in self.mixed_layers()
+            for variable in (layer.kernel_importance, layer.input_importance)
+            if variable.trainable
+        ]
+
+    @property
+    def network_variables(self) -> list[keras.Variable]:
+        """The hypernet's weights, ranges and steps: all that is not an importance."""
+        importances = {id(v) for v in self.importance_variables}
+        return [v for v in self.hypernet.trainable_variables if id(v) not in importances]
+
+    def mixed_layers(self) -> list[Any]:
+        """Layers of the hypernet that hold quantizers, in graph order."""
+        return [self.hypernet.get_layer(name) for name in self.macs]
+
+    def calibrate(self, dataset: Iterable, batches: int | None = None) -> None:
+        """Set every range of the hypernet from data; see `gmpq.calibrate`."""
+        calibrate(self.hypernet, dataset, batches)
+
+    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Search, as `keras.Model.fit`; ranges are calibrated first where they are not.
+
+        Calibration reads the first images of `x` (an array, tensor, `tf.data.Dataset`
+        or `keras.utils.PyDataset`; for other sources call `calibrate` before).
+        """
+        if not is_calibrated(self.hypernet):
+            self.calibrate(_first_images(x))
+        return super().fit(x, *args, **kwargs)
+
+    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """The hypernet's output."""
+        return self.hypernet(inputs, training=training)
+
+    def expected_bit_ops(self) -> tf.Tensor:
+        """Bit operations expected under the importances (eq. 7), a scalar."""
+        terms = [
+            bit_ops(float(self.macs[layer.name]), *layer.expected_bits())
+            for layer in self.mixed_layers()
+        ]
+        return tf.add_n(terms)
+
+    def full_bit_ops(self) -> float:
+        """Bit operations of the full-precision model."""
+        return float(bit_ops(sum(self.macs.values()), *[FULL_PRECISION_BITS] * 2))
+
+    def exponent(self) -> tf.Tensor:
+        """The exponent p of the target: fixed, or eq. 8."""
+        if self.risk.p is not None:
+            return tf.constant(self.risk.p, tf.float32)
+        bits = [layer.expected_bits() for layer in self.mixed_layers()]
+        return capacity_exponent(
+            bits, self.risk.weight_capacity, self.risk.activation_capacity
+        )
+
+    def train_step(self, data: Any) -> dict:
+        """One step on weights and importances together (section 4.1)."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        teacher_maps = self._teacher_maps(x, y)
+        network, importances = self.network_variables, self.importance_variables
+        with tf.GradientTape() as tape:
+            output, maps = self._forward(x, y)
+            task = self.compute_loss(
+                x=x, y=y, y_pred=output, sample_weight=sample_weight
+            )
+            expected = self.expected_bit_ops()
+            complexity = expected / self.full_bit_ops()
+            generalization = tf.zeros([])
+            if maps is not None:
+                generalization = generalization_risk(
+                    maps, teacher_maps, self.exponent(), self.risk.top_k
+                )
+            zeta = tf.convert_to_tensor(self.zeta)
+            total = task + zeta * complexity + self.risk.eta * generalization
+        gradients = tape.gradient(total, network + importances)
+        self.optimizer.apply(gradients[: len(network)], network)
+        self.importance_optimizer.apply(gradients[len(network) :], importances)
+        if self.budget is not None:
+            self.zeta.assign(adapted_zeta(zeta, expected, self.budget))
+        self._update_metrics(
+            x, y, output, sample_weight, (total, task, complexity, generalization)
+        )
+        if maps is not None:
+            self.rank_metric.update_state(teacher_maps, maps)
+        return self._logs(expected)
+
+    def _forward(self, x: Any, y: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
+        if not self.risk.eta:
+            return self.hypernet(x, training=True), None
+        parts = self._student_parts
+        feature = parts.backbone(x, training=True)
+        classes = self._classes(y, parts.head)
+        maps, (_, output) = grad_cam(parts.head, feature, classes, training=True)
+        return output, self._at_map_size(maps, x)
+
+    def _teacher_maps(self, x: Any, y: Any) -> tf.Tensor | None:
+        if not self.risk.eta:
+            return None
+        parts = self._teacher_parts
+        feature = parts.backbone(x, training=False)
+        classes = self._classes(y, parts.head)
+        maps, _ = grad_cam(parts.head, feature, classes, training=False)
+        return tf.stop_gradient(self._at_map_size(maps, x))
+
+    def _classes(self, y: Any, head: keras.Model) -> tf.Tensor | None:
+        if self.risk.attribution_class == "predicted":
+            return None
+        return labels_to_classes(y, head.outputs[0].shape[-1])
+
+    def _at_map_size(self, maps: tf.Tensor, x: Any) -> tf.Tensor:
+        if self.risk.map_size == "native":
+            return maps
+        return resize_maps(maps, *keras.tree.flatten(x)[0].shape[1:3])
+
+    def _update_metrics(
+        self, x: Any, y: Any, output: tf.Tensor, sample_weight: Any, risks: tuple
+    ) -> None:
+        for metric, value in zip(self.risk_metrics.values(), risks, strict=True):
+            metric.update_state(value)
+        self.compute_metrics(x, y, output, sample_weight)
+
+    def _logs(self, expected: tf.Tensor) -> dict:
+        logs = self.get_metrics_result()
+        logs["loss"] = self.risk_metrics["loss_total"].result()
+        logs.pop("loss_total", None)
+        if not self.risk.eta:
+            logs.pop("rank_distance", None)
+        logs["expected_bit_ops"] = expected
+        logs["p"] = self.exponent()
+        logs["zeta"] = tf.convert_to_tensor(self.zeta)
+        return logs
+
+    def test_step(self, data: Any) -> dict:
+        """Task loss and metrics of the hypernet."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        output = self.hypernet(x, training=False)
+        task = self.compute_loss(
+            x=x, y=y, y_pred=output, sample_weight=sample_weight, training=False
+        )
+        self.risk_metrics["task_risk"].update_state(task)
+        logs = self.compute_metrics(x, y, output, sample_weight)
+        kept = {k: v for k, v in logs.items() if k not in NOT_EVALUATED}
+        return {**kept, "loss": self.risk_metrics["task_risk"].result()}
+
+    def importances(self) -> dict:
+        """Candidate bits and branch probabilities of each layer, as plain JSON."""
+        layers = {}
+        for layer in self.mixed_layers():
+            weights, inputs = (np.asarray(p) for p in layer.branch_probabilities())
+            layers[layer.name] = {
+                "weight_bits": list(layer.weight_bits),
+                "weight_probabilities": [float(p) for p in weights],
+                "activation_bits": list(layer.activation_bits),
+                "activation_probabilities": [float(p) for p in inputs],
+            }
+        return {"layers": layers}
+
+    def policy(self, made_by: Mapping[str, Any] | None = None) -> BitwidthPolicy:
+        """The policy of the largest importances (section 3.3), within the budget.
+
+        With a budget it is the most probable policy whose cost lies within 3 % below
+        it, or as near below it as the space allows.
+
+        Args:
+            made_by: provenance to record; strategy and options are added.
+
+        Raises:
+            DivergenceError: an importance is not finite.
+        """
+        probabilities = {
+            layer.name: tuple(np.asarray(p) for p in layer.branch_probabilities())
+            for layer in self.mixed_layers()
+        }
+        for name, pair in probabilities.items():
+            if not all(np.isfinite(p).all() for p in pair):
+                raise DivergenceError(
+                    "A policy needs finite importances. "
+                    f"Received: layer={name!r} with probabilities {pair}. Search again "
+                    "with smaller learning rates."
+                )
+        bits = most_probable_bits(
+            probabilities, self.candidates, self.macs, self.budget
+        )
+        strategy = "gmpq" if self.risk.eta else "edmips"
+        config = {**vars(self.risk), "space": self.space.to_config()}
+        return BitwidthPolicy(
+            self.teacher.name,
+            bits,
+            {"strategy": strategy, "config": config, **(made_by or {})},
+        )
+
+    def get_config(self) -> dict:
+        """Configuration, with the float model's architecture."""
+        return {
+            "name": self.name,
+            "model": keras.saving.serialize_keras_object(self.teacher),
+            "space": self.space.to_config(),
+            **self.quantizers,
+            **vars(self.risk),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict, custom_objects: Any = None) -> PolicySearch:
+        """Rebuild from `get_config`; weights are loaded after."""
+        config = dict(config)
+        model = keras.saving.deserialize_keras_object(
+            config.pop("model"), custom_objects=custom_objects
+        )
+        space = SearchSpace.from_config(config.pop("space"))
+        return cls(model, space, **config)
+
+
+NOT_EVALUATED = (
+    "loss_total",
+    "task_risk",
+    "complexity_risk",
+    "generalization_risk",
+    "rank_distance",
+)
+
+
+def frozen_copy(model: keras.Model) -> keras.Model:
+    """A copy of a functional model, nested models inlined, that does not train."""
+    graph = read_graph(model)
+    copy = rebuild(graph, model.name, clone_layer)
+    copy_weights(graph, copy)
+    copy.trainable = False
+    return copy
+
+
+def split_parts(model: keras.Model, feature_layer: str | None) -> SimpleNamespace:
+    """`split_head` as a namespace with `backbone` and `head`."""
+    backbone, head = split_head(model, feature_layer)
+    return SimpleNamespace(backbone=backbone, head=head)
+
+
+def _first_images(x: Any) -> list:
+    """The first images of what `fit` takes, without using up an iterator."""
+    if isinstance(x, tf.data.Dataset):
+        batches, count = [], 0
+        for batch in x:
+            images = batch[0] if isinstance(batch, (tuple, list)) else batch
+            batches.append(images)
+            count += len(keras.tree.flatten(images)[0])
+            if count >= CALIBRATION_IMAGES:
+                break
+        return batches
+    if isinstance(x, keras.utils.PyDataset):
+        return [x[0][0]]
+    leaves = keras.tree.flatten(x)
+    if leaves and all(hasattr(leaf, "shape") for leaf in leaves):
+        return [keras.tree.map_structure(lambda a: a[:CALIBRATION_IMAGES], x)]
+    raise ValueError(
+        "Ranges must be calibrated before the search. "
+        f"Received: x={type(x).__name__}, which would be used up by looking at it. "
+        "Call search.calibrate(batches) first, or pass arrays or a tf.data.Dataset."
+    )

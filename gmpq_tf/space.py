@@ -1,0 +1,129 @@
+"""The search space: which bit-widths each layer may choose from."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gmpq_tf.graph import searchable_names
+from gmpq_tf.policy import LayerBits, PolicyError, check_bits, check_pinned
+
+Candidates = dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """The bit-widths a search chooses from.
+
+    Args:
+        weight_bits: candidates of every kernel, each 2 to 8, none twice; kept sorted.
+        activation_bits: candidates of every layer's input, likewise.
+        pinned: layer name -> (weight_bits, activation_bits) of layers that are not
+            searched; None pins the first and last searchable layer at (8, 8), {} pins
+            none.
+
+    Raises:
+        PolicyError: no candidate, one twice, or one outside 2 to 8.
+    """
+
+    weight_bits: tuple[int, ...] = (2, 3, 4)
+    activation_bits: tuple[int, ...] = (2, 3, 4)
+    pinned: Mapping[str, tuple[int, int]] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("weight_bits", "activation_bits"):
+            bits = _checked_candidates(name, getattr(self, name))
+            object.__setattr__(self, name, bits)
+        object.__setattr__(self, "pinned", _checked_pinned(self.pinned))
+
+    def __hash__(self) -> int:
+        pinned = None if self.pinned is None else frozenset(self.pinned.items())
+        return hash((self.weight_bits, self.activation_bits, pinned))
+
+    def candidates(self, model_or_names: Any) -> Candidates:
+        """Returns what each searchable layer may choose from.
+
+        Args:
+            model_or_names: a built functional Keras model, or the names of its
+                searchable layers in graph order.
+
+        Returns:
+            Layer name -> (candidate weight bits, candidate activation bits), ascending,
+            in graph order; a pinned layer has one of each.
+
+        Raises:
+            PolicyError: a pinned layer is not in the model.
+        """
+        names = _layer_names(model_or_names)
+        pinned = check_pinned(names, self.pinned)
+        free = (self.weight_bits, self.activation_bits)
+        return {
+            name: ((pinned[name][0],), (pinned[name][1],)) if name in pinned else free
+            for name in names
+        }
+
+    def to_config(self) -> dict[str, Any]:
+        """Returns the space as plain JSON values, for `from_config`."""
+        pinned = self.pinned
+        return {
+            "weight_bits": list(self.weight_bits),
+            "activation_bits": list(self.activation_bits),
+            "pinned": pinned and {name: list(bits) for name, bits in pinned.items()},
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "SearchSpace":
+        """Returns the space that `to_config` described.
+
+        Args:
+            config: the keys `weight_bits`, `activation_bits`, `pinned`.
+
+        Returns:
+            An equal space.
+        """
+        return cls(**config)
+
+
+def _checked_candidates(name: str, bits: Any) -> tuple[int, ...]:
+    if isinstance(bits, str) or not isinstance(bits, Iterable):
+        raise PolicyError(
+            "Candidate bits must be a sequence of whole numbers. "
+            f"Received: {name}={bits!r}. Pass for example (2, 3, 4)."
+        )
+    checked = [check_bits(name, each) for each in bits]
+    if not checked or len(set(checked)) < len(checked):
+        raise PolicyError(
+            "Candidate bits must be at least one and none twice. "
+            f"Received: {name}={bits!r}. Pass for example (2, 3, 4)."
+        )
+    return tuple(sorted(checked))
+
+
+def _checked_pinned(pinned: Any) -> dict[str, tuple[int, int]] | None:
+    if pinned is None:
+        return None
+    if not isinstance(pinned, Mapping):
+        raise PolicyError(
+            "Pinned layers must be a mapping or None. "
+            f"Received: pinned={pinned!r}. "
+            "Pass {name: (weight_bits, activation_bits)}."
+        )
+    return {name: _checked_pair(name, bits) for name, bits in pinned.items()}
+
+
+def _checked_pair(name: str, bits: Any) -> tuple[int, int]:
+    if isinstance(bits, LayerBits):
+        return bits.weight_bits, bits.activation_bits
+    if not isinstance(bits, (tuple, list)) or len(bits) != 2:
+        raise PolicyError(
+            "A pinned layer must have a pair of whole numbers. "
+            f"Received: pinned[{name!r}]={bits!r}. "
+            "Pass (weight_bits, activation_bits)."
+        )
+    weight_bits, activation_bits = (check_bits(f"pinned[{name!r}]", b) for b in bits)
+    return weight_bits, activation_bits
+
+
+def _layer_names(model_or_names: Any) -> list[str]:
+    if hasattr(model_or_names, "layers"):
+        return searchable_names(model_or_names)
+    return list(model_or_names)

@@ -1,0 +1,7 @@
+"""Rewrite functional Keras models: hypernets to search, quantized models to ship."""
+
+from gmpq_tf.transform.calibrate import calibrate
+from gmpq_tf.transform.hypernet import build_hypernet
+from gmpq_tf.transform.quantize import quantize_model
+
+__all__ = ["build_hypernet", "calibrate", "quantize_model"]

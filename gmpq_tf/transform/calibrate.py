@@ -1,0 +1,158 @@
+"""One pass over data sets the range of every activation quantizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import keras
+import numpy as np
+
+from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
+from gmpq_tf.quantizers.grid import code_limit
+
+SAMPLES_PER_BATCH = 16_384
+FRACTIONS = np.geomspace(0.02, 1.0, 60)
+
+
+class CalibrationError(ValueError):
+    """The ranges could not be set from the data given."""
+
+
+class Observer:
+    """Collects the extremes and a seeded sample of the values a quantizer sees."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = np.random.default_rng(seed)
+        self.samples: list[np.ndarray] = []
+        self.low, self.high = np.inf, -np.inf
+
+    def __call__(self, values: np.ndarray) -> None:
+        """Record one batch."""
+        flat = np.asarray(values, "float32").ravel()
+        self.low = min(self.low, float(flat.min()))
+        self.high = max(self.high, float(flat.max()))
+        picks = self.random.integers(0, flat.size, min(flat.size, SAMPLES_PER_BATCH))
+        self.samples.append(flat[picks])
+
+    @property
+    def sample(self) -> np.ndarray:
+        """The values sampled so far, and both extremes."""
+        return np.concatenate([*self.samples, [self.low, self.high]]).astype("float32")
+
+
+def calibrate(
+    model: keras.Model, dataset: Iterable, batches: int | None = None, seed: int = 0
+) -> None:
+    """Set the range of every activation quantizer from data, in one pass.
+
+    Runs the model in inference mode with quantizers off, and gives each grid the step
+    of least squared error on the values seen: 8-bit model inputs get exactly the
+    smallest and largest value, power-of-two grids the best power of two.
+
+    Args:
+        model: from `quantize_model` or `build_hypernet`; its ranges are changed.
+        dataset: batches of inputs, or of (inputs, labels, ...), floats as the model
+            takes them. A few hundred images are enough.
+        batches: how many batches to use; None: all.
+        seed: of the sample of values kept.
+
+    Raises:
+        CalibrationError: no batch, a value that is not finite, or a model without
+            quantizers.
+    """
+    quantizers = input_quantizers(model)
+    if not quantizers:
+        raise CalibrationError(
+            "The model must hold quantizers. "
+            f"Received: model={model.name!r}, which has none. "
+            "Pass what quantize_model or build_hypernet returned."
+        )
+    with _observing(model, quantizers, seed) as observers:
+        for number, batch in enumerate(dataset):
+            if batches is not None and number >= batches:
+                break
+            inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
+            model(inputs, training=False)
+    for quantizer, observer in zip(quantizers, observers, strict=True):
+        _check_observed(quantizer, observer)
+        for branch in range(len(quantizer.bits)):
+            step, zero = best_grid(observer, quantizer, branch)
+            quantizer.set_branch(branch, step, zero)
+
+
+def input_quantizers(model: keras.Model) -> list[InputQuantizer]:
+    """Every activation quantizer of a model: inside layers, and on tensors."""
+    own = [getattr(layer, "input_quantizer", layer) for layer in model.layers]
+    return [q for q in own if isinstance(q, InputQuantizer)]
+
+
+def is_calibrated(model: keras.Model) -> bool:
+    """Whether every activation quantizer of the model has been calibrated."""
+    return all(float(q.calibrated) > 0 for q in input_quantizers(model))
+
+
+def best_grid(
+    observer: Observer, quantizer: InputQuantizer, branch: int
+) -> tuple[float, int]:
+    """Step, and code of the zero, of least squared error on the observed values."""
+    bits, signed = quantizer.bits[branch], quantizer.signed
+    limit = code_limit(bits, bool(signed))
+    low, high = min(observer.low, 0.0), max(observer.high, 0.0)
+    if signed is None:
+        step = max(high - low, 1e-6) / limit
+        if quantizer.power_of_two:
+            step = 2.0 ** np.ceil(np.log2(step))
+        return step, round(-low / step)
+    largest = max(high, -low if signed else 0.0, 1e-6)
+    steps = largest * FRACTIONS / limit
+    if quantizer.power_of_two:
+        steps = np.unique(2.0 ** np.round(np.log2(steps)))
+    lowest = -limit if signed else 0
+    errors = [_squared_error(observer.sample, s, lowest, limit) for s in steps]
+    return float(steps[int(np.argmin(errors))]), 0
+
+
+def _squared_error(values: np.ndarray, step: float, low: int, high: int) -> float:
+    codes = np.floor(np.clip(values / np.float32(step), low, high) + 0.5)
+    return float(np.mean(np.square(codes * np.float32(step) - values)))
+
+
+def _check_observed(quantizer: InputQuantizer, observer: Observer) -> None:
+    if not observer.samples:
+        raise CalibrationError(
+            "Calibration needs at least one batch that reaches every layer. "
+            f"Received: no values at {quantizer.path or quantizer.name!r}. "
+            "Pass a data set that is not empty."
+        )
+    if not np.isfinite([observer.low, observer.high]).all():
+        raise CalibrationError(
+            "Activations must be finite. "
+            f"Received: values from {observer.low} to {observer.high} at "
+            f"{quantizer.path or quantizer.name!r}. Check the images and the model's "
+            "weights for NaN and Inf."
+        )
+
+
+@contextmanager
+def _observing(
+    model: keras.Model, quantizers: list[InputQuantizer], seed: int
+) -> Iterator[list[Observer]]:
+    """Turn quantizers off and observers on, for a while."""
+    observers = [Observer(seed + number) for number in range(len(quantizers))]
+    kernels: list[KernelQuantizer] = [
+        layer.kernel_quantizer
+        for layer in model.layers
+        if getattr(layer, "kernel_quantizer", None) is not None
+    ]
+    try:
+        for quantizer, observer in zip(quantizers, observers, strict=True):
+            quantizer.observer = observer
+        for kernel_quantizer in kernels:
+            kernel_quantizer.enabled = False
+        yield observers
+    finally:
+        for quantizer in quantizers:
+            quantizer.observer = None
+        for kernel_quantizer in kernels:
+            kernel_quantizer.enabled = True

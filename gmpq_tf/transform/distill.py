@@ -1,0 +1,83 @@
+"""Fine-tune a quantized model under the guidance of the float one."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from gmpq_tf.transform.rewrite import logits_of
+
+
+@keras.saving.register_keras_serializable("gmpq_tf")
+class Distiller(keras.Model):
+    """Trains a student on labels and on its teacher's softened scores.
+
+    `loss = (1 - w) task + w T^2 KL(softmax(t / T) || softmax(s / T))` with the logits
+    `s` of the student and `t` of the teacher, which is frozen and in inference mode.
+
+    Args:
+        student: a classifier, e.g. from `quantize_model`; it is what gets trained, and
+            what to save afterwards. Logits or softmax outputs.
+        teacher: the float model of the same classes.
+        weight: `w`, 0 to 1.
+        temperature: `T > 0`.
+
+    Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015.
+    """
+
+    def __init__(
+        self,
+        student: keras.Model,
+        teacher: keras.Model,
+        weight: float = 0.5,
+        temperature: float = 2.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not 0 <= weight <= 1 or temperature <= 0:
+            raise ValueError(
+                "Distillation needs 0 <= weight <= 1 and temperature > 0. "
+                f"Received: weight={weight!r}, temperature={temperature!r}."
+            )
+        self.student = student
+        self.weight, self.temperature = float(weight), float(temperature)
+        both = keras.Model(student.inputs, [student.output, logits_of(student)])
+        teacher_logits = keras.Model(teacher.inputs, logits_of(teacher))
+        # In a namespace, which Keras does not track: backups hold the student alone.
+        self._frozen = SimpleNamespace(both=both, teacher=teacher_logits)
+
+    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """The student's output."""
+        return self.student(inputs, training=training)
+
+    def train_step(self, data: Any) -> dict:
+        """One step of the optimizer on the student's weights."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        targets = self._frozen.teacher(x, training=False) / self.temperature
+        with tf.GradientTape() as tape:
+            outputs, logits = self._frozen.both(x, training=True)
+            task = self.compute_loss(
+                x=x, y=y, y_pred=outputs, sample_weight=sample_weight
+            )
+            gap = soft_cross_entropy(targets, logits / self.temperature)
+            loss = (1 - self.weight) * task + self.weight * self.temperature**2 * gap
+        variables = self.student.trainable_variables
+        self.optimizer.apply_gradients(
+            zip(tape.gradient(loss, variables), variables, strict=True)
+        )
+        for metric in self.metrics:
+            if metric.name == "loss":
+                metric.update_state(loss)
+            else:
+                metric.update_state(y, outputs, sample_weight=sample_weight)
+        return self.get_metrics_result()
+
+
+def soft_cross_entropy(target_logits: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Mean over the batch of `KL(softmax(target_logits) || softmax(logits))`."""
+    log_targets = tf.nn.log_softmax(target_logits)
+    gap = log_targets - tf.nn.log_softmax(logits)
+    return tf.reduce_mean(tf.reduce_sum(tf.exp(log_targets) * gap, axis=-1))

@@ -1,0 +1,122 @@
+"""Functional model -> hypernet: every searchable layer holds several bit-widths."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from gmpq_tf.graph import Call, is_searchable, read_graph
+from gmpq_tf.layers import MIXED_LAYERS
+from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
+from gmpq_tf.quantizers.input_quantizer import DEFAULT_INPUT_QUANTIZER
+from gmpq_tf.quantizers.kernel_quantizer import DEFAULT_KERNEL_QUANTIZER
+from gmpq_tf.space import SearchSpace
+from gmpq_tf.transform.placement import input_signs
+from gmpq_tf.transform.rewrite import (
+    clone_layer,
+    copy_weights,
+    rebuild,
+    split_activations,
+)
+
+HIDDEN_KERNELS = frozenset(
+    "Conv1D Conv3D Conv1DTranspose Conv2DTranspose Conv3DTranspose SeparableConv1D "
+    "SeparableConv2D DepthwiseConv1D EinsumDense MultiHeadAttention LSTM GRU SimpleRNN "
+    "Embedding Bilinear".split()
+)
+
+
+def build_hypernet(
+    model: keras.Model,
+    space: SearchSpace | None = None,
+    input_quantizer: str = DEFAULT_INPUT_QUANTIZER,
+    kernel_quantizer: str = DEFAULT_KERNEL_QUANTIZER,
+) -> keras.Model:
+    """Build the hypernet of section 3.3 from any functional Keras model.
+
+    Each Conv2D, DepthwiseConv2D and Dense becomes its Mixed layer (eq. 5); weights are
+    copied, layer names kept, nested models inlined, the input model left as it is.
+
+    Args:
+        model: a built functional or Sequential model, channels last.
+        space: candidate bit-widths; the default is 2-4 with the first and last layer
+            at 8 bits.
+        input_quantizer: a name in `INPUT_QUANTIZERS`.
+        kernel_quantizer: a name in `KERNEL_QUANTIZERS`.
+
+    Returns:
+        A functional model. Call `gmpq.calibrate` on it before use (`PolicySearch.fit`
+        does).
+
+    Raises:
+        GraphError: a subclassed or unbuilt model, or a layer that cannot be rebuilt.
+        PolicyError: the space names a layer that the model lacks.
+    """
+    graph = split_activations(read_graph(model))
+    candidates = (space or SearchSpace()).candidates(model)
+    signs = input_signs(graph)
+    warn_unquantized(graph.calls)
+
+    def make_layer(call: Call) -> Any:
+        if not is_searchable(call.layer):
+            return clone_layer(call)
+        weight_bits, activation_bits = candidates[call.name]
+        quantizer = InputQuantizer(
+            activation_bits, signs[call.name], input_quantizer, name="input_quantizer"
+        )
+        return make_quantized(
+            MIXED_LAYERS, call, quantizer, weight_bits, kernel_quantizer
+        )
+
+    hypernet = rebuild(graph, model.name, make_layer)
+    copy_weights(graph, hypernet)
+    fit_kernel_steps(hypernet)
+    return hypernet
+
+
+def make_quantized(
+    classes: Mapping[str, Any],
+    call: Call,
+    input_quantizer: InputQuantizer,
+    weight_bits: tuple[int, ...] | int,
+    method: str,
+) -> Any:
+    """A Mixed* or Quant* layer configured as the call's stock layer."""
+    cls = classes[call.kind]
+    config = dict(call.layer.get_config(), name=call.name)
+    if config["activation"] not in ("linear", "relu", "relu6"):
+        config["activation"] = "linear"  # `split_activations` made it a call
+    config["input_quantizer"] = input_quantizer
+    config["kernel_quantizer"] = KernelQuantizer(
+        weight_bits, method, cls.shared_axes, name="kernel_quantizer"
+    )
+    return cls.from_config(config)
+
+
+def fit_kernel_steps(model: keras.Model) -> None:
+    """Start every learned kernel step at the least squared error."""
+    for layer in model.layers:
+        quantizer = getattr(layer, "kernel_quantizer", None)
+        if quantizer is not None:
+            quantizer.fit_steps(layer.kernel)
+
+
+def warn_unquantized(calls: list[Call]) -> None:
+    """Name, in one warning, the layers with kernels that stay float."""
+    names = sorted(
+        {
+            f"{call.name} ({call.kind})"
+            for call in calls
+            if call.kind in HIDDEN_KERNELS
+            or (hasattr(call.layer, "kernel") and not is_searchable(call.layer))
+        }
+    )
+    if names:
+        warnings.warn(
+            "Only Conv2D, DepthwiseConv2D and Dense are quantized; these layers stay "
+            f"float: {', '.join(names)}",
+            stacklevel=3,
+        )

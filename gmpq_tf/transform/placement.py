@@ -1,0 +1,211 @@
+"""Where 8-bit quantizers must sit so that TFLite can store every tensor in int8."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gmpq_tf.graph import Call, Graph, is_searchable
+from gmpq_tf.transform.signedness import nonnegative_tensors
+
+# Operations that commute with quantization: they neither need nor lose a grid.
+TRANSPARENT = frozenset(
+    "MaxPooling2D GlobalMaxPooling2D Flatten Reshape Permute Dropout SpatialDropout2D "
+    "GaussianNoise GaussianDropout ActivityRegularization Identity ZeroPadding2D "
+    "Cropping2D".split()
+)
+# Activations that end a model: what follows them is read by people, not by kernels.
+FINAL = frozenset(["softmax", "sigmoid"])
+
+
+@dataclass(frozen=True)
+class Grid:
+    """An 8-bit grid shared by one or more tensors.
+
+    Args:
+        name: name of the `InputQuantizer` layer that makes it.
+        signed: None: calibration places the zero (a model input).
+        power_of_two: something re-quantizes the tensor, so the grids must nest.
+    """
+
+    name: str
+    signed: bool | None
+    power_of_two: bool
+
+
+@dataclass
+class Placement:
+    """What `quantize_model` adds to a graph.
+
+    Attributes:
+        on_output: tensor number -> grid its maker puts it on.
+        on_operand: call id -> grid its operands are put on (concatenation).
+        signed: layer name -> signedness of its own input quantizer.
+        nested: names of layers whose input is on an 8-bit grid already.
+    """
+
+    on_output: dict[int, Grid] = field(default_factory=dict)
+    on_operand: dict[int, Grid] = field(default_factory=dict)
+    signed: dict[str, bool | None] = field(default_factory=dict)
+    nested: set[str] = field(default_factory=set)
+
+
+def input_signs(graph: Graph) -> dict[str, bool | None]:
+    """Signedness of each searchable layer's input: True, False, None for model inputs.
+
+    A layer used several times is signed if one of its inputs may be negative.
+    """
+    nonnegative, raw = nonnegative_tensors(graph), _raw_inputs(graph)
+    signs: dict[str, bool | None] = {}
+    for call in graph.calls:
+        if is_searchable(call.layer):
+            sign = _sign(call.inputs[0], nonnegative, raw)
+            seen = signs.get(call.name, sign)
+            signs[call.name] = sign if seen == sign else True
+    return signs
+
+
+def place_quantizers(graph: Graph) -> Placement:
+    """Decide which tensors get an 8-bit grid of their own, and which nest.
+
+    A tensor needs one when TFLite stores it and no single searchable layer, whose own
+    input quantizer would do, is its only reader: operands and results of additions and
+    concatenations, inputs of average pools, tensors with several readers, outputs.
+    """
+    placement = Placement(signed=input_signs(graph))
+    nonnegative, raw = nonnegative_tensors(graph), _raw_inputs(graph)
+    producers, consumers = graph.producers(), graph.consumers()
+    grids: dict[int, Grid] = {}
+    for index in _tensors_in_order(graph):
+        producer, readers = producers.get(index), consumers[index]
+        source = grids.get(producer.inputs[0]) if producer and producer.inputs else None
+        if producer is not None and producer.kind == "Concatenate":
+            grids[index] = placement.on_operand[id(producer)]
+        elif producer is not None and producer.kind in TRANSPARENT and source:
+            grids[index] = source
+        elif producer is not None and is_local_pool(graph, producer) and source:
+            grids[index] = placement.on_output[index] = source
+        elif _is_stored(graph, index, producer, producers, readers):
+            sign = _sign(index, nonnegative, raw)
+            nests = any(_requantizes(c, consumers) for c in readers)
+            name = _grid_name(graph, index, producer)
+            grids[index] = placement.on_output[index] = Grid(name, sign, nests)
+        for call in readers:
+            if call.kind == "Concatenate" and id(call) not in placement.on_operand:
+                signed = not all(i in nonnegative for i in call.inputs)
+                placement.on_operand[id(call)] = Grid(
+                    f"{call.name}_quantizer", signed, True
+                )
+    placement.nested = {
+        call.name
+        for call in graph.calls
+        if is_searchable(call.layer) and call.inputs[0] in grids
+    }
+    return placement
+
+
+def is_fused(call: Call, reader: Call, producers: dict[int, Call]) -> bool:
+    """Whether TFLite computes `reader` inside the kernel of `call`.
+
+    BatchNormalization folds into the convolution before it; ReLU and ReLU6 into a
+    convolution (with or without BatchNormalization) or an addition.
+    """
+    if call.activation != "linear" and is_searchable(call.layer):
+        return False
+    if reader.kind == "BatchNormalization":
+        return is_searchable(call.layer)
+    if not is_fusable_relu(reader):
+        return False
+    if call.kind == "BatchNormalization":
+        before = producers.get(call.inputs[0])
+        return before is not None and is_fused(before, call, producers)
+    return is_searchable(call.layer) or call.kind == "Add"
+
+
+def is_fusable_relu(call: Call) -> bool:
+    """True for ReLU and ReLU6, as a layer, an `Activation` or a Keras operation."""
+    if call.kind == "ReLU":
+        layer = call.layer
+        plain = not layer.negative_slope and not layer.threshold
+        return plain and layer.max_value in (None, 6, 6.0)
+    if call.kind == "Activation":
+        return call.activation in ("relu", "relu6", "linear")
+    return call.kind in ("Relu", "Relu6")
+
+
+def is_local_pool(graph: Graph, call: Call) -> bool:
+    """Average pooling over windows, whose int8 kernel keeps the grid of its input.
+
+    Over the whole image it is a mean, whose kernel may change the grid.
+    """
+    if call.kind != "AveragePooling2D":
+        return False
+    height, width = graph.shapes[call.inputs[0]][1:3]
+    return tuple(call.layer.pool_size) != (height, width)
+
+
+def _is_stored(
+    graph: Graph,
+    index: int,
+    producer: Call | None,
+    producers: dict[int, Call],
+    readers: list[Call],
+) -> bool:
+    if index in graph.outputs:
+        return producer is None or not _is_final(producer)
+    if len(readers) != 1:
+        return len(readers) > 1
+    reader = readers[0]
+    if producer is not None and is_fused(producer, reader, producers):
+        return False
+    own = is_searchable(reader.layer) or reader.kind == "Concatenate"
+    return not own and reader.kind not in TRANSPARENT
+
+
+def _grid_name(graph: Graph, index: int, producer: Call | None) -> str:
+    """Name of the quantizer layer of a tensor, unique in the model."""
+    if producer is None:
+        return f"{graph.input_names[graph.inputs.index(index)]}_quantizer"
+    made = [c.outputs for c in graph.calls if c.layer is producer.layer]
+    number = [i for outputs in made for i in outputs].index(index)
+    return f"{producer.name}_quantizer" + (f"_{number}" if number else "")
+
+
+def _is_final(call: Call) -> bool:
+    """Softmax or sigmoid in a call of its own, as `split_activations` leaves it."""
+    if is_searchable(call.layer):
+        return False
+    return call.activation in FINAL or call.kind == "Softmax"
+
+
+def _requantizes(call: Call, consumers: dict[int, list[Call]]) -> bool:
+    """Whether a reader puts the tensor on another grid."""
+    if is_searchable(call.layer) or call.kind == "Concatenate":
+        return True
+    if call.kind in TRANSPARENT or call.kind == "AveragePooling2D":
+        return any(
+            _requantizes(c, consumers) for i in call.outputs for c in consumers[i]
+        )
+    return False
+
+
+def _sign(index: int, nonnegative: set[int], raw: set[int]) -> bool | None:
+    if index in nonnegative:
+        return False
+    return None if index in raw else True
+
+
+def _raw_inputs(graph: Graph) -> set[int]:
+    """Model inputs, and what only moves or rescales their values."""
+    raw = set(graph.inputs)
+    for call in graph.calls:
+        preprocessing = call.kind in TRANSPARENT or call.kind in (
+            "Rescaling",
+            "Normalization",
+        )
+        if preprocessing and call.inputs and call.inputs[0] in raw:
+            raw.update(call.outputs)
+    return raw
+
+
+def _tensors_in_order(graph: Graph) -> list[int]:
+    return graph.inputs + [index for call in graph.calls for index in call.outputs]

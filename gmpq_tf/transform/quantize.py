@@ -1,0 +1,103 @@
+"""Functional model + policy -> the quantized model that is fine-tuned and shipped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from gmpq_tf.graph import Call, is_searchable, read_graph, searchable_names
+from gmpq_tf.layers import QUANT_LAYERS
+from gmpq_tf.policy import BitwidthPolicy
+from gmpq_tf.quantizers import InputQuantizer
+from gmpq_tf.quantizers.input_quantizer import DEFAULT_INPUT_QUANTIZER
+from gmpq_tf.quantizers.kernel_quantizer import DEFAULT_KERNEL_QUANTIZER
+from gmpq_tf.transform.hypernet import (
+    fit_kernel_steps,
+    make_quantized,
+    warn_unquantized,
+)
+from gmpq_tf.transform.placement import Grid, place_quantizers
+from gmpq_tf.transform.rewrite import (
+    clone_layer,
+    copy_weights,
+    rebuild,
+    split_activations,
+)
+
+STREAM_BITS = 8
+
+
+def quantize_model(
+    model: keras.Model,
+    policy: BitwidthPolicy,
+    input_quantizer: str = DEFAULT_INPUT_QUANTIZER,
+    kernel_quantizer: str = DEFAULT_KERNEL_QUANTIZER,
+) -> keras.Model:
+    """Build the quantized model of a policy: what is trained is what is shipped.
+
+    Each Conv2D, DepthwiseConv2D and Dense quantizes its input and its kernel to the
+    policy's bits. Every other tensor that TFLite must store (model input, operands and
+    results of Add and Concatenate, inputs of average pools, outputs) is put on an 8-bit
+    grid, so that export changes nothing. Where a layer's grid follows such an 8-bit one
+    both steps are powers of two, so that they nest.
+
+    Args:
+        model: a built functional or Sequential model; its weights and
+            BatchNormalization statistics are copied, and it is not modified.
+        policy: bits for each searchable layer of `model`.
+        input_quantizer: a name in `INPUT_QUANTIZERS`.
+        kernel_quantizer: a name in `KERNEL_QUANTIZERS`.
+
+    Returns:
+        An ordinary functional Keras model. Call `gmpq.calibrate(student, dataset)`
+        before fitting or exporting it.
+
+    Raises:
+        GraphError: a subclassed or unbuilt model, or a layer that cannot be rebuilt.
+        PolicyError: the policy is for other layers; the nearest names are given.
+    """
+    policy.check(searchable_names(model))
+    graph = split_activations(read_graph(model))
+    placement = place_quantizers(graph)
+    warn_unquantized(graph.calls)
+    grids: dict[Grid, InputQuantizer] = {}
+
+    def quantizer_of(grid: Grid) -> InputQuantizer:
+        if grid not in grids:
+            grids[grid] = InputQuantizer(
+                STREAM_BITS,
+                grid.signed,
+                input_quantizer,
+                power_of_two=grid.power_of_two,
+                name=grid.name,
+            )
+        return grids[grid]
+
+    def make_layer(call: Call) -> Any:
+        if not is_searchable(call.layer):
+            return clone_layer(call)
+        bits = policy[call.name]
+        quantizer = InputQuantizer(
+            bits.activation_bits,
+            placement.signed[call.name],
+            input_quantizer,
+            power_of_two=call.name in placement.nested,
+            name="input_quantizer",
+        )
+        return make_quantized(
+            QUANT_LAYERS, call, quantizer, bits.weight_bits, kernel_quantizer
+        )
+
+    def on_operand(call: Call, index: int, tensor: Any) -> Any:
+        grid = placement.on_operand.get(id(call))
+        return tensor if grid is None else quantizer_of(grid)(tensor)
+
+    def on_output(index: int, tensor: Any) -> Any:
+        grid = placement.on_output.get(index)
+        return tensor if grid is None else quantizer_of(grid)(tensor)
+
+    student = rebuild(graph, model.name, make_layer, on_operand, on_output)
+    copy_weights(graph, student)
+    fit_kernel_steps(student)
+    return student

@@ -1,0 +1,40 @@
+"""Which tensors of a graph can never be negative."""
+
+from __future__ import annotations
+
+from gmpq_tf.graph import Call, Graph
+
+NONNEGATIVE_ACTIVATIONS = frozenset(
+    "relu relu6 softmax sigmoid hard_sigmoid exponential softplus".split()
+)
+NONNEGATIVE_OPERATIONS = frozenset("Relu Relu6 Softmax Sigmoid Abs Exp Square".split())
+# Operations whose output is non-negative whenever all their inputs are.
+SIGN_KEEPING = frozenset(
+    "Add Average Concatenate Maximum Minimum Multiply Dot MaxPooling2D "
+    "AveragePooling2D GlobalAveragePooling2D GlobalMaxPooling2D Flatten Reshape "
+    "Permute Dropout SpatialDropout2D ActivityRegularization Identity ZeroPadding2D "
+    "Cropping2D UpSampling2D RepeatVector InputQuantizer Mean Max Sum".split()
+)
+
+
+def nonnegative_tensors(graph: Graph) -> set[int]:
+    """Numbers of the tensors that are non-negative for every input.
+
+    Follows ReLU, ReLU6, softmax and the like, and what keeps their sign: pools, sums,
+    concatenations, reshapes, zero padding.
+    """
+    known: set[int] = set()
+    for call in graph.calls:
+        if _is_nonnegative(call, known):
+            known.update(call.outputs)
+    return known
+
+
+def _is_nonnegative(call: Call, known: set[int]) -> bool:
+    if call.kind == "ReLU":
+        return not call.layer.negative_slope and call.layer.threshold >= 0
+    if call.activation in NONNEGATIVE_ACTIVATIONS:
+        return True
+    if call.kind in NONNEGATIVE_OPERATIONS:
+        return True
+    return call.kind in SIGN_KEEPING and all(i in known for i in call.inputs)

@@ -1,0 +1,77 @@
+"""Package of gmpq_tf. Exact versions of everything: constraints.txt."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+CORE = [
+    "tensorflow>=2.20",  # runs the models, reads images (tf.data), writes .tflite
+    "keras>=3.10,<4",  # the models are Keras 3; 4 may move the graph we read
+    "numpy",  # arithmetic outside the graph
+    "scipy",  # attribution ranks
+    "absl-py",  # flags and logging of the command lines
+    "tensorflow-datasets",  # CIFAR-10 and every other public image set by name
+    "importlib_resources",  # tensorflow-datasets needs it and does not declare it
+    "ai-edge-litert",  # runs the exported .tflite to compare it with the Keras model
+    "flatbuffers",  # rewrites operators in the exported .tflite
+    "matplotlib",  # pictures of the report
+    "scikit-learn",  # its 1,797 handwritten digits: the demo needs no network
+    "pillow",  # reads folders of images and says which file is corrupt
+]
+EXTRAS = {
+    # TFMOT works on Keras 2 models only, which tf_keras holds.
+    "tfmot": ["tensorflow-model-optimization", "tf_keras"],
+    # Boxes, anchors and the COCO metric that keras-cv computes with pycocotools.
+    "detection": ["keras-cv", "pycocotools"],
+    "dev": [
+        "pytest",
+        "pytest-xdist",  # the tests on both cores
+        "hypothesis",  # properties of quantizers on drawn inputs
+        "ruff",
+        "mypy",
+        "build",  # python -m build: the wheel to publish
+        "setuptools>=68",  # tests/wheel_test.py builds without network
+        "wheel",
+    ],
+}
+COMMANDS = {
+    "gmpq-pretrain": "train.pretrain",
+    "gmpq-search": "train.search",
+    "gmpq-finetune": "train.finetune",
+    "gmpq-evaluate": "train.evaluate",
+    "gmpq-export": "export.tflite",
+    "gmpq-report": "train.report",
+    "gmpq-demo": "train.demo",
+}
+ROOT = Path(__file__).parent
+
+
+def inner_packages() -> dict[str, str]:
+    """Maps each package of train/ and export/ to its place inside gmpq_tf.
+
+    Installed, they must not claim top-level names as common as `train`.
+    """
+    found = find_packages(include=["train", "train.*", "export", "export.*"])
+    return {f"gmpq_tf.{name}": name.replace(".", "/") for name in found}
+
+
+setup(
+    name="gmpq-tf",
+    version="0.1.0",
+    description="Mixed-precision quantization policies that transfer, for Keras 3",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10,<3.14",
+    packages=find_packages(include=["gmpq_tf", "gmpq_tf.*"]) + list(inner_packages()),
+    package_dir=inner_packages(),
+    package_data={"gmpq_tf": ["py.typed"]},
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={
+        "console_scripts": [
+            f"{command} = gmpq_tf.{module}:run" for command, module in COMMANDS.items()
+        ]
+    },
+)

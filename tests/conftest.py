@@ -1,0 +1,39 @@
+"""What all tests share: fixed seeds, and the folder of real data where it is."""
+
+import os
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+# Compiling each small shape costs more than it saves; mixture_test covers XLA.
+os.environ.setdefault("GMPQ_XLA_QUANTIZERS", "0")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def repo_root():
+    """The folder that holds setup.py."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_dir():
+    """Folder of real data and weights; the test is skipped where there is none."""
+    folder = Path(os.environ.get("GMPQ_SHARED", ROOT.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip("real data is not here; GMPQ_SHARED may name its folder")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds():
+    random.seed(0)
+    np.random.seed(0)
+    if "keras" in sys.modules:
+        sys.modules["keras"].utils.set_random_seed(0)

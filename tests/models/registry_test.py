@@ -1,0 +1,113 @@
+"""Every built-in model, and model files good and bad."""
+
+import keras
+import numpy as np
+import pytest
+
+from gmpq_tf.models import MODELS, ModelFileError, build_model, load_model
+
+
+def layer_names(model):
+    return [layer.name for layer in model.layers]
+
+
+@pytest.fixture
+def small_model():
+    inputs = keras.Input((4, 4, 1))
+    x = keras.layers.Conv2D(2, 3, name="conv")(inputs)
+    x = keras.layers.Flatten()(x)
+    return keras.Model(inputs, keras.layers.Dense(3, name="dense")(x))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_names_depend_on_nothing_but_the_model(name):
+    one = build_model(name, (32, 32, 3), 10)
+    other = build_model(name, (48, 40, 1), 3)
+    assert one.name == name
+    assert layer_names(one) == layer_names(other)
+    assert other.output_shape == (None, 3)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_outputs_are_logits_unless_asked(name):
+    head = build_model(name, (32, 32, 3), 10).get_layer("head_dense")
+    assert head.activation is keras.activations.linear
+    model = build_model(name, (32, 32, 3), 10, classifier_activation="softmax")
+    assert model.get_layer("head_dense").activation is keras.activations.softmax
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_keras_file_round_trip(name, tmp_path):
+    model = build_model(name, (8, 8, 1), 4)
+    model.save(tmp_path / "model.keras")
+    loaded = load_model(tmp_path / "model.keras")
+    images = np.random.default_rng(0).random((2, 8, 8, 1), np.float32)
+    np.testing.assert_allclose(loaded(images), model(images), rtol=1e-6, atol=1e-6)
+    assert layer_names(loaded) == layer_names(model)
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_foreign_model_round_trip(small_model, tmp_path, suffix):
+    path = tmp_path / f"model{suffix}"
+    small_model.save(path)
+    images = np.random.default_rng(0).random((2, 4, 4, 1), np.float32)
+    loaded = load_model(str(path))
+    np.testing.assert_allclose(loaded(images), small_model(images), rtol=1e-6)
+
+
+def test_wrong_name_offers_the_nearest():
+    with pytest.raises(ValueError, match=r"'resnet81'.*Did you mean 'resnet8'"):
+        build_model("resnet81", (32, 32, 3), 10)
+    with pytest.raises(ModelFileError, match=r"'resnet81'.*Did you mean 'resnet8'"):
+        load_model("resnet81", (32, 32, 3), 10)
+
+
+def test_built_in_model_needs_shapes():
+    with pytest.raises(ValueError, match="num_classes=None"):
+        load_model("resnet8", (32, 32, 3))
+    assert load_model("resnet8", (8, 8, 1), 3).output_shape == (None, 3)
+
+
+def test_missing_file_and_other_kind(tmp_path):
+    with pytest.raises(ModelFileError, match=r"nowhere\.keras"):
+        load_model(tmp_path / "nowhere.keras")
+    other = tmp_path / "model.onnx"
+    other.write_bytes(b"0")
+    with pytest.raises(ModelFileError, match=r"existing \.keras or \.h5"):
+        load_model(other)
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.95])
+def test_truncated_file(small_model, tmp_path, suffix, share):
+    path = tmp_path / f"model{suffix}"
+    small_model.save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ModelFileError, match="Save it again"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_code_in_a_file_is_not_run(tmp_path, suffix):
+    witness = tmp_path / "was_run"
+
+    def run(x, witness=str(witness)):
+        open(witness, "w").close()  # noqa: PTH123, SIM115
+        return x
+
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, keras.layers.Lambda(run, output_shape=(2,))(inputs))
+    path = tmp_path / f"model{suffix}"
+    model.save(path)
+    witness.unlink(missing_ok=True)
+    with pytest.raises(ModelFileError, match="Lambda"):
+        load_model(path)
+    assert not witness.exists()
+
+
+def test_weights_only_file_is_refused(small_model, tmp_path):
+    path = tmp_path / "model.weights.h5"
+    small_model.save_weights(path)
+    with pytest.raises(ModelFileError, match="Save it again"):
+        load_model(path)

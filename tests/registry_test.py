@@ -1,0 +1,19 @@
+import pytest
+
+from gmpq_tf.registry import lookup
+
+REGISTRY = {"pact": 1, "lsq": 2}
+
+
+def test_returns_the_entry():
+    assert lookup(REGISTRY, "lsq", "quantizer") == 2
+
+
+def test_names_the_nearest_entry():
+    with pytest.raises(ValueError, match="quantizer.*Received: 'packt'.*'pact'"):
+        lookup(REGISTRY, "packt", "quantizer")
+
+
+def test_lists_the_entries_where_none_is_near():
+    with pytest.raises(ValueError, match="'pact', 'lsq'"):
+        lookup(REGISTRY, "zzz", "quantizer")

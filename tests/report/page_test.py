@@ -1,0 +1,183 @@
+"""report.html: complete, self-contained, escaped, and honest about what lacks."""
+
+import base64
+import io
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from gmpq_tf.report import ReportError, ResultRow, Summary, write_report
+from gmpq_tf.report.page import PICTURES, bit_ops_budget
+
+VOID = {"meta", "img", "br"}
+EVIL = '<script>alert("x")</script>&'
+
+
+class Page(HTMLParser):
+    """Checks nesting, and gathers tags, attributes and text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.text = [], [], [], ""
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def row(name, **optional):
+    row = {"name": name, "accuracy": 0.9, "bit_ops": 1e7, "weight_bytes": 900}
+    return {**row, **optional}
+
+
+def write_summary(workdir, **changes):
+    summary = {
+        "dataset": "digits",
+        "model": "digits_cnn",
+        "full_precision_bit_ops": 1e9,
+        "rows": [row("float"), row("searched", agreement=0.997)],
+        **changes,
+    }
+    (workdir / "summary.json").write_text(json.dumps(summary))
+
+
+def write_json(path, value):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def write_run(workdir, layer="conv"):
+    """A run with every file a report reads."""
+    bits = {"weight_bits": 4, "activation_bits": 3}
+    made_by = {"strategy": "gmpq", "config": {"bit_ops_budget": 0.01, "eta": 0.125}}
+    policy = {"format": 1, "model": "net", "layers": {layer: bits}, "made_by": made_by}
+    write_json(workdir / "search" / "policy.json", policy)
+    branches = {f"{k}_bits": [2, 4] for k in ("weight", "activation")}
+    chances = {f"{k}_probabilities": [0.5, 0.5] for k in ("weight", "activation")}
+    importances = {"layers": {layer: {**branches, **chances}}}
+    write_json(workdir / "search" / "importances.json", importances)
+    write_json(workdir / "cost.json", {"layers": [{"name": layer, "macs": 9}]})
+    epoch = {"epoch": 0, "loss": 1.0, "task_risk": 1.0, "expected_bit_ops": 2e7}
+    for stage in ("pretrain", "search"):
+        write_json(workdir / stage / "metrics.jsonl", epoch)
+    np.savez(
+        workdir / "maps.npz",
+        images=np.zeros((2, 8, 8, 1), np.uint8),
+        labels=np.arange(2),
+        teacher=np.ones((2, 4, 4)),
+        student_searched=np.ones((2, 4, 4)),
+        rank_distance_searched=np.zeros(2),
+    )
+
+
+def test_a_whole_run_has_every_picture_and_the_provenance(tmp_path):
+    write_run(tmp_path)
+    write_summary(tmp_path, attribution="maps.npz", command="python -m train.demo")
+    path = write_report(tmp_path)
+    assert path == tmp_path / "report" / "report.html"
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    pictures = re.findall(r"data:image/png;base64,([^\"]+)", text)
+    assert len(pictures) == page.tags.count("img") == len(PICTURES)
+    for picture in pictures:
+        matplotlib.image.imread(io.BytesIO(base64.b64decode(picture)))
+    for said in ("99.70 %", "100 times fewer", "python -m train.demo", "0.125"):
+        assert said in page.text
+    assert text.index("<table>") < text.index("<img") < text.index("Provenance")
+
+
+def test_the_page_loads_nothing(tmp_path):
+    write_run(tmp_path)
+    write_summary(tmp_path, attribution="maps.npz")
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    links = [value for key, value in page.attributes if key in ("src", "href")]
+    assert links and all(link.startswith("data:image/png;base64,") for link in links)
+
+
+def test_what_lacks_is_said(tmp_path):
+    write_summary(tmp_path)
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    # The accuracy picture needs the summary only.
+    assert page.text.count("Left out: ") == len(PICTURES) - 1
+    assert "search/policy.json" in page.text
+    assert str(tmp_path) not in page.text
+
+
+def test_a_broken_optional_file_is_named(tmp_path):
+    write_run(tmp_path)
+    write_summary(tmp_path, attribution="maps.npz")
+    (tmp_path / "search" / "importances.json").write_text("{")
+    (tmp_path / "maps.npz").write_bytes(b"no")
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert page.text.count("Left out: ") == 2
+    assert "search/importances.json must be JSON" in page.text
+
+
+def test_everything_is_escaped(tmp_path):
+    write_run(tmp_path, layer=EVIL)
+    write_summary(tmp_path, model=EVIL, command=EVIL, rows=[row(EVIL)])
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    write_summary(tmp_path, **{**summary, "versions": {EVIL: EVIL + "\ud800"}})
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert "script" not in page.tags
+    assert page.text.count(EVIL) >= 5
+
+
+def test_a_bad_summary_leaves_the_old_report(tmp_path):
+    write_summary(tmp_path)
+    path = write_report(tmp_path)
+    before = path.read_bytes()
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(ReportError, match="rows"):
+        write_report(tmp_path)
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == ["report.html"]
+
+
+def test_the_same_run_gives_the_same_page(tmp_path):
+    write_run(tmp_path)
+    write_summary(tmp_path, attribution="maps.npz")
+    assert write_report(tmp_path).read_bytes() == write_report(tmp_path).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("own", "made_by", "expected"),
+    [
+        (None, {}, None),
+        (None, {"config": {"bit_ops_budget": 0.01}}, 10.0),
+        (None, {"bit_ops_budget": 250}, 250),
+        (0.5, {"bit_ops_budget": 250}, 500.0),
+        (None, {"config": {"bit_ops_budget": None}}, None),
+        (None, {"config": {"bit_ops_budget": "small"}}, None),
+        (None, {"config": "none"}, None),
+    ],
+)
+def test_budget(own, made_by, expected):
+    rows = (ResultRow("float", 0.5, 1000, 10),)
+    summary = Summary("d", "m", 1000, rows, bit_ops_budget=own)
+    assert bit_ops_budget(summary, made_by) == expected
+
+
+def test_reports_need_no_tensorflow():
+    code = "import sys, gmpq_tf.report; assert 'tensorflow' not in sys.modules"
+    root = Path(__file__).resolve().parents[2]
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)

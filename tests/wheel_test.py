@@ -1,0 +1,139 @@
+"""The wheel: what it holds, and that it works outside the checkout."""
+
+import configparser
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ("gmpq_tf", "train", "export")
+FILES = ("setup.py", "pyproject.toml", "README.md", "LICENSE")
+
+pytest.importorskip("setuptools", minversion="68", reason="builds the wheel with it")
+pytest.importorskip("pip", reason="installs the wheel with it")
+
+
+def run(*command, cwd):
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def copy_sources(folder):
+    """A copy, because building leaves build/ and *.egg-info behind."""
+    skip = shutil.ignore_patterns("__pycache__", ".*")
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=skip)
+    for name in FILES:
+        shutil.copy(ROOT / name, folder / name)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    source = tmp_path_factory.mktemp("source")
+    target = tmp_path_factory.mktemp("wheel")
+    copy_sources(source)
+    options = ["--no-build-isolation", "--no-deps", "--no-index", "-w", str(target)]
+    run(sys.executable, "-m", "pip", "wheel", *options, ".", cwd=source)
+    (path,) = target.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    target = tmp_path_factory.mktemp("site")
+    options = ["--no-deps", "--no-index", "--target", str(target)]
+    run(sys.executable, "-m", "pip", "install", *options, str(wheel), cwd=target)
+    return target
+
+
+def expected_modules():
+    """Every Python file of the checkout, at its place in the wheel."""
+    for folder in SOURCES:
+        for path in (ROOT / folder).rglob("*.py"):
+            place = path.relative_to(ROOT).as_posix()
+            yield place if folder == "gmpq_tf" else f"gmpq_tf/{place}"
+
+
+def test_holds_every_module_and_nothing_else(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    modules = [name for name in names if name.endswith(".py")]
+    assert sorted(modules) == sorted(expected_modules())
+    assert "gmpq_tf/py.typed" in names
+    assert any(name.endswith("LICENSE") for name in names)
+
+
+def test_claims_one_top_level_name(wheel):
+    tops = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"gmpq_tf"}
+
+
+def entry_points(wheel):
+    archive = zipfile.ZipFile(wheel)
+    (name,) = [n for n in archive.namelist() if n.endswith("entry_points.txt")]
+    parser = configparser.ConfigParser()
+    parser.read_string(archive.read(name).decode())
+    return dict(parser["console_scripts"])
+
+
+def test_has_the_commands(wheel):
+    steps = "pretrain search finetune evaluate export report demo".split()
+    assert sorted(entry_points(wheel)) == sorted(f"gmpq-{step}" for step in steps)
+
+
+def test_commands_point_at_functions_that_exist(wheel, installed):
+    for target in entry_points(wheel).values():
+        module, function = target.split(":")
+        path = installed / (module.replace(".", "/") + ".py")
+        assert f"def {function}(" in path.read_text(encoding="utf-8"), target
+
+
+def test_core_needs_no_extra(wheel):
+    archive = zipfile.ZipFile(wheel)
+    (name,) = [n for n in archive.namelist() if n.endswith("METADATA")]
+    lines = archive.read(name).decode().splitlines()
+    needed = [line for line in lines if line.startswith("Requires-Dist:")]
+    core = " ".join(line for line in needed if "extra ==" not in line)
+    assert "tensorflow" in core and "keras" in core
+    for extra in ("optimization", "tf_keras", "keras-cv", "pycocotools", "pytest"):
+        assert extra not in core
+    assert any("extra" in line and "optimization" in line for line in needed)
+
+
+def test_imports_outside_the_checkout(installed, tmp_path):
+    program = f"""
+import sys
+sys.path.insert(0, {str(installed)!r})
+import gmpq_tf
+import gmpq_tf.export, gmpq_tf.train
+from gmpq_tf import policy, space, cost
+for module in (gmpq_tf, gmpq_tf.train, gmpq_tf.export, policy):
+    assert module.__file__.startswith({str(installed)!r}), module.__file__
+assert len(gmpq_tf.__path__) == 1
+assert "tensorflow" not in sys.modules
+"""
+    run(sys.executable, "-I", "-c", program, cwd=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "module", ["train.search", "train.demo", "train.report", "export.tflite"]
+)
+def test_help_of_the_installed_commands(installed, tmp_path, module):
+    program = (
+        f"import sys; sys.path.insert(0, {str(installed)!r}); "
+        f"sys.argv = [{module!r}, '--helpfull']; "
+        f"from gmpq_tf.{module} import run; run()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert "--workdir" in done.stdout, done.stderr

@@ -1,0 +1,1 @@
+"""Command lines: pretrain, search, finetune, evaluate, report, demo."""

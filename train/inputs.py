@@ -1,0 +1,123 @@
+"""What a stage starts from: the float model and the images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from gmpq_tf.data import DataConfig, Dataset, check_num_classes
+from gmpq_tf.export.flags import from_flags
+from gmpq_tf.models import load_model
+
+from .stage import RunConfig, StageError, fingerprint, recorded_data
+
+PRETRAINED = "pretrain/model.keras"
+
+
+def data_from_flags(run: RunConfig, model: str | None) -> DataConfig:
+    """Reads the data flags; those not given are as the float model was trained with.
+
+    Args:
+        run: whose workdir may hold the float model.
+        model: the `--model` flag; None: the workdir's own.
+
+    Returns:
+        The data configuration.
+
+    Raises:
+        StageError: the input scaling is not the one the workdir's model was trained on.
+    """
+    recorded = {} if model else recorded_data(run.workdir)
+    data = from_flags(DataConfig, inherited=recorded)
+    for name in ("scaling", "mean", "std"):
+        _check_recorded(recorded, name, getattr(data, name))
+    return data
+
+
+def model_path(run: RunConfig, model: str | None) -> Path:
+    """Returns the file of the float model.
+
+    Args:
+        run: whose workdir may hold it.
+        model: the `--model` flag; None: the workdir's own.
+
+    Returns:
+        The path of an existing file.
+
+    Raises:
+        StageError: there is no such file.
+    """
+    path = Path(model).expanduser() if model else Path(run.workdir) / PRETRAINED
+    if not path.is_file():
+        raise StageError(
+            f"The float model must be a .keras or .h5 file. Received: {str(path)!r}, "
+            "which does not exist. Train one with `python -m train.pretrain` in this "
+            "workdir, or name one with --model."
+        )
+    return path
+
+
+def load_float_model(path: Path, dataset: Dataset) -> keras.Model:
+    """Reads the float model and checks that it suits the images.
+
+    Args:
+        path: a `.keras` or `.h5` file.
+        dataset: the images.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: the file is unreadable, or classes or image shape differ.
+    """
+    model = load_model(path)
+    check_model(model, dataset)
+    return model
+
+
+def check_model(model: keras.Model, dataset: Dataset) -> None:
+    """Refuses a model that does not suit the images.
+
+    Args:
+        model: a classifier.
+        dataset: the images.
+
+    Raises:
+        ValueError: not one input and one output, or classes or image shape differ.
+    """
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise ValueError(
+            "The commands train classifiers of one input and one output. "
+            f"Received: model={model.name!r} with {len(model.inputs)} inputs and "
+            f"{len(model.outputs)} outputs. Use gmpq_tf from Python for others."
+        )
+    check_num_classes(model.output_shape, dataset)
+    shape, images = tuple(model.input_shape[1:]), dataset.input_shape
+    fits = len(shape) == len(images) and all(
+        side in (None, given) for side, given in zip(shape, images, strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            "The model must read images of the data set's shape. "
+            f"Received: model input {shape}, images {images}. "
+            "Set --image_size, or choose another --dataset or --model."
+        )
+
+
+def file_identity(path: Path) -> dict[str, str]:
+    """Returns what tells a file from another of the same name: for `open_stage`."""
+    return {"path": str(path), "sha256": fingerprint(path)}
+
+
+def _check_recorded(recorded: Mapping[str, Any], name: str, value: Any) -> None:
+    before = recorded.get(name, value)
+    same = list(before or ()) == list(value or ())
+    if not same:
+        raise StageError(
+            "Images must be scaled as the float model was trained with. "
+            f"Received: {name}={value!r}, trained with {name}={before!r}. "
+            f"Leave --{name} out, or name another --model."
+        )

@@ -1,0 +1,152 @@
+"""How weights are trained: optimizer, learning rate schedule, loss."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import keras
+
+from gmpq_tf.transform.rewrite import logits_of
+
+OptimizerName = Literal["sgd", "adam"]
+Schedule = Literal["step", "cosine", "constant"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """Epochs, optimizer and learning rate.
+
+    Args:
+        epochs: Passes over the training images.
+        optimizer: Optimizer of the weights.
+        learning_rate: Learning rate of the weights in the first epoch.
+        momentum: Momentum of SGD, 0 to 1.
+        schedule: How learning rates fall: step (by decay_factor at each of
+            decay_epochs), cosine (to 0 at the end) or constant.
+        decay_epochs: Epochs at which schedule=step lowers the learning rates.
+        decay_factor: What schedule=step multiplies them by, above 0, at most 1.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    epochs: int = 40
+    optimizer: OptimizerName = "adam"
+    learning_rate: float = 1e-3
+    momentum: float = 0.9
+    schedule: Schedule = "step"
+    decay_epochs: tuple[int, ...] = (20, 30)
+    decay_factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        require(self, "epochs", self.epochs >= 0, "0 or more")
+        require_positive(self, "learning_rate")
+        require(self, "momentum", 0 <= self.momentum < 1, "0 or more and below 1")
+        require(self, "decay_factor", 0 < self.decay_factor <= 1, "above 0, at most 1")
+        rising = sorted(set(self.decay_epochs)) == list(self.decay_epochs)
+        positive = all(epoch > 0 for epoch in self.decay_epochs)
+        require(self, "decay_epochs", rising and positive, "positive and ascending")
+
+
+def require(config: Any, name: str, valid: bool, rule: str) -> None:
+    """Refuses a field of a configuration.
+
+    Args:
+        config: the configuration.
+        name: name of the field.
+        valid: whether its value will do.
+        rule: what it must be.
+
+    Raises:
+        ValueError: it will not.
+    """
+    if not valid:
+        value = getattr(config, name)
+        raise ValueError(f"{name} must be {rule}. Received: {name}={value!r}.")
+
+
+def require_positive(config: Any, name: str) -> None:
+    """Refuses a field that is not a finite number above 0."""
+    value = getattr(config, name)
+    require(config, name, math.isfinite(value) and value > 0, "a number above 0")
+
+
+def make_optimizer(
+    name: str, learning_rate: float, config: TrainingConfig, steps_per_epoch: int
+) -> keras.optimizers.Optimizer:
+    """Returns an optimizer whose learning rate follows the schedule.
+
+    Args:
+        name: "sgd" or "adam".
+        learning_rate: learning rate in the first epoch.
+        config: momentum and schedule.
+        steps_per_epoch: training steps in an epoch.
+
+    Returns:
+        A new optimizer.
+    """
+    rate = make_schedule(learning_rate, config, steps_per_epoch)
+    if name == "sgd":
+        return keras.optimizers.SGD(rate, momentum=config.momentum)
+    return keras.optimizers.Adam(rate)
+
+
+def make_schedule(
+    learning_rate: float, config: TrainingConfig, steps_per_epoch: int
+) -> Any:
+    """Returns the learning rate as a function of the step, or as a constant.
+
+    It depends on nothing but the step, so that resumed training goes on with the right
+    one.
+
+    Args:
+        learning_rate: learning rate in the first epoch.
+        config: schedule, decay_epochs, decay_factor and epochs.
+        steps_per_epoch: training steps in an epoch.
+
+    Returns:
+        What an optimizer takes as its learning rate.
+    """
+    if config.schedule == "constant" or not config.epochs:
+        return learning_rate
+    if config.schedule == "cosine":
+        return keras.optimizers.schedules.CosineDecay(
+            learning_rate, config.epochs * steps_per_epoch
+        )
+    # Keras changes after a boundary, not at it.
+    boundaries = [epoch * steps_per_epoch - 1 for epoch in config.decay_epochs]
+    values = [learning_rate * config.decay_factor**i for i in range(len(boundaries) + 1)]
+    if not boundaries:
+        return learning_rate
+    return keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, values)
+
+
+def gives_logits(model: keras.Model) -> bool:
+    """Whether a classifier's output is scores rather than probabilities.
+
+    Args:
+        model: a functional classifier with one output.
+
+    Returns:
+        False where a softmax (or sigmoid) stands last.
+    """
+    return logits_of(model) is model.outputs[0]
+
+
+def make_loss(model: keras.Model) -> keras.losses.Loss:
+    """Returns the cross-entropy that suits a classifier's output.
+
+    Args:
+        model: a functional classifier of logits or probabilities.
+
+    Returns:
+        A loss of whole-number labels.
+    """
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=gives_logits(model))
+
+
+def make_metrics() -> list[keras.metrics.Metric]:
+    """Returns the metrics of every stage: top-1 accuracy."""
+    return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
