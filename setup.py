@@ -29,6 +29,7 @@ EXTRAS = {
         "hypothesis",  # properties of quantizers on drawn inputs
         "ruff",
         "mypy",
+        "tensorboard",  # the test that keras.callbacks.TensorBoard works
         "build",  # python -m build: the wheel to publish
         "setuptools>=68",  # tests/wheel_test.py builds without network
         "wheel",

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from absl import app, flags
-
+import tensorflow as tf
+from absl import app, flags, logging
 from gmpq_tf.export.flags import define_flags
 
 Main = Callable[[list[str]], None]
@@ -31,7 +31,10 @@ def run_main(
     for config in configs:
         define_flags(config, defaults)
     flags.DEFINE_boolean(
-        "debug", False, "Show where in the code an error arose.", module_name=sys.argv[0]
+        "debug",
+        False,
+        "Show where in the code an error arose.",
+        module_name=sys.argv[0],
     )
     app.run(guarded(main))
 
@@ -48,6 +51,8 @@ def guarded(main: Main) -> Main:
     """
 
     def guarded_main(argv: list[str]) -> None:
+        if not flags.FLAGS.debug:
+            _silence_libraries()
         try:
             _refuse_words(argv)
             main(argv)
@@ -61,6 +66,12 @@ def guarded(main: Main) -> Main:
             sys.exit(130)
 
     return guarded_main
+
+
+def _silence_libraries() -> None:
+    # TensorFlow warns of each model that is compiled, TFDS tells each file it reads.
+    logging.set_verbosity(logging.ERROR)
+    tf.get_logger().setLevel("ERROR")
 
 
 def _refuse_words(argv: list[str]) -> None:

@@ -59,7 +59,7 @@ def define_flags(cls: type, defaults: Mapping[str, Any] | None = None) -> None:
 
     Name, type and default are the field's; the help is its entry in the `Args` section
     of the docstring. Tuples are comma lists, Literals are choices, and fields that may
-    be None take `none`.
+    be None take `none`. A field that is a dataclass is replaced by its own fields.
 
     Args:
         cls: a dataclass whose fields are plain values, tuples or Literals.
@@ -67,9 +67,12 @@ def define_flags(cls: type, defaults: Mapping[str, Any] | None = None) -> None:
     """
     hints, help_texts = typing.get_type_hints(cls), field_help(cls)
     for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            define_flags(typing.cast(type, hint), defaults)
+            continue
         default = (defaults or {}).get(field.name, field.default)
-        text = help_texts.get(field.name, "")
-        _define(field.name, hints[field.name], default, text)
+        _define(field.name, hint, default, help_texts.get(field.name, ""))
 
 
 def from_flags(cls: type[T], inherited: Mapping[str, Any] | None = None) -> T:
@@ -85,15 +88,18 @@ def from_flags(cls: type[T], inherited: Mapping[str, Any] | None = None) -> T:
     Raises:
         ValueError: what the dataclass refuses.
     """
+    hints = typing.get_type_hints(cls)
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
-    values = {field.name: flags.FLAGS[field.name] for field in fields}
-    kept = {} if inherited is None else inherited
     return cls(
-        **{
-            name: kept[name] if name in kept and not flag.present else flag.value
-            for name, flag in values.items()
-        }
+        **{f.name: _value(f.name, hints[f.name], inherited or {}) for f in fields}
     )
+
+
+def _value(name: str, hint: Any, inherited: Mapping[str, Any]) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_flags(typing.cast(type, hint), inherited)
+    flag = flags.FLAGS[name]
+    return inherited[name] if name in inherited and not flag.present else flag.value
 
 
 def field_help(cls: type) -> dict[str, str]:
@@ -125,7 +131,9 @@ def _define(name: str, hint: Any, default: Any, text: str) -> None:
     # defined.
     module = sys.argv[0]
     if hint is bool:
-        flags.DEFINE_boolean(name, default, text, module_name=module)
+        flags.DEFINE_boolean(
+            name, default, text, flag_values=flags.FLAGS, module_name=module
+        )
     else:
         flags.DEFINE(
             _parser(hint), name, default, text, flags.FLAGS,
@@ -137,9 +145,13 @@ def _parser(hint: Any) -> FieldParser:
     hint, optional = _without_none(hint)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
-        return FieldParser(_choice(arguments), f"one of {', '.join(arguments)}", optional)
+        return FieldParser(
+            _choice(arguments), f"one of {', '.join(arguments)}", optional
+        )
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return FieldParser(_layer_bits, "a comma list of layer:weight/activation", optional)
+        return FieldParser(
+            _layer_bits, "a comma list of layer:weight/activation", optional
+        )
     if isinstance(origin, type) and issubclass(origin, Sequence):
         convert, kind = _scalar(arguments[0])
         return FieldParser(_comma_list(convert), f"a comma list, each {kind}", optional)

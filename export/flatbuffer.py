@@ -16,7 +16,7 @@ from .errors import ExportError
 
 METADATA_NAME = "gmpq_tf"
 FILE_IDENTIFIER = b"TFL3"
-# The version of each operator that first had 8-bit operands (INT4 kernels ask for more).
+# The version of each operator that first had 8-bit operands; INT4 kernels ask for more.
 VERSIONS = {
     "ADD": 2,
     "AVERAGE_POOL_2D": 2,
@@ -65,6 +65,40 @@ class AlignedBuffer(schema.BufferT):
         if data is not None:
             schema.BufferAddData(builder, data)
         return schema.BufferEnd(builder)
+
+
+class SharedQuantization(schema.QuantizationParametersT):
+    """Quantization whose vectors are written once, however many tensors have them.
+
+    The zero points of a kernel and its bias are eight bytes of zero a channel each.
+    """
+
+    def Pack(self, builder: SharingBuilder) -> int:  # noqa: N802
+        """Write the parameters; the name is the schema's."""
+        scale = builder.vector(np.asarray(self.scale, np.float32))
+        zero_point = builder.vector(np.asarray(self.zeroPoint, np.int64))
+        schema.QuantizationParametersStart(builder)
+        schema.QuantizationParametersAddScale(builder, scale)
+        schema.QuantizationParametersAddZeroPoint(builder, zero_point)
+        schema.QuantizationParametersAddQuantizedDimension(
+            builder, self.quantizedDimension
+        )
+        return schema.QuantizationParametersEnd(builder)
+
+
+class SharingBuilder(flatbuffers.Builder):
+    """A builder that remembers where it wrote which vector."""
+
+    def __init__(self) -> None:
+        super().__init__(1 << 16)
+        self.written: dict[tuple[str, bytes], int] = {}
+
+    def vector(self, values: np.ndarray) -> int:
+        """Offset of a vector with these values."""
+        key = (values.dtype.str, values.tobytes())
+        if key not in self.written:
+            self.written[key] = self.CreateNumpyVector(values)
+        return self.written[key]
 
 
 class FileBuilder:
@@ -163,15 +197,16 @@ class FileBuilder:
         entry.name = METADATA_NAME
         entry.buffer = self._buffer(json.dumps(metadata).encode("utf-8"))
         model.metadata, model.buffers = [entry], self.buffers
-        builder = flatbuffers.Builder(1 << 16)
-        builder.Finish(model.Pack(builder), file_identifier=FILE_IDENTIFIER)
-        return bytes(builder.Output())
+        return _pack(model)
 
     def _subgraph(self, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> Any:
         subgraph = schema.SubGraphT()
         subgraph.name = "main"
         subgraph.tensors, subgraph.operators = self.tensors, self.operators
-        subgraph.inputs, subgraph.outputs = list(inputs.values()), list(outputs.values())
+        subgraph.inputs, subgraph.outputs = (
+            list(inputs.values()),
+            list(outputs.values()),
+        )
         return subgraph
 
     def _code(self, code: str, version: int) -> int:
@@ -197,7 +232,7 @@ class FileBuilder:
 
 def pack_int4(codes: np.ndarray) -> bytes:
     """Store codes -8..7 two a byte, the first in the low nibble; an odd one alone."""
-    flat = codes.astype(np.int8).ravel()
+    flat: np.ndarray = codes.astype(np.int8).ravel()
     flat = np.append(flat, np.zeros(flat.size % 2, np.int8)).view(np.uint8) & 0xF
     return (flat[0::2] | (flat[1::2] << 4)).astype(np.uint8).tobytes()
 
@@ -221,6 +256,18 @@ def read_model(content: bytes) -> Any:
             f"{content[4:8]!r} instead of {FILE_IDENTIFIER!r}. Export it again."
         )
     return schema.ModelT.InitFromPackedBuf(content, 0)
+
+
+def with_outputs(content: bytes, tensors: Sequence[int]) -> bytes:
+    """A copy of a file whose outputs are the tensors given, in that order."""
+    model = read_model(content)
+    model.subgraphs[0].outputs = list(tensors)
+    model.signatureDefs = None
+    for number, buffer in enumerate(model.buffers):
+        model.buffers[number] = AlignedBuffer()
+        if buffer.data is not None:
+            model.buffers[number].data = bytes(buffer.data)
+    return _pack(model)
 
 
 def stored_codes(model: Any, tensor: int) -> np.ndarray:
@@ -271,6 +318,12 @@ def read_metadata(path: str | Path) -> dict:
     return {}
 
 
+def _pack(model: Any) -> bytes:
+    builder = SharingBuilder()
+    builder.Finish(model.Pack(builder), file_identifier=FILE_IDENTIFIER)
+    return bytes(builder.Output())
+
+
 def _aligned_vector(builder: flatbuffers.Builder, data: bytes) -> int:
     builder.StartVector(1, len(data), 16)
     builder.head = builder.head - len(data)
@@ -279,9 +332,9 @@ def _aligned_vector(builder: flatbuffers.Builder, data: bytes) -> int:
 
 
 def _pack_quantization(quantization: Quantization) -> Any:
-    packed = schema.QuantizationParametersT()
-    packed.scale = np.asarray(quantization.scale, np.float32)
-    packed.zeroPoint = np.full(len(quantization.scale), quantization.zero_point, np.int64)
+    packed = SharedQuantization()
+    packed.scale = list(quantization.scale)
+    packed.zeroPoint = [quantization.zero_point] * len(quantization.scale)
     packed.quantizedDimension = quantization.axis
     return packed
 

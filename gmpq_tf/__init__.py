@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from gmpq_tf.policy import BitwidthPolicy, PolicyError
     from gmpq_tf.search import PolicySearch
     from gmpq_tf.space import SearchSpace
-    from gmpq_tf.transform import build_hypernet, calibrate, quantize_model
+    from gmpq_tf.transform import (
+        build_hypernet,
+        calibrate,
+        quantize_model,
+        snap_biases,
+    )
 
 __version__ = "0.1.0"
 
@@ -34,6 +39,7 @@ _HOMES = {
     "build_hypernet": "gmpq_tf.transform",
     "quantize_model": "gmpq_tf.transform",
     "calibrate": "gmpq_tf.transform",
+    "snap_biases": "gmpq_tf.transform",
     "PolicySearch": "gmpq_tf.search",
 }
 __all__ = [
@@ -46,6 +52,7 @@ __all__ = [
     "calibrate",
     "count_cost",
     "quantize_model",
+    "snap_biases",
 ]
 
 

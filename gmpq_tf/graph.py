@@ -7,6 +7,7 @@ TensorFlow nor Keras, so that costs and policies can be computed without them.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,7 +41,9 @@ class Call:
     def activation(self) -> str:
         """Name of the activation inside the layer, `"linear"` where there is none."""
         activation = None if self.split else getattr(self.layer, "activation", None)
-        return getattr(activation, "__name__", "linear") if activation else "linear"
+        if activation is None:
+            return "linear"
+        return getattr(activation, "__name__", type(activation).__name__)
 
     @property
     def kind(self) -> str:
@@ -91,6 +94,12 @@ def fill(structure: Any, tensors: Any) -> Any:
     return structure
 
 
+def free_name(name: str, taken: Collection[str]) -> str:
+    """`name`, or where that is taken `name_1`, `name_2`, ..."""
+    numbered = (f"{name}_{i}" for i in range(1, len(taken) + 2))
+    return name if name not in taken else next(n for n in numbered if n not in taken)
+
+
 def layer_kind(layer: Any) -> str:
     """Kind of a layer: the stock Keras class it behaves as, else its class name."""
     return getattr(layer, "searchable_kind", None) or type(layer).__name__
@@ -100,8 +109,12 @@ def is_searchable(layer: Any) -> bool:
     """True for the Conv2D, DepthwiseConv2D and Dense layers whose bits are searched."""
     if getattr(layer, "searchable_kind", None):
         return True
-    stock = type(layer).__module__.split(".")[0] in ("keras", "tf_keras")
-    return stock and type(layer).__name__ in SEARCHABLE_KINDS
+    return is_stock(layer) and type(layer).__name__ in SEARCHABLE_KINDS
+
+
+def is_stock(layer: Any) -> bool:
+    """True for layers and operations of Keras itself: their class says what they do."""
+    return type(layer).__module__.split(".")[0] in ("keras", "tf_keras")
 
 
 def read_graph(model: Any) -> Graph:
@@ -243,16 +256,8 @@ def _unique_names(functional: Any) -> dict[int, str]:
                 name = operation.name
                 if name in taken:
                     name = f"{prefix}_{name}"
-                names[id(operation)] = _free_name(name, taken)
+                names[id(operation)] = free_name(name, taken)
                 taken.add(names[id(operation)])
 
     visit(functional, functional.name)
     return names
-
-
-def _free_name(name: str, taken: set[str]) -> str:
-    if name not in taken:
-        return name
-    return next(
-        f"{name}_{i}" for i in range(1, len(taken) + 2) if f"{name}_{i}" not in taken
-    )

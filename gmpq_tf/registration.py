@@ -1,7 +1,8 @@
 """Make the layers known to Keras as soon as Keras is there, and no sooner.
 
 `keras.models.load_model` finds our layers by their registered names, so importing
-`gmpq_tf` must register them; but policies and costs must import without loading TensorFlow.
+`gmpq_tf` must register them; but policies and costs must import without loading
+TensorFlow.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Each row is one place in the order; the modules of one row do not import each other.
 ORDER = [
     ("names",),
-    ("files", "registry"),
+    ("files", "registry", "registration"),
     ("graph",),
     ("policy",),
     ("space",),

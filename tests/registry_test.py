@@ -10,7 +10,7 @@ def test_returns_the_entry():
 
 
 def test_names_the_nearest_entry():
-    with pytest.raises(ValueError, match="quantizer.*Received: 'packt'.*'pact'"):
+    with pytest.raises(ValueError, match=r"quantizer.*Received: 'packt'.*'pact'"):
         lookup(REGISTRY, "packt", "quantizer")
 
 

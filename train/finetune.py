@@ -17,20 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import keras
+from gmpq_tf.export.app import run_main
+from gmpq_tf.export.flags import from_flags
+from gmpq_tf.export.stage import RunConfig, Stage, open_stage, set_threads
 
 from gmpq_tf.cost import count_cost
 from gmpq_tf.data import DataConfig, Dataset, load_dataset
-from gmpq_tf.export.app import run_main
-from gmpq_tf.export.flags import from_flags
-from gmpq_tf.files import read_jsonl, replace_file
+from gmpq_tf.files import read_jsonl
+from gmpq_tf.graph import searchable_names
 from gmpq_tf.policy import BitwidthPolicy, PolicyError
 from gmpq_tf.search.random_policy import random_policy
 from gmpq_tf.space import SearchSpace
-from gmpq_tf.transform import calibrate, quantize_model
+from gmpq_tf.transform import calibrate, quantize_model, snap_biases
 from gmpq_tf.transform.distill import Distiller
 
 from .inputs import data_from_flags, file_identity, load_float_model, model_path
-from .loop import fit_epochs, set_threads
+from .loop import fit_epochs, save_model
 from .recipe import (
     TrainingConfig,
     make_loss,
@@ -39,7 +41,6 @@ from .recipe import (
     require,
     require_positive,
 )
-from .stage import RunConfig, Stage, open_stage
 
 SEARCHED_POLICY = "search/policy.json"
 
@@ -109,6 +110,7 @@ def finetune(config: FinetuneConfig, data: DataConfig, run: RunConfig) -> Stage:
     dataset = load_dataset(data)
     model = load_float_model(path, dataset)
     policy = choose_policy(config, run, model)
+    policy.check(searchable_names(model))
     resolved = resolved_config(config, dataset, path, policy)
     stage = open_stage(
         run, config.name, resolved, dataset.config.input_scaling().to_config()
@@ -121,8 +123,8 @@ def finetune(config: FinetuneConfig, data: DataConfig, run: RunConfig) -> Stage:
     student = quantize_model(model, policy)
     calibrate(student, dataset.calibration(config.calibration_images))
     train_student(student, model, dataset, stage, config, run)
-    with replace_file(stage.folder / "model.keras") as temporary:
-        student.save(temporary)
+    snap_biases(student)
+    save_model(student, stage.folder / "model.keras")
     stage.finish(finetune_results(stage, model, policy))
     return stage
 

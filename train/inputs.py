@@ -7,17 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import keras
+from gmpq_tf.export.flags import from_flags
+from gmpq_tf.export.stage import (
+    StageError,
+    WorkdirConfig,
+    fingerprint,
+    recorded_data,
+)
 
 from gmpq_tf.data import DataConfig, Dataset, check_num_classes
-from gmpq_tf.export.flags import from_flags
+from gmpq_tf.graph import read_graph
 from gmpq_tf.models import load_model
-
-from .stage import RunConfig, StageError, fingerprint, recorded_data
 
 PRETRAINED = "pretrain/model.keras"
 
 
-def data_from_flags(run: RunConfig, model: str | None) -> DataConfig:
+def data_from_flags(run: WorkdirConfig, model: str | None) -> DataConfig:
     """Reads the data flags; those not given are as the float model was trained with.
 
     Args:
@@ -37,7 +42,7 @@ def data_from_flags(run: RunConfig, model: str | None) -> DataConfig:
     return data
 
 
-def model_path(run: RunConfig, model: str | None) -> Path:
+def model_path(run: WorkdirConfig, model: str | None) -> Path:
     """Returns the file of the float model.
 
     Args:
@@ -86,8 +91,10 @@ def check_model(model: keras.Model, dataset: Dataset) -> None:
         dataset: the images.
 
     Raises:
-        ValueError: not one input and one output, or classes or image shape differ.
+        ValueError: not functional, not one input and one output, or classes or image
+            shape differ.
     """
+    read_graph(model)  # refuses what could not be rewritten before it is trained
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise ValueError(
             "The commands train classifiers of one input and one output. "

@@ -10,14 +10,10 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
+from gmpq_tf.export.stage import RunConfig, Stage
 
 from gmpq_tf.data import Dataset
 from gmpq_tf.files import append_jsonl, read_jsonl, replace_file
-
-from .stage import RunConfig, Stage
-
-BACKUP = "backup/state.npz"
 
 
 class TrainingDivergedError(ValueError):
@@ -169,7 +165,7 @@ def fit_epochs(
     Raises:
         TrainingDivergedError: the loss became NaN or infinite.
     """
-    backup = EpochBackup(stage.folder / BACKUP)
+    backup = EpochBackup(stage.backup)
     start = backup.epoch
     log = MetricsLog(stage.folder / "metrics.jsonl", start)
     model.fit(
@@ -184,12 +180,13 @@ def fit_epochs(
     )
 
 
-def set_threads(threads: int) -> None:
-    """Limits TensorFlow's threads; to be called before TensorFlow computes anything.
+def save_model(model: keras.Model, path: Path) -> None:
+    """Writes a model without the state of its training.
 
     Args:
-        threads: at most so many threads; 0 leaves the choice to TensorFlow.
+        model: a functional or Sequential model of one input and one output.
+        path: the .keras file to make or to replace.
     """
-    if threads:
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
-        tf.config.threading.set_inter_op_parallelism_threads(threads)
+    plain = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+    with replace_file(path) as temporary:
+        plain.save(temporary)

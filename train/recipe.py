@@ -74,7 +74,11 @@ def require_positive(config: Any, name: str) -> None:
 
 
 def make_optimizer(
-    name: str, learning_rate: float, config: TrainingConfig, steps_per_epoch: int
+    name: str,
+    learning_rate: float,
+    config: TrainingConfig,
+    steps_per_epoch: int,
+    weight_decay: float | None = None,
 ) -> keras.optimizers.Optimizer:
     """Returns an optimizer whose learning rate follows the schedule.
 
@@ -83,14 +87,18 @@ def make_optimizer(
         learning_rate: learning rate in the first epoch.
         config: momentum and schedule.
         steps_per_epoch: training steps in an epoch.
+        weight_decay: share of each weight that a step takes off at a learning rate of
+            1; None for none.
 
     Returns:
         A new optimizer.
     """
     rate = make_schedule(learning_rate, config, steps_per_epoch)
     if name == "sgd":
-        return keras.optimizers.SGD(rate, momentum=config.momentum)
-    return keras.optimizers.Adam(rate)
+        return keras.optimizers.SGD(
+            rate, momentum=config.momentum, weight_decay=weight_decay
+        )
+    return keras.optimizers.Adam(rate, weight_decay=weight_decay)
 
 
 def make_schedule(
@@ -117,7 +125,9 @@ def make_schedule(
         )
     # Keras changes after a boundary, not at it.
     boundaries = [epoch * steps_per_epoch - 1 for epoch in config.decay_epochs]
-    values = [learning_rate * config.decay_factor**i for i in range(len(boundaries) + 1)]
+    values = [
+        learning_rate * config.decay_factor**i for i in range(len(boundaries) + 1)
+    ]
     if not boundaries:
         return learning_rate
     return keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, values)

@@ -38,10 +38,11 @@ def split_head(
         )
     index = last_feature_map(graph, feature_layer)
     feature = _keras_tensor(graph, index)
-    backbone = keras.Model(model.inputs, feature, name=f"{model.name}_backbone")
-    head = keras.Model(
-        feature, [logits_of(model), model.outputs[0]], name=f"{model.name}_head"
-    )
+    backbone = keras.Model(model._inputs_struct, feature, name=f"{model.name}_backbone")
+    logits, output = logits_of(model), model.outputs[0]
+    if output is logits:  # Keras refuses the same tensor twice
+        output = keras.layers.Identity(name=f"{model.name}_output")(logits)
+    head = keras.Model(feature, [logits, output], name=f"{model.name}_head")
     return backbone, head
 
 

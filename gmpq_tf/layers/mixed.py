@@ -15,6 +15,32 @@ from gmpq_tf.layers.quantized import (
 from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
 
 
+class BranchImportance(keras.layers.Layer):
+    """Owns the importances of one layer's branches, in a layer of its own.
+
+    Stock convolutions save their kernel and bias only.
+
+    Args:
+        branches: number of branches; a single one is not trained.
+    """
+
+    def __init__(self, branches: int) -> None:
+        super().__init__()
+        self.importance = self.add_weight(
+            name="importance",
+            shape=(branches,),
+            initializer="zeros",
+            trainable=branches > 1,
+            autocast=False,
+            dtype="float32",
+        )
+        self.built = True
+
+    def probabilities(self) -> tf.Tensor:
+        """`pi = softmax(importance)`, [branches]."""
+        return tf.nn.softmax(tf.convert_to_tensor(self.importance))
+
+
 class Mixed:
     """What the search adds to a quantized layer.
 
@@ -29,18 +55,18 @@ class Mixed:
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Build the quantized layer, then one importance a branch."""
         super().build(input_shape)  # type: ignore[misc]
-        self.kernel_importance = self._importance("kernel", self.kernel_quantizer)
-        self.input_importance = self._importance("input", self.input_quantizer)
+        self.kernel_branches = BranchImportance(len(self.weight_bits))
+        self.input_branches = BranchImportance(len(self.activation_bits))
 
-    def _importance(self, name: str, quantizer: keras.layers.Layer) -> keras.Variable:
-        return self.add_weight(  # type: ignore[attr-defined]
-            name=f"{name}_importance",
-            shape=(len(quantizer.bits),),
-            initializer="zeros",
-            trainable=len(quantizer.bits) > 1,
-            autocast=False,
-            dtype="float32",
-        )
+    @property
+    def kernel_importance(self) -> keras.Variable:
+        """Importances of the kernel's branches, [branches]."""
+        return self.kernel_branches.importance
+
+    @property
+    def input_importance(self) -> keras.Variable:
+        """Importances of the input's branches, [branches]."""
+        return self.input_branches.importance
 
     @property
     def weight_bits(self) -> tuple[int, ...]:
@@ -54,10 +80,7 @@ class Mixed:
 
     def branch_probabilities(self) -> tuple[tf.Tensor, tf.Tensor]:
         """`(pi_w, pi_a)`: softmax of the kernel's and of the input's importances."""
-        return (
-            tf.nn.softmax(tf.convert_to_tensor(self.kernel_importance)),
-            tf.nn.softmax(tf.convert_to_tensor(self.input_importance)),
-        )
+        return self.kernel_branches.probabilities(), self.input_branches.probabilities()
 
     def expected_bits(self) -> tuple[tf.Tensor, tf.Tensor]:
         """`(sum_i pi_w[i] b_i, sum_j pi_a[j] b_j)`, scalars, as in eq. 7."""
@@ -69,15 +92,16 @@ class Mixed:
 
     def quantize_input(self, inputs: tf.Tensor) -> tf.Tensor:
         """`sum_j pi_a[j] q_j(x)`."""
-        return self.input_quantizer(
-            inputs, probabilities=self.branch_probabilities()[1]
-        )
+        probabilities = self.input_branches.probabilities()
+        quantized = self.input_quantizer(inputs, probabilities=probabilities)
+        return tf.cast(quantized, inputs.dtype)
 
     def quantize_kernel(self, kernel: tf.Tensor) -> tf.Tensor:
         """`sum_i pi_w[i] q_i(W)`."""
-        return self.kernel_quantizer(
-            tf.convert_to_tensor(kernel), probabilities=self.branch_probabilities()[0]
-        )
+        kernel = tf.convert_to_tensor(kernel)
+        probabilities = self.kernel_branches.probabilities()
+        quantized = self.kernel_quantizer(kernel, probabilities=probabilities)
+        return tf.cast(quantized, kernel.dtype)
 
 
 @keras.saving.register_keras_serializable("gmpq_tf")

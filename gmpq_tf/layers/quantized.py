@@ -48,13 +48,14 @@ class Quantized:
         """Activations as the layer computes with them."""
         if self.input_quantizer is None:
             return inputs
-        return self.input_quantizer(inputs)
+        return tf.cast(self.input_quantizer(inputs), inputs.dtype)
 
     def quantize_kernel(self, kernel: tf.Tensor) -> tf.Tensor:
         """Kernel as the layer computes with it."""
         if self.kernel_quantizer is None:
             return kernel
-        return self.kernel_quantizer(tf.convert_to_tensor(kernel))
+        kernel = tf.convert_to_tensor(kernel)
+        return tf.cast(self.kernel_quantizer(kernel), kernel.dtype)
 
     def get_config(self) -> dict:
         """Plain JSON configuration."""

@@ -1,6 +1,7 @@
 """Models by name, and models from files."""
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from gmpq_tf.models.digits import digits_cnn
 from gmpq_tf.models.mobilenet_v2 import mobilenet_v2
 from gmpq_tf.models.resnet import resnet8, resnet18, resnet20
 from gmpq_tf.names import suggest
+from gmpq_tf.registry import lookup
 
 MODELS: dict[str, Callable[..., keras.Model]] = {
     "digits_cnn": digits_cnn,
@@ -43,12 +45,8 @@ def build_model(
     Raises:
         ValueError: There is no such model.
     """
-    if name not in MODELS:
-        raise ValueError(
-            "`name` must be a built-in model. "
-            f"Received: name={name!r}. {suggest(name, MODELS)}"
-        )
-    return MODELS[name](tuple(input_shape), num_classes, **options)
+    builder = lookup(MODELS, name, "model")
+    return builder(tuple(input_shape), num_classes, **options)
 
 
 def load_model(
@@ -88,13 +86,13 @@ def load_model(
 def _read_model(path: Path) -> keras.Model:
     _check_path(path)
     try:
-        if path.suffix == ".h5":
-            _refuse_code(path)
+        _refuse_code(path)
         return keras.models.load_model(path, compile=False, safe_mode=True)
     except ModelFileError:
         raise
     except Exception as error:  # Keras, h5py and zipfile each raise their own kinds.
-        cause = " ".join(str(error).split())[:200]
+        cause = str(error).rsplit("Exception encountered:", 1)[-1]
+        cause = " ".join(cause.split())[:200]
         raise ModelFileError(
             "A model file must be one that Keras wrote, whole. "
             f"Received: {path} ({type(error).__name__}: {cause}). Save it again with "
@@ -111,17 +109,26 @@ def _check_path(path: Path) -> None:
 
 
 def _refuse_code(path: Path) -> None:
-    """Refuse an .h5 file with a Lambda layer, which older Keras reads as code."""
-    import h5py
+    """Refuse a file with a Lambda layer before Keras sees it.
 
-    with h5py.File(path) as file:
-        config = json.loads(file.attrs.get("model_config", "{}"))
-    if _has_lambda(config):
+    Keras's safe mode refuses most of them, but not in every version and file format.
+    """
+    if _has_lambda(_read_config(path)):
         raise ModelFileError(
             "A model file must hold no Python code. "
             f"Received: {path}, which has a Lambda layer. "
             "Replace that layer by one of Keras's own and save the model again."
         )
+
+
+def _read_config(path: Path) -> Any:
+    if path.suffix == ".keras":
+        with zipfile.ZipFile(path) as archive:
+            return json.loads(archive.read("config.json"))
+    import h5py
+
+    with h5py.File(path) as file:
+        return json.loads(file.attrs.get("model_config", "{}"))
 
 
 def _has_lambda(config: Any) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from gmpq_tf.quantizers.grid import symmetric_limit
-from gmpq_tf.quantizers.lsq import lsq_kernel
+from gmpq_tf.quantizers.straight_through import round_half_even, straight_through
 
 
 def max_abs_step(
@@ -37,4 +37,8 @@ def max_abs(
     inference", 2018, section 2.3.
     """
     step = tf.stop_gradient(max_abs_step(kernel, bits, axes))
-    return lsq_kernel(kernel, step, bits)
+    limit = tf.cast(symmetric_limit(bits), kernel.dtype)
+    codes = kernel / step
+    # Rounding may put the largest weight a hair outside; its gradient stays.
+    codes = straight_through(tf.clip_by_value(codes, -limit, limit), codes)
+    return round_half_even(codes) * step

@@ -12,6 +12,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from gmpq_tf.cost import FULL_PRECISION_BITS, bit_ops
 
 SLACK = 0.03  # a policy lands within this fraction below its budget
+INTEGRAL_GAIN, PROPORTIONAL_GAIN = 0.2, 50.0
 Candidates = Mapping[str, tuple[Sequence[int], Sequence[int]]]
 
 
@@ -50,15 +51,35 @@ def resolve_budget(
 
 
 def adapted_zeta(
-    zeta: tf.Tensor, expected: tf.Tensor, budget: float, gain: float = 0.02
+    zeta: tf.Tensor, expected: tf.Tensor, budget: float, scale: float
 ) -> tf.Tensor:
-    """`zeta (E[BOPs] / budget)^gain`, kept within 1e-3 and 1e6.
+    """`zeta + 0.2 scale ln(E[BOPs] / budget)`: the part of the weight that remembers.
 
-    A multiplicative dual ascent: above the budget complexity gets dearer at every
-    step, below it cheaper, so that the user need not tune zeta.
+    A dual ascent on the constraint that the budget is spent, neither more nor less:
+    zeta may become negative where the task alone would choose fewer bits.
+
+    Args:
+        zeta: before the step.
+        expected: expected bit operations.
+        budget: bit operations.
+        scale: a typical zeta, in whose units the weight moves.
     """
-    ratio = expected / tf.cast(budget, expected.dtype)
-    return tf.clip_by_value(zeta * tf.pow(ratio, gain), 1e-3, 1e6)
+    return zeta + INTEGRAL_GAIN * scale * _excess(expected, budget)
+
+
+def damped_zeta(
+    zeta: tf.Tensor, expected: tf.Tensor, budget: float, scale: float
+) -> tf.Tensor:
+    """`zeta + 50 scale ln(E[BOPs] / budget)`: what the risk is weighted with.
+
+    Importances integrate the pressure on them, so a weight that only accumulates
+    overshoots and oscillates; the second term answers at once, both ways.
+    """
+    return zeta + PROPORTIONAL_GAIN * scale * _excess(expected, budget)
+
+
+def _excess(expected: tf.Tensor, budget: float) -> tf.Tensor:
+    return tf.math.log(expected / tf.cast(budget, expected.dtype))
 
 
 def most_probable_bits(

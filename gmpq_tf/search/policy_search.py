@@ -22,7 +22,12 @@ from gmpq_tf.attribution import (
 from gmpq_tf.cost import FULL_PRECISION_BITS, bit_ops
 from gmpq_tf.graph import layer_macs, read_graph
 from gmpq_tf.policy import BitwidthPolicy
-from gmpq_tf.search.budget import adapted_zeta, most_probable_bits, resolve_budget
+from gmpq_tf.search.budget import (
+    adapted_zeta,
+    damped_zeta,
+    most_probable_bits,
+    resolve_budget,
+)
 from gmpq_tf.search.config import RiskConfig
 from gmpq_tf.search.errors import DivergenceError
 from gmpq_tf.space import SearchSpace
@@ -85,6 +90,7 @@ class PolicySearch(keras.Model):
             self.budget = resolve_budget(
                 self.risk.bit_ops_budget, self.macs, self.candidates
             )
+        self._zeta_scale = self.risk.zeta or RiskConfig.zeta
         self.hypernet = build_hypernet(model, self.space, **self.quantizers)
         self.teacher = frozen_copy(model)
         if self.risk.eta:
@@ -146,7 +152,9 @@ class PolicySearch(keras.Model):
     def network_variables(self) -> list[keras.Variable]:
         """The hypernet's weights, ranges and steps: all that is not an importance."""
         importances = {id(v) for v in self.importance_variables}
-        return [v for v in self.hypernet.trainable_variables if id(v) not in importances]
+        return [
+            v for v in self.hypernet.trainable_variables if id(v) not in importances
+        ]
 
     def mixed_layers(self) -> list[Any]:
         """Layers of the hypernet that hold quantizers, in graph order."""
@@ -208,19 +216,30 @@ class PolicySearch(keras.Model):
                 generalization = generalization_risk(
                     maps, teacher_maps, self.exponent(), self.risk.top_k
                 )
-            zeta = tf.convert_to_tensor(self.zeta)
+            zeta = self._weight_of_complexity(expected)
             total = task + zeta * complexity + self.risk.eta * generalization
         gradients = tape.gradient(total, network + importances)
         self.optimizer.apply(gradients[: len(network)], network)
         self.importance_optimizer.apply(gradients[len(network) :], importances)
         if self.budget is not None:
-            self.zeta.assign(adapted_zeta(zeta, expected, self.budget))
+            self.zeta.assign(
+                adapted_zeta(self.zeta, expected, self.budget, self._zeta_scale)
+            )
         self._update_metrics(
             x, y, output, sample_weight, (total, task, complexity, generalization)
         )
         if maps is not None:
             self.rank_metric.update_state(teacher_maps, maps)
-        return self._logs(expected)
+        return self._logs(expected, zeta)
+
+    def _weight_of_complexity(self, expected: tf.Tensor) -> tf.Tensor:
+        """Zeta of this step; no gradient flows through its controller."""
+        zeta = tf.convert_to_tensor(self.zeta)
+        if self.budget is None:
+            return zeta
+        return damped_zeta(
+            zeta, tf.stop_gradient(expected), self.budget, self._zeta_scale
+        )
 
     def _forward(self, x: Any, y: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
         if not self.risk.eta:
@@ -257,7 +276,7 @@ class PolicySearch(keras.Model):
             metric.update_state(value)
         self.compute_metrics(x, y, output, sample_weight)
 
-    def _logs(self, expected: tf.Tensor) -> dict:
+    def _logs(self, expected: tf.Tensor, zeta: tf.Tensor) -> dict:
         logs = self.get_metrics_result()
         logs["loss"] = self.risk_metrics["loss_total"].result()
         logs.pop("loss_total", None)
@@ -265,7 +284,7 @@ class PolicySearch(keras.Model):
             logs.pop("rank_distance", None)
         logs["expected_bit_ops"] = expected
         logs["p"] = self.exponent()
-        logs["zeta"] = tf.convert_to_tensor(self.zeta)
+        logs["zeta"] = zeta
         return logs
 
     def test_step(self, data: Any) -> dict:
@@ -326,6 +345,18 @@ class PolicySearch(keras.Model):
             bits,
             {"strategy": strategy, "config": config, **(made_by or {})},
         )
+
+    def get_compile_config(self) -> dict | None:
+        """What `compile` was given, with the second optimizer."""
+        config = super().get_compile_config()
+        if config is not None:
+            serialize = keras.saving.serialize_keras_object
+            config["importance_optimizer"] = serialize(self.importance_optimizer)
+        return config
+
+    def compile_from_config(self, config: dict) -> None:
+        """Compile as the saved model was."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
 
     def get_config(self) -> dict:
         """Configuration, with the float model's architecture."""

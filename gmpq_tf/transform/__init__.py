@@ -3,5 +3,6 @@
 from gmpq_tf.transform.calibrate import calibrate
 from gmpq_tf.transform.hypernet import build_hypernet
 from gmpq_tf.transform.quantize import quantize_model
+from gmpq_tf.transform.snap import snap_biases
 
-__all__ = ["build_hypernet", "calibrate", "quantize_model"]
+__all__ = ["build_hypernet", "calibrate", "quantize_model", "snap_biases"]

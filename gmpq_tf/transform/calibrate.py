@@ -30,8 +30,9 @@ class Observer:
     def __call__(self, values: np.ndarray) -> None:
         """Record one batch."""
         flat = np.asarray(values, "float32").ravel()
-        self.low = min(self.low, float(flat.min()))
-        self.high = max(self.high, float(flat.max()))
+        # Unlike min and max these keep a NaN, so that it is noticed.
+        self.low = float(np.minimum(self.low, flat.min()))
+        self.high = float(np.maximum(self.high, flat.max()))
         picks = self.random.integers(0, flat.size, min(flat.size, SAMPLES_PER_BATCH))
         self.samples.append(flat[picks])
 

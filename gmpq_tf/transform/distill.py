@@ -44,8 +44,8 @@ class Distiller(keras.Model):
             )
         self.student = student
         self.weight, self.temperature = float(weight), float(temperature)
-        both = keras.Model(student.inputs, [student.output, logits_of(student)])
-        teacher_logits = keras.Model(teacher.inputs, logits_of(teacher))
+        both = keras.Model(student._inputs_struct, [student.output, logits_of(student)])
+        teacher_logits = keras.Model(teacher._inputs_struct, logits_of(teacher))
         # In a namespace, which Keras does not track: backups hold the student alone.
         self._frozen = SimpleNamespace(both=both, teacher=teacher_logits)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from gmpq_tf.graph import Call, is_searchable, read_graph, searchable_names
+from gmpq_tf.graph import Call, free_name, is_searchable, read_graph, searchable_names
 from gmpq_tf.layers import QUANT_LAYERS
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.quantizers import InputQuantizer
@@ -62,15 +62,18 @@ def quantize_model(
     placement = place_quantizers(graph)
     warn_unquantized(graph.calls)
     grids: dict[Grid, InputQuantizer] = {}
+    taken = {call.name for call in graph.calls}
 
     def quantizer_of(grid: Grid) -> InputQuantizer:
         if grid not in grids:
+            name = free_name(grid.name, taken)
+            taken.add(name)
             grids[grid] = InputQuantizer(
                 STREAM_BITS,
                 grid.signed,
                 input_quantizer,
                 power_of_two=grid.power_of_two,
-                name=grid.name,
+                name=name,
             )
         return grids[grid]
 

@@ -8,7 +8,15 @@ from typing import Any
 
 import keras
 
-from gmpq_tf.graph import Call, Graph, GraphError, Ref, fill, is_searchable
+from gmpq_tf.graph import (
+    Call,
+    Graph,
+    GraphError,
+    Ref,
+    fill,
+    free_name,
+    is_searchable,
+)
 
 FUSED_ACTIVATIONS = ("linear", "relu", "relu6")
 
@@ -85,6 +93,8 @@ def copy_weights(graph: Graph, model: keras.Model) -> None:
                 target.bias.assign(source.bias)
         else:
             target.set_weights(source.get_weights())
+            if hasattr(target, "finalize_state"):  # Normalization computes with copies
+                target.finalize_state()
 
 
 def split_activations(graph: Graph) -> Graph:
@@ -96,13 +106,14 @@ def split_activations(graph: Graph) -> Graph:
     """
     split = Graph(**{**graph.__dict__, "calls": [], "shapes": list(graph.shapes)})
     split.dtypes = list(graph.dtypes)
+    taken = {call.name for call in graph.calls}
     activations: dict[str, Any] = {}
     for call in graph.calls:
         activation = call.activation
         if not is_searchable(call.layer) or activation in FUSED_ACTIVATIONS:
             split.calls.append(call)
             continue
-        name = f"{call.name}_activation"
+        name = free_name(f"{call.name}_activation", taken)
         layer = activations.setdefault(
             name, keras.layers.Activation(call.layer.activation, name=name)
         )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from gmpq_tf.graph import Call, Graph
+import keras
+import numpy as np
+
+from gmpq_tf.graph import Call, Graph, is_stock
 
 NONNEGATIVE_ACTIVATIONS = frozenset(
     "relu relu6 softmax sigmoid hard_sigmoid exponential softplus".split()
@@ -31,10 +34,28 @@ def nonnegative_tensors(graph: Graph) -> set[int]:
 
 
 def _is_nonnegative(call: Call, known: set[int]) -> bool:
+    ours = type(call.layer).__module__.startswith("gmpq_tf.")
+    if not ours and not is_stock(call.layer):
+        return False  # somebody's own layer may do anything
     if call.kind == "ReLU":
         return not call.layer.negative_slope and call.layer.threshold >= 0
-    if call.activation in NONNEGATIVE_ACTIVATIONS:
+    if (
+        call.activation in NONNEGATIVE_ACTIVATIONS
+        or call.kind in NONNEGATIVE_OPERATIONS
+    ):
         return True
-    if call.kind in NONNEGATIVE_OPERATIONS:
-        return True
-    return call.kind in SIGN_KEEPING and all(i in known for i in call.inputs)
+    if call.kind not in SIGN_KEEPING or _has_negative_constant(call):
+        return False
+    if getattr(call.layer, "interpolation", "nearest") not in ("nearest", "bilinear"):
+        return False  # bicubic and the like overshoot
+    return all(i in known for i in call.inputs)
+
+
+def _has_negative_constant(call: Call) -> bool:
+    """Whether a constant among the arguments is negative, as in `relu(x) * -1`."""
+    numbers = [
+        value
+        for value in keras.tree.flatten((call.args, call.kwargs))
+        if isinstance(value, (int, float)) or hasattr(value, "__array__")
+    ]
+    return any(np.any(np.asarray(value) < 0) for value in numbers)

@@ -93,7 +93,7 @@ def test_code_in_a_file_is_not_run(tmp_path, suffix):
     witness = tmp_path / "was_run"
 
     def run(x, witness=str(witness)):
-        open(witness, "w").close()  # noqa: PTH123, SIM115
+        open(witness, "w").close()  # noqa: PTH123
         return x
 
     inputs = keras.Input((2,))
@@ -111,3 +111,16 @@ def test_weights_only_file_is_refused(small_model, tmp_path):
     small_model.save_weights(path)
     with pytest.raises(ModelFileError, match="Save it again"):
         load_model(path)
+
+
+def test_unknown_layer_class_is_named(small_model, tmp_path):
+    @keras.saving.register_keras_serializable("elsewhere")
+    class Doubled(keras.layers.Layer):
+        def call(self, x):
+            return 2 * x
+
+    model = keras.Sequential([small_model, Doubled()])
+    model.save(tmp_path / "model.keras")
+    del keras.saving.get_custom_objects()["elsewhere>Doubled"]
+    with pytest.raises(ModelFileError, match=r"Doubled.*import the modules"):
+        load_model(tmp_path / "model.keras")

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import tensorflow as tf
+
 from gmpq_tf.files import write_json
 
 PACKAGES = ("tensorflow", "keras", "numpy", "tensorflow-datasets", "ai-edge-litert")
@@ -25,7 +27,7 @@ _ABSENT = "(absent)"
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig:
+class WorkdirConfig:
     """Where a command writes and how it runs; none of it changes the results.
 
     Args:
@@ -33,8 +35,6 @@ class RunConfig:
             skipped, an interrupted one resumes.
         overwrite: Delete what the stage left in the workdir and start it again.
         threads: Threads TensorFlow may use; 0 leaves the choice to TensorFlow.
-        steps_per_execution: Training steps in one call of the compiled function.
-        jit_compile: Compile the training step with XLA.
         progress: Progress bars, one line an epoch, or nothing; auto: bars on a
             terminal, lines elsewhere.
     """
@@ -42,17 +42,13 @@ class RunConfig:
     workdir: str = "runs/default"
     overwrite: bool = False
     threads: int = 0
-    steps_per_execution: int = 1
-    jit_compile: bool = False
     progress: Literal["auto", "bar", "line", "none"] = "auto"
 
     def __post_init__(self) -> None:
-        for name, low in (("threads", 0), ("steps_per_execution", 1)):
-            if getattr(self, name) < low:
-                raise ValueError(
-                    f"{name} must be {low} or more. "
-                    f"Received: {name}={getattr(self, name)}."
-                )
+        if self.threads < 0:
+            raise ValueError(
+                f"threads must be 0 or more. Received: threads={self.threads}."
+            )
 
     @property
     def verbose(self) -> int:
@@ -60,6 +56,27 @@ class RunConfig:
         on_terminal = "bar" if sys.stdout.isatty() else "line"
         kind = on_terminal if self.progress == "auto" else self.progress
         return {"none": 0, "bar": 1, "line": 2}[kind]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig(WorkdirConfig):
+    """Where a training command writes and how it runs.
+
+    Args:
+        steps_per_execution: Training steps in one call of the compiled function.
+        jit_compile: Compile the training step with XLA.
+    """
+
+    steps_per_execution: int = 1
+    jit_compile: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps_per_execution < 1:
+            raise ValueError(
+                "steps_per_execution must be 1 or more. "
+                f"Received: steps_per_execution={self.steps_per_execution}."
+            )
 
 
 class StageError(ValueError):
@@ -93,9 +110,19 @@ class Stage:
         """Whether the stage has run to its end."""
         return (self.folder / "done.json").exists()
 
+    @property
+    def started(self) -> bool:
+        """Whether the stage holds work that another configuration would spoil."""
+        return self.finished or self.backup.exists()
+
+    @property
+    def backup(self) -> Path:
+        """File of the state after the last whole epoch."""
+        return self.folder / "backup" / "state.npz"
+
     def finish(self, results: Mapping[str, Any]) -> None:
         """Marks the stage as finished; to be called last."""
-        shutil.rmtree(self.folder / "backup", ignore_errors=True)
+        shutil.rmtree(self.backup.parent, ignore_errors=True)
         write_json(self.folder / "done.json", results)
 
     def results(self) -> dict[str, Any]:
@@ -104,7 +131,7 @@ class Stage:
 
 
 def open_stage(
-    run: RunConfig, name: str, config: Mapping[str, Any], scaling: Mapping[str, Any]
+    run: WorkdirConfig, name: str, config: Mapping[str, Any], scaling: Mapping[str, Any]
 ) -> Stage:
     """Prepares the folder of a stage and records what it is going to do.
 
@@ -126,7 +153,7 @@ def open_stage(
     if run.overwrite and stage.record.exists():
         shutil.rmtree(stage.folder, ignore_errors=True)
         stage.record.unlink()
-    if stage.record.exists():
+    if stage.record.exists() and stage.started:
         _check_same(stage, read_record(stage.record)["config"], plain)
     else:
         write_json(stage.record, describe_run(run, name, plain, scaling))
@@ -135,7 +162,7 @@ def open_stage(
 
 
 def describe_run(
-    run: RunConfig, name: str, config: Mapping[str, Any], scaling: Mapping[str, Any]
+    run: WorkdirConfig, name: str, config: Mapping[str, Any], scaling: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Returns what `<workdir>/config/<stage>.json` says."""
     return {
@@ -191,9 +218,36 @@ def recorded_data(workdir: str | Path, stage: str = "pretrain") -> dict[str, Any
     return data | lists
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object that may be absent or damaged.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The object; {} where there is none, so that what it marks is made again.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def fingerprint(path: str | Path) -> str:
     """Returns the first 16 hex digits of a file's SHA-256."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+
+
+def set_threads(threads: int) -> None:
+    """Limits TensorFlow's threads; to be called before TensorFlow computes anything.
+
+    Args:
+        threads: at most so many threads; 0 leaves the choice to TensorFlow.
+    """
+    if threads:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
 
 
 def versions() -> dict[str, str]:

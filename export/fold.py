@@ -1,0 +1,177 @@
+"""Fold BatchNormalization into integer kernels without moving a code."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gmpq_tf.quantizers.grid import symmetric_limit
+
+from .errors import ExportError
+
+BIAS_LIMIT = 2**30  # leaves room for the products in a 32-bit accumulator
+AVERAGE_CODE = 7  # the largest code that INT4 holds on both sides of zero
+AFFINE_CODE = 127
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A layer as TFLite stores it; channels are output channels.
+
+    Args:
+        codes: kernel codes in the layout of Keras, int8.
+        signs: -1, 0 or 1 a channel: stored codes = trained codes * sign * factor.
+        factor: by which the codes are multiplied in storage.
+        scale: positive kernel step of each channel.
+        bias: int32, in units of `input step * scale`.
+    """
+
+    codes: np.ndarray
+    signs: np.ndarray
+    factor: int
+    scale: np.ndarray
+    bias: np.ndarray
+
+    def slack(self, input_step: float, output_step: float) -> float:
+        """Output steps by which rounding the bias may move a channel."""
+        return float(self.scale.max() * input_step / output_step / 2)
+
+
+def trained_codes(layer: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel codes (layout of Keras, int8) and the step of each output channel."""
+    kernel = np.asarray(layer.kernel)
+    quantizer = layer.kernel_quantizer
+    step = np.broadcast_to(quantizer.step(kernel), kernel.shape)
+    first = step[(0,) * channels_from(layer)]
+    return quantizer.codes(kernel), first.astype("float64").ravel()
+
+
+def channels_from(layer: Any) -> int:
+    """First kernel axis that belongs to the output channels."""
+    depthwise = layer.searchable_kind == "DepthwiseConv2D"
+    return len(layer.kernel.shape) - (2 if depthwise else 1)
+
+
+def normalization(layer: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Factor and offset of a BatchNormalization in inference: `y = f x + o`.
+
+    `f = gamma / sqrt(variance + epsilon)`, `o = beta - mean f`; Ioffe and Szegedy,
+    "Batch Normalization", 2015, algorithm 2.
+    """
+    ones, zeros = np.ones(channels), np.zeros(channels)
+    gamma = _array(layer.gamma, ones) if layer.scale else ones
+    beta = _array(layer.beta, zeros) if layer.center else zeros
+    variance = _array(layer.moving_variance, ones)
+    factor = gamma / np.sqrt(variance + layer.epsilon)
+    return factor, beta - _array(layer.moving_mean, zeros) * factor
+
+
+def fold_layer(
+    layer: Any,
+    batch_norm: Any | None,
+    input_step: float,
+    output_step: float,
+    storage_limit: int = 127,
+) -> Folded:
+    """Kernel and bias of a quantized layer with the BatchNormalization after it.
+
+    `scale = step |f|`, `bias = f b + o`, a negative `f` negates the channel's codes.
+
+    Args:
+        layer: Quant layer; its kernel has `b`-bit codes of step `step`.
+        batch_norm: the layer that follows, or None.
+        input_step: step of the layer's input.
+        output_step: step of the tensor the layer writes.
+        storage_limit: largest code that the file's kernel type holds.
+
+    Raises:
+        ExportError: weights that are not finite, or beyond 32-bit accumulators.
+    """
+    codes, step = trained_codes(layer)
+    multiple = code_factor(
+        symmetric_limit(layer.kernel_quantizer.bits[0]), storage_limit
+    )
+    codes, step = codes * np.int8(multiple), step / multiple
+    channels = step.size
+    factor, offset = np.ones(channels), np.zeros(channels)
+    if batch_norm is not None:
+        factor, offset = normalization(batch_norm, channels)
+    bias = offset + (
+        np.asarray(layer.bias, "float64") * factor if layer.use_bias else 0
+    )
+    _check_finite(layer.name, step, factor, bias)
+    scale = step * np.abs(factor)
+    reach = np.abs(codes.astype("int64")).reshape(-1, channels).sum(axis=0) * 255
+    constant = _constant_channels(
+        layer.name, scale, bias, reach, input_step, output_step
+    )
+    scale = np.where(constant, output_step / input_step / 1024, scale)
+    signs = np.where(constant, 0, np.where(factor < 0, -1, 1)).astype("int8")
+    signed = (codes.reshape(-1, channels) * signs).reshape(codes.shape)
+    return Folded(signed, signs, multiple, scale, bias_codes(bias, scale * input_step))
+
+
+def code_factor(limit: int, storage_limit: int) -> int:
+    """Largest power of two by which codes up to `limit` can be multiplied in storage.
+
+    A bias is stored in units of `input step * kernel step`, which is coarse where both
+    have few bits: at 2 bits its rounding moves two thirds of the codes of a layer.
+    Codes times `2^k` with steps over `2^k` are the same weights, and refine the unit.
+    """
+    return 2 ** int(math.log2(storage_limit // limit))
+
+
+def bias_codes(bias: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """`bias / unit` rounded, as int32; what exceeds the accumulator saturates."""
+    codes = np.round(np.asarray(bias, "float64") / unit)
+    return np.clip(codes, -BIAS_LIMIT, BIAS_LIMIT).astype("int32")
+
+
+def affine(
+    factor: np.ndarray, offset: np.ndarray, input_step: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`f x + o` of each channel as a 1x1 depthwise kernel: codes, scale, bias."""
+    live = np.abs(factor) > 1e-12
+    scale = np.where(live, np.abs(factor), 1.0) / AFFINE_CODE
+    codes = np.where(live, np.sign(factor), 0) * AFFINE_CODE
+    return codes.astype("int8"), scale, bias_codes(offset, scale * input_step)
+
+
+def _constant_channels(
+    name: str,
+    scale: np.ndarray,
+    bias: np.ndarray,
+    reach: np.ndarray,
+    input_step: float,
+    output_step: float,
+) -> np.ndarray:
+    """Channels whose factor is so small that only their bias is seen in the output."""
+    unit = scale * input_step
+    overflow = (unit == 0) | (np.abs(bias) > BIAS_LIMIT * unit)
+    wrong = overflow & (unit * reach >= output_step / 2)
+    if wrong.any():
+        channel = int(np.flatnonzero(wrong)[0])
+        raise ExportError(
+            "A bias must fit the 32-bit accumulator of its layer. "
+            f"Received: layer={name!r}, channel={channel}, "
+            f"bias={bias[channel]:.3g} in steps of {unit[channel]:.3g}. "
+            "Its BatchNormalization scale has collapsed: fine-tune with weight decay "
+            "off for gamma, or a lower learning rate."
+        )
+    return overflow
+
+
+def _check_finite(name: str, *values: np.ndarray) -> None:
+    if not all(np.isfinite(v).all() for v in values):
+        raise ExportError(
+            "Weights must be finite. "
+            f"Received: layer={name!r} with NaN or infinity in its kernel step, bias "
+            "or BatchNormalization. Load an earlier checkpoint."
+        )
+
+
+def _array(variable: Any, default: np.ndarray) -> np.ndarray:
+    return default if variable is None else np.asarray(variable, "float64")

@@ -1,0 +1,488 @@
+"""Run TFLite files, and compare them with the Keras models they were made from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+from gmpq_tf.graph import fill
+
+from .errors import ExportError
+from .flatbuffer import (
+    read_model,
+    stored_bytes,
+    stored_codes,
+    tensor_type,
+    with_outputs,
+)
+from .fold import trained_codes
+from .lowering import Check, Grid, Kernel, Lowered, keras_layout
+
+RANDOM_INPUTS = 64
+LOCAL_IMAGES = 16
+BUILTIN_IMAGES = 256
+# Share of codes that may be one step off: ties and the float sums of Keras, and more
+# where rounding inside the operator moves values. A wrong operator is far off.
+OFF_TOLERANCE = 0.05
+OFF_PER_SLACK = 4
+FAR_TOLERANCE = 0.001
+
+
+class TFLiteModel:
+    """A `.tflite` file ready to run.
+
+    Args:
+        path: the file, or its bytes.
+        num_threads: threads of the interpreter.
+        use_xnnpack: the default kernels; False: the built-in ones.
+
+    Raises:
+        ExportError: the file is missing or not a TFLite model.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | bytes,
+        num_threads: int = 1,
+        use_xnnpack: bool = True,
+    ) -> None:
+        content = path if isinstance(path, bytes) else _read(Path(path))
+        kinds = OpResolverType
+        resolver = (
+            kinds.AUTO if use_xnnpack else kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        )
+        try:
+            self.interpreter = Interpreter(
+                model_content=content,
+                num_threads=num_threads,
+                experimental_op_resolver_type=resolver,
+            )
+            self.interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            raise ExportError(
+                "The file must be a TFLite model that the runtime knows. "
+                f"Received: {_shown(path)} ({str(error)[:200]}). Export it again."
+            ) from error
+        self.inputs = self.interpreter.get_input_details()
+        self.outputs = self.interpreter.get_output_details()
+
+    def predict(self, x: Any, batch_size: int = 64) -> Any:
+        """Run the model.
+
+        Args:
+            x: [images, ...]; floats as the Keras model takes them, or integers of the
+                input's own type. A list where the model has several inputs.
+            batch_size: images a run.
+
+        Returns:
+            Floats [images, ...] (integers are dequantized); a list where the model has
+            several outputs.
+
+        Raises:
+            ExportError: the shape does not fit the model.
+        """
+        arrays = [np.asarray(a) for a in (x if isinstance(x, (list, tuple)) else [x])]
+        self.check(arrays)
+        runs = [
+            self.run([a[start : start + batch_size] for a in arrays])
+            for start in range(0, len(arrays[0]), batch_size)
+        ]
+        results = [np.concatenate(parts) for parts in zip(*runs, strict=True)]
+        return results[0] if len(results) == 1 else results
+
+    def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Run one batch; returns every output as floats."""
+        if list(self.inputs[0]["shape"]) != list(arrays[0].shape):
+            for detail, array in zip(self.inputs, arrays, strict=True):
+                self.interpreter.resize_tensor_input(detail["index"], array.shape)
+            self.interpreter.allocate_tensors()
+            self.inputs = self.interpreter.get_input_details()
+        for detail, array in zip(self.inputs, arrays, strict=True):
+            self.interpreter.set_tensor(detail["index"], _to_input(detail, array))
+        self.interpreter.invoke()
+        return [self._output(detail) for detail in self.outputs]
+
+    def _output(self, detail: Mapping[str, Any]) -> np.ndarray:
+        values = self.interpreter.get_tensor(detail["index"])
+        if values.dtype == np.float32:
+            return values
+        scale, zero_point = detail["quantization"]
+        return (values.astype("float32") - zero_point) * np.float32(scale)
+
+    def check(self, arrays: Sequence[np.ndarray]) -> None:
+        """Raise `ExportError` unless the arrays have the shapes of the inputs."""
+        wanted = [tuple(d["shape"][1:].tolist()) for d in self.inputs]
+        received = [a.shape[1:] for a in arrays]
+        if wanted != received or len({len(a) for a in arrays}) != 1:
+            raise ExportError(
+                f"Inputs must have the shapes {[('images', *s) for s in wanted]}. "
+                f"Received: shapes={[a.shape for a in arrays]}. Resize the images as "
+                "in training."
+            )
+        if not len(arrays[0]):
+            raise ExportError(
+                "There must be at least one input. Received: 0 images. Pass some."
+            )
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer of an exported model.
+
+    Args:
+        name: of the layer.
+        kind: its stock Keras class.
+        weight_bits: of the policy.
+        activation_bits: of the policy, for the layer's input.
+        stored_type: "INT8" or "INT4".
+        stored_bytes: of the kernel in the file.
+        code_factor: power of two by which codes are multiplied in the file (and their
+            step divided), so that biases, in units of both steps, are finer.
+        codes_equal: whether the file's codes are the trained ones times that factor
+            (and -1 where BatchNormalization turns a channel around).
+        constant_channels: channels that BatchNormalization has switched off.
+        output_agreement: share of output codes equal to Keras, given equal inputs.
+    """
+
+    name: str
+    kind: str
+    weight_bits: int
+    activation_bits: int
+    stored_type: str
+    stored_bytes: int
+    code_factor: int
+    codes_equal: bool
+    constant_channels: int
+    output_agreement: float | None = None
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """How the outputs of a file compare with those of the Keras model."""
+
+    images: int
+    agreement: float
+    builtin_agreement: float
+    max_steps: float
+    mean_steps: float
+    keras_accuracy: float | None
+    tflite_accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """Differences of one tensor between Keras and the file, given equal inputs.
+
+    Args:
+        name: layer that makes it.
+        kind: of that layer.
+        off: share of codes that differ.
+        far: share that differ by more than one step and the slack.
+        slack: steps by which rounding the bias may move a value.
+    """
+
+    name: str
+    kind: str
+    off: float
+    far: float
+    slack: float
+
+    @property
+    def excessive(self) -> bool:
+        """Whether rounding cannot explain it."""
+        return (
+            self.off > OFF_TOLERANCE + OFF_PER_SLACK * self.slack
+            or self.far > FAR_TOLERANCE
+        )
+
+
+def layer_reports(
+    lowered: Lowered, deviations: Iterable[Deviation]
+) -> list[LayerReport]:
+    """One row a layer, from the bytes of the file."""
+    model = read_model(lowered.content)
+    agreement = {d.name: 1 - d.off for d in deviations if d.kind != "InputQuantizer"}
+    rows: dict[str, LayerReport] = {}
+    for kernel in lowered.kernels:
+        equal = codes_equal(model, kernel)
+        before = rows.get(kernel.name)
+        rows[kernel.name] = LayerReport(
+            kernel.name,
+            kernel.layer.searchable_kind,
+            kernel.layer.kernel_quantizer.bits[0],
+            kernel.layer.input_quantizer.bits[0],
+            tensor_type(model, kernel.tensor),
+            stored_bytes(model, kernel.tensor),
+            kernel.folded.factor,
+            equal and (before is None or before.codes_equal),
+            int(np.sum(kernel.folded.signs == 0)),
+            agreement.get(kernel.name),
+        )
+    return list(rows.values())
+
+
+def codes_equal(model: Any, kernel: Kernel) -> bool:
+    """Whether a stored kernel is the trained one, times its factor and signs."""
+    codes, _ = trained_codes(kernel.layer)
+    stored = keras_layout(
+        kernel.layer.searchable_kind, stored_codes(model, kernel.tensor), codes.shape
+    )
+    signs: np.ndarray = kernel.folded.signs.astype("int32")
+    channels = signs.size
+    wanted = codes.reshape(-1, channels) * signs * kernel.folded.factor
+    return bool(np.array_equal(stored.reshape(-1, channels), wanted))
+
+
+def local_deviations(lowered: Lowered, arrays: Sequence[np.ndarray]) -> list[Deviation]:
+    """Compare layer by layer: each Keras layer gets the inputs the file's layer had.
+
+    So a difference is made where it is found, and differences do not pile up.
+    """
+    stored = stored_tensors(lowered, arrays)
+    graph, found = lowered.graph, []
+    shared = {c.index: c for c in lowered.checks if c.reader is None}
+    private = {id(c.reader): c for c in lowered.checks if c.reader is not None}
+
+    def replace(check: Check, value: Any) -> Any:
+        codes = stored[check.value.tensor]
+        found.append(compare(check, np.asarray(value), codes))
+        return dequantize(check, codes).reshape(value.shape)
+
+    tensors: dict[int, Any] = {}
+    for index, array in zip(graph.inputs, arrays, strict=True):
+        tensors[index] = np.asarray(array, graph.dtypes[index])
+        if index in shared:
+            tensors[index] = replace(shared[index], tensors[index])
+    for call in graph.calls:
+        operands = {i: tensors[i] for i in call.inputs}
+        if id(call) in private:
+            check = private[id(call)]
+            operands[check.index] = replace(check, operands[check.index])
+        result = call.layer(*fill(call.args, operands), **fill(call.kwargs, operands))
+        for index, tensor in zip(call.outputs, keras.tree.flatten(result), strict=True):
+            value = np.asarray(tensor)
+            tensors[index] = replace(shared[index], value) if index in shared else value
+    return found
+
+
+def stored_tensors(
+    lowered: Lowered, arrays: Sequence[np.ndarray]
+) -> dict[int, np.ndarray]:
+    """Content of every tensor to check, from a copy of the file that returns them."""
+    wanted = sorted({check.value.tensor for check in lowered.checks})
+    model = TFLiteModel(with_outputs(lowered.content, wanted))
+    model.check(arrays)
+    model.run(arrays)
+    return {index: model.interpreter.get_tensor(index) for index in wanted}
+
+
+def compare(check: Check, value: np.ndarray, stored: np.ndarray) -> Deviation:
+    """Shares of the codes of a tensor that differ from the Keras value on its grid."""
+    grid = check.value.grid
+    assert grid is not None
+    wanted = np.clip(
+        np.floor(value.astype("float64") / grid.step + 0.5), grid.low, grid.high
+    )
+    codes: np.ndarray = stored.astype("int32").ravel() - check.value.zero_point
+    off = np.abs(wanted.ravel() - codes)
+    return Deviation(
+        check.name,
+        check.kind,
+        float(np.mean(off > 0)),
+        float(np.mean(off > 1 + check.slack)),
+        check.slack,
+    )
+
+
+def dequantize(check: Check, stored: np.ndarray) -> np.ndarray:
+    """Values of a stored tensor."""
+    grid = check.value.grid
+    assert grid is not None
+    codes: np.ndarray = stored.astype("float32") - check.value.zero_point
+    return codes * np.float32(grid.step)
+
+
+def compare_outputs(
+    student: Any,
+    lowered: Lowered,
+    batches: Iterable[tuple[list[np.ndarray], np.ndarray | None]],
+) -> Outputs:
+    """Run Keras, XNNPACK and built-in kernels on the same inputs, and compare."""
+    fast = TFLiteModel(lowered.content)
+    builtin = TFLiteModel(lowered.content, use_xnnpack=False)
+    tally, images = Tally(lowered.output_steps), 0
+    for arrays, labels in batches:
+        fast.check(arrays)
+        # Compiling the model pays from the second batch on.
+        run = student.predict_on_batch if images else student
+        wanted = as_list(run(single(arrays)))
+        expected = [np.asarray(w) for w in wanted]
+        received = as_list(fast.predict(arrays))
+        tally.add(expected, received, labels)
+        if images < BUILTIN_IMAGES:
+            tally.add_builtin(expected, as_list(builtin.predict(arrays)))
+        images += len(arrays[0])
+    return tally.outputs(images)
+
+
+class Tally:
+    """Sums over batches of what `Outputs` reports."""
+
+    def __init__(self, steps: Sequence[float]) -> None:
+        self.steps = steps
+        self.agree: list[np.ndarray] = []
+        self.builtin: list[np.ndarray] = []
+        self.largest, self.total, self.count = 0.0, 0.0, 0
+        self.right: list[np.ndarray] = []
+
+    def add(self, expected: list, received: list, labels: np.ndarray | None) -> None:
+        """Add a batch of Keras's outputs and the file's."""
+        for want, have, step in zip(expected, received, self.steps, strict=True):
+            off = np.abs(want - have) / step
+            self.largest = max(self.largest, float(off.max()))
+            self.total, self.count = (
+                self.total + float(off.sum()),
+                self.count + off.size,
+            )
+            self.agree.append(same_decision(want, have, step))
+        if labels is not None and len(expected) == 1:
+            pair = [is_right(scores, labels) for scores in (expected[0], received[0])]
+            self.right.append(np.stack(pair))
+
+    def add_builtin(self, expected: list, received: list) -> None:
+        """Add a batch of Keras's outputs and the built-in kernels'."""
+        for want, have, step in zip(expected, received, self.steps, strict=True):
+            self.builtin.append(same_decision(want, have, step))
+
+    def outputs(self, images: int) -> Outputs:
+        """The comparison over all batches."""
+        accuracy = (
+            np.concatenate(self.right, axis=1).mean(axis=1) if self.right else None
+        )
+        return Outputs(
+            images,
+            float(np.concatenate(self.agree).mean()),
+            float(np.concatenate(self.builtin).mean()),
+            self.largest,
+            self.total / self.count,
+            None if accuracy is None else float(accuracy[0]),
+            None if accuracy is None else float(accuracy[1]),
+        )
+
+
+def same_decision(want: np.ndarray, have: np.ndarray, step: float) -> np.ndarray:
+    """Whether two outputs mean the same: the largest score, or equal within a step."""
+    if want.shape[-1] > 1:
+        return (want.argmax(-1) == have.argmax(-1)).ravel()
+    return (np.abs(want - have) <= 1.01 * step).ravel()
+
+
+def is_right(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Whether each image's decision is its label (numbers, or one-hot)."""
+    if scores.shape[-1] == 1:
+        threshold = 0.5 if scores.min() >= 0 and scores.max() <= 1 else 0.0
+        return (scores.ravel() > threshold) == (labels.ravel() > 0.5)
+    one_hot = labels.ndim == scores.ndim and labels.shape[-1] == scores.shape[-1]
+    wanted = labels.argmax(-1) if one_hot else labels.reshape(scores.shape[:-1])
+    return (scores.argmax(-1) == wanted).ravel()
+
+
+def random_inputs(student: Any, grids: Sequence[Grid], seed: int) -> list[np.ndarray]:
+    """Inputs spread evenly over the calibrated range of each model input."""
+    generator = np.random.default_rng(seed)
+    return [
+        generator.uniform(
+            grid.low * grid.step,
+            grid.high * grid.step,
+            (RANDOM_INPUTS, *tensor.shape[1:]),
+        ).astype("float32")
+        for tensor, grid in zip(student.inputs, grids, strict=True)
+    ]
+
+
+def batches_of(
+    data: Any, labels: Any = None, batch_size: int = 64
+) -> Iterator[tuple[list[np.ndarray], np.ndarray | None]]:
+    """Batches (list of inputs, labels or None) of whatever the caller has.
+
+    Args:
+        data: an array, a list of arrays (several inputs), or an iterable of batches:
+            inputs, or tuples (inputs, labels, ...).
+        labels: one an image, where `data` holds arrays.
+        batch_size: for arrays.
+
+    Raises:
+        ExportError: as many labels as images are needed.
+    """
+    arrays = [data] if hasattr(data, "shape") else data
+    listed = isinstance(arrays, (list, tuple)) and len(arrays) > 0
+    if listed and all(hasattr(a, "shape") for a in arrays):
+        return _slices(arrays, labels, batch_size)
+    return _batches(data)
+
+
+def _slices(
+    arrays: Sequence[Any], labels: Any, batch_size: int
+) -> Iterator[tuple[list[np.ndarray], np.ndarray | None]]:
+    if labels is not None and len(labels) != len(arrays[0]):
+        raise ExportError(
+            "There must be one label an image. "
+            f"Received: {len(labels)} labels, {len(arrays[0])} images. Pass those of "
+            "verify_data."
+        )
+    for start in range(0, len(arrays[0]), batch_size):
+        part = slice(start, start + batch_size)
+        given = None if labels is None else np.asarray(labels)[part]
+        yield [np.asarray(a)[part] for a in arrays], given
+
+
+def _batches(
+    data: Iterable,
+) -> Iterator[tuple[list[np.ndarray], np.ndarray | None]]:
+    for batch in data:
+        inputs, given = batch, None
+        if isinstance(batch, (list, tuple)):
+            inputs, given = batch[0], batch[1] if len(batch) > 1 else None
+        arrays = [np.asarray(v) for v in keras.tree.flatten(inputs)]
+        yield arrays, None if given is None else np.asarray(given)
+
+
+def as_list(value: Any) -> list:
+    """Flat list of a model's outputs."""
+    return list(keras.tree.flatten(value))
+
+
+def single(values: list) -> Any:
+    """The element of a list of one, else the list."""
+    return values[0] if len(values) == 1 else values
+
+
+def _to_input(detail: Mapping[str, Any], array: np.ndarray) -> np.ndarray:
+    kind = detail["dtype"]
+    if kind == np.float32 or array.dtype == kind:
+        return array.astype(kind, copy=False)
+    scale, zero_point = detail["quantization"]
+    limits = np.iinfo(kind)
+    codes = np.floor(array / np.float32(scale) + 0.5) + zero_point
+    return np.clip(codes, limits.min, limits.max).astype(kind)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ExportError(
+            f"The model file must be readable. Received: path={str(path)!r} ({error}). "
+            "Check the path."
+        ) from error
+
+
+def _shown(path: Any) -> str:
+    return f"{len(path)} bytes" if isinstance(path, bytes) else f"path={str(path)!r}"

@@ -1,0 +1,140 @@
+"""Grad-CAM against the gradient of the whole network, computed with stock Keras."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from gmpq_tf.attribution import attribution_map, grad_cam, labels_to_classes, split_head
+from gmpq_tf.attribution.grad_cam import channel_importance
+
+layers = keras.layers
+
+
+def gap_classifier() -> tuple[keras.Model, str]:
+    x = inputs = keras.Input((12, 12, 3))
+    x = layers.Conv2D(6, 3, padding="same", activation="relu")(x)
+    x = layers.Conv2D(5, 3, strides=2, activation="relu", name="feature")(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, layers.Dense(4)(x)), "feature"
+
+
+def nonlinear_head() -> tuple[keras.Model, str]:
+    x = inputs = keras.Input((10, 8, 3))
+    x = layers.Conv2D(6, 3, activation="relu", name="feature")(x)
+    x = layers.Flatten()(x)
+    x = layers.Dense(7, activation="tanh")(x)
+    x = layers.Dense(6, activation="relu")(x)
+    return keras.Model(inputs, layers.Dense(3, activation="softmax")(x)), "feature"
+
+
+def residual() -> tuple[keras.Model, str]:
+    x = inputs = keras.Input((8, 8, 1))
+    x = layers.Conv2D(4, 3, padding="same")(x)
+    x = layers.BatchNormalization()(x)
+    y = layers.Conv2D(4, 3, padding="same", activation="relu")(x)
+    x = layers.Add()([x, y])
+    x = layers.ReLU(name="feature")(x)
+    x = layers.AveragePooling2D(8)(x)
+    x = layers.Flatten()(x)
+    x = layers.Dense(5)(x)
+    return keras.Model(inputs, layers.Softmax()(x)), "feature"
+
+
+MODELS = [gap_classifier, nonlinear_head, residual]
+
+
+def full_network_maps(
+    model: keras.Model, feature: str, x: np.ndarray, classes: np.ndarray
+) -> np.ndarray:
+    """Eq. 3-4 with the score differentiated through one tape over the whole model."""
+    tapped = keras.Model(model.inputs, [model.get_layer(feature).output, model.output])
+    with tf.GradientTape() as tape:
+        a, output = tapped(x, training=False)
+        if model.layers[-1].name.startswith("softmax"):
+            # log p_t differs from the logit by log sum exp; undo it through the output
+            output = _logits(model, a, feature)
+        elif getattr(model.layers[-1], "activation", None) is keras.activations.softmax:
+            output = _logits(model, a, feature)
+        score = tf.gather(output, classes, batch_dims=1)
+    gradient = tape.gradient(score, a).numpy()
+    alpha = gradient.mean((1, 2), keepdims=True)
+    return np.maximum((alpha * a.numpy()).sum(-1), 0)
+
+
+def _logits(model: keras.Model, a: tf.Tensor, feature: str) -> tf.Tensor:
+    """The scores before the softmax, layer by layer after the feature map."""
+    names = [layer.name for layer in model.layers]
+    for layer in model.layers[names.index(feature) + 1 :]:
+        if isinstance(layer, layers.Softmax):
+            break
+        if getattr(layer, "activation", None) is keras.activations.softmax:
+            return tf.matmul(a, layer.kernel) + layer.bias
+        a = layer(a)
+    return a
+
+
+@pytest.mark.parametrize("make", MODELS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("predicted", [False, True])
+def test_head_only_equals_full_network(make, predicted):
+    model, feature = make()
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((6, *model.input_shape[1:])).astype("float32")
+    output = model(x, training=False).numpy()
+    labels = rng.integers(0, output.shape[-1], len(x))
+    backbone, head = split_head(model)
+    maps, (_, head_output) = grad_cam(
+        head,
+        backbone(x, training=False),
+        None if predicted else tf.constant(labels),
+        training=False,
+    )
+    classes = output.argmax(-1) if predicted else labels
+    expected = full_network_maps(model, feature, x, classes)
+    assert expected.max() > 0
+    np.testing.assert_allclose(maps, expected, atol=1e-5)
+    np.testing.assert_allclose(head_output, output, atol=1e-6)
+
+
+def test_equations_3_and_4_in_numpy():
+    rng = np.random.default_rng(1)
+    a, g = rng.standard_normal((2, 2, 3, 5, 4)).astype("float32")
+    alpha = g.sum((1, 2)) / 15
+    np.testing.assert_allclose(channel_importance(g), alpha, atol=1e-6)
+    expected = np.maximum(np.einsum("bhwc,bc->bhw", a, alpha), 0)
+    np.testing.assert_allclose(attribution_map(a, g), expected, atol=1e-6)
+
+
+def test_maps_differentiate_a_second_time():
+    """The gradient of a function of the map against central differences in float64."""
+    rng = np.random.default_rng(2)
+    x = tf.constant(rng.standard_normal((2, 4, 4, 3)))
+    w1, w2 = (tf.constant(rng.standard_normal(s)) for s in ((48, 5), (5, 3)))
+
+    def head(feature, training):
+        hidden = tf.tanh(tf.reshape(feature, [2, -1]) @ w1)
+        return hidden @ w2, hidden @ w2
+
+    def loss(feature):
+        maps, _ = grad_cam(head, feature, tf.constant([0, 2]), training=True)
+        return tf.reduce_sum(maps**2)
+
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        value = loss(x)
+    gradient = tape.gradient(value, x)
+    direction = tf.constant(rng.standard_normal(x.shape))
+    h = 1e-5
+    numeric = (loss(x + h * direction) - loss(x - h * direction)) / (2 * h)
+    np.testing.assert_allclose(
+        tf.reduce_sum(gradient * direction), numeric, rtol=1e-4, atol=1e-8
+    )
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [[2, 0], [[2], [0]], [[0, 0, 1], [1, 0, 0]]],
+    ids=["flat", "column", "hot"],
+)
+def test_labels_to_classes(labels):
+    assert labels_to_classes(np.array(labels), 3).numpy().tolist() == [2, 0]

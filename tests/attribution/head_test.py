@@ -1,0 +1,54 @@
+"""Where a classifier is split."""
+
+import keras
+import pytest
+
+from gmpq_tf.attribution import split_head
+from gmpq_tf.graph import GraphError
+
+layers = keras.layers
+
+
+def branched() -> keras.Model:
+    inputs = keras.Input((8, 8, 3))
+    stem = layers.Conv2D(4, 3, padding="same", name="stem")(inputs)
+    left = layers.Conv2D(4, 3, name="left")(stem)
+    right = layers.Conv2D(4, 3, name="right")(stem)
+    pooled = [layers.GlobalAveragePooling2D()(t) for t in (left, right)]
+    return keras.Model(inputs, layers.Dense(2)(layers.Concatenate()(pooled)))
+
+
+def test_takes_the_last_map_on_every_path():
+    backbone, _ = split_head(branched())
+    assert backbone.output.shape == (None, 8, 8, 4)  # stem; left and right are bypassed
+
+
+def test_ignores_one_pixel_maps():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, name="last")(inputs)
+    x = layers.GlobalAveragePooling2D(keepdims=True)(x)
+    x = layers.Conv2D(5, 1)(x)
+    backbone, head = split_head(keras.Model(inputs, layers.Flatten()(x)))
+    assert backbone.output.shape == (None, 6, 6, 4)
+    assert [o.shape for o in head.outputs] == [(None, 5), (None, 5)]
+
+
+def test_named_layer_is_used_and_must_cut():
+    model = branched()
+    assert split_head(model, "stem")[0].output.shape == (None, 8, 8, 4)
+    with pytest.raises(GraphError, match="every path"):
+        split_head(model, "left")
+    with pytest.raises(GraphError, match="Did you mean 'stem'"):
+        split_head(model, "stemm")
+
+
+def test_no_feature_map_is_an_error_that_names_the_way_out():
+    inputs = keras.Input((9,))
+    with pytest.raises(GraphError, match="eta=0"):
+        split_head(keras.Model(inputs, layers.Dense(3)(inputs)))
+
+
+def test_not_a_classifier():
+    inputs = keras.Input((8, 8, 3))
+    with pytest.raises(GraphError, match="classifier"):
+        split_head(keras.Model(inputs, layers.Conv2D(3, 3)(inputs)))

@@ -1,0 +1,92 @@
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from gmpq_tf.export.command import (
+    ExportConfig,
+    export,
+    metadata,
+    verification_images,
+)
+from gmpq_tf.export.flatbuffer import read_metadata
+from gmpq_tf.export.stage import StageError, WorkdirConfig
+from gmpq_tf.export.verify import TFLiteModel
+
+from gmpq_tf.data import DataConfig, load_dataset
+from gmpq_tf.policy import BitwidthPolicy
+from gmpq_tf.transform import calibrate, quantize_model
+
+DATA = DataConfig("digits", scaling="-1..1", batch_size=64)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A workdir with a calibrated student, as fine-tuning leaves it."""
+    workdir = tmp_path_factory.mktemp("run")
+    keras.utils.set_random_seed(0)
+    x = inputs = keras.Input((8, 8, 1))
+    x = keras.layers.Conv2D(4, 3, activation="relu", name="first")(x)
+    x = keras.layers.Conv2D(4, 3, activation="relu", name="middle")(x)
+    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    model = keras.Model(inputs, keras.layers.Dense(10, name="last")(x), name="small")
+    policy = BitwidthPolicy.uniform(model, 4, 4)
+    student = quantize_model(model, policy)
+    calibrate(student, load_dataset(DATA).calibration(64))
+    (workdir / "finetune").mkdir()
+    student.save(workdir / "finetune" / "model.keras")
+    policy.save(workdir / "finetune" / "policy.json")
+    return WorkdirConfig(workdir=str(workdir))
+
+
+def test_the_file_carries_scaling_classes_and_policy(run):
+    path = export(ExportConfig(verify_images=64), DATA, run)
+    stored = read_metadata(path)
+    assert stored["input_scaling"] == {"kind": "-1..1", "mean": None, "std": None}
+    assert stored["class_names"] == [str(number) for number in range(10)]
+    assert stored["policy"]["layers"]["middle"] == [4, 4]
+    report = json.loads((path.parent / "export_report.json").read_text())
+    assert report["agreement"] >= 0.95
+
+
+def test_the_file_computes_what_the_model_does(run):
+    path = export(ExportConfig(verify_images=64), DATA, run)
+    student = keras.models.load_model(path.parent / "model.keras")
+    images, _ = next(iter(load_dataset(DATA).test()))
+    wanted = np.argmax(student(images, training=False), -1)
+    found = np.argmax(TFLiteModel(path).predict(images.numpy(), 64), -1)
+    assert np.mean(wanted == found) >= 0.95
+
+
+def test_an_up_to_date_file_is_left_and_another_one_replaced(run):
+    path = export(ExportConfig(verify_images=64), DATA, run)
+    made = path.stat().st_mtime_ns
+    export(ExportConfig(verify_images=64), DATA, run)
+    assert path.stat().st_mtime_ns == made
+    path.write_bytes(b"damaged")
+    export(ExportConfig(verify_images=64), DATA, run)
+    assert path.stat().st_size > 100
+
+
+def test_a_missing_model_says_what_to_do(run):
+    with pytest.raises(StageError, match=r"train\.finetune"):
+        export(ExportConfig(name="uniform"), DATA, run)
+
+
+def test_verification_uses_held_out_images():
+    dataset = load_dataset(DATA)
+    images = np.concatenate([x for x, _ in verification_images(dataset, 70)])
+    held_out = np.concatenate([x for x, _ in dataset.validation()])
+    np.testing.assert_array_equal(images, held_out[:70])
+    assert verification_images(dataset, 0) is None
+
+
+def test_metadata_is_json(run, tmp_path):
+    folder = Path(run.workdir) / "finetune"
+    assert json.loads(json.dumps(metadata(folder, load_dataset(DATA))))
+
+
+def test_wrong_options_are_refused():
+    with pytest.raises(ValueError, match="verify_images=-1"):
+        ExportConfig(verify_images=-1)

@@ -1,0 +1,84 @@
+import keras
+import numpy as np
+import pytest
+
+from export.errors import ExportError
+from export.lowering import Check, Grid, Value
+from export.verify import (
+    Deviation,
+    TFLiteModel,
+    batches_of,
+    compare,
+    is_right,
+    same_decision,
+)
+from tests.export.flatbuffer_test import quantize_file
+
+
+def test_compare_counts_codes_off_and_far():
+    grid = Grid(0.5, 0, 15)
+    check = Check("a", "Conv2D", 0, Value(0, grid, 112))
+    value = np.array([0.0, 0.5, 1.0, 99.0], "float32")
+    stored = np.array([112, 114, 117, 127], "int8")
+    deviation = compare(check, value, stored)
+    assert (deviation.off, deviation.far) == (0.5, 0.25)
+    assert deviation.excessive
+
+
+def test_slack_excuses_roundings():
+    assert not Deviation("a", "Conv2D", 0.04, 0.0, 0.0).excessive
+    assert Deviation("a", "Conv2D", 0.2, 0.0, 0.0).excessive
+    assert not Deviation("a", "Conv2D", 0.2, 0.0, 0.1).excessive
+
+
+def test_batches_of_arrays_and_data_sets_agree():
+    x, y = np.arange(10.0).reshape(5, 2), np.arange(5)
+    from_arrays = list(batches_of(x, y, batch_size=2))
+    pairs = [(x[i : i + 2], y[i : i + 2]) for i in (0, 2, 4)]
+    from_pairs = list(batches_of(iter(pairs)))
+    for (a, b), (c, d) in zip(from_arrays, from_pairs, strict=True):
+        np.testing.assert_array_equal(a[0], c[0])
+        np.testing.assert_array_equal(b, d)
+    (both, none), *_ = batches_of([x, x + 1], batch_size=5)
+    assert len(both) == 2
+    assert none is None
+
+
+def test_labels_must_match_the_images():
+    with pytest.raises(ExportError, match="4 labels, 5 images"):
+        list(batches_of(np.zeros((5, 2)), np.zeros(4)))
+
+
+def test_decisions():
+    scores = np.array([[0.1, 0.9], [0.8, 0.2]])
+    np.testing.assert_array_equal(is_right(scores, np.array([1, 1])), [True, False])
+    np.testing.assert_array_equal(is_right(scores, np.eye(2)[[1, 1]]), [True, False])
+    binary = np.array([[0.7], [0.2]])
+    np.testing.assert_array_equal(is_right(binary, np.array([1, 1])), [True, False])
+    assert same_decision(scores, scores + 0.05, 0.01).all()
+    np.testing.assert_array_equal(
+        same_decision(binary, binary + [[0.01], [0.05]], 0.01), [True, False]
+    )
+
+
+def test_wrong_shapes_and_files_are_refused(tmp_path):
+    model = TFLiteModel(quantize_file())
+    with pytest.raises(ExportError, match=r"\('images', 4\).*\(2, 3\)"):
+        model.predict(np.zeros((2, 3), "float32"))
+    with pytest.raises(ExportError, match="at least one input"):
+        model.predict(np.zeros((0, 4), "float32"))
+    with pytest.raises(ExportError, match="must be readable"):
+        TFLiteModel(tmp_path / "missing.tflite")
+    with pytest.raises(ExportError, match="must be a TFLite model"):
+        TFLiteModel(b"rubbish, not a model")
+
+
+def test_a_converted_keras_model_runs():
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
+    import tensorflow as tf
+
+    content = tf.lite.TFLiteConverter.from_keras_model(model).convert()
+    x = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
+    received = TFLiteModel(content).predict(x, batch_size=2)
+    np.testing.assert_allclose(received, model(x), rtol=1e-5, atol=1e-6)

@@ -1,0 +1,143 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from gmpq_tf.layers import QUANT_LAYERS
+from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
+
+IMAGE, VECTOR = (2, 9, 9, 4), (2, 12)
+# class name, arguments, input shape
+CASES = {
+    "conv": ("Conv2D", {"filters": 6, "kernel_size": 3}, IMAGE),
+    "conv_stride_same_relu": (
+        "Conv2D",
+        {
+            "filters": 6,
+            "kernel_size": 3,
+            "strides": 2,
+            "padding": "same",
+            "activation": "relu",
+        },
+        IMAGE,
+    ),
+    "conv_dilation": (
+        "Conv2D",
+        {"filters": 6, "kernel_size": 3, "dilation_rate": 2, "padding": "same"},
+        IMAGE,
+    ),
+    "conv_groups": (
+        "Conv2D",
+        {"filters": 6, "kernel_size": (3, 1), "groups": 2, "use_bias": False},
+        IMAGE,
+    ),
+    "depthwise": ("DepthwiseConv2D", {"kernel_size": 3}, IMAGE),
+    "depthwise_stride_multiplier": (
+        "DepthwiseConv2D",
+        {
+            "kernel_size": 3,
+            "strides": 2,
+            "padding": "same",
+            "depth_multiplier": 2,
+            "activation": "relu6",
+        },
+        IMAGE,
+    ),
+    "depthwise_dilation_no_bias": (
+        "DepthwiseConv2D",
+        {"kernel_size": 3, "dilation_rate": 2, "use_bias": False},
+        IMAGE,
+    ),
+    "dense_softmax": ("Dense", {"units": 5, "activation": "softmax"}, VECTOR),
+    "dense_no_bias": ("Dense", {"units": 5, "use_bias": False}, VECTOR),
+    "dense_on_images": ("Dense", {"units": 5}, IMAGE),
+}
+
+
+@pytest.fixture(params=sorted(CASES))
+def case(request):
+    kind, arguments, shape = CASES[request.param]
+    x = np.random.default_rng(0).normal(size=shape).astype("float32")
+    return kind, dict(arguments, bias_initializer="normal"), x
+
+
+def quantizers(kind, bits=4, **kwargs):
+    return {
+        "input_quantizer": InputQuantizer(bits, True, **kwargs),
+        "kernel_quantizer": KernelQuantizer(
+            bits, "lsq", QUANT_LAYERS[kind].shared_axes
+        ),
+    }
+
+
+def gradients(layer, x):
+    with tf.GradientTape() as tape:
+        y = layer(x)
+        loss = tf.reduce_sum(tf.sin(y))
+    return y, tape.gradient(loss, [v.value for v in layer.trainable_variables])
+
+
+def test_without_quantizers_it_is_the_stock_layer_bit_for_bit(case):
+    kind, arguments, x = case
+    stock = getattr(layers, kind)(**arguments)
+    stock.build(x.shape)
+    ours = QUANT_LAYERS[kind](**arguments)
+    ours.build(x.shape)
+    ours.set_weights(stock.get_weights())
+    y, slopes = gradients(ours, x)
+    expected, expected_slopes = gradients(stock, x)
+    np.testing.assert_array_equal(y, expected)
+    for slope, expected_slope in zip(slopes, expected_slopes, strict=True):
+        np.testing.assert_array_equal(slope, expected_slope)
+    assert ours.compute_output_shape(x.shape) == stock.compute_output_shape(x.shape)
+
+
+def test_it_is_the_stock_layer_on_quantized_operands(case):
+    kind, arguments, x = case
+    ours = QUANT_LAYERS[kind](**arguments, **quantizers(kind))
+    ours.build(x.shape)
+    ours.input_quantizer.set_branch(0, 0.25)
+    ours.kernel_quantizer.fit_steps(ours.kernel)
+    stock = getattr(layers, kind)(**arguments)
+    stock.build(x.shape)
+    kernel = ours.kernel_quantizer(tf.convert_to_tensor(ours.kernel)).numpy()
+    stock.set_weights([kernel, *([ours.bias] if ours.use_bias else [])])
+    operand = np.floor(np.clip(x * 4, -7, 7) + 0.5) / 4
+    np.testing.assert_array_equal(ours(x), stock(operand.astype("float32")))
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_keras_file_round_trip(case, quantized, tmp_path):
+    kind, arguments, x = case
+    options = quantizers(kind) if quantized else {}
+    layer = QUANT_LAYERS[kind](**arguments, **options, name="layer")
+    model = keras.Sequential([keras.Input(x.shape[1:]), layer])
+    if quantized:
+        layer.input_quantizer.set_branch(0, 0.3)
+        layer.kernel_quantizer.fit_steps(layer.kernel)
+    model.save(tmp_path / "m.keras")
+    again = keras.models.load_model(tmp_path / "m.keras")
+    assert type(again.get_layer("layer")) is QUANT_LAYERS[kind]
+    np.testing.assert_array_equal(again(x), model(x))
+    assert [w.shape for w in again.weights] == [w.shape for w in model.weights]
+
+
+def test_every_variable_of_a_learned_layer_gets_a_gradient(case):
+    kind, arguments, x = case
+    layer = QUANT_LAYERS[kind](**arguments, **quantizers(kind))
+    layer.build(x.shape)
+    layer.kernel_quantizer.fit_steps(layer.kernel)
+    _, slopes = gradients(layer, x)
+    assert len(slopes) == 3 + layer.use_bias  # kernel, range, step
+    assert all(np.isfinite(s).all() and np.any(s) for s in slopes)
+
+
+@pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_outputs_are_those_of_the_stock_layer(case, dtype):
+    kind, arguments, x = case
+    layer = QUANT_LAYERS[kind](**arguments, **quantizers(kind), dtype=dtype)
+    layer.build(x.shape)
+    y = layer(x)
+    assert y.dtype == getattr(layers, kind)(**arguments, dtype=dtype)(x).dtype
+    assert np.isfinite(tf.cast(y, "float32")).all()

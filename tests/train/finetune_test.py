@@ -1,0 +1,132 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from gmpq_tf.export.stage import StageError
+from gmpq_tf.train import loop
+from gmpq_tf.train.finetune import FinetuneConfig, choose_policy, finetune
+
+from gmpq_tf.cost import count_cost
+from gmpq_tf.policy import BitwidthPolicy, PolicyError
+
+
+def tiny(float_file, **changes):
+    options = {"epochs": 2, "calibration_images": 32, "policy": "uniform:3,4"}
+    return FinetuneConfig(**{**options, "model": str(float_file), **changes})
+
+
+def weights_of(stage):
+    return keras.models.load_model(stage.folder / "model.keras").get_weights()
+
+
+def test_an_interrupted_run_ends_as_one_that_was_not(
+    float_file, digits, quiet, monkeypatch
+):
+    whole = finetune(tiny(float_file, name="whole", distillation=0.5), digits, quiet)
+    save = loop.EpochBackup.on_epoch_end
+
+    def cut(self, epoch, logs=None):
+        save(self, epoch, logs)
+        raise KeyboardInterrupt
+
+    config = tiny(float_file, name="cut", distillation=0.5)
+    for _ in range(2):  # cut after each epoch; then only saving remains
+        monkeypatch.setattr(loop.EpochBackup, "on_epoch_end", cut)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(config, digits, quiet)
+    monkeypatch.setattr(loop.EpochBackup, "on_epoch_end", save)
+    stage = finetune(config, digits, quiet)
+    for a, b in zip(weights_of(whole), weights_of(stage), strict=True):
+        np.testing.assert_array_equal(a, b)
+    epochs = [json.loads(x)["epoch"] for x in (stage.folder / "metrics.jsonl").open()]
+    assert epochs == [0, 1]
+    assert not (stage.folder / "backup").exists()
+
+
+def test_without_training_the_student_is_the_calibrated_float_model(
+    float_file, digits, quiet
+):
+    stage = finetune(tiny(float_file, epochs=0, policy="uniform:8,8"), digits, quiet)
+    student = keras.models.load_model(stage.folder / "model.keras")
+    teacher = keras.models.load_model(float_file)
+    x = np.random.rand(16, 8, 8, 1).astype("float32")
+    gap = np.abs(student.predict(x, verbose=0) - teacher.predict(x, verbose=0))
+    assert gap.max() < 0.05 * np.abs(teacher.predict(x, verbose=0)).max()
+    policy = BitwidthPolicy.load(stage.folder / "policy.json")
+    assert stage.results()["bit_ops"] == count_cost(teacher, policy).bit_ops
+
+
+def test_policies_come_from_text_or_file(float_file, quiet, tmp_path):
+    model = keras.models.load_model(float_file)
+
+    def choose(**options):
+        return choose_policy(tiny(float_file, **options), quiet, model)
+
+    uniform = BitwidthPolicy.uniform(model, 3, 4)
+    assert choose(policy="uniform:3,4") == uniform
+    path = tmp_path / "policy.json"
+    uniform.save(path)
+    assert choose(policy=str(path)) == uniform
+    budget = count_cost(model, uniform).bit_ops
+    drawn = choose(policy="random:7", bit_ops_budget=budget)
+    assert count_cost(model, drawn).bit_ops <= budget
+    assert drawn == choose(policy="random:7", bit_ops_budget=budget)
+
+
+@pytest.mark.parametrize("policy", ["uniform:3", "uniform", "random", "no.json", None])
+def test_other_texts_are_refused_with_the_forms_named(float_file, quiet, policy):
+    model = keras.models.load_model(float_file)
+    with pytest.raises(PolicyError, match=r"uniform:W,A or random:SEED"):
+        choose_policy(tiny(float_file, policy=policy), quiet, model)
+
+
+def test_a_policy_for_another_model_is_refused(float_file, digits, quiet, tmp_path):
+    path = tmp_path / "policy.json"
+    BitwidthPolicy("other", {"first": (8, 8), "midle": (3, 3)}).save(path)
+    with pytest.raises(PolicyError, match="middle"):
+        finetune(tiny(float_file, policy=str(path)), digits, quiet)
+
+
+def test_a_changed_policy_or_model_is_another_configuration(
+    float_file, digits, quiet, tmp_path
+):
+    finetune(tiny(float_file, epochs=0), digits, quiet)
+    with pytest.raises(StageError, match=r"policy\.middle"):
+        finetune(tiny(float_file, epochs=0, policy="uniform:3,3"), digits, quiet)
+    path = tmp_path / "same.keras"
+    path.write_bytes(float_file.read_bytes())
+    assert finetune(tiny(path, epochs=0), digits, quiet).finished  # same content
+
+
+def test_overwrite_starts_again(float_file, digits, quiet):
+    finetune(tiny(float_file, epochs=0), digits, quiet)
+    again = dataclasses.replace(quiet, overwrite=True)
+    other = tiny(float_file, epochs=0, policy="uniform:2,2")
+    stage = finetune(other, digits, again)
+    bits = BitwidthPolicy.load(stage.folder / "policy.json")["middle"]
+    assert (bits.weight_bits, bits.activation_bits) == (2, 2)
+
+
+def test_nan_in_training_leaves_no_model(float_file, digits, quiet):
+    config = tiny(float_file, learning_rate=1e38, optimizer="sgd", schedule="constant")
+    with pytest.raises(ValueError, match="step"):
+        finetune(config, digits, quiet)
+    assert not list(Path(quiet.workdir).rglob("*.keras"))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"distillation": 1.5},
+        {"temperature": 0.0},
+        {"calibration_images": 0},
+        {"policy": "random:1"},
+    ],
+)
+def test_options_out_of_range_are_named(wrong):
+    name = "bit_ops_budget" if "policy" in wrong else next(iter(wrong))
+    with pytest.raises(ValueError, match=f"Received: {name}="):
+        FinetuneConfig(**wrong)

@@ -1,0 +1,86 @@
+import dataclasses
+import json
+
+import keras
+import pytest
+from absl import flags
+from gmpq_tf.export.flags import define_flags
+from gmpq_tf.export.stage import StageError, WorkdirConfig, open_stage
+from gmpq_tf.train.inputs import (
+    check_model,
+    data_from_flags,
+    file_identity,
+    load_float_model,
+    model_path,
+)
+
+from gmpq_tf.data import DataConfig, DataError, load_dataset
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A workdir whose float model was trained on pixels in -1..1."""
+    run = WorkdirConfig(workdir=str(tmp_path))
+    data = DataConfig("digits", scaling="-1..1", batch_size=32)
+    config = {"data": dataclasses.asdict(data)}
+    open_stage(run, "pretrain", config, data.input_scaling().to_config())
+    monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
+    define_flags(DataConfig)
+    return run
+
+
+def test_data_flags_are_those_of_the_float_model(run):
+    flags.FLAGS(["program", "--batch_size=8"])
+    data = data_from_flags(run, model=None)
+    assert (data.dataset, data.scaling, data.batch_size) == ("digits", "-1..1", 8)
+
+
+def test_another_model_brings_its_own_data_flags(run):
+    flags.FLAGS(["program"])
+    assert data_from_flags(run, model="x.keras") == DataConfig()
+
+
+def test_another_scaling_than_the_models_is_refused(run):
+    flags.FLAGS(["program", "--scaling=0..1"])
+    with pytest.raises(StageError, match=r"trained with scaling='-1..1'"):
+        data_from_flags(run, model=None)
+
+
+def test_a_missing_float_model_says_what_to_do(run):
+    with pytest.raises(StageError, match=r"train\.pretrain.*--model"):
+        model_path(run, None)
+
+
+def test_an_unreadable_model_file_is_named(tmp_path, digits):
+    path = tmp_path / "broken.keras"
+    path.write_bytes(b"PK\x03\x04 cut short")
+    with pytest.raises(ValueError, match=r"broken\.keras"):
+        load_float_model(path, load_dataset(digits))
+
+
+def network(shape, classes, outputs=1):
+    x = inputs = keras.Input(shape)
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(x))
+    heads = [keras.layers.Dense(classes)(x) for _ in range(outputs)]
+    return keras.Model(inputs, heads if outputs > 1 else heads[0])
+
+
+def test_models_that_do_not_suit_the_images_are_refused(digits):
+    dataset = load_dataset(digits)
+    check_model(network((8, 8, 1), 10), dataset)
+    check_model(network((None, None, 1), 10), dataset)
+    with pytest.raises(DataError, match="10 classes"):
+        check_model(network((8, 8, 1), 12), dataset)
+    with pytest.raises(ValueError, match=r"\(9, 8, 1\).*image_size"):
+        check_model(network((9, 8, 1), 10), dataset)
+    with pytest.raises(ValueError, match="2 outputs"):
+        check_model(network((8, 8, 1), 10, outputs=2), dataset)
+
+
+def test_identity_changes_with_the_content(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("a")
+    before = file_identity(path)
+    path.write_text("b")
+    assert file_identity(path) != before
+    assert json.dumps(before)

@@ -1,0 +1,71 @@
+import dataclasses
+import json
+
+import keras
+import numpy as np
+import pytest
+from gmpq_tf.train.search import SearchConfig, search
+
+from gmpq_tf.cost import bit_ops_range, count_cost
+from gmpq_tf.policy import BitwidthPolicy
+from gmpq_tf.search import BudgetError, RiskConfig
+from gmpq_tf.space import SearchSpace
+
+
+def tiny(float_file, **changes):
+    options = {"epochs": 1, "learning_rate": 0.01, "calibration_images": 32}
+    return SearchConfig(**{**options, "model": str(float_file), **changes})
+
+
+def test_a_search_leaves_policy_importances_and_metrics(float_file, digits, quiet):
+    model = keras.models.load_model(float_file)
+    low, high = bit_ops_range(model, SearchSpace())
+    budget = (low + high) // 2
+    config = tiny(float_file, risk=RiskConfig(bit_ops_budget=budget))
+    stage = search(config, digits, quiet)
+    policy = BitwidthPolicy.load(stage.folder / "policy.json")
+    cost = count_cost(model, policy).bit_ops
+    assert cost <= budget and cost == stage.results()["bit_ops"]
+    assert policy.made_by["seed"] == 0 and policy.made_by["versions"]
+    layers = json.loads((stage.folder / "importances.json").read_text())["layers"]
+    assert set(layers) == {"first", "middle", "last"}
+    assert sum(layers["middle"]["weight_probabilities"]) == pytest.approx(1, abs=1e-5)
+    (line,) = map(json.loads, (stage.folder / "metrics.jsonl").open())
+    assert {"task_risk", "complexity_risk", "generalization_risk", "p"} < set(line)
+    assert low <= line["expected_bit_ops"] <= high
+    assert search(config, digits, quiet).finished
+
+
+def test_the_recipe_of_the_paper_is_the_default():
+    config = SearchConfig()
+    assert (config.epochs, config.decay_epochs) == (25, (10, 20))
+    assert (config.optimizer, config.learning_rate) == ("sgd", 0.1)
+    assert (config.importance_optimizer, config.importance_learning_rate) == (
+        "sgd",
+        0.01,
+    )
+
+
+def test_an_impossible_budget_leaves_nothing_behind(
+    float_file, digits, quiet, tmp_path
+):
+    config = tiny(float_file, risk=RiskConfig(bit_ops_budget=1e-6))
+    with pytest.raises(BudgetError, match="reaches"):
+        search(config, digits, quiet)
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_divergence_names_the_risk(float_file, digits, quiet, tmp_path):
+    model = keras.models.load_model(float_file)
+    last = model.get_layer("last")
+    last.kernel.assign(np.full(last.kernel.shape, 1e30, "float32"))
+    path = tmp_path / "huge.keras"
+    model.save(path)
+    config = tiny(path, learning_rate=1e30, risk=RiskConfig(eta=0.0))
+    with pytest.raises(ValueError, match="task"):
+        search(dataclasses.replace(config, epochs=2), digits, quiet)
+
+
+def test_candidates_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="2 to 8"):
+        SearchConfig(space=SearchSpace((1, 2), (2, 3)))

@@ -1,0 +1,199 @@
+import numpy as np
+import pytest
+
+import gmpq_tf as gmpq
+from gmpq_tf.policy import BitwidthPolicy
+from gmpq_tf.quantizers import InputQuantizer
+from gmpq_tf.transform.calibrate import (
+    CalibrationError,
+    Observer,
+    best_grid,
+    input_quantizers,
+    is_calibrated,
+)
+from tests.transform.models import MODELS, batch_of, plain, residual
+
+X = np.random.default_rng(0).normal(0.2, 1, 4000).astype("float32")
+
+
+def student_of(model, bits=4):
+    return gmpq.quantize_model(model, BitwidthPolicy.uniform(model, bits, bits))
+
+
+def error(values, step, low, high):
+    """Mean squared error of the grid `low * step .. high * step`."""
+    return np.mean(
+        np.square(np.round(np.clip(values / step, low, high)) * step - values)
+    )
+
+
+def observed(values):
+    observer = Observer(0)
+    observer(values)
+    return observer
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_step_has_the_least_error(bits, signed):
+    high = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
+    low = -high if signed else 0
+    step, zero = best_grid(observed(X), InputQuantizer(bits, signed), 0)
+    least = min(error(X, s, low, high) for s in np.geomspace(1e-3, 6, 3000) / high)
+    assert zero == 0
+    assert error(X, step, low, high) <= 1.03 * least
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_power_of_two_step_has_the_least_error(bits):
+    quantizer = InputQuantizer(bits, True, power_of_two=True)
+    step, _ = best_grid(observed(X), quantizer, 0)
+    high = 2 ** (bits - 1) - 1
+    errors = {2.0**n: error(X, 2.0**n, -high, high) for n in range(-14, 4)}
+    assert errors[step] <= 1.03 * min(errors.values())
+
+
+def test_placed_zero_covers_the_whole_interval():
+    values = np.linspace(-1, 3, 100, dtype="float32")
+    step, zero = best_grid(observed(values), InputQuantizer(8, None), 0)
+    assert step == pytest.approx(4 / 255)
+    assert zero == 64  # 1 / step = 63.75
+    step, zero = best_grid(
+        observed(values), InputQuantizer(8, None, power_of_two=True), 0
+    )
+    assert (step, zero) == (1 / 32, 32)  # the next power of two above 4 / 255
+
+
+def test_placed_zero_of_pixels_is_the_first_code():
+    pixels = np.arange(256, dtype="float32")
+    assert best_grid(observed(pixels), InputQuantizer(8, None), 0) == (1.0, 0)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("build", ["student", "hypernet"])
+def test_every_range_is_set(name, build):
+    model = MODELS[name]()
+    made = student_of(model) if build == "student" else gmpq.build_hypernet(model)
+    assert not is_calibrated(made)
+    starts = [np.array(q.log2_range) for q in input_quantizers(made)]
+    gmpq.calibrate(made, [(batch_of(model),)])
+    assert is_calibrated(made)
+    for quantizer, start in zip(input_quantizers(made), starts, strict=True):
+        assert np.isfinite(quantizer.log2_range).all()
+        assert (np.array(quantizer.log2_range) != start).all()
+
+
+def test_layers_see_the_float_network():
+    """Quantizers are off while others are calibrated: 2 bits before change nothing."""
+    model, steps = plain(), []
+    for bits in (2, 8):
+        student = gmpq.quantize_model(
+            model, BitwidthPolicy.uniform(model, bits, bits, pinned={"head": (8, 8)})
+        )
+        gmpq.calibrate(student, [(batch_of(model),)])
+        steps.append(student.get_layer("head").input_quantizer.step())
+    assert steps[0] == steps[1]
+
+
+def test_quantizers_work_again_afterwards():
+    student = student_of(plain(), 2)
+    x = batch_of(student)
+    gmpq.calibrate(student, [(x,)])
+    quantizers = input_quantizers(student)
+    assert all(q.observer is None for q in quantizers)
+    middle = student.get_layer("middle")
+    assert middle.kernel_quantizer.enabled
+    assert len(np.unique(middle.input_quantizer(x))) <= 4
+
+
+def test_batches_and_seed():
+    model, student = residual(), student_of(residual())
+    data = [(batch_of(model, seed=s),) for s in range(3)]
+
+    def ranges(**kwargs):
+        gmpq.calibrate(student, data, **kwargs)
+        return [float(q.log2_range[0]) for q in input_quantizers(student)]
+
+    assert ranges(seed=3) == ranges(seed=3)
+    two = ranges(batches=2)
+    data = data[:2]
+    assert ranges() == two
+
+
+def test_inputs_alone_labels_and_tensorflow_data():
+    import tensorflow as tf
+
+    student = student_of(plain())
+    x = batch_of(student)
+    ranges = []
+    for data in (
+        [x],
+        [(x, np.zeros(len(x)))],
+        tf.data.Dataset.from_tensors((x, np.zeros(len(x)))),
+    ):
+        gmpq.calibrate(student, data)
+        ranges.append([float(q.log2_range[0]) for q in input_quantizers(student)])
+    assert ranges[0] == ranges[1] == ranges[2]
+
+
+@pytest.mark.parametrize("value", [0.0, 0.7, -0.7, 1e-30, 1e10])
+def test_constant_images(value):
+    student = student_of(residual())
+    x = np.full((4, 8, 8, 3), value, "float32")
+    gmpq.calibrate(student, [(x,)])
+    for quantizer in input_quantizers(student):
+        assert np.isfinite(quantizer.step()) and quantizer.step() > 0
+    if abs(value) < 1:
+        assert np.isfinite(student(x)).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("place", [0, 1])
+def test_values_that_are_not_finite_are_refused(value, place):
+    student = student_of(plain())
+    data = [batch_of(student, 4, seed=s) for s in range(3)]
+    data[place][1, 2, 3, 0] = value
+    with pytest.raises(CalibrationError, match=r"must be finite.*Check the images"):
+        gmpq.calibrate(student, [(x,) for x in data])
+    assert all(q.observer is None for q in input_quantizers(student))
+    assert not is_calibrated(student)
+
+
+def test_empty_data_is_refused():
+    with pytest.raises(CalibrationError, match="at least one batch"):
+        gmpq.calibrate(student_of(plain()), [])
+
+
+def test_no_batches_is_refused():
+    student = student_of(plain())
+    with pytest.raises(CalibrationError, match="at least one batch"):
+        gmpq.calibrate(student, [(batch_of(student),)], batches=0)
+
+
+def test_model_without_quantizers_is_refused():
+    with pytest.raises(CalibrationError, match="Pass what quantize_model"):
+        gmpq.calibrate(plain(), [(batch_of(plain()),)])
+
+
+def test_statistics_and_weights_are_left_alone():
+    student = student_of(plain())
+    names = ("kernel", "bias", "norm")
+    before = {
+        w.path: np.array(w)
+        for w in student.weights
+        if any(n in w.path for n in names) and "quantizer" not in w.path
+    }
+    gmpq.calibrate(student, [(batch_of(student),)])
+    after = {w.path: np.array(w) for w in student.weights}
+    assert len(before) == 3 + 4 + 2
+    for path, value in before.items():
+        np.testing.assert_array_equal(after[path], value)
+
+
+def test_a_large_tensor_is_sampled_but_its_extremes_are_kept():
+    observer = Observer(0)
+    values = np.random.default_rng(1).normal(size=(64, 32, 32, 3)).astype("float32")
+    values[3, 4, 5, 1], values[9, 9, 9, 0] = -50, 60
+    observer(values)
+    assert observer.sample.size < values.size / 5
+    assert (observer.sample.min(), observer.sample.max()) == (-50, 60)

@@ -1,0 +1,111 @@
+import keras
+import pytest
+from keras import layers
+
+import gmpq_tf as gmpq
+from gmpq_tf.graph import read_graph
+from gmpq_tf.policy import BitwidthPolicy
+from gmpq_tf.quantizers import InputQuantizer
+from gmpq_tf.transform.placement import place_quantizers
+from gmpq_tf.transform.rewrite import split_activations
+from tests.transform import models
+
+UNSIGNED, SIGNED, PLACED = False, True, None
+FREE, NESTS = False, True
+
+# Model -> the 8-bit quantizers on tensors, {name: (signed, power of two)}, and the
+# layers whose own input grid must nest in one of them.
+EXPECTED = {
+    # Nothing but the logits: every tensor has one reader, which quantizes it itself.
+    "plain": ({"head_quantizer": (SIGNED, FREE)}, set()),
+    # The sum reads the first layer's output and the inner one's, then feeds a layer.
+    "residual": (
+        {
+            "relu_1_quantizer": (UNSIGNED, NESTS),
+            "norm_quantizer": (SIGNED, FREE),
+            "last_conv_quantizer": (SIGNED, FREE),
+            "head_quantizer": (SIGNED, FREE),
+        },
+        {"inner"},
+    ),
+    # One grid for all operands of the concatenation, so that it only copies.
+    "branches": (
+        {
+            "image_quantizer": (PLACED, NESTS),
+            "concat_quantizer": (SIGNED, NESTS),
+            "after_quantizer": (SIGNED, FREE),
+            "head_quantizer": (SIGNED, FREE),
+        },
+        {"a", "b", "after"},
+    ),
+    # The int8 average keeps the grid of what it reads.
+    "average_pool": (
+        {
+            "first_quantizer": (UNSIGNED, NESTS),
+            "second_quantizer": (UNSIGNED, FREE),
+            "head_quantizer": (SIGNED, FREE),
+        },
+        {"second"},
+    ),
+}
+
+
+def planned(model):
+    graph = split_activations(read_graph(model))
+    placement = place_quantizers(graph)
+    grids = {*placement.on_output.values(), *placement.on_operand.values()}
+    return {g.name: (g.signed, g.power_of_two) for g in grids}, placement.nested
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_which_tensors_get_a_grid_and_which_layers_nest(name):
+    grids, nested = planned(models.MODELS[name]())
+    assert (grids, nested) == EXPECTED[name]
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_the_quantized_model_holds_that_plan(name):
+    model = models.MODELS[name]()
+    student = gmpq.quantize_model(model, BitwidthPolicy.uniform(model, 4, 4))
+    made = [q for q in student.layers if isinstance(q, InputQuantizer)]
+    grids, nested = EXPECTED[name]
+    assert {q.name: (q.signed, q.power_of_two) for q in made} == grids
+    assert {q.bits for q in made} == {(8,)}
+    assert nested == {
+        layer.name
+        for layer in student.layers
+        if getattr(getattr(layer, "input_quantizer", None), "power_of_two", False)
+    }
+
+
+def test_each_use_of_a_shared_layer_has_a_grid():
+    inputs = keras.Input((8, 8, 3), name="image")
+    conv = layers.Conv2D(3, 3, padding="same", name="shared")
+    x = conv(inputs)
+    outputs = layers.Add(name="add")([x, conv(x)])
+    grids, nested = planned(keras.Model(inputs, outputs))
+    assert set(grids) == {"shared_quantizer", "shared_quantizer_1", "add_quantizer"}
+    assert nested == {"shared"}
+
+
+def test_softmax_output_stays_float_and_its_logits_have_a_grid():
+    inputs = keras.Input((4,), name="x")
+    model = keras.Model(inputs, layers.Dense(3, activation="softmax", name="d")(inputs))
+    assert set(planned(model)[0]) == {"d_quantizer"}
+    student = gmpq.quantize_model(model, BitwidthPolicy.uniform(model, 8, 8))
+    assert student.output is student.get_layer("d_activation").output
+
+
+def test_tensor_with_two_readers_is_quantized_once():
+    inputs = keras.Input((8, 8, 3), name="image")
+    x = layers.Conv2D(4, 3, activation="relu", name="trunk")(inputs)
+    outputs = [layers.Conv2D(2, 1, name=f"head_{i}")(x) for i in range(2)]
+    grids, nested = planned(keras.Model(inputs, outputs))
+    assert grids["trunk_quantizer"] == (UNSIGNED, NESTS)
+    assert nested == {"head_0", "head_1"}
+
+
+def test_two_model_inputs_are_named_apart():
+    grids, _ = planned(models.two_inputs_two_outputs())
+    assert {"concat_quantizer", "hidden_quantizer", "boxes_quantizer"} <= set(grids)
+    assert not any(name.startswith("extra_quantizer_") for name in grids)
