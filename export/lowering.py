@@ -28,8 +28,12 @@ ALIASES = (
     "Dropout SpatialDropout2D GaussianNoise GaussianDropout ActivityRegularization "
     "Identity InputLayer"
 ).split()
-SHAPE_KEEPING_VIEWS = "MaxPooling2D GlobalMaxPooling2D Flatten Reshape Permute".split()
-MOVING = frozenset([*ALIASES, *SHAPE_KEEPING_VIEWS, "ZeroPadding2D", "Cropping2D"])
+VIEWS = (
+    "MaxPooling2D GlobalMaxPooling2D Flatten Reshape Permute ZeroPadding2D Cropping2D"
+).split()
+# Pixels scaled to -1..1 lie on halves of their grid, where every kernel rounds its way.
+INPUT_SLACK = 0.25
+MOVING = frozenset([*ALIASES, *VIEWS])
 
 
 @dataclass(frozen=True)
@@ -200,7 +204,14 @@ class Lowering:
             tensor = self.file.tensor(name, shape, "UINT8", shifted)
         else:
             tensor = self.file.tensor(name, shape, "FLOAT32")
-        self.emit("QUANTIZE", [tensor], index, grid, name=f"{name}_codes")
+        self.emit(
+            "QUANTIZE",
+            [tensor],
+            index,
+            grid,
+            name=f"{name}_codes",
+            slack=INPUT_SLACK,
+        )
         return tensor
 
     def add_outputs(self, output_type: str) -> dict[str, int]:

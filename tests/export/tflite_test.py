@@ -287,3 +287,13 @@ def test_shipped_resnet8_exports(tmp_path, shared_dir):
     assert all(layer.codes_equal for layer in report.layers)
     assert report.mean_steps < 3
     assert report.file_bytes < 98_496  # MLPerf's own int8 file
+
+
+def test_pixels_scaled_to_halves_of_the_grid_export(tmp_path):
+    model = NETS["plain"]()
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 12, 12, 3))
+    pixels[0, 0, 0] = (0, 255, 0)
+    x = (pixels / 127.5 - 1).astype("float32")
+    student = student_of(model, 8, 8, x=x)
+    report = export_tflite(student, tmp_path / "m.tflite", verify_data=x)
+    assert report.images == 16
