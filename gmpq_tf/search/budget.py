@@ -93,7 +93,8 @@ def most_probable_bits(
     Maximizes `sum_k log pi_w[k] + log pi_a[k]`; without a budget that is the branch
     with the largest importance in each layer (section 3.3). With one, the bit
     operations must lie in `[(1 - SLACK) budget, budget]`, or as near below the budget
-    as the space allows: a multiple-choice knapsack, solved exactly.
+    as the space allows: a multiple-choice knapsack, solved exactly. What it leaves of
+    the budget is then spent on the cheapest layers.
 
     Args:
         probabilities: (pi_w, pi_a) of each layer.
@@ -116,14 +117,63 @@ def most_probable_bits(
     }
     if budget is None:
         return {n: max(pairs, key=lambda c: c[1])[0] for n, pairs in choices.items()}
-    return _knapsack(choices, macs, budget)
+    return spend_budget(knapsack(choices, macs, budget), candidates, macs, budget)
 
 
-def _knapsack(
+def spend_budget(
+    bits: Mapping[str, tuple[int, int]],
+    candidates: Candidates,
+    macs: Mapping[str, int],
+    budget: float,
+) -> dict[str, tuple[int, int]]:
+    """Raise bits, the cheapest step first, until no step fits the budget.
+
+    Layers with few multiply-adds hardly feel the complexity risk, so their importances
+    say little; what the budget leaves over gives them precision for nothing.
+    """
+    bits = dict(bits)
+    while True:
+        left = budget - sum(bit_ops(macs[n], *pair) for n, pair in bits.items())
+        steps = [
+            (bit_ops(macs[name], *new) - bit_ops(macs[name], *bits[name]), name, new)
+            for name in bits
+            for new in _raised(bits[name], candidates[name])
+        ]
+        affordable = [step for step in steps if step[0] <= left]
+        if not affordable:
+            return bits
+        _, name, new = min(affordable)
+        bits[name] = new
+
+
+def _raised(
+    pair: tuple[int, int], candidates: tuple[Sequence[int], Sequence[int]]
+) -> list[tuple[int, int]]:
+    """The pair with its weight bits, or its activation bits, at the next candidate."""
+    weights = [w for w in candidates[0] if w > pair[0]][:1]
+    inputs = [a for a in candidates[1] if a > pair[1]][:1]
+    return [(w, pair[1]) for w in weights] + [(pair[0], a) for a in inputs]
+
+
+def knapsack(
     choices: Mapping[str, list[tuple[tuple[int, int], float]]],
     macs: Mapping[str, int],
     budget: float,
 ) -> dict[str, tuple[int, int]]:
+    """The choices of highest total value whose cost lies in the band of the budget.
+
+    Args:
+        choices: layer name -> (bit-widths, value) pairs, of which one is taken.
+        macs: multiply-adds of each layer.
+        budget: bit operations.
+
+    Returns:
+        Layer name -> bit-widths, with a cost in `[(1 - SLACK) budget, budget]`, or as
+        near below the budget as the space allows.
+
+    Raises:
+        BudgetError: every choice costs more.
+    """
     rows = [(n, pair, value) for n, pairs in choices.items() for pair, value in pairs]
     costs = np.array([bit_ops(macs[n], *pair) / budget for n, pair, _ in rows])
     values = np.array([value for _, _, value in rows])

@@ -13,6 +13,7 @@ from gmpq_tf.search.budget import (
     damped_zeta,
     most_probable_bits,
     resolve_budget,
+    spend_budget,
 )
 
 MACS = {"first": 500, "a": 3000, "b": 1700, "c": 900}
@@ -58,8 +59,18 @@ def cost_of(bits: dict) -> int:
 @pytest.mark.parametrize("budget", [62_000, 75_000, 90_000])
 def test_knapsack_is_the_best_of_all_policies(seed, budget):
     probabilities = random_probabilities(seed)
+    best = brute_force(probabilities, (1 - SLACK) * budget, budget)
     got = most_probable_bits(probabilities, CANDIDATES, MACS, budget)
-    assert got == brute_force(probabilities, (1 - SLACK) * budget, budget)
+    # What is left over is spent: at least the best bits, and no further step fits.
+    assert all(g >= b for n in MACS for g, b in zip(got[n], best[n], strict=True))
+    assert cost_of(got) <= budget
+    assert spend_budget(best, CANDIDATES, MACS, budget) == got
+    for name, (w, a) in got.items():
+        for more in ((w + 1, a), (w, a + 1)):
+            allowed = all(
+                b <= max(c) for b, c in zip(more, CANDIDATES[name], strict=True)
+            )
+            assert not allowed or cost_of({**got, name: more}) > budget or name == "c"
 
 
 def test_without_a_budget_each_branch_is_the_argmax():
