@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from gmpq_tf.quantizers.grid import symmetric_limit
+from gmpq_tf.transform.snap import code_factor
 
 from .errors import ExportError
 
@@ -112,16 +112,6 @@ def fold_layer(
     signs = np.where(constant, 0, np.where(factor < 0, -1, 1)).astype("int8")
     signed = (codes.reshape(-1, channels) * signs).reshape(codes.shape)
     return Folded(signed, signs, multiple, scale, bias_codes(bias, scale * input_step))
-
-
-def code_factor(limit: int, storage_limit: int) -> int:
-    """Largest power of two by which codes up to `limit` can be multiplied in storage.
-
-    A bias is stored in units of `input step * kernel step`, which is coarse where both
-    have few bits: at 2 bits its rounding moves two thirds of the codes of a layer.
-    Codes times `2^k` with steps over `2^k` are the same weights, and refine the unit.
-    """
-    return 2 ** int(math.log2(storage_limit // limit))
 
 
 def bias_codes(bias: np.ndarray, unit: np.ndarray) -> np.ndarray:

@@ -1,266 +1,195 @@
-"""Export a quantized Keras model to a TFLite file that computes what it does."""
+"""Writes the .tflite file of a fine-tuned model and compares it with the Keras model.
+
+Reads <workdir>/<name>/model.keras, as `python -m train.finetune` leaves it, and writes
+model.tflite and export_report.json beside it. Every stored weight code is compared with
+the trained one, and the file is run on held-out images; a file that deviates is not
+kept.
+
+  python -m export.tflite --workdir=runs/digits
+
+In Python, `export_tflite` does the same for a model in memory.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import keras
+from gmpq_tf.data import DataConfig, Dataset, load_dataset
+from gmpq_tf.files import write_json
+from gmpq_tf.models import load_model
+from gmpq_tf.policy import BitwidthPolicy
 
-from gmpq_tf.files import replace_file, write_json
-from gmpq_tf.graph import GraphError
-from gmpq_tf.names import suggest
-from gmpq_tf.transform.calibrate import input_quantizers, is_calibrated
-
+from .app import run_main
 from .errors import ExportError
+from .exporter import ExportReport, export_tflite
+from .flags import from_flags
 from .flatbuffer import read_metadata
-from .lowering import Lowered, lower
-from .verify import (
-    LOCAL_IMAGES,
-    Deviation,
-    LayerReport,
-    Outputs,
-    batches_of,
-    compare_outputs,
-    layer_reports,
-    local_deviations,
-    random_inputs,
+from .stage import (
+    StageError,
+    WorkdirConfig,
+    fingerprint,
+    read_json,
+    recorded_data,
+    set_threads,
 )
+from .verify import LayerReport
 
 __all__ = [
+    "ExportConfig",
     "ExportError",
     "ExportReport",
     "LayerReport",
+    "export",
     "export_tflite",
+    "main",
     "read_metadata",
+    "run",
 ]
 
-STORAGES = ("fast", "packed")
-TYPES = ("float32", "int8", "uint8")
-LEAST_AGREEMENT = 0.95
-REPORT_NAME = "export_report.json"
-SEED = 0
+TensorKind = Literal["float32", "int8", "uint8"]
 
 
-@dataclass(frozen=True)
-class ExportReport:
-    """What was written, and how it compares with the Keras model.
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """What file is written.
 
     Args:
-        path: the file.
-        storage: "fast" or "packed".
-        input_type: type of the file's inputs.
-        output_type: type of its outputs.
-        file_bytes: size of the file.
-        data: "given", or "random" where the caller had no images.
-        images: how many inputs were compared.
-        agreement: share of equal decisions (largest score) of Keras and the file.
-        builtin_agreement: likewise with the built-in kernels, on at most 256 or so.
-        max_steps: largest difference of an output, in steps of its grid.
-        mean_steps: mean difference.
-        keras_accuracy: share of right decisions, where there are labels.
-        tflite_accuracy: likewise of the file.
-        layers: one row a layer.
+        name: Folder in the workdir that holds the fine-tuned model.
+        storage: How kernels are stored: fast (one byte a weight) or packed (half a byte
+            where 4 bits or fewer suffice and the runtime supports it).
+        input_type: Type of the input tensor.
+        output_type: Type of the output tensor.
+        verify_images: Images, held out if there are any, on which the file is compared
+            with the Keras model; 0 uses random inputs.
     """
 
-    path: str
-    storage: str
-    input_type: str
-    output_type: str
-    file_bytes: int
-    data: str
-    images: int
-    agreement: float
-    builtin_agreement: float
-    max_steps: float
-    mean_steps: float
-    keras_accuracy: float | None
-    tflite_accuracy: float | None
-    layers: tuple[LayerReport, ...]
+    name: str = "finetune"
+    storage: Literal["fast", "packed"] = "fast"
+    input_type: TensorKind = "float32"
+    output_type: TensorKind = "float32"
+    verify_images: int = 512
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {"format": 1, **dataclasses.asdict(self)}
+    def __post_init__(self) -> None:
+        if self.verify_images < 0:
+            raise ValueError(
+                "verify_images must be 0 or more. "
+                f"Received: verify_images={self.verify_images}."
+            )
 
 
-def export_tflite(
-    student: keras.Model,
-    path: str | os.PathLike[str],
-    storage: str = "fast",
-    input_type: str = "float32",
-    output_type: str = "float32",
-    verify_data: Any = None,
-    labels: Any = None,
-    metadata: Mapping[str, Any] | None = None,
-) -> ExportReport:
-    """Write a quantized model as TFLite, and check the file against the model.
-
-    The file is written only if its kernel codes are the trained ones, every layer
-    computes what the Keras layer does on the inputs the file's layer had, and, on
-    images of the caller, 95 % of the decisions agree. `export_report.json` goes beside.
+def export(config: ExportConfig, data: DataConfig, run: WorkdirConfig) -> Path:
+    """Writes the .tflite file of a fine-tuned model, unless it is up to date.
 
     Args:
-        student: from `gmpq_tf.quantize_model`, calibrated and fine-tuned.
-        path: the `.tflite` file to make or to replace.
-        storage: "fast": INT8 kernels; "packed": INT4 kernels where they have 4 bits or
-            fewer, two codes a byte: half the bytes, slower convolutions.
-        input_type: "float32", or "int8" or "uint8" for codes of the input's grid.
-        output_type: likewise; with "float32" a final softmax is computed in float.
-        verify_data: inputs as `student` takes them: an array [images, ...], a list of
-            arrays, or an iterable (`tf.data`) of batches of inputs or of
-            (inputs, labels). None: 64 random ones in the calibrated range.
-        labels: class numbers or one-hot rows, where `verify_data` is an array.
-        metadata: stored in the file as JSON, e.g. input scaling and class names;
-            `read_metadata` gives it back.
+        config: which model, what file.
+        data: the images, scaled as the model was trained with.
+        run: where.
 
     Returns:
-        An `ExportReport`.
+        The path of the file; export_report.json lies beside it.
 
     Raises:
-        ExportError: a model that is not quantized or not calibrated, a layer that
-            TFLite cannot compute in integers, a path that cannot be written, or a file
-            that does not compute the model; `path` is then as it was.
+        ValueError: there is no model, or the file does not compute what it does.
     """
-    path = Path(path)
-    _check_choices(storage, input_type, output_type)
-    _check_metadata(metadata)
-    _check_student(student)
-    lowered = _lower(student, storage, input_type, output_type, dict(metadata or {}))
-    given = verify_data is not None
-    if not given:
-        verify_data = random_inputs(student, lowered.input_grids, SEED)
-    batches = batches_of(verify_data, labels)
-    first = next(batches, None)
-    if first is None:
-        raise ExportError(
-            "Verification needs at least one input. "
-            "Received: verify_data without images. Pass some, or None for random ones."
-        )
-    deviations = local_deviations(lowered, [a[:LOCAL_IMAGES] for a in first[0]])
-    layers = layer_reports(lowered, deviations)
-    _check_layers(layers, deviations)
-    outputs = compare_outputs(student, lowered, chain([first], batches))
-    if given and outputs.agreement < LEAST_AGREEMENT:
-        raise ExportError(_disagreement(outputs, deviations))
-    report = ExportReport(
-        path=str(path),
-        storage=storage,
-        input_type=input_type,
-        output_type=output_type,
-        file_bytes=len(lowered.content),
-        data="given" if given else "random",
-        layers=tuple(layers),
-        **dataclasses.asdict(outputs),
+    folder = Path(run.workdir) / config.name
+    source, path = folder / "model.keras", folder / "model.tflite"
+    _check_source(source)
+    identity = _identity(config, data, source)
+    if not run.overwrite and _is_current(folder, path, identity):
+        print(f"{path} is up to date.")
+        return path
+    dataset = load_dataset(data)
+    report = export_tflite(
+        load_model(source),
+        path,
+        storage=config.storage,
+        input_type=config.input_type,
+        output_type=config.output_type,
+        verify_data=verification_images(dataset, config.verify_images),
+        metadata=metadata(folder, dataset),
     )
-    _write(path, lowered.content, report)
-    return report
+    write_json(folder / "export.json", {**identity, "tflite": fingerprint(path)})
+    print(f"{report.file_bytes} bytes, agreement {100 * report.agreement:.2f} %")
+    return path
 
 
-def _check_choices(storage: str, input_type: str, output_type: str) -> None:
-    choices = {
-        "storage": (storage, STORAGES),
-        "input_type": (input_type, TYPES),
-        "output_type": (output_type, TYPES),
+def verification_images(dataset: Dataset, count: int) -> Any:
+    """Returns batches of held-out images and labels, or None for random inputs.
+
+    Args:
+        dataset: the images.
+        count: how many; 0 for none.
+
+    Returns:
+        A `tf.data.Dataset` of (images, labels), or None.
+    """
+    if not count:
+        return None
+    held_out = dataset.sizes["validation"] > 0
+    batches = dataset.validation() if held_out else dataset.calibration(count)
+    size = min(count, dataset.config.batch_size)
+    return batches.unbatch().take(count).batch(size)
+
+
+def metadata(folder: Path, dataset: Dataset) -> dict[str, Any]:
+    """Returns what the file says of itself: input scaling, classes, policy.
+
+    Args:
+        folder: of the fine-tuned model.
+        dataset: the images it was trained on.
+
+    Returns:
+        Plain JSON values.
+    """
+    policy = BitwidthPolicy.load(folder / "policy.json")
+    bits = {name: [b.weight_bits, b.activation_bits] for name, b in policy.items()}
+    return {
+        "input_scaling": dataset.config.input_scaling().to_config(),
+        "class_names": list(dataset.class_names),
+        "policy": {"model": policy.model, "layers": bits},
     }
-    for what, (value, valid) in choices.items():
-        if value not in valid:
-            raise ExportError(
-                f"{what} must be one of {', '.join(valid)}. "
-                f"Received: {what}={value!r}. {suggest(str(value), valid)}"
-            )
 
 
-def _check_metadata(metadata: Any) -> None:
-    try:
-        json.dumps(metadata)
-    except (TypeError, ValueError) as error:
-        raise ExportError(
-            "metadata must be plain JSON values. "
-            f"Received: metadata={metadata!r:.200} ({error}). Convert arrays to lists."
-        ) from error
-
-
-def _check_student(student: Any) -> None:
-    if not isinstance(student, keras.Model):
-        raise ExportError(
-            "student must be a Keras model. "
-            f"Received: student={type(student).__name__}. Load it with "
-            "keras.models.load_model after importing gmpq_tf."
-        )
-    if not input_quantizers(student):
-        raise ExportError(
-            "The model must be quantized. "
-            f"Received: model={student.name!r} without quantizers. "
-            "Pass what gmpq_tf.quantize_model(model, policy) returned."
-        )
-    if not is_calibrated(student):
-        raise ExportError(
-            "Every activation range must have been set from data. "
-            f"Received: model={student.name!r}, not calibrated. "
-            "Call gmpq_tf.calibrate(student, dataset) first."
+def _check_source(source: Path) -> None:
+    if not source.is_file():
+        raise StageError(
+            "The fine-tuned model must be there. "
+            f"Received: {str(source)!r}, which does not exist. "
+            "Run `python -m train.finetune` with this --workdir and --name first."
         )
 
 
-def _lower(student: Any, *choices: Any) -> Lowered:
-    try:
-        return lower(student, *choices)
-    except GraphError as error:
-        raise ExportError(str(error)) from error
+def _identity(config: ExportConfig, data: DataConfig, source: Path) -> dict[str, Any]:
+    scaling = {"scaling": data.scaling, "mean": data.mean, "std": data.std}
+    options = dataclasses.asdict(config) | {"dataset": data.dataset, **scaling}
+    return {"config": options, "model": fingerprint(source)}
 
 
-def _check_layers(layers: list[LayerReport], deviations: list[Deviation]) -> None:
-    for layer in layers:
-        if not layer.codes_equal:
-            raise ExportError(
-                "Stored kernel codes must be the trained ones. "
-                f"Received: layer={layer.name!r}, whose codes in the file differ. "
-                "Nothing was written; please report the layer's configuration."
-            )
-    first = next((d for d in deviations if d.excessive), None)
-    if first is not None:
-        raise ExportError(
-            "Every layer of the file must compute what the Keras layer does. "
-            f"Received: layer={first.name!r} ({first.kind}), of whose output codes "
-            f"{first.off:.1%} are off, {first.far:.1%} by more than one step. "
-            "Nothing was written; please report the layer's configuration."
-        )
+def _is_current(folder: Path, path: Path, identity: dict[str, Any]) -> bool:
+    if not path.exists():
+        return False
+    before = read_json(folder / "export.json")
+    return before == {**identity, "tflite": fingerprint(path)}
 
 
-def _disagreement(outputs: Outputs, deviations: list[Deviation]) -> str:
-    worst = max(deviations, key=lambda d: d.off)
-    return (
-        "The file must decide as the Keras model does on "
-        f"{LEAST_AGREEMENT:.0%} of the images. "
-        f"Received: agreement={outputs.agreement:.1%} on {outputs.images} images. "
-        "Given equal inputs every layer is right but for rounding (most of it at "
-        f"{worst.name!r}, {worst.off:.2%} of whose codes are a step off), so the "
-        "scores are too close to call: fine-tune longer, or give layers more bits."
-    )
+def main(argv: list[str]) -> None:
+    """Runs the command; flags must have been parsed.
 
-
-def _write(path: Path, content: bytes, report: ExportReport) -> None:
-    try:
-        with replace_file(path) as temporary:
-            temporary.write_bytes(content)
-        write_json(path.with_name(REPORT_NAME), report.to_json())
-    except OSError as error:
-        raise ExportError(
-            "The path must be writable. "
-            f"Received: path={str(path)!r} ({error}). Choose another folder."
-        ) from error
+    Args:
+        argv: not used.
+    """
+    run, config = from_flags(WorkdirConfig), from_flags(ExportConfig)
+    set_threads(run.threads)
+    recorded = recorded_data(run.workdir, config.name)
+    path = export(config, from_flags(DataConfig, inherited=recorded), run)
+    print(f"TFLite model: {path}")
 
 
 def run() -> None:
-    """Entry point of `gmpq-export`; the library itself needs no flags."""
-    from .command import run as run_command
-
-    run_command()
+    """Entry point of `gmpq-export`."""
+    run_main(main, __doc__, ExportConfig, DataConfig, WorkdirConfig)
 
 
 if __name__ == "__main__":

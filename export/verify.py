@@ -14,6 +14,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from gmpq_tf.graph import fill
 
+from .convolutions import keras_layout
 from .errors import ExportError
 from .flatbuffer import (
     read_model,
@@ -23,7 +24,9 @@ from .flatbuffer import (
     with_outputs,
 )
 from .fold import trained_codes
-from .lowering import Check, Grid, Kernel, Lowered, keras_layout
+from .grids import Grid
+from .integer_graph import Check, Kernel
+from .lowering import Lowered
 
 RANDOM_INPUTS = 64
 LOCAL_IMAGES = 16

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from export.errors import ExportError
-from export.fold import affine, code_factor, fold_layer, normalization
+from export.fold import affine, fold_layer, normalization
 from gmpq_tf.layers import QuantConv2D, QuantDepthwiseConv2D
 from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
 
@@ -66,11 +66,14 @@ def test_codes_are_the_trained_ones_times_sign_and_factor():
 
 
 @pytest.mark.parametrize(
-    ("limit", "storage", "factor"),
-    [(127, 127, 1), (63, 127, 2), (7, 127, 16), (1, 127, 64), (7, 7, 1), (1, 7, 4)],
+    ("bits", "storage_limit", "factor"),
+    [(8, 127, 1), (7, 127, 2), (4, 127, 16), (2, 127, 64), (4, 7, 1), (2, 7, 4)],
 )
-def test_code_factor(limit, storage, factor):
-    assert code_factor(limit, storage) == factor
+def test_codes_fill_their_storage(bits, storage_limit, factor):
+    layer = conv(QuantConv2D, bits, filters=6)
+    folded = fold_layer(layer, None, INPUT_STEP, OUTPUT_STEP, storage_limit)
+    assert folded.factor == factor
+    assert np.abs(folded.codes).max() <= storage_limit
 
 
 def test_zero_factor_makes_a_constant_channel():

@@ -1,47 +1,18 @@
-import numpy as np
+import keras
 import pytest
 
-from export.lowering import Grid, keras_layout, stored_layout
+from export.errors import ExportError
+from export.lowering import lower
+from tests.export.nets import student_of
+
+L = keras.layers
 
 
-@pytest.mark.parametrize("bits", range(2, 9))
-def test_unsigned_grids_saturate_above_at_the_largest_code(bits):
-    grid = Grid(0.5, 0, 2**bits - 1)
-    codes = np.clip(np.arange(-300, 300) + grid.zero_point, -128, 127) - grid.zero_point
-    assert codes.max() == grid.high
-    assert grid.has_room_below(grid.zero_point) == (bits < 8)
-
-
-@pytest.mark.parametrize("bits", range(2, 9))
-def test_signed_grids_saturate_on_both_sides_after_a_shift(bits):
-    limit = 2 ** (bits - 1) - 1
-    grid, below = Grid(0.5, -limit, limit), -128 + limit
-    codes = np.arange(-300, 300)
-    stored = np.clip(codes + grid.zero_point, -128, 127)
-    stored = np.clip(stored - grid.zero_point + below, -128, 127)
-    np.testing.assert_array_equal(stored - below, np.clip(codes, -limit, limit))
-    assert grid.has_room_below(grid.zero_point)
-    assert not grid.has_room_below(below)
-
-
-def test_a_grid_holds_its_part_but_no_other_step():
-    whole = Grid(0.5, -127, 127)
-    assert whole.holds(Grid(0.5, 0, 100))
-    assert not whole.holds(Grid(0.5, 0, 255))
-    assert not whole.holds(Grid(0.25, 0, 100))
-
-
-@pytest.mark.parametrize(
-    ("kind", "shape", "stored"),
-    [
-        ("Conv2D", (3, 2, 4, 5), (5, 3, 2, 4)),
-        ("DepthwiseConv2D", (3, 2, 4, 5), (1, 3, 2, 20)),
-        ("Dense", (4, 5), (5, 4)),
-    ],
-)
-def test_layouts_round_trip(kind, shape, stored):
-    kernel = np.arange(np.prod(shape)).reshape(shape)
-    moved, axis = stored_layout(kind, kernel)
-    assert moved.shape == stored
-    assert axis == (3 if kind == "DepthwiseConv2D" else 0)
-    np.testing.assert_array_equal(keras_layout(kind, moved, shape), kernel)
+def test_layer_without_integer_counterpart_is_named():
+    inputs = keras.Input((8, 8, 3))
+    x = L.Conv2D(4, 3, name="a")(inputs)
+    x = L.Activation("gelu", name="curve")(x)
+    model = keras.Model(inputs, L.Dense(3, name="b")(L.Flatten()(x)))
+    student = student_of(model, 8, 8)
+    with pytest.raises(ExportError, match=r"'curve' of kind Activation.*'gelu'"):
+        lower(student)

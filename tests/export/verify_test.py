@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 from export.errors import ExportError
-from export.lowering import Check, Grid, Value
+from export.grids import Grid, Value
+from export.integer_graph import Check
 from export.verify import (
     Deviation,
     TFLiteModel,

@@ -86,9 +86,7 @@ def test_budgets_at_the_ends_of_the_space_are_met_exactly(extreme):
     ends = {n: (extreme(w), extreme(a)) for n, (w, a) in CANDIDATES.items()}
     budget = cost_of(ends)
     got = most_probable_bits(random_probabilities(0), CANDIDATES, MACS, budget)
-    assert (1 - SLACK) * budget <= cost_of(got) <= budget
-    if extreme is min:
-        assert got == ends
+    assert got == ends
 
 
 def test_nothing_within_the_slack_takes_the_nearest_below():

@@ -1,0 +1,94 @@
+"""Pooling layers as TFLite operators."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from gmpq_tf.graph import Call
+
+from .convolutions import SAME, VALID, add_depthwise
+from .fold import AVERAGE_CODE
+from .grids import Grid
+from .integer_graph import Check, IntegerGraph
+from .shapes import flat, view
+
+
+def lower_max_pool(net: IntegerGraph, call: Call) -> None:
+    """MaxPooling2D; a global one has a window as large as the image."""
+    layer = call.layer
+    options = schema.Pool2DOptionsT()
+    if call.kind == "GlobalMaxPooling2D":
+        size = stride = tuple(net.graph.shapes[call.inputs[0]][1:3])
+        options.padding = VALID
+    else:
+        size, stride = layer.pool_size, layer.strides
+        options.padding = SAME if layer.padding == "same" else VALID
+    options.filterHeight, options.filterWidth = size
+    options.strideH, options.strideW = stride
+    if len(net.graph.shapes[call.outputs[0]]) == 4:
+        return view(net, call, "MAX_POOL_2D", [], options)
+    flat(net, call, lambda inner: view(net, inner, "MAX_POOL_2D", [], options))
+
+
+def lower_average(net: IntegerGraph, call: Call) -> None:
+    """Average pooling as a depthwise convolution, which is exact.
+
+    MEAN and AVERAGE_POOL_2D round halves away from zero, and MEAN rounds the zero point
+    on its own: 2 to 19 % of their codes are one step off. Here the codes of the kernel
+    are 7 and its step 1 / (7 n). Where the steps nest, so that halves occur, a bias of
+    one unit (less than the distance of the next value) lifts them upwards.
+    """
+    shape = net.graph.shapes[call.inputs[0]]
+    size, stride = average_window(call, shape)
+    if not covers_only_image(call, shape, size, stride):
+        return lower_padded_average(net, call)
+    grid = net.next_grid(call.outputs[0], call.name)
+    if len(net.graph.shapes[call.outputs[0]]) == 4:
+        return add_average(net, call, size, stride, grid)
+    flat(net, call, lambda inner: add_average(net, inner, size, stride, grid))
+
+
+def average_window(call: Call, shape: tuple) -> tuple[tuple, tuple]:
+    """Size and stride of an average pool; a global one covers the image."""
+    if call.kind == "GlobalAveragePooling2D":
+        return tuple(shape[1:3]), tuple(shape[1:3])
+    return tuple(call.layer.pool_size), tuple(call.layer.strides)
+
+
+def covers_only_image(call: Call, shape: tuple, size: tuple, stride: tuple) -> bool:
+    """Whether no window reaches into padding, which an average leaves out."""
+    if getattr(call.layer, "padding", "valid") == "valid":
+        return True
+    steps = [math.ceil(n / s) - 1 for n, s in zip(shape[1:3], stride, strict=True)]
+    ends = [t * s + k for t, s, k in zip(steps, stride, size, strict=True)]
+    return all(end <= n for end, n in zip(ends, shape[1:3], strict=True))
+
+
+def add_average(
+    net: IntegerGraph, call: Call, size: tuple, stride: tuple, grid: Grid
+) -> None:
+    """The depthwise convolution of `lower_average`."""
+    source, channels = net.input(call), net.graph.shapes[call.inputs[0]][3]
+    assert source.grid is not None
+    scale = np.full(channels, 1 / (AVERAGE_CODE * math.prod(size)))
+    codes = np.full((1, *size, channels), AVERAGE_CODE, np.int8)
+    options = schema.DepthwiseConv2DOptionsT()
+    options.padding, options.depthMultiplier = VALID, 1
+    options.strideH, options.strideW = stride
+    nested = math.log2(grid.step / source.grid.step).is_integer()
+    bias = np.full(channels, int(nested), np.int32)
+    add_depthwise(net, call, codes, scale, bias, grid, options)
+
+
+def lower_padded_average(net: IntegerGraph, call: Call) -> None:
+    """Average pooling that reaches into padding, whose halves round away from zero."""
+    options = schema.Pool2DOptionsT()
+    options.padding = SAME
+    options.filterHeight, options.filterWidth = call.layer.pool_size
+    options.strideH, options.strideW = call.layer.strides
+    view(net, call, "AVERAGE_POOL_2D", [], options)
+    index = call.outputs[0]
+    net.checks.append(Check(call.name, call.kind, index, net.values[index], slack=0.5))

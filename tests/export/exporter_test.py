@@ -1,0 +1,305 @@
+import json
+import os
+
+os.environ.setdefault("GMPQ_XLA_QUANTIZERS", "0")  # small tensors: compiling costs more
+
+import keras
+import numpy as np
+import pytest
+
+import gmpq_tf.quantizers.mixture as mixture_module
+from export.errors import ExportError
+from export.exporter import export_tflite
+from export.flatbuffer import read_metadata
+from export.verify import TFLiteModel
+from gmpq_tf.transform import snap_biases
+from tests.export.nets import NETS, images, randomize, student_of
+
+L = keras.layers
+
+
+@pytest.fixture(autouse=True)
+def no_xla(monkeypatch):
+    monkeypatch.setattr(mixture_module, "USE_XLA", False)
+    mixture_module.mixture.cache_clear()
+
+
+def outputs_of(student, model, x):
+    arrays = x if isinstance(x, list) else [x]
+    wanted = keras.tree.flatten(student(x, training=False))
+    received = model.predict(arrays)
+    return [np.asarray(w) for w in wanted], received if len(wanted) > 1 else [received]
+
+
+@pytest.mark.parametrize("bits", [(8, 8), (3, 4)])
+@pytest.mark.parametrize("net", NETS)
+def test_file_computes_the_student(tmp_path, net, bits):
+    model = randomize(NETS[net](), 0)
+    student = student_of(model, *bits)
+    x = images(model, seed=2)
+    report = export_tflite(student, tmp_path / "m.tflite")
+    assert all(layer.codes_equal for layer in report.layers)
+    assert report.data == "random"
+    for xnnpack in (True, False):
+        file = TFLiteModel(tmp_path / "m.tflite", use_xnnpack=xnnpack)
+        for want, have in zip(*outputs_of(student, file, x), strict=True):
+            spread = float(want.max() - want.min())
+            assert np.abs(want - have).mean() < 0.03 * spread
+
+
+@pytest.mark.parametrize("net", ["residual", "inverted"])
+def test_at_8_bits_outputs_are_within_a_step(tmp_path, net):
+    model = randomize(NETS[net](), 1)
+    student = student_of(model, 8, 8)
+    x = images(model, seed=2)
+    export_tflite(student, tmp_path / "m.tflite", verify_data=x)
+    (want,), (have,) = outputs_of(student, TFLiteModel(tmp_path / "m.tflite"), x)
+    step = next(
+        layer.step()
+        for layer in reversed(student.layers)
+        if type(layer).__name__ == "InputQuantizer"
+    )
+    assert np.mean(np.abs(want - have) <= 1.01 * step) >= 0.99
+
+
+@pytest.mark.parametrize("bits", [(2, 2), (3, 3)])
+def test_after_snapping_the_biases_every_decision_is_that_of_keras(tmp_path, bits):
+    model = randomize(NETS["residual"](), 0)
+    student = student_of(model, *bits)
+    snap_biases(student)
+    x = images(model, 64, seed=2)
+    report = export_tflite(student, tmp_path / "m.tflite", verify_data=x)
+    assert report.agreement == 1.0
+    assert report.max_steps <= 1
+    (want,), (have,) = outputs_of(student, TFLiteModel(tmp_path / "m.tflite"), x)
+    np.testing.assert_array_equal(want.argmax(-1), have.argmax(-1))
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("signed", [False, True])
+def test_first_convolution_is_exact_for_every_width(tmp_path, bits, signed):
+    inputs = keras.Input((8, 8, 3), name="image")
+    x = L.Conv2D(8, 3, padding="same", name="a", activation=None if signed else "relu")(
+        inputs
+    )
+    model = keras.Model(inputs, L.Conv2D(4, 1, name="b")(x))
+    student = student_of(model, bits, bits, pinned={})
+    report = export_tflite(student, tmp_path / "m.tflite", verify_data=images(model))
+    for layer in report.layers:
+        assert layer.codes_equal
+        assert layer.output_agreement > 0.97
+    assert report.agreement > 0.98
+
+
+@pytest.mark.parametrize("kernel_quantizer", ["lsq", "max_abs"])
+def test_packed_halves_the_kernels(tmp_path, kernel_quantizer):
+    model = randomize(NETS["plain"](), 0)
+    student = student_of(model, 4, 4, pinned={}, kernel_quantizer=kernel_quantizer)
+    fast = export_tflite(student, tmp_path / "f.tflite")
+    packed = export_tflite(student, tmp_path / "p.tflite", storage="packed")
+    for a, b in zip(fast.layers, packed.layers, strict=True):
+        assert (a.stored_type, b.stored_type) == ("INT8", "INT4")
+        assert b.stored_bytes == (a.stored_bytes + 1) // 2
+        assert a.codes_equal
+        assert b.codes_equal
+    assert packed.file_bytes < fast.file_bytes
+
+
+def test_packed_keeps_wider_kernels_in_int8(tmp_path):
+    student = student_of(NETS["plain"](), 5, 4, pinned={})
+    report = export_tflite(student, tmp_path / "m.tflite", storage="packed")
+    assert {layer.stored_type for layer in report.layers} == {"INT8"}
+
+
+def test_activation_tensors_have_the_trained_steps(tmp_path):
+    model = randomize(NETS["plain"](), 0)
+    student = student_of(model, 3, 3)
+    export_tflite(student, tmp_path / "m.tflite")
+    details = TFLiteModel(tmp_path / "m.tflite").interpreter.get_tensor_details()
+    found = {d["name"]: d["quantization"] for d in details}
+    quantizer = student.get_layer("b").input_quantizer
+    scale, zero_point = found["a"]
+    assert scale == pytest.approx(quantizer.step(), rel=1e-6)
+    assert zero_point == 127 - 7
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8"])
+def test_integer_inputs_and_outputs(tmp_path, kind):
+    model = randomize(NETS["plain"](), 0)
+    student = student_of(model, 8, 8)
+    x = images(model, seed=3)
+    export_tflite(student, tmp_path / "f.tflite")
+    export_tflite(student, tmp_path / "i.tflite", input_type=kind, output_type=kind)
+    float_file, file = (
+        TFLiteModel(tmp_path / "f.tflite"),
+        TFLiteModel(tmp_path / "i.tflite"),
+    )
+    assert file.inputs[0]["dtype"] == file.outputs[0]["dtype"] == np.dtype(kind)
+    want, have = float_file.predict(x), file.predict(x)
+    assert np.abs(want - have).max() <= 1.5 / 256
+    scale, zero_point = file.inputs[0]["quantization"]
+    codes = np.clip(np.floor(x / scale + 0.5) + zero_point, *limits(kind)).astype(kind)
+    np.testing.assert_array_equal(file.predict(codes), have)
+
+
+def limits(kind):
+    return np.iinfo(kind).min, np.iinfo(kind).max
+
+
+def test_pixels_are_the_codes_of_a_uint8_input(tmp_path):
+    model = NETS["plain"]()
+    x = np.random.default_rng(0).integers(0, 256, (16, 12, 12, 3)).astype("uint8")
+    x[0, 0, 0] = (0, 255, 0)
+    student = student_of(model, 4, 4, x=x.astype("float32"))
+    export_tflite(student, tmp_path / "m.tflite", input_type="uint8")
+    file = TFLiteModel(tmp_path / "m.tflite")
+    assert file.inputs[0]["quantization"] == (pytest.approx(1.0), 0)
+    np.testing.assert_array_equal(file.predict(x), file.predict(x.astype("float32")))
+
+
+def test_no_float_operator_in_the_middle(tmp_path):
+    student = student_of(randomize(NETS["branches"](), 0), 4, 4)
+    export_tflite(student, tmp_path / "m.tflite", input_type="int8", output_type="int8")
+    details = TFLiteModel(tmp_path / "m.tflite").interpreter.get_tensor_details()
+    assert {np.dtype(d["dtype"]).name for d in details} <= {"int8", "int32"}
+
+
+def test_report_and_metadata_lie_beside_the_file(tmp_path):
+    model = randomize(NETS["plain"](), 0)
+    student = student_of(model, 4, 4)
+    x = images(model, seed=2)
+    labels = np.asarray(student(x)).argmax(-1)
+    metadata = {"input_scaling": {"kind": "-1..1"}, "classes": list("abcde")}
+    report = export_tflite(
+        student, tmp_path / "m.tflite", verify_data=x, labels=labels, metadata=metadata
+    )
+    written = json.loads((tmp_path / "export_report.json").read_text())
+    assert written == json.loads(json.dumps(report.to_json()))
+    assert written["keras_accuracy"] == 1.0
+    assert written["tflite_accuracy"] == report.agreement
+    assert written["file_bytes"] == (tmp_path / "m.tflite").stat().st_size
+    assert [row["name"] for row in written["layers"]] == ["a", "b", "c", "scores"]
+    assert read_metadata(tmp_path / "m.tflite") == metadata
+
+
+def test_verify_data_may_be_read_only_once(tmp_path):
+    model = NETS["plain"]()
+    student = student_of(model, 8, 8)
+    x = images(model)
+    batches = ((x[i : i + 8], np.zeros(8, int)) for i in range(0, 16, 8))
+    report = export_tflite(student, tmp_path / "m.tflite", verify_data=batches)
+    assert report.images == 16
+    assert report.keras_accuracy is not None
+
+
+def test_saved_student_exports_the_same_file(tmp_path):
+    model = randomize(NETS["plain"](), 0)
+    student = student_of(model, 4, 6)
+    student.save(tmp_path / "student.keras")
+    loaded = keras.models.load_model(tmp_path / "student.keras")
+    export_tflite(student, tmp_path / "a.tflite")
+    export_tflite(loaded, tmp_path / "b.tflite")
+    assert (tmp_path / "a.tflite").read_bytes() == (tmp_path / "b.tflite").read_bytes()
+
+
+def test_a_wrong_layer_is_named_and_the_old_file_stays(tmp_path, monkeypatch):
+    import export.convolutions as convolutions
+
+    path = tmp_path / "m.tflite"
+    path.write_bytes(b"a good file")
+    fold = convolutions.fold_layer
+
+    def wrong(layer, *args):
+        folded = fold(layer, *args)
+        if layer.name == "b":
+            folded.bias[:] += 10_000_000
+        return folded
+
+    monkeypatch.setattr(convolutions, "fold_layer", wrong)
+    student = student_of(randomize(NETS["plain"](), 0), 8, 8)
+    with pytest.raises(ExportError, match="layer='b'"):
+        export_tflite(student, path)
+    assert path.read_bytes() == b"a good file"
+    assert [p.name for p in tmp_path.iterdir()] == ["m.tflite"]
+
+
+def test_wrong_codes_are_found(tmp_path, monkeypatch):
+    import export.convolutions as convolutions
+
+    add = convolutions.add_kernel
+
+    def wrong(file, name, codes, meaning, int4):
+        codes = codes.copy()
+        codes.flat[0] = -codes.flat[0] + 1
+        return add(file, name, codes, meaning, int4)
+
+    monkeypatch.setattr(convolutions, "add_kernel", wrong)
+    student = student_of(NETS["plain"](), 8, 8)
+    with pytest.raises(ExportError, match=r"codes must be the trained ones.*'a'"):
+        export_tflite(student, tmp_path / "m.tflite")
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_input_is_explained(tmp_path):
+    model = NETS["plain"]()
+    student = student_of(model, 8, 8)
+    path = tmp_path / "m.tflite"
+    with pytest.raises(ExportError, match=r"storage='fats'.*Did you mean 'fast'"):
+        export_tflite(student, path, storage="fats")
+    with pytest.raises(ExportError, match="input_type"):
+        export_tflite(student, path, input_type="int16")
+    with pytest.raises(ExportError, match="must be quantized"):
+        export_tflite(model, path)
+    with pytest.raises(ExportError, match="must be a Keras model"):
+        export_tflite("student.keras", path)
+    with pytest.raises(ExportError, match="plain JSON"):
+        export_tflite(student, path, metadata={"mean": np.zeros(3)})
+    with pytest.raises(ExportError, match=r"\(2, 8, 8, 3\)"):
+        export_tflite(student, path, verify_data=np.zeros((2, 8, 8, 3), "float32"))
+    with pytest.raises(ExportError, match="at least one input"):
+        export_tflite(student, path, verify_data=[])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExportError, match="must be writable"):
+        export_tflite(student, tmp_path / "file" / "m.tflite")
+    assert not path.exists()
+
+
+def test_uncalibrated_student_is_refused(tmp_path):
+    from gmpq_tf.policy import BitwidthPolicy
+    from gmpq_tf.transform import quantize_model
+
+    model = NETS["plain"]()
+    student = quantize_model(model, BitwidthPolicy.uniform(model, 4, 4))
+    with pytest.raises(ExportError, match=r"gmpq_tf.calibrate\(student, dataset\)"):
+        export_tflite(student, tmp_path / "m.tflite")
+
+
+def test_three_operands_are_refused(tmp_path):
+    inputs = keras.Input((8, 8, 3))
+    parts = [L.Conv2D(4, 1, name=name)(inputs) for name in "abc"]
+    model = keras.Model(inputs, L.Flatten()(L.Add(name="sum")(parts)))
+    with pytest.raises(ExportError, match=r"'sum' with 3"):
+        export_tflite(student_of(model, 8, 8), tmp_path / "m.tflite")
+
+
+def test_shipped_resnet8_exports(tmp_path, shared_dir):
+    weights = shared_dir / "weights" / "mlperf_tiny_resnet8_cifar10.h5"
+    if not weights.exists():
+        pytest.skip("the weights of MLPerf Tiny's ResNet-8 are not here")
+    model = keras.models.load_model(weights, compile=False)
+    x = np.random.default_rng(0).uniform(0, 255, (32, 32, 32, 3)).astype("float32")
+    student = student_of(model, 8, 8, x=x)
+    report = export_tflite(student, tmp_path / "m.tflite")
+    assert all(layer.codes_equal for layer in report.layers)
+    assert report.mean_steps < 3
+    assert report.file_bytes < 98_496  # MLPerf's own int8 file
+
+
+def test_pixels_scaled_to_halves_of_the_grid_export(tmp_path):
+    model = NETS["plain"]()
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 12, 12, 3))
+    pixels[0, 0, 0] = (0, 255, 0)
+    x = (pixels / 127.5 - 1).astype("float32")
+    student = student_of(model, 8, 8, x=x)
+    report = export_tflite(student, tmp_path / "m.tflite", verify_data=x)
+    assert report.images == 16
