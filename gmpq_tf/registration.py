@@ -20,7 +20,7 @@ MODULES = ("gmpq_tf.layers", "gmpq_tf.search", "gmpq_tf.transform.distill")
 
 def register_with_keras() -> None:
     """Import the layers now if Keras is imported, else right after it is."""
-    if "keras" in sys.modules:
+    if sys.modules.get("keras") is not None:
         _import_layers()
     else:
         sys.meta_path.insert(0, _AfterKeras())
