@@ -31,6 +31,14 @@ def _import_layers() -> None:
         importlib.import_module(module)
 
 
+def _one_of_ours_is_loading() -> bool:
+    return any(
+        getattr(module.__spec__, "_initializing", False)
+        for name, module in list(sys.modules.items())
+        if name.startswith("gmpq_tf.")
+    )
+
+
 class _AfterKeras(importlib.abc.MetaPathFinder):
     """Finds `keras` as usual, with a loader that registers the layers afterwards."""
 
@@ -49,7 +57,8 @@ class _AfterKeras(importlib.abc.MetaPathFinder):
 
             def exec_module(module: ModuleType) -> None:
                 run(module)
-                _import_layers()
+                if not _one_of_ours_is_loading():  # it would be imported half-made
+                    _import_layers()
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec

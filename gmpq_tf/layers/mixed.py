@@ -22,10 +22,11 @@ class BranchImportance(keras.layers.Layer):
 
     Args:
         branches: number of branches; a single one is not trained.
+        name: of the layer.
     """
 
-    def __init__(self, branches: int) -> None:
-        super().__init__()
+    def __init__(self, branches: int, name: str) -> None:
+        super().__init__(name=name)
         self.importance = self.add_weight(
             name="importance",
             shape=(branches,),
@@ -55,8 +56,12 @@ class Mixed:
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Build the quantized layer, then one importance a branch."""
         super().build(input_shape)  # type: ignore[misc]
-        self.kernel_branches = BranchImportance(len(self.weight_bits))
-        self.input_branches = BranchImportance(len(self.activation_bits))
+        self.kernel_branches = BranchImportance(
+            len(self.weight_bits), "kernel_branches"
+        )
+        self.input_branches = BranchImportance(
+            len(self.activation_bits), "input_branches"
+        )
 
     @property
     def kernel_importance(self) -> keras.Variable:

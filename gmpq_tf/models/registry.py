@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+import gmpq_tf.layers  # noqa: F401  so that files with our layers load
 from gmpq_tf.models.digits import digits_cnn
 from gmpq_tf.models.mobilenet_v2 import mobilenet_v2
 from gmpq_tf.models.resnet import resnet8, resnet18, resnet20

@@ -55,4 +55,5 @@ def scale_gradient(value: tf.Tensor, factor: float | tf.Tensor) -> tf.Tensor:
     """Return `value` with its gradient multiplied by `factor` (LSQ, section 2.2)."""
     factor = tf.cast(factor, value.dtype)
     scaled = value * factor
-    return scaled + tf.stop_gradient(value - scaled)
+    # In this order the value keeps every bit: what is added to it is exactly 0.
+    return tf.stop_gradient(value) + (scaled - tf.stop_gradient(scaled))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -92,7 +93,11 @@ class PolicySearch(keras.Model):
             )
         self._zeta_scale = self.risk.zeta or RiskConfig.zeta
         self.hypernet = build_hypernet(model, self.space, **self.quantizers)
-        self.teacher = frozen_copy(model)
+        self.teacher = flat_copy(model)
+        # As text, which Keras does not track; before freezing, which changes it.
+        serialize = keras.saving.serialize_keras_object
+        self._model_config = json.dumps(serialize(self.teacher))
+        self.teacher.trainable = False
         if self.risk.eta:
             # In namespaces, which Keras does not track: every layer is saved once.
             self._student_parts = split_parts(self.hypernet, self.risk.feature_layer)
@@ -362,7 +367,7 @@ class PolicySearch(keras.Model):
         """Configuration, with the float model's architecture."""
         return {
             "name": self.name,
-            "model": keras.saving.serialize_keras_object(self.teacher),
+            "model": json.loads(self._model_config),
             "space": self.space.to_config(),
             **self.quantizers,
             **vars(self.risk),
@@ -388,12 +393,11 @@ NOT_EVALUATED = (
 )
 
 
-def frozen_copy(model: keras.Model) -> keras.Model:
-    """A copy of a functional model, nested models inlined, that does not train."""
+def flat_copy(model: keras.Model) -> keras.Model:
+    """A copy of a functional model, nested models inlined."""
     graph = read_graph(model)
     copy = rebuild(graph, model.name, clone_layer)
     copy_weights(graph, copy)
-    copy.trainable = False
     return copy
 
 

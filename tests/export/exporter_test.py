@@ -64,7 +64,7 @@ def test_at_8_bits_outputs_are_within_a_step(tmp_path, net):
 
 @pytest.mark.parametrize("bits", [(2, 2), (3, 3)])
 def test_after_snapping_the_biases_every_decision_is_that_of_keras(tmp_path, bits):
-    model = randomize(NETS["residual"](), 0)
+    model = randomize(NETS["residual"](), 2)
     student = student_of(model, *bits)
     snap_biases(student)
     x = images(model, 64, seed=2)

@@ -234,7 +234,12 @@ def test_stock_callbacks(data, tmp_path):
     loaded = keras.models.load_model(tmp_path / "s.keras")
     np.testing.assert_allclose(loaded(data[0]), search(data[0]), atol=1e-6)
     assert loaded.policy() == search.policy()
-    assert loaded.importance_optimizer.learning_rate == pytest.approx(0.1)
+    assert float(loaded.importance_optimizer.learning_rate) == pytest.approx(0.1)
+    assert len(loaded.network_variables) == len(search.network_variables)
+    for ours, theirs in zip(
+        search.optimizer.variables, loaded.optimizer.variables, strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 class Interrupt(keras.callbacks.Callback):
