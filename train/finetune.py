@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,7 @@ from gmpq_tf.export.app import run_main
 from gmpq_tf.export.flags import from_flags
 from gmpq_tf.export.stage import RunConfig, Stage, open_stage, set_threads
 
-from gmpq_tf.cost import count_cost
 from gmpq_tf.data import DataConfig, Dataset, load_dataset
-from gmpq_tf.files import read_jsonl
 from gmpq_tf.graph import searchable_names
 from gmpq_tf.policy import BitwidthPolicy, PolicyError
 from gmpq_tf.search.random_policy import random_policy
@@ -32,7 +29,7 @@ from gmpq_tf.transform import calibrate, quantize_model, snap_biases
 from gmpq_tf.transform.distill import Distiller
 
 from .inputs import data_from_flags, file_identity, load_float_model, model_path
-from .loop import fit_epochs, save_model
+from .loop import fit_epochs, policy_results, save_model
 from .recipe import (
     TrainingConfig,
     make_loss,
@@ -125,7 +122,7 @@ def finetune(config: FinetuneConfig, data: DataConfig, run: RunConfig) -> Stage:
     train_student(student, model, dataset, stage, config, run)
     snap_biases(student)
     save_model(student, stage.folder / "model.keras")
-    stage.finish(finetune_results(stage, model, policy))
+    stage.finish(policy_results(stage, model, policy))
     return stage
 
 
@@ -209,19 +206,6 @@ def resolved_config(
         "model": file_identity(path),
         "policy": bits,
         "data": dataclasses.asdict(dataset.config),
-    }
-
-
-def finetune_results(
-    stage: Stage, model: keras.Model, policy: BitwidthPolicy
-) -> Mapping[str, Any]:
-    """Returns the cost of the policy and the last epoch's metrics."""
-    cost = count_cost(model, policy)
-    epochs = read_jsonl(stage.folder / "metrics.jsonl")
-    return {
-        "bit_ops": cost.bit_ops,
-        "weight_bytes": cost.weight_bytes,
-        "last_epoch": epochs[-1] if epochs else None,
     }
 
 

@@ -12,8 +12,10 @@ import keras
 import numpy as np
 from gmpq_tf.export.stage import RunConfig, Stage
 
+from gmpq_tf.cost import count_cost
 from gmpq_tf.data import Dataset
 from gmpq_tf.files import append_jsonl, read_jsonl, replace_file
+from gmpq_tf.policy import BitwidthPolicy
 
 
 class TrainingDivergedError(ValueError):
@@ -190,3 +192,25 @@ def save_model(model: keras.Model, path: Path) -> None:
     plain = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     with replace_file(path) as temporary:
         plain.save(temporary)
+
+
+def policy_results(
+    stage: Stage, model: keras.Model, policy: BitwidthPolicy
+) -> dict[str, Any]:
+    """Returns the cost of a stage's policy and the metrics of its last epoch.
+
+    Args:
+        stage: whose folder holds metrics.jsonl.
+        model: the float model.
+        policy: of that model.
+
+    Returns:
+        Plain JSON values: bit_ops, weight_bytes, last_epoch.
+    """
+    cost = count_cost(model, policy)
+    epochs = read_jsonl(stage.folder / "metrics.jsonl")
+    return {
+        "bit_ops": cost.bit_ops,
+        "weight_bytes": cost.weight_bytes,
+        "last_epoch": epochs[-1] if epochs else None,
+    }

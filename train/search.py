@@ -10,7 +10,6 @@ recipe; --bit_ops_budget replaces tuning of --zeta, and --eta=0 searches by EdMI
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,8 @@ from gmpq_tf.export.app import run_main
 from gmpq_tf.export.flags import from_flags
 from gmpq_tf.export.stage import RunConfig, Stage, open_stage, set_threads, versions
 
-from gmpq_tf.cost import count_cost
 from gmpq_tf.data import DataConfig, Dataset, load_dataset
-from gmpq_tf.files import read_jsonl, write_json
-from gmpq_tf.policy import BitwidthPolicy
+from gmpq_tf.files import write_json
 from gmpq_tf.search import (
     DivergenceError,
     PolicySearch,
@@ -32,7 +29,7 @@ from gmpq_tf.search import (
 from gmpq_tf.space import SearchSpace
 
 from .inputs import data_from_flags, file_identity, load_float_model, model_path
-from .loop import TrainingDivergedError, fit_epochs
+from .loop import TrainingDivergedError, fit_epochs, policy_results
 from .recipe import (
     OptimizerName,
     TrainingConfig,
@@ -112,7 +109,7 @@ def search(config: SearchConfig, data: DataConfig, run: RunConfig) -> Stage:
     policy = searcher.policy({"seed": data.seed, "versions": versions()})
     write_json(stage.folder / "importances.json", searcher.importances())
     policy.save(stage.folder / "policy.json")
-    stage.finish(search_results(stage, model, policy))
+    stage.finish(policy_results(stage, model, policy))
     return stage
 
 
@@ -164,20 +161,6 @@ def resolved_config(
         "model": file_identity(path),
         "space": config.space.to_config(),
         "data": dataclasses.asdict(dataset.config),
-    }
-
-
-def search_results(
-    stage: Stage, model: keras.Model, policy: BitwidthPolicy
-) -> Mapping[str, Any]:
-    """Returns the cost of the policy and the last epoch's metrics."""
-    cost = count_cost(model, policy)
-    print(f"Policy: {cost.bit_ops / 1e9:.4g} GBOPs, {cost.weight_bytes} weight bytes")
-    epochs = read_jsonl(stage.folder / "metrics.jsonl")
-    return {
-        "bit_ops": cost.bit_ops,
-        "weight_bytes": cost.weight_bytes,
-        "last_epoch": epochs[-1] if epochs else None,
     }
 
 
