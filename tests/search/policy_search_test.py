@@ -202,10 +202,12 @@ def test_evaluate_and_predict(data):
     np.testing.assert_allclose(scores, search.hypernet(data[0]), atol=1e-5)
     log_p = scores - scores.max(-1, keepdims=True)
     log_p -= np.log(np.exp(log_p).sum(-1, keepdims=True))
-    assert result["loss"] == pytest.approx(
+    assert float(result["loss"]) == pytest.approx(
         -log_p[np.arange(96), data[1]].mean(), rel=1e-4
     )
-    assert result["accuracy"] == pytest.approx((scores.argmax(-1) == data[1]).mean())
+    assert float(result["accuracy"]) == pytest.approx(
+        (scores.argmax(-1) == data[1]).mean()
+    )
 
 
 def test_stock_callbacks(data, tmp_path):
