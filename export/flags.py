@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 import sys
 import types
@@ -113,10 +114,11 @@ def field_help(cls: type) -> dict[str, str]:
     """
     texts: dict[str, str] = {}
     for base in reversed(cls.__mro__):
-        doc = base.__dict__.get("__doc__") or ""
+        # Cleaned, because Python 3.13 strips the indentation and older ones do not.
+        doc = inspect.cleandoc(base.__dict__.get("__doc__") or "")
         section = re.search(r"\n\s*Args:\n(.*?)(\n\s*\n|\Z)", doc, re.DOTALL)
         if section:
-            entries = re.split(r"\n?^ {8}(\w+): ", section[1], flags=re.MULTILINE)[1:]
+            entries = re.split(r"\n?^ {4}(\w+): ", section[1], flags=re.MULTILINE)[1:]
             pairs = zip(entries[::2], entries[1::2], strict=True)
             texts |= {name: _one_line(text) for name, text in pairs}
     return texts
