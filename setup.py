@@ -5,15 +5,15 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 CORE = [
-    "tensorflow>=2.20",  # runs the models, reads images (tf.data), writes .tflite
+    "tensorflow>=2.20",  # runs the models and reads images (tf.data)
     "keras>=3.10,<4",  # the models are Keras 3; 4 may move the graph we read
     "numpy",  # arithmetic outside the graph
-    "scipy",  # attribution ranks
+    "scipy",  # the knapsack that picks a policy within its budget
     "absl-py",  # flags and logging of the command lines
     "tensorflow-datasets",  # CIFAR-10 and every other public image set by name
     "importlib_resources",  # tensorflow-datasets needs it and does not declare it
     "ai-edge-litert",  # runs the exported .tflite to compare it with the Keras model
-    "flatbuffers",  # rewrites operators in the exported .tflite
+    "flatbuffers",  # the format that export/ writes .tflite files in
     "matplotlib",  # pictures of the report
     "scikit-learn",  # its 1,797 handwritten digits: the demo needs no network
     "pillow",  # reads folders of images and says which file is corrupt
