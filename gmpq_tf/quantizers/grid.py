@@ -33,7 +33,7 @@ def power_of_two(step: tf.Tensor) -> tf.Tensor:
     """Nearest power of two (in the logarithm) of a positive step, gradient of identity.
 
     Two grids whose steps are powers of two nest: moving a tensor from one to the other
-    in int8 is exact in every TFLite kernel.
+    in int8 is exact under XNNPACK.
     """
     log2 = tf.math.log(tf.cast(step, tf.float32)) / math.log(2.0)
     # Built from its exponent bits: pow(2, n) is off by one unit on some back ends.
