@@ -14,6 +14,7 @@ from gmpq_tf.policy import check_bits
 from gmpq_tf.quantizers.grid import symmetric_limit
 from gmpq_tf.quantizers.lsq import lsq_kernel, scale_gradient
 from gmpq_tf.quantizers.max_abs import max_abs, max_abs_step
+from gmpq_tf.quantizers.mixture import weighted_sum
 from gmpq_tf.registry import lookup
 
 KERNEL_QUANTIZERS: dict[str, Callable] = {"max_abs": max_abs, "lsq": lsq_kernel}
@@ -31,8 +32,11 @@ class KernelQuantizer(keras.layers.Layer):
         bits: a bit-width, or the candidate bit-widths, each 2 to 8.
         method: a name in `KERNEL_QUANTIZERS`; "lsq" learns the steps (in the
             logarithm), "max_abs" follows the largest weight.
-        shared_axes: kernel axes that share one step: all of them for one step a
-            tensor, all but the output channels for one step a channel.
+        shared_axes: kernel axes that share one step, the first ones: all of them for
+            one step a tensor, all but the output channels for one step a channel.
+
+    Raises:
+        ValueError: an unknown method, or other axes.
     """
 
     def __init__(
@@ -48,6 +52,11 @@ class KernelQuantizer(keras.layers.Layer):
         self.method = method
         lookup(KERNEL_QUANTIZERS, method, "kernel quantizer")
         self.shared_axes = tuple(shared_axes)
+        if self.shared_axes != tuple(range(len(self.shared_axes))):
+            raise ValueError(
+                "shared_axes must be the first axes of the kernel, in order. "
+                f"Received: shared_axes={shared_axes!r}. Pass such as (0, 1, 2)."
+            )
         self.enabled = True  # calibration looks at the float network
 
     def build(self, kernel_shape: Sequence[int]) -> None:
@@ -72,21 +81,33 @@ class KernelQuantizer(keras.layers.Layer):
         """Quantize `kernel`; `probabilities` [branches] weigh the branches."""
         if not self.enabled:
             return kernel
-        total = None
-        for i in range(len(self.bits)):
-            q = self._branch(kernel, i)
-            if len(self.bits) > 1 and probabilities is not None:
-                q = q * tf.cast(probabilities[i], q.dtype)
-            total = q if total is None else total + q
-        return total
+        kernel = tf.convert_to_tensor(kernel)
+        learned = self.method == "lsq"
+        steps = self._learned_steps() if learned else self._max_abs_steps(kernel)
+        steps = tf.reshape(tf.cast(steps, kernel.dtype), [len(self.bits), -1])
+        limits = tf.constant([symmetric_limit(b) for b in self.bits], kernel.dtype)
+        if probabilities is None:
+            probabilities = tf.ones([len(self.bits)])
+        add = weighted_sum(
+            len(self.bits), self.method if learned else None, True, clip=learned
+        )
+        # One column a step: the axes that share one come first.
+        columns = tf.reshape(kernel, [-1, steps.shape[1]])
+        weights = tf.cast(probabilities, kernel.dtype)
+        total = add(columns, steps, -limits, limits, weights)
+        return tf.reshape(total, kernel.shape)
 
-    def _branch(self, kernel: tf.Tensor, i: int) -> tf.Tensor:
-        if self.method == "max_abs":
-            return max_abs(kernel, self.bits[i], self.shared_axes)
-        factor = 1.0 / math.sqrt(self._group_size * symmetric_limit(self.bits[i]))
-        log2 = scale_gradient(tf.convert_to_tensor(self.log2_step)[i], factor)
-        step = tf.cast(tf.exp(log2 * math.log(2.0)), kernel.dtype)
-        return lsq_kernel(kernel, step, self.bits[i])
+    def _learned_steps(self) -> tf.Tensor:
+        """Steps [branches, ...], gradients scaled by `1 / sqrt(weights limit)`."""
+        limits = np.array([symmetric_limit(b) for b in self.bits], "float32")
+        factors = 1 / np.sqrt(self._group_size * limits)
+        log2 = tf.convert_to_tensor(self.log2_step)
+        shape = [-1] + [1] * (len(log2.shape) - 1)
+        return tf.exp(scale_gradient(log2, factors.reshape(shape)) * math.log(2.0))
+
+    def _max_abs_steps(self, kernel: tf.Tensor) -> tf.Tensor:
+        steps = [max_abs_step(kernel, b, self.shared_axes) for b in self.bits]
+        return tf.stop_gradient(tf.stack(steps))
 
     def step(self, kernel: Any, branch: int = 0) -> np.ndarray:
         """Steps of a branch, shaped to broadcast against the kernel."""
@@ -99,7 +120,8 @@ class KernelQuantizer(keras.layers.Layer):
     def codes(self, kernel: Any, branch: int = 0) -> np.ndarray:
         """Integer codes of a kernel on a branch's grid, as int8."""
         limit = symmetric_limit(self.bits[branch])
-        scaled = np.asarray(kernel, "float32") / self.step(kernel, branch)
+        # By the reciprocal, as `call` does it.
+        scaled = np.asarray(kernel, "float32") * (1 / self.step(kernel, branch))
         return np.round(np.clip(scaled, -limit, limit)).astype("int8")
 
     def fit_steps(self, kernel: Any) -> None:

@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from gmpq_tf.policy import PolicyError
 from gmpq_tf.quantizers import KERNEL_QUANTIZERS, KernelQuantizer
+from tests.quantizers.memory import kept_for_backward
 
 KERNEL = np.random.default_rng(0).normal(size=(3, 3, 4, 5)).astype("float32")
 
@@ -92,3 +93,19 @@ def test_refuses_what_it_cannot_do():
         KernelQuantizer(1)
     with pytest.raises(ValueError, match="Did you mean 'max_abs'"):
         KernelQuantizer(4, "maxabs")
+
+
+def test_memory_does_not_grow_with_the_branches():
+    kept = {}
+    for bits in ((2, 3), (2, 3, 4, 5, 6, 7, 8)):
+        layer = built(bits)
+        weights = tf.fill([len(bits)], 1 / len(bits))
+        call = lambda kernel, p, layer=layer: layer(kernel, probabilities=p)  # noqa: E731
+        kept[len(bits)] = kept_for_backward(call, (tf.constant(KERNEL), weights))
+    assert kept[7] < 2 * KERNEL.nbytes
+    assert kept[7] - kept[2] < 0.5 * KERNEL.nbytes
+
+
+def test_axes_that_share_a_step_come_first():
+    with pytest.raises(ValueError, match="Received: shared_axes=\\(1, 2\\)"):
+        KernelQuantizer(4, shared_axes=(1, 2))

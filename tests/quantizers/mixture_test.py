@@ -1,14 +1,13 @@
 import gc
-import importlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from gmpq_tf.quantizers import INPUT_QUANTIZERS
+from gmpq_tf.quantizers import INPUT_QUANTIZERS, fused
+from gmpq_tf.quantizers.mixture import mixture
+from tests.quantizers.memory import kept_for_backward
 
-# Not `from gmpq_tf.quantizers import mixture`: tests switch its USE_XLA.
-fused = importlib.import_module("gmpq_tf.quantizers.mixture")
 BRANCHES = [(3,), (2, 3, 4), (8, 2), (2, 3, 4, 5, 6, 7, 8)]
 
 
@@ -53,9 +52,7 @@ def value_and_gradients(function, inputs):
 @pytest.mark.parametrize("bits", BRANCHES)
 def test_value_and_gradients_are_those_of_the_sum(bits, method, signed):
     inputs = arguments(len(bits), signed)
-    y, slopes = value_and_gradients(
-        fused.mixture(bits, signed, method, False, True), inputs
-    )
+    y, slopes = value_and_gradients(mixture(bits, signed, method, False, True), inputs)
     expected, expected_slopes = value_and_gradients(
         pure_sum(bits, signed, method), inputs
     )
@@ -76,7 +73,7 @@ def test_second_derivatives_are_those_of_the_sum(method):
             total = tf.add_n([tf.reduce_sum(tf.square(s)) for s in slopes])
         return outer.gradient(total, inputs, unconnected_gradients="zero")
 
-    found = second(fused.mixture(bits, False, method, False, True))
+    found = second(mixture(bits, False, method, False, True))
     assert all(np.isfinite(each).all() for each in found)
     # Of the slope of x, by the probabilities: an indicator, the same both ways.
     expected = second(pure_sum(bits, False, method))
@@ -85,15 +82,13 @@ def test_second_derivatives_are_those_of_the_sum(method):
 
 def test_fixed_ranges_get_no_gradient():
     inputs = arguments(2)
-    _, slopes = value_and_gradients(
-        fused.mixture((2, 4), False, "lsq", False, False), inputs
-    )
+    _, slopes = value_and_gradients(mixture((2, 4), False, "lsq", False, False), inputs)
     np.testing.assert_array_equal(slopes[1], 0.0)
 
 
 def test_placed_zero_shifts_the_codes():
     x, ranges, _, probabilities = arguments(1, signed=True)
-    quantize = fused.mixture((4,), None, "lsq", False, False)
+    quantize = mixture((4,), None, "lsq", False, False)
     y = quantize(x, ranges, tf.constant([5.0]), probabilities).numpy()
     step = ranges.numpy()[0] / np.float32(15)
     expected = np.floor(np.clip(x / step, -5, 10) + np.float32(0.5)) * step
@@ -102,7 +97,7 @@ def test_placed_zero_shifts_the_codes():
 
 def test_nested_steps_are_powers_of_two():
     x, ranges, zeros, probabilities = arguments(1)
-    y = fused.mixture((4,), False, "lsq", True, False)(x, ranges, zeros, probabilities)
+    y = mixture((4,), False, "lsq", True, False)(x, ranges, zeros, probabilities)
     step = 2.0 ** np.round(np.log2(ranges.numpy()[0] / 15))
     np.testing.assert_array_equal(y, np.floor(np.clip(x / step, 0, 15) + 0.5) * step)
 
@@ -110,10 +105,8 @@ def test_nested_steps_are_powers_of_two():
 @pytest.fixture
 def with_xla(monkeypatch):
     monkeypatch.setattr(fused, "USE_XLA", True)
-    monkeypatch.setattr(fused, "SLICES", 8)  # as the module has it with XLA
-    fused.mixture.cache_clear()
+    monkeypatch.setattr(fused, "CHUNK", 64)  # several chunks, and a rest
     yield
-    fused.mixture.cache_clear()
     gc.collect()
 
 
@@ -122,9 +115,7 @@ def with_xla(monkeypatch):
 )
 def test_xla_gives_the_same(with_xla, signed, method, bits):
     inputs = arguments(len(bits), signed)
-    compiled = value_and_gradients(
-        fused.mixture(bits, signed, method, False, True), inputs
-    )
+    compiled = value_and_gradients(mixture(bits, signed, method, False, True), inputs)
     plain = value_and_gradients(pure_sum(bits, signed, method), inputs)
     np.testing.assert_allclose(compiled[0], plain[0], atol=1e-5)
     for slope, expected in zip(compiled[1], plain[1], strict=True):
@@ -134,41 +125,16 @@ def test_xla_gives_the_same(with_xla, signed, method, bits):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_narrow_floats_keep_all_codes(dtype):
     codes = np.arange(256, dtype="float32").reshape(1, 256)
-    quantize = fused.mixture((8,), False, "lsq", False, True)
+    quantize = mixture((8,), False, "lsq", False, True)
     inputs = [tf.cast(v, dtype) for v in (codes, [255.0], [0.0], [1.0])]
     np.testing.assert_array_equal(tf.cast(quantize(*inputs), "float32"), codes)
-
-
-def kept_for_backward(function, inputs):
-    """Bytes of the forward tensors that the backward operations read."""
-
-    def step(*values):
-        graph = tf.compat.v1.get_default_graph()
-        with tf.GradientTape() as tape:
-            tape.watch(values)
-            loss = tf.reduce_sum(function(*values))
-        forward = set(graph.get_operations())
-        tape.gradient(loss, values, unconnected_gradients="zero")
-        kept = {
-            tensor.ref(): tensor
-            for operation in set(graph.get_operations()) - forward
-            for tensor in operation.inputs
-            if tensor.op in forward
-        }
-        sizes.append(
-            sum(t.dtype.size * (t.shape.num_elements() or 1) for t in kept.values())
-        )
-
-    sizes: list[int] = []
-    tf.function(step, autograph=False).get_concrete_function(*inputs)
-    return sizes[0]
 
 
 def test_memory_does_not_grow_with_the_branches():
     few, many = (2, 3), (2, 3, 4, 5, 6, 7, 8)
     kept = {
         bits: kept_for_backward(
-            fused.mixture(bits, False, "lsq", False, True), arguments(len(bits))
+            mixture(bits, False, "lsq", False, True), arguments(len(bits))
         )
         for bits in (few, many)
     }

@@ -1,0 +1,102 @@
+"""What the weighted sums of quantizers share: compilation, and sums over elements."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+# XLA fuses each direction into few loops over the input; compiling takes about 0.2 s a
+# shape, so short runs on small tensors are quicker with GMPQ_XLA_QUANTIZERS=0.
+USE_XLA = os.environ.get("GMPQ_XLA_QUANTIZERS", "1") != "0"
+CHUNK = 4096  # elements; some twenty buffers of it stay in a processor's second cache
+
+Terms = Callable[..., Sequence[tf.Tensor]]
+
+
+def compiled(function: Callable) -> Callable:
+    """`function` as one XLA computation, or as it is where XLA is off."""
+
+    @functools.wraps(function)
+    def call(*args):  # type: ignore[no-untyped-def]
+        return (fast if USE_XLA else function)(*args)
+
+    fast = tf.function(function, jit_compile=True, autograph=False)
+    return call
+
+
+def sums(
+    terms: Terms, parameters: Any, arrays: Sequence[tf.Tensor], channels: int = 1
+) -> list[tf.Tensor]:
+    """Sum of each tensor that `terms(parameters, *arrays)` returns, for each channel.
+
+    Under XLA the arrays are walked chunk by chunk, and each chunk's terms are added to
+    buffers: no term is ever stored whole, and the additions are vectorized, which a
+    long sum is not on CPUs (2.6 times faster for 7 branches).
+
+    Args:
+        terms: elementwise function of tensors [rows, channels].
+        parameters: its other tensors, nested in lists; scalars or [channels].
+        arrays: tensors of one shape, channels last.
+        channels: size of the arrays' last axes that are kept, as one; 1 sums all.
+
+    Returns:
+        One tensor a term, [channels].
+    """
+    if not USE_XLA:
+        return _plain_sums(terms, parameters, arrays, channels)
+    leaves = [*tf.nest.flatten(parameters), *arrays]
+
+    def unpacked(values):  # type: ignore[no-untyped-def]
+        split = len(values) - len(arrays)
+        return tf.nest.pack_sequence_as(parameters, values[:split]), values[split:]
+
+    @tf.custom_gradient  # of a loop, XLA could only keep every step
+    def call(*values):  # type: ignore[no-untyped-def]
+        def gradient(*upstream):  # type: ignore[no-untyped-def]
+            with tf.GradientTape() as tape:
+                tape.watch(values)
+                found = _plain_sums(terms, *unpacked(values), channels)
+            return tape.gradient(
+                found, values, list(upstream), unconnected_gradients="zero"
+            )
+
+        return _chunked_sums(terms, *unpacked(values), channels), gradient
+
+    return list(call(*leaves))
+
+
+def _plain_sums(
+    terms: Terms, parameters: Any, arrays: Sequence[tf.Tensor], channels: int
+) -> list[tf.Tensor]:
+    rows = [tf.reshape(a, [-1, channels]) for a in arrays]
+    return [tf.reduce_sum(term, 0) for term in terms(parameters, *rows)]
+
+
+def _chunked_sums(
+    terms: Terms, parameters: Any, arrays: Sequence[tf.Tensor], channels: int
+) -> list[tf.Tensor]:
+    flat = [tf.reshape(a, [-1]) for a in arrays]
+    # The batch size may be known only when XLA compiles; a chunk fits into one image.
+    known = math.prod(d for d in arrays[0].shape if d is not None)
+    rows = max(1, min(CHUNK, known) // channels)
+    size = rows * channels
+    total = flat[0].shape[0] or tf.size(flat[0])
+    count = total // size
+
+    def chunk(start, length):  # type: ignore[no-untyped-def]
+        parts = [tf.slice(a, [start], [length]) for a in flat]
+        return terms(parameters, *[tf.reshape(p, [-1, channels]) for p in parts])
+
+    def add(i, *buffers):  # type: ignore[no-untyped-def]
+        found = chunk(i * size, size)
+        return (i + 1, *(b + t for b, t in zip(buffers, found, strict=True)))
+
+    tail = [tf.reduce_sum(t, 0) for t in chunk(count * size, total - count * size)]
+    buffers = [tf.zeros([rows, channels], t.dtype) for t in tail]
+    _, *buffers = tf.while_loop(lambda i, *_: i < count, add, (0, *buffers))
+    return [tf.reduce_sum(b, 0) + t for b, t in zip(buffers, tail, strict=True)]
