@@ -1,13 +1,9 @@
 import json
-import os
-
-os.environ.setdefault("GMPQ_XLA_QUANTIZERS", "0")  # small tensors: compiling costs more
 
 import keras
 import numpy as np
 import pytest
 
-import gmpq_tf.quantizers.mixture as mixture_module
 from export.errors import ExportError
 from export.exporter import export_tflite
 from export.flatbuffer import read_metadata
@@ -16,12 +12,6 @@ from gmpq_tf.transform import snap_biases
 from tests.export.nets import NETS, images, randomize, student_of
 
 L = keras.layers
-
-
-@pytest.fixture(autouse=True)
-def no_xla(monkeypatch):
-    monkeypatch.setattr(mixture_module, "USE_XLA", False)
-    mixture_module.mixture.cache_clear()
 
 
 def outputs_of(student, model, x):
