@@ -25,6 +25,7 @@ from gmpq_tf.search import (
     PolicySearch,
     RiskConfig,
     StopOnDivergence,
+    TemperatureScheduler,
 )
 from gmpq_tf.space import SearchSpace
 
@@ -53,6 +54,9 @@ class SearchConfig(TrainingConfig):
         importance_optimizer: Optimizer of the branch importances.
         importance_learning_rate: Its learning rate in the first epoch; it falls as the
             other one does.
+        final_temperature: Temperature of the branch probabilities in the last epoch,
+            falling from 1; 1 keeps the softmax of the paper throughout, less makes the
+            mixture approach the policy that it stands for.
         calibration_images: Training images that set the first activation ranges.
         risk: the risks and the budget.
         space: the candidates.
@@ -68,6 +72,7 @@ class SearchConfig(TrainingConfig):
     model: str | None = None
     importance_optimizer: OptimizerName = "sgd"
     importance_learning_rate: float = 0.01
+    final_temperature: float = 1.0
     calibration_images: int = 512
     risk: RiskConfig = dataclasses.field(default_factory=RiskConfig)
     space: SearchSpace = dataclasses.field(default_factory=SearchSpace)
@@ -75,6 +80,7 @@ class SearchConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "importance_learning_rate")
+        require_positive(self, "final_temperature")
         require(self, "calibration_images", self.calibration_images > 0, "1 or more")
 
 
@@ -146,8 +152,11 @@ def run_search(
         jit_compile=run.jit_compile,
     )
     searcher.calibrate(dataset.calibration(config.calibration_images))
+    callbacks: list[keras.callbacks.Callback] = [StopOnDivergence()]
+    if config.final_temperature != 1 and config.epochs:
+        callbacks.append(TemperatureScheduler(config.final_temperature, config.epochs))
     try:
-        fit_epochs(searcher, dataset, stage, config.epochs, run, [StopOnDivergence()])
+        fit_epochs(searcher, dataset, stage, config.epochs, run, callbacks)
     except DivergenceError as error:
         raise TrainingDivergedError(str(error)) from error
 

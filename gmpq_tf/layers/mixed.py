@@ -35,11 +35,20 @@ class BranchImportance(keras.layers.Layer):
             autocast=False,
             dtype="float32",
         )
+        self.temperature = self.add_weight(
+            name="temperature",
+            shape=(),
+            initializer="ones",
+            trainable=False,
+            autocast=False,
+            dtype="float32",
+        )
         self.built = True
 
     def probabilities(self) -> tf.Tensor:
-        """`pi = softmax(importance)`, [branches]."""
-        return tf.nn.softmax(tf.convert_to_tensor(self.importance))
+        """`pi = softmax(importance / temperature)`, [branches]."""
+        importance = tf.convert_to_tensor(self.importance)
+        return tf.nn.softmax(importance / tf.convert_to_tensor(self.temperature))
 
 
 class Mixed:
@@ -47,7 +56,8 @@ class Mixed:
 
     `z = conv(sum_j pi_a[j] q_j(x), sum_i pi_w[i] q_i(W))` (eq. 5) with
     `pi = softmax(importance)`: one convolution whatever the number of branches
-    ("compositional convolution", Cai and Vasconcelos, CVPR 2020).
+    ("compositional convolution", Cai and Vasconcelos, CVPR 2020). Unlike the paper the
+    softmax has a temperature, 1 unless `TemperatureScheduler` lowers it.
     """
 
     kernel_quantizer: KernelQuantizer

@@ -1,7 +1,11 @@
 """Differentiable bit-width search."""
 
 from gmpq_tf.search.budget import BudgetError, most_probable_bits
-from gmpq_tf.search.callbacks import ImportanceLearningRateScheduler, StopOnDivergence
+from gmpq_tf.search.callbacks import (
+    ImportanceLearningRateScheduler,
+    StopOnDivergence,
+    TemperatureScheduler,
+)
 from gmpq_tf.search.config import RiskConfig
 from gmpq_tf.search.errors import DivergenceError
 from gmpq_tf.search.policy_search import PolicySearch
@@ -13,5 +17,6 @@ __all__ = [
     "PolicySearch",
     "RiskConfig",
     "StopOnDivergence",
+    "TemperatureScheduler",
     "most_probable_bits",
 ]

@@ -57,3 +57,41 @@ class ImportanceLearningRateScheduler(keras.callbacks.LearningRateScheduler):
         if logs is not None:
             rate = self._model.optimizer.learning_rate
             logs["importance_learning_rate"] = float(keras.ops.convert_to_numpy(rate))
+
+
+class TemperatureScheduler(keras.callbacks.Callback):
+    """Lowers the temperature of the branch probabilities, epoch by epoch.
+
+    `T(e) = final^(e / (epochs - 1))`: from 1, the paper's softmax, to `final` in the
+    last epoch. A sum of branches is finer than any of them and hides what few bits
+    cost; towards the end of a cooled search it is nearly the policy it stands for.
+
+    Args:
+        final: temperature of the last epoch, above 0.
+        epochs: epochs of the search.
+
+    Raises:
+        ValueError: a value is out of range.
+
+    Source: Jang et al., "Categorical Reparameterization with Gumbel-Softmax", ICLR
+    2017, whose annealing this is, without its noise.
+    """
+
+    def __init__(self, final: float, epochs: int) -> None:
+        super().__init__()
+        if not 0 < final < np.inf or epochs < 1:
+            raise ValueError(
+                "A temperature schedule needs final > 0 and epochs >= 1. "
+                f"Received: final={final!r}, epochs={epochs!r}."
+            )
+        self.final, self.epochs = float(final), int(epochs)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Set the epoch's temperature."""
+        share = epoch / (self.epochs - 1) if self.epochs > 1 else 1.0
+        self.model.set_temperature(self.final ** min(share, 1.0))
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Log it as `temperature`."""
+        if logs is not None:
+            logs["temperature"] = self.model.temperature

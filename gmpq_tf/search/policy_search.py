@@ -165,6 +165,17 @@ class PolicySearch(keras.Model):
         """Layers of the hypernet that hold quantizers, in graph order."""
         return [self.hypernet.get_layer(name) for name in self.macs]
 
+    @property
+    def temperature(self) -> float:
+        """Temperature of the branch probabilities; 1 is the paper's softmax."""
+        return float(self.mixed_layers()[0].kernel_branches.temperature)
+
+    def set_temperature(self, value: float) -> None:
+        """Set the temperature of every layer's branch probabilities, above 0."""
+        for layer in self.mixed_layers():
+            layer.kernel_branches.temperature.assign(value)
+            layer.input_branches.temperature.assign(value)
+
     def calibrate(self, dataset: Iterable, batches: int | None = None) -> None:
         """Set every range of the hypernet from data; see `gmpq.calibrate`."""
         calibrate(self.hypernet, dataset, batches)

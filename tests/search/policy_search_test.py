@@ -15,6 +15,7 @@ from gmpq_tf.search import (
     ImportanceLearningRateScheduler,
     PolicySearch,
     StopOnDivergence,
+    TemperatureScheduler,
 )
 
 layers = keras.layers
@@ -317,3 +318,26 @@ def test_teacher_maps_are_those_of_the_model_given(data):
     ours = search._teacher_parts.backbone(data[0], training=False)
     theirs = split_head(model)[0](data[0], training=False)
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_a_cooled_mixture_becomes_the_policy_it_stands_for(data):
+    search = compiled()
+    layer = search.mixed_layers()[1]
+    layer.kernel_importance.assign([0.1, 0.5, 0.2])
+    soft, _ = layer.branch_probabilities()
+    weights = np.exp([0.1, 0.5, 0.2])
+    np.testing.assert_allclose(soft, weights / weights.sum(), rtol=1e-5)
+    bits = search.policy()
+    cooling = TemperatureScheduler(0.01, epochs=3)
+    logs = search.fit(*data, epochs=3, verbose=0, callbacks=[cooling]).history
+    np.testing.assert_allclose(logs["temperature"], [1.0, 0.1, 0.01], rtol=1e-6)
+    layer.kernel_importance.assign([0.1, 0.5, 0.2])
+    sharp, _ = layer.branch_probabilities()
+    np.testing.assert_allclose(sharp, [0, 1, 0], atol=1e-6)
+    assert search.policy()[layer.name].weight_bits == bits[layer.name].weight_bits
+
+
+@pytest.mark.parametrize(("final", "epochs"), [(0.0, 3), (-1.0, 3), (0.1, 0)])
+def test_impossible_temperatures_are_refused(final, epochs):
+    with pytest.raises(ValueError, match="Received: final="):
+        TemperatureScheduler(final, epochs)

@@ -69,3 +69,12 @@ def test_divergence_names_the_risk(float_file, digits, quiet, tmp_path):
 def test_candidates_out_of_range_are_refused():
     with pytest.raises(ValueError, match="2 to 8"):
         SearchConfig(space=SearchSpace((1, 2), (2, 3)))
+
+
+def test_the_temperature_falls_to_the_one_asked_for(float_file, digits, quiet):
+    config = tiny(float_file, epochs=2, final_temperature=0.25)
+    stage = search(config, digits, quiet)
+    lines = map(json.loads, (stage.folder / "metrics.jsonl").open())
+    assert [line["temperature"] for line in lines] == [1.0, 0.25]
+    with pytest.raises(ValueError, match="final_temperature=0"):
+        SearchConfig(final_temperature=0)
