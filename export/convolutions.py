@@ -29,9 +29,8 @@ def lower_layer(net: IntegerGraph, call: Call) -> None:
     target = net.next_grid(fused.index, call.name)
     bits = layer.kernel_quantizer.bits[0]
     int4 = net.packed and bits <= 4 and call.kind != "DepthwiseConv2D"
-    folded = fold_layer(
-        layer, fused.batch_norm, source.grid.step, target.step, 7 if int4 else 127
-    )
+    largest = (7 if int4 else 127) if net.scale_codes else None
+    folded = fold_layer(layer, fused.batch_norm, source.grid.step, target.step, largest)
     codes, axis = stored_layout(call.kind, folded.codes)
     scale = folded.scale
     if call.kind == "Dense" and np.all(scale == scale[0]):

@@ -89,6 +89,7 @@ def export_tflite(
     verify_data: Any = None,
     labels: Any = None,
     metadata: Mapping[str, Any] | None = None,
+    scale_codes: bool = False,
 ) -> ExportReport:
     """Write a quantized model as TFLite, and check the file against the model.
 
@@ -109,6 +110,9 @@ def export_tflite(
         labels: class numbers or one-hot rows, where `verify_data` is an array.
         metadata: stored in the file as JSON, e.g. input scaling and class names;
             `read_metadata` gives it back.
+        scale_codes: store kernel codes times the largest power of two that fits, with
+            steps over it: the same weights. For runtimes without XNNPACK, whose kernels
+            round twice and lose codes where accumulators are small, as at 2 and 3 bits.
 
     Returns:
         An `ExportReport`.
@@ -122,7 +126,9 @@ def export_tflite(
     _check_choices(storage, input_type, output_type)
     _check_metadata(metadata)
     _check_student(student)
-    lowered = _lower(student, storage, input_type, output_type, dict(metadata or {}))
+    lowered = _lower(
+        student, storage, input_type, output_type, dict(metadata or {}), scale_codes
+    )
     given = verify_data is not None
     if not given:
         verify_data = random_inputs(student, lowered.input_grids, SEED)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from gmpq_tf.quantizers.grid import symmetric_limit
-from gmpq_tf.transform.snap import code_factor
 
 from .errors import ExportError
 
@@ -24,7 +24,7 @@ class Folded:
     Args:
         codes: kernel codes in the layout of Keras, int8.
         signs: -1, 0 or 1 a channel: stored codes = trained codes * sign * factor.
-        factor: by which the codes are multiplied in storage.
+        factor: by which the codes are multiplied in storage; 1 unless asked for.
         scale: positive kernel step of each channel.
         bias: int32, in units of `input step * scale`.
     """
@@ -74,7 +74,7 @@ def fold_layer(
     batch_norm: Any | None,
     input_step: float,
     output_step: float,
-    storage_limit: int = 127,
+    largest_code: int | None = None,
 ) -> Folded:
     """Kernel and bias of a quantized layer with the BatchNormalization after it.
 
@@ -85,15 +85,17 @@ def fold_layer(
         batch_norm: the layer that follows, or None.
         input_step: step of the layer's input.
         output_step: step of the tensor the layer writes.
-        storage_limit: largest code that the file's kernel type holds.
+        largest_code: multiply codes by the largest power of two that keeps them within
+            this (and divide their step by it); None: codes are the trained ones.
 
     Raises:
         ExportError: weights that are not finite, or beyond 32-bit accumulators.
     """
     codes, step = trained_codes(layer)
-    multiple = code_factor(
-        symmetric_limit(layer.kernel_quantizer.bits[0]), storage_limit
-    )
+    multiple = 1
+    if largest_code is not None:
+        limit = symmetric_limit(layer.kernel_quantizer.bits[0])
+        multiple = 2 ** int(math.log2(largest_code // limit))
     codes, step = codes * np.int8(multiple), step / multiple
     channels = step.size
     factor, offset = np.ones(channels), np.zeros(channels)

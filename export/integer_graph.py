@@ -84,9 +84,11 @@ class Fused:
 class IntegerGraph:
     """The file being written, and which of its tensors stands for which of Keras."""
 
-    def __init__(self, student: Any, storage: str) -> None:
+    def __init__(
+        self, student: Any, storage: str = "fast", scale_codes: bool = False
+    ) -> None:
         self.student = student
-        self.packed = storage == "packed"
+        self.packed, self.scale_codes = storage == "packed", scale_codes
         self.graph = read_graph(student)
         self.consumers = self.graph.consumers()
         self.producers = self.graph.producers()

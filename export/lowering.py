@@ -76,6 +76,7 @@ def lower(
     input_type: str = "float32",
     output_type: str = "float32",
     metadata: dict | None = None,
+    scale_codes: bool = False,
 ) -> Lowered:
     """Write a quantized model as TFLite operators.
 
@@ -85,11 +86,12 @@ def lower(
         input_type: "float32", "int8" or "uint8".
         output_type: likewise.
         metadata: stored in the file as JSON.
+        scale_codes: multiply kernel codes by a power of two.
 
     Raises:
         ExportError: a layer that has no integer counterpart.
     """
-    net = IntegerGraph(student, storage)
+    net = IntegerGraph(student, storage, scale_codes)
     inputs = net.add_inputs(input_type)
     for call in net.graph.calls:
         add_call(net, call, output_type)

@@ -147,7 +147,7 @@ class LayerReport:
         stored_type: "INT8" or "INT4".
         stored_bytes: of the kernel in the file.
         code_factor: power of two by which codes are multiplied in the file (and their
-            step divided), so that biases, in units of both steps, are finer.
+            step divided); 1 unless `scale_codes` was asked for.
         codes_equal: whether the file's codes are the trained ones times that factor
             (and -1 where BatchNormalization turns a channel around).
         constant_channels: channels that BatchNormalization has switched off.

@@ -59,6 +59,9 @@ class FinetuneConfig(TrainingConfig):
         activation_bits: Only with policy=random:SEED: candidates of layer inputs.
         distillation: Share of the loss that follows the float model's scores, 0 to 1.
         temperature: Temperature that softens scores in distillation.
+        statistics_images: Training images on which the statistics of each
+            BatchNormalization are measured after the last epoch, before biases are
+            rounded to what integer kernels add; 0: they stay as training left them.
         calibration_images: Training images that set the first activation ranges.
 
     Raises:
@@ -73,12 +76,14 @@ class FinetuneConfig(TrainingConfig):
     activation_bits: tuple[int, ...] = (2, 3, 4)
     distillation: float = 0.0
     temperature: float = 2.0
+    statistics_images: int = 2048
     calibration_images: int = 512
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, "distillation", 0 <= self.distillation <= 1, "0 to 1")
         require_positive(self, "temperature")
+        require(self, "statistics_images", self.statistics_images >= 0, "0 or more")
         require(self, "calibration_images", self.calibration_images > 0, "1 or more")
         if self.policy is not None and self.policy.startswith("random:"):
             require(
@@ -120,7 +125,8 @@ def finetune(config: FinetuneConfig, data: DataConfig, run: RunConfig) -> Stage:
     student = quantize_model(model, policy)
     calibrate(student, dataset.calibration(config.calibration_images))
     train_student(student, model, dataset, stage, config, run)
-    snap_biases(student)
+    measured = config.epochs and config.statistics_images
+    snap_biases(student, dataset.calibration(measured) if measured else None)
     save_model(student, stage.folder / "model.keras")
     stage.finish(policy_results(stage, model, policy))
     return stage

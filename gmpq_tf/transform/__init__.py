@@ -5,4 +5,9 @@ from gmpq_tf.transform.hypernet import build_hypernet
 from gmpq_tf.transform.quantize import quantize_model
 from gmpq_tf.transform.snap import snap_biases
 
-__all__ = ["build_hypernet", "calibrate", "quantize_model", "snap_biases"]
+__all__ = [
+    "build_hypernet",
+    "calibrate",
+    "quantize_model",
+    "snap_biases",
+]

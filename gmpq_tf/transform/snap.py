@@ -2,61 +2,79 @@
 
 from __future__ import annotations
 
-import math
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 import numpy as np
 
 from gmpq_tf.graph import Call, Graph, is_searchable, read_graph
-from gmpq_tf.quantizers.grid import symmetric_limit
-
-INT8_LIMIT = 127  # largest kernel code of INT8 storage
 
 
-def code_factor(limit: int, storage_limit: int) -> int:
-    """Largest power of two by which codes up to `limit` can be multiplied in storage.
-
-    A bias is stored in units of `input step * kernel step`, which is coarse where both
-    have few bits. Codes times `2^k` with steps over `2^k` are the same weights, and
-    refine the unit.
-    """
-    return 2 ** int(math.log2(storage_limit // limit))
-
-
-def snap_biases(student: keras.Model) -> None:
+def snap_biases(student: keras.Model, dataset: Iterable | None = None) -> None:
     """Round every folded bias to what the 32-bit accumulator of its layer can hold.
 
     TFLite stores `b - mean + beta sigma / gamma` in units of `input step * kernel
-    step`; unrounded biases in Keras would move codes of the next layer by one step,
-    and at 2 and 3 bits some decisions with them. This moves the moving mean of the
-    BatchNormalization (or, without one, the layer's bias) by half a unit at most, so
-    that the saved Keras model and its export add the same integers. Call it once,
-    after fine-tuning.
+    step`, which is coarse where both have few bits; unrounded biases in Keras would
+    move codes of the next layer by one step, and at 2 and 3 bits some decisions with
+    them. This moves the moving mean of the BatchNormalization (or, without one, the
+    layer's bias) by half a unit at most, so that the saved Keras model and its export
+    add the same integers. Call it once, after fine-tuning.
 
     Args:
         student: from `quantize_model`, calibrated and trained; changed in place.
+        dataset: batches of training inputs, or of (inputs, labels, ...), without
+            augmentation; a few thousand images. The statistics of each
+            BatchNormalization are then measured on them before its layer is rounded,
+            with the layers before it rounded already: moving averages lag behind
+            weights that still train, and what rounding shifts is made up for. None:
+            statistics stay.
     """
     graph = read_graph(student)
+    batches = None if dataset is None else [_inputs(batch) for batch in dataset]
+    uses = Counter(id(call.layer) for call in graph.calls)
     seen: set[int] = set()
     for call in graph.calls:
         if is_searchable(call.layer) and id(call.layer) not in seen:
             seen.add(id(call.layer))
-            _snap(call.layer, _batch_norm(graph, call))
+            norm = _batch_norm(graph, call)
+            if norm is not None and batches and uses[id(call.layer)] == 1:
+                _measure_statistics(student, call.layer, norm, batches)
+            _snap(call.layer, norm)
 
 
 def bias_unit(layer: Any) -> np.ndarray:
-    """What one unit of the accumulator is worth, before BatchNormalization, [channels].
+    """What one unit of the accumulator is worth, before BatchNormalization: [channels].
 
-    That of INT8 storage, the finest and the one that every runtime computes alike.
+    `input step * kernel step`, of the trained codes.
     """
-    limit = symmetric_limit(layer.kernel_quantizer.bits[0])
-    factor = code_factor(limit, INT8_LIMIT)
     kernel = np.asarray(layer.kernel)
     step = np.broadcast_to(layer.kernel_quantizer.step(kernel), kernel.shape)
     axes = 2 if layer.searchable_kind == "DepthwiseConv2D" else 1
     first = step[(0,) * (kernel.ndim - axes)].astype("float64").ravel()
-    return first * layer.input_quantizer.step() / factor
+    return first * layer.input_quantizer.step()
+
+
+def _inputs(batch: Any) -> Any:
+    return batch[0] if isinstance(batch, (tuple, list)) else batch
+
+
+def _measure_statistics(
+    student: keras.Model, layer: Any, norm: Any, batches: list
+) -> None:
+    """Set the moving mean and variance to those of the layer's outputs."""
+    upto = keras.Model(student._inputs_struct, layer.output)
+    count, total, squares = 0, 0.0, 0.0
+    for inputs in batches:
+        values = np.asarray(upto(inputs, training=False), "float64")
+        values = values.reshape(-1, values.shape[-1])
+        count += len(values)
+        total += values.sum(axis=0)
+        squares += np.square(values).sum(axis=0)
+    mean = total / count
+    norm.moving_mean.assign(mean)
+    norm.moving_variance.assign(np.maximum(squares / count - mean**2, 0.0))
 
 
 def _snap(layer: Any, norm: Any | None) -> None:

@@ -56,24 +56,27 @@ def test_folded_integers_compute_layer_and_normalization(kind, options, bits):
     np.testing.assert_allclose(received, wanted, atol=unit / 2 + 1e-4)
 
 
-def test_codes_are_the_trained_ones_times_sign_and_factor():
+def test_codes_are_the_trained_ones_times_sign():
     layer = conv(QuantConv2D, 3, filters=6)
     folded = fold_layer(layer, random_norm(6), INPUT_STEP, OUTPUT_STEP)
     trained = layer.kernel_quantizer.codes(layer.kernel)
-    assert folded.factor == 32
+    assert folded.factor == 1
     np.testing.assert_array_equal(folded.signs, [1, -1, 1, -1, 1, -1])
-    np.testing.assert_array_equal(folded.codes, trained * folded.signs * 32)
+    np.testing.assert_array_equal(folded.codes, trained * folded.signs)
 
 
 @pytest.mark.parametrize(
-    ("bits", "storage_limit", "factor"),
+    ("bits", "largest", "factor"),
     [(8, 127, 1), (7, 127, 2), (4, 127, 16), (2, 127, 64), (4, 7, 1), (2, 7, 4)],
 )
-def test_codes_fill_their_storage(bits, storage_limit, factor):
-    layer = conv(QuantConv2D, bits, filters=6)
-    folded = fold_layer(layer, None, INPUT_STEP, OUTPUT_STEP, storage_limit)
+def test_scaled_codes_fill_their_storage(bits, largest, factor):
+    layer, norm = conv(QuantConv2D, bits, filters=6), random_norm(6)
+    plain = fold_layer(layer, norm, INPUT_STEP, OUTPUT_STEP)
+    folded = fold_layer(layer, norm, INPUT_STEP, OUTPUT_STEP, largest)
     assert folded.factor == factor
-    assert np.abs(folded.codes).max() <= storage_limit
+    np.testing.assert_array_equal(folded.codes, plain.codes * factor)
+    np.testing.assert_allclose(folded.scale * factor, plain.scale)
+    assert np.abs(folded.codes).max() <= largest
 
 
 def test_zero_factor_makes_a_constant_channel():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import gmpq_tf as gmpq
-from gmpq_tf.transform.snap import bias_unit, code_factor
+from gmpq_tf.transform.snap import bias_unit
 
 layers = keras.layers
 
@@ -83,8 +83,15 @@ def test_twice_is_once_and_kernels_stay():
         np.testing.assert_array_equal(weight, old)
 
 
-@pytest.mark.parametrize("limit", [1, 3, 7, 15, 127])
-def test_code_factor_fills_the_storage(limit):
-    factor = code_factor(limit, 127)
-    assert factor * limit <= 127 < 2 * factor * limit + limit
-    assert factor & (factor - 1) == 0
+def test_statistics_are_those_of_the_rounded_layers_before():
+    model = student(2, bias=True, norm=True)
+    gmpq.snap_biases(model, [(images(), None)])
+    for name, norm in (("first", "norm1"), ("deep", "norm2")):
+        layer, norm = model.get_layer(name), model.get_layer(norm)
+        values = keras.Model(model.inputs, layer.output)(images()).numpy()
+        np.testing.assert_allclose(
+            norm.moving_variance, values.var(axis=(0, 1, 2)), rtol=1e-4, atol=1e-6
+        )
+        unit = bias_unit(layer)
+        gap = np.abs(norm.moving_mean - values.mean(axis=(0, 1, 2)))
+        assert (gap <= 0.51 * unit + 1e-6).all()
