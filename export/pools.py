@@ -11,7 +11,7 @@ from gmpq_tf.graph import Call
 
 from .convolutions import SAME, VALID, add_depthwise
 from .fold import AVERAGE_CODE
-from .grids import Grid
+from .grids import Grid, Value, quantization
 from .integer_graph import Check, IntegerGraph
 from .shapes import flat, view
 
@@ -84,11 +84,26 @@ def add_average(
 
 
 def lower_padded_average(net: IntegerGraph, call: Call) -> None:
-    """Average pooling that reaches into padding, whose halves round away from zero."""
+    """Average pooling that reaches into padding, which it leaves out.
+
+    In UINT8, where no stored integer is negative, so that halves round upwards as in
+    Keras; from INT8 and back only the zero point moves.
+    """
+    source, index = net.input(call), call.outputs[0]
+    assert source.grid is not None
     options = schema.Pool2DOptionsT()
     options.padding = SAME
     options.filterHeight, options.filterWidth = call.layer.pool_size
     options.strideH, options.strideW = call.layer.strides
-    view(net, call, "AVERAGE_POOL_2D", [], options)
-    index = call.outputs[0]
-    net.checks.append(Check(call.name, call.kind, index, net.values[index], slack=0.5))
+    meaning = quantization(source.grid, source.zero_point + 128)
+    before = net.shape(call.inputs[0], call.name)
+    after = net.shape(index, call.name)
+    lifted = net.file.tensor(f"{call.name}_lifted", before, "UINT8", meaning)
+    pooled = net.file.tensor(f"{call.name}_pooled", after, "UINT8", meaning)
+    net.file.operator("QUANTIZE", [source.tensor], [lifted])
+    net.file.operator("AVERAGE_POOL_2D", [lifted], [pooled], options)
+    meaning = quantization(source.grid, source.zero_point)
+    tensor = net.file.tensor(call.name, after, "INT8", meaning)
+    net.file.operator("QUANTIZE", [pooled], [tensor])
+    net.values[index] = Value(tensor, source.grid, source.zero_point)
+    net.checks.append(Check(call.name, call.kind, index, net.values[index]))

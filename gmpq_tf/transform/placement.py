@@ -80,13 +80,13 @@ def place_quantizers(graph: Graph) -> Placement:
         source = grids.get(producer.inputs[0]) if producer and producer.inputs else None
         if producer is not None and producer.kind == "Concatenate":
             grids[index] = placement.on_operand[id(producer)]
-        elif producer is not None and producer.kind in TRANSPARENT and source:
+        elif producer is not None and _keeps_grid(producer) and source:
             grids[index] = source
         elif producer is not None and is_local_pool(graph, producer) and source:
             grids[index] = placement.on_output[index] = source
         elif _is_stored(graph, index, producer, producers, readers):
             sign = _sign(index, nonnegative, raw)
-            nests = any(_requantizes(c, consumers) for c in readers)
+            nests = any(_requantizes(graph, c, consumers) for c in readers)
             name = _grid_name(graph, index, producer)
             grids[index] = placement.on_output[index] = Grid(name, sign, nests)
         for call in readers:
@@ -135,12 +135,12 @@ def is_fusable_relu(call: Call) -> bool:
 def is_local_pool(graph: Graph, call: Call) -> bool:
     """Average pooling over windows, whose int8 kernel keeps the grid of its input.
 
-    Over the whole image it is a mean, whose kernel may change the grid.
+    One window over the whole image is a mean, whose kernel may change the grid.
     """
     if call.kind != "AveragePooling2D":
         return False
-    height, width = graph.shapes[call.inputs[0]][1:3]
-    return tuple(call.layer.pool_size) != (height, width)
+    image, windows = (graph.shapes[i][1:3] for i in (call.inputs[0], call.outputs[0]))
+    return tuple(call.layer.pool_size) != tuple(image) or tuple(windows) != (1, 1)
 
 
 def _is_stored(
@@ -177,13 +177,31 @@ def _is_final(call: Call) -> bool:
     return call.activation in FINAL or call.kind == "Softmax"
 
 
-def _requantizes(call: Call, consumers: dict[int, list[Call]]) -> bool:
-    """Whether a reader puts the tensor on another grid."""
+def _keeps_grid(call: Call) -> bool:
+    """Whether what a call writes is on the grid of what it reads.
+
+    Of a ReLU that is fused into the call before it the input is on none.
+    """
+    if call.kind == "UpSampling2D":
+        return call.layer.interpolation == "nearest"
+    return call.kind in TRANSPARENT or is_fusable_relu(call)
+
+
+def _requantizes(graph: Graph, call: Call, consumers: dict[int, list[Call]]) -> bool:
+    """Whether a reader rounds the tensor, to another grid or to its own.
+
+    A local average pool does, and has halves to round: they are halves in float32 too
+    only where the step is a power of two.
+    """
     if is_searchable(call.layer) or call.kind == "Concatenate":
         return True
-    if call.kind in TRANSPARENT or call.kind == "AveragePooling2D":
+    if is_local_pool(graph, call):
+        return True
+    if _keeps_grid(call):
         return any(
-            _requantizes(c, consumers) for i in call.outputs for c in consumers[i]
+            _requantizes(graph, c, consumers)
+            for i in call.outputs
+            for c in consumers[i]
         )
     return False
 

@@ -6,7 +6,7 @@ import gmpq_tf as gmpq
 from gmpq_tf.graph import read_graph
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.quantizers import InputQuantizer
-from gmpq_tf.transform.placement import place_quantizers
+from gmpq_tf.transform.placement import is_local_pool, place_quantizers
 from gmpq_tf.transform.rewrite import split_activations
 from tests.transform import models
 
@@ -109,3 +109,56 @@ def test_two_model_inputs_are_named_apart():
     grids, _ = planned(models.two_inputs_two_outputs())
     assert {"concat_quantizer", "hidden_quantizer", "boxes_quantizer"} <= set(grids)
     assert not any(name.startswith("extra_quantizer_") for name in grids)
+
+
+def quantizer_before(layer_name, *between):
+    """What is planned for conv -> 8-bit grid -> `between` -> conv `layer_name`."""
+    x = image = keras.Input((8, 8, 3), name="image")
+    x = layers.Conv2D(4, 3, name="first")(x)
+    x = layers.Add(name="sum")([x, x])  # so that it is stored, and not fused
+    for layer in between:
+        x = layer(x)
+    return planned(keras.Model(image, layers.Conv2D(4, 3, name=layer_name)(x)))
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        [layers.MaxPooling2D(2), layers.BatchNormalization(name="norm"), layers.ReLU()],
+        [layers.BatchNormalization(name="norm"), layers.Activation("relu6")],
+        [layers.BatchNormalization(name="norm"), layers.UpSampling2D(2)],
+    ],
+)
+def test_grids_nest_through_layers_that_keep_them(between):
+    """Without it the layer's step is free, and moving to it in int8 is not exact."""
+    grids, nested = quantizer_before("last", *between)
+    assert grids["norm_quantizer"] == (SIGNED, NESTS)
+    assert "last" in nested
+
+
+def test_bilinear_pixels_are_on_no_grid():
+    between = [layers.UpSampling2D(2, interpolation="bilinear", name="up")]
+    _, nested = quantizer_before("last", *between)
+    assert "last" not in nested
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_halves_of_a_local_average_are_exact(padding):
+    """c step / 2 rounds to the right side in float32 if the step is a power of two."""
+    image = keras.Input((8, 8, 3), name="image")
+    x = layers.Conv2D(4, 3, activation="relu", name="first")(image)
+    x = layers.AveragePooling2D(2, 1, padding, name="pool")(x)
+    outputs = layers.Dense(3, name="head")(layers.GlobalMaxPooling2D()(x))
+    grids, _ = planned(keras.Model(image, outputs))
+    assert grids["first_quantizer"] == (UNSIGNED, NESTS)
+
+
+@pytest.mark.parametrize(
+    ("padding", "strides", "local"),
+    [("valid", 1, False), ("same", 6, False), ("same", 1, True)],
+)
+def test_a_window_as_large_as_the_image_is_local_if_it_moves(padding, strides, local):
+    image = keras.Input((6, 6, 3), name="image")
+    pool = layers.AveragePooling2D(6, strides, padding, name="pool")
+    graph = read_graph(keras.Model(image, pool(image)))
+    assert is_local_pool(graph, graph.calls[-1]) == local
