@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,12 +13,18 @@ from ai_edge_litert import schema_py_generated as schema
 from gmpq_tf.graph import Call
 
 from .errors import ExportError
-from .flatbuffer import FileBuilder, Quantization, pack_int4
-from .fold import fold_layer
+from .flatbuffer import PACKING, FileBuilder, Quantization
+from .fold import Folded, fold_layer
 from .grids import Grid, clamps, grid_of
 from .integer_graph import FUSED, IntegerGraph, Kernel
+from .patches import lower_patches
 
 SAME, VALID = schema.Padding.SAME, schema.Padding.VALID
+
+
+# XNNPACK refuses an operator whose accumulator unit is 256 output steps or more.
+LARGEST_RATIO = 200.0
+PATCHES_BYTES = 1000  # what the operators of `lower_patches` take in a file
 
 
 def lower_layer(net: IntegerGraph, call: Call) -> None:
@@ -27,23 +35,26 @@ def lower_layer(net: IntegerGraph, call: Call) -> None:
     assert source.grid is not None
     fused = net.fuse(call)
     target = net.next_grid(fused.index, call.name)
-    bits = layer.kernel_quantizer.bits[0]
-    int4 = net.packed and bits <= 4 and call.kind != "DepthwiseConv2D"
-    largest = (7 if int4 else 127) if net.scale_codes else None
-    folded = fold_layer(layer, fused.batch_norm, source.grid.step, target.step, largest)
-    codes, axis = stored_layout(call.kind, folded.codes)
-    scale = folded.scale
-    if call.kind == "Dense" and np.all(scale == scale[0]):
-        scale = scale[:1]
-    meaning = Quantization(tuple(scale), 0, axis)
-    kernel = add_kernel(net.file, f"{call.name}_kernel", codes, meaning, int4)
+    stored = stored_as(net, call)
+    folded = fold(net, call, fused.batch_norm, source.grid, target, stored.type)
+    codes, axis = stored_layout(stored.kind, folded.codes.reshape(stored.shape))
+    kernel = add_kernel(
+        net.file,
+        f"{call.name}_kernel",
+        codes,
+        Quantization(tuple(folded.scale), 0, axis),
+        stored.type,
+    )
     bias = net.file.constant(
         f"{call.name}_bias",
         folded.bias,
-        Quantization(tuple(scale * source.grid.step)),
+        Quantization(tuple(folded.scale * source.grid.step)),
     )
-    net.kernels.append(Kernel(layer, call.name, kernel, folded))
-    code, options = KERNELS[call.kind](layer, net.graph.shapes[call.inputs[0]])
+    net.kernels.append(Kernel(layer, call.name, kernel, folded, stored.kind))
+    if stored.kind != call.kind:
+        before, after = (net.graph.shapes[i] for i in (call.inputs[0], call.outputs[0]))
+        source = lower_patches(net, source, before, after, layer)
+    code, options = KERNELS[stored.kind](layer, net.graph.shapes[call.inputs[0]])
     options.fusedActivationFunction = FUSED[fused.activation]
     net.emit(
         code,
@@ -53,10 +64,74 @@ def lower_layer(net: IntegerGraph, call: Call) -> None:
         options,
         call.name,
         clamped=clamps(fused.activation, target),
-        version=kernel_version(code, options, layer, int4),
-        # INT4 convolutions run in built-in kernels, which round twice.
-        slack=folded.slack(source.grid.step, target.step) * (3 if int4 else 1),
+        version=kernel_version(code, layer, stored.type),
+        slack=folded.slack,
     )
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How the kernel of a layer is stored.
+
+    Args:
+        kind: stock Keras class of the layer that the file computes it as.
+        shape: of the kernel in that layer's layout.
+        type: "INT8", "INT4" or "INT2".
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    type: str
+
+
+def stored_as(net: IntegerGraph, call: Call) -> Stored:
+    """What storage asks for, as far as the runtime computes it correctly.
+
+    INT4 convolutions run in built-in kernels, which round twice (up to 25 % of the
+    codes of ResNet-8's layers are a step off), and INT2 ones do not load: both are
+    written as a dense layer over patches, which XNNPACK computes as exactly as INT8
+    ones, and faster than INT4 convolutions. Kernels with groups and depthwise ones stay
+    INT8.
+    """
+    layer, bits = call.layer, call.layer.kernel_quantizer.bits[0]
+    kind, shape = call.kind, tuple(layer.kernel.shape)
+    grouped = kind == "DepthwiseConv2D" or getattr(layer, "groups", 1) > 1
+    if net.storage == "fast" or bits > 4 or grouped:
+        return Stored(kind, shape, "INT8")
+    smallest = net.storage == "smallest" and bits == 2
+    size = math.prod(shape) * (2 if smallest else 4) // 8
+    if kind == "Conv2D":
+        # The operators that lay out patches take bytes themselves.
+        cost = 0 if is_pointwise(call) else PATCHES_BYTES
+        if size + cost >= math.prod(shape):
+            return Stored(kind, shape, "INT8")
+        kind, shape = "Dense", (math.prod(shape[:3]), shape[3])
+    return Stored(kind, shape, "INT2" if smallest else "INT4")
+
+
+def is_pointwise(call: Call) -> bool:
+    """Whether a convolution is a dense layer applied to every pixel."""
+    layer = call.layer
+    return math.prod((*layer.kernel_size, *layer.strides)) == 1
+
+
+def fold(
+    net: IntegerGraph,
+    call: Call,
+    batch_norm: Any | None,
+    source: Grid,
+    target: Grid,
+    kind: str,
+) -> Folded:
+    """`fold_layer`, with scaled codes where asked for or where XNNPACK needs them."""
+    layer, steps = call.layer, (source.step, target.step)
+    largest = {"INT8": 127, "INT4": 7, "INT2": 1}[kind]
+    if net.scale_codes:
+        return fold_layer(layer, batch_norm, *steps, largest)
+    folded = fold_layer(layer, batch_norm, *steps)
+    if folded.scale.max() * source.step / target.step < LARGEST_RATIO:
+        return folded
+    return fold_layer(layer, batch_norm, *steps, largest)
 
 
 def check_layer(call: Call) -> None:
@@ -84,12 +159,10 @@ def check_layer(call: Call) -> None:
 
 
 def add_kernel(
-    file: FileBuilder, name: str, codes: np.ndarray, meaning: Quantization, int4: bool
+    file: FileBuilder, name: str, codes: np.ndarray, meaning: Quantization, kind: str
 ) -> int:
-    """Add a kernel, in INT4 (two codes a byte) or INT8."""
-    if int4:
-        return file.tensor(name, codes.shape, "INT4", meaning, pack_int4(codes))
-    return file.constant(name, codes, meaning)
+    """Add a kernel in INT8, INT4 (two codes a byte) or INT2 (four)."""
+    return file.tensor(name, codes.shape, kind, meaning, PACKING[kind](codes))
 
 
 def stored_layout(kind: str, kernel: np.ndarray) -> tuple[np.ndarray, int]:
@@ -111,13 +184,13 @@ def keras_layout(kind: str, kernel: np.ndarray, shape: tuple) -> np.ndarray:
     return kernel.reshape(shape)
 
 
-def kernel_version(code: str, options: Any, layer: Any, int4: bool) -> int | None:
+def kernel_version(code: str, layer: Any, kind: str) -> int | None:
     """Operator version that a runtime must know to run a layer."""
-    if int4:
-        return {"CONV_2D": 7, "DEPTHWISE_CONV_2D": 7, "FULLY_CONNECTED": 10}[code]
-    if getattr(layer, "groups", 1) > 1 and code == "CONV_2D":
-        return 6
-    return 5 if getattr(options, "keepNumDims", False) else None
+    if kind == "INT2":
+        return 14
+    if code == "FULLY_CONNECTED":
+        return 12  # one step a channel
+    return 6 if getattr(layer, "groups", 1) > 1 and code == "CONV_2D" else None
 
 
 def conv_options(layer: Any, shape: tuple) -> tuple[str, Any]:
@@ -167,9 +240,10 @@ def add_depthwise(
     source = net.input(call)
     assert source.grid is not None
     file, name = net.file, call.name
-    meaning = Quantization(tuple(scale), 0, 3)
-    int4 = net.packed and np.abs(codes).max() <= 7
-    kernel = add_kernel(file, f"{name}_kernel", codes, meaning, int4)
+    # INT4 would save a few bytes and be computed by kernels that round twice.
+    kernel = add_kernel(
+        file, f"{name}_kernel", codes, Quantization(tuple(scale), 0, 3), "INT8"
+    )
     unit = Quantization(tuple(scale * source.grid.step))
     operands = [source.tensor, kernel, file.constant(f"{name}_bias", bias, unit)]
     nonnegative = source.grid.low >= 0 and (codes >= 0).all() and (bias >= 0).all()
@@ -181,10 +255,5 @@ def add_depthwise(
         options,
         name,
         clamped=bool(nonnegative) and grid.low <= 0,
-        version=7 if int4 else None,
-        slack=float(scale.max())
-        * source.grid.step
-        / grid.step
-        / 2
-        * (3 if int4 else 1),
+        slack=float(scale.max()) * source.grid.step / grid.step / 2,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -19,7 +20,9 @@ from gmpq_tf.names import suggest
 from gmpq_tf.transform.calibrate import input_quantizers, is_calibrated
 
 from .errors import ExportError
+from .float_model import float_tflite
 from .lowering import Lowered, lower
+from .runtime import latencies
 from .verify import (
     LOCAL_IMAGES,
     Deviation,
@@ -32,10 +35,11 @@ from .verify import (
     random_inputs,
 )
 
-STORAGES = ("fast", "packed")
+STORAGES = ("fast", "packed", "smallest")
 TYPES = ("float32", "int8", "uint8")
 LEAST_AGREEMENT = 0.95
 REPORT_NAME = "export_report.json"
+LATENCY_RUNS = 20
 SEED = 0
 
 
@@ -45,7 +49,7 @@ class ExportReport:
 
     Args:
         path: the file.
-        storage: "fast" or "packed".
+        storage: "fast", "packed" or "smallest".
         input_type: type of the file's inputs.
         output_type: type of its outputs.
         file_bytes: size of the file.
@@ -58,6 +62,10 @@ class ExportReport:
         keras_accuracy: share of right decisions, where there are labels.
         tflite_accuracy: likewise of the file.
         layers: one row a layer.
+        storage_bytes: size of the file in each storage.
+        latency_ms: median milliseconds of one image in each storage and in the float
+            model ("float"), one thread, measured in turns; {} where not asked for. The
+            float one is missing where TensorFlow's converter refuses the model.
     """
 
     path: str
@@ -74,6 +82,8 @@ class ExportReport:
     keras_accuracy: float | None
     tflite_accuracy: float | None
     layers: tuple[LayerReport, ...]
+    storage_bytes: dict[str, int]
+    latency_ms: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -90,6 +100,7 @@ def export_tflite(
     labels: Any = None,
     metadata: Mapping[str, Any] | None = None,
     scale_codes: bool = False,
+    latency_runs: int = LATENCY_RUNS,
 ) -> ExportReport:
     """Write a quantized model as TFLite, and check the file against the model.
 
@@ -100,8 +111,11 @@ def export_tflite(
     Args:
         student: from `gmpq_tf.quantize_model`, calibrated and fine-tuned.
         path: the `.tflite` file to make or to replace.
-        storage: "fast": INT8 kernels; "packed": INT4 kernels where they have 4 bits or
-            fewer, two codes a byte: half the bytes, slower convolutions.
+        storage: "fast": INT8 kernels; "packed": INT4 where they have 4 bits or fewer,
+            two codes a byte; "smallest": also INT2 where they have 2, four codes a
+            byte. Convolutions in INT4 and INT2 are written as dense layers over
+            patches, which is exact but slower. Depthwise and grouped ones stay INT8,
+            and so do those too small to gain from it.
         input_type: "float32", or "int8" or "uint8" for codes of the input's grid.
         output_type: likewise; with "float32" a final softmax is computed in float.
         verify_data: inputs as `student` takes them: an array [images, ...], a list of
@@ -113,6 +127,8 @@ def export_tflite(
         scale_codes: store kernel codes times the largest power of two that fits, with
             steps over it: the same weights. For runtimes without XNNPACK, whose kernels
             round twice and lose codes where accumulators are small, as at 2 and 3 bits.
+        latency_runs: timed runs of every storage and of the float model for the
+            report; 0: not measured.
 
     Returns:
         An `ExportReport`.
@@ -126,9 +142,8 @@ def export_tflite(
     _check_choices(storage, input_type, output_type)
     _check_metadata(metadata)
     _check_student(student)
-    lowered = _lower(
-        student, storage, input_type, output_type, dict(metadata or {}), scale_codes
-    )
+    choices = (input_type, output_type, dict(metadata or {}), scale_codes)
+    lowered = _lower(student, storage, *choices)
     given = verify_data is not None
     if not given:
         verify_data = random_inputs(student, lowered.input_grids, SEED)
@@ -145,6 +160,9 @@ def export_tflite(
     outputs = compare_outputs(student, lowered, chain([first], batches))
     if given and outputs.agreement < LEAST_AGREEMENT:
         raise ExportError(_disagreement(outputs, deviations))
+    contents = {storage: lowered.content}
+    for other in STORAGES:
+        contents.setdefault(other, _lower(student, other, *choices).content)
     report = ExportReport(
         path=str(path),
         storage=storage,
@@ -153,10 +171,31 @@ def export_tflite(
         file_bytes=len(lowered.content),
         data="given" if given else "random",
         layers=tuple(layers),
+        storage_bytes={name: len(contents[name]) for name in STORAGES},
+        latency_ms=measure_latency(student, contents, latency_runs),
         **dataclasses.asdict(outputs),
     )
     _write(path, lowered.content, report)
     return report
+
+
+def measure_latency(
+    student: keras.Model, contents: Mapping[str, bytes], runs: int
+) -> dict[str, float]:
+    """Median milliseconds of one image in each file and in the float model.
+
+    Args:
+        student: from `gmpq_tf.quantize_model`.
+        contents: storage -> bytes of the file.
+        runs: timed runs of each; 0: nothing is measured.
+    """
+    if not runs:
+        return {}
+    contents = dict(contents)
+    # What our writer holds in integers, the converter may refuse in float.
+    with contextlib.suppress(ExportError):
+        contents["float"] = float_tflite(student)
+    return {n: 1000 * s for n, s in latencies(contents, runs).items()}
 
 
 def _check_choices(storage: str, input_type: str, output_type: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ VERSIONS = {
     "RESIZE_NEAREST_NEIGHBOR": 2,
     "SLICE": 2,
     "SOFTMAX": 2,
+    "STRIDED_SLICE": 2,
     "TRANSPOSE": 2,
 }
 NUMPY_TYPES = {"INT8": np.int8, "INT32": np.int32, "FLOAT32": np.float32}
@@ -67,8 +68,33 @@ class AlignedBuffer(schema.BufferT):
         return schema.BufferEnd(builder)
 
 
+class SharedTensor(schema.TensorT):
+    """A tensor whose shape is written once, however many tensors have it."""
+
+    def Pack(self, builder: SharingBuilder) -> int:  # noqa: N802
+        """Write the tensor; the name is the schema's."""
+        name = None if self.name is None else builder.CreateString(self.name)
+        shape = builder.vector(np.asarray(self.shape, np.int32))
+        signature = None
+        if self.shapeSignature is not None:
+            signature = builder.vector(np.asarray(self.shapeSignature, np.int32))
+        quantization = self.quantization and self.quantization.Pack(builder)
+        schema.TensorStart(builder)
+        schema.TensorAddShape(builder, shape)
+        schema.TensorAddType(builder, self.type)
+        schema.TensorAddBuffer(builder, self.buffer)
+        schema.TensorAddHasRank(builder, self.hasRank)
+        if name is not None:
+            schema.TensorAddName(builder, name)
+        if quantization:
+            schema.TensorAddQuantization(builder, quantization)
+        if signature is not None:
+            schema.TensorAddShapeSignature(builder, signature)
+        return schema.TensorEnd(builder)
+
+
 class SharedQuantization(schema.QuantizationParametersT):
-    """Quantization whose vectors are written once, however many tensors have them.
+    """Quantization that is written once, however many tensors have it, and its vectors.
 
     The zero points of a kernel and its bias are eight bytes of zero a channel each.
     """
@@ -77,6 +103,12 @@ class SharedQuantization(schema.QuantizationParametersT):
         """Write the parameters; the name is the schema's."""
         scale = builder.vector(np.asarray(self.scale, np.float32))
         zero_point = builder.vector(np.asarray(self.zeroPoint, np.int64))
+        key = (scale, zero_point, self.quantizedDimension)
+        if key not in builder.parameters:
+            builder.parameters[key] = self._pack(builder, scale, zero_point)
+        return builder.parameters[key]
+
+    def _pack(self, builder: SharingBuilder, scale: int, zero_point: int) -> int:
         schema.QuantizationParametersStart(builder)
         schema.QuantizationParametersAddScale(builder, scale)
         schema.QuantizationParametersAddZeroPoint(builder, zero_point)
@@ -92,6 +124,7 @@ class SharingBuilder(flatbuffers.Builder):
     def __init__(self) -> None:
         super().__init__(1 << 16)
         self.written: dict[tuple[str, bytes], int] = {}
+        self.parameters: dict[tuple[int, int, int], int] = {}
 
     def vector(self, values: np.ndarray) -> int:
         """Offset of a vector with these values."""
@@ -111,10 +144,11 @@ class FileBuilder:
         self._codes: dict[tuple[str, int], int] = {}
         self._buffer_of: dict[bytes, int] = {}
         self._names: set[str] = set()
+        self._integers: dict[bytes, int] = {}
 
     def tensor(
         self,
-        name: str,
+        name: str | None,
         shape: Sequence[int | None],
         kind: str,
         quantization: Quantization | None = None,
@@ -123,7 +157,7 @@ class FileBuilder:
         """Add a tensor.
 
         Args:
-            name: wanted name; a number is added where it is taken.
+            name: wanted name; a number is added where it is taken. None: no name.
             shape: None stands for the batch, which may be resized.
             kind: name in the schema's `TensorType`, e.g. `"INT8"`.
             quantization: meaning of its integers; None: plain numbers.
@@ -132,8 +166,8 @@ class FileBuilder:
         Returns:
             The tensor's number.
         """
-        tensor = schema.TensorT()
-        tensor.name = self._free_name(name)
+        tensor = SharedTensor()
+        tensor.name = None if name is None else self._free_name(name)
         tensor.shape = [1 if size is None else int(size) for size in shape]
         if None in shape:
             tensor.shapeSignature = [-1 if d is None else int(d) for d in shape]
@@ -146,12 +180,23 @@ class FileBuilder:
         return len(self.tensors) - 1
 
     def constant(
-        self, name: str, values: np.ndarray, quantization: Quantization | None = None
+        self,
+        name: str | None,
+        values: np.ndarray,
+        quantization: Quantization | None = None,
     ) -> int:
         """Add a constant tensor of int8, int32 or float32 values."""
         kinds = {np.dtype(t): kind for kind, t in NUMPY_TYPES.items()}
         data = np.ascontiguousarray(values).tobytes()
         return self.tensor(name, values.shape, kinds[values.dtype], quantization, data)
+
+    def integers(self, values: Any) -> int:
+        """A constant int32 operand, such as a shape; equal ones are one tensor."""
+        array = np.asarray(values, np.int32)
+        key = bytes(str(array.shape), "ascii") + array.tobytes()
+        if key not in self._integers:
+            self._integers[key] = self.constant(None, array)
+        return self._integers[key]
 
     def operator(
         self,
@@ -244,6 +289,29 @@ def unpack_int4(data: np.ndarray, count: int) -> np.ndarray:
     return ((nibbles.astype(np.int8) ^ 8) - 8).astype(np.int8)
 
 
+def pack_int2(codes: np.ndarray) -> bytes:
+    """Store codes -2..1 four a byte, the first in the lowest bits."""
+    flat: np.ndarray = codes.astype(np.int8).ravel()
+    flat = np.append(flat, np.zeros(-flat.size % 4, np.int8)).view(np.uint8) & 0x3
+    shifts: np.ndarray = np.arange(0, 8, 2, dtype=np.uint8)
+    return np.bitwise_or.reduce(flat.reshape(-1, 4) << shifts, axis=1).tobytes()
+
+
+def unpack_int2(data: np.ndarray, count: int) -> np.ndarray:
+    """Inverse of `pack_int2`: the first `count` codes, int8."""
+    shifts: np.ndarray = np.arange(0, 8, 2, dtype=np.uint8)
+    pairs = (data.astype(np.uint8)[:, None] >> shifts).ravel()[:count] & 0x3
+    return ((pairs.astype(np.int8) ^ 2) - 2).astype(np.int8)
+
+
+PACKING: dict[str, Callable[[np.ndarray], bytes]] = {
+    "INT8": lambda codes: np.ascontiguousarray(codes, np.int8).tobytes(),
+    "INT4": pack_int4,
+    "INT2": pack_int2,
+}
+UNPACKING = {"INT4": unpack_int4, "INT2": unpack_int2}
+
+
 def read_model(content: bytes) -> Any:
     """The schema's `ModelT` of a file's bytes.
 
@@ -271,12 +339,12 @@ def with_outputs(content: bytes, tensors: Sequence[int]) -> bytes:
 
 
 def stored_codes(model: Any, tensor: int) -> np.ndarray:
-    """Integer codes of a constant INT8 or INT4 tensor of a model read back."""
+    """Integer codes of a constant INT8, INT4 or INT2 tensor of a model read back."""
     entry = model.subgraphs[0].tensors[tensor]
     data = np.asarray(model.buffers[entry.buffer].data, np.uint8)
-    count = int(np.prod(entry.shape))
-    if entry.type == schema.TensorType.INT4:
-        return unpack_int4(data, count).reshape(entry.shape)
+    kind = tensor_type(model, tensor)
+    if kind in UNPACKING:
+        data = UNPACKING[kind](data, int(np.prod(entry.shape)))
     return data.view(np.int8).reshape(entry.shape)
 
 

@@ -27,6 +27,8 @@ class Folded:
         factor: by which the codes are multiplied in storage; 1 unless asked for.
         scale: positive kernel step of each channel.
         bias: int32, in units of `input step * scale`.
+        slack: output steps by which rounding the biases moves a channel at the most;
+            0 after `snap_biases`.
     """
 
     codes: np.ndarray
@@ -34,10 +36,7 @@ class Folded:
     factor: int
     scale: np.ndarray
     bias: np.ndarray
-
-    def slack(self, input_step: float, output_step: float) -> float:
-        """Output steps by which rounding the bias may move a channel."""
-        return float(self.scale.max() * input_step / output_step / 2)
+    slack: float
 
 
 def trained_codes(layer: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -113,7 +112,10 @@ def fold_layer(
     scale = np.where(constant, output_step / input_step / 1024, scale)
     signs = np.where(constant, 0, np.where(factor < 0, -1, 1)).astype("int8")
     signed = (codes.reshape(-1, channels) * signs).reshape(codes.shape)
-    return Folded(signed, signs, multiple, scale, bias_codes(bias, scale * input_step))
+    unit = scale * input_step
+    stored = bias_codes(bias, unit)
+    slack = float(np.max(np.abs(stored * unit - bias)) / output_step)
+    return Folded(signed, signs, multiple, scale, stored, slack)
 
 
 def bias_codes(bias: np.ndarray, unit: np.ndarray) -> np.ndarray:

@@ -42,12 +42,14 @@ class Kernel:
         name: its name in the graph.
         tensor: number of the kernel's tensor in the file.
         folded: how stored codes relate to trained ones.
+        kind: stock Keras class whose layout the stored kernel has.
     """
 
     layer: Any
     name: str
     tensor: int
     folded: Folded
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,13 @@ class IntegerGraph:
     """The file being written, and which of its tensors stands for which of Keras."""
 
     def __init__(
-        self, student: Any, storage: str = "fast", scale_codes: bool = False
+        self,
+        student: Any,
+        storage: str = "fast",
+        scale_codes: bool = False,
     ) -> None:
         self.student = student
-        self.packed, self.scale_codes = storage == "packed", scale_codes
+        self.storage, self.scale_codes = storage, scale_codes
         self.graph = read_graph(student)
         self.consumers = self.graph.consumers()
         self.producers = self.graph.producers()

@@ -23,36 +23,26 @@ from __future__ import annotations
 import math
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 
 from gmpq_tf.files import write_json
 from gmpq_tf.graph import (
-    Call,
-    Graph,
-    GraphError,
-    Ref,
-    free_name,
     is_searchable,
     read_graph,
 )
 from gmpq_tf.names import suggest
 from gmpq_tf.policy import BitwidthPolicy, LayerBits, PolicyError
-from gmpq_tf.transform.placement import is_fused
-from gmpq_tf.transform.rewrite import clone_layer, copy_weights, rebuild
 
-from .convolutions import check_layer, stored_layout
+from .convolutions import stored_layout
 from .errors import ExportError
 from .flatbuffer import read_model
-from .fold import normalization, trained_codes
+from .float_model import FloatKernel, float_graph, float_tflite
 
 ACTIVATIONS = ("static", "dynamic", "float")
 ACTIVATION_BITS = 8  # the only integer width below 16 that the tool knows
@@ -63,51 +53,10 @@ OPERATIONS = {
     "DepthwiseConv2D": "DEPTHWISE_CONV_2D",
     "Dense": "FULLY_CONNECTED",
 }
-STOCK = {
-    "Conv2D": keras.layers.Conv2D,
-    "DepthwiseConv2D": keras.layers.DepthwiseConv2D,
-    "Dense": keras.layers.Dense,
-}
 OTHER_ACTIVATIONS = "activations of other than 8 bits"
 ZERO_CHANNEL = "a channel of zeros, by whose step the tool divides its bias"
 # What stays float with static activations: the file's ends, and what ends a model.
 FLOAT_OPERATIONS = ("INPUT", "OUTPUT", "SOFTMAX", "LOGISTIC")
-# Such a step times a code of 7 bits is exact in float32, and so are the gaps.
-STEP_MANTISSA = 17
-SMALLEST_STEP = 1e-8  # the tool takes gaps of 1e-9 for zero
-
-
-@dataclass(frozen=True)
-class FloatKernel:
-    """The kernel of one use of a layer, as the float file holds it.
-
-    Args:
-        name: of the layer in the student.
-        kind: "Conv2D", "DepthwiseConv2D" or "Dense".
-        codes: trained codes in the layout of Keras; negated where
-            BatchNormalization turns a channel around, 0 where it switches one off.
-        kernel: `codes * step`, float32, with BatchNormalization folded into the step.
-        bias: float32, likewise.
-        per_tensor: whether all channels have the same step.
-    """
-
-    name: str
-    kind: str
-    codes: np.ndarray
-    kernel: np.ndarray
-    bias: np.ndarray
-    per_tensor: bool
-
-    @property
-    def groups(self) -> np.ndarray:
-        """Absolute codes [steps, weights a step]."""
-        codes = np.abs(self.codes.astype("int32"))
-        channels = 1 if self.per_tensor else self.bias.size
-        return codes.reshape(-1, channels).T
-
-
-class Gone(keras.layers.Identity):
-    """Stands where the student has a quantizer, or BatchNormalization that folds."""
 
 
 def recipe(
@@ -142,7 +91,7 @@ def recipe(
             reason; a policy for another model.
     """
     _check_activations(activations)
-    _, kernels = _float_graph(model)
+    _, kernels = float_graph(model)
     _check_policy(policy, model)
     content = float_tflite(model) if float_file is None else float_file
     rules, reasons = [], {}
@@ -180,33 +129,6 @@ def write_recipe(
             "The path must be writable. "
             f"Received: path={str(path)!r} ({error}). Choose another folder."
         ) from error
-
-
-def float_tflite(model: keras.Model) -> bytes:
-    """The float `.tflite` of a student, from which its codes can be recovered.
-
-    Kernels are trained codes times steps, BatchNormalization is folded in, and
-    activations are not quantized. Steps are rounded to 17 bits (4e-6 of their value),
-    so that `code * step` has no rounding error to hide the gap between two codes.
-
-    Args:
-        model: from `gmpq_tf.quantize_model`, fine-tuned.
-
-    Returns:
-        The file's content, made by TensorFlow's converter.
-
-    Raises:
-        ExportError: a model that is not quantized.
-    """
-    graph, kernels = _float_graph(model)
-    float_model = rebuild(graph, model.name, _make_layer)
-    copy_weights(graph, float_model)
-    searchable = [call for call in graph.calls if is_searchable(call.layer)]
-    for call, kernel in zip(searchable, kernels, strict=True):
-        call.layer.set_weights([kernel.kernel, kernel.bias])
-    with tempfile.TemporaryDirectory() as folder:
-        float_model.export(folder, verbose=False)
-        return tf.lite.TFLiteConverter.from_saved_model(folder).convert()
 
 
 def layer_rule(
@@ -303,86 +225,6 @@ def _base_rules(activations: str) -> list[dict[str, Any]]:
         rule = {"operation": operation, "algorithm_key": "no_quantize"}
         rules.append({"regex": ".*", **rule, "op_config": {}})
     return rules
-
-
-def _float_graph(model: Any) -> tuple[Graph, list[FloatKernel]]:
-    """The student's graph without quantizers, and its kernels in the same order.
-
-    Each use of a convolution or dense layer gets a stock layer of its own, because
-    the BatchNormalization folded into it may differ.
-    """
-    try:
-        graph = read_graph(model)
-    except GraphError as error:
-        raise ExportError(str(error)) from error
-    taken = {call.name for call in graph.calls}
-    norms = {id(call): _folded_norm(graph, call) for call in graph.calls}
-    gone = {id(norm) for norm in norms.values() if norm is not None}
-    calls, kernels, seen = [], [], set()
-    for call in graph.calls:
-        name = call.name
-        if call.kind == "InputQuantizer" or id(call) in gone:
-            name = free_name(f"{name}_gone", taken)
-            args = (Ref(call.inputs[0]),)
-            call = replace(call, layer=Gone(name=name), name=name, args=args, kwargs={})
-        elif is_searchable(call.layer):
-            check_layer(call)
-            kernels.append(float_kernel(call, norms[id(call)]))
-            name = free_name(name, taken) if name in seen else name
-            seen.add(call.name)
-            call = replace(call, layer=_stock_layer(call, name), name=name)
-        taken.add(name)
-        calls.append(call)
-    return replace(graph, calls=calls), kernels
-
-
-def float_kernel(call: Call, norm: Call | None) -> FloatKernel:
-    """Kernel and bias of a call, with the BatchNormalization after it folded in."""
-    layer = call.layer
-    codes, step = trained_codes(layer)
-    factor, offset = np.ones(step.size), np.zeros(step.size)
-    if norm is not None:
-        factor, offset = normalization(norm.layer, step.size)
-    bias = np.asarray(layer.bias, "float64") if layer.use_bias else 0.0
-    scale = _rounded(step * np.abs(factor))
-    signs = np.where(scale > SMALLEST_STEP, np.sign(factor), 0).astype("int8")
-    columns = codes.reshape(-1, step.size) * signs
-    return FloatKernel(
-        call.name,
-        call.kind,
-        columns.reshape(codes.shape),
-        (columns * scale).reshape(codes.shape).astype("float32"),
-        (bias * factor + offset).astype("float32"),
-        norm is None and call.kind == "Dense" and bool(np.all(step == step[0])),
-    )
-
-
-def _rounded(step: np.ndarray) -> np.ndarray:
-    mantissa, exponent = np.frexp(step)
-    return np.ldexp(np.round(mantissa * 2**STEP_MANTISSA), exponent - STEP_MANTISSA)
-
-
-def _folded_norm(graph: Graph, call: Call) -> Call | None:
-    """The BatchNormalization that folds into a call."""
-    if not is_searchable(call.layer) or call.outputs[0] in graph.outputs:
-        return None
-    readers = [c for c in graph.calls if call.outputs[0] in c.inputs]
-    alone = len(readers) == 1 and readers[0].kind == "BatchNormalization"
-    folds = alone and is_fused(call, readers[0], graph.producers())
-    return readers[0] if folds else None
-
-
-def _stock_layer(call: Call, name: str) -> Any:
-    config = call.layer.get_config()
-    for key in ("input_quantizer", "kernel_quantizer"):
-        config.pop(key)
-    return STOCK[call.kind].from_config({**config, "name": name, "use_bias": True})
-
-
-def _make_layer(call: Call) -> Any:
-    """The layer itself where it was made for the float model, else a copy."""
-    own = is_searchable(call.layer) or isinstance(call.layer, Gone)
-    return call.layer if own else clone_layer(call)
 
 
 def _scopes(

@@ -82,7 +82,8 @@ def lower(
 
     Args:
         student: calibrated model from `gmpq_tf.quantize_model`.
-        storage: "fast": kernels in INT8; "packed": those of 4 bits or fewer in INT4.
+        storage: "fast": kernels in INT8; "packed": those of 4 bits or fewer in INT4;
+            "smallest": those of 2 bits in INT2.
         input_type: "float32", "int8" or "uint8".
         output_type: likewise.
         metadata: stored in the file as JSON.

@@ -10,6 +10,7 @@ from ai_edge_litert import schema_py_generated as schema
 from gmpq_tf.graph import Call
 
 from .convolutions import SAME, VALID, add_depthwise
+from .flatbuffer import Quantization
 from .fold import AVERAGE_CODE
 from .grids import Grid, Value, quantization
 from .integer_graph import Check, IntegerGraph
@@ -34,7 +35,7 @@ def lower_max_pool(net: IntegerGraph, call: Call) -> None:
 
 
 def lower_average(net: IntegerGraph, call: Call) -> None:
-    """Average pooling as a depthwise convolution, which is exact.
+    """Average pooling as a depthwise convolution or dense layer, which are exact.
 
     MEAN and AVERAGE_POOL_2D round halves away from zero, and MEAN rounds the zero point
     on its own: 2 to 19 % of their codes are one step off. Here the codes of the kernel
@@ -46,9 +47,9 @@ def lower_average(net: IntegerGraph, call: Call) -> None:
     if not covers_only_image(call, shape, size, stride):
         return lower_padded_average(net, call)
     grid = net.next_grid(call.outputs[0], call.name)
-    if len(net.graph.shapes[call.outputs[0]]) == 4:
-        return add_average(net, call, size, stride, grid)
-    flat(net, call, lambda inner: add_average(net, inner, size, stride, grid))
+    if tuple(size) == tuple(shape[1:3]):
+        return add_mean(net, call, math.prod(size), grid)
+    add_average(net, call, size, stride, grid)
 
 
 def average_window(call: Call, shape: tuple) -> tuple[tuple, tuple]:
@@ -65,6 +66,51 @@ def covers_only_image(call: Call, shape: tuple, size: tuple, stride: tuple) -> b
     steps = [math.ceil(n / s) - 1 for n, s in zip(shape[1:3], stride, strict=True)]
     ends = [t * s + k for t, s, k in zip(steps, stride, size, strict=True)]
     return all(end <= n for end, n in zip(ends, shape[1:3], strict=True))
+
+
+def add_mean(net: IntegerGraph, call: Call, pixels: int, grid: Grid) -> None:
+    """Mean of whole images: channels first, then a dense layer with one output.
+
+    Its kernel has one code a pixel, a depthwise one has one a pixel and channel.
+    """
+    source, index = net.input(call), call.outputs[0]
+    assert source.grid is not None
+    file, channels = net.file, net.graph.shapes[call.inputs[0]][3]
+    meaning = file.tensors[source.tensor].quantization
+    shape = net.shape(call.inputs[0], call.name)
+
+    def moved(code: str, tensor: int, argument: list, shape: list) -> int:
+        result = file.tensor(None, shape, "INT8")
+        file.tensors[result].quantization = meaning
+        file.operator(code, [tensor, file.integers(argument)], [result])
+        return result
+
+    first = moved(
+        "TRANSPOSE", source.tensor, [0, 3, 1, 2], [None, channels, *shape[1:3]]
+    )
+    rows = moved("RESHAPE", first, [-1, pixels], [None, pixels])
+    scale = np.full(1, 1 / (AVERAGE_CODE * pixels))
+    codes: np.ndarray = np.full((1, pixels), AVERAGE_CODE, np.int8)
+    kernel = file.constant(f"{call.name}_kernel", codes, Quantization(tuple(scale)))
+    nested = math.log2(grid.step / source.grid.step).is_integer()
+    unit = Quantization(tuple(scale * source.grid.step))
+    bias = file.constant(f"{call.name}_bias", np.full(1, int(nested), np.int32), unit)
+    means = file.tensor(None, [None, 1], "INT8", quantization(grid))
+    file.operator(
+        "FULLY_CONNECTED",
+        [rows, kernel, bias],
+        [means],
+        schema.FullyConnectedOptionsT(),
+    )
+    final = net.shape(index, call.name)
+    tensor = file.tensor(call.name, final, "INT8", quantization(grid))
+    file.operator("RESHAPE", [means, file.integers([-1, *final[1:]])], [tensor])
+    value = Value(tensor, grid, grid.zero_point)
+    if source.grid.low < 0 or grid.low > 0:
+        value = net.clamp_below(value, final, call.name)
+    net.values[index] = value
+    slack = float(scale[0]) * source.grid.step / grid.step / 2
+    net.checks.append(Check(call.name, call.kind, index, value, slack))
 
 
 def add_average(

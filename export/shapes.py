@@ -33,18 +33,12 @@ def view(
     net.values[index] = Value(tensor, source.grid, source.zero_point)
 
 
-def integers(net: IntegerGraph, call: Call, what: str, values: Any) -> int:
-    """A constant int32 operand."""
-    array = np.asarray(values, np.int32)
-    return net.file.constant(f"{call.name}_{what}", array)
-
-
 def lower_reshape(net: IntegerGraph, call: Call) -> None:
     """Flatten, Reshape: the batch is left open."""
     shape = [-1, *net.shape(call.outputs[0], call.name)[1:]]
     options = schema.ReshapeOptionsT()
     options.newShape = shape
-    view(net, call, "RESHAPE", [integers(net, call, "shape", shape)], options)
+    view(net, call, "RESHAPE", [net.file.integers(shape)], options)
 
 
 def flat(net: IntegerGraph, call: Call, compute: Callable[[Call], None]) -> None:
@@ -62,14 +56,14 @@ def flat(net: IntegerGraph, call: Call, compute: Callable[[Call], None]) -> None
 
 def lower_permute(net: IntegerGraph, call: Call) -> None:
     """Permute: axes are counted from 1 in Keras, the batch left out."""
-    order = integers(net, call, "order", [0, *call.layer.dims])
+    order = net.file.integers([0, *call.layer.dims])
     view(net, call, "TRANSPOSE", [order], schema.TransposeOptionsT())
 
 
 def lower_padding(net: IntegerGraph, call: Call) -> None:
     """ZeroPadding2D."""
     pads = np.array([(0, 0), *call.layer.padding, (0, 0)])
-    paddings = integers(net, call, "paddings", pads)
+    paddings = net.file.integers(pads)
     view(net, call, "PAD", [paddings], schema.PadOptionsT())
 
 
@@ -78,8 +72,8 @@ def lower_cropping(net: IntegerGraph, call: Call) -> None:
     (top, _), (left, _) = call.layer.cropping
     size = [-1, *net.shape(call.outputs[0], call.name)[1:]]
     operands = [
-        integers(net, call, "begin", [0, top, left, 0]),
-        integers(net, call, "size", size),
+        net.file.integers([0, top, left, 0]),
+        net.file.integers(size),
     ]
     view(net, call, "SLICE", operands, schema.SliceOptionsT())
 
@@ -97,7 +91,7 @@ def lower_upsampling(net: IntegerGraph, call: Call) -> None:
         net,
         call,
         "RESIZE_NEAREST_NEIGHBOR",
-        [integers(net, call, "size", size)],
+        [net.file.integers(size)],
         schema.ResizeNearestNeighborOptionsT(),
     )
 

@@ -3,9 +3,11 @@
 Reads <workdir>/<name>/model.keras, as `python -m train.finetune` leaves it, and writes
 model.tflite and export_report.json beside it. Every stored weight code is compared with
 the trained one, and the file is run on held-out images; a file that deviates is not
-kept.
+kept. With --format=tfmot it writes model_tfmot.h5 for TFMOT, with
+--format=litert_recipe model_float.tflite and recipe.json for the LiteRT quantizer.
 
   python -m export.tflite --workdir=runs/digits
+  python -m export.tflite --workdir=runs/digits --storage=smallest
 
 In Python, `export_tflite` does the same for a model in memory.
 """
@@ -16,16 +18,20 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
+import keras
+
 from gmpq_tf.data import DataConfig, Dataset, load_dataset
-from gmpq_tf.files import write_json
+from gmpq_tf.files import replace_file, write_json
 from gmpq_tf.models import load_model
 from gmpq_tf.policy import BitwidthPolicy
 
 from .app import run_main
 from .errors import ExportError
-from .exporter import ExportReport, export_tflite
+from .exporter import LATENCY_RUNS, ExportReport, export_tflite
 from .flags import from_flags
 from .flatbuffer import read_metadata
+from .float_model import float_tflite
+from .litert_recipe import recipe, write_recipe
 from .stage import (
     StageError,
     WorkdirConfig,
@@ -34,6 +40,7 @@ from .stage import (
     recorded_data,
     set_threads,
 )
+from .tfmot import write_tfmot
 from .verify import LayerReport
 
 __all__ = [
@@ -57,8 +64,14 @@ class ExportConfig:
 
     Args:
         name: Folder in the workdir that holds the fine-tuned model.
-        storage: How kernels are stored: fast (one byte a weight) or packed (half a byte
-            where 4 bits or fewer suffice and the runtime supports it).
+        format: What is written: a tflite file, a model for tfmot (needs the extra
+            gmpq-tf[tfmot]), or a litert_recipe.
+        storage: How a tflite file stores kernels: fast (one byte a weight), packed
+            (half a byte where they have 4 bits or fewer) or smallest (and a quarter
+            where they have 2).
+        scale_codes: Store kernel codes times a power of two, for runtimes whose kernels
+            round twice (without XNNPACK).
+        latency_runs: Timed runs of each storage and of the float model; 0 for none.
         input_type: Type of the input tensor.
         output_type: Type of the output tensor.
         verify_images: Images, held out if there are any, on which the file is compared
@@ -66,21 +79,24 @@ class ExportConfig:
     """
 
     name: str = "finetune"
-    storage: Literal["fast", "packed"] = "fast"
+    format: Literal["tflite", "tfmot", "litert_recipe"] = "tflite"
+    storage: Literal["fast", "packed", "smallest"] = "fast"
+    scale_codes: bool = False
+    latency_runs: int = LATENCY_RUNS
     input_type: TensorKind = "float32"
     output_type: TensorKind = "float32"
     verify_images: int = 512
 
     def __post_init__(self) -> None:
-        if self.verify_images < 0:
-            raise ValueError(
-                "verify_images must be 0 or more. "
-                f"Received: verify_images={self.verify_images}."
-            )
+        for name in ("verify_images", "latency_runs"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"{name} must be 0 or more. Received: {name}={getattr(self, name)}."
+                )
 
 
 def export(config: ExportConfig, data: DataConfig, run: WorkdirConfig) -> Path:
-    """Writes the .tflite file of a fine-tuned model, unless it is up to date.
+    """Writes a fine-tuned model in the format asked for, unless it is up to date.
 
     Args:
         config: which model, what file.
@@ -88,31 +104,75 @@ def export(config: ExportConfig, data: DataConfig, run: WorkdirConfig) -> Path:
         run: where.
 
     Returns:
-        The path of the file; export_report.json lies beside it.
+        The path of the file; beside a .tflite lies export_report.json.
 
     Raises:
-        ValueError: there is no model, or the file does not compute what it does.
+        ValueError: there is no model, it cannot be expressed in the format, or the file
+            does not compute what it does.
     """
     folder = Path(run.workdir) / config.name
-    source, path = folder / "model.keras", folder / "model.tflite"
+    source, path = folder / "model.keras", folder / FILES[config.format]
     _check_source(source)
+    record = folder / f"export_{config.format}.json"
     identity = _identity(config, data, source)
-    if not run.overwrite and _is_current(folder, path, identity):
+    if not run.overwrite and _is_current(record, path, identity):
         print(f"{path} is up to date.")
         return path
+    WRITERS[config.format](load_model(source), path, config, data)
+    write_json(record, {**identity, "file": fingerprint(path)})
+    return path
+
+
+def write_tflite(
+    student: keras.Model, path: Path, config: ExportConfig, data: DataConfig
+) -> None:
+    """Writes the .tflite file and its report, and says how it went."""
     dataset = load_dataset(data)
     report = export_tflite(
-        load_model(source),
+        student,
         path,
         storage=config.storage,
         input_type=config.input_type,
         output_type=config.output_type,
         verify_data=verification_images(dataset, config.verify_images),
-        metadata=metadata(folder, dataset),
+        metadata=metadata(path.parent, dataset),
+        scale_codes=config.scale_codes,
+        latency_runs=config.latency_runs,
     )
-    write_json(folder / "export.json", {**identity, "tflite": fingerprint(path)})
     print(f"{report.file_bytes} bytes, agreement {100 * report.agreement:.2f} %")
-    return path
+    for name, milliseconds in report.latency_ms.items():
+        print(f"  {name}: {milliseconds:.3f} ms an image")
+
+
+def write_for_tfmot(
+    student: keras.Model, path: Path, config: ExportConfig, data: DataConfig
+) -> None:
+    """Writes the tf_keras model that TFMOT users train on."""
+    write_tfmot(student, BitwidthPolicy.load(path.parent / "policy.json"), path)
+
+
+def write_for_litert(
+    student: keras.Model, path: Path, config: ExportConfig, data: DataConfig
+) -> None:
+    """Writes the recipe, and the float model whose tensors it names."""
+    policy = BitwidthPolicy.load(path.parent / "policy.json")
+    content = float_tflite(student)
+    rules = recipe(student, policy, float_file=content)
+    with replace_file(path.with_name("model_float.tflite")) as temporary:
+        temporary.write_bytes(content)
+    write_recipe(path, rules)
+
+
+FILES = {
+    "tflite": "model.tflite",
+    "tfmot": "model_tfmot.h5",
+    "litert_recipe": "recipe.json",
+}
+WRITERS = {
+    "tflite": write_tflite,
+    "tfmot": write_for_tfmot,
+    "litert_recipe": write_for_litert,
+}
 
 
 def verification_images(dataset: Dataset, count: int) -> Any:
@@ -167,11 +227,10 @@ def _identity(config: ExportConfig, data: DataConfig, source: Path) -> dict[str,
     return {"config": options, "model": fingerprint(source)}
 
 
-def _is_current(folder: Path, path: Path, identity: dict[str, Any]) -> bool:
+def _is_current(record: Path, path: Path, identity: dict[str, Any]) -> bool:
     if not path.exists():
         return False
-    before = read_json(folder / "export.json")
-    return before == {**identity, "tflite": fingerprint(path)}
+    return read_json(record) == {**identity, "file": fingerprint(path)}
 
 
 def main(argv: list[str]) -> None:
@@ -184,7 +243,7 @@ def main(argv: list[str]) -> None:
     set_threads(run.threads)
     recorded = recorded_data(run.workdir, config.name)
     path = export(config, from_flags(DataConfig, inherited=recorded), run)
-    print(f"TFLite model: {path}")
+    print(f"Exported: {path}")
 
 
 def run() -> None:

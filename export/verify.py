@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from gmpq_tf.graph import fill
 
@@ -27,6 +24,7 @@ from .fold import trained_codes
 from .grids import Grid
 from .integer_graph import Check, Kernel
 from .lowering import Lowered
+from .runtime import TFLiteModel
 
 RANDOM_INPUTS = 64
 LOCAL_IMAGES = 16
@@ -38,103 +36,6 @@ OFF_PER_SLACK = 4
 FAR_TOLERANCE = 0.001
 
 
-class TFLiteModel:
-    """A `.tflite` file ready to run.
-
-    Args:
-        path: the file, or its bytes.
-        num_threads: threads of the interpreter.
-        use_xnnpack: the default kernels; False: the built-in ones.
-
-    Raises:
-        ExportError: the file is missing or not a TFLite model.
-    """
-
-    def __init__(
-        self,
-        path: str | os.PathLike[str] | bytes,
-        num_threads: int = 1,
-        use_xnnpack: bool = True,
-    ) -> None:
-        content = path if isinstance(path, bytes) else _read(Path(path))
-        kinds = OpResolverType
-        resolver = (
-            kinds.AUTO if use_xnnpack else kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-        )
-        try:
-            self.interpreter = Interpreter(
-                model_content=content,
-                num_threads=num_threads,
-                experimental_op_resolver_type=resolver,
-            )
-            self.interpreter.allocate_tensors()
-        except (ValueError, RuntimeError) as error:
-            raise ExportError(
-                "The file must be a TFLite model that the runtime knows. "
-                f"Received: {_shown(path)} ({str(error)[:200]}). Export it again."
-            ) from error
-        self.inputs = self.interpreter.get_input_details()
-        self.outputs = self.interpreter.get_output_details()
-
-    def predict(self, x: Any, batch_size: int = 64) -> Any:
-        """Run the model.
-
-        Args:
-            x: [images, ...]; floats as the Keras model takes them, or integers of the
-                input's own type. A list where the model has several inputs.
-            batch_size: images a run.
-
-        Returns:
-            Floats [images, ...] (integers are dequantized); a list where the model has
-            several outputs.
-
-        Raises:
-            ExportError: the shape does not fit the model.
-        """
-        arrays = [np.asarray(a) for a in (x if isinstance(x, (list, tuple)) else [x])]
-        self.check(arrays)
-        runs = [
-            self.run([a[start : start + batch_size] for a in arrays])
-            for start in range(0, len(arrays[0]), batch_size)
-        ]
-        results = [np.concatenate(parts) for parts in zip(*runs, strict=True)]
-        return results[0] if len(results) == 1 else results
-
-    def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Run one batch; returns every output as floats."""
-        if list(self.inputs[0]["shape"]) != list(arrays[0].shape):
-            for detail, array in zip(self.inputs, arrays, strict=True):
-                self.interpreter.resize_tensor_input(detail["index"], array.shape)
-            self.interpreter.allocate_tensors()
-            self.inputs = self.interpreter.get_input_details()
-        for detail, array in zip(self.inputs, arrays, strict=True):
-            self.interpreter.set_tensor(detail["index"], _to_input(detail, array))
-        self.interpreter.invoke()
-        return [self._output(detail) for detail in self.outputs]
-
-    def _output(self, detail: Mapping[str, Any]) -> np.ndarray:
-        values = self.interpreter.get_tensor(detail["index"])
-        if values.dtype == np.float32:
-            return values
-        scale, zero_point = detail["quantization"]
-        return (values.astype("float32") - zero_point) * np.float32(scale)
-
-    def check(self, arrays: Sequence[np.ndarray]) -> None:
-        """Raise `ExportError` unless the arrays have the shapes of the inputs."""
-        wanted = [tuple(d["shape"][1:].tolist()) for d in self.inputs]
-        received = [a.shape[1:] for a in arrays]
-        if wanted != received or len({len(a) for a in arrays}) != 1:
-            raise ExportError(
-                f"Inputs must have the shapes {[('images', *s) for s in wanted]}. "
-                f"Received: shapes={[a.shape for a in arrays]}. Resize the images as "
-                "in training."
-            )
-        if not len(arrays[0]):
-            raise ExportError(
-                "There must be at least one input. Received: 0 images. Pass some."
-            )
-
-
 @dataclass(frozen=True)
 class LayerReport:
     """One layer of an exported model.
@@ -144,7 +45,7 @@ class LayerReport:
         kind: its stock Keras class.
         weight_bits: of the policy.
         activation_bits: of the policy, for the layer's input.
-        stored_type: "INT8" or "INT4".
+        stored_type: "INT8", "INT4" or "INT2".
         stored_bytes: of the kernel in the file.
         code_factor: power of two by which codes are multiplied in the file (and their
             step divided); 1 unless `scale_codes` was asked for.
@@ -234,9 +135,7 @@ def layer_reports(
 def codes_equal(model: Any, kernel: Kernel) -> bool:
     """Whether a stored kernel is the trained one, times its factor and signs."""
     codes, _ = trained_codes(kernel.layer)
-    stored = keras_layout(
-        kernel.layer.searchable_kind, stored_codes(model, kernel.tensor), codes.shape
-    )
+    stored = keras_layout(kernel.kind, stored_codes(model, kernel.tensor), codes.shape)
     signs: np.ndarray = kernel.folded.signs.astype("int32")
     channels = signs.size
     wanted = codes.reshape(-1, channels) * signs * kernel.folded.factor
@@ -465,27 +364,3 @@ def as_list(value: Any) -> list:
 def single(values: list) -> Any:
     """The element of a list of one, else the list."""
     return values[0] if len(values) == 1 else values
-
-
-def _to_input(detail: Mapping[str, Any], array: np.ndarray) -> np.ndarray:
-    kind = detail["dtype"]
-    if kind == np.float32 or array.dtype == kind:
-        return array.astype(kind, copy=False)
-    scale, zero_point = detail["quantization"]
-    limits = np.iinfo(kind)
-    codes = np.floor(array / np.float32(scale) + 0.5) + zero_point
-    return np.clip(codes, limits.min, limits.max).astype(kind)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ExportError(
-            f"The model file must be readable. Received: path={str(path)!r} ({error}). "
-            "Check the path."
-        ) from error
-
-
-def _shown(path: Any) -> str:
-    return f"{len(path)} bytes" if isinstance(path, bytes) else f"path={str(path)!r}"

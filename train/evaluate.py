@@ -18,6 +18,7 @@ import keras
 import numpy as np
 from gmpq_tf.export.app import run_main
 from gmpq_tf.export.flags import from_flags
+from gmpq_tf.export.runtime import TFLiteModel
 from gmpq_tf.export.stage import (
     StageError,
     WorkdirConfig,
@@ -26,7 +27,6 @@ from gmpq_tf.export.stage import (
     recorded_data,
     set_threads,
 )
-from gmpq_tf.export.verify import TFLiteModel
 
 import gmpq_tf.layers  # noqa: F401  registers the layers that the model files name
 from gmpq_tf.data import DataConfig, Dataset, load_dataset

@@ -3,13 +3,22 @@ import json
 import keras
 import numpy as np
 import pytest
+from ai_edge_litert.schema_py_generated import BuiltinOperator, Conv2DOptionsT
 
 from export.errors import ExportError
 from export.exporter import export_tflite
-from export.flatbuffer import read_metadata
-from export.verify import TFLiteModel
+from export.flatbuffer import (
+    FileBuilder,
+    Quantization,
+    pack_int2,
+    read_metadata,
+    read_model,
+    tensor_type,
+)
+from export.lowering import lower
+from export.runtime import TFLiteModel
 from gmpq_tf.transform import snap_biases
-from tests.export.nets import NETS, images, randomize, student_of
+from tests.export.nets import NETS, conv_bn, images, randomize, student_of
 
 L = keras.layers
 
@@ -81,18 +90,117 @@ def test_first_convolution_is_exact_for_every_width(tmp_path, bits, signed):
     assert report.agreement > 0.98
 
 
+def wide(kernel_bits=4, **options):
+    """Convolutions large enough to gain from packing, with every kind of window."""
+    x = inputs = keras.Input((9, 8, 3), name="image")
+    x = conv_bn(x, 24, "first", padding="same")
+    x = conv_bn(x, 32, "strided", padding="same", strides=2)
+    x = conv_bn(x, 32, "dilated", padding="same", dilation_rate=2)
+    x = conv_bn(x, 40, "tall", size=(3, 1))
+    x = conv_bn(x, 48, "pointwise", size=1)
+    x = conv_bn(x, 80, "sampled", size=1, strides=2)
+    model = randomize(keras.Model(inputs, L.Dense(5, name="scores")(L.Flatten()(x))), 0)
+    student = student_of(model, kernel_bits, 4, pinned={}, **options)
+    snap_biases(student)
+    return model, student
+
+
+def stored_types(report):
+    return {layer.name: layer.stored_type for layer in report.layers}
+
+
 @pytest.mark.parametrize("kernel_quantizer", ["lsq", "max_abs"])
 def test_packed_halves_the_kernels(tmp_path, kernel_quantizer):
-    model = randomize(NETS["plain"](), 0)
-    student = student_of(model, 4, 4, pinned={}, kernel_quantizer=kernel_quantizer)
+    _, student = wide(4, kernel_quantizer=kernel_quantizer)
     fast = export_tflite(student, tmp_path / "f.tflite")
     packed = export_tflite(student, tmp_path / "p.tflite", storage="packed")
+    small = {n for n, t in stored_types(packed).items() if t == "INT4"}
+    assert small == {"strided", "dilated", "tall", "pointwise", "sampled", "scores"}
     for a, b in zip(fast.layers, packed.layers, strict=True):
-        assert (a.stored_type, b.stored_type) == ("INT8", "INT4")
-        assert b.stored_bytes == (a.stored_bytes + 1) // 2
-        assert a.codes_equal
-        assert b.codes_equal
+        assert a.stored_type == "INT8"
+        if b.name in small:
+            assert b.stored_bytes == (a.stored_bytes + 1) // 2
+        assert a.codes_equal and b.codes_equal
+        assert a.code_factor == b.code_factor == 1
     assert packed.file_bytes < fast.file_bytes
+    assert packed.storage_bytes["fast"] == fast.file_bytes
+    assert packed.storage_bytes["packed"] == (tmp_path / "p.tflite").stat().st_size
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_every_storage_computes_the_same(tmp_path, bits):
+    model, student = wide(bits)
+    x, outputs = images(model, 32, seed=5), {}
+    for storage in ("fast", "packed", "smallest"):
+        path = tmp_path / f"{storage}.tflite"
+        export_tflite(student, path, storage=storage, verify_data=x)
+        outputs[storage] = TFLiteModel(path).predict(x)
+    np.testing.assert_array_equal(outputs["packed"], outputs["fast"])
+    np.testing.assert_array_equal(outputs["smallest"], outputs["fast"])
+
+
+def test_smallest_stores_two_bits_in_int2(tmp_path):
+    _, student = wide(2)
+    packed = export_tflite(student, tmp_path / "p.tflite", storage="packed")
+    report = export_tflite(student, tmp_path / "s.tflite", storage="smallest")
+    assert set(stored_types(report).values()) == {"INT8", "INT2"}
+    assert report.file_bytes < packed.file_bytes
+
+
+@pytest.mark.parametrize("storage", ["packed", "smallest"])
+@pytest.mark.parametrize("net", [*NETS, "wide"])
+def test_int4_and_int2_are_only_given_to_dense_layers(tmp_path, net, storage):
+    """The runtime rounds INT4 convolutions twice, and does not load INT2 ones."""
+    student = wide(2)[1] if net == "wide" else student_of(NETS[net](), 2, 4)
+    content = lower(student, storage).content
+    model = read_model(content)
+    graph, names = model.subgraphs[0], {v: k for k, v in vars(BuiltinOperator).items()}
+    for operator in graph.operators:
+        code = names[model.operatorCodes[operator.opcodeIndex].builtinCode]
+        kinds = {tensor_type(model, i) for i in operator.inputs}
+        assert code == "FULLY_CONNECTED" or not kinds & {"INT4", "INT2"}
+
+
+def test_the_runtime_refuses_an_int2_convolution():
+    """Why INT2 convolutions are never written."""
+    file = FileBuilder()
+    x = file.tensor("x", [None, 4, 4, 8], "INT8", Quantization((0.1,)))
+    kernel = file.tensor(
+        "w",
+        (8, 3, 3, 8),
+        "INT2",
+        Quantization((0.1,) * 8),
+        pack_int2(np.ones((8, 3, 3, 8), "int8")),
+    )
+    bias = file.constant("b", np.zeros(8, "int32"), Quantization((0.01,) * 8))
+    y = file.tensor("y", [None, 4, 4, 8], "INT8", Quantization((1.0,)))
+    options = Conv2DOptionsT()
+    options.strideH = options.strideW = 1
+    options.dilationHFactor = options.dilationWFactor = 1
+    file.operator("CONV_2D", [x, kernel, bias], [y], options, version=8)
+    with pytest.raises(ExportError, match="that the runtime knows"):
+        TFLiteModel(file.finish({"x": x}, {"y": y}, {}))
+
+
+def test_scaled_codes_are_the_same_weights(tmp_path):
+    model, student = wide(2)
+    x = images(model, 32, seed=5)
+    export_tflite(student, tmp_path / "a.tflite", verify_data=x)
+    report = export_tflite(
+        student, tmp_path / "b.tflite", verify_data=x, scale_codes=True
+    )
+    assert {layer.code_factor for layer in report.layers} == {64}
+    assert all(layer.codes_equal for layer in report.layers)
+    a, b = (TFLiteModel(tmp_path / f"{n}.tflite").predict(x) for n in "ab")
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_latency_of_every_storage_and_of_the_float_model(tmp_path, measures_latency):
+    student = student_of(NETS["plain"](), 4, 4)
+    report = export_tflite(student, tmp_path / "m.tflite", latency_runs=3)
+    assert set(report.latency_ms) == {"fast", "packed", "smallest", "float"}
+    assert all(0 < value < 1000 for value in report.latency_ms.values())
+    assert not export_tflite(student, tmp_path / "m.tflite", latency_runs=0).latency_ms
 
 
 def test_packed_keeps_wider_kernels_in_int8(tmp_path):
@@ -218,10 +326,10 @@ def test_wrong_codes_are_found(tmp_path, monkeypatch):
 
     add = convolutions.add_kernel
 
-    def wrong(file, name, codes, meaning, int4):
+    def wrong(file, name, codes, meaning, kind):
         codes = codes.copy()
         codes.flat[0] = -codes.flat[0] + 1
-        return add(file, name, codes, meaning, int4)
+        return add(file, name, codes, meaning, kind)
 
     monkeypatch.setattr(convolutions, "add_kernel", wrong)
     student = student_of(NETS["plain"](), 8, 8)

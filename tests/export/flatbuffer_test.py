@@ -5,15 +5,17 @@ from export.errors import ExportError
 from export.flatbuffer import (
     FileBuilder,
     Quantization,
+    pack_int2,
     pack_int4,
     read_metadata,
     read_model,
     stored_codes,
     tensor_type,
+    unpack_int2,
     unpack_int4,
     with_outputs,
 )
-from export.verify import TFLiteModel
+from export.runtime import TFLiteModel
 
 
 def quantize_file(metadata=None):
@@ -86,3 +88,14 @@ def test_metadata_of_something_else_is_refused(tmp_path):
         read_metadata(path)
     with pytest.raises(ExportError, match="must be readable"):
         read_metadata(tmp_path / "missing.tflite")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 16])
+def test_int2_codes_are_stored_four_a_byte(count):
+    codes = np.random.default_rng(count).integers(-2, 2, count).astype("int8")
+    data = pack_int2(codes)
+    assert len(data) == -(-count // 4)
+    by_hand = sum((int(c) & 3) << (2 * i) for i, c in enumerate(codes[:4]))
+    assert data[0] == by_hand
+    stored = np.frombuffer(data, np.uint8)
+    np.testing.assert_array_equal(unpack_int2(stored, count), codes)

@@ -19,7 +19,7 @@ from export.litert_recipe import (
     recipe,
     write_recipe,
 )
-from export.verify import TFLiteModel
+from export.runtime import TFLiteModel
 from gmpq_tf.graph import is_searchable, read_graph
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.transform import calibrate, quantize_model

@@ -9,7 +9,7 @@ import pytest
 
 import gmpq_tf as gmpq
 from export.exporter import export_tflite
-from export.verify import TFLiteModel
+from export.runtime import TFLiteModel
 from tests.export.random_models import random_images, random_model, random_policy
 
 SEEDS = range(20)

@@ -1,4 +1,5 @@
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import keras
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 from gmpq_tf.export import tflite
 from gmpq_tf.export.flatbuffer import read_metadata
+from gmpq_tf.export.runtime import TFLiteModel
 from gmpq_tf.export.stage import StageError, WorkdirConfig
 from gmpq_tf.export.tflite import (
     ExportConfig,
@@ -13,7 +15,6 @@ from gmpq_tf.export.tflite import (
     metadata,
     verification_images,
 )
-from gmpq_tf.export.verify import TFLiteModel
 
 from gmpq_tf.data import DataConfig, load_dataset
 from gmpq_tf.policy import BitwidthPolicy
@@ -103,3 +104,42 @@ def test_the_library_is_imported_from_here():
     }.items():
         assert name in tflite.__all__
         assert getattr(tflite, name).__module__ == f"gmpq_tf.export.{home}"
+
+
+def test_other_formats_are_written_from_the_same_folder(run):
+    folder = Path(run.workdir) / "finetune"
+    policy = BitwidthPolicy.load(folder / "policy.json")
+    path = export(ExportConfig(format="litert_recipe", name="eight"), DATA, eight(run))
+    rules = json.loads(path.read_text())
+    assert {rule["operation"] for rule in rules} >= {"CONV_2D", "FULLY_CONNECTED"}
+    assert path.with_name("model_float.tflite").stat().st_size > 100
+    with pytest.raises(ValueError, match="middle W4/A4"):
+        export(ExportConfig(format="litert_recipe"), DATA, run)
+    if find_spec("tensorflow_model_optimization") is None:
+        pytest.skip("the extra gmpq-tf[tfmot] is not installed")
+    path = export(ExportConfig(format="tfmot"), DATA, run)
+    from gmpq_tf.export.tfmot import load_model
+
+    model = load_model(path)
+    assert len(policy) == 3 and model.output_shape == (None, 10)
+    made = path.stat().st_mtime_ns
+    export(ExportConfig(format="tfmot"), DATA, run)
+    assert path.stat().st_mtime_ns == made
+
+
+def eight(run):
+    """The same workdir with a folder of an 8-bit student, the widths LiteRT has."""
+    folder = Path(run.workdir) / "eight"
+    if not folder.exists():
+        x = inputs = keras.Input((8, 8, 1))
+        x = keras.layers.Conv2D(4, 3, activation="relu", name="first")(x)
+        x = keras.layers.Conv2D(4, 3, activation="relu", name="middle")(x)
+        x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+        model = keras.Model(inputs, keras.layers.Dense(10, name="last")(x))
+        policy = BitwidthPolicy.uniform(model, 4, 8, pinned={})
+        student = quantize_model(model, policy)
+        calibrate(student, load_dataset(DATA).calibration(64))
+        folder.mkdir()
+        student.save(folder / "model.keras")
+        policy.save(folder / "policy.json")
+    return run

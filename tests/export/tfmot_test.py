@@ -19,8 +19,8 @@ from export.fake_quantizers import (
 )
 from export.fold import trained_codes
 from export.lowering import LOWERINGS
+from export.runtime import TFLiteModel
 from export.translate import ARGUMENTS, OPERATIONS
-from export.verify import TFLiteModel
 from gmpq_tf.graph import searchable_names
 from gmpq_tf.policy import BitwidthPolicy, PolicyError
 from gmpq_tf.transform import calibrate, quantize_model

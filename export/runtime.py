@@ -1,0 +1,164 @@
+"""Run TFLite files."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+from .errors import ExportError
+
+WARM_UP_RUNS = 3
+
+
+class TFLiteModel:
+    """A `.tflite` file ready to run.
+
+    Args:
+        path: the file, or its bytes.
+        num_threads: threads of the interpreter.
+        use_xnnpack: the default kernels; False: the built-in ones.
+
+    Raises:
+        ExportError: the file is missing or not a TFLite model.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | bytes,
+        num_threads: int = 1,
+        use_xnnpack: bool = True,
+    ) -> None:
+        content = path if isinstance(path, bytes) else _read(Path(path))
+        kinds = OpResolverType
+        resolver = (
+            kinds.AUTO if use_xnnpack else kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        )
+        try:
+            self.interpreter = Interpreter(
+                model_content=content,
+                num_threads=num_threads,
+                experimental_op_resolver_type=resolver,
+            )
+            self.interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            raise ExportError(
+                "The file must be a TFLite model that the runtime knows. "
+                f"Received: {_shown(path)} ({str(error)[:200]}). Export it again."
+            ) from error
+        self.inputs = self.interpreter.get_input_details()
+        self.outputs = self.interpreter.get_output_details()
+
+    def predict(self, x: Any, batch_size: int = 64) -> Any:
+        """Run the model.
+
+        Args:
+            x: [images, ...]; floats as the Keras model takes them, or integers of the
+                input's own type. A list where the model has several inputs.
+            batch_size: images a run.
+
+        Returns:
+            Floats [images, ...] (integers are dequantized); a list where the model has
+            several outputs.
+
+        Raises:
+            ExportError: the shape does not fit the model.
+        """
+        arrays = [np.asarray(a) for a in (x if isinstance(x, (list, tuple)) else [x])]
+        self.check(arrays)
+        runs = [
+            self.run([a[start : start + batch_size] for a in arrays])
+            for start in range(0, len(arrays[0]), batch_size)
+        ]
+        results = [np.concatenate(parts) for parts in zip(*runs, strict=True)]
+        return results[0] if len(results) == 1 else results
+
+    def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Run one batch; returns every output as floats."""
+        if list(self.inputs[0]["shape"]) != list(arrays[0].shape):
+            for detail, array in zip(self.inputs, arrays, strict=True):
+                self.interpreter.resize_tensor_input(detail["index"], array.shape)
+            self.interpreter.allocate_tensors()
+            self.inputs = self.interpreter.get_input_details()
+        for detail, array in zip(self.inputs, arrays, strict=True):
+            self.interpreter.set_tensor(detail["index"], _to_input(detail, array))
+        self.interpreter.invoke()
+        return [self._output(detail) for detail in self.outputs]
+
+    def _output(self, detail: Mapping[str, Any]) -> np.ndarray:
+        values = self.interpreter.get_tensor(detail["index"])
+        if values.dtype == np.float32:
+            return values
+        scale, zero_point = detail["quantization"]
+        return (values.astype("float32") - zero_point) * np.float32(scale)
+
+    def check(self, arrays: Sequence[np.ndarray]) -> None:
+        """Raise `ExportError` unless the arrays have the shapes of the inputs."""
+        wanted = [tuple(d["shape"][1:].tolist()) for d in self.inputs]
+        received = [a.shape[1:] for a in arrays]
+        if wanted != received or len({len(a) for a in arrays}) != 1:
+            raise ExportError(
+                f"Inputs must have the shapes {[('images', *s) for s in wanted]}. "
+                f"Received: shapes={[a.shape for a in arrays]}. Resize the images as "
+                "in training."
+            )
+        if not len(arrays[0]):
+            raise ExportError(
+                "There must be at least one input. Received: 0 images. Pass some."
+            )
+
+
+def latencies(
+    contents: Mapping[str, bytes], runs: int, num_threads: int = 1
+) -> dict[str, float]:
+    """Median seconds that one image takes in each of some files.
+
+    The files take turns, so that what else the machine does hits all of them alike.
+
+    Args:
+        contents: name -> bytes of a file; all have the same inputs.
+        runs: timed runs of each file.
+        num_threads: threads of each interpreter.
+
+    Returns:
+        name -> seconds.
+    """
+    models = {n: TFLiteModel(c, num_threads) for n, c in contents.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for run in range(WARM_UP_RUNS + runs):
+        for name, model in models.items():
+            start = time.perf_counter()
+            model.interpreter.invoke()
+            if run >= WARM_UP_RUNS:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _to_input(detail: Mapping[str, Any], array: np.ndarray) -> np.ndarray:
+    kind = detail["dtype"]
+    if kind == np.float32 or array.dtype == kind:
+        return array.astype(kind, copy=False)
+    scale, zero_point = detail["quantization"]
+    limits = np.iinfo(kind)
+    codes = np.floor(array / np.float32(scale) + 0.5) + zero_point
+    return np.clip(codes, limits.min, limits.max).astype(kind)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ExportError(
+            f"The model file must be readable. Received: path={str(path)!r} ({error}). "
+            "Check the path."
+        ) from error
+
+
+def _shown(path: Any) -> str:
+    return f"{len(path)} bytes" if isinstance(path, bytes) else f"path={str(path)!r}"
