@@ -18,12 +18,18 @@ CORE = [
     "scikit-learn",  # its 1,797 handwritten digits: the demo needs no network
     "pillow",  # reads folders of images and says which file is corrupt
 ]
+# TFMOT works on Keras 2 models only, which tf_keras holds.
+TFMOT = ["tensorflow-model-optimization", "tf_keras"]
+LITERT = ["litert-quantizer"]
 EXTRAS = {
-    # TFMOT works on Keras 2 models only, which tf_keras holds.
-    "tfmot": ["tensorflow-model-optimization", "tf_keras"],
+    "tfmot": TFMOT,
+    # Runs the recipes that export/litert_recipe.py writes.
+    "litert": LITERT,
     # Boxes, anchors and the COCO metric that keras-cv computes with pycocotools.
     "detection": ["keras-cv", "pycocotools"],
     "dev": [
+        *TFMOT,  # the tests of export/tfmot.py
+        *LITERT,
         "pytest",
         "pytest-xdist",  # the tests on both cores
         "hypothesis",  # properties of quantizers on drawn inputs

@@ -35,8 +35,7 @@ def lower_layer(net: IntegerGraph, call: Call) -> None:
     assert source.grid is not None
     fused = net.fuse(call)
     target = net.next_grid(fused.index, call.name)
-    stored = stored_as(net, call)
-    folded = fold(net, call, fused.batch_norm, source.grid, target, stored.type)
+    folded, stored = fold(net, call, fused.batch_norm, source.grid, target)
     codes, axis = stored_layout(stored.kind, folded.codes.reshape(stored.shape))
     kernel = add_kernel(
         net.file,
@@ -116,22 +115,18 @@ def is_pointwise(call: Call) -> bool:
 
 
 def fold(
-    net: IntegerGraph,
-    call: Call,
-    batch_norm: Any | None,
-    source: Grid,
-    target: Grid,
-    kind: str,
-) -> Folded:
-    """`fold_layer`, with scaled codes where asked for or where XNNPACK needs them."""
-    layer, steps = call.layer, (source.step, target.step)
-    largest = {"INT8": 127, "INT4": 7, "INT2": 1}[kind]
-    if net.scale_codes:
-        return fold_layer(layer, batch_norm, *steps, largest)
-    folded = fold_layer(layer, batch_norm, *steps)
-    if folded.scale.max() * source.step / target.step < LARGEST_RATIO:
-        return folded
-    return fold_layer(layer, batch_norm, *steps, largest)
+    net: IntegerGraph, call: Call, batch_norm: Any | None, source: Grid, target: Grid
+) -> tuple[Folded, Stored]:
+    """`fold_layer`, and how to store it; scaled codes where something needs them."""
+    layer, stored = call.layer, stored_as(net, call)
+    folded = fold_layer(layer, batch_norm, source.step, target.step)
+    refused = folded.scale.max() * source.step / target.step >= LARGEST_RATIO
+    if refused:
+        stored = Stored(call.kind, tuple(layer.kernel.shape), "INT8")
+    if refused or net.scale_codes:
+        largest = {"INT8": 127, "INT4": 7, "INT2": 1}[stored.type]
+        folded = fold_layer(layer, batch_norm, source.step, target.step, largest)
+    return folded, stored
 
 
 def check_layer(call: Call) -> None:
