@@ -35,7 +35,6 @@ VERSIONS = {
     "RESIZE_NEAREST_NEIGHBOR": 2,
     "SLICE": 2,
     "SOFTMAX": 2,
-    "STRIDED_SLICE": 2,
     "TRANSPOSE": 2,
 }
 NUMPY_TYPES = {"INT8": np.int8, "INT32": np.int32, "FLOAT32": np.float32}

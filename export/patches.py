@@ -6,6 +6,7 @@ and INT2 as exactly as in INT8, where INT4 convolutions run in kernels that roun
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ai_edge_litert import schema_py_generated as schema
@@ -35,16 +36,11 @@ def lower_patches(
         [batch, output height, output width, kernel height * width * channels].
     """
     moved = Moved(net, source, list(shape))
-    if layer.padding == "same":
-        moved.pad(
-            [
-                same_padding(shape[axis], output[axis], *window)
-                for axis, window in zip((HEIGHT, WIDTH), windows(layer), strict=True)
-            ]
-        )
-    height, width = windows(layer)
-    moved.gather(WIDTH, output[WIDTH], *width)
-    moved.gather(HEIGHT, output[HEIGHT], *height)
+    axes = list(zip((HEIGHT, WIDTH), windows(layer), strict=True))
+    same = layer.padding == "same"
+    moved.pad([padding(shape[a], output[a], *window, same) for a, window in axes])
+    for axis, window in reversed(axes):
+        moved.gather(axis, output[axis], *window)
     return moved.value
 
 
@@ -63,6 +59,19 @@ def same_padding(
     return total // 2, total - total // 2
 
 
+def padding(
+    size: int, output: int, window: int, stride: int, dilation: int, same: bool
+) -> tuple[int, int]:
+    """Zeros before and after, so that an axis also divides into strides."""
+    before, after = 0, 0
+    if same:
+        before, after = same_padding(size, output, window, stride, dilation)
+    padded = before + size + after
+    read = stride * ((window - 1) * dilation // stride + output)
+    whole = max(stride * math.ceil(padded / stride), read)
+    return before, after + (whole - padded if stride > 1 else 0)
+
+
 class Moved:
     """A tensor that is padded, cut and joined, always on one grid."""
 
@@ -74,49 +83,47 @@ class Moved:
         """Pad height and width with zeros."""
         if not any(sum(pair) for pair in amounts):
             return
-        shape = list(self.shape)
         for axis, pair in zip((HEIGHT, WIDTH), amounts, strict=True):
-            shape[axis] += sum(pair)
-        paddings = self.net.file.integers([(0, 0), *amounts, (0, 0)])
-        inputs = [self.value.tensor, paddings]
-        self._set(self._add("PAD", inputs, shape), shape)
+            self.shape[axis] += sum(pair)
+        self._set(self._add("PAD", [(0, 0), *amounts, (0, 0)], shape=self.shape))
 
     def gather(
         self, axis: int, count: int, size: int, stride: int, dilation: int
     ) -> None:
-        """Put the `size` pixels under each of `count` windows side by side."""
+        """Put the `size` pixels under each of `count` windows side by side.
+
+        A stride splits the axis in steps and phases, which join the axis after it:
+        XNNPACK cuts without strides only, and built-in kernels cut with them value by
+        value.
+        """
         if size == 1 and stride == 1:
             return
-        shape = list(self.shape)
+        shape, inner = list(self.shape), self.shape[axis + 1]
+        if stride > 1:
+            self.shape[axis] //= stride
+            self.shape[axis + 1] *= stride
+            self._set(self._add("RESHAPE", [-1, *self.shape[1:]], shape=self.shape))
         shape[axis] = count
-        taps = [self._cut(axis, tap * dilation, stride, shape) for tap in range(size)]
-        shape[CHANNELS] *= size
-        options = schema.ConcatenationOptionsT()
-        options.axis = CHANNELS
-        joined = taps[0]
+        taps = []
+        for tap in range(size):
+            step, phase = divmod(tap * dilation, stride)
+            begin = [0] * 4
+            begin[axis], begin[axis + 1] = step, phase * inner
+            taps.append(self._add("SLICE", begin, [-1, *shape[1:]], shape=shape))
+        self.shape = shape
+        self._set(taps[0])
         if size > 1:
-            joined = self._add("CONCATENATION", taps, shape, options)
-        self._set(joined, shape)
+            self.shape = [*shape[:CHANNELS], shape[CHANNELS] * size]
+            options = schema.ConcatenationOptionsT()
+            options.axis = CHANNELS
+            self._set(self._write("CONCATENATION", taps, self.shape, options))
 
-    def _cut(self, axis: int, start: int, stride: int, shape: list) -> int:
-        """Every `stride`-th pixel along an axis, from `start` on."""
-        integers = self.net.file.integers
-        begin, strides = [0] * 4, [1] * 4
-        begin[axis], strides[axis] = start, stride
-        if stride == 1:
-            size = [-1, *shape[1:]]
-            inputs = [self.value.tensor, integers(begin), integers(size)]
-            return self._add("SLICE", inputs, shape)
-        end = list(self.shape)
-        end[0], end[axis] = 0, start + (shape[axis] - 1) * stride + 1
-        inputs = [self.value.tensor, *map(integers, (begin, end, strides))]
-        options = schema.StridedSliceOptionsT()
-        options.beginMask = options.endMask = 1  # the whole batch
-        return self._add("STRIDED_SLICE", inputs, shape, options)
+    def _add(self, code: str, *arguments: list, shape: list) -> int:
+        """An operator on the current tensor, with constant arguments."""
+        constants = [self.net.file.integers(values) for values in arguments]
+        return self._write(code, [self.value.tensor, *constants], shape, None)
 
-    def _add(
-        self, code: str, inputs: list[int], shape: list, options: Any = None
-    ) -> int:
+    def _write(self, code: str, inputs: list[int], shape: list, options: Any) -> int:
         file = self.net.file
         tensor = file.tensor(None, [None, *shape[1:]], "INT8")
         # The very same step: XNNPACK refuses to move values to another one.
@@ -124,6 +131,5 @@ class Moved:
         file.operator(code, inputs, [tensor], options)
         return tensor
 
-    def _set(self, tensor: int, shape: list) -> None:
+    def _set(self, tensor: int) -> None:
         self.value = Value(tensor, self.value.grid, self.value.zero_point)
-        self.shape = shape

@@ -12,6 +12,7 @@ from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
 from gmpq_tf.quantizers.grid import code_limit
 
 SAMPLES_PER_BATCH = 16_384
+HALVES, OFF_HALVES = 0.5, 2.0**-10
 FRACTIONS = np.geomspace(0.02, 1.0, 60)
 
 
@@ -104,6 +105,8 @@ def best_grid(
         step = max(high - low, 1e-6) / limit
         if quantizer.power_of_two:
             step = 2.0 ** np.ceil(np.log2(step))
+        elif _share_of_halves(observer.sample, step) > HALVES:
+            step *= 1 + OFF_HALVES
         return step, round(-low / step)
     largest = max(high, -low if signed else 0.0, 1e-6)
     steps = largest * FRACTIONS / limit
@@ -112,6 +115,15 @@ def best_grid(
     lowest = -limit if signed else 0
     errors = [_squared_error(observer.sample, s, lowest, limit) for s in steps]
     return float(steps[int(np.argmin(errors))]), 0
+
+
+def _share_of_halves(values: np.ndarray, step: float) -> float:
+    """Share of values that lie between two codes, where each kernel rounds its way.
+
+    Pixels scaled to -1..1 do: 255 steps from -1 to 1 have zero in the middle of one.
+    """
+    codes = values / np.float32(step) + 0.5
+    return float(np.mean(np.abs(codes - np.round(codes)) < 1e-3))
 
 
 def _squared_error(values: np.ndarray, step: float, low: int, high: int) -> float:

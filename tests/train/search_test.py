@@ -4,6 +4,7 @@ import json
 import keras
 import numpy as np
 import pytest
+from gmpq_tf.train import loop
 from gmpq_tf.train.search import SearchConfig, search
 
 from gmpq_tf.cost import bit_ops_range, count_cost
@@ -78,3 +79,38 @@ def test_the_temperature_falls_to_the_one_asked_for(float_file, digits, quiet):
     assert [line["temperature"] for line in lines] == [1.0, 0.25]
     with pytest.raises(ValueError, match="final_temperature=0"):
         SearchConfig(final_temperature=0)
+
+
+def test_an_interrupted_search_ends_as_one_that_was_not(
+    float_file, digits, quiet, tmp_path, monkeypatch
+):
+    """Weights, importances, both optimizers and zeta's controller are restored."""
+    model = keras.models.load_model(float_file)
+    low, high = bit_ops_range(model, SearchSpace())
+    options = {
+        "epochs": 3,
+        "final_temperature": 0.5,
+        "risk": RiskConfig(bit_ops_budget=(low + high) // 2),
+    }
+    config = tiny(float_file, **options)
+    whole = search(config, digits, dataclasses.replace(quiet, workdir=f"{tmp_path}/a"))
+    save, cut_run = loop.EpochBackup.on_epoch_end, f"{tmp_path}/b"
+
+    def cut(self, epoch, logs=None):
+        save(self, epoch, logs)
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        monkeypatch.setattr(loop.EpochBackup, "on_epoch_end", cut)
+        with pytest.raises(KeyboardInterrupt):
+            search(config, digits, dataclasses.replace(quiet, workdir=cut_run))
+    monkeypatch.setattr(loop.EpochBackup, "on_epoch_end", save)
+    stage = search(config, digits, dataclasses.replace(quiet, workdir=cut_run))
+    for name in ("policy.json", "importances.json"):
+        assert (stage.folder / name).read_text() == (whole.folder / name).read_text()
+    lines = [
+        [json.loads(line) for line in (s.folder / "metrics.jsonl").open()]
+        for s in (whole, stage)
+    ]
+    for a, b in zip(*lines, strict=True):
+        assert {**a, "seconds": 0} == {**b, "seconds": 0}

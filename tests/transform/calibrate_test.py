@@ -197,3 +197,19 @@ def test_a_large_tensor_is_sampled_but_its_extremes_are_kept():
     observer(values)
     assert observer.sample.size < values.size / 5
     assert (observer.sample.min(), observer.sample.max()) == (-50, 60)
+
+
+@pytest.mark.parametrize("scale", ["-1..1", "0..255", "0..1"])
+def test_no_pixel_lies_between_two_codes(scale):
+    pixels = np.arange(256, dtype="float32")
+    values = {"-1..1": pixels / 127.5 - 1, "0..255": pixels, "0..1": pixels / 255}[
+        scale
+    ]
+    step, zero = best_grid(observed(values), InputQuantizer(8, None), 0)
+    codes = values.astype("float64") / step
+    halves = np.abs(codes - np.floor(codes) - 0.5)
+    assert halves.min() > 2e-4
+    stored = np.floor(codes + 0.5) + zero
+    assert stored.min() >= 0 and stored.max() <= 255
+    if scale != "-1..1":  # where pixels can be codes they are
+        np.testing.assert_array_equal(stored, pixels)
