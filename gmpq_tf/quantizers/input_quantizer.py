@@ -33,8 +33,9 @@ class InputQuantizer(keras.layers.Layer):
         signed: True or False; None lets calibration place the zero (for model inputs,
             whose sign no graph tells), the range then being `max - min`, fixed.
         method: a name in `INPUT_QUANTIZERS`.
-        power_of_two: round the step to a power of two, so that this grid nests in that
-            of a tensor already quantized; a learned range moves it by factors of two.
+        power_of_two: keep the step a power of two and fixed, so that this grid nests
+            in that of a tensor already quantized. (Learned, ranges settle exactly
+            between two powers, where training sees now one step, now the other.)
         learn_range: whether training changes the range.
     """
 
@@ -54,7 +55,7 @@ class InputQuantizer(keras.layers.Layer):
         self.method = method
         lookup(INPUT_QUANTIZERS, method, "input quantizer")
         self.power_of_two = bool(power_of_two)
-        self.learn_range = bool(learn_range) and signed is not None
+        self.learn_range = bool(learn_range) and not power_of_two and signed is not None
         self.observer: Callable[[np.ndarray], None] | None = None
 
     def build(self, input_shape: Sequence[int | None]) -> None:

@@ -40,8 +40,7 @@ def quantize_model(
     policy's bits. Every other tensor that TFLite must store (model input, operands and
     results of Add and Concatenate, inputs of average pools, outputs) is put on an 8-bit
     grid, so that export changes nothing. Where a layer's grid follows such an 8-bit one
-    both steps are powers of two, so that they nest; the 8-bit one is fixed, training
-    moves the other.
+    both steps are powers of two, so that they nest.
 
     Args:
         model: a built functional or Sequential model; its weights and
@@ -74,8 +73,6 @@ def quantize_model(
                 grid.signed,
                 input_quantizer,
                 power_of_two=grid.power_of_two,
-                # Every reader depends on it: it stays as calibrated.
-                learn_range=not grid.power_of_two,
                 name=name,
             )
         return grids[grid]
@@ -83,14 +80,12 @@ def quantize_model(
     def make_layer(call: Call) -> Any:
         if not is_searchable(call.layer):
             return clone_layer(call)
-        bits, nested = policy[call.name], call.name in placement.nested
+        bits = policy[call.name]
         quantizer = InputQuantizer(
             bits.activation_bits,
             placement.signed[call.name],
             input_quantizer,
-            power_of_two=nested,
-            # At the stream's own width its grid is the stream's, at no operator.
-            learn_range=not nested or bits.activation_bits < STREAM_BITS,
+            power_of_two=call.name in placement.nested,
             name="input_quantizer",
         )
         return make_quantized(

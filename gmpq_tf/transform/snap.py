@@ -24,8 +24,8 @@ def snap_biases(student: keras.Model, dataset: Iterable | None = None) -> None:
 
     Args:
         student: from `quantize_model`, calibrated and trained; changed in place.
-        dataset: batches of training inputs, or of (inputs, labels, ...), without
-            augmentation; a few thousand images. The statistics of each
+        dataset: batches of training inputs, or of (inputs, labels, ...), augmented as
+            in training; a few thousand images. The statistics of each
             BatchNormalization are then measured on them before its layer is rounded,
             with the layers before it rounded already: moving averages lag behind
             weights that still train, and what rounding shifts is made up for. None:
