@@ -55,8 +55,8 @@ class SearchConfig(TrainingConfig):
         importance_learning_rate: Its learning rate in the first epoch; it falls as the
             other one does.
         final_temperature: Temperature of the branch probabilities in the last epoch,
-            falling from 1; 1 keeps the softmax of the paper throughout, less makes the
-            mixture approach the policy that it stands for.
+            falling from 1; 1 keeps the softmax of the paper throughout, less pushes the
+            mixture towards the policy that it stands for.
         calibration_images: Training images that set the first activation ranges.
         risk: the risks and the budget.
         space: the candidates.
