@@ -39,7 +39,9 @@ def snap_biases(student: keras.Model, dataset: Iterable | None = None) -> None:
         if is_searchable(call.layer) and id(call.layer) not in seen:
             seen.add(id(call.layer))
             norm = _batch_norm(graph, call)
-            if norm is not None and batches and uses[id(call.layer)] == 1:
+            # Of layers used twice there are two distributions; theirs stay.
+            alone = uses[id(call.layer)] == uses[id(norm)] == 1
+            if norm is not None and batches and alone:
                 _measure_statistics(student, call.layer, norm, batches)
             _snap(call.layer, norm)
 

@@ -95,3 +95,15 @@ def test_statistics_are_those_of_the_rounded_layers_before():
         unit = bias_unit(layer)
         gap = np.abs(norm.moving_mean - values.mean(axis=(0, 1, 2)))
         assert (gap <= 0.51 * unit + 1e-6).all()
+
+
+def test_statistics_of_a_shared_normalization_stay():
+    x = inputs = keras.Input((8, 8, 3))
+    norm = layers.BatchNormalization(name="norm")
+    for name in ("a", "b"):
+        x = norm(layers.Conv2D(3, 3, padding="same", name=name)(x))
+    model = keras.Model(inputs, layers.Flatten()(x))
+    quantized = gmpq.quantize_model(model, gmpq.BitwidthPolicy.uniform(model, 8, 8))
+    gmpq.calibrate(quantized, [images()])
+    gmpq.snap_biases(quantized, [images()])
+    np.testing.assert_array_equal(quantized.get_layer("norm").moving_variance, 1.0)
