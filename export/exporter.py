@@ -22,7 +22,7 @@ from gmpq_tf.transform.calibrate import input_quantizers, is_calibrated
 from .errors import ExportError
 from .float_model import float_tflite
 from .lowering import Lowered, lower
-from .runtime import latencies
+from .runtime import TFLiteModel, latencies
 from .verify import (
     LOCAL_IMAGES,
     Deviation,
@@ -64,8 +64,8 @@ class ExportReport:
         layers: one row a layer.
         storage_bytes: size of the file in each storage.
         latency_ms: median milliseconds of one image in each storage and in the float
-            model ("float"), one thread, measured in turns; {} where not asked for. The
-            float one is missing where TensorFlow's converter refuses the model.
+            model ("float"), one thread, measured in turns; {} where not asked for. One
+            that the runtime or TensorFlow's converter refuses is missing.
     """
 
     path: str
@@ -197,11 +197,16 @@ def measure_latency(
     """
     if not runs:
         return {}
-    contents = dict(contents)
-    # What our writer holds in integers, the converter may refuse in float.
+    contents, usable = dict(contents), {}
+    # An older runtime may lack INT2, and the converter refuse the float model: neither
+    # says anything against the file that is being written.
     with contextlib.suppress(ExportError):
         contents["float"] = float_tflite(student)
-    return {n: 1000 * s for n, s in latencies(contents, runs).items()}
+    for name, content in contents.items():
+        with contextlib.suppress(ExportError):
+            TFLiteModel(content)
+            usable[name] = content
+    return {n: 1000 * s for n, s in latencies(usable, runs).items()}
 
 
 def _check_choices(storage: str, input_type: str, output_type: str) -> None:

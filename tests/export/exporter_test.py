@@ -204,6 +204,14 @@ def test_latency_of_every_storage_and_of_the_float_model(tmp_path, measures_late
     assert not export_tflite(student, tmp_path / "m.tflite", latency_runs=0).latency_ms
 
 
+def test_a_storage_that_the_runtime_lacks_does_not_stop_another(measures_latency):
+    from export.exporter import measure_latency
+
+    student = student_of(NETS["plain"](), 4, 4)
+    contents = {"fast": lower(student).content, "smallest": b"of a newer runtime"}
+    assert set(measure_latency(student, contents, 1)) == {"fast", "float"}
+
+
 def test_packed_keeps_wider_kernels_in_int8(tmp_path):
     student = student_of(NETS["plain"](), 5, 4, pinned={})
     report = export_tflite(student, tmp_path / "m.tflite", storage="packed")
