@@ -24,7 +24,8 @@ SAME, VALID = schema.Padding.SAME, schema.Padding.VALID
 
 # XNNPACK refuses an operator whose accumulator unit is 256 output steps or more.
 LARGEST_RATIO = 200.0
-PATCHES_BYTES = 1000  # what the operators of `lower_patches` take in a file
+PATCHES_BYTES = 500  # what the operators of `lower_patches` take in a file
+CODES_A_BYTE = {"INT4": 2, "INT2": 4}
 
 
 def lower_layer(net: IntegerGraph, call: Call) -> None:
@@ -92,20 +93,37 @@ def stored_as(net: IntegerGraph, call: Call) -> Stored:
     ones, and faster than INT4 convolutions. Kernels with groups and depthwise ones stay
     INT8.
     """
-    layer, bits = call.layer, call.layer.kernel_quantizer.bits[0]
-    kind, shape = call.kind, tuple(layer.kernel.shape)
-    grouped = kind == "DepthwiseConv2D" or getattr(layer, "groups", 1) > 1
-    if net.storage == "fast" or bits > 4 or grouped:
-        return Stored(kind, shape, "INT8")
-    smallest = net.storage == "smallest" and bits == 2
-    size = math.prod(shape) * (2 if smallest else 4) // 8
-    if kind == "Conv2D":
+    layer, shape = call.layer, tuple(call.layer.kernel.shape)
+    unpacked = Stored(call.kind, shape, "INT8")
+    grouped = call.kind == "DepthwiseConv2D" or getattr(layer, "groups", 1) > 1
+    kind = packed_type(net.storage, layer.kernel_quantizer.bits[0], shape)
+    if kind is None or grouped:
+        return unpacked
+    if call.kind == "Conv2D":
         # The operators that lay out patches take bytes themselves.
         cost = 0 if is_pointwise(call) else PATCHES_BYTES
-        if size + cost >= math.prod(shape):
-            return Stored(kind, shape, "INT8")
-        kind, shape = "Dense", (math.prod(shape[:3]), shape[3])
-    return Stored(kind, shape, "INT2" if smallest else "INT4")
+        if math.prod(shape) // CODES_A_BYTE[kind] + cost >= math.prod(shape):
+            return unpacked
+        shape = (math.prod(shape[:3]), shape[3])
+    return Stored("Dense", shape, kind)
+
+
+def packed_type(storage: str, bits: int, shape: tuple[int, ...]) -> str | None:
+    """Smallest type of a dense kernel that XNNPACK computes, if below INT8.
+
+    It takes rows that fill whole bytes. Others run in built-in kernels, which round
+    twice.
+
+    Args:
+        storage: "fast", "packed" or "smallest".
+        bits: of the codes.
+        shape: of the kernel; the last axis is that of the outputs.
+    """
+    kinds = {"fast": {}, "packed": {"INT4": 4}, "smallest": {"INT2": 2, "INT4": 4}}
+    for kind, most in kinds[storage].items():
+        if bits <= most and math.prod(shape[:-1]) % CODES_A_BYTE[kind] == 0:
+            return kind
+    return None
 
 
 def is_pointwise(call: Call) -> bool:

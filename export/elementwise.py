@@ -1,22 +1,24 @@
-"""Layers that work on each value: quantizers, ReLU, scaling, addition, softmax."""
+"""Layers that work on each value: quantizers, ReLU, scaling, sums, products, gates."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from gmpq_tf.graph import Call
+from gmpq_tf.layers.unit_quantizer import UNIT_STEP
+from gmpq_tf.transform.gates import curve
 
 from .convolutions import VALID, add_depthwise
 from .errors import ExportError
-from .fold import affine, normalization
+from .fold import affine, affine_of
 from .grids import Grid, Value, clamps, grid_of, quantization
 from .integer_graph import FUSED, IntegerGraph, relu_name
 from .shapes import flat, lower_alias, lower_reshape, view
 
-FINAL = frozenset(["softmax", "sigmoid", "Softmax", "Sigmoid"])
+UNIT = Grid(UNIT_STEP, 0, 255)  # the only one that SOFTMAX and LOGISTIC write
 
 
 def lower_quantizer(net: IntegerGraph, call: Call) -> None:
@@ -38,50 +40,91 @@ def lower_relu(net: IntegerGraph, call: Call) -> None:
 
 
 def lower_affine(net: IntegerGraph, call: Call) -> None:
-    """BatchNormalization on its own, or Rescaling: a 1x1 depthwise convolution."""
-    index = call.outputs[0]
-    grid = net.next_grid(index, call.name)
-    if len(net.graph.shapes[index]) == 4:
-        return add_affine(net, call, grid)
-    if len(net.graph.shapes[index]) != 2:
+    """BatchNormalization on its own, Rescaling and the like, with the ReLU after it.
+
+    A 1x1 depthwise convolution.
+    """
+    fused = net.fuse(call)
+    call, shape = replace(call, outputs=(fused.index,)), net.graph.shapes[fused.index]
+    grid = net.next_grid(fused.index, call.name)
+    if len(shape) == 4:
+        return add_affine(net, call, grid, fused.activation)
+    if len(shape) != 2:
         raise ExportError(
             "Scaling needs [batch, channels] or [batch, height, width, channels]. "
-            f"Received: layer={call.name!r} of shape {net.graph.shapes[index]}. "
-            "Reshape before it."
+            f"Received: layer={call.name!r} of shape {shape}. Reshape before it."
         )
-    graph, (batch, channels) = net.graph, net.graph.shapes[index]
-    source = graph.new_tensor((batch, 1, 1, channels), "float32")
+    source = net.graph.new_tensor((shape[0], 1, 1, shape[1]), "float32")
     lift = Call(call.layer, f"{call.name}_lift", (), {}, call.inputs, (source,))
     lower_reshape(net, lift)
-    lifted = Call(call.layer, call.name, (), {}, (source,), call.outputs)
-    flat(net, lifted, lambda inner: add_affine(net, inner, grid))
+    lifted = replace(call, inputs=(source,))
+    flat(net, lifted, lambda inner: add_affine(net, inner, grid, fused.activation))
 
 
-def add_affine(net: IntegerGraph, call: Call, grid: Grid) -> None:
+def add_affine(net: IntegerGraph, call: Call, grid: Grid, activation: str) -> None:
     """The depthwise convolution of `lower_affine`."""
-    channels = net.graph.shapes[call.inputs[0]][-1]
-    if call.kind == "Rescaling":
-        factor = np.broadcast_to(np.asarray(call.layer.scale, "float64"), channels)
-        offset = np.broadcast_to(np.asarray(call.layer.offset, "float64"), channels)
-    else:
-        factor, offset = normalization(call.layer, channels)
+    factor, offset = affine_of(call, net.graph.shapes[call.inputs[0]][-1])
     source = net.input(call)
     assert source.grid is not None
     codes, scale, bias = affine(factor, offset, source.grid.step)
     options = schema.DepthwiseConv2DOptionsT()
     options.padding, options.depthMultiplier = VALID, 1
     options.strideH = options.strideW = 1
+    options.fusedActivationFunction = FUSED[activation]
     add_depthwise(net, call, codes.reshape(1, 1, 1, -1), scale, bias, grid, options)
 
 
-def lower_add(net: IntegerGraph, call: Call) -> None:
-    """Add of two tensors, with the ReLU after it."""
-    if len(call.inputs) != 2:
+def lower_gate(net: IntegerGraph, call: Call) -> None:
+    """Sigmoid inside a model: a lookup; hard sigmoid: scaling that saturates."""
+    grid = net.next_grid(call.outputs[0], call.name)
+    if grid != UNIT:
         raise ExportError(
-            "An addition must have two operands, because TFLite rounds after each. "
-            f"Received: layer={call.name!r} with {len(call.inputs)}. Write it as "
-            "additions of two before quantize_model."
+            "A sigmoid inside a model must be on the grid of 1/256. "
+            f"Received: layer={call.name!r} on steps of {grid.step}. Build the model "
+            "with gmpq_tf.quantize_model, and export it as it is."
         )
+    if curve(call) == "hard_sigmoid":
+        return lower_affine(net, call)
+    source = net.input(call).tensor
+    net.emit("LOGISTIC", [source], call.outputs[0], grid, name=call.name, clamped=True)
+
+
+def lower_multiply(net: IntegerGraph, call: Call) -> None:
+    """Product of two tensors, or scaling by a constant."""
+    if len(call.inputs) == 1:
+        return lower_affine(net, call)
+    check_two(call)
+    operands, index = [net.input(call, i) for i in range(2)], call.outputs[0]
+    grid = net.next_grid(index, call.name)
+    nonnegative = all(v.grid is not None and v.grid.low >= 0 for v in operands)
+    net.emit(
+        "MUL",
+        [v.tensor for v in operands],
+        index,
+        grid,
+        schema.MulOptionsT(),
+        call.name,
+        clamped=nonnegative and grid.low <= 0,
+        version=2,
+    )
+
+
+def check_two(call: Call) -> None:
+    """Refuse sums and products of more tensors than two."""
+    if len(call.inputs) != 2:
+        what = "A product" if call.kind == "Multiply" else "An addition"
+        raise ExportError(
+            f"{what} must have two operands, because TFLite rounds after each. "
+            f"Received: layer={call.name!r} with {len(call.inputs)}. Write it as "
+            "several of two before quantize_model."
+        )
+
+
+def lower_add(net: IntegerGraph, call: Call) -> None:
+    """Add of two tensors, with the ReLU after it, or of a tensor and a constant."""
+    if len(call.inputs) == 1:
+        return lower_affine(net, call)
+    check_two(call)
     operands = [net.input(call, i) for i in range(2)]
     fused = net.fuse(call)
     grid = net.next_grid(fused.index, call.name)
@@ -110,7 +153,6 @@ def lower_final(net: IntegerGraph, call: Call, output_type: str) -> None:
         net.file.operator(code, [logits], [tensor], options)
         net.values[index] = Value(tensor, None)
         return
-    grid = Grid(1 / 256, 0, 255)  # the only one these kernels write
-    tensor = net.file.tensor(call.name, shape, "INT8", quantization(grid))
+    tensor = net.file.tensor(call.name, shape, "INT8", quantization(UNIT))
     net.file.operator(code, [source.tensor], [tensor], options)
-    net.values[index] = Value(tensor, grid, grid.zero_point)
+    net.values[index] = Value(tensor, UNIT, UNIT.zero_point)

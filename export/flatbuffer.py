@@ -25,6 +25,7 @@ VERSIONS = {
     "DEPTHWISE_CONV_2D": 3,
     "DEQUANTIZE": 2,
     "FULLY_CONNECTED": 4,
+    "GATHER": 2,
     "LOGISTIC": 2,
     "MAX_POOL_2D": 2,
     "PAD": 2,
@@ -35,6 +36,7 @@ VERSIONS = {
     "RESIZE_NEAREST_NEIGHBOR": 2,
     "SLICE": 2,
     "SOFTMAX": 2,
+    "SPACE_TO_DEPTH": 2,
     "TRANSPOSE": 2,
 }
 NUMPY_TYPES = {"INT8": np.int8, "INT32": np.int32, "FLOAT32": np.float32}
@@ -234,6 +236,7 @@ class FileBuilder:
         model = schema.ModelT()
         model.version = 3
         model.description = "made by gmpq_tf"
+        self._forget_batch({*inputs.values(), *outputs.values()})
         model.subgraphs = [self._subgraph(inputs, outputs)]
         model.signatureDefs = [_signature(inputs, outputs)]
         model.operatorCodes = [_operator_code(*key) for key in self._codes]
@@ -242,6 +245,17 @@ class FileBuilder:
         entry.buffer = self._buffer(json.dumps(metadata).encode("utf-8"))
         model.metadata, model.buffers = [entry], self.buffers
         return _pack(model)
+
+    def _forget_batch(self, kept: set[int]) -> None:
+        """Say only of some tensors that a size may vary; that of others follows.
+
+        Built-in SLICE wants to be told of its result.
+        """
+        for operator in self.operators:
+            if operator.opcodeIndex == self._codes.get(("SLICE", VERSIONS["SLICE"])):
+                kept.update(operator.outputs)
+        for number in set(range(len(self.tensors))) - kept:
+            self.tensors[number].shapeSignature = None
 
     def _subgraph(self, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> Any:
         subgraph = schema.SubGraphT()

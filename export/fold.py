@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from gmpq_tf.graph import Call, Ref
 from gmpq_tf.quantizers.grid import symmetric_limit
+from gmpq_tf.transform.gates import curve
 
 from .errors import ExportError
 
 BIAS_LIMIT = 2**30  # leaves room for the products in a 32-bit accumulator
 AVERAGE_CODE = 7  # the largest code that INT4 holds on both sides of zero
 AFFINE_CODE = 127
+EPSILON = 1e-7  # of keras.layers.Normalization: least standard deviation
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,61 @@ def normalization(layer: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
     variance = _array(layer.moving_variance, ones)
     factor = gamma / np.sqrt(variance + layer.epsilon)
     return factor, beta - _array(layer.moving_mean, zeros) * factor
+
+
+def affine_of(call: Call, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Factor and offset [channels] of a call that computes `f x + o` of each value.
+
+    Raises:
+        ExportError: one that differs between pixels.
+    """
+    factor, offset = AFFINE[curve(call) or call.kind](call, channels)
+    shapes = {np.shape(v)[:-1] for v in (factor, offset)}
+    sizes = {np.shape(v)[-1] if np.ndim(v) else 1 for v in (factor, offset)}
+    if any(math.prod(shape) > 1 for shape in shapes) or not sizes <= {1, channels}:
+        raise ExportError(
+            "Scaling must be the same for every pixel. "
+            f"Received: layer={call.name!r} with factors and offsets of shapes "
+            f"{np.shape(factor)} and {np.shape(offset)}. Use one number a channel."
+        )
+    factor, offset = (np.ravel(np.asarray(v, "float64")) for v in (factor, offset))
+    return np.broadcast_to(factor, channels), np.broadcast_to(offset, channels)
+
+
+def _standardization(call: Call, channels: int) -> tuple[Any, Any]:
+    """Factor and offset of a Normalization layer: `(x - mean) / sigma`, or inverse."""
+    layer = call.layer
+    mean = np.asarray(layer.mean, "float64")
+    sigma = np.maximum(np.sqrt(np.asarray(layer.variance, "float64")), EPSILON)
+    return (sigma, mean) if layer.invert else (1 / sigma, -mean / sigma)
+
+
+def _constant(call: Call, channels: int) -> tuple[Any, Any]:
+    """Factor and offset of an operation between a tensor and a constant."""
+    first = isinstance(call.args[0], Ref)
+    number = np.asarray(call.args[1 if first else 0], "float64")
+    ones = np.ones_like(number)
+    if call.kind == "Add":
+        return ones, number
+    if call.kind == "Subtract":
+        return (ones, -number) if first else (-ones, number)
+    if call.kind == "Multiply":
+        return number, 0 * ones
+    if first:
+        return 1 / number, 0 * ones
+    raise ExportError(
+        "A constant cannot be divided by a tensor in integers. "
+        f"Received: layer={call.name!r}. Take the division out of the model."
+    )
+
+
+AFFINE: dict[str, Callable[[Call, int], tuple[Any, Any]]] = {
+    "BatchNormalization": lambda call, channels: normalization(call.layer, channels),
+    "Rescaling": lambda call, channels: (call.layer.scale, call.layer.offset),
+    "Normalization": _standardization,
+    **dict.fromkeys(("Add", "Subtract", "Multiply", "Divide", "TrueDivide"), _constant),
+    "hard_sigmoid": lambda call, channels: (1 / 6, 0.5),
+}
 
 
 def fold_layer(
@@ -152,8 +211,9 @@ def _constant_channels(
             "A bias must fit the 32-bit accumulator of its layer. "
             f"Received: layer={name!r}, channel={channel}, "
             f"bias={bias[channel]:.3g} in steps of {unit[channel]:.3g}. "
-            "Its BatchNormalization scale has collapsed: fine-tune with weight decay "
-            "off for gamma, or a lower learning rate."
+            "Its inputs, or the scale of its BatchNormalization, have all but "
+            "vanished: train the float model first, and fine-tune with a lower "
+            "learning rate and no weight decay on gamma."
         )
     return overflow
 

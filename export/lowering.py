@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from gmpq_tf.graph import Call, Graph
-from gmpq_tf.transform.placement import is_fusable_relu
+from gmpq_tf.transform.gates import is_gate
+from gmpq_tf.transform.placement import is_final, is_fusable_relu
 
 from .convolutions import lower_layer
 from .elementwise import (
-    FINAL,
     lower_add,
     lower_affine,
     lower_final,
+    lower_gate,
+    lower_multiply,
     lower_quantizer,
     lower_relu,
 )
@@ -42,7 +44,12 @@ LOWERINGS: dict[str, Callable[[IntegerGraph, Call], None]] = {
     "InputQuantizer": lower_quantizer,
     "BatchNormalization": lower_affine,
     "Rescaling": lower_affine,
+    "Normalization": lower_affine,
     "Add": lower_add,
+    "Multiply": lower_multiply,
+    "Subtract": lower_affine,
+    "Divide": lower_affine,
+    "TrueDivide": lower_affine,
     "Concatenate": lower_concatenate,
     "MaxPooling2D": lower_max_pool,
     "GlobalMaxPooling2D": lower_max_pool,
@@ -56,6 +63,7 @@ LOWERINGS: dict[str, Callable[[IntegerGraph, Call], None]] = {
     "UpSampling2D": lower_upsampling,
     **dict.fromkeys(ALIASES, lower_alias),
 }
+ACTIVATIONS = ("ReLU", "Softmax", "sigmoid", "hard_sigmoid", "silu", "hard_silu")
 
 
 @dataclass(frozen=True)
@@ -90,9 +98,10 @@ def lower(
         scale_codes: multiply kernel codes by a power of two.
 
     Raises:
-        ExportError: a layer that has no integer counterpart.
+        ExportError: layers that have no integer counterpart; all are named.
     """
     net = IntegerGraph(student, storage, scale_codes)
+    check_kinds(net.graph)
     inputs = net.add_inputs(input_type)
     for call in net.graph.calls:
         add_call(net, call, output_type)
@@ -112,20 +121,48 @@ def add_call(net: IntegerGraph, call: Call, output_type: str) -> None:
     """Add what one layer computes, with what is fused into it."""
     if id(call) in net.done:
         return
-    if {call.kind, call.activation} & FINAL:
+    if is_final(net.graph, call, net.consumers[call.outputs[0]]):
         lower_final(net, call, output_type)
+    elif is_gate(call):
+        lower_gate(net, call)
     elif is_fusable_relu(call):
         lower_relu(net, call)
-    elif call.kind in LOWERINGS:
-        LOWERINGS[call.kind](net, call)
     else:
+        LOWERINGS[call.kind](net, call)
+
+
+def check_kinds(graph: Graph) -> None:
+    """Name every layer that has no integer counterpart, in one error.
+
+    Raises:
+        ExportError: there is one.
+    """
+    consumers = graph.consumers()
+    names = dict.fromkeys(
+        f"{call.name!r} of kind {call.kind}{_activation_note(call)}"
+        for call in graph.calls
+        if not is_lowered(call)
+        and not is_final(graph, call, consumers[call.outputs[0]])
+    )
+    if names:
         raise ExportError(
             "Every layer must have an integer TFLite counterpart. "
-            f"Received: layer={call.name!r} of kind {call.kind}"
-            f"{_activation_note(call)}. Kinds that export: "
-            f"{', '.join(sorted({*LOWERINGS, 'ReLU', 'Softmax'}))}. Replace the "
-            "layer before quantize_model."
+            f"Received: layer={', '.join(names)}. Kinds that export: "
+            f"{', '.join(sorted({*LOWERINGS, *ACTIVATIONS}))}. Replace the layers "
+            "before quantize_model; a softmax can only end a model."
         )
+
+
+def is_lowered(call: Call) -> bool:
+    """Whether a call has an integer counterpart wherever it stands in a model.
+
+    Two tensors are subtracted or divided by no integer kernel that is used here.
+    """
+    if is_gate(call) or is_fusable_relu(call):
+        return True
+    if call.kind in ("Subtract", "Divide", "TrueDivide") and len(call.inputs) != 1:
+        return False
+    return call.kind in LOWERINGS
 
 
 def _activation_note(call: Call) -> str:

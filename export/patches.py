@@ -6,15 +6,15 @@ and INT2 as exactly as in INT8, where INT4 convolutions run in kernels that roun
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
+import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from .grids import Value
 from .integer_graph import IntegerGraph
 
-HEIGHT, WIDTH, CHANNELS = 1, 2, 3
+HEIGHT, WIDTH = 1, 2
 
 
 def lower_patches(
@@ -22,8 +22,9 @@ def lower_patches(
 ) -> Value:
     """Add the operators that lay out a tensor for a convolution without groups.
 
-    First neighbours in a row are put side by side, then rows: the channels of the
-    result run as the kernel's [height, width, channels] do.
+    Columns and then rows are gathered in the order in which windows read them, so that
+    windows no longer overlap; the channels of the result run as the kernel's
+    [height, width, channels] do.
 
     Args:
         net: the file being written.
@@ -37,10 +38,11 @@ def lower_patches(
     """
     moved = Moved(net, source, list(shape))
     axes = list(zip((HEIGHT, WIDTH), windows(layer), strict=True))
-    same = layer.padding == "same"
-    moved.pad([padding(shape[a], output[a], *window, same) for a, window in axes])
+    if layer.padding == "same":
+        moved.pad([same_padding(shape[a], output[a], *window) for a, window in axes])
     for axis, window in reversed(axes):
-        moved.gather(axis, output[axis], *window)
+        moved.gather(axis, read_order(output[axis], *window))
+    moved.join(layer.kernel_size)
     return moved.value
 
 
@@ -59,77 +61,72 @@ def same_padding(
     return total // 2, total - total // 2
 
 
-def padding(
-    size: int, output: int, window: int, stride: int, dilation: int, same: bool
-) -> tuple[int, int]:
-    """Zeros before and after, so that an axis also divides into strides."""
-    before, after = 0, 0
-    if same:
-        before, after = same_padding(size, output, window, stride, dilation)
-    padded = before + size + after
-    read = stride * ((window - 1) * dilation // stride + output)
-    whole = max(stride * math.ceil(padded / stride), read)
-    return before, after + (whole - padded if stride > 1 else 0)
+def read_order(count: int, size: int, stride: int, dilation: int) -> np.ndarray:
+    """Positions that `count` windows read, window after window."""
+    starts = np.arange(count)[:, None] * stride
+    return (starts + np.arange(size) * dilation).ravel()
 
 
 class Moved:
-    """A tensor that is padded, cut and joined, always on one grid."""
+    """A tensor whose values are moved about, always on one grid."""
 
     def __init__(self, net: IntegerGraph, value: Value, shape: list) -> None:
-        self.net, self.value, self.shape = net, value, shape
-        self.source = value.tensor
+        self.file, self.value, self.shape = net.file, value, shape
+        self.quantization = net.file.tensors[value.tensor].quantization
 
     def pad(self, amounts: list[tuple[int, int]]) -> None:
         """Pad height and width with zeros."""
-        if not any(sum(pair) for pair in amounts):
+        if any(map(sum, amounts)):
+            for axis, pair in zip((HEIGHT, WIDTH), amounts, strict=True):
+                self.shape[axis] += sum(pair)
+            self._add("PAD", [(0, 0), *amounts, (0, 0)])
+
+    def gather(self, axis: int, positions: np.ndarray) -> None:
+        """Take the values at some positions of an axis."""
+        if np.array_equal(positions, np.arange(self.shape[axis])):
             return
-        for axis, pair in zip((HEIGHT, WIDTH), amounts, strict=True):
-            self.shape[axis] += sum(pair)
-        self._set(self._add("PAD", [(0, 0), *amounts, (0, 0)], shape=self.shape))
+        self.shape[axis] = len(positions)
+        options = schema.GatherOptionsT()
+        options.axis = axis
+        self._add("GATHER", positions, options)
 
-    def gather(
-        self, axis: int, count: int, size: int, stride: int, dilation: int
-    ) -> None:
-        """Put the `size` pixels under each of `count` windows side by side.
-
-        A stride splits the axis in steps and phases, which join the axis after it:
-        XNNPACK cuts without strides only, and built-in kernels cut with them value by
-        value.
-        """
-        if size == 1 and stride == 1:
+    def join(self, size: tuple[int, int]) -> None:
+        """Put the pixels of blocks of a size side by side in the channels."""
+        height, width = size
+        if height == width:
+            if height > 1:
+                self._divide(height, width)
+                options = schema.SpaceToDepthOptionsT()
+                options.blockSize = height
+                self._add("SPACE_TO_DEPTH", None, options)
             return
-        shape, inner = list(self.shape), self.shape[axis + 1]
-        if stride > 1:
-            self.shape[axis] //= stride
-            self.shape[axis + 1] *= stride
-            self._set(self._add("RESHAPE", [-1, *self.shape[1:]], shape=self.shape))
-        shape[axis] = count
-        taps = []
-        for tap in range(size):
-            step, phase = divmod(tap * dilation, stride)
-            begin = [0] * 4
-            begin[axis], begin[axis + 1] = step, phase * inner
-            taps.append(self._add("SLICE", begin, [-1, *shape[1:]], shape=shape))
-        self.shape = shape
-        self._set(taps[0])
-        if size > 1:
-            self.shape = [*shape[:CHANNELS], shape[CHANNELS] * size]
-            options = schema.ConcatenationOptionsT()
-            options.axis = CHANNELS
-            self._set(self._write("CONCATENATION", taps, self.shape, options))
+        if height > 1:  # the pixels of a row lie side by side as they are
+            _, rows, columns, channels = self.shape
+            self._view([rows // height, height, columns // width, width * channels])
+            blocks = [self.shape[i] for i in (0, 1, 3, 2, 4)]
+            self.shape = blocks
+            self._add("TRANSPOSE", [0, 1, 3, 2, 4])
+            self._view([*blocks[1:3], height * width * channels])
+            return
+        self._divide(height, width)
+        self._view(self.shape[1:])
 
-    def _add(self, code: str, *arguments: list, shape: list) -> int:
-        """An operator on the current tensor, with constant arguments."""
-        constants = [self.net.file.integers(values) for values in arguments]
-        return self._write(code, [self.value.tensor, *constants], shape, None)
+    def _divide(self, height: int, width: int) -> None:
+        batch, rows, columns, channels = self.shape
+        self.shape = [batch, rows // height, columns // width]
+        self.shape.append(height * width * channels)
 
-    def _write(self, code: str, inputs: list[int], shape: list, options: Any) -> int:
-        file = self.net.file
-        tensor = file.tensor(None, [None, *shape[1:]], "INT8")
+    def _view(self, shape: list) -> None:
+        self.shape = [self.shape[0], *shape]
+        self._add("RESHAPE", [-1, *shape])
+
+    def _add(self, code: str, argument: Any, options: Any = None) -> None:
+        """An operator on the current tensor, with a constant argument."""
+        inputs = [self.value.tensor]
+        if argument is not None:
+            inputs.append(self.file.integers(argument))
+        tensor = self.file.tensor(None, [None, *self.shape[1:]], "INT8")
         # The very same step: XNNPACK refuses to move values to another one.
-        file.tensors[tensor].quantization = file.tensors[self.source].quantization
-        file.operator(code, inputs, [tensor], options)
-        return tensor
-
-    def _set(self, tensor: int) -> None:
+        self.file.tensors[tensor].quantization = self.quantization
+        self.file.operator(code, inputs, [tensor], options)
         self.value = Value(tensor, self.value.grid, self.value.zero_point)

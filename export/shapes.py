@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ def flat(net: IntegerGraph, call: Call, compute: Callable[[Call], None]) -> None
     """Compute [batch, 1, 1, channels], then drop the two axes."""
     graph, (batch, channels) = net.graph, net.graph.shapes[call.outputs[0]]
     middle = graph.new_tensor((batch, 1, 1, channels), "float32")
-    inner = Call(call.layer, call.name, (), {}, call.inputs, (middle,))
+    inner = replace(call, outputs=(middle,))
     net.producers[middle] = inner
     net.stands_for[middle] = call.outputs[0]
     net.consumers[middle] = []

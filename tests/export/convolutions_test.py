@@ -3,6 +3,11 @@ import numpy as np
 import pytest
 
 from export.convolutions import keras_layout, stored_layout
+from export.flatbuffer import read_model, tensor_type
+from export.lowering import lower
+from export.verify import local_deviations
+from gmpq_tf.transform import snap_biases
+from tests.export.nets import student_of
 
 L = keras.layers
 
@@ -22,3 +27,26 @@ def test_layouts_round_trip(layer, stored):
     assert moved.shape == stored
     assert axis == (3 if kind == "DepthwiseConv2D" else 0)
     np.testing.assert_array_equal(keras_layout(kind, moved, kernel.shape), kernel)
+
+
+@pytest.mark.parametrize("storage", ["packed", "smallest"])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("inputs", [6, 7, 8, 9, 10, 12, 27, 36])
+def test_rows_of_any_length_are_computed_exactly(inputs, bits, storage):
+    """XNNPACK leaves rows that do not fill their bytes to kernels that round twice."""
+    image = keras.Input((inputs,), name="image")
+    model = keras.Model(image, L.Dense(64, name="d")(image))
+    x = np.random.default_rng(0).normal(size=(64, inputs)).astype("float32")
+    student = student_of(model, bits, 8, pinned={}, x=x)
+    snap_biases(student)
+    lowered = lower(student, storage)
+    narrowest = 4 if bits == 2 and storage == "smallest" else 2  # codes a byte
+    wanted = next(
+        kind
+        for kind, codes in (("INT2", 4), ("INT4", 2), ("INT8", 1))
+        if codes <= narrowest and inputs % codes == 0
+    )
+    read = read_model(lowered.content)
+    assert tensor_type(read, lowered.kernels[0].tensor) == wanted
+    dense = [d for d in local_deviations(lowered, [x]) if d.kind == "Dense"]
+    assert [d.off for d in dense] == [0.0]
