@@ -21,15 +21,18 @@ CORE = [
 # TFMOT works on Keras 2 models only, which tf_keras holds.
 TFMOT = ["tensorflow-model-optimization", "tf_keras"]
 LITERT = ["litert-quantizer"]
+SAFETENSORS = ["safetensors"]  # state dicts of torchvision for --weights
 EXTRAS = {
     "tfmot": TFMOT,
     # Runs the recipes that export/litert_recipe.py writes.
     "litert": LITERT,
+    "safetensors": SAFETENSORS,
     # Boxes, anchors and the COCO metric that keras-cv computes with pycocotools.
     "detection": ["keras-cv", "pycocotools"],
     "dev": [
         *TFMOT,  # the tests of export/tfmot.py
         *LITERT,
+        *SAFETENSORS,
         "pytest",
         "pytest-xdist",  # the tests on both cores
         "hypothesis",  # properties of quantizers on drawn inputs
@@ -48,6 +51,7 @@ COMMANDS = {
     "gmpq-evaluate": "train.evaluate",
     "gmpq-export": "export.tflite",
     "gmpq-report": "train.report",
+    "gmpq-cost": "train.cost",
     "gmpq-demo": "train.demo",
 }
 ROOT = Path(__file__).parent

@@ -7,11 +7,27 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from gmpq_tf.graph import kernel_size, layer_macs, searchable_layers, searchable_names
+from gmpq_tf.budget import FULL_PRECISION_BITS, bit_ops
+from gmpq_tf.graph import (
+    is_searchable,
+    kernel_size,
+    layer_macs,
+    read_graph,
+    searchable_layers,
+    searchable_names,
+)
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.space import SearchSpace
 
-FULL_PRECISION_BITS = 32
+__all__ = [
+    "FULL_PRECISION_BITS",
+    "Cost",
+    "LayerCost",
+    "bit_ops",
+    "bit_ops_range",
+    "count_cost",
+    "packed_bytes",
+]
 
 
 @dataclass(frozen=True)
@@ -22,19 +38,24 @@ class LayerCost:
         name: the layer's name.
         macs: multiply-adds for one example, over every place the layer is called.
         params: weights of the kernel.
-        weight_bits: bits of each of them.
+        input_elements: activations it reads for one example, over every such place.
+        weight_bits: bits of each kernel weight.
         activation_bits: bits of each input activation.
         bit_ops: macs * weight_bits * activation_bits.
         weight_bytes: bytes of the kernel at its bits, rounded up.
+        activation_bytes: bytes of the activations it reads at their bits, rounded up:
+            ceil(activation_bits * input_elements / 8).
     """
 
     name: str
     macs: int
     params: int
+    input_elements: int
     weight_bits: int
     activation_bits: int
     bit_ops: int
     weight_bytes: int
+    activation_bytes: int
 
 
 @dataclass(frozen=True)
@@ -46,6 +67,9 @@ class Cost:
         params: all parameters of the model.
         bit_ops: sum of the layers' bit operations.
         weight_bytes: kernels at their bits, every other parameter at 32 bits.
+        activation_bytes: sum of what the layers read. A tensor that two layers read
+            counts twice, each time at that layer's bits: this is traffic, not the
+            memory that a runtime needs at once.
         layers: the searchable layers, in graph order.
     """
 
@@ -53,34 +77,31 @@ class Cost:
     params: int
     bit_ops: int
     weight_bytes: int
+    activation_bytes: int
     layers: tuple[LayerCost, ...]
 
+    @property
+    def other_params(self) -> int:
+        """Parameters that are no kernel of a searchable layer: biases, statistics."""
+        return self.params - sum(layer.params for layer in self.layers)
 
-def bit_ops(macs: Any, weight_bits: Any, activation_bits: Any) -> Any:
-    """Returns bit operations: macs * weight_bits * activation_bits (eq. 7).
-
-    Args:
-        macs: multiply-adds; a number, an array or a tensor, like the bits.
-        weight_bits: bits of the weights, or their expectation.
-        activation_bits: bits of the activations, or their expectation.
-
-    Returns:
-        The product, of the type the arguments have.
-    """
-    return macs * weight_bits * activation_bits
+    @property
+    def other_bytes(self) -> int:
+        """Bytes of those parameters, at 32 bits."""
+        return self.weight_bytes - sum(layer.weight_bytes for layer in self.layers)
 
 
-def weight_bytes(params: int, bits: int) -> int:
-    """Returns the bytes of a packed tensor: ceil(bits * params / 8).
+def packed_bytes(count: int, bits: int) -> int:
+    """Returns the bytes of a packed tensor: ceil(bits * count / 8).
 
     Args:
-        params: number of weights in the tensor.
+        count: numbers in the tensor.
         bits: bits of each.
 
     Returns:
         Whole bytes.
     """
-    return -(-bits * params // 8)
+    return -(-bits * count // 8)
 
 
 def count_cost(model: Any, policy: BitwidthPolicy | None = None) -> Cost:
@@ -104,7 +125,8 @@ def count_cost(model: Any, policy: BitwidthPolicy | None = None) -> Cost:
         macs=sum(cost.macs for cost in costs),
         params=params,
         bit_ops=sum(cost.bit_ops for cost in costs),
-        weight_bytes=stored + weight_bytes(other, FULL_PRECISION_BITS),
+        weight_bytes=stored + packed_bytes(other, FULL_PRECISION_BITS),
+        activation_bytes=sum(cost.activation_bytes for cost in costs),
         layers=costs,
     )
 
@@ -136,23 +158,41 @@ def _layer_costs(model: Any, policy: BitwidthPolicy | None) -> tuple[LayerCost, 
     else:
         policy.check(names)
         bits = {n: (b.weight_bits, b.activation_bits) for n, b in policy.items()}
-    macs = layer_macs(model)
+    macs, elements = layer_macs(model), _input_elements(model)
     layers = zip(names, searchable_layers(model), strict=True)
     return tuple(
-        _layer_cost(name, macs[name], kernel_size(layer), *bits[name])
+        _layer_cost(name, macs[name], kernel_size(layer), elements[name], *bits[name])
         for name, layer in layers
     )
 
 
+def _input_elements(model: Any) -> dict[str, int]:
+    """Activations that each searchable layer reads for one example, over its uses."""
+    graph = read_graph(model)
+    elements: dict[str, int] = {}
+    for call in graph.calls:
+        if is_searchable(call.layer):
+            count = math.prod(graph.shapes[call.inputs[0]][1:])
+            elements[call.name] = elements.get(call.name, 0) + count
+    return elements
+
+
 def _layer_cost(
-    name: str, macs: int, params: int, weight_bits: int, activation_bits: int
+    name: str,
+    macs: int,
+    params: int,
+    input_elements: int,
+    weight_bits: int,
+    activation_bits: int,
 ) -> LayerCost:
     return LayerCost(
         name=name,
         macs=macs,
         params=params,
+        input_elements=input_elements,
         weight_bits=weight_bits,
         activation_bits=activation_bits,
         bit_ops=bit_ops(macs, weight_bits, activation_bits),
-        weight_bytes=weight_bytes(params, weight_bits),
+        weight_bytes=packed_bytes(params, weight_bits),
+        activation_bytes=packed_bytes(input_elements, activation_bits),
     )

@@ -1,70 +1,43 @@
 """A policy: how many bits each layer's weights and activations get."""
 
 import json
-import numbers
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, cast
 
+from gmpq_tf.align import align
+from gmpq_tf.bits import (
+    LAYER_KEYS,
+    LayerBits,
+    PolicyError,
+    check_bits,
+    check_candidates,
+    check_layer_bits,
+    check_pinned,
+    layer_candidates,
+)
+from gmpq_tf.budget import draw_bits
+from gmpq_tf.compare import (
+    HEADER,
+    PolicyDiff,
+    RankCorrelation,
+    diff_layers,
+    rank_correlation,
+)
 from gmpq_tf.files import write_json
-from gmpq_tf.graph import searchable_names
+from gmpq_tf.graph import layer_macs, searchable_names
+from gmpq_tf.layer_names import check_same_names, new_names
 from gmpq_tf.names import suggest
+from gmpq_tf.policy_file import FORMAT, KEYS, check_object, read_policy_file
 
-MIN_BITS = 2
-MAX_BITS = 8
-PINNED_BITS = (8, 8)
-FORMAT = 1
-MAX_FILE_BYTES = 10_000_000
-_KEYS = ("format", "model", "layers", "made_by")
-_LAYER_KEYS = ("weight_bits", "activation_bits")
-
-
-class PolicyError(ValueError):
-    """A policy, or a file that should hold one, that cannot be used."""
-
-
-def check_bits(name: str, bits: Any) -> int:
-    """Returns a bit-width as an int, or says why it is none.
-
-    Args:
-        name: what the bit-width is of, for the message.
-        bits: a whole number, 2 to 8.
-
-    Returns:
-        `bits` as a Python int.
-
-    Raises:
-        PolicyError: `bits` is not a whole number from 2 to 8.
-    """
-    whole = isinstance(bits, numbers.Integral) and not isinstance(bits, bool)
-    if not whole or not MIN_BITS <= bits <= MAX_BITS:
-        raise PolicyError(
-            f"A bit-width must be a whole number from {MIN_BITS} to {MAX_BITS}. "
-            f"Received: {name}={bits!r}. Use one of 2, 3, 4, 5, 6, 7, 8."
-        )
-    return int(bits)
-
-
-@dataclass(frozen=True)
-class LayerBits:
-    """The bit-widths of one layer.
-
-    Args:
-        weight_bits: bits of each kernel weight, 2 to 8.
-        activation_bits: bits of each input activation, 2 to 8.
-
-    Raises:
-        PolicyError: a bit-width is not a whole number from 2 to 8.
-    """
-
-    weight_bits: int
-    activation_bits: int
-
-    def __post_init__(self) -> None:
-        for name in _LAYER_KEYS:
-            object.__setattr__(self, name, check_bits(name, getattr(self, name)))
+__all__ = [
+    "BitwidthPolicy",
+    "LayerBits",
+    "PolicyError",
+    "check_bits",
+    "check_pinned",
+]
 
 
 @dataclass(frozen=True, repr=False)
@@ -73,7 +46,9 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
 
     A mapping: `policy["conv1"].weight_bits`, `for name in policy`, `policy.items()`.
     Two policies are equal when they give the same model the same bits, whoever made
-    them.
+    them. Only the layer names decide where a policy may be used: one that was searched
+    on 32-pixel images serves the same network at any image size, width or number of
+    classes.
 
     Args:
         model: name of the model the policy is for.
@@ -125,6 +100,16 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
         )
         return f"BitwidthPolicy({self.model!r}, {{{bits}}})"
 
+    def __str__(self) -> str:
+        return self.table()
+
+    def table(self) -> str:
+        """Returns the bits of every layer as lines of aligned columns."""
+        rows = [
+            (n, str(b.weight_bits), str(b.activation_bits)) for n, b in self.items()
+        ]
+        return align(HEADER, rows)
+
     @classmethod
     def uniform(
         cls,
@@ -154,6 +139,48 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
         config = {"weight_bits": weight_bits, "activation_bits": activation_bits}
         return cls(model.name, layers, {"strategy": "uniform", "config": config})
 
+    @classmethod
+    def random(
+        cls,
+        model: Any,
+        bit_ops_budget: float,
+        seed: int,
+        weight_bits: tuple[int, ...] = (2, 3, 4),
+        activation_bits: tuple[int, ...] = (2, 3, 4),
+        pinned: Mapping[str, tuple[int, int]] | None = None,
+    ) -> "BitwidthPolicy":
+        """Draws a policy at random that spends a budget: the baseline of any search.
+
+        Args:
+            model: a built functional Keras model.
+            bit_ops_budget: bit operations of one example, of which at most 3 % are left
+                where the candidates allow: up to 1 a fraction of full precision, above
+                1 a count.
+            seed: of the draw; the same one draws the same policy.
+            weight_bits: candidates of every kernel, each 2 to 8, none twice.
+            activation_bits: candidates of every layer's input, likewise.
+            pinned: layer name -> (weight_bits, activation_bits) of layers that are not
+                drawn; None is the first and last at (8, 8), {} is none.
+
+        Returns:
+            The policy of `model`, its layers in graph order.
+
+        Raises:
+            PolicyError: a candidate or a pinned layer cannot be used.
+            BudgetError: every policy of these candidates costs more.
+        """
+        names = searchable_names(model)
+        candidates = layer_candidates(names, weight_bits, activation_bits, pinned)
+        bits = draw_bits(layer_macs(model), candidates, bit_ops_budget, seed)
+        space = {
+            "weight_bits": check_candidates("weight_bits", weight_bits),
+            "activation_bits": check_candidates("activation_bits", activation_bits),
+            "pinned": None if pinned is None else {n: bits[n] for n in pinned},
+        }
+        config = {"space": space, "bit_ops_budget": bit_ops_budget}
+        made_by = {"strategy": "random", "config": config, "seed": seed}
+        return cls(model.name, bits, made_by)
+
     def check(self, names: Iterable[str]) -> None:
         """Raises unless the policy covers exactly these layers.
 
@@ -163,17 +190,80 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
         Raises:
             PolicyError: the policy lacks one of them or names another layer.
         """
-        names = list(names)
-        unknown = [name for name in self if name not in names]
-        missing = [name for name in names if name not in self]
-        if unknown or missing:
-            near = suggest(*((unknown[0], names) if unknown else (missing[0], self)))
-            raise PolicyError(
-                "A policy must name exactly the searchable layers of the model. "
-                f"Received: the policy for {self.model!r} with "
-                f"unknown={_shorten(unknown)}, missing={_shorten(missing)}. {near} "
-                "Use the model it was searched on, or search again for this model."
-            )
+        check_same_names(self.model, self, list(names))
+
+    def rename(self, renaming: str | Mapping[str, str]) -> "BitwidthPolicy":
+        """Returns the policy for a network whose layers are called otherwise.
+
+        Args:
+            renaming: text to put before every name, such as `"backbone_"`, or old name
+                -> new name; layers that are no key keep their names.
+
+        Returns:
+            The same bits under the new names, in the same order.
+
+        Raises:
+            PolicyError: a key is no layer of the policy, a new name is not text, or two
+                layers would share one name.
+        """
+        renamed = new_names(self, renaming)
+        layers = {renamed[name]: bits for name, bits in self.items()}
+        given = renaming if isinstance(renaming, str) else dict(renaming)
+        return BitwidthPolicy(self.model, layers, {**self.made_by, "renamed": given})
+
+    def merge(self, other: "BitwidthPolicy") -> "BitwidthPolicy":
+        """Returns the policy of the layers of both, like `dict | dict`.
+
+        To use the policy of a backbone in a larger model, put it over one for all of
+        its layers: `BitwidthPolicy.uniform(detector, 8, 8).merge(backbone_policy)`.
+
+        Args:
+            other: whose bits are taken for layers that both name.
+
+        Returns:
+            A policy for this one's model: its layers, then those only `other` names.
+
+        Raises:
+            PolicyError: `other` is no policy.
+        """
+        _check_policy(other)
+        config = {"policy": self.made_by, "other": other.made_by}
+        return BitwidthPolicy(
+            self.model,
+            {**self.layers, **other.layers},
+            {"strategy": "merge", "config": config},
+        )
+
+    def diff(self, other: "BitwidthPolicy") -> PolicyDiff:
+        """Returns what differs from this policy to another.
+
+        Args:
+            other: the policy after; this one is before.
+
+        Returns:
+            A `PolicyDiff`: false where nothing differs, readable as `str`.
+
+        Raises:
+            PolicyError: `other` is no policy.
+        """
+        _check_policy(other)
+        return diff_layers(self, other)
+
+    def rank_correlation(self, other: "BitwidthPolicy") -> RankCorrelation:
+        """Returns Spearman's correlation with another policy over shared layers.
+
+        Args:
+            other: any policy that shares layers.
+
+        Returns:
+            A `RankCorrelation` of weight bits and of activation bits; NaN where either
+            policy gives all shared layers the same bits, or where only one is shared.
+
+        Raises:
+            PolicyError: `other` is no policy or shares no layer.
+        """
+        _check_policy(other)
+        return rank_correlation(self, other)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the policy as JSON, whole or not at all.
@@ -182,11 +272,11 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
             path: the file to make or to replace; missing folders are made.
         """
         layers = {
-            name: {key: getattr(bits, key) for key in _LAYER_KEYS}
+            name: {key: getattr(bits, key) for key in LAYER_KEYS}
             for name, bits in self.items()
         }
         values = (FORMAT, self.model, layers, self.made_by)
-        write_json(path, dict(zip(_KEYS, values, strict=True)))
+        write_json(path, dict(zip(KEYS, values, strict=True)))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "BitwidthPolicy":
@@ -203,37 +293,17 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
             FileNotFoundError: there is no such file.
         """
         try:
-            return _parse_policy(_read_json(Path(path)))
+            return cls(*read_policy_file(path))
         except PolicyError as error:
             raise PolicyError(f"{path}: {error}") from error
 
 
-def check_pinned(
-    names: Iterable[str], pinned: Mapping[str, tuple[int, int]] | None
-) -> dict[str, tuple[int, int]]:
-    """Returns the pinned layers of a model, checked against its layer names.
-
-    Args:
-        names: the searchable layers, in graph order.
-        pinned: layer name -> (weight_bits, activation_bits), {} for none; None is the
-            first and the last layer at (8, 8).
-
-    Returns:
-        Layer name -> (weight_bits, activation_bits).
-
-    Raises:
-        PolicyError: a pinned layer is not among the names.
-    """
-    names = list(names)
-    if pinned is None:
-        return dict.fromkeys(names[:1] + names[-1:], PINNED_BITS)
-    for name in pinned:
-        if name not in names:
-            raise PolicyError(
-                "A pinned layer must be a searchable layer of the model. "
-                f"Received: pinned={name!r}. {suggest(name, names)}"
-            )
-    return dict(pinned)
+def _check_policy(other: Any) -> None:
+    if not isinstance(other, BitwidthPolicy):
+        raise PolicyError(
+            "The other policy must be a BitwidthPolicy. "
+            f"Received: other={other!r:.80}. Pass BitwidthPolicy.load(path)."
+        )
 
 
 def _checked_layers(layers: Any) -> dict[str, LayerBits]:
@@ -243,28 +313,11 @@ def _checked_layers(layers: Any) -> dict[str, LayerBits]:
             f"Received: layers={layers!r}. "
             "Pass {name: (weight_bits, activation_bits)}."
         )
-    return {name: _checked_layer(name, bits) for name, bits in layers.items()}
-
-
-def _checked_layer(name: Any, bits: Any) -> LayerBits:
-    if not isinstance(name, str) or not name:
-        raise PolicyError(
-            "A layer name must be text. "
-            f"Received: name={name!r}. Use the name of the Keras layer."
-        )
-    if isinstance(bits, LayerBits):
-        return bits
-    if not isinstance(bits, (tuple, list)) or len(bits) != 2:
-        raise PolicyError(
-            "A layer's bits must be a pair of whole numbers. "
-            f"Received: {name}={bits!r}. Pass (weight_bits, activation_bits)."
-        )
-    weight_bits = check_bits(f"{name}.weight_bits", bits[0])
-    return LayerBits(weight_bits, check_bits(f"{name}.activation_bits", bits[1]))
+    return {name: check_layer_bits(name, bits) for name, bits in layers.items()}
 
 
 def _checked_provenance(made_by: Any) -> dict[str, Any]:
-    _check_object("made_by", made_by)
+    check_object("made_by", made_by)
     try:
         # Through text and back: a saved and loaded policy says the same.
         return json.loads(json.dumps(made_by, allow_nan=False))
@@ -273,77 +326,3 @@ def _checked_provenance(made_by: Any) -> dict[str, Any]:
             f"made_by must hold plain JSON values ({error}). "
             f"Received: made_by={made_by!r}. Use text, finite numbers, lists, dicts."
         ) from error
-
-
-def _read_json(path: Path) -> Any:
-    size = path.stat().st_size
-    if size > MAX_FILE_BYTES:
-        raise PolicyError(
-            f"A policy file must not exceed {MAX_FILE_BYTES} bytes. "
-            f"Received: size={size}. Pass the policy.json of a search."
-        )
-    try:
-        text = path.read_text(encoding="utf-8")
-        return json.loads(text, object_pairs_hook=_unique_keys)
-    except PolicyError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise PolicyError(
-            f"A policy file must be JSON. Received: {error}. "
-            "Pass the policy.json of a search, or repair that place."
-        ) from error
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    seen: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in seen:
-            raise PolicyError(
-                "A name must occur once. "
-                f"Received: {key!r} twice. Delete or rename one of them."
-            )
-        seen[key] = value
-    return seen
-
-
-def _parse_policy(content: Any) -> BitwidthPolicy:
-    _check_keys("the policy", content, _KEYS)
-    if type(content["format"]) is not int or content["format"] != FORMAT:
-        raise PolicyError(
-            f"The format of a policy file must be {FORMAT}. "
-            f"Received: format={content['format']!r}. Search again, or use the "
-            "release of gmpq_tf that wrote the file."
-        )
-    _check_object("layers", content["layers"])
-    layers = {name: _parse_layer(name, x) for name, x in content["layers"].items()}
-    return BitwidthPolicy(content["model"], layers, content["made_by"])
-
-
-def _parse_layer(name: str, content: Any) -> LayerBits:
-    _check_keys(f"layer {name!r}", content, _LAYER_KEYS)
-    return _checked_layer(name, tuple(content[key] for key in _LAYER_KEYS))
-
-
-def _check_object(name: str, content: Any) -> None:
-    if not isinstance(content, Mapping):
-        raise PolicyError(
-            f"{name} must be a mapping with names as keys. "
-            f"Received: {name}={content!r:.80}. Pass {{}} or {{name: value}}."
-        )
-
-
-def _check_keys(name: str, content: Any, keys: tuple[str, ...]) -> None:
-    _check_object(name, content)
-    unknown = [key for key in content if key not in keys]
-    missing = [key for key in keys if key not in content]
-    if unknown or missing:
-        near = f" {suggest(unknown[0], keys)}" if unknown else ""
-        raise PolicyError(
-            f"{name} must have exactly the keys {', '.join(keys)}. "
-            f"Received: unknown={_shorten(unknown)}, missing={_shorten(missing)}.{near}"
-        )
-
-
-def _shorten(names: list[str], limit: int = 5) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return f"{names[:limit]}{more}"

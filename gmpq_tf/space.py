@@ -1,11 +1,17 @@
 """The search space: which bit-widths each layer may choose from."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gmpq_tf.bits import (
+    LayerBits,
+    PolicyError,
+    check_bits,
+    check_candidates,
+    layer_candidates,
+)
 from gmpq_tf.graph import searchable_names
-from gmpq_tf.policy import LayerBits, PolicyError, check_bits, check_pinned
 
 Candidates = dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
 
@@ -31,7 +37,7 @@ class SearchSpace:
 
     def __post_init__(self) -> None:
         for name in ("weight_bits", "activation_bits"):
-            bits = _checked_candidates(name, getattr(self, name))
+            bits = check_candidates(name, getattr(self, name))
             object.__setattr__(self, name, bits)
         object.__setattr__(self, "pinned", _checked_pinned(self.pinned))
 
@@ -54,12 +60,9 @@ class SearchSpace:
             PolicyError: a pinned layer is not in the model.
         """
         names = _layer_names(model_or_names)
-        pinned = check_pinned(names, self.pinned)
-        free = (self.weight_bits, self.activation_bits)
-        return {
-            name: ((pinned[name][0],), (pinned[name][1],)) if name in pinned else free
-            for name in names
-        }
+        return layer_candidates(
+            names, self.weight_bits, self.activation_bits, self.pinned
+        )
 
     def to_config(self) -> dict[str, Any]:
         """Returns the space as plain JSON values, for `from_config`."""
@@ -81,21 +84,6 @@ class SearchSpace:
             An equal space.
         """
         return cls(**config)
-
-
-def _checked_candidates(name: str, bits: Any) -> tuple[int, ...]:
-    if isinstance(bits, str) or not isinstance(bits, Iterable):
-        raise PolicyError(
-            "Candidate bits must be a sequence of whole numbers. "
-            f"Received: {name}={bits!r}. Pass for example (2, 3, 4)."
-        )
-    checked = [check_bits(name, each) for each in bits]
-    if not checked or len(set(checked)) < len(checked):
-        raise PolicyError(
-            "Candidate bits must be at least one and none twice. "
-            f"Received: {name}={bits!r}. Pass for example (2, 3, 4)."
-        )
-    return tuple(sorted(checked))
 
 
 def _checked_pinned(pinned: Any) -> dict[str, tuple[int, int]] | None:

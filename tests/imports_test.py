@@ -9,9 +9,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Each row is one place in the order; the modules of one row do not import each other.
 ORDER = [
-    ("names",),
+    ("names", "align"),
     ("files", "registry", "registration"),
     ("graph",),
+    ("bits", "budget"),
+    ("layer_names", "compare"),
+    ("policy_file",),
     ("policy",),
     ("space",),
     ("cost",),

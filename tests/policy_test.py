@@ -6,7 +6,13 @@ import keras
 import numpy as np
 import pytest
 
-from gmpq_tf.policy import BitwidthPolicy, LayerBits, PolicyError, check_pinned
+import gmpq_tf as gmpq
+from gmpq_tf.budget import BudgetError
+from gmpq_tf.cost import count_cost
+from gmpq_tf.graph import searchable_names
+from gmpq_tf.models import build_model
+from gmpq_tf.policy import BitwidthPolicy, LayerBits, PolicyError
+from gmpq_tf.space import SearchSpace
 
 LAYERS = {"conv1": (8, 8), "conv2": (3, 4), "head": (2, 5)}
 GOOD = {
@@ -66,8 +72,6 @@ def test_cannot_be_changed():
 def test_rejects_other_bits(bits):
     with pytest.raises(PolicyError, match=r"conv1\.weight_bits"):
         BitwidthPolicy("net", {"conv1": (bits, 4)})
-    with pytest.raises(PolicyError, match="Received: activation_bits"):
-        LayerBits(4, bits)
 
 
 @pytest.mark.parametrize(
@@ -196,17 +200,165 @@ def test_uniform_with_other_pins():
         BitwidthPolicy.uniform(model, 2, 2, pinned={"conv_2": (5, 6)})
 
 
-def test_check_pinned_of_one_layer():
-    assert check_pinned(["only"], None) == {"only": (8, 8)}
-
-
 def test_check_names_what_does_not_fit():
     policy = BitwidthPolicy("net", LAYERS)
     policy.check(["head", "conv2", "conv1"])
-    with pytest.raises(PolicyError, match=r"missing=\['conv3'\].*'conv"):
+    with pytest.raises(PolicyError, match=r"3 layers match the model's 4.*'conv"):
         policy.check([*LAYERS, "conv3"])
     with pytest.raises(PolicyError, match=r"unknown=\['head'\].*mean 'heads'"):
         policy.check(["conv1", "conv2", "heads"])
+
+
+def test_random_spends_its_budget_within_the_candidates():
+    model = small_model()
+    options = {"weight_bits": (6, 2, 5, 3), "activation_bits": (4, 5), "pinned": {}}
+    policy = BitwidthPolicy.random(model, bit_ops_budget=0.02, seed=1, **options)
+    spent = count_cost(model, policy).bit_ops / count_cost(model).bit_ops
+    assert 0.97 * 0.02 <= spent <= 0.02
+    assert {bits.weight_bits for bits in policy.values()} <= {2, 3, 5, 6}
+    assert {bits.activation_bits for bits in policy.values()} <= {4, 5}
+    assert policy == BitwidthPolicy.random(model, 0.02, 1, **options)
+    space = SearchSpace((2, 3, 5, 6), (4, 5), {}).to_config()
+    assert policy.made_by == {
+        "strategy": "random",
+        "config": {"space": space, "bit_ops_budget": 0.02},
+        "seed": 1,
+    }
+
+
+def test_random_pins_the_ends_or_what_it_is_told():
+    model = small_model()
+    policy = BitwidthPolicy.random(model, 0.06, 0)
+    assert policy["conv1"] == policy["head"] == LayerBits(8, 8)
+    pinned = {"conv2": LayerBits(5, 6)}
+    policy = BitwidthPolicy.random(model, 0.02, 0, pinned=pinned)
+    assert policy["conv2"] == LayerBits(5, 6)
+    assert policy.made_by["config"]["space"]["pinned"] == {"conv2": [5, 6]}
+
+
+def test_random_refuses_what_cannot_be():
+    model = small_model()
+    with pytest.raises(BudgetError, match="reaches"):
+        BitwidthPolicy.random(model, 1e-4, 0)
+    with pytest.raises(PolicyError, match="weight_bits=1"):
+        BitwidthPolicy.random(model, 0.02, 0, weight_bits=(1, 4))
+
+
+def test_table_has_one_aligned_line_a_layer():
+    policy = BitwidthPolicy("net", LAYERS)
+    assert str(policy) == policy.table()
+    assert str(policy).splitlines() == [
+        "layer  weight bits  activation bits",
+        "-----  -----------  ---------------",
+        "conv1            8                8",
+        "conv2            3                4",
+        "head             2                5",
+    ]
+
+
+def test_merge_takes_the_bits_of_the_other():
+    first = BitwidthPolicy("net", LAYERS, {"seed": 1})
+    other = BitwidthPolicy("rest", {"head": (6, 6), "neck": (7, 7)}, {"seed": 2})
+    merged = first.merge(other)
+    layers = LAYERS | {"head": (6, 6), "neck": (7, 7)}
+    assert merged == BitwidthPolicy("net", layers) and list(merged) == list(layers)
+    assert merged.made_by["config"] == {"policy": {"seed": 1}, "other": {"seed": 2}}
+    assert first == BitwidthPolicy("net", LAYERS)
+
+
+def test_diff_and_rank_correlation_of_policies():
+    first = BitwidthPolicy("net", LAYERS)
+    other = BitwidthPolicy("rest", LAYERS | {"conv1": (7, 2)})
+    assert first.diff(other).changed == {"conv1": (LayerBits(8, 8), LayerBits(7, 2))}
+    assert not first.diff(first)
+    found = first.rank_correlation(other)
+    assert (found.layers, found.weight_bits) == (3, 1.0)
+    # Ranks 3, 1, 2 against 1, 2, 3: 1 - 6 (4 + 1 + 1) / (3 * 8).
+    assert found.activation_bits == pytest.approx(-0.5)
+
+
+@pytest.mark.parametrize("method", ["merge", "diff", "rank_correlation"])
+def test_methods_of_two_policies_refuse_other_things(method):
+    with pytest.raises(PolicyError, match="must be a BitwidthPolicy"):
+        getattr(BitwidthPolicy("net", LAYERS), method)(LAYERS)
+
+
+def test_rename_keeps_bits_order_and_maker(tmp_path):
+    policy = BitwidthPolicy("net", LAYERS, {"strategy": "gmpq"})
+    renamed = policy.rename({"conv1": "conv2", "conv2": "conv1"})
+    layers = {"conv2": (8, 8), "conv1": (3, 4), "head": (2, 5)}
+    assert renamed == BitwidthPolicy("net", layers) and list(renamed) == list(layers)
+    assert renamed.made_by["strategy"] == "gmpq"
+    assert list(policy.rename("a_")) == ["a_conv1", "a_conv2", "a_head"]
+    policy.rename("a_").save(tmp_path / "policy.json")
+    loaded = BitwidthPolicy.load(tmp_path / "policy.json")
+    assert loaded.made_by == {"strategy": "gmpq", "renamed": "a_"}
+    with pytest.raises(PolicyError, match="Did you mean 'conv2'"):
+        policy.rename({"conv_2": "x"})
+
+
+@pytest.mark.parametrize(
+    ("name", "there"),
+    [
+        ("resnet18", {}),
+        ("mobilenet_v2", {}),
+        ("mobilenet_v2", {"alpha": 0.35}),
+    ],
+)
+def test_a_policy_travels_to_other_images_classes_and_widths(name, there, tmp_path):
+    small = build_model(name, (32, 32, 3), 10)
+    BitwidthPolicy.random(small, 0.011, 0).save(tmp_path / "policy.json")
+    policy = BitwidthPolicy.load(tmp_path / "policy.json")
+    large = build_model(name, (64, 64, 3), 100, **there)
+    full = {layer.name: layer.macs for layer in count_cost(large).layers}
+    expected = sum(
+        full[n] * b.weight_bits * b.activation_bits for n, b in policy.items()
+    )
+    assert count_cost(large, policy).bit_ops == expected
+    assert count_cost(large, policy).macs != count_cost(small, policy).macs
+
+
+def test_a_policy_found_at_32_pixels_quantizes_the_network_at_64():
+    policy = BitwidthPolicy.random(build_model("resnet18", (32, 32, 3), 10), 0.011, 0)
+    large = build_model("resnet18", (64, 64, 3), 100)
+    renamed = keras.Model(large.inputs, large.outputs, name="another_name")
+    student = gmpq.quantize_model(renamed, policy)
+    layers = {layer.name: layer for layer in student.layers}
+    for name, bits in policy.items():
+        assert layers[name].kernel_quantizer.bits == (bits.weight_bits,)
+        assert layers[name].input_quantizer.bits == (bits.activation_bits,)
+    assert student.output_shape == (None, 100)
+
+
+def two_inside():
+    """A model that holds small_model's layers twice, the second under other names."""
+    inner, twin = small_model(), small_model()
+    twin.name = "twin"
+    inputs = keras.Input((8, 8, 3))
+    return keras.Model(inputs, keras.layers.Add()([inner(inputs), twin(inputs)]))
+
+
+def test_a_nested_model_is_reached_by_renaming():
+    model, policy = two_inside(), BitwidthPolicy("net", LAYERS)
+    assert set(searchable_names(model)) == {*LAYERS, *(f"twin_{n}" for n in LAYERS)}
+    with pytest.raises(PolicyError, match="3 layers match the model's 6"):
+        gmpq.quantize_model(model, policy)
+    both = policy.merge(policy.rename("twin_"))
+    student = gmpq.quantize_model(model, both)
+    layers = {layer.name: layer for layer in student.layers}
+    for name, (weight_bits, activation_bits) in LAYERS.items():
+        for place in (name, f"twin_{name}"):
+            assert layers[place].kernel_quantizer.bits == (weight_bits,)
+            assert layers[place].input_quantizer.bits == (activation_bits,)
+
+
+def test_a_policy_for_another_network_is_refused_with_what_matches():
+    policy = BitwidthPolicy.uniform(build_model("resnet8", (32, 32, 3), 10), 3, 3)
+    other = build_model("resnet20", (32, 32, 3), 10)
+    with pytest.raises(PolicyError, match=r"10 layers match the model's 22.*missing="):
+        gmpq.quantize_model(other, policy)
+    with pytest.raises(PolicyError, match=r"rename_layers=prefix=net_"):
+        policy.check([f"net_{name}" for name in policy])
 
 
 def test_policy_cost_and_space_need_no_tensorflow(repo_root, tmp_path):

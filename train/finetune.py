@@ -23,7 +23,7 @@ from gmpq_tf.export.stage import RunConfig, Stage, open_stage, set_threads
 
 from gmpq_tf.data import DataConfig, Dataset, load_dataset
 from gmpq_tf.graph import searchable_names
-from gmpq_tf.policy import BitwidthPolicy, PolicyError
+from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.search.random_policy import random_policy
 from gmpq_tf.space import SearchSpace
 from gmpq_tf.transform import calibrate, quantize_model, snap_biases
@@ -31,6 +31,7 @@ from gmpq_tf.transform.distill import Distiller
 
 from .inputs import data_from_flags, file_identity, load_float_model, model_path
 from .loop import fit_epochs, policy_results, save_model
+from .policies import read_policy
 from .recipe import (
     TrainingConfig,
     make_loss,
@@ -53,6 +54,8 @@ class FinetuneConfig(TrainingConfig):
         policy: A policy file, uniform:WEIGHT_BITS,ACTIVATION_BITS (first and last
             layer at 8), or random:SEED (needs bit_ops_budget); none: the workdir's
             search/policy.json.
+        rename_layers: How the layers of the policy file are called in the model:
+            prefix=TEXT, or a JSON file {old name: new name}.
         name: Folder in the workdir for what is made.
         bit_ops_budget: Only with policy=random:SEED: bit operations it may cost, up to
             1 as a fraction of full precision, above 1 as a count.
@@ -71,6 +74,7 @@ class FinetuneConfig(TrainingConfig):
 
     model: str | None = None
     policy: str | None = None
+    rename_layers: str | None = None
     name: str = "finetune"
     bit_ops_budget: float | None = None
     weight_bits: tuple[int, ...] = (2, 3, 4)
@@ -199,19 +203,11 @@ def choose_policy(
         PolicyError: the text is none of the forms, or the file is unusable.
     """
     text = config.policy or str(Path(run.workdir) / SEARCHED_POLICY)
-    if match := re.fullmatch(r"uniform:(\d+),(\d+)", text):
-        return BitwidthPolicy.uniform(model, int(match[1]), int(match[2]))
     if match := re.fullmatch(r"random:(\d+)", text):
         space = SearchSpace(config.weight_bits, config.activation_bits)
         budget = config.bit_ops_budget or 0.0
         return random_policy(model, space, budget, int(match[1]))
-    if not Path(text).is_file():
-        raise PolicyError(
-            "A policy must be an existing file, uniform:W,A or random:SEED. "
-            f"Received: policy={text!r}. Search one with `python -m train.search` in "
-            "this workdir, or give such as --policy=uniform:3,3."
-        )
-    return BitwidthPolicy.load(text)
+    return read_policy(text, model, config.rename_layers)
 
 
 def resolved_config(

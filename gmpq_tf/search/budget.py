@@ -9,45 +9,9 @@ import numpy as np
 import tensorflow as tf
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from gmpq_tf.cost import FULL_PRECISION_BITS, bit_ops
+from gmpq_tf.budget import SLACK, BudgetError, Candidates, bit_ops
 
-SLACK = 0.03  # a policy lands within this fraction below its budget
 INTEGRAL_GAIN, PROPORTIONAL_GAIN = 0.2, 50.0
-Candidates = Mapping[str, tuple[Sequence[int], Sequence[int]]]
-
-
-class BudgetError(ValueError):
-    """A budget that no policy of the space can meet."""
-
-
-def resolve_budget(
-    budget: float, macs: Mapping[str, int], candidates: Candidates
-) -> float:
-    """Return a budget in bit operations, or refuse it with the reachable range.
-
-    Args:
-        budget: up to 1 a fraction of full precision, above 1 a count.
-        macs: multiply-adds of each layer.
-        candidates: (weight bits, activation bits) each layer may take.
-
-    Raises:
-        BudgetError: every policy of the space costs more.
-    """
-    full = sum(
-        bit_ops(m, FULL_PRECISION_BITS, FULL_PRECISION_BITS) for m in macs.values()
-    )
-    count = budget * full if budget <= 1 else float(budget)
-    low = sum(bit_ops(m, *map(min, candidates[n])) for n, m in macs.items())
-    high = sum(bit_ops(m, *map(max, candidates[n])) for n, m in macs.items())
-    if count < low:
-        raise BudgetError(
-            "No policy of the space meets the budget. "
-            f"Received: bit_ops_budget={budget!r}, which is {count / 1e9:.4g} GBOPs. "
-            f"The space reaches {low / 1e9:.4g} to {high / 1e9:.4g} GBOPs (fractions "
-            f"{low / full:.4g} to {high / full:.4g} of full precision): raise the "
-            "budget, allow fewer bits, or pin fewer layers."
-        )
-    return count
 
 
 def adapted_zeta(

@@ -20,15 +20,10 @@ from gmpq_tf.attribution import (
     resize_maps,
     split_head,
 )
-from gmpq_tf.cost import FULL_PRECISION_BITS, bit_ops
+from gmpq_tf.budget import FULL_PRECISION_BITS, bit_ops, resolve_budget
 from gmpq_tf.graph import layer_macs, read_graph
 from gmpq_tf.policy import BitwidthPolicy
-from gmpq_tf.search.budget import (
-    adapted_zeta,
-    damped_zeta,
-    most_probable_bits,
-    resolve_budget,
-)
+from gmpq_tf.search.budget import adapted_zeta, damped_zeta, most_probable_bits
 from gmpq_tf.search.config import RiskConfig
 from gmpq_tf.search.errors import DivergenceError
 from gmpq_tf.space import SearchSpace

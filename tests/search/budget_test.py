@@ -8,11 +8,9 @@ import tensorflow as tf
 
 from gmpq_tf.search.budget import (
     SLACK,
-    BudgetError,
     adapted_zeta,
     damped_zeta,
     most_probable_bits,
-    resolve_budget,
     spend_budget,
 )
 
@@ -95,14 +93,6 @@ def test_nothing_within_the_slack_takes_the_nearest_below():
         {"a": (np.array([0.9, 0.1]), np.array([0.5, 0.5]))}, candidates, macs, 12_000
     )
     assert got["a"][0] * got["a"][1] == 8  # 4 is further below, 16 is above
-
-
-def test_resolve_budget():
-    full = sum(MACS.values()) * 1024
-    assert resolve_budget(0.02, MACS, CANDIDATES) == pytest.approx(0.02 * full)
-    assert resolve_budget(75_000, MACS, CANDIDATES) == 75_000
-    with pytest.raises(BudgetError, match=r"reaches 5\.62e-05 to 0\.000118 GBOPs"):
-        resolve_budget(50_000, MACS, CANDIDATES)
 
 
 def test_zeta_follows_the_excess_over_the_budget():

@@ -3,9 +3,9 @@ from itertools import product
 import keras
 import pytest
 
+from gmpq_tf.budget import BudgetError
 from gmpq_tf.cost import count_cost
 from gmpq_tf.policy import BitwidthPolicy
-from gmpq_tf.search.budget import BudgetError
 from gmpq_tf.search.random_policy import random_policy
 from gmpq_tf.space import SearchSpace
 

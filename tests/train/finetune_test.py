@@ -70,6 +70,8 @@ def test_policies_come_from_text_or_file(float_file, quiet, tmp_path):
     path = tmp_path / "policy.json"
     uniform.save(path)
     assert choose(policy=str(path)) == uniform
+    renamed = choose(policy=str(path), rename_layers="prefix=net_")
+    assert list(renamed) == [f"net_{name}" for name in uniform]
     budget = count_cost(model, uniform).bit_ops
     drawn = choose(policy="random:7", bit_ops_budget=budget)
     assert count_cost(model, drawn).bit_ops <= budget

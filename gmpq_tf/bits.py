@@ -1,0 +1,175 @@
+"""Bit-widths: what is a valid one, and which of them each layer may have."""
+
+import numbers
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gmpq_tf.names import suggest
+
+MIN_BITS = 2
+MAX_BITS = 8
+PINNED_BITS = (8, 8)
+LAYER_KEYS = ("weight_bits", "activation_bits")
+
+
+class PolicyError(ValueError):
+    """A policy, or a file that should hold one, that cannot be used."""
+
+
+def check_bits(name: str, bits: Any) -> int:
+    """Returns a bit-width as an int, or says why it is none.
+
+    Args:
+        name: what the bit-width is of, for the message.
+        bits: a whole number, 2 to 8.
+
+    Returns:
+        `bits` as a Python int.
+
+    Raises:
+        PolicyError: `bits` is not a whole number from 2 to 8.
+    """
+    whole = isinstance(bits, numbers.Integral) and not isinstance(bits, bool)
+    if not whole or not MIN_BITS <= bits <= MAX_BITS:
+        raise PolicyError(
+            f"A bit-width must be a whole number from {MIN_BITS} to {MAX_BITS}. "
+            f"Received: {name}={bits!r}. Use one of 2, 3, 4, 5, 6, 7, 8."
+        )
+    return int(bits)
+
+
+@dataclass(frozen=True)
+class LayerBits:
+    """The bit-widths of one layer.
+
+    Args:
+        weight_bits: bits of each kernel weight, 2 to 8.
+        activation_bits: bits of each input activation, 2 to 8.
+
+    Raises:
+        PolicyError: a bit-width is not a whole number from 2 to 8.
+    """
+
+    weight_bits: int
+    activation_bits: int
+
+    def __post_init__(self) -> None:
+        for name in LAYER_KEYS:
+            object.__setattr__(self, name, check_bits(name, getattr(self, name)))
+
+
+def check_layer_bits(name: Any, bits: Any) -> LayerBits:
+    """Returns the bits of one layer, checked.
+
+    Args:
+        name: the layer's name.
+        bits: `LayerBits` or `(weight_bits, activation_bits)`.
+
+    Returns:
+        The bits.
+
+    Raises:
+        PolicyError: the name is no text, or the bits are no pair of 2 to 8.
+    """
+    if not isinstance(name, str) or not name:
+        raise PolicyError(
+            "A layer name must be text. "
+            f"Received: name={name!r}. Use the name of the Keras layer."
+        )
+    if isinstance(bits, LayerBits):
+        return bits
+    if not isinstance(bits, (tuple, list)) or len(bits) != 2:
+        raise PolicyError(
+            "A layer's bits must be a pair of whole numbers. "
+            f"Received: {name}={bits!r}. Pass (weight_bits, activation_bits)."
+        )
+    weight_bits = check_bits(f"{name}.weight_bits", bits[0])
+    return LayerBits(weight_bits, check_bits(f"{name}.activation_bits", bits[1]))
+
+
+def check_candidates(name: str, bits: Any) -> tuple[int, ...]:
+    """Returns candidate bit-widths in ascending order, checked.
+
+    Args:
+        name: what they are candidates of, for the message.
+        bits: at least one bit-width, each 2 to 8, none twice.
+
+    Returns:
+        The same, sorted.
+
+    Raises:
+        PolicyError: no candidate, one twice, or one outside 2 to 8.
+    """
+    if isinstance(bits, str) or not isinstance(bits, Iterable):
+        raise PolicyError(
+            "Candidate bits must be a sequence of whole numbers. "
+            f"Received: {name}={bits!r}. Pass for example (2, 3, 4)."
+        )
+    checked = [check_bits(name, each) for each in bits]
+    if not checked or len(set(checked)) < len(checked):
+        raise PolicyError(
+            "Candidate bits must be at least one and none twice. "
+            f"Received: {name}={bits!r}. Pass for example (2, 3, 4)."
+        )
+    return tuple(sorted(checked))
+
+
+def check_pinned(
+    names: Iterable[str], pinned: Mapping[str, tuple[int, int]] | None
+) -> dict[str, tuple[int, int]]:
+    """Returns the pinned layers of a model, checked against its layer names.
+
+    Args:
+        names: the searchable layers, in graph order.
+        pinned: layer name -> (weight_bits, activation_bits), {} for none; None is the
+            first and the last layer at (8, 8).
+
+    Returns:
+        Layer name -> (weight_bits, activation_bits).
+
+    Raises:
+        PolicyError: a pinned layer is not among the names.
+    """
+    names = list(names)
+    if pinned is None:
+        return dict.fromkeys(names[:1] + names[-1:], PINNED_BITS)
+    for name in pinned:
+        if name not in names:
+            raise PolicyError(
+                "A pinned layer must be a searchable layer of the model. "
+                f"Received: pinned={name!r}. {suggest(name, names)}"
+            )
+    return dict(pinned)
+
+
+def layer_candidates(
+    names: Iterable[str],
+    weight_bits: tuple[int, ...],
+    activation_bits: tuple[int, ...],
+    pinned: Mapping[str, tuple[int, int]] | None = None,
+) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Returns what each layer may choose from.
+
+    Args:
+        names: the searchable layers, in graph order.
+        weight_bits: candidates of every kernel, each 2 to 8, none twice.
+        activation_bits: candidates of every layer's input, likewise.
+        pinned: as for `check_pinned`; a pinned layer has one candidate of each.
+
+    Returns:
+        Layer name -> (candidate weight bits, candidate activation bits), ascending.
+
+    Raises:
+        PolicyError: a candidate or a pinned layer cannot be used.
+    """
+    names = list(names)
+    free = (
+        check_candidates("weight_bits", weight_bits),
+        check_candidates("activation_bits", activation_bits),
+    )
+    candidates = dict.fromkeys(names, free)
+    for name, pair in check_pinned(names, pinned).items():
+        bits = check_layer_bits(name, pair)
+        candidates[name] = ((bits.weight_bits,), (bits.activation_bits,))
+    return candidates
