@@ -1,16 +1,21 @@
 """Trains the float model.
 
 Writes <workdir>/pretrain/model.keras and metrics.jsonl. A trained model is taken over
-with --model=FILE --epochs=0: it is checked, measured and copied.
+with --model=FILE --epochs=0: it is checked, measured and copied. A built-in model
+starts from published weights with --weights=imagenet, or from those in a file.
 
   python -m train.pretrain --dataset=digits --model=digits_cnn --workdir=runs/digits
   python -m train.pretrain --model=resnet8.h5 --epochs=0 --scaling=0..255
+  python -m train.pretrain --model=mobilenet_v2 --weights=imagenet --scaling=-1..1 \
+      --dataset=oxford_flowers102 --epochs=10 --learning_rate=0.01
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import inspect
+from pathlib import Path
+from typing import Any, Literal
 
 import keras
 from gmpq_tf.export.app import run_main
@@ -18,7 +23,8 @@ from gmpq_tf.export.flags import from_flags
 from gmpq_tf.export.stage import RunConfig, Stage, open_stage, set_threads
 
 from gmpq_tf.data import DataConfig, Dataset, load_dataset
-from gmpq_tf.models import MODELS, load_model
+from gmpq_tf.models import MODELS, PUBLISHED, build_pretrained, load_model
+from gmpq_tf.names import suggest
 
 from .inputs import check_model, file_identity, model_path
 from .loop import fit_epochs, save_model
@@ -30,9 +36,14 @@ from .recipe import (
     make_metrics,
     make_optimizer,
     require,
+    require_positive,
 )
 
 STAGE = "pretrain"
+# Fields that the recorded configuration leaves out at their defaults, so that it is the
+# same as before they existed.
+_MODEL_OPTIONS = ("stem", "alpha")
+_OPTIONAL = (*_MODEL_OPTIONS, "weights", "weights_channels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +51,20 @@ class PretrainConfig(TrainingConfig):
     """How the float model is trained.
 
     Args:
-        model: A built-in model (digits_cnn, mobilenet_v2, resnet8, resnet18, resnet20)
-            or a .keras or .h5 file.
+        model: A built-in model (digits_cnn, mobilenet_v2, resnet8, resnet18, resnet20,
+            resnet50, resnet50_v1_5, resnet56, vgg16) or a .keras or .h5 file.
         weight_decay: Share of each weight that a step takes off at a learning rate of
             1, 0 or more.
+        weights: What a built-in model starts from: imagenet (published by
+            keras.applications for mobilenet_v2, resnet50, vgg16; fetched), a .keras,
+            .weights.h5 or .h5 file of that model (ours or keras.applications'), or a
+            torchvision state dict of mobilenet_v2, resnet18, resnet50_v1_5 as
+            .safetensors or .npz; none: new weights.
+        weights_channels: Order of colours that the weights in a file expect: bgr for
+            those that keras.applications publishes for resnet50 and vgg16.
+        stem: First layers of mobilenet_v2, resnet18, resnet50, resnet50_v1_5: imagenet
+            shrinks the image, cifar does not; auto: cifar below 64 pixels.
+        alpha: Width multiplier of mobilenet_v2, above 0.
 
     Raises:
         ValueError: a value is out of range.
@@ -55,10 +76,16 @@ class PretrainConfig(TrainingConfig):
     schedule: Schedule = "cosine"
     model: str = "resnet18"
     weight_decay: float = 5e-4
+    weights: str | None = None
+    weights_channels: Literal["rgb", "bgr"] = "rgb"
+    stem: Literal["auto", "imagenet", "cifar"] = "auto"
+    alpha: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, "weight_decay", self.weight_decay >= 0, "0 or more")
+        require_positive(self, "alpha")
+        _check_options(self)
 
 
 def pretrain(config: PretrainConfig, data: DataConfig, run: RunConfig) -> Stage:
@@ -77,7 +104,7 @@ def pretrain(config: PretrainConfig, data: DataConfig, run: RunConfig) -> Stage:
     """
     dataset = load_dataset(data)
     keras.utils.set_random_seed(data.seed)
-    model = load_model(config.model, dataset.input_shape, dataset.num_classes)
+    model = float_model(config, dataset)
     check_model(model, dataset)
     resolved = resolved_config(config, dataset, run)
     scaling = dataset.config.input_scaling().to_config()
@@ -91,6 +118,31 @@ def pretrain(config: PretrainConfig, data: DataConfig, run: RunConfig) -> Stage:
     save_model(model, stage.folder / "model.keras")
     stage.finish(measure(model, dataset))
     return stage
+
+
+def float_model(config: PretrainConfig, dataset: Dataset) -> keras.Model:
+    """Builds or reads the model that training starts from.
+
+    Args:
+        config: model and weights.
+        dataset: the images; their shape and classes set the built-in models'.
+
+    Returns:
+        The model, not compiled.
+
+    Raises:
+        ValueError: a name, a file or an option cannot be used.
+    """
+    shape, classes = dataset.input_shape, dataset.num_classes
+    options = _given(config, _MODEL_OPTIONS)
+    if config.weights is None:
+        return load_model(config.model, shape, classes, **options)
+    channels = config.weights_channels
+    pretrained = build_pretrained(
+        config.model, shape, classes, config.weights, channels, **options
+    )
+    print(*pretrained.notes, sep="\n")
+    return pretrained.model
 
 
 def compile_model(
@@ -141,14 +193,40 @@ def resolved_config(
     config: PretrainConfig, dataset: Dataset, run: RunConfig
 ) -> dict[str, Any]:
     """Returns everything the result depends on, for `open_stage`."""
-    model: Any = config.model
-    if model not in MODELS and model.endswith((".keras", ".h5")):
-        model = file_identity(model_path(run, model))
-    return {
-        **dataclasses.asdict(config),
-        "model": model,
-        "data": dataclasses.asdict(dataset.config),
-    }
+    resolved = dataclasses.asdict(config)
+    given = _given(config, _OPTIONAL)
+    resolved = {k: v for k, v in resolved.items() if k in given or k not in _OPTIONAL}
+    if config.model not in MODELS and config.model.endswith((".keras", ".h5")):
+        resolved["model"] = file_identity(model_path(run, config.model))
+    if config.weights not in (None, PUBLISHED):
+        resolved["weights"] = file_identity(Path(str(config.weights)).expanduser())
+    return {**resolved, "data": dataclasses.asdict(dataset.config)}
+
+
+def _given(config: PretrainConfig, names: tuple[str, ...]) -> dict[str, Any]:
+    """Returns the fields that are not at their defaults."""
+    defaults = {f.name: f.default for f in dataclasses.fields(config)}
+    values = {name: getattr(config, name) for name in names}
+    return {name: v for name, v in values.items() if v != defaults[name]}
+
+
+def _check_options(config: PretrainConfig) -> None:
+    """Refuses an option that was given and that the model does not have."""
+    for name in _given(config, _OPTIONAL):
+        having = [model for model in MODELS if name in _options_of(model)]
+        if config.model not in having:
+            raise ValueError(
+                f"{name} is an option of {', '.join(having)}. Received: "
+                f"model={config.model!r}, {name}={getattr(config, name)!r}. "
+                f"{suggest(config.model, having)}"
+            )
+
+
+def _options_of(model: str) -> list[str]:
+    """Returns the optional fields that a built-in model takes."""
+    arguments = inspect.signature(MODELS[model]).parameters
+    own = [name for name in _MODEL_OPTIONS if name in arguments]
+    return [*own, "weights", "weights_channels"]
 
 
 def main(argv: list[str]) -> None:

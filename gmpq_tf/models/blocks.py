@@ -6,48 +6,70 @@ from keras import layers
 
 # Short trainings see few steps; Keras's 0.99 would leave the statistics behind.
 BATCH_NORM_MOMENTUM = 0.9
+BATCH_NORM_EPSILON = 1e-3
 SMALL_IMAGE = 64  # Below this side an image network's stem must not shrink the image.
 
 
 def conv(
-    x: Any, filters: int, kernel: int, strides: int, name: str, use_bias: bool = False
+    x: Any,
+    filters: int,
+    kernel: int,
+    strides: int,
+    name: str,
+    use_bias: bool = False,
+    symmetric: bool = False,
 ) -> Any:
-    """Apply a He-initialized convolution with `same` padding.
+    """Apply a He-initialized convolution whose output has the size of its input / step.
 
     Args:
         x: Feature map `[batch, height, width, channels]`.
         filters: Output channels.
-        kernel: Side of the kernel.
+        kernel: Side of the kernel, odd.
         strides: Step along both axes.
         name: Layer name.
         use_bias: Whether the layer adds a bias.
+        symmetric: Pad both ends alike, as PyTorch does; TensorFlow's `same` pads the
+            far end more where steps leave an odd number of pixels to pad.
     """
+    x, padding = _padded(x, kernel, strides, name, symmetric)
     return layers.Conv2D(
         filters,
         kernel,
         strides,
-        padding="same",
+        padding=padding,
         use_bias=use_bias,
         kernel_initializer="he_normal",
         name=name,
     )(x)
 
 
-def depthwise(x: Any, strides: int, name: str) -> Any:
-    """Apply a He-initialized 3x3 depthwise convolution with `same` padding."""
+def depthwise(x: Any, strides: int, name: str, symmetric: bool = False) -> Any:
+    """Apply a He-initialized 3x3 depthwise convolution, padded as `conv` pads."""
+    x, padding = _padded(x, 3, strides, name, symmetric)
     return layers.DepthwiseConv2D(
         3,
         strides,
-        padding="same",
+        padding=padding,
         use_bias=False,
         depthwise_initializer="he_normal",
         name=name,
     )(x)
 
 
-def batch_norm(x: Any, name: str) -> Any:
+def _padded(
+    x: Any, kernel: int, strides: int, name: str, symmetric: bool
+) -> tuple[Any, str]:
+    """Return the input of a convolution and the padding that is left to do."""
+    if not symmetric or strides == 1 or kernel == 1:
+        return x, "same"
+    return layers.ZeroPadding2D(kernel // 2, name=f"{name}_pad")(x), "valid"
+
+
+def batch_norm(x: Any, name: str, epsilon: float = BATCH_NORM_EPSILON) -> Any:
     """Apply batch normalization over the channels."""
-    return layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, name=name)(x)
+    return layers.BatchNormalization(
+        momentum=BATCH_NORM_MOMENTUM, epsilon=epsilon, name=name
+    )(x)
 
 
 def relu(x: Any, name: str, max_value: float | None = None) -> Any:

@@ -11,7 +11,15 @@ import keras
 import gmpq_tf.layers  # noqa: F401  so that files with our layers load
 from gmpq_tf.models.digits import digits_cnn
 from gmpq_tf.models.mobilenet_v2 import mobilenet_v2
-from gmpq_tf.models.resnet import resnet8, resnet18, resnet20
+from gmpq_tf.models.resnet import (
+    resnet8,
+    resnet18,
+    resnet20,
+    resnet50,
+    resnet50_v1_5,
+    resnet56,
+)
+from gmpq_tf.models.vgg import vgg16
 from gmpq_tf.names import suggest
 from gmpq_tf.registry import lookup
 
@@ -21,6 +29,10 @@ MODELS: dict[str, Callable[..., keras.Model]] = {
     "resnet8": resnet8,
     "resnet18": resnet18,
     "resnet20": resnet20,
+    "resnet50": resnet50,
+    "resnet50_v1_5": resnet50_v1_5,
+    "resnet56": resnet56,
+    "vgg16": vgg16,
 }
 _SUFFIXES = (".keras", ".h5")
 

@@ -1,11 +1,28 @@
-"""ResNets of basic blocks (He et al., CVPR 2016, arXiv:1512.03385)."""
+"""ResNets of basic and of bottleneck blocks (He et al., CVPR 2016, arXiv:1512.03385).
 
+With `stem="imagenet"` ResNet-18 and ResNet-50 compute what torchvision's and
+keras.applications' do, padding and epsilon included, so that published weights fit.
+"""
+
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import keras
 from keras import layers
 
-from gmpq_tf.models.blocks import batch_norm, conv, head, is_small, relu
+from gmpq_tf.models.blocks import (
+    BATCH_NORM_EPSILON,
+    batch_norm,
+    conv,
+    head,
+    is_small,
+    relu,
+)
+
+_IMAGENET_EPSILON = 1e-5  # torchvision's; keras.applications has 1.001e-5.
+_IMAGENET_WIDTHS = (64, 128, 256, 512)
+_CIFAR_WIDTHS = (16, 32, 64)
 
 
 def resnet8(
@@ -25,7 +42,7 @@ def resnet8(
     """
     inputs = keras.Input(input_shape, name="image")
     x = _conv_bn_relu(inputs, 16, 3, 1, "stem", use_bias=True)
-    for stage, filters in enumerate((16, 32, 64), 1):
+    for stage, filters in enumerate(_CIFAR_WIDTHS, 1):
         strides = 1 if stage == 1 else 2
         name = f"stage{stage}_block1"
         x = _block(x, filters, strides, name, use_bias=True, shortcut_bn=False)
@@ -49,12 +66,9 @@ def resnet18(
         classifier_activation: None for logits, or such as `"softmax"`.
     """
     inputs = keras.Input(input_shape, name="image")
-    if is_small(input_shape, stem):
-        x = _conv_bn_relu(inputs, 64, 3, 1, "stem")
-    else:
-        x = _conv_bn_relu(inputs, 64, 7, 2, "stem")
-        x = layers.MaxPooling2D(3, 2, padding="same", name="stem_pool")(x)
-    x = _stages(x, widths=(64, 128, 256, 512), blocks=2)
+    x, style = _stem(inputs, stem)
+    block = functools.partial(_block, **style)
+    x = _stages(x, _IMAGENET_WIDTHS, (2, 2, 2, 2), block)
     outputs = head(x, num_classes, classifier_activation)
     return keras.Model(inputs, outputs, name="resnet18")
 
@@ -71,18 +85,110 @@ def resnet20(
         num_classes: Number of outputs.
         classifier_activation: None for logits, or such as `"softmax"`.
     """
+    return _cifar(input_shape, num_classes, 3, classifier_activation, "resnet20")
+
+
+def resnet56(
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    classifier_activation: str | None = None,
+) -> keras.Model:
+    """Build ResNet-56 for CIFAR (section 4.2), with 1x1 convolutions as shortcuts.
+
+    Args:
+        input_shape: Height, width, channels.
+        num_classes: Number of outputs.
+        classifier_activation: None for logits, or such as `"softmax"`.
+    """
+    return _cifar(input_shape, num_classes, 9, classifier_activation, "resnet56")
+
+
+def resnet50(
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    stem: str = "auto",
+    classifier_activation: str | None = None,
+) -> keras.Model:
+    """Build ResNet-50 as published: blocks shrink in their first 1x1 convolution.
+
+    Args:
+        input_shape: Height, width, channels.
+        num_classes: Number of outputs.
+        stem: As for `resnet18`.
+        classifier_activation: None for logits, or such as `"softmax"`.
+    """
+    inputs = keras.Input(input_shape, name="image")
+    outputs = _resnet50(inputs, num_classes, stem, classifier_activation, _bottleneck)
+    return keras.Model(inputs, outputs, name="resnet50")
+
+
+def resnet50_v1_5(
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    stem: str = "auto",
+    classifier_activation: str | None = None,
+) -> keras.Model:
+    """Build ResNet-50 v1.5, torchvision's: blocks shrink in their 3x3 convolution.
+
+    Args:
+        input_shape: Height, width, channels.
+        num_classes: Number of outputs.
+        stem: As for `resnet18`.
+        classifier_activation: None for logits, or such as `"softmax"`.
+    """
+    inputs = keras.Input(input_shape, name="image")
+    block = functools.partial(_bottleneck, shrink_in_3x3=True)
+    outputs = _resnet50(inputs, num_classes, stem, classifier_activation, block)
+    return keras.Model(inputs, outputs, name="resnet50_v1_5")
+
+
+def _cifar(
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    blocks: int,
+    activation: str | None,
+    name: str,
+) -> keras.Model:
     inputs = keras.Input(input_shape, name="image")
     x = _conv_bn_relu(inputs, 16, 3, 1, "stem")
-    x = _stages(x, widths=(16, 32, 64), blocks=3)
-    outputs = head(x, num_classes, classifier_activation)
-    return keras.Model(inputs, outputs, name="resnet20")
+    x = _stages(x, _CIFAR_WIDTHS, (blocks,) * 3, _block)
+    return keras.Model(inputs, head(x, num_classes, activation), name=name)
 
 
-def _stages(x: Any, widths: tuple[int, ...], blocks: int) -> Any:
-    for stage, filters in enumerate(widths, 1):
-        for block in range(1, blocks + 1):
-            strides = 2 if stage > 1 and block == 1 else 1
-            x = _block(x, filters, strides, f"stage{stage}_block{block}")
+def _resnet50(
+    inputs: Any,
+    num_classes: int,
+    stem: str,
+    activation: str | None,
+    block: Callable[..., Any],
+) -> Any:
+    x, style = _stem(inputs, stem)
+    block = functools.partial(block, **style)
+    x = _stages(x, _IMAGENET_WIDTHS, (3, 4, 6, 3), block)
+    return head(x, num_classes, activation)
+
+
+def _stem(inputs: Any, stem: str) -> tuple[Any, dict[str, Any]]:
+    """Apply the first layers; return also how the blocks pad and normalize.
+
+    For small images no weights are published, and `same` needs no layer to pad.
+    """
+    if is_small(tuple(inputs.shape[1:]), stem):
+        return _conv_bn_relu(inputs, 64, 3, 1, "stem"), {}
+    style: dict[str, Any] = {"symmetric": True, "epsilon": _IMAGENET_EPSILON}
+    x = _conv_bn_relu(inputs, 64, 7, 2, "stem", **style)
+    # After a ReLU zeros are what padding with minus infinity would be.
+    x = layers.ZeroPadding2D(1, name="stem_pool_pad")(x)
+    return layers.MaxPooling2D(3, 2, name="stem_pool")(x), style
+
+
+def _stages(
+    x: Any, widths: tuple[int, ...], blocks: tuple[int, ...], block: Callable[..., Any]
+) -> Any:
+    for stage, (filters, count) in enumerate(zip(widths, blocks, strict=True), 1):
+        for number in range(1, count + 1):
+            strides = 2 if stage > 1 and number == 1 else 1
+            x = block(x, filters, strides, f"stage{stage}_block{number}")
     return x
 
 
@@ -93,16 +199,41 @@ def _block(
     name: str,
     use_bias: bool = False,
     shortcut_bn: bool = True,
+    symmetric: bool = False,
+    epsilon: float = BATCH_NORM_EPSILON,
 ) -> Any:
     """Apply a basic block: two 3x3 convolutions beside a shortcut."""
-    y = _conv_bn_relu(x, filters, 3, strides, name, "1", use_bias)
+    y = _conv_bn_relu(x, filters, 3, strides, name, "1", use_bias, symmetric, epsilon)
     y = conv(y, filters, 3, 1, f"{name}_conv2", use_bias)
-    y = batch_norm(y, f"{name}_bn2")
+    y = batch_norm(y, f"{name}_bn2", epsilon)
     if strides != 1 or x.shape[-1] != filters:
         x = conv(x, filters, 1, strides, f"{name}_shortcut", use_bias)
-        x = batch_norm(x, f"{name}_shortcut_bn") if shortcut_bn else x
+        x = batch_norm(x, f"{name}_shortcut_bn", epsilon) if shortcut_bn else x
     x = layers.Add(name=f"{name}_add")([x, y])
     return relu(x, f"{name}_relu2")
+
+
+def _bottleneck(
+    x: Any,
+    filters: int,
+    strides: int,
+    name: str,
+    shrink_in_3x3: bool = False,
+    symmetric: bool = False,
+    epsilon: float = BATCH_NORM_EPSILON,
+) -> Any:
+    """Apply a bottleneck block: 1x1, 3x3 and 1x1 convolution beside a shortcut."""
+    first, second = (1, strides) if shrink_in_3x3 else (strides, 1)
+    style: dict[str, Any] = {"symmetric": symmetric, "epsilon": epsilon}
+    y = _conv_bn_relu(x, filters, 1, first, name, "1", **style)
+    y = _conv_bn_relu(y, filters, 3, second, name, "2", **style)
+    y = conv(y, 4 * filters, 1, 1, f"{name}_conv3")
+    y = batch_norm(y, f"{name}_bn3", epsilon)
+    if strides != 1 or x.shape[-1] != 4 * filters:
+        x = conv(x, 4 * filters, 1, strides, f"{name}_shortcut")
+        x = batch_norm(x, f"{name}_shortcut_bn", epsilon)
+    x = layers.Add(name=f"{name}_add")([x, y])
+    return relu(x, f"{name}_relu3")
 
 
 def _conv_bn_relu(
@@ -113,7 +244,9 @@ def _conv_bn_relu(
     name: str,
     number: str = "",
     use_bias: bool = False,
+    symmetric: bool = False,
+    epsilon: float = BATCH_NORM_EPSILON,
 ) -> Any:
-    x = conv(x, filters, kernel, strides, f"{name}_conv{number}", use_bias)
-    x = batch_norm(x, f"{name}_bn{number}")
+    x = conv(x, filters, kernel, strides, f"{name}_conv{number}", use_bias, symmetric)
+    x = batch_norm(x, f"{name}_bn{number}", epsilon)
     return relu(x, f"{name}_relu{number}")

@@ -23,7 +23,7 @@ def randomize(model):
         weight.assign(1 + np.abs(value) if is_scale else value)
 
 
-@pytest.mark.parametrize("alpha", [0.35, 1.0, 1.4])
+@pytest.mark.parametrize("alpha", [0.35, 0.5, 1.0, 1.4])
 def test_agrees_with_keras_applications(alpha):
     reference = keras.applications.MobileNetV2(
         (96, 96, 3), alpha, weights=None, classes=10, classifier_activation=None
@@ -43,6 +43,23 @@ def test_small_images_keep_a_feature_map():
     assert model.get_layer("head_relu").output.shape == (None, 4, 4, 1280)
     shrunk = build_model("mobilenet_v2", (32, 32, 3), 10, stem="imagenet")
     assert shrunk.get_layer("head_relu").output.shape == (None, 1, 1, 1280)
+
+
+@pytest.mark.parametrize("side", [64, 65])
+def test_symmetric_padding_keeps_every_size(side):
+    sizes = [
+        [
+            layer.output.shape
+            for layer in build_model(
+                "mobilenet_v2", (side, side, 3), 2, alpha=0.35, padding=padding
+            ).layers
+            if not layer.name.endswith("_pad")
+        ]
+        for padding in ("same", "symmetric")
+    ]
+    assert sizes[0] == sizes[1]
+    with pytest.raises(ValueError, match="padding='valid'"):
+        build_model("mobilenet_v2", (8, 8, 3), 2, padding="valid")
 
 
 def test_layer_names():

@@ -1,10 +1,13 @@
 """Every built-in model, and model files good and bad."""
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
 
 from gmpq_tf.models import MODELS, ModelFileError, build_model, load_model
+from tests.models.golden_names import NAMES
 
 
 def layer_names(model):
@@ -19,29 +22,59 @@ def small_model():
     return keras.Model(inputs, keras.layers.Dense(3, name="dense")(x))
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_names_depend_on_nothing_but_the_model(name):
-    one = build_model(name, (32, 32, 3), 10)
-    other = build_model(name, (48, 40, 1), 3)
-    assert one.name == name
+@pytest.fixture(scope="module", params=MODELS)
+def pair(request):
+    """A model built twice: other image size, colours, classes and activation."""
+    one = build_model(request.param, (32, 32, 3), 10)
+    softmax = {"classifier_activation": "softmax"}
+    return one, build_model(request.param, (48, 40, 1), 3, **softmax)
+
+
+def searchable(model):
+    kinds = (
+        keras.layers.Conv2D,
+        keras.layers.DepthwiseConv2D,
+        keras.layers.Dense,
+    )
+    return [layer.name for layer in model.layers if isinstance(layer, kinds)]
+
+
+def test_names_depend_on_nothing_but_the_model(pair):
+    one, other = pair
+    assert one.name == other.name
     assert layer_names(one) == layer_names(other)
     assert other.output_shape == (None, 3)
+    assert sorted(searchable(one)) == sorted(NAMES[one.name].split())
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_outputs_are_logits_unless_asked(name):
-    head = build_model(name, (32, 32, 3), 10).get_layer("head_dense")
-    assert head.activation is keras.activations.linear
-    model = build_model(name, (32, 32, 3), 10, classifier_activation="softmax")
-    assert model.get_layer("head_dense").activation is keras.activations.softmax
+def test_every_model_has_golden_names():
+    assert set(NAMES) == set(MODELS)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_keras_file_round_trip(name, tmp_path):
-    model = build_model(name, (8, 8, 1), 4)
+@pytest.mark.parametrize("name", NAMES)
+def test_searchable_layers_do_not_depend_on_the_stem(name):
+    arguments = inspect.signature(MODELS[name]).parameters
+    choices = {
+        "stem": ("imagenet", "cifar"),
+        "padding": ("same", "symmetric"),
+        "alpha": (0.5, 1.4),
+    }
+    for option in choices.keys() & arguments.keys():
+        for value in choices[option]:
+            model = build_model(name, (32, 32, 3), 2, **{option: value})
+            assert sorted(searchable(model)) == sorted(NAMES[name].split())
+
+
+def test_outputs_are_logits_unless_asked(pair):
+    activations = [model.get_layer("head_dense").activation for model in pair]
+    assert activations == [keras.activations.linear, keras.activations.softmax]
+
+
+def test_keras_file_round_trip(pair, tmp_path):
+    model, _ = pair
     model.save(tmp_path / "model.keras")
     loaded = load_model(tmp_path / "model.keras")
-    images = np.random.default_rng(0).random((2, 8, 8, 1), np.float32)
+    images = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
     np.testing.assert_allclose(loaded(images), model(images), rtol=1e-6, atol=1e-6)
     assert layer_names(loaded) == layer_names(model)
 

@@ -26,8 +26,51 @@ def basic_blocks_count(widths, blocks):
     return total
 
 
+def bottlenecks_count(widths, blocks):
+    """1x1, 3x3 and 1x1 convolution without bias, each normalized; four times wider."""
+    total, channels = 0, widths[0]
+    for width, count in zip(widths, blocks, strict=True):
+        for block in range(count):
+            total += channels * width + 9 * width * width + 4 * width * width
+            total += 2 * (width + width + 4 * width)
+            total += (channels + 2) * 4 * width if block == 0 else 0
+            channels = 4 * width
+    return total
+
+
 def test_resnet18_has_the_published_number_of_parameters():
-    assert trainable_count(build_model("resnet18", (224, 224, 3), 1000)) == 11_689_512
+    stem, classifier = 7 * 7 * 3 * 64 + 2 * 64, 513 * 1000
+    expected = stem + basic_blocks_count((64, 128, 256, 512), 2) + classifier
+    assert expected == 11_689_512  # torchvision's
+    assert trainable_count(build_model("resnet18", (224, 224, 3), 1000)) == expected
+
+
+@pytest.mark.parametrize("name", ["resnet50", "resnet50_v1_5"])
+def test_resnet50_has_the_published_number_of_parameters(name):
+    stem, classifier = 7 * 7 * 3 * 64 + 2 * 64, 2049 * 1000
+    blocks = bottlenecks_count((64, 128, 256, 512), (3, 4, 6, 3))
+    assert stem + blocks + classifier == 25_557_032  # torchvision's
+    model = build_model(name, (64, 64, 3), 1000)
+    assert trainable_count(model) == stem + blocks + classifier
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "second"), [("resnet50", 2, 1), ("resnet50_v1_5", 1, 2)]
+)
+def test_where_bottlenecks_shrink(name, first, second):
+    model = build_model(name, (64, 64, 3), 2)
+    for stage, side in ((1, 16), (2, 8), (3, 4), (4, 2)):
+        block = f"stage{stage}_block1"
+        strides = [model.get_layer(f"{block}_conv{i}").strides[0] for i in (1, 2, 3)]
+        assert strides == ([1, 1, 1] if stage == 1 else [first, second, 1])
+        width = 256 * 2 ** (stage - 1)
+        shape = model.get_layer(f"{block}_relu3").output.shape
+        assert shape == (None, side, side, width)
+
+
+def test_resnet56_count_is_the_closed_form():
+    expected = 27 * 16 + 32 + basic_blocks_count((16, 32, 64), 9) + 650
+    assert trainable_count(build_model("resnet56", (32, 32, 3), 10)) == expected
 
 
 def test_resnet18_for_small_images_keeps_their_size():
@@ -81,8 +124,10 @@ def test_resnet8_layer_names_are_golden():
     ]
 
 
-@pytest.mark.parametrize("name", ["resnet8", "resnet18", "resnet20"])
-@pytest.mark.parametrize("shape", [(8, 8, 1), (33, 47, 3)])
+@pytest.mark.parametrize(
+    "name", ["resnet8", "resnet18", "resnet20", "resnet50", "resnet50_v1_5"]
+)
+@pytest.mark.parametrize("shape", [(8, 8, 1), (33, 47, 3), (67, 65, 3)])
 def test_any_size_gives_finite_logits(name, shape):
     model = build_model(name, shape, 7)
     logits = model(np.random.default_rng(0).random((2, *shape), np.float32))
@@ -98,3 +143,11 @@ def test_resnet8_is_mlperf_tiny_layer_for_layer(shared_dir):
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3))
     images = images.astype(np.float32)
     np.testing.assert_allclose(model(images), reference([images]), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_epsilon_is_that_of_the_published_network(name):
+    """torch.nn.BatchNorm2d's; small-image variants keep Keras's."""
+    for stem, epsilon in (("imagenet", 1e-5), ("cifar", 1e-3)):
+        model = build_model(name, (32, 32, 3), 2, stem=stem)
+        assert {getattr(x, "epsilon", epsilon) for x in model.layers} == {epsilon}

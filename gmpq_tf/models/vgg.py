@@ -1,0 +1,50 @@
+"""VGG-16 (Simonyan and Zisserman, ICLR 2015, arXiv:1409.1556)."""
+
+from typing import Any
+
+import keras
+from keras import layers
+
+from gmpq_tf.models.blocks import conv, relu
+
+# Width and number of the convolutions before each pool: column D of table 1.
+_STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
+_HIDDEN = 4096
+
+
+def vgg16(
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    classifier_activation: str | None = None,
+) -> keras.Model:
+    """Build VGG-16.
+
+    Unlike the paper there is no dropout between the dense layers, as in
+    keras.applications.
+
+    Args:
+        input_shape: Height, width, channels; the first dense layer has one input for
+            each value of the last feature map, so its kernel depends on the size.
+        num_classes: Number of outputs.
+        classifier_activation: None for logits, or such as `"softmax"`.
+    """
+    x = inputs = keras.Input(input_shape, name="image")
+    for stage, (filters, convolutions) in enumerate(_STAGES, 1):
+        for number in range(1, convolutions + 1):
+            x = conv(x, filters, 3, 1, f"stage{stage}_conv{number}", use_bias=True)
+            x = relu(x, f"stage{stage}_relu{number}")
+        x = _halve(x, f"stage{stage}_pool")
+    x = layers.Flatten(name="head_flatten")(x)
+    for name in ("head_fc1", "head_fc2"):
+        x = layers.Dense(_HIDDEN, kernel_initializer="he_normal", name=name)(x)
+        x = relu(x, f"{name}_relu")
+    x = layers.Dense(num_classes, activation=classifier_activation, name="head_dense")(
+        x
+    )
+    return keras.Model(inputs, x, name="vgg16")
+
+
+def _halve(x: Any, name: str) -> Any:
+    """Apply a 2x2 maximum pool, which leaves a side of one pixel as it is."""
+    padding = "same" if min(x.shape[1:3]) < 2 else "valid"
+    return layers.MaxPooling2D(2, padding=padding, name=name)(x)
