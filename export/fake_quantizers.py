@@ -18,7 +18,12 @@ import tensorflow as tf
 from gmpq_tf.layers import QUANT_LAYERS
 from gmpq_tf.policy import check_bits
 from gmpq_tf.quantizers import INPUT_QUANTIZERS, KERNEL_QUANTIZERS
-from gmpq_tf.quantizers.grid import code_limit, power_of_two, symmetric_limit
+from gmpq_tf.quantizers.grid import (
+    code_limit,
+    lowest_code,
+    power_of_two,
+    symmetric_limit,
+)
 from gmpq_tf.quantizers.input_quantizer import DEFAULT_INPUT_QUANTIZER
 from gmpq_tf.quantizers.kernel_quantizer import DEFAULT_KERNEL_QUANTIZER
 from gmpq_tf.quantizers.lsq import scale_gradient
@@ -128,7 +133,7 @@ class InputFakeQuantizer:
             zero = tf.round(-low / span * limit)
         largest = tf.maximum(span, 1e-6)[None] / limit
         sample = tf.reshape(inputs, [-1, 1])[:SAMPLE]
-        lowest = -limit if self.signed else -zero
+        lowest = float(lowest_code(self.bits, bool(self.signed))) - zero
         step = least_error_step(
             sample, largest, lowest, limit - zero, self.power_of_two
         )

@@ -63,7 +63,7 @@ def same_padding(
 
 def read_order(count: int, size: int, stride: int, dilation: int) -> np.ndarray:
     """Positions that `count` windows read, window after window."""
-    starts = np.arange(count)[:, None] * stride
+    starts: np.ndarray = np.arange(count)[:, None] * stride
     return (starts + np.arange(size) * dilation).ravel()
 
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras import ops
 
 from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
+from gmpq_tf.quantizers.straight_through import round_half_even
 
 
 class Quantized:
@@ -44,6 +45,41 @@ class Quantized:
             if quantizer is not None and not quantizer.built:  # loading builds them
                 quantizer.build(shape)
 
+    def operands(
+        self, inputs: tf.Tensor, training: bool | None
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+        """What the layer multiplies: input, kernel, and the unit of the product.
+
+        Outside training the operands are integer codes: float32 adds their products
+        without rounding, as integer kernels do, as long as sums stay below 2^24. The
+        unit, one a channel, is then the product of the steps; else it is None, as in
+        narrower floats, which sums would leave.
+        """
+        kernel = tf.convert_to_tensor(self.kernel)  # type: ignore[attr-defined]
+        x, w = self.quantize_input(inputs), self.quantize_kernel(kernel)
+        if training or x.dtype != tf.float32 or not self._is_integer():
+            return x, w, None
+        input_step = tf.cast(self.input_quantizer.step_tensor(), x.dtype)
+        kernel_steps = tf.cast(self.kernel_quantizer.steps_tensor(kernel), x.dtype)
+        unit = tf.reshape(input_step * kernel_steps, [-1])
+        return _codes(x, input_step), _codes(w, kernel_steps), unit
+
+    def add_bias(self, outputs: tf.Tensor, unit: tf.Tensor | None) -> tf.Tensor:
+        """What follows the product: its unit, the bias, the activation."""
+        if unit is not None:
+            outputs = outputs * unit
+        if self.bias is not None:  # type: ignore[attr-defined]
+            outputs = ops.add(outputs, self.bias)  # type: ignore[attr-defined]
+        activation = self.activation  # type: ignore[attr-defined]
+        return outputs if activation is None else activation(outputs)
+
+    def _is_integer(self) -> bool:
+        """Whether both operands are on a grid: not while calibration observes."""
+        x, w = self.input_quantizer, self.kernel_quantizer
+        if x is None or w is None or x.observer is not None or not w.enabled:
+            return False
+        return len(x.bits) == len(w.bits) == 1
+
     def quantize_input(self, inputs: tf.Tensor) -> tf.Tensor:
         """Activations as the layer computes with them."""
         if self.input_quantizer is None:
@@ -54,7 +90,6 @@ class Quantized:
         """Kernel as the layer computes with it."""
         if self.kernel_quantizer is None:
             return kernel
-        kernel = tf.convert_to_tensor(kernel)
         return tf.cast(self.kernel_quantizer(kernel), kernel.dtype)
 
     def get_config(self) -> dict:
@@ -65,6 +100,11 @@ class Quantized:
             "input_quantizer": serialize(self.input_quantizer),
             "kernel_quantizer": serialize(self.kernel_quantizer),
         }
+
+
+def _codes(values: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+    """Integer codes of values on a grid; Grad-CAM sees the division only."""
+    return round_half_even(values * (1 / step))
 
 
 def _quantizer(value: Any) -> Any:
@@ -80,11 +120,10 @@ class QuantConv2D(Quantized, keras.layers.Conv2D):
     searchable_kind = "Conv2D"
     shared_axes = (0, 1, 2)
 
-    def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Convolve the quantized input with the quantized kernel."""
-        return super().convolution_op(
-            self.quantize_input(inputs), self.quantize_kernel(kernel)
-        )
+        x, kernel, unit = self.operands(inputs, training)
+        return self.add_bias(self.convolution_op(x, kernel), unit)
 
 
 @keras.saving.register_keras_serializable("gmpq_tf")
@@ -94,19 +133,18 @@ class QuantDepthwiseConv2D(Quantized, keras.layers.DepthwiseConv2D):
     searchable_kind = "DepthwiseConv2D"
     shared_axes = (0, 1)
 
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Convolve each channel of the quantized input on its own."""
+        x, kernel, unit = self.operands(inputs, training)
         outputs = ops.depthwise_conv(
-            self.quantize_input(inputs),
-            self.quantize_kernel(self.kernel),
+            x,
+            kernel,
             strides=self.strides,
             padding=self.padding,
             dilation_rate=self.dilation_rate,
             data_format=self.data_format,
         )
-        if self.use_bias:
-            outputs = ops.add(outputs, self.bias)
-        return outputs if self.activation is None else self.activation(outputs)
+        return self.add_bias(outputs, unit)
 
 
 @keras.saving.register_keras_serializable("gmpq_tf")
@@ -118,8 +156,5 @@ class QuantDense(Quantized, keras.layers.Dense):
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Multiply the quantized input by the quantized kernel."""
-        kernel = self.quantize_kernel(self.kernel)
-        outputs = ops.matmul(self.quantize_input(inputs), kernel)
-        if self.bias is not None:
-            outputs = ops.add(outputs, self.bias)
-        return outputs if self.activation is None else self.activation(outputs)
+        x, kernel, unit = self.operands(inputs, training)
+        return self.add_bias(ops.matmul(x, kernel), unit)

@@ -29,6 +29,15 @@ def code_limit(bits: int, signed: bool) -> int:
     return symmetric_limit(bits) if signed else unsigned_limit(bits)
 
 
+def lowest_code(bits: int, signed: bool) -> int:
+    """Smallest code of an activation grid: `-2^(b-1)`, or 0 of an unsigned one.
+
+    Unlike a kernel's, a signed activation's grid has the code without a counterpart, as
+    in LSQ: integer kernels saturate there for nothing.
+    """
+    return -(2 ** (check_bits("bits", bits) - 1)) if signed else 0
+
+
 def power_of_two(step: tf.Tensor) -> tf.Tensor:
     """Nearest power of two (in the logarithm) of a positive step, gradient of identity.
 

@@ -110,6 +110,10 @@ class InputQuantizer(keras.layers.Layer):
         limits = [code_limit(b, bool(self.signed)) for b in self.bits]
         return 1.0 / np.sqrt(np.array(limits, "float32") * max(features, 1))
 
+    def step_tensor(self) -> tf.Tensor:
+        """Step of the only branch, a scalar."""
+        return self._step_and_codes(0)[0]
+
     def step(self, branch: int = 0) -> float:
         """Step of a branch, exactly as `call` uses it in float32."""
         return float(self._step_and_codes(branch)[0])

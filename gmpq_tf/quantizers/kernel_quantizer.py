@@ -109,6 +109,12 @@ class KernelQuantizer(keras.layers.Layer):
         steps = [max_abs_step(kernel, b, self.shared_axes) for b in self.bits]
         return tf.stop_gradient(tf.stack(steps))
 
+    def steps_tensor(self, kernel: tf.Tensor) -> tf.Tensor:
+        """Steps of the only branch, shaped to broadcast against the kernel."""
+        if self.method == "lsq":
+            return self._learned_steps()[0]
+        return self._max_abs_steps(kernel)[0]
+
     def step(self, kernel: Any, branch: int = 0) -> np.ndarray:
         """Steps of a branch, shaped to broadcast against the kernel."""
         if self.method == "max_abs":

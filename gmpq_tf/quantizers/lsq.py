@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from gmpq_tf.quantizers.grid import code_limit, symmetric_limit
+from gmpq_tf.quantizers.grid import code_limit, lowest_code, symmetric_limit
 from gmpq_tf.quantizers.straight_through import round_half_even, round_half_up
 
 
@@ -20,7 +20,7 @@ def lsq(
         x: activations, any shape.
         input_range: `a = hi * s > 0`, a scalar in the units of `x`.
         bits: 2 to 8.
-        signed: codes `-(2^(b-1)-1) .. 2^(b-1)-1` instead of `0 .. 2^b-1`.
+        signed: codes `-2^(b-1) .. 2^(b-1)-1` instead of `0 .. 2^b-1`.
 
     Returns:
         Tensor like `x` with at most `2^bits` distinct values.
@@ -30,7 +30,7 @@ def lsq(
     learning rate suits every scale.
     """
     limit = tf.cast(code_limit(bits, signed), x.dtype)
-    step, low = input_range / limit, -limit if signed else tf.zeros_like(limit)
+    step, low = input_range / limit, tf.cast(lowest_code(bits, signed), x.dtype)
     codes = tf.minimum(tf.maximum(x / step, low), limit)
     return round_half_up(codes) * step
 

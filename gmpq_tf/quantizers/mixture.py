@@ -8,7 +8,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from gmpq_tf.quantizers.fused import compiled, sums
-from gmpq_tf.quantizers.grid import code_limit, power_of_two
+from gmpq_tf.quantizers.grid import code_limit, lowest_code, power_of_two
 from gmpq_tf.quantizers.straight_through import floor_half_up
 
 
@@ -61,7 +61,7 @@ def step_and_codes(
         step = power_of_two(step)
     if signed is None:
         return step, -zero_code, limit - zero_code
-    return step, -limit if signed else tf.zeros_like(limit), limit
+    return step, tf.cast(lowest_code(bits, signed), limit.dtype), limit
 
 
 @functools.cache

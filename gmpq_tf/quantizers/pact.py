@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from gmpq_tf.quantizers.grid import code_limit
+from gmpq_tf.quantizers.grid import code_limit, lowest_code
 from gmpq_tf.quantizers.straight_through import round_half_up, straight_through
 
 
@@ -15,7 +15,8 @@ def pact(
 
     `y = clip(x, 0, a)`, `q = round(y / s) s` with `s = a / (2^b - 1)`;
     `dq/dx = 1` inside the range and 0 outside, `dq/da = 1` where `x >= a`, else 0.
-    Signed: `y = clip(x, -a, a)`, `s = a / (2^(b-1) - 1)`, `dq/da = -1` below `-a`.
+    Signed: `s = a / (2^(b-1) - 1)`, `y = clip(x, -2^(b-1) s, a)`, and `dq/da` below the
+    range is the slope of that bound, `-2^(b-1) / (2^(b-1) - 1)`.
 
     Args:
         x: activations, any shape.
@@ -30,7 +31,7 @@ def pact(
     Networks", 2018, equations 1-3.
     """
     limit = tf.cast(code_limit(bits, signed), x.dtype)
-    low = -input_range if signed else tf.zeros_like(input_range)
+    low = input_range * (tf.cast(lowest_code(bits, signed), x.dtype) / limit)
     clipped = tf.minimum(tf.maximum(x, low), input_range)
     step = tf.stop_gradient(input_range) / limit
     codes = round_half_up(tf.stop_gradient(clipped) / step)

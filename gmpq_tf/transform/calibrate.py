@@ -8,11 +8,15 @@ from contextlib import contextmanager
 import keras
 import numpy as np
 
+from gmpq_tf.graph import read_graph
 from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
-from gmpq_tf.quantizers.grid import code_limit
+from gmpq_tf.quantizers.grid import code_limit, lowest_code
+from gmpq_tf.transform.placement import PREPROCESSING, TRANSPARENT
 
 SAMPLES_PER_BATCH = 16_384
 HALVES, OFF_HALVES = 0.5, 2.0**-10
+# Codes of rescaled pixels would lie anywhere between two, and all at the same place.
+OFF_INPUT_STEPS = 2.0**-6
 FRACTIONS = np.geomspace(0.02, 1.0, 60)
 
 
@@ -76,10 +80,11 @@ def calibrate(
                 break
             inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
             model(inputs, training=False)
+    scaled = _scaled_inputs(model)
     for quantizer, observer in zip(quantizers, observers, strict=True):
         _check_observed(quantizer, observer)
         for branch in range(len(quantizer.bits)):
-            step, zero = best_grid(observer, quantizer, branch)
+            step, zero = best_grid(observer, quantizer, branch, id(quantizer) in scaled)
             quantizer.set_branch(branch, step, zero)
 
 
@@ -94,10 +99,29 @@ def is_calibrated(model: keras.Model) -> bool:
     return all(float(q.calibrated) > 0 for q in input_quantizers(model))
 
 
+def _scaled_inputs(model: keras.Model) -> set[int]:
+    """Ids of the quantizers that read model inputs scaled inside the model."""
+    scaled: set[int] = set()
+    found: set[int] = set()
+    for call in read_graph(model).calls:
+        if call.kind in PREPROCESSING:
+            scaled.update(call.outputs)
+        elif call.inputs and call.inputs[0] in scaled:
+            found.add(id(getattr(call.layer, "input_quantizer", call.layer)))
+            if call.kind == "InputQuantizer" or call.kind in TRANSPARENT:
+                scaled.update(call.outputs)
+    return found
+
+
 def best_grid(
-    observer: Observer, quantizer: InputQuantizer, branch: int
+    observer: Observer, quantizer: InputQuantizer, branch: int, scaled: bool = False
 ) -> tuple[float, int]:
-    """Step, and code of the zero, of least squared error on the observed values."""
+    """Step, and code of the zero, of least squared error on the observed values.
+
+    Where inputs are scaled inside the model, and the zero is placed, a step slightly
+    larger than the scaled one of the input spreads the values between the codes, so
+    that few lie beside a half, where integer kernels may round either way.
+    """
     bits, signed = quantizer.bits[branch], quantizer.signed
     limit = code_limit(bits, bool(signed))
     low, high = min(observer.low, 0.0), max(observer.high, 0.0)
@@ -105,6 +129,8 @@ def best_grid(
         step = max(high - low, 1e-6) / limit
         if quantizer.power_of_two:
             step = 2.0 ** np.ceil(np.log2(step))
+        elif scaled:
+            step *= 1 + OFF_INPUT_STEPS
         elif _share_of_halves(observer.sample, step) > HALVES:
             step *= 1 + OFF_HALVES
         return step, round(-low / step)
@@ -112,7 +138,7 @@ def best_grid(
     steps = largest * FRACTIONS / limit
     if quantizer.power_of_two:
         steps = np.unique(2.0 ** np.round(np.log2(steps)))
-    lowest = -limit if signed else 0
+    lowest = lowest_code(bits, signed)
     errors = [_squared_error(observer.sample, s, lowest, limit) for s in steps]
     return float(steps[int(np.argmin(errors))]), 0
 

@@ -150,7 +150,7 @@ def test_activations_against_numpy(bits, signed, nested):
     variables["zero_code"].assign([zero])
     if nested:
         step = 2.0 ** np.round(np.log2(step))
-    low = -limit if signed else -zero
+    low = -limit - 1 if signed else -zero
     wanted = grid_values(x, step, low, limit - zero, half_up=True)
     received = quantizer(tf.constant(x), False, variables)
     np.testing.assert_allclose(received, wanted, rtol=1e-5, atol=1e-6)

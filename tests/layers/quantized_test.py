@@ -103,8 +103,45 @@ def test_it_is_the_stock_layer_on_quantized_operands(case):
     stock.build(x.shape)
     kernel = ours.kernel_quantizer(tf.convert_to_tensor(ours.kernel)).numpy()
     stock.set_weights([kernel, *([ours.bias] if ours.use_bias else [])])
-    operand = np.floor(np.clip(x * 4, -7, 7) + 0.5) / 4
-    np.testing.assert_array_equal(ours(x), stock(operand.astype("float32")))
+    operand = np.floor(np.clip(x * 4, -8, 7) + 0.5) / 4
+    expected = stock(operand.astype("float32"))
+    np.testing.assert_array_equal(ours(x, training=True), expected)
+    np.testing.assert_allclose(ours(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_outside_training_sums_are_those_of_integer_kernels(case):
+    """Codes are added without rounding; one product with the unit follows."""
+    kind, arguments, x = case
+    arguments |= {"use_bias": False, "activation": None}
+    ours = QUANT_LAYERS[kind](**arguments, **quantizers(kind, bits=8))
+    ours.build(x.shape)
+    ours.input_quantizer.set_branch(0, 0.013)
+    ours.kernel_quantizer.fit_steps(ours.kernel)
+    stock = getattr(layers, kind)(**arguments, dtype="float64")
+    stock.build(x.shape)
+    stock.set_weights([ours.kernel_quantizer.codes(ours.kernel)])
+    step = ours.input_quantizer.step()
+    codes = np.clip(np.floor(x * (1 / np.float32(step)) + 0.5), -128, 127)
+    sums = stock(codes.astype("float64")).numpy()
+    unit = np.float32(step) * ours.kernel_quantizer.step(ours.kernel).reshape(-1)
+    np.testing.assert_array_equal(ours(x), sums.astype("float32") * unit)
+
+
+def test_gradients_outside_training_are_those_of_training(case):
+    """Grad-CAM of a student looks through them."""
+    kind, arguments, x = case
+    layer = QUANT_LAYERS[kind](**arguments, **quantizers(kind))
+    layer.build(x.shape)
+    layer.kernel_quantizer.fit_steps(layer.kernel)
+    slopes = []
+    for training in (False, True):
+        inputs = tf.constant(x)
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            y = tf.reduce_sum(tf.sin(layer(inputs, training=training)))
+        slopes.append(tape.gradient(y, inputs))
+    assert np.any(slopes[0])
+    np.testing.assert_allclose(slopes[0], slopes[1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("quantized", [False, True])

@@ -42,7 +42,7 @@ def test_range_gradient_is_scaled_as_in_lsq(signed):
     slope = tape.gradient(loss, layer.log2_range.value)
     high = 3 if signed else 7
     v = X.astype("float64") / 0.5
-    low = -high if signed else 0
+    low = -high - 1 if signed else 0
     ds = np.where(v <= low, low, np.where(v >= high, high, np.floor(v + 0.5) - v))
     scale = 1 / np.sqrt(high * 6 * 6 * 3)  # section 2.2: features of one image
     # d step / d log2_range = step ln 2

@@ -28,7 +28,7 @@ def test_step_gradient_of_equation_3(bits, signed):
     high = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
     step = 1.3 / high
     slope = step_slope(lambda x, s: lsq(x, s * high, bits, signed), X, step)
-    low = -high if signed else 0
+    low = -high - 1 if signed else 0
     np.testing.assert_allclose(slope, equation_3(X, step, low, high), atol=1e-9)
 
 
