@@ -11,7 +11,7 @@ from gmpq_tf.data.scaling import (
     pixel_affine,
     scale_images,
 )
-from gmpq_tf.data.sources import DatasetSpec
+from gmpq_tf.data.spec import DatasetSpec
 
 __all__ = [
     "AUGMENTATIONS",

@@ -1,8 +1,14 @@
-"""Random shifts and flips of whole batches, on pixels, before scaling."""
+"""Random crops of single images; shifts and flips of whole batches; on pixels."""
 
 import dataclasses
 
 import tensorflow as tf
+
+from gmpq_tf.data.crops import (
+    RandomWindow,
+    random_resized_window,
+    random_square_window,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,11 +19,13 @@ class Augmentation:
         shift_pixels: Largest shift along each axis, in pixels, at the least.
         shift_divisor: Where given, the largest shift is a side over this, if more.
         flip: Whether images are mirrored left to right, with probability 1/2.
+        crop: The part of the stored image that is read in place of the centre.
     """
 
-    shift_pixels: int
-    shift_divisor: int | None
-    flip: bool
+    shift_pixels: int = 0
+    shift_divisor: int | None = None
+    flip: bool = False
+    crop: RandomWindow | None = None
 
     def largest_shift(self, side: int) -> int:
         """Return the largest shift in pixels for images of `side` pixels."""
@@ -26,11 +34,14 @@ class Augmentation:
 
 
 AUGMENTATIONS: dict[str, Augmentation] = {
-    "none": Augmentation(shift_pixels=0, shift_divisor=None, flip=False),
+    "none": Augmentation(),
     # 4 pixels at side 32: the usual CIFAR recipe (He et al., CVPR 2016, section 4.2).
     "flip_crop": Augmentation(shift_pixels=1, shift_divisor=8, flip=True),
     # Digits have a handedness and 8 x 8 pixels.
-    "shift": Augmentation(shift_pixels=1, shift_divisor=None, flip=False),
+    "shift": Augmentation(shift_pixels=1),
+    # Section 4.1: random regions of 224 after resizing the shorter side to 256.
+    "random_crop": Augmentation(flip=True, crop=random_square_window),
+    "random_resized_crop": Augmentation(flip=True, crop=random_resized_window),
 }
 
 
@@ -40,7 +51,7 @@ def augment_batch(
     """Shift every image by its own random offset, and mirror half of them.
 
     The same seed gives the same result. Shifting in is zeros, as padding by the largest
-    shift and cropping at random.
+    shift and cropping at random. `augmentation.crop` is not for whole batches.
 
     Args:
         images: Pixels, `[batch, height, width, channels]`, height and width known.
@@ -55,14 +66,16 @@ def augment_batch(
     seeds = tf.random.split(seed, 3)
     rows = _window(batch, height, shift, seeds[0])
     columns = _window(batch, width, shift, seeds[1])
+    result = images
     if augmentation.flip:
         mirrored = tf.random.stateless_uniform([batch, 1], seeds[2]) < 0.5
         columns = tf.where(mirrored, columns[:, ::-1], columns)
-    padded = tf.pad(images, [[0, 0], [shift, shift], [shift, shift], [0, 0]])
-    result = tf.gather(padded, rows, axis=1, batch_dims=1)
-    return tf.ensure_shape(
-        tf.gather(result, columns, axis=2, batch_dims=1), images.shape
-    )
+    if shift:
+        result = tf.pad(images, [[0, 0], [shift, shift], [shift, shift], [0, 0]])
+        result = tf.gather(result, rows, axis=1, batch_dims=1)
+    if shift or augmentation.flip:
+        result = tf.gather(result, columns, axis=2, batch_dims=1)
+    return tf.ensure_shape(result, images.shape)
 
 
 def _window(batch: tf.Tensor, side: int, shift: int, seed: tf.Tensor) -> tf.Tensor:

@@ -14,8 +14,8 @@ class DataConfig:
     """The data set of one run. `None` means the data set's own default.
 
     Args:
-        dataset: A name in `DATASETS`, any TFDS image classification set, or the path of
-            a folder of class folders.
+        dataset: A name in `DATASETS`, any TFDS image classification set (also as
+            `"set/config"`), or the path of a folder of class folders.
         data_dir: Where TFDS keeps the set (TFDS's own default if None); the folder
             itself with `dataset="folder"`.
         image_size: Side of the square images the model reads, in pixels.
@@ -25,11 +25,13 @@ class DataConfig:
         batch_size: Images in a batch.
         validation_size: Training images held out: a count, or a fraction if below 1.
             Not used by sets that have both a validation and a test split.
-        augment: `"flip_crop"`, `"shift"` or `"none"`.
+        augment: `"flip_crop"`, `"shift"`, `"random_crop"`, `"random_resized_crop"` or
+            `"none"`; the two random crops are cut out of the stored images.
         seed: Seed of the shuffling and of the augmentation.
         split_seed: Seed of the held-out choice; keep it the same for every command of
             a comparison, or one run trains on what another holds out.
-        cache: Keep decoded images in memory where a split takes at most 1 GB.
+        cache: Keep decoded images in memory where a split takes at most 1 GB; training
+            images that are cropped at random are decoded anew each epoch.
         download: Let TFDS fetch a set that is not on disk; None does so unless
             `data_dir` is given, which says where it should already be.
 

@@ -6,22 +6,19 @@ from typing import Any
 
 import tensorflow as tf
 
-from gmpq_tf.data.augment import AUGMENTATIONS, augment_batch
+from gmpq_tf.data.augment import AUGMENTATIONS, Augmentation, augment_batch
 from gmpq_tf.data.config import DataConfig
+from gmpq_tf.data.decoding import resize
 from gmpq_tf.data.errors import DataError
+from gmpq_tf.data.folder import check_files
 from gmpq_tf.data.registry import find_spec, with_defaults
 from gmpq_tf.data.scaling import scale_images
-from gmpq_tf.data.sources import Raw, check_files
-from gmpq_tf.data.splits import (
-    ArraySplit,
-    FileSplit,
-    Split,
-    read_into_memory,
-    resize,
-)
+from gmpq_tf.data.spec import Raw
+from gmpq_tf.data.splits import ArraySplit, Crop, FileSplit, Split, read_into_memory
 
 MEMORY_LIMIT = 10**9  # Bytes of decoded images of one split.
-_SHUFFLE, _CALIBRATION, _AUGMENT = 0, 1, 2  # Streams of random numbers of one seed.
+# Streams of random numbers of one seed.
+_SHUFFLE, _CALIBRATION, _AUGMENT, _CROP = 0, 1, 2, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,15 +104,18 @@ class Dataset:
 
     def _epoch(self, epoch: tf.Tensor) -> tf.data.Dataset:
         fold = tf.random.fold_in
-        order, variation = self._seed(_SHUFFLE), self._seed(_AUGMENT)
+        augmentation = _augmentation(self.config)
+        variation = fold(self._seed(_AUGMENT), epoch)
         batches = self._split("train").batches(
-            self.config.batch_size, fold(order, epoch), True
+            self.config.batch_size,
+            fold(self._seed(_SHUFFLE), epoch),
+            drop_remainder=True,
+            crop=_crop(augmentation, fold(self._seed(_CROP), epoch)),
         )
-        augmentation = AUGMENTATIONS[self.config.augment or "none"]
 
         def prepare(step: tf.Tensor, batch: Any) -> tuple[tf.Tensor, tf.Tensor]:
-            seed = fold(fold(variation, epoch), step)
-            images = augment_batch(self._sized(batch[0]), augmentation, seed)
+            images = self._sized(batch[0])
+            images = augment_batch(images, augmentation, fold(variation, step))
             return scale_images(images, self.config.input_scaling()), batch[1]
 
         return batches.enumerate().map(prepare, tf.data.AUTOTUNE)
@@ -175,9 +175,10 @@ def load_dataset(config: DataConfig) -> Dataset:
     config = with_defaults(config, spec)
     raw = spec.source(config, spec)
     _check_channels(config, raw.image_shape[2])
-    splits = {name: _prepared(name, raw, config.cache) for name in raw.splits}
+    splits = dict(raw.splits)
     if "validation" not in splits and "train" in splits:
         splits |= _hold_out(splits["train"], config)
+    splits = {k: _prepared(k, split, raw, config) for k, split in splits.items()}
     return Dataset(config, splits, raw.image_shape, raw.class_names)
 
 
@@ -221,10 +222,23 @@ def check_labels(split: ArraySplit, num_classes: int, name: str) -> None:
         )
 
 
-def _prepared(name: str, raw: Raw, cache: bool) -> Split:
+def _augmentation(config: DataConfig) -> Augmentation:
+    return AUGMENTATIONS[config.augment or "none"]
+
+
+def _crop(augmentation: Augmentation, seed: tf.Tensor) -> Crop | None:
+    """Return the crop of an epoch: its seed and an image's place in it decide."""
+    window = augmentation.crop
+    if window is None:
+        return None
+    return lambda shape, place: window(shape, tf.random.fold_in(seed, place))
+
+
+def _prepared(name: str, split: Split, raw: Raw, config: DataConfig) -> Split:
     """Return a split, in memory if it may and can be, with its labels checked."""
-    split = raw.splits[name]
-    if not isinstance(split, ArraySplit) and _fits(split, raw, cache):
+    cropped = name == "train" and _augmentation(config).crop is not None
+    may_cache = config.cache and (split.keeps_all or not cropped)
+    if may_cache and not isinstance(split, ArraySplit) and _fits(split, raw):
         split = _in_memory(split, raw.image_shape)
     if isinstance(split, ArraySplit):
         check_labels(split, len(raw.class_names), name)
@@ -240,9 +254,9 @@ def _in_memory(split: Split, shape: tuple[int, int, int]) -> ArraySplit:
         raise
 
 
-def _fits(split: Split, raw: Raw, cache: bool) -> bool:
+def _fits(split: Split, raw: Raw) -> bool:
     height, width, channels = raw.image_shape
-    return cache and split.size * height * width * channels <= MEMORY_LIMIT
+    return split.size * height * width * channels <= MEMORY_LIMIT
 
 
 def _hold_out(train: Split, config: DataConfig) -> dict[str, Split]:

@@ -5,43 +5,57 @@ from pathlib import Path
 from typing import Any
 
 from gmpq_tf.data.config import DataConfig
-from gmpq_tf.data.sources import DatasetSpec, load_digits, load_folder, load_tfds
+from gmpq_tf.data.digits import load_digits
+from gmpq_tf.data.folder import load_folder
+from gmpq_tf.data.spec import DatasetSpec
+from gmpq_tf.data.tfds_sets import load_tfds
 
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-DATASETS: dict[str, DatasetSpec] = {
-    "cifar10": DatasetSpec(
+def _photographs(name: str, num_classes: int, **options: Any) -> DatasetSpec:
+    """Return the row of a TFDS set of photographs, read as ImageNet's usually are.
+
+    The evaluated part is what resizing the shorter side to 256 pixels and cutting the
+    middle 224 x 224 gives.
+    """
+    usual: dict[str, Any] = {
+        "image_size": 224,
+        "augment": "random_resized_crop",
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "crop_fraction": 0.875,
+    }
+    return DatasetSpec(name, load_tfds, num_classes, **usual | options)
+
+
+_ROWS = (
+    DatasetSpec(
         "cifar10",
         load_tfds,
-        tfds_name="cifar10",
         num_classes=10,
         image_size=32,
         validation_size=5000,
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2470, 0.2435, 0.2616),
     ),
-    "cifar100": DatasetSpec(
+    DatasetSpec(
         "cifar100",
         load_tfds,
-        tfds_name="cifar100",
         num_classes=100,
         image_size=32,
         validation_size=5000,
         mean=(0.5071, 0.4865, 0.4409),
         std=(0.2673, 0.2564, 0.2762),
     ),
-    "imagenet2012": DatasetSpec(
-        "imagenet2012",
-        load_tfds,
-        tfds_name="imagenet2012",
-        num_classes=1000,
-        image_size=224,
-        validation_size=10_000,
-        mean=_IMAGENET_MEAN,
-        std=_IMAGENET_STD,
-        crop_fraction=0.875,
-    ),
-    "digits": DatasetSpec(
+    # Section 4.1: random 224 x 224 regions of images whose shorter side is 256.
+    _photographs("imagenet2012", 1000, validation_size=10_000, augment="random_crop"),
+    _photographs("imagenette", 10),
+    _photographs("cars196", 196),
+    _photographs("oxford_flowers102", 102),
+    _photographs("oxford_iiit_pet", 37),
+    _photographs("food101", 101),
+    # Section 4.2: 512 x 512. The banner names the photographer (fgvc_aircraft.py).
+    _photographs("fgvc_aircraft", 100, image_size=512, banner=20),
+    DatasetSpec(
         "digits",
         load_digits,
         num_classes=10,
@@ -49,15 +63,17 @@ DATASETS: dict[str, DatasetSpec] = {
         validation_size=0.2,
         augment="shift",
     ),
-    "folder": DatasetSpec("folder", load_folder),
-}
+    DatasetSpec("folder", load_folder),
+)
+DATASETS: dict[str, DatasetSpec] = {row.name: row for row in _ROWS}
 
 
 def find_spec(name: str) -> DatasetSpec:
     """Return the row of a data set.
 
     Args:
-        name: A name in `DATASETS`, the path of a folder, or a TFDS name.
+        name: A name in `DATASETS`, the path of a folder, or a TFDS name; a row counts
+            for every config and version of its set, as in `"imagenette/160px"`.
 
     Returns:
         The row; for a folder or another TFDS set one with general defaults.
@@ -66,7 +82,10 @@ def find_spec(name: str) -> DatasetSpec:
         return DATASETS[name]
     if Path(name).expanduser().is_dir():
         return dataclasses.replace(DATASETS["folder"], name=name)
-    return DatasetSpec(name, load_tfds, tfds_name=name)
+    row = DATASETS.get(name.replace(":", "/").split("/")[0])
+    if row is not None and row.source is load_tfds:
+        return dataclasses.replace(row, name=name, num_classes=None)
+    return DatasetSpec(name, load_tfds)
 
 
 def with_defaults(config: DataConfig, spec: DatasetSpec) -> DataConfig:

@@ -42,6 +42,17 @@ def test_cifar_recipe_shifts_by_four():
     assert AUGMENTATIONS["shift"].largest_shift(8) == 1
 
 
+def test_random_crops_flip_and_do_not_shift():
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    batch = tf.constant(np.repeat(image[None], 64, axis=0))
+    for name in ("random_crop", "random_resized_crop"):
+        result = augment_batch(batch, AUGMENTATIONS[name], tf.constant([1, 2])).numpy()
+        plain = [np.array_equal(each, image) for each in result]
+        mirrored = [np.array_equal(each, image[:, ::-1]) for each in result]
+        assert sum(plain) + sum(mirrored) == 64
+        assert 16 < sum(mirrored) < 48
+
+
 def test_same_seed_same_result():
     batch = tf.random.stateless_uniform([16, 8, 8, 1], [0, 0])
     first, again, other = (

@@ -9,8 +9,8 @@ from sklearn.datasets import load_digits
 
 from gmpq_tf.data import DataConfig, DataError, check_num_classes, load_dataset
 from gmpq_tf.data.pipeline import check_labels
-from gmpq_tf.data.registry import DATASETS, find_spec, with_defaults
-from gmpq_tf.data.sources import Raw
+from gmpq_tf.data.registry import DATASETS
+from gmpq_tf.data.spec import Raw
 from gmpq_tf.data.splits import ArraySplit
 
 CONFIG = DataConfig("digits", scaling="0..255", batch_size=100)
@@ -77,6 +77,34 @@ def test_train_shifts_and_calibration_does_not(digits):
     assert not set(images_of(digits.train(0, 1))) <= original
 
 
+@pytest.mark.parametrize("augment", ["random_crop", "random_resized_crop"])
+def test_random_crops_of_images_in_memory(digits, augment):
+    dataset = load_dataset(dataclasses.replace(CONFIG, augment=augment))
+    through = list(dataset.train(0, 2).as_numpy_iterator())
+    resumed = list(dataset.train(1, 1).as_numpy_iterator())
+    for (images, labels), (images2, labels2) in zip(through[11:], resumed, strict=True):
+        np.testing.assert_array_equal(images, images2)
+        np.testing.assert_array_equal(labels, labels2)
+    original = set(map(bytes, digits.splits["train"].images))
+    varied = images_of(dataset.train(0, 1))
+    assert len(set(varied) - original) > len(varied) / 2
+    assert images_of(dataset.validation()) == images_of(digits.validation())
+
+
+def test_crops_do_not_depend_on_the_batch_size():
+    """Image k of an epoch is cropped alike, however many lie in a batch."""
+
+    def epoch(batch_size):
+        # Flips are drawn for whole batches: compare what they do not change.
+        config = dataclasses.replace(
+            CONFIG, augment="random_crop", batch_size=batch_size
+        )
+        batches = load_dataset(config).train(0, 1).take(100 // batch_size)
+        return np.concatenate([np.sort(images, axis=2) for images, _ in batches])
+
+    np.testing.assert_array_equal(epoch(50), epoch(25))
+
+
 def test_calibration_takes_what_there_is(digits):
     assert len(images_of(digits.calibration(5000))) == 1150
 
@@ -94,20 +122,6 @@ def test_scaling_reaches_every_pipeline():
     for batches in (dataset.train(), dataset.validation(), dataset.calibration()):
         images = next(iter(batches))[0].numpy()
         assert (images.min(), images.max()) == (-1.0, 1.0)
-
-
-def test_defaults_come_from_the_row():
-    config = with_defaults(DataConfig(scaling="mean_std"), DATASETS["cifar10"])
-    assert config.augment == "flip_crop"
-    assert config.validation_size == 5000
-    assert config.mean == DATASETS["cifar10"].mean
-    given = DataConfig(validation_size=7, augment="none")
-    assert with_defaults(given, DATASETS["cifar10"]) == given
-
-
-@pytest.mark.parametrize("name", DATASETS)
-def test_rows_stand_under_their_names(name):
-    assert find_spec(name).name == name
 
 
 @pytest.mark.parametrize(

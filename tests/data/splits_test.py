@@ -1,19 +1,11 @@
-"""Splits in memory and in files; decoding against Pillow."""
-
-import io
+"""Splits in memory: order, crops and held-out images."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
 
-from gmpq_tf.data.splits import (
-    ArraySplit,
-    _shuffled,
-    read_into_memory,
-    resize,
-    square_decoder,
-)
+from gmpq_tf.data.decoding import resize
+from gmpq_tf.data.splits import ArraySplit, read_into_memory, stratified_split
 
 
 @pytest.fixture
@@ -25,12 +17,6 @@ def split():
 
 def labels_of(batches):
     return [int(label) for _, labels in batches for label in labels]
-
-
-def encode(array, kind="PNG"):
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, kind)
-    return buffer.getvalue()
 
 
 def test_stored_order_without_seed(split):
@@ -73,34 +59,22 @@ def test_read_into_memory_copies_everything(split):
     np.testing.assert_array_equal(copy.labels, split.labels)
 
 
-def test_decoder_keeps_the_centre_square():
-    pixels = np.random.default_rng(0).integers(0, 256, (10, 6, 3), np.uint8)
-    image = square_decoder(6, channels=3)(tf.constant(encode(pixels)))
-    np.testing.assert_array_equal(image, pixels[2:8])
-    half = square_decoder(3, channels=3, crop_fraction=0.5)(tf.constant(encode(pixels)))
-    np.testing.assert_array_equal(half, pixels[3:6, 1:4])
+def test_stratified_split_keeps_proportions():
+    labels = np.repeat([0, 1, 2], [10, 20, 1])
+    kept, held = stratified_split(labels, 0.2, seed=0)
+    assert sorted([*kept, *held]) == list(range(31))
+    assert np.bincount(labels[held], minlength=3).tolist() == [2, 4, 0]
 
 
-def test_resize_agrees_with_pillow():
-    ramp = np.add.outer(np.arange(32), np.arange(32)).astype(np.uint8) * 4
-    expected = np.asarray(
-        Image.fromarray(ramp).resize((8, 8), Image.Resampling.BILINEAR)
-    )
-    result = resize(tf.constant(ramp[..., None]), 8).numpy()[..., 0]
-    assert np.abs(result.astype(int) - expected).max() <= 1
+def test_crop_sees_each_place_and_is_resized_back(photograph):
+    images = np.stack([photograph(8, 8, seed) for seed in range(6)])
+    split = ArraySplit(images, np.arange(6))
 
+    def crop(shape, place):
+        return tf.stack([0, 0, shape[0] - 4, tf.cast(place, tf.int32) + 1])
 
-def test_resize_leaves_fitting_images_alone():
-    images = tf.zeros([1, 4, 4, 3], tf.uint8)
-    assert resize(images, 4) is images
-
-
-def test_window_shuffle_keeps_every_example_near_its_place():
-    examples = tf.data.Dataset.range(100).map(lambda i: (2 * i, i))
-    orders = [
-        list(_shuffled(examples, 20, tf.constant([0, k])).as_numpy_iterator())
-        for k in (1, 1, 2)
-    ]
-    assert orders[0] == orders[1] != orders[2]
-    assert sorted(orders[0]) == [(2 * i, i) for i in range(100)]
-    assert all(abs(i - place) < 20 for place, (_, i) in enumerate(orders[0]))
+    ((crops, labels),) = split.batches(6, tf.constant([0, 1], tf.int64), crop=crop)
+    assert sorted(labels.numpy()) == list(range(6)) != list(labels.numpy())
+    for place, (image, label) in enumerate(zip(crops, labels, strict=True)):
+        expected = resize(tf.constant(images[label][:4, : place + 1]), 8)
+        np.testing.assert_array_equal(image, expected)

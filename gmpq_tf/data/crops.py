@@ -1,0 +1,92 @@
+"""Which part of an image is read: windows of (top, left, height, width) in pixels."""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+# From (height, width) and a seed of two integers to an int32 window.
+RandomWindow = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+# 224 of 256 pixels: the crop of section 4.1, as a share of the shorter side.
+SQUARE_SHARE = 224 / 256
+# Szegedy et al., CVPR 2015, section 6: shares of the area, width over height.
+AREA_RANGE = (0.08, 1.0)
+RATIO_RANGE = (3 / 4, 4 / 3)
+
+
+def center_window(shape: tf.Tensor, share: float) -> tf.Tensor:
+    """Return the square in the middle.
+
+    With a share of 0.875, resized to 224 pixels: what resizing the shorter side to 256
+    and keeping the middle 224 x 224 pixels gives.
+
+    Args:
+        shape: Height and width of the image, int32 `[2]`.
+        share: Side of the square over the shorter side, above 0 and at most 1.
+
+    Returns:
+        The window, int32 `[4]`.
+    """
+    side = _square_side(shape, share)
+    return _window((shape - side) // 2, side)
+
+
+def random_square_window(shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Return a square of 0.875 of the shorter side, anywhere (section 4.1).
+
+    Args:
+        shape: Height and width of the image, int32 `[2]`.
+        seed: Two integers.
+
+    Returns:
+        The window, int32 `[4]`.
+    """
+    side = _square_side(shape, SQUARE_SHARE)
+    room = shape - side + 1
+    share = tf.random.stateless_uniform([2], seed)  # Below 1, so below `room` after.
+    return _window(tf.cast(share * tf.cast(room, tf.float32), tf.int32), side)
+
+
+def random_resized_window(shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Return a part of 8 to 100 % of the area, 3:4 to 4:3 (Szegedy et al., 2015).
+
+    Unlike torchvision's RandomResizedCrop, TensorFlow draws the height evenly, not the
+    area, and the ratio evenly, not its logarithm.
+
+    Args:
+        shape: Height and width of the image, int32 `[2]`.
+        seed: Two integers.
+
+    Returns:
+        The window, int32 `[4]`; the whole image where no such part was found.
+    """
+    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+        tf.concat([shape, [1]], 0),
+        bounding_boxes=tf.zeros([1, 0, 4]),
+        seed=seed,
+        min_object_covered=0.0,
+        aspect_ratio_range=RATIO_RANGE,
+        area_range=AREA_RANGE,
+        use_image_if_no_bounding_boxes=True,
+    )
+    return tf.concat([begin[:2], size[:2]], 0)
+
+
+def cut(image: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
+    """Return the part of an image inside a window.
+
+    Args:
+        image: `[height, width, channels]`.
+        window: int32 `[4]`, inside the image.
+    """
+    top, left, height, width = tf.unstack(window)
+    return image[top : top + height, left : left + width]
+
+
+def _square_side(shape: tf.Tensor, share: float) -> tf.Tensor:
+    short = tf.cast(tf.reduce_min(shape), tf.float32)
+    return tf.maximum(tf.cast(tf.round(short * share), tf.int32), 1)
+
+
+def _window(start: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
+    return tf.concat([start, [side, side]], 0)

@@ -1,0 +1,25 @@
+"""Scikit-learn's handwritten digits."""
+
+import numpy as np
+
+from gmpq_tf.data.config import DataConfig
+from gmpq_tf.data.spec import TEST_FRACTION, DatasetSpec, Raw
+from gmpq_tf.data.splits import ArraySplit, stratified_split
+
+
+def load_digits(config: DataConfig, spec: DatasetSpec) -> Raw:
+    """Load scikit-learn's 1,797 handwritten digits; 20 % of each class are the test.
+
+    Source: Alpaydin and Kaynak, UCI repository, 1998; pixels 0..16 become 0..255.
+    """
+    from sklearn.datasets import load_digits as load
+
+    digits = load()
+    images = np.round(digits.images * (255.0 / 16.0)).astype(np.uint8)[..., None]
+    labels = digits.target.astype(np.int64)
+    kept, held = stratified_split(labels, TEST_FRACTION)
+    splits = {
+        "train": ArraySplit(images[kept], labels[kept]),
+        "test": ArraySplit(images[held], labels[held]),
+    }
+    return Raw(splits, (8, 8, 1), tuple(str(digit) for digit in range(10)))

@@ -1,0 +1,55 @@
+"""What a row of `DATASETS` says, and what its source returns."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from gmpq_tf.data.config import DataConfig
+from gmpq_tf.data.splits import Split
+
+TEST_FRACTION = 0.2  # Of a set that comes without a test split.
+
+
+@dataclasses.dataclass(frozen=True)
+class Raw:
+    """A data set as its source gives it.
+
+    Args:
+        splits: Any of `"train"`, `"validation"` and `"test"`.
+        image_shape: Height, width and channels of the decoded images.
+        class_names: One name a class.
+    """
+
+    splits: Mapping[str, Split]
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetSpec:
+    """One row of `DATASETS`: a source and the defaults of its images.
+
+    Args:
+        name: Name in the registry; for sets of TFDS their name there.
+        source: Loads the set.
+        num_classes: Number of classes, where known before loading.
+        image_size: Side of the square images, in pixels; None if they vary.
+        validation_size: Images held out of the training split: count or fraction.
+        augment: Default augmentation.
+        mean: Mean of each channel, pixels in 0..1, where known.
+        std: Standard deviation of each channel, where known.
+        crop_fraction: Side of the centre square that is kept, as a share of the
+            image's shorter side; of training images where they are not cropped at
+            random.
+        banner: Rows at the bottom of each image that are no part of the picture.
+    """
+
+    name: str
+    source: Callable[[DataConfig, "DatasetSpec"], Raw]
+    num_classes: int | None = None
+    image_size: int | None = None
+    validation_size: float = 0.1
+    augment: str = "flip_crop"
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    crop_fraction: float = 1.0
+    banner: int = 0

@@ -1,0 +1,146 @@
+"""Folders of images against what was written; what is wrong with them is named."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gmpq_tf.data import DataConfig, DataError, load_dataset
+
+
+def write_images(folder, count, value, side=8):
+    folder.mkdir(parents=True)
+    for index in range(count):
+        pixels = np.full((side + index % 3, side, 3), value, np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    for value, name in enumerate(["ant", "bee", "cat"]):
+        write_images(tmp_path / "images" / name, 10, 50 * value)
+    return tmp_path / "images"
+
+
+def folder_config(folder, **options):
+    options = {"image_size": 8, "batch_size": 4, "augment": "none"} | options
+    return DataConfig(str(folder), scaling="0..255", **options)
+
+
+def values_and_labels(batches):
+    return [
+        (float(image.numpy().mean()), int(label))
+        for images, labels in batches
+        for image, label in zip(images, labels, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_folder_without_splits(image_folder, cache):
+    dataset = load_dataset(folder_config(image_folder, cache=cache))
+    assert dataset.class_names == ("ant", "bee", "cat")
+    assert dataset.sizes == {"train": 22, "validation": 2, "test": 6}
+    pairs = values_and_labels(dataset.test())
+    assert sorted(pairs) == sorted((50.0 * k, k) for k in range(3) for _ in range(2))
+    assert all(value == 50.0 * k for value, k in values_and_labels(dataset.train(0, 1)))
+
+
+def test_folder_given_by_data_dir(image_folder):
+    config = DataConfig("folder", str(image_folder), image_size=8)
+    assert load_dataset(config).num_classes == 3
+
+
+@pytest.mark.parametrize("extra", [("val",), ("test",), ("validation", "test")])
+def test_folder_with_splits(tmp_path, extra):
+    for count, split in zip([5, 3, 2], ["train", *extra], strict=False):
+        for value, name in enumerate(["ant", "bee"]):
+            write_images(tmp_path / split / name, count, 100 * value)
+    dataset = load_dataset(folder_config(tmp_path, validation_size=1))
+    two = len(extra) == 2
+    expected = (10, 6, 4) if two else (9, 1, 6)
+    assert tuple(dataset.sizes.values()) == expected
+
+
+def test_folder_of_one_class(tmp_path):
+    write_images(tmp_path / "only", 3, 0)
+    with pytest.raises(DataError, match=r"two classes at least.*only"):
+        load_dataset(folder_config(tmp_path))
+
+
+def test_folder_with_unknown_class_in_test(image_folder, tmp_path):
+    image_folder.rename(tmp_path / "train")
+    write_images(tmp_path / "test" / "bees", 1, 0)
+    with pytest.raises(DataError, match=r"bees.*Did you mean 'bee'"):
+        load_dataset(folder_config(tmp_path))
+
+
+def test_folder_needs_image_size(image_folder):
+    with pytest.raises(DataError, match="image_size=None"):
+        load_dataset(folder_config(image_folder, image_size=None))
+
+
+def test_folder_that_is_missing(tmp_path):
+    with pytest.raises(DataError, match="folder that exists"):
+        load_dataset(DataConfig("folder", str(tmp_path / "nowhere"), image_size=8))
+
+
+@pytest.mark.parametrize("content", ["empty", "text", "truncated"])
+def test_corrupt_file_is_named(image_folder, content):
+    path = image_folder / "bee" / "3.png"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(path)
+    contents = {"empty": b"", "text": b"not an image"}
+    path.write_bytes(contents.get(content, path.read_bytes()[:3000]))
+    with pytest.raises(DataError, match=r"bee.3\.png"):
+        load_dataset(folder_config(image_folder))
+
+
+def test_folder_images_that_are_not_images_are_ignored(image_folder):
+    (image_folder / "bee" / "notes.txt").write_text("about bees")
+    assert sum(load_dataset(folder_config(image_folder)).sizes.values()) == 30
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+@pytest.mark.parametrize("cache", [True, False])
+def test_truncated_file_is_named_before_training(image_folder, photograph, kind, cache):
+    """Without a cache nothing else would decode it before an epoch breaks off."""
+    path = image_folder / "bee" / f"cut.{kind}"
+    Image.fromarray(photograph(64, 64)).save(path)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match=rf"bee.cut\.{kind}.*truncated"):
+        load_dataset(folder_config(image_folder, cache=cache))
+
+
+def test_jpeg_with_bytes_after_its_end_is_read(image_folder, photograph):
+    path = image_folder / "bee" / "long.jpg"
+    Image.fromarray(photograph(64, 64)).save(path)
+    path.write_bytes(path.read_bytes() + b"some camera's notes")
+    assert sum(load_dataset(folder_config(image_folder)).sizes.values()) == 31
+
+
+def test_format_that_tensorflow_does_not_read_is_named(image_folder, photograph):
+    path = image_folder / "bee" / "web.jpg"
+    Image.fromarray(photograph(8, 8)).save(path, "TIFF")
+    with pytest.raises(DataError, match=r"bee.web\.jpg"):
+        load_dataset(folder_config(image_folder))
+
+
+def test_class_without_images_is_named(image_folder):
+    (image_folder / "dog").mkdir()
+    with pytest.raises(DataError, match=r"training images.*dog"):
+        load_dataset(folder_config(image_folder))
+
+
+def test_random_crop_reads_other_parts_each_epoch(tmp_path, photograph):
+    for name in ("ant", "bee"):
+        (tmp_path / name).mkdir()
+        for index in range(5):
+            pixels = photograph(40, 60, index)
+            Image.fromarray(pixels).save(tmp_path / name / f"{index}.jpg")
+    config = folder_config(tmp_path, augment="random_resized_crop", validation_size=0)
+    dataset = load_dataset(config)
+    first, second, again = (
+        [images for images, _ in dataset.train(epoch, 1).as_numpy_iterator()]
+        for epoch in (0, 1, 0)
+    )
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(first, again)
