@@ -3,8 +3,9 @@
     python benchmarks/post_training.py --weights=mobilenet_v2_imagenet.weights.h5 \
         --data=tfds/nips2017_dev/1.0.0 --output=results/mobilenet_v2/summary.json
 
-For each policy: top-1 of the Keras model (fake quantization) and of its .tflite on the
-same photographs, their agreement, the file's bytes and the latency of each storage.
+For each policy: top-1 of the Keras model (fake quantization; compiled as `predict`
+does, and run op by op) and of its .tflite on the same photographs, their agreement, the
+file's bytes and the latency of each storage.
 `--data` is a TFDS folder with "image" and "label"; ranges are calibrated on its first
 photographs, 256 pixels on the shorter side and the middle 224 of them.
 """
@@ -105,6 +106,7 @@ def measure(model: keras.Model, policy: gmpq.BitwidthPolicy, batches: list) -> d
         return {
             "gbops": gmpq.count_cost(model, policy).bit_ops / 1e9,
             "keras": report.keras_accuracy,
+            "keras_eager": accuracy(lambda x: student(x, training=False), batches),
             "tflite": accuracy(lambda x: file.predict(x, BATCH), batches),
             "agreement": report.agreement,
             "builtin_agreement": report.builtin_agreement,
@@ -132,7 +134,8 @@ def main() -> None:
         rows[name] = measure(model, policy, batches)
         row = rows[name]
         print(
-            f"{name}: Keras {row['keras']:.2%}, .tflite {row['tflite']:.2%}, "
+            f"{name}: Keras {row['keras']:.2%} ({row['keras_eager']:.2%} op by op), "
+            f".tflite {row['tflite']:.2%}, "
             f"agreement {row['agreement']:.2%}, bytes {row['storage_bytes']}, "
             f"ms {row['latency_ms']}",
             flush=True,

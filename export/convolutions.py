@@ -25,6 +25,8 @@ SAME, VALID = schema.Padding.SAME, schema.Padding.VALID
 # XNNPACK refuses an operator whose accumulator unit is 256 output steps or more.
 LARGEST_RATIO = 200.0
 PATCHES_BYTES = 500  # what the operators of `lower_patches` take in a file
+# Below, laying out patches takes longer than the convolution, and saves little.
+FEWEST_FILTERS = 32
 CODES_A_BYTE = {"INT4": 2, "INT2": 4}
 
 
@@ -46,7 +48,7 @@ def lower_layer(net: IntegerGraph, call: Call) -> None:
         stored.type,
     )
     bias = net.file.constant(
-        f"{call.name}_bias",
+        None,
         folded.bias,
         Quantization(tuple(folded.scale * source.grid.step)),
     )
@@ -100,9 +102,9 @@ def stored_as(net: IntegerGraph, call: Call) -> Stored:
     if kind is None or grouped:
         return unpacked
     if call.kind == "Conv2D":
-        # The operators that lay out patches take bytes themselves.
-        cost = 0 if is_pointwise(call) else PATCHES_BYTES
-        if math.prod(shape) // CODES_A_BYTE[kind] + cost >= math.prod(shape):
+        packed = math.prod(shape) // CODES_A_BYTE[kind] + PATCHES_BYTES
+        pays = packed < math.prod(shape) and shape[3] >= FEWEST_FILTERS
+        if not pays and not is_pointwise(call):
             return unpacked
         shape = (math.prod(shape[:3]), shape[3])
     return Stored("Dense", shape, kind)
@@ -258,7 +260,7 @@ def add_depthwise(
         file, f"{name}_kernel", codes, Quantization(tuple(scale), 0, 3), "INT8"
     )
     unit = Quantization(tuple(scale * source.grid.step))
-    operands = [source.tensor, kernel, file.constant(f"{name}_bias", bias, unit)]
+    operands = [source.tensor, kernel, file.constant(None, bias, unit)]
     nonnegative = source.grid.low >= 0 and (codes >= 0).all() and (bias >= 0).all()
     net.emit(
         "DEPTHWISE_CONV_2D",
@@ -267,6 +269,6 @@ def add_depthwise(
         grid,
         options,
         name,
-        clamped=bool(nonnegative) and grid.low <= 0,
+        clamped=bool(nonnegative or options.fusedActivationFunction) and grid.low <= 0,
         slack=float(scale.max()) * source.grid.step / grid.step / 2,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from gmpq_tf.graph import Call
@@ -67,6 +68,10 @@ def add_affine(net: IntegerGraph, call: Call, grid: Grid, activation: str) -> No
     source = net.input(call)
     assert source.grid is not None
     codes, scale, bias = affine(factor, offset, source.grid.step)
+    if curve(call) == "hard_sigmoid":
+        # Its step is a power of two, so halves occur; one unit, 1/127 of the distance
+        # of two values, lifts them upwards as in Keras.
+        bias = bias + np.int32(1)
     options = schema.DepthwiseConv2DOptionsT()
     options.padding, options.depthMultiplier = VALID, 1
     options.strideH = options.strideW = 1
@@ -105,7 +110,6 @@ def lower_multiply(net: IntegerGraph, call: Call) -> None:
         schema.MulOptionsT(),
         call.name,
         clamped=nonnegative and grid.low <= 0,
-        version=2,
     )
 
 

@@ -28,6 +28,7 @@ VERSIONS = {
     "GATHER": 2,
     "LOGISTIC": 2,
     "MAX_POOL_2D": 2,
+    "MUL": 2,
     "PAD": 2,
     "QUANTIZE": 1,
     "RELU": 2,
@@ -119,6 +120,20 @@ class SharedQuantization(schema.QuantizationParametersT):
         return schema.QuantizationParametersEnd(builder)
 
 
+class SharedOptions:
+    """Options that are written once, however many operators have them."""
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    def Pack(self, builder: SharingBuilder) -> int:  # noqa: N802
+        """Write the options; the name is the schema's."""
+        key = (type(self.options).__name__, repr(sorted(vars(self.options).items())))
+        if key not in builder.options:
+            builder.options[key] = self.options.Pack(builder)
+        return builder.options[key]
+
+
 class SharingBuilder(flatbuffers.Builder):
     """A builder that remembers where it wrote which vector."""
 
@@ -126,6 +141,7 @@ class SharingBuilder(flatbuffers.Builder):
         super().__init__(1 << 16)
         self.written: dict[tuple[str, bytes], int] = {}
         self.parameters: dict[tuple[int, int, int], int] = {}
+        self.options: dict[tuple[str, str], int] = {}
 
     def vector(self, values: np.ndarray) -> int:
         """Offset of a vector with these values."""
@@ -214,7 +230,7 @@ class FileBuilder:
         if options is not None:
             kind = type(options).__name__.removesuffix("T")
             operator.builtinOptionsType = getattr(schema.BuiltinOptions, kind)
-            operator.builtinOptions = options
+            operator.builtinOptions = SharedOptions(options)
         self.operators.append(operator)
 
     def finish(

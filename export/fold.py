@@ -12,12 +12,12 @@ import numpy as np
 from gmpq_tf.graph import Call, Ref
 from gmpq_tf.quantizers.grid import symmetric_limit
 from gmpq_tf.transform.gates import curve
+from gmpq_tf.transform.snap import AFFINE_CODE
 
 from .errors import ExportError
 
 BIAS_LIMIT = 2**30  # leaves room for the products in a 32-bit accumulator
 AVERAGE_CODE = 7  # the largest code that INT4 holds on both sides of zero
-AFFINE_CODE = 127
 EPSILON = 1e-7  # of keras.layers.Normalization: least standard deviation
 
 
@@ -186,10 +186,18 @@ def bias_codes(bias: np.ndarray, unit: np.ndarray) -> np.ndarray:
 def affine(
     factor: np.ndarray, offset: np.ndarray, input_step: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`f x + o` of each channel as a 1x1 depthwise kernel: codes, scale, bias."""
+    """`f x + o` of each channel as a 1x1 depthwise kernel: codes, scale, bias.
+
+    Any code will do, its step being `|f| / code`: that of 64 to 127 is taken in whose
+    accumulator units `o` is nearest to a whole number.
+    """
     live = np.abs(factor) > 1e-12
-    scale = np.where(live, np.abs(factor), 1.0) / AFFINE_CODE
-    codes = np.where(live, np.sign(factor), 0) * AFFINE_CODE
+    size = np.where(live, np.abs(factor), 1.0)
+    choices = np.arange(AFFINE_CODE, AFFINE_CODE // 2, -1)[:, None]
+    units = offset * choices / (size * input_step)
+    code = choices[np.argmin(np.abs(units - np.round(units)), axis=0), 0]
+    scale = size / code
+    codes = np.where(live, np.sign(factor), 0) * code
     return codes.astype("int8"), scale, bias_codes(offset, scale * input_step)
 
 

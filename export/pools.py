@@ -94,7 +94,7 @@ def add_mean(net: IntegerGraph, call: Call, pixels: int, grid: Grid) -> None:
     kernel = file.constant(f"{call.name}_kernel", codes, Quantization(tuple(scale)))
     nested = math.log2(grid.step / source.grid.step).is_integer()
     unit = Quantization(tuple(scale * source.grid.step))
-    bias = file.constant(f"{call.name}_bias", np.full(1, int(nested), np.int32), unit)
+    bias = file.constant(None, np.full(1, int(nested), np.int32), unit)
     means = file.tensor(None, [None, 1], "INT8", quantization(grid))
     file.operator(
         "FULLY_CONNECTED",

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SEARCHABLE_KINDS = ("Conv2D", "DepthwiseConv2D", "Dense")
+SEPARABLE_KIND = "SeparableConv2D"
 
 
 class GraphError(ValueError):
@@ -49,6 +50,41 @@ class Call:
     def kind(self) -> str:
         """Class name of the layer, e.g. `"Add"`."""
         return layer_kind(self.layer)
+
+
+@dataclass(frozen=True, eq=False)
+class KernelPart:
+    """One of the two convolutions inside a SeparableConv2D, as a layer of its own.
+
+    Args:
+        source: the SeparableConv2D.
+        searchable_kind: stock Keras class that computes this part.
+        kernel: the source's variable, in the layout of that class.
+        bias: likewise, or None.
+        activation: function after it, or None.
+        config: that class's configuration.
+    """
+
+    source: Any
+    searchable_kind: str
+    kernel: Any
+    bias: Any
+    activation: Any
+    config: dict
+
+    @property
+    def use_bias(self) -> bool:
+        """Whether this part adds a bias."""
+        return self.bias is not None
+
+    @property
+    def weights(self) -> list:
+        """Kernel, and bias if any."""
+        return [self.kernel] if self.bias is None else [self.kernel, self.bias]
+
+    def get_config(self) -> dict:
+        """Configuration of the stock layer."""
+        return dict(self.config)
 
 
 @dataclass
@@ -94,6 +130,11 @@ def fill(structure: Any, tensors: Any) -> Any:
     return structure
 
 
+def unary_call(layer: Any, name: str, source: int, target: int) -> Call:
+    """The call of a layer with one operand and one result."""
+    return Call(layer, name, (Ref(source),), {}, (source,), (target,))
+
+
 def free_name(name: str, taken: Collection[str]) -> str:
     """`name`, or where that is taken `name_1`, `name_2`, ..."""
     numbered = (f"{name}_{i}" for i in range(1, len(taken) + 2))
@@ -101,8 +142,9 @@ def free_name(name: str, taken: Collection[str]) -> str:
 
 
 def layer_kind(layer: Any) -> str:
-    """Kind of a layer: the stock Keras class it behaves as, else its class name."""
-    return getattr(layer, "searchable_kind", None) or type(layer).__name__
+    """Kind of a layer: the class it behaves as, where it names one, else its own."""
+    kinds = (getattr(layer, name, None) for name in ("searchable_kind", "graph_kind"))
+    return next(filter(None, kinds), type(layer).__name__)
 
 
 def is_searchable(layer: Any) -> bool:
@@ -125,7 +167,8 @@ def read_graph(model: Any) -> Graph:
 
     Returns:
         A `Graph`. Layers keep their names; only where two nested models hold layers of
-        the same name is the name of the nested model put in front.
+        the same name is the name of the nested model put in front. A SeparableConv2D is
+        read as the two convolutions it is, `<name>_depthwise` and `<name>_pointwise`.
 
     Raises:
         GraphError: the model is subclassed or not built.
@@ -144,6 +187,7 @@ def read_graph(model: Any) -> Graph:
     tensors = {id(t): graph.new_tensor(t.shape, t.dtype) for t in functional.inputs}
     graph.inputs = [tensors[id(t)] for t in functional.inputs]
     _read_calls(functional, tensors, graph, names)
+    _split_separable(graph)
     graph.outputs = [tensors[id(t)] for t in functional.outputs]
     graph.input_names = [t.name for t in functional.inputs]
     refs = {id_: Ref(index) for id_, index in tensors.items()}
@@ -239,6 +283,78 @@ def _read_node(node: Any, tensors: dict, graph: Graph, names: dict) -> None:
     name = names[id(node.operation)]
     graph.calls.append(
         Call(node.operation, name, args, kwargs, tuple(sources), outputs)
+    )
+
+
+def _split_separable(graph: Graph) -> None:
+    """Put two calls in the place of each call of a SeparableConv2D."""
+    taken = {call.name for call in graph.calls}
+    parts: dict[int, list[tuple[KernelPart, str]]] = {}
+    calls = []
+    for call in graph.calls:
+        if call.kind != SEPARABLE_KIND or not is_stock(call.layer):
+            calls.append(call)
+            continue
+        if id(call.layer) not in parts:
+            parts[id(call.layer)] = _named_parts(call, taken)
+        (depthwise, first), (pointwise, second) = parts[id(call.layer)]
+        middle = graph.new_tensor(
+            _depthwise_shape(call, graph), graph.dtypes[call.outputs[0]]
+        )
+        calls.append(unary_call(depthwise, first, call.inputs[0], middle))
+        calls.append(unary_call(pointwise, second, middle, call.outputs[0]))
+    graph.calls = calls
+
+
+def _named_parts(call: Call, taken: set[str]) -> list[tuple[KernelPart, str]]:
+    named = []
+    for part, role in zip(
+        separable_parts(call.layer), ("depthwise", "pointwise"), strict=True
+    ):
+        name = free_name(f"{call.name}_{role}", taken)
+        taken.add(name)
+        named.append((part, name))
+    return named
+
+
+def _depthwise_shape(call: Call, graph: Graph) -> tuple:
+    """Shape of what the depthwise part writes."""
+    shape = list(graph.shapes[call.outputs[0]])
+    axis = -1 if call.layer.data_format == "channels_last" else 1
+    channels = graph.shapes[call.inputs[0]][axis]
+    shape[axis] = channels * call.layer.depth_multiplier
+    return tuple(shape)
+
+
+def separable_parts(layer: Any) -> tuple[KernelPart, KernelPart]:
+    """The depthwise and the pointwise convolution that a SeparableConv2D computes.
+
+    `pointwise(depthwise(x)) + bias`; Chollet, "Xception", CVPR 2017, section 3.
+    """
+    config = layer.get_config()
+    common = {k: config[k] for k in ("name", "trainable", "dtype", "data_format")}
+    same = "kernel_size strides padding dilation_rate depth_multiplier".split()
+    roles = ("initializer", "regularizer", "constraint")
+    depthwise = {
+        **common,
+        **{key: config[key] for key in same},
+        **{f"depthwise_{role}": config[f"depthwise_{role}"] for role in roles},
+        "use_bias": False,
+        "activation": "linear",
+    }
+    kept = ["filters", "activation", "use_bias", "activity_regularizer"]
+    kept += [f"bias_{role}" for role in roles]
+    pointwise = {
+        **common,
+        **{key: config[key] for key in kept},
+        **{f"kernel_{role}": config[f"pointwise_{role}"] for role in roles},
+        "kernel_size": (1, 1),
+    }
+    bias = layer.bias if layer.use_bias else None
+    kernels = layer.depthwise_kernel, layer.pointwise_kernel
+    return (
+        KernelPart(layer, "DepthwiseConv2D", kernels[0], None, None, depthwise),
+        KernelPart(layer, "Conv2D", kernels[1], bias, layer.activation, pointwise),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from gmpq_tf.graph import Call, Graph, GraphError, read_graph
+from gmpq_tf.graph import Call, Graph, GraphError, KernelPart, read_graph
 from gmpq_tf.names import suggest
 from gmpq_tf.transform.rewrite import logits_of
 
@@ -52,7 +52,7 @@ def last_feature_map(graph: Graph, feature_layer: str | None = None) -> int:
         (call, i)
         for call in graph.calls
         for i in call.outputs
-        if _is_feature_map(graph.shapes[i])
+        if _is_feature_map(graph.shapes[i]) and not _is_inside(call)
     ]
     if feature_layer is not None:
         named = [i for call, i in spatial if call.name == feature_layer]
@@ -81,6 +81,11 @@ def _is_feature_map(shape: tuple) -> bool:
     return len(shape) == 4 and None not in shape[1:] and shape[1] * shape[2] > 1
 
 
+def _is_inside(call: Call) -> bool:
+    """Whether a call's output lies inside a layer of the model (SeparableConv2D)."""
+    return isinstance(call.layer, KernelPart) and call.kind == "DepthwiseConv2D"
+
+
 def _cuts(graph: Graph, index: int) -> bool:
     """Whether every path from a model input to the output passes through a tensor."""
     producers = graph.producers()
@@ -99,5 +104,6 @@ def _cuts(graph: Graph, index: int) -> bool:
 def _keras_tensor(graph: Graph, index: int) -> Any:
     call: Call = graph.producers()[index]
     calls = [c for c in graph.calls if c.layer is call.layer]
-    node = call.layer._inbound_nodes[calls.index(call)]
+    layer = call.layer.source if isinstance(call.layer, KernelPart) else call.layer
+    node = layer._inbound_nodes[calls.index(call)]
     return node.outputs[call.outputs.index(index)]

@@ -2,6 +2,7 @@
 
 from gmpq_tf.layers.mixed import MixedConv2D, MixedDense, MixedDepthwiseConv2D
 from gmpq_tf.layers.quantized import QuantConv2D, QuantDense, QuantDepthwiseConv2D
+from gmpq_tf.layers.unit_quantizer import UnitQuantizer
 
 QUANT_LAYERS = {
     "Conv2D": QuantConv2D,
@@ -23,4 +24,5 @@ __all__ = [
     "QuantConv2D",
     "QuantDense",
     "QuantDepthwiseConv2D",
+    "UnitQuantizer",
 ]

@@ -344,7 +344,8 @@ class PolicySearch(keras.Model):
                 raise DivergenceError(
                     "A policy needs finite importances. "
                     f"Received: layer={name!r} with probabilities {pair}. Search again "
-                    "with smaller learning rates."
+                    "from a trained model, with smaller learning rates, or with "
+                    "optimizers that have clipnorm=1.0."
                 )
         bits = most_probable_bits(
             probabilities, self.candidates, self.macs, self.budget

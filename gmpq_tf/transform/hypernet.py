@@ -24,7 +24,7 @@ from gmpq_tf.transform.rewrite import (
 
 HIDDEN_KERNELS = frozenset(
     "Conv1D Conv3D Conv1DTranspose Conv2DTranspose Conv3DTranspose SeparableConv1D "
-    "SeparableConv2D DepthwiseConv1D EinsumDense MultiHeadAttention LSTM GRU SimpleRNN "
+    "DepthwiseConv1D EinsumDense MultiHeadAttention LSTM GRU SimpleRNN "
     "Embedding Bilinear".split()
 )
 
@@ -38,7 +38,9 @@ def build_hypernet(
     """Build the hypernet of section 3.3 from any functional Keras model.
 
     Each Conv2D, DepthwiseConv2D and Dense becomes its Mixed layer (eq. 5); weights are
-    copied, layer names kept, nested models inlined, the input model left as it is.
+    copied, layer names kept, nested models inlined, the input model left as it is. A
+    SeparableConv2D becomes the two layers it computes, `<name>_depthwise` and
+    `<name>_pointwise`.
 
     Args:
         model: a built functional or Sequential model, channels last.
@@ -111,7 +113,7 @@ def warn_unquantized(calls: list[Call]) -> None:
             f"{call.name} ({call.kind})"
             for call in calls
             if call.kind in HIDDEN_KERNELS
-            or (hasattr(call.layer, "kernel") and not is_searchable(call.layer))
+            or (_has_kernel(call.layer) and not is_searchable(call.layer))
         }
     )
     if names:
@@ -120,3 +122,7 @@ def warn_unquantized(calls: list[Call]) -> None:
             f"float: {', '.join(names)}",
             stacklevel=3,
         )
+
+
+def _has_kernel(layer: Any) -> bool:
+    return hasattr(layer, "kernel") or hasattr(layer, "depthwise_kernel")

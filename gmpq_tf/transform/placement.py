@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gmpq_tf.graph import Call, Graph, is_searchable
+from gmpq_tf.transform.gates import curve, is_gate
 from gmpq_tf.transform.signedness import nonnegative_tensors
 
 # Operations that commute with quantization: they neither need nor lose a grid.
@@ -13,6 +14,8 @@ TRANSPARENT = frozenset(
     "GaussianNoise GaussianDropout ActivityRegularization Identity ZeroPadding2D "
     "Cropping2D".split()
 )
+# Scaling of inputs inside a model.
+PREPROCESSING = frozenset(["Rescaling", "Normalization"])
 # Activations that end a model: what follows them is read by people, not by kernels.
 FINAL = frozenset(["softmax", "sigmoid"])
 
@@ -24,12 +27,14 @@ class Grid:
     Args:
         name: name of the `InputQuantizer` layer that makes it.
         signed: None: calibration places the zero (a model input).
-        power_of_two: something re-quantizes the tensor, so the grids must nest.
+        power_of_two: a reader needs such a step, as one whose grid must nest does.
+        unit: the fixed grid of sigmoids, from 0 to 255/256.
     """
 
     name: str
     signed: bool | None
     power_of_two: bool
+    unit: bool = False
 
 
 @dataclass
@@ -80,7 +85,7 @@ def place_quantizers(graph: Graph) -> Placement:
         source = grids.get(producer.inputs[0]) if producer and producer.inputs else None
         if producer is not None and producer.kind == "Concatenate":
             grids[index] = placement.on_operand[id(producer)]
-        elif producer is not None and _keeps_grid(producer) and source:
+        elif producer is not None and keeps_grid(producer) and source:
             grids[index] = source
         elif producer is not None and is_local_pool(graph, producer) and source:
             grids[index] = placement.on_output[index] = source
@@ -88,7 +93,9 @@ def place_quantizers(graph: Graph) -> Placement:
             sign = _sign(index, nonnegative, raw)
             nests = any(_requantizes(graph, c, consumers) for c in readers)
             name = _grid_name(graph, index, producer)
-            grids[index] = placement.on_output[index] = Grid(name, sign, nests)
+            unit = producer is not None and is_gate(producer)
+            grid = Grid(name, sign, nests or unit, unit)
+            grids[index] = placement.on_output[index] = grid
         for call in readers:
             if call.kind == "Concatenate" and id(call) not in placement.on_operand:
                 signed = not all(i in nonnegative for i in call.inputs)
@@ -107,7 +114,8 @@ def is_fused(call: Call, reader: Call, producers: dict[int, Call]) -> bool:
     """Whether TFLite computes `reader` inside the kernel of `call`.
 
     BatchNormalization folds into the convolution before it; ReLU and ReLU6 into a
-    convolution (with or without BatchNormalization) or an addition.
+    convolution, an addition of two tensors, or a BatchNormalization (which without a
+    convolution before it is a depthwise one itself).
     """
     if call.activation != "linear" and is_searchable(call.layer):
         return False
@@ -115,10 +123,8 @@ def is_fused(call: Call, reader: Call, producers: dict[int, Call]) -> bool:
         return is_searchable(call.layer)
     if not is_fusable_relu(reader):
         return False
-    if call.kind == "BatchNormalization":
-        before = producers.get(call.inputs[0])
-        return before is not None and is_fused(before, call, producers)
-    return is_searchable(call.layer) or call.kind == "Add"
+    adds = call.kind == "Add" and len(call.inputs) == 2
+    return is_searchable(call.layer) or adds or call.kind == "BatchNormalization"
 
 
 def is_fusable_relu(call: Call) -> bool:
@@ -150,8 +156,10 @@ def _is_stored(
     producers: dict[int, Call],
     readers: list[Call],
 ) -> bool:
+    if producer is not None and is_gate(producer):
+        return not is_final(graph, producer, readers)
     if index in graph.outputs:
-        return producer is None or not _is_final(producer)
+        return producer is None or not is_final(graph, producer, readers)
     if len(readers) != 1:
         return len(readers) > 1
     reader = readers[0]
@@ -170,14 +178,17 @@ def _grid_name(graph: Graph, index: int, producer: Call | None) -> str:
     return f"{producer.name}_quantizer" + (f"_{number}" if number else "")
 
 
-def _is_final(call: Call) -> bool:
-    """Softmax or sigmoid in a call of its own, as `split_activations` leaves it."""
-    if is_searchable(call.layer):
+def is_final(graph: Graph, call: Call, readers: list[Call]) -> bool:
+    """Whether a call is the softmax or sigmoid that ends a model.
+
+    In a call of its own, as `split_activations` leaves it.
+    """
+    if readers or call.outputs[0] not in graph.outputs or is_searchable(call.layer):
         return False
-    return call.activation in FINAL or call.kind == "Softmax"
+    return call.activation in FINAL or call.kind in ("Softmax", "Sigmoid")
 
 
-def _keeps_grid(call: Call) -> bool:
+def keeps_grid(call: Call) -> bool:
     """Whether what a call writes is on the grid of what it reads.
 
     Of a ReLU that is fused into the call before it the input is on none.
@@ -188,16 +199,19 @@ def _keeps_grid(call: Call) -> bool:
 
 
 def _requantizes(graph: Graph, call: Call, consumers: dict[int, list[Call]]) -> bool:
-    """Whether a reader rounds the tensor, to another grid or to its own.
+    """Whether a reader needs a step that is a power of two.
 
-    A local average pool does, and has halves to round: they are halves in float32 too
-    only where the step is a power of two.
+    One that rounds the tensor to another grid does. A local average pool rounds to its
+    own, and has halves to round: they are halves in float32 too only for such steps.
+    The offset of a hard sigmoid is then a whole number of accumulator units.
     """
+    if curve(call) == "hard_sigmoid":
+        return True
     if is_searchable(call.layer) or call.kind == "Concatenate":
         return True
     if is_local_pool(graph, call):
         return True
-    if _keeps_grid(call):
+    if keeps_grid(call):
         return any(
             _requantizes(graph, c, consumers)
             for i in call.outputs
@@ -216,11 +230,11 @@ def _raw_inputs(graph: Graph) -> set[int]:
     """Model inputs, and what only moves or rescales their values."""
     raw = set(graph.inputs)
     for call in graph.calls:
-        preprocessing = call.kind in TRANSPARENT or call.kind in (
-            "Rescaling",
-            "Normalization",
-        )
-        if preprocessing and call.inputs and call.inputs[0] in raw:
+        if (
+            call.kind in TRANSPARENT | PREPROCESSING
+            and call.inputs
+            and call.inputs[0] in raw
+        ):
             raw.update(call.outputs)
     return raw
 

@@ -7,11 +7,12 @@ from typing import Any
 import keras
 
 from gmpq_tf.graph import Call, free_name, is_searchable, read_graph, searchable_names
-from gmpq_tf.layers import QUANT_LAYERS
+from gmpq_tf.layers import QUANT_LAYERS, UnitQuantizer
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.quantizers import InputQuantizer
 from gmpq_tf.quantizers.input_quantizer import DEFAULT_INPUT_QUANTIZER
 from gmpq_tf.quantizers.kernel_quantizer import DEFAULT_KERNEL_QUANTIZER
+from gmpq_tf.transform.gates import split_gates
 from gmpq_tf.transform.hypernet import (
     fit_kernel_steps,
     make_quantized,
@@ -38,9 +39,10 @@ def quantize_model(
 
     Each Conv2D, DepthwiseConv2D and Dense quantizes its input and its kernel to the
     policy's bits. Every other tensor that TFLite must store (model input, operands and
-    results of Add and Concatenate, inputs of average pools, outputs) is put on an 8-bit
-    grid, so that export changes nothing. Where a layer's grid follows such an 8-bit one
-    both steps are powers of two, so that they nest.
+    results of Add, Multiply and Concatenate, inputs of average pools, outputs) is put
+    on an 8-bit grid, so that export changes nothing. Swish is written as `x sigmoid(x)`
+    for that, hard swish as `x hard_sigmoid(x)`. Where a layer's grid follows such an
+    8-bit one both steps are powers of two, so that they nest.
 
     Args:
         model: a built functional or Sequential model; its weights and
@@ -58,7 +60,7 @@ def quantize_model(
         PolicyError: the policy is for other layers; the nearest names are given.
     """
     policy.check(searchable_names(model))
-    graph = split_activations(read_graph(model))
+    graph = split_gates(split_activations(read_graph(model)))
     placement = place_quantizers(graph)
     warn_unquantized(graph.calls)
     grids: dict[Grid, InputQuantizer] = {}
@@ -68,13 +70,7 @@ def quantize_model(
         if grid not in grids:
             name = free_name(grid.name, taken)
             taken.add(name)
-            grids[grid] = InputQuantizer(
-                STREAM_BITS,
-                grid.signed,
-                input_quantizer,
-                power_of_two=grid.power_of_two,
-                name=name,
-            )
+            grids[grid] = _tensor_quantizer(grid, input_quantizer, name)
         return grids[grid]
 
     def make_layer(call: Call) -> Any:
@@ -104,3 +100,12 @@ def quantize_model(
     copy_weights(graph, student)
     fit_kernel_steps(student)
     return student
+
+
+def _tensor_quantizer(grid: Grid, method: str, name: str) -> InputQuantizer:
+    """The layer that puts a tensor on an 8-bit grid."""
+    if grid.unit:
+        return UnitQuantizer(method=method, name=name)
+    return InputQuantizer(
+        STREAM_BITS, grid.signed, method, power_of_two=grid.power_of_two, name=name
+    )

@@ -12,10 +12,11 @@ from gmpq_tf.graph import (
     Call,
     Graph,
     GraphError,
-    Ref,
+    KernelPart,
     fill,
     free_name,
     is_searchable,
+    unary_call,
 )
 
 FUSED_ACTIVATIONS = ("linear", "relu", "relu6")
@@ -71,13 +72,19 @@ def clone_layer(call: Call) -> Any:
     if "name" in config:
         config["name"] = call.name
     try:
-        return type(call.layer).from_config(config)
+        return _layer_class(call.layer).from_config(config)
     except Exception as error:
         raise GraphError(
             "Every layer must be rebuildable from its get_config(), because the input "
             f"model is never modified. Received: layer={call.name!r} "
             f"({type(call.layer).__name__}): {error}. Add get_config() to it."
         ) from error
+
+
+def _layer_class(layer: Any) -> Any:
+    if isinstance(layer, KernelPart):
+        return getattr(keras.layers, layer.searchable_kind)
+    return type(layer)
 
 
 def copy_weights(graph: Graph, model: keras.Model) -> None:
@@ -120,12 +127,8 @@ def split_activations(graph: Graph) -> Graph:
         output = call.outputs[0]
         middle = split.new_tensor(graph.shapes[output], graph.dtypes[output])
         split.calls.append(replace(call, outputs=(middle,), split=True))
-        split.calls.append(_unary(layer, name, middle, output))
+        split.calls.append(unary_call(layer, name, middle, output))
     return split
-
-
-def _unary(layer: Any, name: str, source: int, target: int) -> Call:
-    return Call(layer, name, (Ref(source),), {}, (source,), (target,))
 
 
 def logits_of(model: keras.Model) -> Any:

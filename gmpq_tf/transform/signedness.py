@@ -10,7 +10,9 @@ from gmpq_tf.graph import Call, Graph, is_stock
 NONNEGATIVE_ACTIVATIONS = frozenset(
     "relu relu6 softmax sigmoid hard_sigmoid exponential softplus".split()
 )
-NONNEGATIVE_OPERATIONS = frozenset("Relu Relu6 Softmax Sigmoid Abs Exp Square".split())
+NONNEGATIVE_OPERATIONS = frozenset(
+    "Relu Relu6 Softmax Sigmoid HardSigmoid Abs Exp Square".split()
+)
 # Operations whose output is non-negative whenever all their inputs are.
 SIGN_KEEPING = frozenset(
     "Add Average Concatenate Maximum Minimum Multiply Dot MaxPooling2D "

@@ -10,6 +10,10 @@ import keras
 import numpy as np
 
 from gmpq_tf.graph import Call, Graph, is_searchable, read_graph
+from gmpq_tf.transform.forward import Forward
+from gmpq_tf.transform.placement import keeps_grid
+
+AFFINE_CODE = 127  # kernel code of a BatchNormalization that stands alone
 
 
 def snap_biases(student: keras.Model, dataset: Iterable | None = None) -> None:
@@ -20,7 +24,9 @@ def snap_biases(student: keras.Model, dataset: Iterable | None = None) -> None:
     move codes of the next layer by one step, and at 2 and 3 bits some decisions with
     them. This moves the moving mean of the BatchNormalization (or, without one, the
     layer's bias) by half a unit at most, so that the saved Keras model and its export
-    add the same integers. Call it once, after fine-tuning.
+    add the same integers. A BatchNormalization that follows no layer, as before the
+    convolutions of a pre-activation network, is a depthwise convolution there, and is
+    moved likewise. Call it once, after fine-tuning.
 
     Args:
         student: from `quantize_model`, calibrated and trained; changed in place.
@@ -32,18 +38,41 @@ def snap_biases(student: keras.Model, dataset: Iterable | None = None) -> None:
             statistics stay.
     """
     graph = read_graph(student)
-    batches = None if dataset is None else [_inputs(batch) for batch in dataset]
+    batches = [_inputs(batch) for batch in dataset or ()]
+    forward = Forward(graph, batches) if batches else None
     uses = Counter(id(call.layer) for call in graph.calls)
     seen: set[int] = set()
-    for call in graph.calls:
+    folded: set[int] = set()
+    for number, call in enumerate(graph.calls):
         if is_searchable(call.layer) and id(call.layer) not in seen:
             seen.add(id(call.layer))
             norm = _batch_norm(graph, call)
+            folded.add(id(norm))
             # Of layers used twice there are two distributions; theirs stay.
             alone = uses[id(call.layer)] == uses[id(norm)] == 1
-            if norm is not None and batches and alone:
-                _measure_statistics(student, call.layer, norm, batches)
+            if norm is not None and forward is not None and alone:
+                _measure_statistics(norm, forward.outputs(number))
             _snap(call.layer, norm)
+        elif call.kind == "BatchNormalization" and uses[id(call.layer)] == 1:
+            step = input_step(graph, call)
+            if step is not None and id(call.layer) not in folded:
+                _snap_norm(call.layer, 0.0, np.asarray(step / AFFINE_CODE))
+
+
+def input_step(graph: Graph, call: Call) -> float | None:
+    """Step of the grid that a call's first operand is on; None where it is on none."""
+    producers = graph.producers()
+    producer = producers.get(call.inputs[0])
+    while producer is not None and _keeps_values(producer):
+        producer = producers.get(producer.inputs[0])
+    if producer is None or producer.kind != "InputQuantizer":
+        return None
+    return producer.layer.step()
+
+
+def _keeps_values(call: Call) -> bool:
+    joins = call.kind == "Concatenate"  # of operands that are on one grid
+    return bool(call.inputs) and (joins or keeps_grid(call))
 
 
 def bias_unit(layer: Any) -> np.ndarray:
@@ -62,15 +91,11 @@ def _inputs(batch: Any) -> Any:
     return batch[0] if isinstance(batch, (tuple, list)) else batch
 
 
-def _measure_statistics(
-    student: keras.Model, layer: Any, norm: Any, batches: list
-) -> None:
-    """Set the moving mean and variance to those of the layer's outputs."""
-    upto = keras.Model(student._inputs_struct, layer.output)
+def _measure_statistics(norm: Any, outputs: Iterable[np.ndarray]) -> None:
+    """Set the moving mean and variance to those of a layer's outputs."""
     count, total, squares = 0, 0.0, 0.0
-    for inputs in batches:
-        values = np.asarray(upto(inputs, training=False), "float64")
-        values = values.reshape(-1, values.shape[-1])
+    for batch in outputs:
+        values: np.ndarray = batch.astype("float64").reshape(-1, batch.shape[-1])
         count += len(values)
         total += values.sum(axis=0)
         squares += np.square(values).sum(axis=0)
@@ -81,11 +106,15 @@ def _measure_statistics(
 
 def _snap(layer: Any, norm: Any | None) -> None:
     unit = bias_unit(layer)
-    bias = np.asarray(layer.bias, "float64") if layer.use_bias else 0.0
-    if norm is None:
-        if layer.use_bias:
-            layer.bias.assign(np.round(bias / unit) * unit)
-        return
+    bias = np.asarray(layer.bias, "float64") if layer.use_bias else np.zeros(1)
+    if norm is not None:
+        _snap_norm(norm, bias, unit)
+    elif layer.use_bias:
+        layer.bias.assign(np.round(bias / unit) * unit)
+
+
+def _snap_norm(norm: Any, bias: np.ndarray | float, unit: np.ndarray) -> None:
+    """Move the mean so that `bias - mean + beta sigma / gamma` is whole units."""
     sigma = np.sqrt(np.asarray(norm.moving_variance, "float64") + norm.epsilon)
     gamma = np.asarray(norm.gamma, "float64") if norm.scale else np.ones_like(sigma)
     beta = np.asarray(norm.beta, "float64") if norm.center else np.zeros_like(sigma)

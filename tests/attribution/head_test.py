@@ -48,6 +48,17 @@ def test_no_feature_map_is_an_error_that_names_the_way_out():
         split_head(keras.Model(inputs, layers.Dense(3)(inputs)))
 
 
+def test_map_inside_a_separable_convolution_is_not_one():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.SeparableConv2D(4, 3, depth_multiplier=2, name="last")(inputs)
+    x = layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    backbone, _ = split_head(model)
+    assert backbone.output is model.get_layer("last").output
+    with pytest.raises(GraphError, match="feature_layer='last_depthwise'"):
+        split_head(model, "last_depthwise")
+
+
 def test_not_a_classifier():
     inputs = keras.Input((8, 8, 3))
     with pytest.raises(GraphError, match="classifier"):

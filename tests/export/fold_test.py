@@ -112,3 +112,12 @@ def test_affine_equals_its_equation():
     x = np.arange(-8, 8)[:, None]
     received = (x * codes + bias) * scale * 0.25
     np.testing.assert_allclose(received, x * 0.25 * factor + offset, atol=0.005)
+
+
+def test_offsets_are_whole_units_but_for_a_sixtieth():
+    """A fixed code would be off by up to half a unit, a quarter of one on average."""
+    random = np.random.default_rng(0)
+    factor, offset = random.uniform(0.1, 2, 200), random.normal(0, 1, 200)
+    _, scale, bias = affine(factor, offset, 0.037)
+    error = np.abs(bias - offset / (scale * 0.037))
+    assert np.mean(error) < 1 / 60

@@ -129,6 +129,10 @@ def grid_values(x, step, low, high, half_up):
     return (np.floor(scaled + 0.5) if half_up else np.round(scaled)) * step
 
 
+# Products and scaling by constants, as in squeeze-excite: TFLite only.
+REFUSED = {"Multiply", "Normalization", "Subtract", "Divide", "TrueDivide"}
+
+
 class Owner:
     """Stands for the tf_keras layer that owns a quantizer's variables."""
 
@@ -341,7 +345,18 @@ def test_a_student_that_computes_something_else_is_refused(tmp_path, monkeypatch
 
 def test_every_kind_that_exports_is_known():
     functions = {"InputQuantizer", "InputLayer"}
-    assert set(LOWERINGS) - functions <= set(ARGUMENTS) | set(OPERATIONS)
+    assert set(LOWERINGS) - functions - REFUSED <= set(ARGUMENTS) | set(OPERATIONS)
+
+
+def test_gates_are_refused_by_name():
+    inputs = x = keras.Input((4, 4, 3))
+    for name in ("a", "b"):
+        x = keras.layers.Conv2D(3, 1, name=name)(x)
+    gated = keras.layers.Multiply(name="gated")([x, inputs])
+    model = keras.Model(inputs, keras.layers.Flatten()(gated))
+    policy = BitwidthPolicy.uniform(model, 4, 4)
+    with pytest.raises(ExportError, match="'gated' of kind Multiply"):
+        tfmot.quantize_apply(model, policy)
 
 
 def test_arguments_penalties_and_modes_are_carried(library):

@@ -19,6 +19,7 @@ from gmpq_tf.search import (
 )
 
 layers = keras.layers
+PARTS = ("depthwise", "pointwise")
 LOSS = {
     "logits": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     "softmax": keras.losses.SparseCategoricalCrossentropy(),
@@ -341,3 +342,17 @@ def test_a_cooled_mixture_becomes_the_policy_it_stands_for(data):
 def test_impossible_temperatures_are_refused(final, epochs):
     with pytest.raises(ValueError, match="Received: final="):
         TemperatureScheduler(final, epochs)
+
+
+def test_separable_convolutions_are_searched_as_the_two_they_are():
+    x = inputs = keras.Input((8, 8, 1))
+    x = layers.SeparableConv2D(4, 3, activation="relu", name="first")(x)
+    x = layers.SeparableConv2D(6, 3, activation="relu", name="second")(x)
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    model = keras.Model(inputs, layers.Dense(3, name="head")(x), name="net")
+    search = PolicySearch(model)
+    images = np.random.default_rng(0).random((4, 8, 8, 1)).astype("float32")
+    np.testing.assert_allclose(search.teacher(images), model(images), atol=1e-5)
+    parts = [f"{name}_{part}" for name in ("first", "second") for part in PARTS]
+    assert list(search.policy()) == [*parts, "head"]
+    assert [layer.name for layer in search.mixed_layers()] == [*parts, "head"]

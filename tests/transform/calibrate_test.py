@@ -1,5 +1,7 @@
+import keras
 import numpy as np
 import pytest
+from keras import layers
 
 import gmpq_tf as gmpq
 from gmpq_tf.policy import BitwidthPolicy
@@ -213,3 +215,17 @@ def test_no_pixel_lies_between_two_codes(scale):
     assert stored.min() >= 0 and stored.max() <= 255
     if scale != "-1..1":  # where pixels can be codes they are
         np.testing.assert_array_equal(stored, pixels)
+
+
+def test_scaled_inputs_do_not_lie_on_halves():
+    """Pixels from 0 to 255, put on -1 to 1 inside the model: zero between two codes."""
+    inputs = keras.Input((4, 4, 3), name="image")
+    x = layers.Rescaling(1 / 127.5, offset=-1.0, name="scale")(inputs)
+    x = layers.Conv2D(4, 1, name="first")(layers.ZeroPadding2D(1, name="pad")(x))
+    student = student_of(keras.Model(inputs, layers.Flatten(name="flat")(x)), 8)
+    pixels = np.random.default_rng(0).uniform(0, 255, (9, 4, 4, 3)).astype("float32")
+    gmpq.calibrate(student, [(pixels,)])
+    step = student.get_layer("image_quantizer").step()
+    values = np.unique(np.floor(pixels / step + 0.5)) * step / 127.5 - 1
+    scaled = values / student.get_layer("first").input_quantizer.step() + 0.5
+    assert np.mean(np.abs(scaled - np.round(scaled)) < 0.01) < 0.05

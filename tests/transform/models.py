@@ -184,6 +184,50 @@ def preprocessing():
     return keras.Model(inputs, head(x), name="model")
 
 
+def separable_layer():
+    """SeparableConv2D, one of them used twice."""
+    inputs = x = keras.Input(IMAGE, name="image")
+    x = layers.SeparableConv2D(
+        6, 3, strides=2, padding="same", activation="relu", name="first"
+    )(x)
+    twice = layers.SeparableConv2D(
+        6, (3, 1), padding="same", depth_multiplier=2, use_bias=False, name="twice"
+    )
+    x = layers.BatchNormalization(name="norm")(twice(twice(x)))
+    return finish(inputs, head(layers.ReLU(name="relu")(x)))
+
+
+def gates():
+    """Swish, hard swish and squeeze-excite, as EfficientNet and MobileNetV3 have them.
+
+    The second gate is spelled out in operations.
+    """
+    inputs = x = keras.Input(IMAGE, name="image")
+    x = layers.Conv2D(6, 3, padding="same", name="first")(x)
+    x = layers.BatchNormalization(name="norm")(x)
+    x = layers.Activation("silu", name="swish")(x)
+    y = layers.GlobalAveragePooling2D(keepdims=True, name="squeeze")(x)
+    y = layers.Conv2D(6, 1, activation="sigmoid", name="excite")(y)
+    x = layers.Multiply(name="scaled")([x, y])
+    x = layers.Activation("hard_silu", name="hard")(layers.Conv2D(6, 3, name="conv")(x))
+    y = layers.GlobalAveragePooling2D(name="squeeze_again")(x)
+    y = layers.Dense(6, name="excite_again")(y)
+    y = layers.ReLU(6.0, name="six")(y + 3.0) * (1.0 / 6.0)
+    x = layers.Multiply(name="scaled_again")([x, layers.Reshape((1, 1, 6))(y)])
+    return finish(inputs, head(x))
+
+
+def preactivation():
+    """BatchNormalization before the convolutions, on sums and on concatenations."""
+    inputs = x = keras.Input(IMAGE, name="image")
+    x = layers.Conv2D(6, 3, padding="same", name="first")(x)
+    y = layers.ReLU(name="relu")(layers.BatchNormalization(name="norm")(x))
+    y = layers.Conv2D(6, 3, padding="same", name="inner")(y)
+    x = layers.Concatenate(name="concat")([x, layers.Add(name="add")([x, y])])
+    x = layers.BatchNormalization(name="last_norm")(x)
+    return finish(inputs, head(layers.Activation("relu", name="last_relu")(x)))
+
+
 MODELS = {
     function.__name__: function
     for function in (
@@ -203,6 +247,9 @@ MODELS = {
         activations_inside,
         operations,
         preprocessing,
+        separable_layer,
+        gates,
+        preactivation,
     )
 }
 

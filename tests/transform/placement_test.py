@@ -6,6 +6,7 @@ import gmpq_tf as gmpq
 from gmpq_tf.graph import read_graph
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.quantizers import InputQuantizer
+from gmpq_tf.transform.gates import split_gates
 from gmpq_tf.transform.placement import is_local_pool, place_quantizers
 from gmpq_tf.transform.rewrite import split_activations
 from tests.transform import models
@@ -124,8 +125,7 @@ def quantizer_before(layer_name, *between):
 @pytest.mark.parametrize(
     "between",
     [
-        [layers.MaxPooling2D(2), layers.BatchNormalization(name="norm"), layers.ReLU()],
-        [layers.BatchNormalization(name="norm"), layers.Activation("relu6")],
+        [layers.BatchNormalization(name="norm"), layers.UpSampling2D(2), layers.ReLU()],
         [layers.BatchNormalization(name="norm"), layers.UpSampling2D(2)],
     ],
 )
@@ -134,6 +134,35 @@ def test_grids_nest_through_layers_that_keep_them(between):
     grids, nested = quantizer_before("last", *between)
     assert grids["norm_quantizer"] == (SIGNED, NESTS)
     assert "last" in nested
+
+
+@pytest.mark.parametrize("relu", [layers.ReLU, lambda: layers.Activation("relu6")])
+def test_a_relu_after_a_normalization_leaves_nothing_to_store(relu):
+    """Both are one kernel, which writes straight to the grid of the layer after it."""
+    norm = layers.BatchNormalization(name="norm")
+    grids, nested = quantizer_before("last", norm, relu())
+    assert "norm_quantizer" not in grids
+    assert "last" not in nested
+
+
+def test_gates_are_on_the_unit_grid_and_their_products_on_that_of_the_reader():
+    graph = split_gates(split_activations(read_graph(models.gates())))
+    placement = place_quantizers(graph)
+    made = {g.name: g for g in placement.on_output.values()}
+    units = [name for name, grid in made.items() if grid.unit]
+    assert units[:3] == [
+        "swish_gate_quantizer",
+        "excite_activation_quantizer",
+        "hard_gate_quantizer",
+    ]
+    assert len(units) == 4  # and the last, whose operation Keras has named
+    # An offset of a half is whole units of the accumulator if the step is 2^-n.
+    assert (made["norm_quantizer"].signed, made["norm_quantizer"].power_of_two) == (
+        SIGNED,
+        FREE,
+    )
+    assert made["conv_quantizer"].power_of_two == NESTS
+    assert "scaled_quantizer" not in made  # `conv` reads it alone
 
 
 def test_bilinear_pixels_are_on_no_grid():

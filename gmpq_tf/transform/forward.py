@@ -1,0 +1,91 @@
+"""Look into a model layer by layer, with all batches at hand, in little memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from gmpq_tf.graph import Graph, fill
+
+MEMORY_BYTES = 2**30
+
+
+class Forward:
+    """Outputs of one call after the other, each computed from the nearest kept tensors.
+
+    Layers may change while it runs, as long as they come at or after the call asked
+    for. The tensors that later calls read are kept for all batches where they fit into
+    memory; elsewhere, as in the large first layers, calls are computed again. One such
+    walk takes about one pass over the data, where a model built up to each call takes
+    one a call.
+
+    Args:
+        graph: of the model, in inference mode.
+        batches: inputs as the model takes them.
+        memory: bytes that kept tensors may take.
+    """
+
+    def __init__(
+        self, graph: Graph, batches: Sequence[Any], memory: int = MEMORY_BYTES
+    ) -> None:
+        self.graph, self.memory = graph, memory
+        self.start = 0  # the first call that is not computed yet
+        self.kept = [self._inputs(batch) for batch in batches]
+        self.images = sum(len(tensors[graph.inputs[0]]) for tensors in self.kept)
+        self.last_reader = {
+            index: number
+            for number, call in enumerate(graph.calls)
+            for index in call.inputs
+        }
+
+    def _inputs(self, batch: Any) -> dict[int, Any]:
+        arrays = keras.tree.flatten(batch)
+        pairs = zip(self.graph.inputs, arrays, strict=True)
+        return {
+            i: keras.ops.convert_to_tensor(a, self.graph.dtypes[i]) for i, a in pairs
+        }
+
+    def outputs(self, number: int) -> Iterator[np.ndarray]:
+        """The first output of call `number`, batch by batch.
+
+        Args:
+            number: of the call; not smaller than the last one asked for.
+        """
+        fits, found = self._bytes_at(number) <= self.memory, []
+        for kept in self.kept:
+            tensors = self._run(dict(kept), number)
+            if fits:
+                found.append(tensors)
+            yield np.asarray(self._call(tensors, number)[0])
+        if fits:
+            self.start, self.kept = number, found
+
+    def _run(self, tensors: dict[int, Any], stop: int) -> dict[int, Any]:
+        """Compute the calls before `stop`; returns what it and later ones read."""
+        for number in range(self.start, stop):
+            outputs = self.graph.calls[number].outputs
+            tensors.update(zip(outputs, self._call(tensors, number), strict=True))
+            read = self.graph.calls[number].inputs
+            for index in {*read, *outputs}:
+                if self.last_reader.get(index, -1) <= number:
+                    tensors.pop(index, None)
+        return tensors
+
+    def _call(self, tensors: dict[int, Any], number: int) -> list[Any]:
+        call = self.graph.calls[number]
+        result = call.layer(*fill(call.args, tensors), **fill(call.kwargs, tensors))
+        return keras.tree.flatten(result)
+
+    def _bytes_at(self, number: int) -> int:
+        """Bytes of the tensors that exist before call `number`, for all images."""
+        made = [
+            *self.graph.inputs,
+            *(i for call in self.graph.calls[:number] for i in call.outputs),
+        ]
+        live = {i for i in made if self.last_reader.get(i, -1) >= number}
+        sizes = (math.prod(d or 1 for d in self.graph.shapes[i][1:]) for i in live)
+        return 4 * self.images * sum(sizes)

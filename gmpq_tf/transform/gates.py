@@ -1,0 +1,131 @@
+"""Swish and squeeze-excite in pieces that TFLite has integer kernels for.
+
+`silu(x) = x sigmoid(x)` and `hard_silu(x) = x hard_sigmoid(x)`: one lookup or one
+convolution makes the gate, one multiplication applies it, and both factors and the
+product are on 8-bit grids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import keras
+import numpy as np
+
+from gmpq_tf.graph import Call, Graph, Ref, free_name, is_searchable, unary_call
+
+# Keras operation -> the name of the same activation.
+OPERATIONS = {
+    "Sigmoid": "sigmoid",
+    "HardSigmoid": "hard_sigmoid",
+    "Silu": "silu",
+    "HardSilu": "hard_silu",
+}
+GATES = frozenset(["sigmoid", "hard_sigmoid"])  # values from 0 to 1
+GATE_OF = {"silu": "sigmoid", "hard_silu": "hard_sigmoid"}
+SIXTH = 1 / 6
+
+
+def curve(call: Call) -> str | None:
+    """Name of the activation that a call is, whether a layer or an operation."""
+    if is_searchable(call.layer):
+        return None
+    return call.activation if call.kind == "Activation" else OPERATIONS.get(call.kind)
+
+
+def is_gate(call: Call) -> bool:
+    """Whether a call is a sigmoid or a hard sigmoid."""
+    return curve(call) in GATES
+
+
+def split_gates(graph: Graph) -> Graph:
+    """Write swishes as products, and hard sigmoids spelled out as one call.
+
+    `x -> silu` becomes `<name>_gate = sigmoid(x)` and `<name> = x * <name>_gate`.
+    """
+    graph = merge_hard_sigmoids(graph)
+    split = replace(
+        graph, calls=[], shapes=list(graph.shapes), dtypes=list(graph.dtypes)
+    )
+    taken = {call.name for call in graph.calls}
+    layers: dict[int, tuple[Any, Any]] = {}
+    for call in graph.calls:
+        gate = GATE_OF.get(curve(call) or "")
+        if gate is None:
+            split.calls.append(call)
+            continue
+        if id(call.layer) not in layers:
+            name = free_name(f"{call.name}_gate", taken)
+            taken.add(name)
+            product = keras.layers.Multiply(name=call.name)
+            layers[id(call.layer)] = keras.layers.Activation(gate, name=name), product
+        split.calls.extend(_product(call, split, *layers[id(call.layer)]))
+    return split
+
+
+def _product(call: Call, graph: Graph, gate: Any, product: Any) -> list[Call]:
+    """The gate's call and the multiplication's."""
+    source, target = call.inputs[0], call.outputs[0]
+    middle = graph.new_tensor(graph.shapes[target], graph.dtypes[target])
+    args = ([Ref(source), Ref(middle)],)
+    return [
+        unary_call(gate, gate.name, source, middle),
+        Call(product, call.name, args, {}, (source, middle), (target,)),
+    ]
+
+
+def merge_hard_sigmoids(graph: Graph) -> Graph:
+    """Turn `relu6(x + 3) / 6`, as MobileNetV3 spells it, into one `hard_sigmoid(x)`."""
+    producers, consumers = graph.producers(), graph.consumers()
+    gone: set[int] = set()
+    merged: dict[int, Call] = {}
+    for call in graph.calls:
+        chain = _hard_sigmoid(graph, call, producers, consumers)
+        if chain is not None:
+            gone.update(id(before) for before in chain)
+            layer = keras.layers.Activation("hard_sigmoid", name=call.name)
+            source = chain[0].inputs[0]
+            merged[id(call)] = unary_call(layer, call.name, source, call.outputs[0])
+    kept = [call for call in graph.calls if id(call) not in gone]
+    return replace(graph, calls=[merged.get(id(call), call) for call in kept])
+
+
+def _hard_sigmoid(
+    graph: Graph, call: Call, producers: dict, consumers: dict
+) -> tuple[Call, Call] | None:
+    """The addition and the ReLU6 before the division that ends a hard sigmoid."""
+    divides = operand(call, "Divide", "TrueDivide") == 6
+    factor = operand(call, "Multiply")
+    if not divides and (factor is None or abs(factor - SIXTH) > 1e-7):
+        return None
+    relu = producers.get(call.inputs[0])
+    add = producers.get(relu.inputs[0]) if relu is not None else None
+    if relu is None or add is None or operand(add, "Add") != 3:
+        return None
+    alone = all(
+        len(consumers[c.outputs[0]]) == 1 and c.outputs[0] not in graph.outputs
+        for c in (add, relu)
+    )
+    return (add, relu) if alone and _is_relu6(relu) else None
+
+
+def _is_relu6(call: Call) -> bool:
+    if call.kind == "ReLU":
+        plain = not call.layer.negative_slope and not call.layer.threshold
+        return plain and call.layer.max_value == 6
+    return call.kind == "Relu6" or (
+        call.kind == "Activation" and call.activation == "relu6"
+    )
+
+
+def operand(call: Call, *kinds: str) -> float | None:
+    """The number that a call adds to, multiplies or divides its only tensor with."""
+    if call.kind not in kinds or len(call.inputs) != 1 or len(call.args) != 2:
+        return None
+    constants = [arg for arg in call.args if not isinstance(arg, Ref)]
+    commutes = call.kind in ("Add", "Multiply")
+    if len(constants) != 1 or not (commutes or isinstance(call.args[0], Ref)):
+        return None
+    value = np.asarray(constants[0])
+    return float(value) if value.size == 1 else None
