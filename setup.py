@@ -52,6 +52,7 @@ COMMANDS = {
     "gmpq-export": "export.tflite",
     "gmpq-report": "train.report",
     "gmpq-cost": "train.cost",
+    "gmpq-sweep": "train.sweep",
     "gmpq-demo": "train.demo",
 }
 ROOT = Path(__file__).parent

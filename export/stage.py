@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -23,7 +24,9 @@ PACKAGES = ("tensorflow", "keras", "numpy", "tensorflow-datasets", "ai-edge-lite
 RESERVED_NAMES = ("config", "report")
 # They do not change what is computed, so a run may go on with others.
 PRACTICAL = frozenset(("data_dir", "cache", "download", "path"))
+LOCKED = "Another process is at work"
 _ABSENT = "(absent)"
+_held: list[Any] = []  # lock files; closing one gives it back
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,10 +148,12 @@ def open_stage(
         The stage; look at `finished` before running it.
 
     Raises:
-        StageError: the folder holds a run with another configuration.
+        StageError: the folder holds a run with another configuration, or another
+            process is running this stage in it.
     """
     _check_name(name)
     stage = Stage(Path(run.workdir), name)
+    _lock(stage)
     plain = json.loads(json.dumps(config))
     if run.overwrite and stage.record.exists():
         shutil.rmtree(stage.folder, ignore_errors=True)
@@ -159,6 +164,22 @@ def open_stage(
         write_json(stage.record, describe_run(run, name, plain, scaling))
     stage.folder.mkdir(parents=True, exist_ok=True)
     return stage
+
+
+def _lock(stage: Stage) -> None:
+    """Claims a stage for this process, until it ends however it ends."""
+    path = stage.record.with_suffix(".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise StageError(
+            f"A stage must be run by one process at a time. Received: {stage.folder}. "
+            f"{LOCKED} there: let it finish, or use another --workdir or --name."
+        ) from error
+    _held.append(file)
 
 
 def describe_run(

@@ -292,6 +292,29 @@ def plot_accuracy_bops(rows: Sequence[ResultRow]) -> Figure:
     return figure
 
 
+def plot_front(rows: Sequence[ResultRow], front: Sequence[ResultRow]) -> Figure:
+    """Draws the results of a sweep, and a line through those that none beats.
+
+    Args:
+        rows: all results.
+        front: the Pareto front, cheapest first.
+
+    Returns:
+        the figure, cost on a logarithmic axis.
+    """
+    figure = Figure(figsize=(8, 3.8), layout="constrained")
+    axes = figure.subplots()
+    for some, style, label in ((rows, "o", "every point"), (front, "-", "front")):
+        cost = [row.bit_ops / 1e9 for row in some]
+        accuracy = [100 * row.accuracy for row in some]
+        axes.plot(cost, accuracy, style, color=PALETTE[0], ms=6, lw=1, label=label)
+    axes.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+    _cost_axis(axes, [row.bit_ops for row in rows])
+    axes.set_ylabel("accuracy (%)", fontsize=9)
+    _quiet(axes)
+    return figure
+
+
 def _group_name(word: str, group: Sequence[ResultRow]) -> str:
     return _shorten(group[0].name if len(group) == 1 else word)
 

@@ -1,5 +1,7 @@
 import hashlib
 import json
+import subprocess
+import sys
 
 import pytest
 from gmpq_tf.export.stage import (
@@ -130,3 +132,29 @@ def test_wrong_run_options_are_refused():
         RunConfig(steps_per_execution=0)
     assert RunConfig(progress="bar").verbose == 1
     assert RunConfig(progress="none").verbose == 0
+
+
+HOLD = """
+import fcntl, sys
+file = open(sys.argv[1], "a")
+fcntl.lockf(file, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_two_processes_do_not_run_one_stage(tmp_path):
+    run = WorkdirConfig(workdir=str(tmp_path))
+    open_stage(run, "search", {"epochs": 1}, {})
+    open_stage(run, "search", {"epochs": 1}, {})  # one process may
+    lock = tmp_path / "config" / "other.lock"
+    command = [sys.executable, "-c", HOLD, str(lock)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(StageError, match="Another process is at work there"):
+            open_stage(run, "other", {"epochs": 1}, {})
+        assert not (tmp_path / "config" / "other.json").exists()
+        other.kill()
+    open_stage(run, "other", {"epochs": 1}, {})  # a lock dies with its process
