@@ -52,7 +52,8 @@ def main() -> None:
         write_models(args.weights, args.workdir)
     run("train.pretrain", *float_flags(args))
     with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(lambda flags: run(*flags), stages(args)))
+        list(pool.map(lambda flags: run(*flags), searches(args)))
+        list(pool.map(lambda flags: run(*flags), finetunings(args)))
     run("train.evaluate", f"--workdir={args.workdir}/flowers17", "--split=test")
     summarize(args.workdir)
 
@@ -135,13 +136,31 @@ def flower_flags(args: argparse.Namespace) -> list[str]:
     ]
 
 
-def stages(args: argparse.Namespace) -> list[list[str]]:
-    """Every search and fine-tuning: searches first, what needs them last."""
-    searches = [
-        search_flags(args, name, budget) for budget in BUDGETS for name in SEARCHES
-    ]
+def searches(args: argparse.Namespace) -> list[list[str]]:
+    """Flags of every search."""
+    return [search_flags(args, name, budget) for budget in BUDGETS for name in SEARCHES]
+
+
+def found_policies(args: argparse.Namespace, budget: str) -> dict[str, Path]:
+    """Searches of a budget, those that found one policy under one name -> its file."""
+    import gmpq_tf as gmpq
+
+    found: dict[gmpq.BitwidthPolicy, list[str]] = {}
+    folder = args.workdir.resolve()
+    for name in SEARCHES:
+        path = folder / f"{name}_{budget}/search/policy.json"
+        found.setdefault(gmpq.BitwidthPolicy.load(path), []).append(name)
+    return {
+        "+".join(names): folder / f"{names[0]}_{budget}/search/policy.json"
+        for names in found.values()
+    }
+
+
+def finetunings(args: argparse.Namespace) -> list[list[str]]:
+    """Flags of every fine-tuning."""
     baselines, searched = [], []
     for budget, uniform in BUDGETS.items():
+        policies = found_policies(args, budget)
         for seed in SEEDS:
             for weights, activations in uniform:
                 policy = f"uniform:{weights},{activations}"
@@ -150,11 +169,10 @@ def stages(args: argparse.Namespace) -> list[list[str]]:
             name = f"random{seed}_{budget}_seed{seed}"
             flags = finetune_flags(args, name, f"random:{seed}", seed)
             baselines.append([*flags, f"--bit_ops_budget={bit_ops(args, budget, 64)}"])
-            for name in SEARCHES:
-                path = args.workdir.resolve() / f"{name}_{budget}/search/policy.json"
+            for name, path in policies.items():
                 label = f"{name}_{budget}_seed{seed}"
                 searched.append(finetune_flags(args, label, str(path), seed))
-    return [*searches, *baselines, *searched]
+    return [*searched, *baselines]
 
 
 def search_flags(args: argparse.Namespace, name: str, budget: str) -> list[str]:
