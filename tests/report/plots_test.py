@@ -20,7 +20,7 @@ from gmpq_tf.report import (
     plot_pretraining,
     plot_search,
 )
-from gmpq_tf.report.plots import png_bytes
+from gmpq_tf.report.plots import plot_front, png_bytes
 from gmpq_tf.report.read import AttributionMaps, LayerImportances
 
 
@@ -163,6 +163,16 @@ def test_a_single_point_has_a_readable_axis(cost):
     ticks = figure.axes[0].get_xticks()
     assert labels
     np.testing.assert_allclose([float(label) for label in labels], ticks)
+
+
+def test_a_sweep_shows_every_point_and_a_line_through_the_front():
+    rows = rows_of(("a", 0.5, 1e9), ("b", 0.4, 2e9), ("c", 0.7, 4e9))
+    figure = plot_front(rows, [rows[0], rows[2]])
+    png_bytes(figure)
+    points, line = figure.axes[0].lines
+    np.testing.assert_allclose(points.get_xydata(), [[1, 50], [2, 40], [4, 70]])
+    np.testing.assert_allclose(line.get_xydata(), [[1, 50], [4, 70]])
+    assert points.get_linestyle() == "None" and line.get_linestyle() == "-"
 
 
 def test_cost_labels_do_not_overlap_over_five_decades():
