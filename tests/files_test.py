@@ -78,3 +78,12 @@ def test_jsonl_names_a_broken_line(tmp_path, line):
     path.write_text('{"epoch": 0}\n' + line + "\n")
     with pytest.raises(ValueError, match="line 2"):
         read_jsonl(path)
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    path = tmp_path / "a.json"
+    with replace_file(path) as first, replace_file(path) as second:
+        first.write_text("1")
+        second.write_text("2")
+    assert path.read_text() in ("1", "2")
+    assert list(tmp_path.iterdir()) == [path]

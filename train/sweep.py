@@ -65,6 +65,7 @@ STAGES = {
 }
 # What the sweep decides itself.
 TAKEN = frozenset(["workdir", "overwrite", "model", "policy", "name", "names"])
+RECORD = "sweep.json"
 COLUMNS = ("point", "accuracy", "bit_ops", "weight_bytes", "images", "split")
 Flags = dict[str, Any]
 Point = dict[str, Flags]  # stage -> its flags
@@ -128,12 +129,18 @@ def sweep(config: SweepConfig, run: WorkdirConfig) -> Path:
     workdir, model = Path(run.workdir), Path(str(config.model)).resolve()
     load_model(model)  # refuses a bad file before anything runs
     points = read_points(Path(str(config.spec)))
+    if run.overwrite:
+        (workdir / RECORD).unlink(missing_ok=True)
     check_same_sweep(workdir, points, model)
+    common = {key: getattr(run, key) for key in ("threads", "progress", "overwrite")}
     index, count = config.share()
     chosen = list(points.items())[index::count]
     with ThreadPoolExecutor(config.jobs) as pool:
         results = pool.map(
-            lambda item: run_point(workdir / "points" / item[0], item[1], model), chosen
+            lambda item: run_point(
+                workdir / "points" / item[0], item[1], {"model": model}, common
+            ),
+            chosen,
         )
         errors = [error for error in results if error]
     path = write_results(workdir, list(points))
@@ -264,7 +271,7 @@ def check_same_sweep(workdir: Path, points: Mapping[str, Point], model: Path) ->
     Raises:
         StageError: the folder holds another sweep.
     """
-    path = workdir / "sweep.json"
+    path = workdir / RECORD
     now = {"points": points, "model": fingerprint(model)}
     before = read_json(path)
     if before and before != json.loads(json.dumps(now)):
@@ -276,13 +283,14 @@ def check_same_sweep(workdir: Path, points: Mapping[str, Point], model: Path) ->
         write_json(path, now)
 
 
-def run_point(folder: Path, point: Point, model: Path) -> str | None:
+def run_point(folder: Path, point: Point, training: Flags, common: Flags) -> str | None:
     """Runs the stages of one point, each in a process of its own.
 
     Args:
         folder: workdir of the point.
         point: its flags.
-        model: the float model.
+        training: flags of every training.
+        common: flags of every stage.
 
     Returns:
         None, or what the stage that failed said; a point that another process is
@@ -290,8 +298,8 @@ def run_point(folder: Path, point: Point, model: Path) -> str | None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for stage in STAGES:
-        given = {"model": model} if stage in TRAININGS else {"names": "finetune"}
-        flags = given | {"workdir": folder} | point[stage]
+        given = training if stage in TRAININGS else {"names": "finetune"}
+        flags = common | given | {"workdir": folder} | point[stage]
         command = [f"--{flag}={_text(value)}" for flag, value in flags.items()]
         done = _run_stage(stage, command, folder / f"{stage}.log")
         if LOCKED in done.stderr:
