@@ -281,7 +281,8 @@ def measure(workdir: Path, folder: Path) -> dict:
     if policy.startswith("random"):
         policy = "random"  # another one for each seed
     result = {"name": folder.name, "policy": policy, "budget": budget}
-    result |= json.loads((folder / "evaluation.json").read_text())
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    result |= {key: evaluation[key] for key in ("accuracy", "images")}
     data = load_dataset(
         DataConfig(str(workdir / "images"), image_size=SIZE, scaling="0..255")
     )
