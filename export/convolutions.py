@@ -92,8 +92,8 @@ def stored_as(net: IntegerGraph, call: Call) -> Stored:
     INT4 convolutions run in built-in kernels, which round twice (up to 25 % of the
     codes of ResNet-8's layers are a step off), and INT2 ones do not load: both are
     written as a dense layer over patches, which XNNPACK computes as exactly as INT8
-    ones, and faster than INT4 convolutions. Kernels with groups and depthwise ones stay
-    INT8.
+    ones, and faster than INT4 convolutions. Kernels with groups, depthwise ones and
+    those that gain too little from it stay INT8.
     """
     layer, shape = call.layer, tuple(call.layer.kernel.shape)
     unpacked = Stored(call.kind, shape, "INT8")

@@ -117,7 +117,8 @@ def export_tflite(
             two codes a byte; "smallest": also INT2 where they have 2, four codes a
             byte. Convolutions in INT4 and INT2 are written as dense layers over
             patches, which is exact but slower. Depthwise and grouped ones stay INT8,
-            and so do those too small to gain from it.
+            and so do those with fewer than 32 filters or too small to gain from it,
+            and dense rows that do not fill whole bytes.
         input_type: "float32", or "int8" or "uint8" for codes of the input's grid.
         output_type: likewise; with "float32" a final softmax is computed in float.
         verify_data: inputs as `student` takes them: an array [images, ...], a list of

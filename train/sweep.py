@@ -186,9 +186,10 @@ def read_points(spec: Path) -> dict[str, Point]:
 def _read_spec(spec: Path) -> dict[str, Any]:
     try:
         content = json.loads(spec.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise StageError(
-            f"A specification must be JSON. Received: {spec}: {error}. Repair it."
+            f"A specification must be a JSON file. Received: {spec}: {error}. "
+            "See --help for one."
         ) from error
     keys = [*STAGES, "grid", "points"]
     if not isinstance(content, dict) or any(key not in keys for key in content):

@@ -77,8 +77,10 @@ def test_a_wrong_specification_is_refused(content, message, tmp_path):
 
 def test_a_specification_that_is_no_json_is_refused(tmp_path):
     path = tmp_path / "spec.json"
+    with pytest.raises(StageError, match=r"must be a JSON file.*spec\.json.*--help"):
+        read_points(path)
     path.write_text("{grid")
-    with pytest.raises(StageError, match="must be JSON"):
+    with pytest.raises(StageError, match=r"must be a JSON file.*spec\.json.*--help"):
         read_points(path)
 
 
