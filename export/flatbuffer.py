@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
+
+from gmpq_tf.files import parse_json
 
 from .errors import ExportError
 
@@ -341,18 +344,48 @@ PACKING: dict[str, Callable[[np.ndarray], bytes]] = {
 UNPACKING = {"INT4": unpack_int4, "INT2": unpack_int2}
 
 
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a `.tflite` file, of which the first are looked at before the rest.
+
+    Raises:
+        ExportError: the file cannot be read, or is not a TFLite file.
+    """
+    try:
+        if not Path(path).is_file():  # a pipe would be waited for
+            raise FileNotFoundError("no such file")
+        with Path(path).open("rb") as file:
+            start = file.read(8)
+            _check_identifier(start, f"path={str(path)!r} with ")
+            return start + file.read()
+    except OSError as error:
+        raise ExportError(
+            f"The model file must be readable. Received: path={str(path)!r} ({error}). "
+            "Check the path."
+        ) from error
+
+
+def _check_identifier(content: bytes, where: str = "") -> None:
+    if content[4:8] != FILE_IDENTIFIER:
+        raise ExportError(
+            f"The file must be a TFLite model. Received: {where}bytes 4 to 8 = "
+            f"{content[4:8]!r} instead of {FILE_IDENTIFIER!r}. Export it again."
+        )
+
+
 def read_model(content: bytes) -> Any:
     """The schema's `ModelT` of a file's bytes.
 
     Raises:
         ExportError: the bytes are not a TFLite file.
     """
-    if content[4:8] != FILE_IDENTIFIER:
+    _check_identifier(content)
+    try:
+        return schema.ModelT.InitFromPackedBuf(content, 0)
+    except Exception as error:  # offsets that lead out of the file, of any kind
         raise ExportError(
-            f"The file must be a TFLite model. Received: bytes 4 to 8 = "
-            f"{content[4:8]!r} instead of {FILE_IDENTIFIER!r}. Export it again."
-        )
-    return schema.ModelT.InitFromPackedBuf(content, 0)
+            f"The file must be a whole TFLite model. Received: {len(content)} bytes, "
+            f"damaged ({str(error)[:100]}). Export it again."
+        ) from error
 
 
 def with_outputs(content: bytes, tensors: Sequence[int]) -> bytes:
@@ -401,18 +434,23 @@ def read_metadata(path: str | Path) -> dict:
     Raises:
         ExportError: the file cannot be read, or is not a TFLite file.
     """
+    model = read_model(read_file(path))
+    names = (METADATA_NAME, METADATA_NAME.encode())
+    entries = [entry for entry in model.metadata or [] if entry.name in names]
     try:
-        content = Path(path).read_bytes()
-    except OSError as error:
+        texts = [bytes(model.buffers[entry.buffer].data) for entry in entries]
+        metadata = parse_json(texts[0].decode("utf-8")) if texts else {}
+    except (IndexError, TypeError, ValueError) as error:
         raise ExportError(
-            f"The model file must be readable. Received: path={str(path)!r} ({error}). "
-            "Check the path."
+            f"The metadata must be JSON. Received: path={str(path)!r} "
+            f"({str(error)[:100]}). Export it again."
         ) from error
-    model = read_model(content)
-    for entry in model.metadata or []:
-        if entry.name in (METADATA_NAME, METADATA_NAME.encode()):
-            return json.loads(bytes(model.buffers[entry.buffer].data).decode("utf-8"))
-    return {}
+    if not isinstance(metadata, dict):
+        raise ExportError(
+            f"The metadata must be a JSON object. Received: path={str(path)!r} with "
+            f"{metadata!r:.80}. Export it again."
+        )
+    return metadata
 
 
 def _pack(model: Any) -> bytes:

@@ -6,13 +6,13 @@ import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from .errors import ExportError
+from .flatbuffer import read_file
 
 WARM_UP_RUNS = 3
 
@@ -35,7 +35,7 @@ class TFLiteModel:
         num_threads: int = 1,
         use_xnnpack: bool = True,
     ) -> None:
-        content = path if isinstance(path, bytes) else _read(Path(path))
+        content = path if isinstance(path, bytes) else read_file(path)
         kinds = OpResolverType
         resolver = (
             kinds.AUTO if use_xnnpack else kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES
@@ -148,16 +148,6 @@ def _to_input(detail: Mapping[str, Any], array: np.ndarray) -> np.ndarray:
     limits = np.iinfo(kind)
     codes = np.floor(array / np.float32(scale) + 0.5) + zero_point
     return np.clip(codes, limits.min, limits.max).astype(kind)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ExportError(
-            f"The model file must be readable. Received: path={str(path)!r} ({error}). "
-            "Check the path."
-        ) from error
 
 
 def _shown(path: Any) -> str:

@@ -38,6 +38,7 @@ from gmpq_tf.graph import (
     searchable_names,
 )
 from gmpq_tf.layers import QUANT_LAYERS
+from gmpq_tf.models.file_checks import check_hdf5, has_lambda, read_config
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
 from gmpq_tf.transform.calibrate import input_quantizers, is_calibrated
@@ -235,10 +236,12 @@ def load_model(path: str | os.PathLike[str], compile: bool = True) -> Any:
         The `tf_keras.Model`.
 
     Raises:
-        ExportError: TFMOT or tf_keras is missing, or the file is not such a model.
+        ExportError: TFMOT or tf_keras is missing, the file is not such a model, or it
+            holds Python code.
     """
     models = _libraries().tf_keras.models
     try:
+        _refuse_code(Path(path))
         with quantize_scope():
             model = models.load_model(Path(path), compile=compile)
     except (OSError, ValueError, TypeError) as error:
@@ -251,6 +254,14 @@ def load_model(path: str | os.PathLike[str], compile: bool = True) -> Any:
         if type(layer).__name__ == "BatchNormalization":
             layer.fused = False  # tf_keras does not save it
     return model
+
+
+def _refuse_code(path: Path) -> None:
+    """Refuses an `.h5` file with a Lambda layer: tf_keras is safe for `.keras` only."""
+    if path.suffix == ".h5":
+        check_hdf5(path)
+        if has_lambda(read_config(path)):
+            raise ValueError("it has a Lambda layer, whose Python code would be run")
 
 
 def quantize_scope() -> AbstractContextManager:

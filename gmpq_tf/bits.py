@@ -34,7 +34,7 @@ def check_bits(name: str, bits: Any) -> int:
     if not whole or not MIN_BITS <= bits <= MAX_BITS:
         raise PolicyError(
             f"A bit-width must be a whole number from {MIN_BITS} to {MAX_BITS}. "
-            f"Received: {name}={bits!r}. Use one of 2, 3, 4, 5, 6, 7, 8."
+            f"Received: {name}={bits!r:.80}. Use one of 2, 3, 4, 5, 6, 7, 8."
         )
     return int(bits)
 

@@ -1,13 +1,34 @@
 """Files that are whole or absent: written under a temporary name, then renamed."""
 
+import contextlib
 import json
 import math
 import os
+import re
+import shutil
+import stat
 import uuid
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import numpy as np
+
+MAX_TEXT_BYTES = 10_000_000
+MAX_DEPTH = 200
+_DEPTH_MESSAGE = (
+    f"JSON must be nested at most {MAX_DEPTH} deep. Received: more. Flatten it."
+)
+
+
+class FileWriteError(OSError):
+    """A file could not be written; what was there before is unchanged."""
+
+
+class DamagedFileError(ValueError):
+    """A file is not what was written."""
 
 
 @contextmanager
@@ -24,18 +45,54 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         The path to write to; it must exist when the block ends.
 
     Raises:
-        Whatever the block raised; `path` is then as it was before.
+        FileWriteError: the disk is full or the folder not writable.
+        Whatever else the block raised; `path` is in any case as it was before.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Not the process number: machines that share a folder count from 1 each.
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         _flush_to_disk(temporary)
         temporary.replace(path)
+    except FileWriteError:
+        raise
+    except OSError as error:
+        raise FileWriteError(_write_message(path, error)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def remove_temporaries(path: str | os.PathLike[str]) -> None:
+    """Removes what killed writers of a file left beside it.
+
+    Args:
+        path: a file that nobody is writing now.
+    """
+    path = Path(path)
+    start, end = re.escape(f".{path.stem}."), re.escape(f".tmp{path.suffix}")
+    for other in path.parent.iterdir() if path.parent.is_dir() else ():
+        if re.fullmatch(f"{start}[0-9a-f]{{32}}{end}", other.name):
+            other.unlink(missing_ok=True)
+
+
+def check_space(path: str | os.PathLike[str], size: int) -> None:
+    """Refuses to begin what would end with a full disk.
+
+    Args:
+        path: a file that is going to be written, beside the one it replaces.
+        size: its bytes.
+
+    Raises:
+        FileWriteError: the disk has less space than that.
+    """
+    folder = next(p for p in Path(path).absolute().parents if p.exists())
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        cause = f"{size} bytes, of which {free} are free"
+        raise FileWriteError(_write_message(Path(path), cause))
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> Path:
@@ -52,6 +109,61 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> Path:
     with replace_file(path) as temporary:
         temporary.write_bytes(content)
     return Path(path)
+
+
+def write_arrays(
+    path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]
+) -> Path:
+    """Writes arrays whole or not at all.
+
+    Args:
+        path: the `.npz` file to make or to replace.
+        arrays: name -> array, of numbers; one more, named "count", is added.
+
+    Returns:
+        The path written.
+    """
+    with replace_file(path) as temporary:
+        everything = {**arrays, "count": np.array(len(arrays))}
+        np.savez(temporary, **everything)
+    return Path(path)
+
+
+def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Reads arrays, every one of them, and checks that they are those written.
+
+    Args:
+        path: a file made by `write_arrays`.
+
+    Returns:
+        Name -> array.
+
+    Raises:
+        DamagedFileError: a byte is missing or changed.
+        OSError: the file cannot be opened.
+    """
+    path = Path(path)
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+        raise DamagedFileError(_damage_message(path, "no plain file"))
+    with path.open("rb") as file:
+        try:
+            return _checked_arrays(file)
+        except Exception as error:  # zipfile and NumPy raise a dozen kinds
+            raise DamagedFileError(_damage_message(path, error)) from error
+
+
+def _checked_arrays(file: BinaryIO) -> dict[str, np.ndarray]:
+    with zipfile.ZipFile(file) as archive:
+        wrong = archive.testzip()  # compares the CRC of every member
+    if wrong is not None:
+        raise ValueError(f"checksum of {wrong}")
+    file.seek(0)
+    with np.load(file, allow_pickle=False) as stored:
+        arrays = {name: np.asarray(stored[name]) for name in stored.files}
+    # A damaged table of contents can hide members.
+    if int(arrays.pop("count", np.array(-1))) != len(arrays):
+        raise ValueError("arrays are missing")
+    return arrays
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> Path:
@@ -98,18 +210,95 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         The records, oldest first.
 
     Raises:
-        ValueError: a line is not a JSON object.
+        ValueError: a line is not a JSON object, or the file is no text.
+        OSError: the file cannot be opened.
     """
     path = Path(path)
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_text(path).splitlines()
     return [_parse_record(path, number, line) for number, line in enumerate(lines, 1)]
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Reads a file of settings or results, all of which are small.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its text.
+
+    Raises:
+        ValueError: it is no plain file (a pipe would never end), not UTF-8 or of more
+            than 10 MB, which as JSON takes thirty times the memory.
+        OSError: it cannot be opened.
+    """
+    path = Path(path)
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_TEXT_BYTES:
+        raise ValueError(
+            f"A file to read must be a plain one of at most {MAX_TEXT_BYTES} bytes. "
+            f"Received: {path}, mode={stat.filemode(status.st_mode)}, "
+            f"size={status.st_size}. Pass the file that was meant."
+        )
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"A file to read must be UTF-8 text. Received: {path} ({error.reason} at "
+            f"byte {error.start}). Save it as UTF-8, or pass the file that was meant."
+        ) from error
+
+
+def parse_json(text: str) -> Any:
+    """Reads JSON that may come from anywhere.
+
+    Unlike `json.loads` it refuses names that occur twice in an object, of which that
+    keeps the last, and nesting so deep that code that handles the value would fail.
+
+    Args:
+        text: JSON.
+
+    Returns:
+        The value.
+
+    Raises:
+        ValueError: the text is no such JSON.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_unique_names)
+    except RecursionError as error:
+        raise ValueError(_DEPTH_MESSAGE) from error
+    inner = [value]
+    for _ in range(MAX_DEPTH):
+        inner = [item for each in inner for item in _items(each)]
+        if not inner:
+            return value
+    raise ValueError(_DEPTH_MESSAGE)
+
+
+def _items(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in names:
+            raise ValueError(
+                "A name must occur once. "
+                f"Received: {name[:80]!r} twice. Delete or rename one of them."
+            )
+        names[name] = value
+    return names
 
 
 def _parse_record(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError as error:
         raise ValueError(_record_message(path, number, line)) from error
     if not isinstance(record, dict):
@@ -134,6 +323,22 @@ def _to_plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def _write_message(path: Path, cause: object) -> str:
+    return (
+        "A file must fit on the disk, in a folder that can be written to. "
+        f"Received: {path} ({cause}). Make room or choose another folder; what was "
+        "there before is unchanged."
+    )
+
+
+def _damage_message(path: Path, cause: object) -> str:
+    text = " ".join(str(cause).split())[:80]
+    return (
+        f"A file must be as it was written. Received: {path}, which is truncated or "
+        f"damaged ({text}). Delete it or put a copy back."
+    )
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -31,6 +31,8 @@ from gmpq_tf.layer_names import check_same_names, new_names
 from gmpq_tf.names import suggest
 from gmpq_tf.policy_file import FORMAT, KEYS, check_object, read_policy_file
 
+LONGEST_MESSAGE = 2000
+
 __all__ = [
     "BitwidthPolicy",
     "LayerBits",
@@ -68,7 +70,7 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
         if not isinstance(self.model, str) or not self.model:
             raise PolicyError(
                 "A policy must name its model. "
-                f"Received: model={self.model!r}. Pass the model's name."
+                f"Received: model={self.model!r:.80}. Pass the model's name."
             )
         object.__setattr__(self, "layers", _checked_layers(self.layers))
         object.__setattr__(self, "made_by", _checked_provenance(self.made_by))
@@ -295,7 +297,8 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
         try:
             return cls(*read_policy_file(path))
         except PolicyError as error:
-            raise PolicyError(f"{path}: {error}") from error
+            text = str(error)[:LONGEST_MESSAGE]  # values in a file may be long
+            raise PolicyError(f"{path}: {text}") from error
 
 
 def _check_policy(other: Any) -> None:
@@ -310,7 +313,7 @@ def _checked_layers(layers: Any) -> dict[str, LayerBits]:
     if not isinstance(layers, Mapping) or not layers:
         raise PolicyError(
             "A policy must map at least one layer name to its bits. "
-            f"Received: layers={layers!r}. "
+            f"Received: layers={layers!r:.80}. "
             "Pass {name: (weight_bits, activation_bits)}."
         )
     return {name: check_layer_bits(name, bits) for name, bits in layers.items()}
@@ -324,5 +327,6 @@ def _checked_provenance(made_by: Any) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise PolicyError(
             f"made_by must hold plain JSON values ({error}). "
-            f"Received: made_by={made_by!r}. Use text, finite numbers, lists, dicts."
+            f"Received: made_by={made_by!r:.80}. "
+            "Use text, finite numbers, lists, dicts."
         ) from error

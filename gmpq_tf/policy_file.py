@@ -1,19 +1,19 @@
 """Policy files and files of renamed layers: JSON of which every key is checked."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gmpq_tf.bits import LAYER_KEYS, PolicyError
+from gmpq_tf.files import parse_json, read_text
 from gmpq_tf.layer_names import shorten
 from gmpq_tf.names import suggest
 
 FORMAT = 1
 KEYS = ("format", "model", "layers", "made_by")
-MAX_FILE_BYTES = 10_000_000
 PREFIX = "prefix="
+LONGEST_NAME = 1000  # of a layer; messages quote them
 
 
 def read_policy_file(
@@ -37,10 +37,12 @@ def read_policy_file(
     if type(content["format"]) is not int or content["format"] != FORMAT:
         raise PolicyError(
             f"The format of a policy file must be {FORMAT}. "
-            f"Received: format={content['format']!r}. Search again, or use the "
+            f"Received: format={content['format']!r:.80}. Search again, or use the "
             "release of gmpq_tf that wrote the file."
         )
     check_object("layers", content["layers"])
+    for name in content["layers"]:
+        _check_name(name)
     layers = {name: _parse_layer(name, x) for name, x in content["layers"].items()}
     return content["model"], layers, content["made_by"]
 
@@ -52,21 +54,24 @@ def read_renaming(text: str) -> str | dict[str, str]:
         text: `prefix=TEXT`, or a JSON file `{old name: new name}`.
 
     Returns:
-        The prefix, or the mapping: for `BitwidthPolicy.rename`, which checks them.
+        The prefix, or the mapping: for `BitwidthPolicy.rename`, which checks them
+        against the layers of the policy.
 
     Raises:
         PolicyError: the text is neither, or the file is not such a mapping.
     """
     if text.startswith(PREFIX):
         return text.removeprefix(PREFIX)
-    if not Path(text).is_file():
+    if not _is_file(text):
         raise PolicyError(
             "Renamed layers must be prefix=TEXT or an existing JSON file. "
-            f"Received: {text!r}. Write such as prefix=backbone_, or a file that "
+            f"Received: {text!r:.200}. Write such as prefix=backbone_, or a file that "
             'holds {"old name": "new name"}.'
         )
     content = _read_json(text, "file of renamed layers")
     check_object("the renamed layers", content)
+    for name in (*content, *content.values()):
+        _check_name(name)
     return dict(content)
 
 
@@ -87,36 +92,29 @@ def check_object(name: str, content: Any) -> None:
         )
 
 
-def _read_json(path: str | os.PathLike[str], what: str) -> Any:
-    """Reads JSON in which no name occurs twice in one object."""
-    size = Path(path).stat().st_size
-    if size > MAX_FILE_BYTES:
-        raise PolicyError(
-            f"A {what} must not exceed {MAX_FILE_BYTES} bytes. "
-            f"Received: size={size}. Pass a smaller file."
-        )
+def _is_file(text: str) -> bool:
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        return json.loads(text, object_pairs_hook=_unique_keys)
-    except PolicyError:
-        raise
-    except (ValueError, RecursionError) as error:
+        return Path(text).is_file()
+    except OSError:  # such as a name that is too long
+        return False
+
+
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
+        raise PolicyError(
+            f"A layer name must be text of 1 to {LONGEST_NAME} characters. "
+            f"Received: name={name!r:.80}. Use the name of the Keras layer."
+        )
+
+
+def _read_json(path: str | os.PathLike[str], what: str) -> Any:
+    try:
+        return parse_json(read_text(path))
+    except ValueError as error:
         raise PolicyError(
             f"A {what} must be JSON. Received: {error}. Repair that place of {path}, "
             "or pass the file that was meant."
         ) from error
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    seen: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in seen:
-            raise PolicyError(
-                "A name must occur once. "
-                f"Received: {key!r} twice. Delete or rename one of them."
-            )
-        seen[key] = value
-    return seen
 
 
 def _parse_layer(name: str, content: Any) -> tuple[Any, Any]:
@@ -126,7 +124,7 @@ def _parse_layer(name: str, content: Any) -> tuple[Any, Any]:
 
 def _check_keys(name: str, content: Any, keys: tuple[str, ...]) -> None:
     check_object(name, content)
-    unknown = [key for key in content if key not in keys]
+    unknown = [key[:80] for key in content if key not in keys]
     missing = [key for key in keys if key not in content]
     if unknown or missing:
         near = f" {suggest(unknown[0], keys)}" if unknown else ""

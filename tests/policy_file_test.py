@@ -42,3 +42,17 @@ def test_rejects_files_that_are_no_renaming(tmp_path, text, message):
 def test_rejects_other_text():
     with pytest.raises(PolicyError, match=r"prefix=TEXT.*'backbone_'"):
         read_renaming("backbone_")
+
+
+@pytest.mark.parametrize("renaming", [{"a": "x" * 1001}, {"x" * 1001: "a"}, {"a": 1}])
+def test_rejects_names_that_are_no_layer_names(tmp_path, renaming):
+    path = tmp_path / "names.json"
+    path.write_text(json.dumps(renaming))
+    with pytest.raises(PolicyError, match="1 to 1000 characters"):
+        read_renaming(str(path))
+
+
+def test_a_name_too_long_for_a_file_is_no_file():
+    with pytest.raises(PolicyError, match="prefix=TEXT") as error:
+        read_renaming("x" * 100_000)
+    assert len(str(error.value)) < 1000

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import keras
 
+from gmpq_tf.models.file_checks import is_file
 from gmpq_tf.policy import BitwidthPolicy, PolicyError
 from gmpq_tf.policy_file import read_renaming
 
@@ -38,7 +39,7 @@ def read_policy(
             f"Received: policy={text!r}, rename_layers={rename_layers!r}. "
             "Leave --rename_layers out: a uniform policy has the model's names."
         )
-    if not Path(text).is_file():
+    if not is_file(Path(text)):
         raise PolicyError(
             "A policy must be an existing file, uniform:W,A or random:SEED (the last "
             f"only to fine-tune). Received: policy={text!r}. Search one with "

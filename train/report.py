@@ -135,9 +135,9 @@ def row_name(folder: Path) -> str:
     if not (folder / "policy.json").exists():
         return "float" if folder.name == "pretrain" else folder.name
     made_by = BitwidthPolicy.load(folder / "policy.json").made_by
-    options = made_by.get("config", {})
-    if made_by.get("strategy") == "uniform":
-        name = f"uniform W{options['weight_bits']}A{options['activation_bits']}"
+    bits = [_inside(made_by, "config", f"{x}_bits") for x in ("weight", "activation")]
+    if made_by.get("strategy") == "uniform" and None not in bits:
+        name = "uniform W{}A{}".format(*bits)
         return name if folder.name == "uniform" else f"{name} ({folder.name})"
     return "searched" if folder.name == "finetune" else folder.name
 
@@ -202,7 +202,8 @@ def float_model_path(workdir: Path, folders: list[str]) -> Path:
         if path.is_file():
             break
         record = read_json(workdir / "config" / f"{folder}.json")
-        path = Path(record.get("config", {}).get("model", {}).get("path", path))
+        named = _inside(record, "config", "model", "path")
+        path = Path(named) if isinstance(named, str) else path
     if not path.is_file():
         raise StageError(
             "The float model must be there. "
@@ -215,7 +216,14 @@ def float_model_path(workdir: Path, folders: list[str]) -> Path:
 def searched_budget(workdir: Path) -> float | None:
     """Returns the budget of the workdir's search, None where there was none."""
     record = read_json(workdir / "config" / "search.json")
-    return record.get("config", {}).get("risk", {}).get("bit_ops_budget")
+    return _inside(record, "config", "risk", "bit_ops_budget")
+
+
+def _inside(record: Any, *names: str) -> Any:
+    """Value in nested JSON objects; None where a file lacks one of them."""
+    for name in names:
+        record = record.get(name) if isinstance(record, dict) else None
+    return record
 
 
 def _check_measured(workdir: Path, folders: list[str]) -> None:
@@ -225,7 +233,8 @@ def _check_measured(workdir: Path, folders: list[str]) -> None:
             "Run `python -m train.evaluate` with this --workdir first."
         )
     splits = {
-        folder: read_json(workdir / folder / RESULT)["split"] for folder in folders
+        folder: str(read_json(workdir / folder / RESULT).get("split"))
+        for folder in folders
     }
     if len(set(splits.values())) > 1:
         raise StageError(

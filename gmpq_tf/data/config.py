@@ -89,7 +89,8 @@ def _check_integer(name: str, value: int, low: int) -> None:
 def _check_validation_size(size: float | None) -> None:
     if size is None:
         return
-    if isinstance(size, bool) or size < 0 or (size >= 1 and size != int(size)):
+    number = isinstance(size, int | float) and not isinstance(size, bool)
+    if not number or not (0 <= size < 1 or (size >= 1 and size == size // 1)):
         raise DataError(
             "`validation_size` must be a count of images or a fraction below 1. "
             f"Received: validation_size={size!r}. Give such as 5000 or 0.1."
@@ -97,7 +98,8 @@ def _check_validation_size(size: float | None) -> None:
 
 
 def _check_augment(augment: str | None) -> None:
-    if augment is not None and augment not in AUGMENTATIONS:
+    known = isinstance(augment, str) and augment in AUGMENTATIONS
+    if augment is not None and not known:
         raise DataError(
             f"`augment` must be one of {', '.join(map(repr, AUGMENTATIONS))}. "
             f"Received: augment={augment!r}. {suggest(str(augment), AUGMENTATIONS)}"

@@ -1,6 +1,7 @@
 """Folders of images: one subfolder a class, with or without splits above them."""
 
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,9 @@ _ENDINGS = {
     "BMP": None,
     "GIF": None,
 }
+_READ_AS = ("JPEG", "PNG", "BMP", "GIF")  # MPO files are read as JPEG ones.
+# Decoded and resized in float32 an image of so many takes 0.8 GB.
+MAX_PIXELS = 2**26
 
 
 def load_folder(config: DataConfig, spec: DatasetSpec) -> Raw:
@@ -62,25 +66,42 @@ def check_files(paths: tuple[str, ...], whole: bool = False) -> None:
         whole: Decode every pixel, rather than look at the beginning and the end.
 
     Raises:
-        DataError: A file is not readable; the first is named.
+        DataError: A file is not readable, or its image too large to decode; the first
+            is named.
     """
     for path in paths:
+        _check_name(path)
         if not _is_readable(path, whole):
             raise DataError(
-                "Every image file must be a whole JPEG, PNG, BMP or GIF. "
-                f"Received: {path} (empty, truncated or not such an image). "
-                "Replace or remove it."
+                "Every image file must be a whole JPEG, PNG, BMP or GIF of at most "
+                f"{MAX_PIXELS} pixels. Received: {path} (empty, truncated, too large "
+                "or not such an image). Replace, shrink or remove it."
             )
 
 
-def _is_readable(path: str, whole: bool) -> bool:
+def _check_name(path: str) -> None:
     try:
-        with Image.open(path) as image:  # Reads the header only.
-            ending = _ENDINGS[image.format or ""]
-        surely_whole = _ends_as_it_should(path, ending) and not whole
-        return surely_whole or _decodes(path)
-    except (KeyError, OSError, SyntaxError, ValueError):  # Pillow raises any of these.
+        path.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            "The name of an image file must be UTF-8. "
+            f"Received: {path!r}. Rename it, or the folder it is in."
+        ) from error
+
+
+def _is_readable(path: str, whole: bool) -> bool:
+    if not Path(path).is_file():  # A pipe would be waited for.
         return False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=_READ_AS) as image:  # Reads the header only.
+                ending, (width, height) = _ENDINGS[image.format or ""], image.size
+    except Exception:  # Pillow raises a dozen kinds.
+        return False
+    if width * height > MAX_PIXELS:
+        return False
+    return (_ends_as_it_should(path, ending) and not whole) or _decodes(path)
 
 
 def _decodes(path: str) -> bool:
@@ -102,14 +123,28 @@ def _ends_as_it_should(path: str, ending: bytes | None) -> bool:
 
 def _folder_root(config: DataConfig) -> Path:
     named = config.data_dir if config.dataset == "folder" else config.dataset
-    root = Path(named).expanduser() if named else None
-    if root is None or not root.is_dir():
+    root = _expanded(named) if named else None
+    if root is None or not _is_folder(root):
         raise DataError(
             "A folder data set needs a folder that exists. "
             f"Received: dataset={config.dataset!r}, data_dir={config.data_dir!r}. "
             "Give dataset='folder' with data_dir='<path>', or dataset='<path>'."
         )
     return root
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # There is no such user.
+        return Path(path)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # Such as a name too long.
+        return False
 
 
 def _folder_parts(root: Path) -> dict[str, Path]:

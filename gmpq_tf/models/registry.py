@@ -1,7 +1,5 @@
 """Models by name, and models from files."""
 
-import json
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,16 @@ import keras
 
 import gmpq_tf.layers  # noqa: F401  so that files with our layers load
 from gmpq_tf.models.digits import digits_cnn
+from gmpq_tf.models.file_checks import (
+    check_hdf5,
+    check_size,
+    check_zip,
+    expand_user,
+    has_lambda,
+    is_file,
+    read_config,
+    unknown_module,
+)
 from gmpq_tf.models.mobilenet_v2 import mobilenet_v2
 from gmpq_tf.models.resnet import (
     resnet8,
@@ -86,7 +94,7 @@ def load_model(
     """
     name = str(name_or_path)
     if name not in MODELS:
-        return _read_model(Path(name).expanduser())
+        return _read_model(expand_user(name))
     if input_shape is None or num_classes is None:
         raise ValueError(
             "A built-in model needs `input_shape` and `num_classes`. Received: "
@@ -99,7 +107,7 @@ def load_model(
 def _read_model(path: Path) -> keras.Model:
     _check_path(path)
     try:
-        _refuse_code(path)
+        _check_content(path)
         return keras.models.load_model(path, compile=False, safe_mode=True)
     except ModelFileError:
         raise
@@ -114,39 +122,37 @@ def _read_model(path: Path) -> keras.Model:
 
 
 def _check_path(path: Path) -> None:
-    if path.suffix not in _SUFFIXES or not path.is_file():
+    if path.suffix not in _SUFFIXES or not is_file(path):
         raise ModelFileError(
             "A model must be a built-in name or an existing .keras or .h5 file. "
-            f"Received: {str(path)!r}. {suggest(str(path), MODELS)}"
+            f"Received: {str(path)!r:.200}. {suggest(str(path)[:200], MODELS)}"
         )
 
 
-def _refuse_code(path: Path) -> None:
-    """Refuse a file with a Lambda layer before Keras sees it.
+def _check_content(path: Path) -> None:
+    """Refuse a file that would do more than be read, before Keras sees it.
 
     Keras's safe mode refuses most of them, but not in every version and file format.
     """
-    if _has_lambda(_read_config(path)):
+    is_zip = path.suffix == ".keras"
+    (check_zip if is_zip else check_hdf5)(path)  # Before the configuration is read.
+    config = read_config(path)
+    _refuse_code(path, config)
+    if is_zip:
+        check_hdf5(path)
+    check_size(path, config)
+
+
+def _refuse_code(path: Path, config: Any) -> None:
+    if has_lambda(config):
         raise ModelFileError(
             "A model file must hold no Python code. "
             f"Received: {path}, which has a Lambda layer. "
             "Replace that layer by one of Keras's own and save the model again."
         )
-
-
-def _read_config(path: Path) -> Any:
-    if path.suffix == ".keras":
-        with zipfile.ZipFile(path) as archive:
-            return json.loads(archive.read("config.json"))
-    import h5py
-
-    with h5py.File(path) as file:
-        return json.loads(file.attrs.get("model_config", "{}"))
-
-
-def _has_lambda(config: Any) -> bool:
-    if isinstance(config, dict):
-        if config.get("class_name") in ("Lambda", "__lambda__"):
-            return True
-        config = list(config.values())
-    return isinstance(config, list) and any(map(_has_lambda, config))
+    module = unknown_module(config)
+    if module is not None:
+        raise ModelFileError(
+            "The modules of a model's custom layers must have been imported. "
+            f"Received: {path}, which names {module[:80]!r}. Import it first."
+        )

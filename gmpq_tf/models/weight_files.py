@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from gmpq_tf.models.file_checks import check_hdf5, check_zip, expand_user, is_file
 from gmpq_tf.models.registry import load_model
 from gmpq_tf.names import suggest
 
@@ -59,13 +60,13 @@ def read_weight_file(path: str | Path) -> WeightFile:
         WeightsError: The file is missing, truncated, of another kind, or holds what is
             not a finite number.
     """
-    path = Path(path).expanduser()
+    path = expand_user(path)
     reader = READERS.get(path.suffix)
-    if reader is None or not path.is_file():
+    if reader is None or not is_file(path):
         raise WeightsError(
             "Weights must be 'imagenet' or an existing file "
-            f"({', '.join(READERS)}). Received: weights={str(path)!r}. "
-            f"{suggest(str(path), ['imagenet'])}"
+            f"({', '.join(READERS)}). Received: weights={str(path)!r:.200}. "
+            f"{suggest(str(path)[:200], ['imagenet'])}"
         )
     try:
         file = reader(path)
@@ -94,6 +95,7 @@ def _read_keras(path: Path) -> WeightFile:
 def _read_h5(path: Path) -> WeightFile:
     import h5py
 
+    check_hdf5(path)
     with h5py.File(path) as file:
         root = file.get("model_weights", file)
         if "layer_names" in root.attrs:
@@ -155,13 +157,11 @@ def _name_of(group: Any) -> str | None:
 
 
 def _datasets(root: Any) -> dict[str, Any]:
-    """Datasets by path; links to other files are not followed."""
+    """Datasets by path."""
     found: dict[str, Any] = {}
 
     def visit(name: str, item: Any) -> None:
         if hasattr(item, "shape"):
-            if item.external or item.is_virtual:
-                raise ValueError(f"{name} lies in another file")
             found[name] = item
 
     root.visititems(visit)
@@ -180,6 +180,7 @@ def _read_safetensors(path: Path) -> WeightFile:
 
 
 def _read_npz(path: Path) -> WeightFile:
+    check_zip(path)
     with np.load(path, allow_pickle=False) as arrays:
         return _state_dict(path, {name: arrays[name] for name in arrays.files})
 

@@ -1,12 +1,10 @@
 """Readers of the files a run leaves in its workdir; each checks what it returns."""
 
 import difflib
-import json
 import math
 import numbers
 import sys
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from gmpq_tf.files import read_jsonl
+from gmpq_tf.files import parse_json, read_jsonl, read_text
 from gmpq_tf.policy import BitwidthPolicy
 
 SUMMARY = "summary.json"
@@ -25,11 +23,8 @@ COST = "cost.json"
 REMEDY = "Run `make demo` or `python -m train.demo` first."
 
 FLOAT_MAX = sys.float_info.max  # a whole number of JSON may be larger
-# What NumPy raises for files cut short, damaged, pickled or of another kind.
-NOT_NPZ = (
-    *(OSError, EOFError, ValueError, TypeError, AttributeError),
-    *(zipfile.BadZipFile, zlib.error),
-)
+LONGEST_MESSAGE = 2000
+MAX_ARRAY_BYTES = 200_000_000  # of an .npz, unpacked; eight images take 10 MB
 
 
 class ReportError(ValueError):
@@ -139,8 +134,8 @@ class LayerImportances:
             if not bits or len(bits) != len(probabilities):
                 raise ReportError(
                     f"{kind}_probabilities must give one number for each of "
-                    f"{kind}_bits. Received: {kind}_bits={bits}, "
-                    f"{kind}_probabilities={probabilities}. Search again."
+                    f"{kind}_bits. Received: {kind}_bits={bits!r:.80}, "
+                    f"{kind}_probabilities={probabilities!r:.80}. Search again."
                 )
             for bit, probability in zip(bits, probabilities, strict=True):
                 check_number(f"{kind}_bits", bit, 1, 32)
@@ -236,7 +231,7 @@ def _named(where: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ReportError(f"{where}: {error}") from error
+        raise ReportError(f"{where}: {error}"[:LONGEST_MESSAGE]) from error
 
 
 def take(data: Mapping[str, Any], key: str) -> Any:
@@ -256,9 +251,8 @@ def take(data: Mapping[str, Any], key: str) -> Any:
         return data[key]
     near = difflib.get_close_matches(key, data, n=1)
     hint = f" Did you mean to write {key} for {near[0]}?" if near else ""
-    raise ReportError(
-        f"key {key!r} is required. Received: keys={sorted(data)}.{hint} {REMEDY}"
-    )
+    keys = f"{sorted(data)}"[:200]
+    raise ReportError(f"key {key!r} is required. Received: keys={keys}.{hint} {REMEDY}")
 
 
 def read_summary(workdir: str | Path) -> Summary:
@@ -337,10 +331,20 @@ def _epoch(entry: Mapping[str, Any]) -> int:
 def _numbers(entry: Mapping[str, Any]) -> dict[str, float]:
     """Keeps NaN and infinity: a diverged run should be seen to have diverged."""
     return {
-        key: float(value)
+        key: _float(key, value)
         for key, value in entry.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
+
+
+def _float(key: str, value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError as error:  # a whole number of JSON may be that large
+        raise ReportError(
+            f"{key} must be at most {FLOAT_MAX:g}. Received: {key}={value!r:.80}. "
+            f"{REMEDY}"
+        ) from error
 
 
 def read_policy(workdir: str | Path) -> BitwidthPolicy:
@@ -472,19 +476,35 @@ def _check_array(key: str, array: np.ndarray, shape: Iterable[int | None]) -> No
 
 def _read_arrays(workdir: Path, name: str) -> dict[str, np.ndarray]:
     path = workdir / name
-    if not path.resolve().is_relative_to(workdir.resolve()):
+    if not _is_inside(path, workdir):
         raise ReportError(
             f"attribution must name a file in the workdir. Received: attribution="
-            f"{name!r}. {REMEDY}"
+            f"{name!r:.200}. {REMEDY}"
         )
     _require(workdir, name)
     try:
+        _check_unpacked_size(path)
         with np.load(path, allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in arrays.files}
-    except NOT_NPZ as error:
+            return {key: np.asarray(arrays[key]) for key in arrays.files}
+    except Exception as error:  # zipfile, zlib and NumPy raise a dozen kinds.
         raise ReportError(
-            f"{name} must be an .npz of plain arrays. Received: {error}. {REMEDY}"
+            f"{name} must be an .npz of plain arrays. "
+            f"Received: {str(error)[:200]}. {REMEDY}"
         ) from error
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # a link to itself, a name too long
+        return False
+
+
+def _check_unpacked_size(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+    if size > MAX_ARRAY_BYTES:
+        raise ValueError(f"{size} bytes unpacked, at most {MAX_ARRAY_BYTES} are read")
 
 
 def _read_object(workdir: Path, name: str) -> Mapping[str, Any]:
@@ -492,27 +512,27 @@ def _read_object(workdir: Path, name: str) -> Mapping[str, Any]:
 
 
 def _require(workdir: Path, name: str) -> None:
-    if not (workdir / name).is_file():
+    try:
+        found = (workdir / name).is_file()
+    except OSError:  # such as a name too long
+        found = False
+    if not found:
         raise ReportError(
             f"{name} must be in the workdir of the run. "
-            f"Received: no file {workdir / name}. {REMEDY}"
+            f"Received: no file {workdir / name!s:.500}. {REMEDY}"
         )
 
 
 def _read_text(workdir: Path, name: str) -> str:
     _require(workdir, name)
-    try:
-        return (workdir / name).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ReportError(
-            f"{name} must be UTF-8 text. Received: {error}. {REMEDY}"
-        ) from error
+    with _named(name):
+        return read_text(workdir / name)
 
 
 def _parse(where: str, text: str) -> Mapping[str, Any]:
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        data = parse_json(text)
+    except ValueError as error:
         raise ReportError(
             f"{where} must be JSON. Received: {text!r:.40} ({error}). {REMEDY}"
         ) from error

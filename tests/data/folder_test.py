@@ -1,5 +1,8 @@
 """Folders of images against what was written; what is wrong with them is named."""
 
+import os
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -144,3 +147,64 @@ def test_random_crop_reads_other_parts_each_epoch(tmp_path, photograph):
     )
     assert not np.array_equal(first, second)
     np.testing.assert_array_equal(first, again)
+
+
+def link_to_itself(folder):
+    (folder / "loop.png").symlink_to(folder / "loop.png")
+
+
+def link_to_nothing(folder):
+    (folder / "gone.png").symlink_to("nowhere.png")
+
+
+def pipe(folder):
+    os.mkfifo(folder / "pipe.png")
+
+
+def folder_of_that_name(folder):
+    (folder / "album.jpg").mkdir()
+
+
+def name_that_is_no_text(folder):
+    source = next(folder.glob("*.png"))
+    shutil.copy(source, os.fsencode(folder) + b"/caf\xe9.png")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [link_to_itself, link_to_nothing, pipe, folder_of_that_name, name_that_is_no_text],
+)
+def test_what_only_looks_like_an_image_is_named(image_folder, make):
+    make(image_folder / "bee")
+    with pytest.raises(DataError, match=r"bee.*(png|jpg)"):
+        load_dataset(folder_config(image_folder))
+
+
+def test_links_to_folders_above_are_not_followed_for_ever(image_folder):
+    (image_folder / "bee" / "up").symlink_to(image_folder)
+    dataset = load_dataset(folder_config(image_folder))
+    assert sum(dataset.sizes.values()) == 30
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "new\nline", "quote'\"", "*?[x]", "%s{0}", "é"]
+)
+def test_odd_names_are_read(image_folder, name):
+    source = image_folder / "bee" / "0.png"
+    shutil.copy(source, image_folder / "bee" / f"{name}.png")
+    (image_folder / "cat").rename(image_folder / name)
+    dataset = load_dataset(folder_config(image_folder, validation_size=0))
+    assert sum(dataset.sizes.values()) == 31 and name in dataset.class_names
+    assert len(values_and_labels(dataset.test())) == 6
+
+
+def test_an_image_of_more_pixels_than_fit_in_memory_is_named(image_folder, monkeypatch):
+    monkeypatch.setattr("gmpq_tf.data.folder.MAX_PIXELS", 71)
+    with pytest.raises(DataError, match=r"at most 71 pixels.*ant.1\.png.*shrink"):
+        load_dataset(folder_config(image_folder))
+
+
+@pytest.mark.parametrize("name", ["~no_such_user/images", "x" * 1000])
+def test_a_folder_that_cannot_be(name):
+    with pytest.raises(DataError, match="folder that exists"):
+        load_dataset(DataConfig("folder", name, image_size=8))

@@ -499,3 +499,20 @@ def test_a_fresh_process_loads_the_file_and_stays_keras_3(tmp_path, repo_root):
     )
     assert result.returncode == 0, result.stderr[-2000:]
     np.testing.assert_allclose(np.load(files[2]), run(student, x)[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".keras"])
+def test_code_in_a_file_is_not_run(tmp_path, suffix, library):
+    tf_keras = library.tf_keras
+    witness, path = tmp_path / "was_run", tmp_path / f"m{suffix}"
+
+    def run(x, witness=str(witness)):
+        open(witness, "w").close()  # noqa: PTH123
+        return x
+
+    inputs = tf_keras.Input((2,))
+    tf_keras.Model(inputs, tf_keras.layers.Lambda(run)(inputs)).save(path)
+    witness.unlink()
+    with pytest.raises(ExportError, match=f"m{suffix}"):
+        tfmot.load_model(path)
+    assert not witness.exists()

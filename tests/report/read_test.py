@@ -1,6 +1,7 @@
 """Readers: what is written comes back; what is wrong is named by file and key."""
 
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -118,6 +119,7 @@ def test_metrics_come_back_in_order_and_the_later_wins(tmp_path):
         ('{"epoch": 0}\n{"epo', "line 2|line 2"),
         ('{"loss": 1}', "key 'epoch' is required"),
         ('{"epoch": "a"}', "epoch must be a number"),
+        ('{"epoch": 0, "loss": 1' + "0" * 400 + "}", "loss must be at most"),
     ],
 )
 def test_broken_metrics(tmp_path, content, named):
@@ -219,3 +221,19 @@ def test_attribution_that_is_no_npz_or_lies_elsewhere(tmp_path):
         read_attribution(tmp_path, "one.npy")
     with pytest.raises(ReportError, match="in the workdir"):
         read_attribution(tmp_path, "../maps.npz")
+
+
+def test_attribution_that_is_a_link_to_itself(tmp_path):
+    (tmp_path / "a.npz").symlink_to(tmp_path / "a.npz")
+    with pytest.raises(ReportError, match="workdir"):
+        read_attribution(tmp_path, "a.npz")
+
+
+@pytest.mark.parametrize("member", [b"no array", b"\x93NUMPY\x01\x00\x02\x00{("])
+def test_attribution_whose_member_is_no_array(tmp_path, member):
+    np.savez(tmp_path / "a.npz", images=np.zeros((1, 2, 2, 1), np.uint8))
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.writestr("teacher.npy", member)
+        archive.writestr("labels.npy", member)
+    with pytest.raises(ReportError, match="Received"):
+        read_attribution(tmp_path, "a.npz")

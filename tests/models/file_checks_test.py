@@ -1,0 +1,114 @@
+"""Model files are looked at before Keras: by another process, and without values."""
+
+import sys
+
+import h5py
+import keras
+import numpy as np
+import pytest
+
+from gmpq_tf.models import file_checks, hdf5_probe
+from gmpq_tf.models.file_checks import (
+    check_hdf5,
+    check_size,
+    check_zip,
+    expand_user,
+    has_lambda,
+    is_file,
+    read_config,
+    unknown_module,
+)
+
+
+@pytest.fixture
+def hdf5_file(tmp_path):
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        file["group/array"] = np.ones((2, 3))
+        file["circle"] = file["group"]
+        file["group/back"] = file["/"]
+        file["group/nowhere"] = h5py.SoftLink("/absent")
+        del file["group/nowhere"]
+    return tmp_path / "m.h5"
+
+
+def test_a_good_file_passes_even_if_its_links_lead_in_a_circle(hdf5_file):
+    check_hdf5(hdf5_file)
+    hdf5_probe.probe(hdf5_file)
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("while True: pass", "did not end within"),
+        ("import os; os.abort()", "HDF5 crashed"),
+        ("import sys; sys.exit('OSError: bad heap')", "OSError: bad heap"),
+    ],
+)
+def test_a_library_that_hangs_or_crashes_harms_the_probe_alone(
+    script, message, hdf5_file, tmp_path, monkeypatch
+):
+    (tmp_path / "probe.py").write_text(script)
+    monkeypatch.setattr(hdf5_probe, "__file__", str(tmp_path / "probe.py"))
+    monkeypatch.setattr(file_checks, "PROBE_SECONDS", 1.0)
+    with pytest.raises(ValueError, match=message):
+        check_hdf5(hdf5_file)
+
+
+def test_texts_that_may_repeat_one_long_one_are_refused(tmp_path):
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        file.create_dataset("texts", data=["a", "b"], dtype=h5py.string_dtype())
+    with pytest.raises(ValueError, match="no array of numbers"):
+        check_hdf5(tmp_path / "m.h5")
+
+
+def test_compressed_arrays_pass_up_to_ten_times_the_file(tmp_path):
+    values = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    np.savez_compressed(tmp_path / "a.npz", values=values, zeros=np.zeros(10**6))
+    check_zip(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_a_model_is_as_large_as_its_file(suffix, tmp_path, monkeypatch):
+    model = keras.Sequential([keras.Input((50,)), keras.layers.Dense(40)])
+    path = tmp_path / f"m{suffix}"
+    model.save(path)
+    monkeypatch.setattr(hdf5_probe, "FREE_BYTES", 0)
+    config = read_config(path)
+    check_size(path, config)
+    monkeypatch.setattr(hdf5_probe, "MOST_EXPANSION", 0.1)
+    with pytest.raises(ValueError, match="2040 weights"):
+        check_size(path, config)
+
+
+@pytest.mark.parametrize(
+    "name", ["Lambda", "__lambda__", "keras>Lambda", "core.Lambda"]
+)
+def test_code_is_found_however_deep(name):
+    config = {"layers": [1, {"config": [{"a": {"class_name": name}}]}]}
+    assert has_lambda(config)
+    assert not has_lambda({"layers": [{"class_name": "Dense", "name": "Lambda"}]})
+
+
+def test_only_modules_that_are_imported_or_part_of_keras_are_known():
+    def config(module, registered=None):
+        layer = {"class_name": "A", "module": module, "registered_name": registered}
+        return {"layers": [layer]}
+
+    for module in ("keras.layers", "keras_hub.layers", "builtins", __name__, None):
+        assert unknown_module(config(module)) is None
+    assert "this" not in sys.modules
+    assert unknown_module(config("this")) == "this"
+    assert "this" not in sys.modules
+    keras.saving.register_keras_serializable("elsewhere", "A")(keras.layers.Dense)
+    try:
+        assert unknown_module(config("gone", "elsewhere>A")) is None
+    finally:
+        del keras.saving.get_custom_objects()["elsewhere>A"]
+
+
+def test_no_path_makes_the_questions_fail(tmp_path):
+    for name in ("a\0b", "x" * 1000, "~no_such_user/m.keras", ""):
+        assert not is_file(expand_user(name))
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    assert not is_file(loop)
