@@ -28,10 +28,18 @@ def attribution_map(feature: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
         gradient: of the class score with respect to it, same shape.
 
     Returns:
-        Non-negative maps, [B, H, W].
+        Non-negative maps, [B, H, W], in float32 at least: float16 loses the gradients
+        of large feature maps and the sums of bright ones. NaN stays NaN.
     """
+    feature, gradient = wide(feature), wide(gradient)
     alpha = channel_importance(gradient)
     return tf.nn.relu(tf.einsum("bhwc,bc->bhw", feature, alpha))
+
+
+def wide(value: Any) -> tf.Tensor:
+    """A tensor in float32 where its type is narrower."""
+    value = tf.convert_to_tensor(value)
+    return tf.cast(value, tf.float32) if value.dtype.size < 4 else value
 
 
 def class_scores(logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
@@ -70,7 +78,11 @@ def grad_cam(
 
 
 def labels_to_classes(labels: Any, num_classes: int) -> tf.Tensor:
-    """Class numbers [B] from sparse labels ([B] or [B, 1]) or one-hot ones."""
+    """Class numbers [B] from sparse labels ([B] or [B, 1]) or one-hot ones.
+
+    Of soft labels it is the first of the largest. A class that does not exist has no
+    score: its maps are all zero.
+    """
     labels = tf.convert_to_tensor(labels)
     if labels.shape.rank and labels.shape.rank > 1 and labels.shape[-1] == num_classes:
         return tf.argmax(labels, axis=-1)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 
 def attribution_ranks(maps: tf.Tensor) -> tf.Tensor:
     """Rank of each pixel: k where the pixel is the k-th largest; ties in scan order.
+
+    So a constant map has the ranks 1, 2, 3, ... from the top left to the bottom right.
 
     Args:
         maps: [B, H, W].
@@ -34,12 +37,14 @@ def rank_distance(
             are used.
 
     Returns:
-        [B]; 0 where the ranks agree.
+        [B]; 0 where the ranks agree, NaN where a map is not finite.
     """
     student, teacher = attribution_ranks(student_maps), attribution_ranks(teacher_maps)
     counted = tf.cast(teacher <= top_k, tf.float32)
     distance = tf.cast(tf.abs(student - teacher), tf.float32) * counted
-    return tf.reduce_sum(distance, -1) / tf.reduce_sum(counted, -1)
+    mean = tf.reduce_sum(distance, -1) / tf.reduce_sum(counted, -1)
+    finite = tf.math.is_finite(student_maps) & tf.math.is_finite(teacher_maps)
+    return tf.where(tf.reduce_all(finite, axis=(1, 2)), mean, np.nan)
 
 
 @keras.saving.register_keras_serializable("gmpq_tf")

@@ -7,7 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from gmpq_tf.attribution.grad_cam import wide
+
 _EPSILON = 1e-12
+# Maps below count as zero: float32 has room for their reciprocal and its products.
+_FAINT = 1e-30
 
 
 def capacity_exponent(
@@ -32,19 +36,27 @@ def capacity_exponent(
 
 
 def normalized(maps: tf.Tensor, p: tf.Tensor | float = 1.0) -> tf.Tensor:
-    """`M^p / sum_ij M^p` of each map; a map that is all zero stays zero.
+    """`M^p / sum_ij M^p` of each map, at any scale of the map.
+
+    A map that is all zero, or nowhere above 1e-30, becomes zero with a gradient of
+    zero; one that holds NaN or infinity becomes NaN.
 
     Args:
-        maps: non-negative, [B, H, W].
+        maps: non-negative, [B, H, W]; narrow floats are computed in float32.
         p: positive exponent.
 
     Returns:
-        [B, H, W], each map summing to 1 (or 0).
+        [B, H, W], each map summing to 1 (or 0), in float32 at least.
     """
-    largest = tf.reduce_max(maps, axis=(1, 2), keepdims=True)
-    scaled = maps / tf.maximum(largest, _EPSILON)
+    maps = wide(maps)
+    # Constant, since no scale changes the result: so no square of it is ever taken.
+    largest = tf.stop_gradient(tf.reduce_max(maps, axis=(1, 2), keepdims=True))
+    bright = tf.cast(largest >= _FAINT, maps.dtype)
+    scaled = maps / (largest * bright + (1 - bright))
     # The gradient of x^p is infinite at 0 for p < 1; nothing lies below the floor.
-    powered = tf.where(scaled > 0, tf.pow(tf.maximum(scaled, _EPSILON), p), 0.0)
+    powered = tf.pow(tf.maximum(scaled, _EPSILON), tf.cast(p, maps.dtype))
+    # Products, unlike a choice of zeros, keep NaN.
+    powered = tf.where(scaled > 0, powered, scaled * 0.0) * bright
     total = tf.reduce_sum(powered, axis=(1, 2), keepdims=True)
     return powered / tf.maximum(total, _EPSILON)
 
@@ -70,9 +82,10 @@ def generalization_risk(
 
     Only the `top_k` pixels highest in the teacher's map count (section 4.1). The
     student's map is normalized to sum 1 like its target: the Z of eq. 3 leaves its
-    scale free. An image whose teacher map is all zero counts nothing. Unlike the
-    official code, which compares l2-normalized maps of the predicted class over all
-    pixels, this follows the paper.
+    scale free. An image whose teacher map is all zero counts nothing; one whose student
+    map is all zero counts its target, without a gradient. A batch without images has
+    the risk 0. Unlike the official code, which compares l2-normalized maps of the
+    predicted class over all pixels, this follows the paper.
 
     Args:
         student_maps: M_q, [B, H, W], non-negative.
@@ -87,8 +100,9 @@ def generalization_risk(
     target = normalized(teacher_maps, p)
     seen = tf.reduce_sum(target, axis=(1, 2), keepdims=True)
     gap = tf.square(normalized(student_maps) - target) * seen
-    gap *= top_pixels(teacher_maps, top_k)
-    return tf.reduce_mean(tf.reduce_sum(gap, axis=(1, 2)))
+    gap *= tf.cast(top_pixels(teacher_maps, top_k), gap.dtype)
+    images = tf.cast(tf.maximum(tf.shape(gap)[0], 1), gap.dtype)
+    return tf.reduce_sum(gap) / images
 
 
 def resize_maps(maps: tf.Tensor, height: int, width: int) -> tf.Tensor:

@@ -9,6 +9,10 @@ import tensorflow as tf
 from gmpq_tf.policy import check_bits
 from gmpq_tf.quantizers.straight_through import straight_through
 
+# Sums of 2^24 products of two codes in units of two such steps stay below 2^128.
+LOG2_LIMIT = 50.0
+FLOAT16_STEPS = 2.0**-14, 2.0**8  # 1 / step and 255 step are finite in float16
+
 
 def unsigned_limit(bits: int) -> int:
     """Largest code of an unsigned grid: `2^b - 1`; the smallest is 0."""
@@ -36,6 +40,26 @@ def lowest_code(bits: int, signed: bool) -> int:
     in LSQ: integer kernels saturate there for nothing.
     """
     return -(2 ** (check_bits("bits", bits) - 1)) if signed else 0
+
+
+def bounded_power(log2: tf.Tensor) -> tf.Tensor:
+    """`2^log2`, kept within `2^-50 .. 2^50`; NaN stays NaN.
+
+    Learned ranges and steps pass through it, so that neither they nor their reciprocals
+    overflow, however far training moves the logarithm. The gradient is that of
+    `2^log2` at the bound, so that training may come back.
+    """
+    fixed = tf.stop_gradient(log2)
+    bounded = tf.clip_by_value(fixed, -LOG2_LIMIT, LOG2_LIMIT)
+    # In this order the value keeps every bit: what is added to it is exactly 0.
+    return tf.exp((bounded + (log2 - fixed)) * math.log(2.0))
+
+
+def finite_step(step: tf.Tensor) -> tf.Tensor:
+    """A step kept within what float16 has room for; in wider floats as it is."""
+    if step.dtype != tf.float16:
+        return step
+    return tf.clip_by_value(step, *(tf.constant(s, step.dtype) for s in FLOAT16_STEPS))
 
 
 def power_of_two(step: tf.Tensor) -> tf.Tensor:

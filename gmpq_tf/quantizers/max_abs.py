@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from gmpq_tf.quantizers.grid import symmetric_limit
+from gmpq_tf.quantizers.grid import finite_step, symmetric_limit
 from gmpq_tf.quantizers.straight_through import round_half_even, straight_through
 
 
@@ -20,7 +20,8 @@ def max_abs_step(
     """
     largest = tf.reduce_max(tf.abs(kernel), axis=axes, keepdims=axes is not None)
     tiny = tf.constant(1e-6, kernel.dtype)
-    return tf.maximum(largest, tiny) / tf.cast(symmetric_limit(bits), kernel.dtype)
+    limit = tf.cast(symmetric_limit(bits), kernel.dtype)
+    return finite_step(tf.maximum(largest, tiny) / limit)
 
 
 def max_abs(

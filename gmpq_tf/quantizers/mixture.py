@@ -8,7 +8,12 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from gmpq_tf.quantizers.fused import compiled, sums
-from gmpq_tf.quantizers.grid import code_limit, lowest_code, power_of_two
+from gmpq_tf.quantizers.grid import (
+    code_limit,
+    finite_step,
+    lowest_code,
+    power_of_two,
+)
 from gmpq_tf.quantizers.straight_through import floor_half_up
 
 
@@ -56,7 +61,7 @@ def step_and_codes(
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Step, smallest and largest code of an activation grid; value = code * step."""
     limit = tf.cast(code_limit(bits, bool(signed)), input_range.dtype)
-    step = input_range / limit
+    step = finite_step(input_range / limit)
     if nested:
         step = power_of_two(step)
     if signed is None:
@@ -89,11 +94,11 @@ def weighted_sum(
     rounded = tf.round if half_even else floor_half_up
 
     def codes_of(x, step, low, high):  # type: ignore[no-untyped-def]
-        """Codes, `x / step`, and 1 where that lies on the grid's range, else 0."""
+        """Codes, clipped `x / step`, and 1 where nothing was clipped, else 0."""
         scaled = x * (1 / step)  # one division instead of one an element
         clipped = tf.minimum(tf.maximum(scaled, low), high)
         inside = tf.cast(tf.equal(clipped, scaled), x.dtype)
-        return rounded(clipped), scaled, inside
+        return rounded(clipped), clipped, inside
 
     @compiled
     def forward(x, steps, lows, highs, weights):  # type: ignore[no-untyped-def]
@@ -115,9 +120,9 @@ def weighted_sum(
         found = []
         for j in range(branches):
             step, low, high = (values[j] for values in grids)
-            codes, scaled, inside = codes_of(x, step, low, high)
+            codes, clipped, inside = codes_of(x, step, low, high)
             if gradient is not None:
-                slope = STEP_GRADIENTS[gradient](codes, scaled, inside, low, high)
+                slope = STEP_GRADIENTS[gradient](codes, clipped, inside, low, high)
                 found.append(upstream * slope)
             if several:
                 found.append(upstream * codes)
@@ -156,15 +161,15 @@ def weighted_sum(
     )
 
 
-def lsq_step_gradient(codes, scaled, inside, low, high):  # type: ignore[no-untyped-def]
+def lsq_step_gradient(codes, clipped, inside, low, high):  # type: ignore[no-untyped-def]
     """`dq/ds` of LSQ: `round(v) - v` inside, `lo` or `hi` outside."""
-    return codes - inside * scaled
+    return codes - inside * clipped  # finite even where `x / step` overflows
 
 
-def pact_step_gradient(codes, scaled, inside, low, high):  # type: ignore[no-untyped-def]
+def pact_step_gradient(codes, clipped, inside, low, high):  # type: ignore[no-untyped-def]
     """`dq/ds` of PACT: `hi` at and above the range, `lo` at and below a signed one."""
-    above = tf.cast(scaled >= high, scaled.dtype)
-    below = tf.cast(scaled <= low, scaled.dtype)
+    above = tf.cast(clipped >= high, clipped.dtype)
+    below = tf.cast(clipped <= low, clipped.dtype)
     return above * high + below * low
 
 

@@ -12,6 +12,8 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from gmpq_tf.budget import SLACK, BudgetError, Candidates, bit_ops
 
 INTEGRAL_GAIN, PROPORTIONAL_GAIN = 0.2, 50.0
+MOST_EXCESS = 7.0  # ln of the widest ratio between budgets: 32 x 32 bits to one
+MOST_ZETA = 1000.0  # typical zetas; searches end below 5
 
 
 def adapted_zeta(
@@ -20,7 +22,9 @@ def adapted_zeta(
     """`zeta + 0.2 scale ln(E[BOPs] / budget)`: the part of the weight that remembers.
 
     A dual ascent on the constraint that the budget is spent, neither more nor less:
-    zeta may become negative where the task alone would choose fewer bits.
+    zeta may become negative where the task alone would choose fewer bits. Where the
+    importances cannot reach the budget it stops at 1000 `scale`, so that it stays
+    finite and finds back (anti-windup); NaN stays NaN, for the search to be refused.
 
     Args:
         zeta: before the step.
@@ -28,7 +32,8 @@ def adapted_zeta(
         budget: bit operations.
         scale: a typical zeta, in whose units the weight moves.
     """
-    return zeta + INTEGRAL_GAIN * scale * _excess(expected, budget)
+    moved = zeta + INTEGRAL_GAIN * scale * _excess(expected, budget)
+    return tf.clip_by_value(moved, -MOST_ZETA * scale, MOST_ZETA * scale)
 
 
 def damped_zeta(
@@ -43,7 +48,9 @@ def damped_zeta(
 
 
 def _excess(expected: tf.Tensor, budget: float) -> tf.Tensor:
-    return tf.math.log(expected / tf.cast(budget, expected.dtype))
+    """`ln(E[BOPs] / budget)`, within 7: finite even where no operation is expected."""
+    ratio = tf.math.log(expected / tf.cast(budget, expected.dtype))
+    return tf.clip_by_value(ratio, -MOST_EXCESS, MOST_EXCESS)
 
 
 def most_probable_bits(

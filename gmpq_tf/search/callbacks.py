@@ -9,13 +9,18 @@ from typing import Any
 import keras
 import numpy as np
 
+from gmpq_tf.search.divergence import LEAST_TEMPERATURE, listed, not_finite
 from gmpq_tf.search.errors import DivergenceError
 
-RISKS = ("task_risk", "complexity_risk", "generalization_risk")
+RISKS = ("task_risk", "complexity_risk", "generalization_risk", "zeta")
 
 
 class StopOnDivergence(keras.callbacks.Callback):
     """Stops training at the first loss that is not finite, naming the risk.
+
+    After each epoch it looks at the variables too: kernels for CPUs that fuse a
+    convolution with its ReLU turn NaN into 0, and the loss of a network that is all NaN
+    is finite then. Put it before callbacks that save.
 
     Raises:
         DivergenceError: from `fit`; checkpoints written before stay as they are.
@@ -39,10 +44,22 @@ class StopOnDivergence(keras.callbacks.Callback):
             "The loss must stay finite. "
             f"Received: loss={float(logs['loss'])} in epoch {self.epoch + 1}, step "
             f"{batch + 1}; not finite: {', '.join(blown) or 'the task loss'}. Check "
-            "the data for NaN, or lower the learning rates"
+            "the images for NaN and the labels for their range, or lower the learning "
+            "rates"
             + (" or eta" if "generalization_risk" in blown else "")
             + ". Checkpoints of earlier epochs are kept."
         )
+
+    def on_epoch_end(self, epoch: int, logs: Mapping | None = None) -> None:
+        """Check the variables."""
+        broken = not_finite(self.model.variables)
+        if broken:
+            raise DivergenceError(
+                "The variables must stay finite. "
+                f"Received: after epoch {epoch + 1} not finite: {listed(broken)}. "
+                "Check the images for NaN, or lower the learning rates. Checkpoints of "
+                "earlier epochs are kept."
+            )
 
 
 class ImportanceLearningRateScheduler(keras.callbacks.LearningRateScheduler):
@@ -69,7 +86,7 @@ class TemperatureScheduler(keras.callbacks.Callback):
     between 0.44 and 0.74.
 
     Args:
-        final: temperature of the last epoch, above 0.
+        final: temperature of the last epoch, at least 1e-6.
         epochs: epochs of the search.
 
     Raises:
@@ -81,9 +98,10 @@ class TemperatureScheduler(keras.callbacks.Callback):
 
     def __init__(self, final: float, epochs: int) -> None:
         super().__init__()
-        if not 0 < final < np.inf or epochs < 1:
+        if not LEAST_TEMPERATURE <= final < np.inf or epochs < 1:
             raise ValueError(
-                "A temperature schedule needs final > 0 and epochs >= 1. "
+                f"A temperature schedule needs final >= {LEAST_TEMPERATURE:g} and "
+                "epochs >= 1. "
                 f"Received: final={final!r}, epochs={epochs!r}."
             )
         self.final, self.epochs = float(final), int(epochs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -11,6 +12,7 @@ import numpy as np
 from gmpq_tf.graph import read_graph
 from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
 from gmpq_tf.quantizers.grid import code_limit, lowest_code
+from gmpq_tf.quantizers.input_quantizer import DEFAULT_RANGE
 from gmpq_tf.transform.placement import PREPROCESSING, TRANSPARENT
 
 SAMPLES_PER_BATCH = 16_384
@@ -18,6 +20,7 @@ HALVES, OFF_HALVES = 0.5, 2.0**-10
 # Codes of rescaled pixels would lie anywhere between two, and all at the same place.
 OFF_INPUT_STEPS = 2.0**-6
 FRACTIONS = np.geomspace(0.02, 1.0, 60)
+SILENT = 1e-8  # values that are zero on every grid tried
 
 
 class CalibrationError(ValueError):
@@ -42,6 +45,11 @@ class Observer:
         self.samples.append(flat[picks])
 
     @property
+    def silent(self) -> bool:
+        """Whether all values are zero, or as good as zero."""
+        return max(-self.low, self.high) < SILENT
+
+    @property
     def sample(self) -> np.ndarray:
         """The values sampled so far, and both extremes."""
         return np.concatenate([*self.samples, [self.low, self.high]]).astype("float32")
@@ -54,7 +62,9 @@ def calibrate(
 
     Runs the model in inference mode with quantizers off, and gives each grid the step
     of least squared error on the values seen: 8-bit model inputs get exactly the
-    smallest and largest value, power-of-two grids the best power of two.
+    smallest and largest value, power-of-two grids the best power of two. A tensor that
+    is zero throughout says nothing of its range: it gets 6, as before calibration, with
+    a warning that names it (next to nothing, what is zero here would stay so for ever).
 
     Args:
         model: from `quantize_model` or `build_hypernet`; its ranges are changed.
@@ -83,6 +93,8 @@ def calibrate(
     scaled = _scaled_inputs(model)
     for quantizer, observer in zip(quantizers, observers, strict=True):
         _check_observed(quantizer, observer)
+    _warn_of_silence(quantizers, observers)
+    for quantizer, observer in zip(quantizers, observers, strict=True):
         for branch in range(len(quantizer.bits)):
             step, zero = best_grid(observer, quantizer, branch, id(quantizer) in scaled)
             quantizer.set_branch(branch, step, zero)
@@ -96,7 +108,7 @@ def input_quantizers(model: keras.Model) -> list[InputQuantizer]:
 
 def is_calibrated(model: keras.Model) -> bool:
     """Whether every activation quantizer of the model has been calibrated."""
-    return all(float(q.calibrated) > 0 for q in input_quantizers(model))
+    return all(np.asarray(q.calibrated) > 0 for q in input_quantizers(model))
 
 
 def _scaled_inputs(model: keras.Model) -> set[int]:
@@ -125,6 +137,8 @@ def best_grid(
     bits, signed = quantizer.bits[branch], quantizer.signed
     limit = code_limit(bits, bool(signed))
     low, high = min(observer.low, 0.0), max(observer.high, 0.0)
+    if observer.silent:
+        low, high = 0.0, DEFAULT_RANGE
     if signed is None:
         step = max(high - low, 1e-6) / limit
         if quantizer.power_of_two:
@@ -135,7 +149,7 @@ def best_grid(
             step *= 1 + OFF_HALVES
         return step, round(-low / step)
     largest = max(high, -low if signed else 0.0, 1e-6)
-    steps = largest * FRACTIONS / limit
+    steps = largest * (np.ones(1) if observer.silent else FRACTIONS) / limit
     if quantizer.power_of_two:
         steps = np.unique(2.0 ** np.round(np.log2(steps)))
     lowest = lowest_code(bits, signed)
@@ -170,6 +184,23 @@ def _check_observed(quantizer: InputQuantizer, observer: Observer) -> None:
             f"Received: values from {observer.low} to {observer.high} at "
             f"{quantizer.path or quantizer.name!r}. Check the images and the model's "
             "weights for NaN and Inf."
+        )
+
+
+def _warn_of_silence(
+    quantizers: list[InputQuantizer], observers: list[Observer]
+) -> None:
+    silent = [
+        quantizer.path or quantizer.name
+        for quantizer, observer in zip(quantizers, observers, strict=True)
+        if observer.silent
+    ]
+    if silent:
+        warnings.warn(
+            f"These tensors are zero in all calibration data: {', '.join(silent)}. "
+            f"Their ranges are set to {DEFAULT_RANGE:g}. Calibrate on more images, or "
+            "look for a dead layer before them.",
+            stacklevel=3,
         )
 
 

@@ -138,3 +138,38 @@ def test_maps_differentiate_a_second_time():
 )
 def test_labels_to_classes(labels):
     assert labels_to_classes(np.array(labels), 3).numpy().tolist() == [2, 0]
+
+
+def test_dead_feature_maps_have_maps_and_gradients_of_zero():
+    feature = tf.zeros([2, 3, 4, 5])
+    with tf.GradientTape() as tape:
+        tape.watch(feature)
+        maps = attribution_map(feature, tf.ones_like(feature))
+    np.testing.assert_array_equal(maps, np.zeros((2, 3, 4)))
+    # ReLU's slope at 0 is 0: a dead layer is not revived by its attribution.
+    np.testing.assert_array_equal(tape.gradient(maps, feature), np.zeros((2, 3, 4, 5)))
+
+
+def test_classes_that_do_not_exist_have_maps_of_zero():
+    model, _ = gap_classifier()
+    backbone, head = split_head(model)
+    x = np.random.default_rng(0).random((3, 12, 12, 3)).astype("float32")
+    classes = labels_to_classes(np.array([7, -1, 2]), 4)
+    maps, _ = grad_cam(head, backbone(x), classes, training=False)
+    np.testing.assert_array_equal(maps[:2], np.zeros(maps[:2].shape))
+    assert np.isfinite(maps[2]).all()
+
+
+def test_soft_and_broken_one_hot_labels_are_their_first_largest():
+    rows = [[0.2, 0.5, 0.3], [-3.0, -1.0, -2.0], [0.0, 0.0, 0.0], [0.4, 0.2, 0.4]]
+    got = labels_to_classes(np.array(rows, "float32"), 3)
+    np.testing.assert_array_equal(got, np.argmax(rows, axis=1))
+
+
+def test_narrow_floats_keep_small_gradients():
+    """In float16 their mean over the pixels would be 0."""
+    feature = np.full((1, 16, 16, 2), 100.0)
+    gradient = np.full((1, 16, 16, 2), 2.0**-20)
+    maps = attribution_map(*(tf.constant(v, tf.float16) for v in (feature, gradient)))
+    assert maps.dtype == "float32"
+    np.testing.assert_allclose(maps, np.full((1, 16, 16), 200 * 2.0**-20))

@@ -42,3 +42,24 @@ def test_metric_is_the_mean_over_images_and_keeps_rank_invariance():
     metric.update_state(teacher, 3 * teacher**2)  # same ranks, other values
     assert float(metric.result()) == 0
     assert AttributionRankDistance.from_config(metric.get_config()).top_k == 7
+
+
+def test_constant_maps_have_the_ranks_of_the_scan():
+    rng = np.random.default_rng(2)
+    teacher = rng.random((3, 4, 5)).astype("float32")
+    flat = np.full_like(teacher, 0.5)
+    for student, other in ((flat, teacher), (teacher, flat), (flat * 0, flat)):
+        np.testing.assert_allclose(
+            rank_distance(student, other, 7), scipy_distance(student, other, 7)
+        )
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_maps_that_are_not_finite_have_no_distance(value):
+    rng = np.random.default_rng(3)
+    student, teacher = rng.random((2, 3, 4, 5)).astype("float32")
+    expected = scipy_distance(student, teacher, 7)
+    student[1, 0, 0] = value
+    got = rank_distance(student, teacher, 7).numpy()
+    assert np.isnan(got[1])
+    np.testing.assert_allclose(got[[0, 2]], expected[[0, 2]])

@@ -103,3 +103,73 @@ def test_mixed_precision_keeps_float32_ranges(dtype, method):
     slope = tape.gradient(loss, layer.log2_range.value)
     assert (y.dtype, slope.dtype) == (layer.compute_dtype, tf.float32)
     assert np.isfinite(slope).all() and np.any(slope)
+
+
+EXTREMES = [-1e30, -300.0, -140.0, -126.0, -60.0, 60.0, 128.0, 200.0, 1e30]
+
+
+def extreme(dtype, method, signed, log2):
+    """A quantizer of 2 and 8 bits whose ranges went far astray; values; gradients."""
+    layer = InputQuantizer((2, 8), signed, method, dtype=dtype)
+    layer.build((None, 5))
+    layer.log2_range.assign([log2, log2])
+    x = tf.cast([[0.0, 0.5, 1.0, -1.0, 3e4]], dtype)
+    p = tf.constant([0.5, 0.5])
+    with tf.GradientTape() as tape:
+        tape.watch([x, p])
+        y = layer(x, probabilities=p)
+        total = tf.reduce_sum(tf.cast(y, "float32"))
+    sources = [x, p, layer.log2_range.value]
+    slopes = tape.gradient(total, sources, unconnected_gradients="zero")
+    return layer, y, [tf.cast(s, "float32").numpy() for s in slopes]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("signed", [False, True, None])
+@pytest.mark.parametrize("method", sorted(INPUT_QUANTIZERS))
+def test_ranges_astray_leave_values_and_gradients_finite(method, signed, dtype):
+    for log2 in EXTREMES:
+        layer, y, slopes = extreme(dtype, method, signed, log2)
+        assert np.isfinite(tf.cast(y, "float32")).all(), log2
+        assert all(np.isfinite(s).all() for s in slopes), log2
+        assert 0 < layer.step(0) < np.inf and np.isfinite(1 / layer.step(1))
+
+
+@pytest.mark.parametrize("log2", EXTREMES)
+def test_ranges_astray_are_2_to_the_50_or_its_inverse(log2):
+    layer, y, (of_x, of_p, _) = extreme("float32", "lsq", False, log2)
+    bound = 2.0 ** np.clip(log2, -50, 50)
+    x = np.array([0.0, 0.5, 1.0, -1.0, 3e4])
+    terms = [
+        np.floor(np.clip(x * (n / bound), 0, n) + 0.5) * bound / n for n in (3, 255)
+    ]
+    np.testing.assert_allclose(y[0], np.mean(terms, axis=0), rtol=1e-4)
+    np.testing.assert_allclose(of_p, np.sum(terms, axis=1), rtol=1e-4)
+    np.testing.assert_array_equal(of_x[0], (x >= 0) & (x <= bound))
+    assert layer.step(0) == pytest.approx(bound / 3, rel=1e-4)
+
+
+@pytest.mark.parametrize("method", sorted(INPUT_QUANTIZERS))
+def test_infinite_values_saturate_and_nan_stays(method):
+    layer = InputQuantizer(4, False, method)
+    layer.build((None, 3))
+    layer.set_branch(0, 0.5)
+    x = tf.constant([[np.inf, 3e38, -np.inf]])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layer(x)
+    np.testing.assert_allclose(y[0], [7.5, 7.5, 0.0], rtol=1e-6)
+    of_x, of_range = tape.gradient(y, [x, layer.log2_range.value])
+    np.testing.assert_array_equal(of_x, np.zeros((1, 3)))
+    # Two values at the upper end: each grows with the range, times LSQ's scale.
+    expected = 2 * 7.5 * np.log(2) / np.sqrt(3 * 15)
+    np.testing.assert_allclose(of_range, [expected], rtol=1e-5)
+    np.testing.assert_array_equal(
+        np.isnan(layer(tf.constant([[np.nan, 1.0, 2.0]]))), [[1, 0, 0]]
+    )
+
+
+@pytest.mark.parametrize("step", [0.0, -1.0, np.nan, np.inf])
+def test_impossible_steps_are_refused(step):
+    with pytest.raises(ValueError, match="positive and finite"):
+        built(4).set_branch(0, step)

@@ -109,3 +109,60 @@ def test_memory_does_not_grow_with_the_branches():
 def test_axes_that_share_a_step_come_first():
     with pytest.raises(ValueError, match="Received: shared_axes=\\(1, 2\\)"):
         KernelQuantizer(4, shared_axes=(1, 2))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("log2", [-1e30, -300.0, -140.0, 128.0, 200.0, 1e30])
+def test_steps_astray_leave_values_and_gradients_finite(log2, dtype):
+    layer = KernelQuantizer((2, 8), dtype=dtype)
+    layer.build(KERNEL.shape)
+    layer.log2_step.assign(np.full(layer.log2_step.shape, log2))
+    kernel, p = tf.cast(KERNEL, dtype), tf.constant([0.5, 0.5])
+    with tf.GradientTape() as tape:
+        tape.watch([kernel, p])
+        total = tf.reduce_sum(tf.cast(layer(kernel, probabilities=p), "float32"))
+    for slope in tape.gradient(total, [kernel, p, layer.log2_step.value]):
+        assert np.isfinite(tf.cast(slope, "float32")).all()
+    assert np.isfinite(float(total))
+    assert layer.step(kernel)[0, 0, 0, 0] == pytest.approx(
+        2.0 ** np.clip(log2, -50, 50), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("method", sorted(KERNEL_QUANTIZERS))
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_zero_kernel_stays_zero_with_the_gradient_of_the_identity(dtype, method):
+    layer = KernelQuantizer(4, method, dtype=dtype)
+    layer.build(KERNEL.shape)
+    kernel = tf.zeros(KERNEL.shape, dtype)
+    layer.fit_steps(kernel)
+    with tf.GradientTape() as tape:
+        tape.watch(kernel)
+        y = layer(kernel)
+    np.testing.assert_array_equal(y, 0.0)
+    np.testing.assert_array_equal(tape.gradient(y, kernel), np.ones(KERNEL.shape))
+    if method == "lsq":
+        np.testing.assert_allclose(layer.step(kernel), 2.0**-4)
+
+
+def test_zero_channel_gets_the_step_of_the_largest_weight():
+    """A step next to nothing would clip whatever training makes of the channel."""
+    kernel = KERNEL * np.array([1, 0, 1, 1e-12, 1], "float32")
+    layer = built((2, 4))
+    layer.fit_steps(kernel)
+    for branch, limit in enumerate((1, 7)):
+        steps = layer.step(kernel, branch).ravel()
+        expected = np.abs(kernel).max() / limit
+        np.testing.assert_allclose(steps[[1, 3]], expected, rtol=1e-5)
+        assert (steps[[0, 2, 4]] <= expected * (1 + 1e-6)).all()
+
+
+@pytest.mark.parametrize("method", sorted(KERNEL_QUANTIZERS))
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_kernels_that_are_not_finite_are_refused_by_name(value, method):
+    kernel = KERNEL.copy()
+    kernel[0, 1, 2, 3] = value
+    layer = KernelQuantizer(4, method, name="of_conv7")
+    layer.build(kernel.shape)
+    with pytest.raises(ValueError, match=r"Received: 1 weights.*of_conv7"):
+        layer.fit_steps(kernel)

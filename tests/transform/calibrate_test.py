@@ -1,3 +1,5 @@
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -142,7 +144,9 @@ def test_inputs_alone_labels_and_tensorflow_data():
 def test_constant_images(value):
     student = student_of(residual())
     x = np.full((4, 8, 8, 3), value, "float32")
-    gmpq.calibrate(student, [(x,)])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "These tensors are zero")
+        gmpq.calibrate(student, [(x,)])
     for quantizer in input_quantizers(student):
         assert np.isfinite(quantizer.step()) and quantizer.step() > 0
     if abs(value) < 1:
@@ -229,3 +233,47 @@ def test_scaled_inputs_do_not_lie_on_halves():
     values = np.unique(np.floor(pixels / step + 0.5)) * step / 127.5 - 1
     scaled = values / student.get_layer("first").input_quantizer.step() + 0.5
     assert np.mean(np.abs(scaled - np.round(scaled)) < 0.01) < 0.05
+
+
+@pytest.mark.parametrize("signed", [False, True, None])
+@pytest.mark.parametrize("bits", [2, 8])
+def test_tensor_of_zeros_gets_the_range_6(bits, signed):
+    """The range before calibration, that of ReLU6; a power of two nearest to it."""
+    limit = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
+    step, zero = best_grid(observed(np.zeros(9)), InputQuantizer(bits, signed), 0)
+    assert step == pytest.approx(6 / limit, rel=0.01) and zero == 0
+    nested = InputQuantizer(bits, signed, power_of_two=True)
+    step, _ = best_grid(observed(np.zeros(9)), nested, 0)
+    rounded = np.ceil if signed is None else np.round
+    assert step == 2.0 ** rounded(np.log2(6 / limit))
+
+
+def test_dead_layer_is_named_and_may_come_alive():
+    model = plain()
+    first = model.get_layer("first")  # a ReLU follows: zero for every image
+    first.set_weights([np.zeros_like(w) for w in first.get_weights()])
+    student, x = student_of(model, 4), batch_of(model, 8)
+    with pytest.warns(UserWarning, match=r"all calibration data: middle/input_quant"):
+        gmpq.calibrate(student, [(x,)])
+    assert np.isfinite(student(x)).all()
+    quantizer = student.get_layer("middle").input_quantizer
+    # The grid of range 6 has room for what the layer may return one day.
+    grown = quantizer(np.array([[1.0, 5.0]], "float32"))
+    np.testing.assert_allclose(grown, [[1.2, 5.2]], rtol=1e-5)
+
+
+def test_zero_kernel_trains():
+    """With a step next to nothing it would be clipped to nothing for ever."""
+    model = residual()
+    inner = model.get_layer("inner")
+    inner.kernel.assign(np.zeros(inner.kernel.shape))
+    student, x = student_of(model, 4), batch_of(model, 8)
+    gmpq.calibrate(student, [(x,)])
+    y = keras.utils.to_categorical(np.arange(8) % 4, 4)
+    student.compile(keras.optimizers.Adam(0.02), "mse")
+    losses = student.fit(x, y, batch_size=8, epochs=20, verbose=0).history["loss"]
+    assert np.isfinite(losses).all()
+    assert all(np.isfinite(w).all() for w in student.get_weights())
+    inner = student.get_layer("inner")
+    trained = inner.kernel_quantizer(np.array(inner.kernel))
+    assert np.abs(trained).max() > 0.5 * np.abs(np.array(inner.kernel)).max() > 0.01

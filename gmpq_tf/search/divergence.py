@@ -1,0 +1,121 @@
+"""When a search has diverged: no policy is read from it any more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+import numpy as np
+
+from gmpq_tf.search.errors import DivergenceError
+
+REMEDY = (
+    "Search again from a trained model, with smaller learning rates, or with "
+    "optimizers that have clipnorm=1.0; or load a checkpoint written before."
+)
+NAMED = 3  # variables that a message lists
+LEAST_TEMPERATURE = 1e-6  # importances up to 1e32 are finite when divided by it
+
+
+class WatchedMean(keras.metrics.Mean):
+    """A mean that remembers, beyond the epoch, whether a value was not finite.
+
+    Gradients of a loss that is NaN need not be: compiled by XLA, those of one image may
+    be dropped, and nothing else tells of it. The memory is not saved with the model.
+
+    Args:
+        **kwargs: of `keras.metrics.Mean`.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.broken = self.add_variable(
+            shape=(), initializer="zeros", dtype="float32", name="broken"
+        )
+
+    def update_state(self, values: Any, sample_weight: Any = None) -> None:
+        """Add values, and count a call with one that is not finite."""
+        super().update_state(values, sample_weight)
+        finite = keras.ops.all(keras.ops.isfinite(values))
+        self.broken.assign_add(1.0 - keras.ops.cast(finite, "float32"))
+
+    def reset_state(self) -> None:
+        """Start a new mean; what was broken stays broken."""
+        for variable in (self.total, self.count):
+            variable.assign(0.0)
+
+    def forget(self) -> None:
+        """Start anew in all respects: training starts, or weights were loaded."""
+        self.broken.assign(0.0)
+
+
+def check_converged(search: Any) -> None:
+    """Refuse a search whose state is not finite, whatever its callbacks noticed.
+
+    Every variable counts, not the importances alone: those of a hypernet whose weights
+    or ranges are NaN were chosen by it, or are about to become NaN themselves.
+
+    Args:
+        search: a `PolicySearch`; its hypernet, zeta and loss are looked at.
+
+    Raises:
+        DivergenceError: an importance, branch probability, weight, statistic, range or
+            step of the hypernet, or zeta, or the loss of a step since the last `fit`
+            began is NaN or infinite.
+    """
+    _check_importances(search.mixed_layers())
+    broken = not_finite([*search.hypernet.weights, search.zeta])
+    if broken:
+        raise DivergenceError(
+            "A policy needs a search that has not diverged. "
+            f"Received: not finite: {listed(broken)}. {REMEDY}"
+        )
+    steps = int(keras.ops.convert_to_numpy(search.risk_metrics["loss_total"].broken))
+    if steps:
+        raise DivergenceError(
+            "A policy needs a search whose losses were finite. "
+            f"Received: {steps} steps of the last fit with a loss of NaN or infinity. "
+            f"{REMEDY} StopOnDivergence stops at such a step and names the risk."
+        )
+
+
+def not_finite(variables: Iterable[keras.Variable]) -> list[str]:
+    """Paths of the variables that hold NaN or infinity."""
+    return [v.path for v in variables if not _is_finite(v)]
+
+
+def listed(paths: list[str]) -> str:
+    """The first three of some paths, and how many more there are."""
+    more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
+    return ", ".join(paths[:NAMED]) + more
+
+
+def check_temperature(value: float) -> None:
+    """Refuse a temperature that branch probabilities cannot be computed with.
+
+    Raises:
+        ValueError: below 1e-6, NaN or infinite.
+    """
+    if not LEAST_TEMPERATURE <= value < math.inf:
+        raise ValueError(
+            f"A temperature must be finite and at least {LEAST_TEMPERATURE:g}. "
+            f"Received: temperature={value!r}. Pass 1 for the paper's softmax, or 0.01 "
+            "for one branch only."
+        )
+
+
+def _check_importances(layers: Iterable[Any]) -> None:
+    for layer in layers:
+        pair = [np.asarray(p) for p in layer.branch_probabilities()]
+        importances = layer.kernel_importance, layer.input_importance
+        if not all(map(_is_finite, [*pair, *importances])):
+            raise DivergenceError(
+                "A policy needs finite importances. "
+                f"Received: layer={layer.name!r} with probabilities {pair}. {REMEDY}"
+            )
+
+
+def _is_finite(value: Any) -> bool:
+    return bool(np.isfinite(keras.ops.convert_to_numpy(value)).all())
