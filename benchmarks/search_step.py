@@ -1,15 +1,17 @@
-"""Step time and peak memory of a GMPQ search step over those of a float step.
+"""Time and peak memory of search and fine-tuning steps over those of a float step.
 
-    python benchmarks/search_step.py [--steps=12] [--output=results/search_step.json]
+    python benchmarks/search_step.py --networks=resnet18 --rounds=2
 
-ResNet18 for 32x32 images, batch 64, synthetic data. Each case runs in a fresh process,
-float and search interleaved over the rounds; times are medians, memory is the peak
-resident set of the process. Only the ratios mean anything on another machine.
+Synthetic images, `model.fit`. Each case runs in a process of its own, the cases one
+after the other in every round; times are medians over the steps and the rounds, memory
+is the peak resident set of the process. Only the ratios mean anything on another
+machine: run it with nothing else running.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import platform
 import resource
@@ -17,24 +19,61 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-CASES = {
-    "float": None,
-    "search 2-4": {"bits": (2, 3, 4), "eta": 100.0},
-    "search 2-8": {"bits": (2, 3, 4, 5, 6, 7, 8), "eta": 100.0},
-    "search 2-4, eta=0": {"bits": (2, 3, 4), "eta": 0.0},
-    "search 2-8, eta=0": {"bits": (2, 3, 4, 5, 6, 7, 8), "eta": 0.0},
-}
 WARM_UP = 3
+ALL_BITS = (2, 3, 4, 5, 6, 7, 8)
 
 
-def measure(case: str, batch_size: int, steps: int) -> dict:
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """What is trained: a built-in model, its square images and the batch."""
+
+    image_size: int
+    batch_size: int
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """How it is trained; `kind` is "float", "qat" or "search"."""
+
+    kind: str
+    bits: tuple[int, ...] = (2, 3, 4)
+    eta: float = 100.0
+    teacher_dtype: str = "float32"
+    jit_compile: bool = False
+    steps_per_execution: int = 1
+
+
+NETWORKS = {
+    "resnet18": Network(32, 64, {"stem": "cifar"}),
+    "resnet20": Network(32, 128),
+    "mobilenet_v2": Network(96, 32),
+    "resnet50": Network(64, 16, {"stem": "imagenet"}),
+}
+CASES = {
+    "float": Case("float"),
+    "fine-tuning, W4A4": Case("qat"),
+    "search 2-4": Case("search"),
+    "search 2-8": Case("search", ALL_BITS),
+    "search 2-4, eta=0": Case("search", eta=0.0),
+    "search 2-8, eta=0": Case("search", ALL_BITS, eta=0.0),
+    "search 2-4, teacher bfloat16": Case("search", teacher_dtype="bfloat16"),
+    "search 2-4, 4 steps a call": Case("search", steps_per_execution=4),
+    "float, XLA": Case("float", jit_compile=True),
+    "search 2-4, XLA": Case("search", jit_compile=True),
+}
+
+
+def measure(network: str, case: str, steps: int) -> dict[str, float]:
     """Time the steps of one case in this process.
 
     Args:
+        network: a key of NETWORKS.
         case: a key of CASES.
-        batch_size: images a step.
         steps: steps timed, after the warm-up.
 
     Returns:
@@ -42,77 +81,116 @@ def measure(case: str, batch_size: int, steps: int) -> dict:
     """
     import keras
     import numpy as np
+    import tensorflow as tf
 
-    import gmpq_tf as gmpq
     from gmpq_tf.models import build_model
 
     keras.utils.set_random_seed(0)
-    model = build_model("resnet18", (32, 32, 3), 10, stem="cifar")
-    options = CASES[case]
-    if options is not None:
-        space = gmpq.SearchSpace(options["bits"], options["bits"])
-        model = gmpq.PolicySearch(model, space, eta=options["eta"])
+    spec, chosen = NETWORKS[network], CASES[case]
+    shape = (spec.image_size, spec.image_size, 3)
     random = np.random.default_rng(0)
-    x = random.standard_normal((batch_size, 32, 32, 3), dtype="float32")
-    y = random.integers(0, 10, batch_size)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    optimizer = keras.optimizers.SGD(0.01, momentum=0.9)
-    if options is None:
-        model.compile(optimizer, loss, metrics=["accuracy"])
-    else:
-        model.calibrate([x])
-        model.compile(optimizer, "sgd", loss, ["accuracy"])
-    seconds = []
-    for _ in range(WARM_UP + steps):
-        start = time.perf_counter()
-        model.train_on_batch(x, y)
-        seconds.append(time.perf_counter() - start)
+    x = random.standard_normal((spec.batch_size, *shape), dtype="float32")
+    y = random.integers(0, 10, spec.batch_size)
+    model = trained_model(build_model(network, shape, 10, **spec.options), chosen, x)
+    clock = StepClock(chosen.steps_per_execution)
+    total = chosen.steps_per_execution * (WARM_UP + steps)
+    batches = tf.data.Dataset.from_tensors((x, y)).repeat()
+    model.fit(batches, steps_per_epoch=total, verbose=0, callbacks=[clock.callback()])
     return {
-        "seconds": statistics.median(seconds[WARM_UP:]),
+        "seconds": statistics.median(clock.seconds[WARM_UP:]),
         "bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
 
-def run_case(case: str, batch_size: int, steps: int) -> dict:
+def trained_model(model: Any, case: Case, images: Any) -> Any:
+    """The compiled model of a case."""
+    import keras
+
+    import gmpq_tf as gmpq
+
+    options: dict[str, Any] = {
+        "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        "metrics": ["accuracy"],
+        "jit_compile": case.jit_compile,
+        "steps_per_execution": case.steps_per_execution,
+    }
+    if case.kind == "qat":
+        model = gmpq.quantize_model(model, gmpq.BitwidthPolicy.uniform(model, 4, 4))
+        gmpq.calibrate(model, [images])
+    if case.kind == "search":
+        space = gmpq.SearchSpace(case.bits, case.bits)
+        model = gmpq.PolicySearch(
+            model, space, eta=case.eta, teacher_dtype=case.teacher_dtype
+        )
+        model.calibrate([images])
+    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), **options)
+    return model
+
+
+class StepClock:
+    """Seconds of each step of a `fit`."""
+
+    def __init__(self, steps_per_call: int) -> None:
+        self.steps_per_call = steps_per_call
+        self.seconds: list[float] = []
+
+    def callback(self) -> Any:
+        """The Keras callback that takes the times."""
+        import keras
+
+        started = time.perf_counter()
+
+        def take(*_: Any) -> None:
+            nonlocal started
+            now = time.perf_counter()
+            self.seconds.append((now - started) / self.steps_per_call)
+            started = now
+
+        clock = keras.callbacks.Callback()
+        clock.on_train_batch_end = take  # type: ignore[method-assign]
+        return clock
+
+
+def run_case(network: str, case: str, steps: int) -> dict[str, float]:
     """`measure` in a fresh process."""
-    command = [sys.executable, __file__, f"--case={case}"]
-    command += [f"--batch_size={batch_size}", f"--steps={steps}"]
+    command = [sys.executable, __file__, f"--networks={network}", f"--case={case}"]
+    command.append(f"--steps={steps}")
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return json.loads(output.splitlines()[-1])
 
 
-def main() -> None:
-    """Run every case, print the ratios over the float step, and write them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--case", choices=list(CASES), help="one case, in this process")
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=12, help="steps timed a process")
-    parser.add_argument("--rounds", type=int, default=2, help="processes a case")
-    parser.add_argument("--output", help="JSON file to write")
-    args = parser.parse_args()
-    if args.case:
-        print(json.dumps(measure(args.case, args.batch_size, args.steps)))
-        return
-    runs: dict[str, list[dict]] = {case: [] for case in CASES}
-    for _ in range(args.rounds):
-        for case in CASES:
-            runs[case].append(run_case(case, args.batch_size, args.steps))
-    rows = summarize(runs)
+def compare(network: str, cases: Sequence[str], rounds: int, steps: int) -> list[dict]:
+    """Run the cases of a network, interleaved over the rounds; print the ratios.
+
+    Args:
+        network: a key of NETWORKS.
+        cases: keys of CASES, "float" first.
+        rounds: processes a case.
+        steps: steps timed a process.
+
+    Returns:
+        One row a case: medians, and ratios over the first one's.
+    """
+    runs: dict[str, list[dict]] = {case: [] for case in cases}
+    for _ in range(rounds):
+        for case in cases:
+            runs[case].append(run_case(network, case, steps))
+    rows = summarize(network, runs)
     for row in rows:
         print(
-            f"{row['case']:20s} {row['seconds']:7.3f} s  x{row['time_ratio']:.2f}   "
-            f"{row['bytes'] / 1e9:5.2f} GB  x{row['memory_ratio']:.2f}"
+            f"{network:13s} {row['case']:30s} {row['seconds']:7.3f} s  "
+            f"x{row['time_ratio']:.2f}   {row['bytes'] / 1e9:5.2f} GB  "
+            f"x{row['memory_ratio']:.2f}",
+            flush=True,
         )
-    if args.output:
-        record = {"command": " ".join(sys.argv), "cpu": cpu_name(), "rows": rows}
-        record["versions"] = versions()
-        Path(args.output).write_text(json.dumps(record, indent=2) + "\n")
+    return rows
 
 
-def summarize(runs: dict[str, list[dict]]) -> list[dict]:
-    """Medians over the rounds and ratios over the float case."""
+def summarize(network: str, runs: dict[str, list[dict]]) -> list[dict]:
+    """Medians over the rounds and ratios over the first case."""
     rows = [
         {
+            "network": network,
             "case": case,
             "seconds": statistics.median(r["seconds"] for r in results),
             "bytes": statistics.median(r["bytes"] for r in results),
@@ -123,6 +201,35 @@ def summarize(runs: dict[str, list[dict]]) -> list[dict]:
         row["time_ratio"] = row["seconds"] / rows[0]["seconds"]
         row["memory_ratio"] = row["bytes"] / rows[0]["bytes"]
     return rows
+
+
+def main() -> None:
+    """Run the cases of every network, print the ratios, and write them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--case", choices=list(CASES), help="one case, in this process")
+    parser.add_argument(
+        "--networks", default=",".join(NETWORKS), help="comma list of networks"
+    )
+    parser.add_argument(
+        "--cases", default=";".join(CASES), help="cases, joined by semicolons"
+    )
+    parser.add_argument("--steps", type=int, default=8, help="steps timed a process")
+    parser.add_argument("--rounds", type=int, default=2, help="processes a case")
+    parser.add_argument("--output", help="JSON file to write after every network")
+    args = parser.parse_args()
+    networks, cases = args.networks.split(","), args.cases.split(";")
+    if args.case:
+        print(json.dumps(measure(networks[0], args.case, args.steps)))
+        return
+    if cases[0] != "float" or any(case not in CASES for case in cases):
+        parser.error(f"cases must be of {list(CASES)}, float first; received {cases}")
+    rows: list[dict] = []
+    for network in networks:
+        rows += compare(network, cases, args.rounds, args.steps)
+        if args.output:
+            record = {"command": " ".join(sys.argv), "cpu": cpu_name(), "rows": rows}
+            record["versions"] = versions()
+            Path(args.output).write_text(json.dumps(record, indent=2) + "\n")
 
 
 def cpu_name() -> str:

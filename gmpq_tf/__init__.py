@@ -14,7 +14,7 @@ from gmpq_tf.registration import register_with_keras
 if TYPE_CHECKING:
     from gmpq_tf.cost import Cost, count_cost
     from gmpq_tf.policy import BitwidthPolicy, PolicyError
-    from gmpq_tf.search import PolicySearch
+    from gmpq_tf.search import PolicySearch, TrainingProgress
     from gmpq_tf.space import SearchSpace
     from gmpq_tf.transform import (
         build_hypernet,
@@ -41,6 +41,7 @@ _HOMES = {
     "calibrate": "gmpq_tf.transform",
     "snap_biases": "gmpq_tf.transform",
     "PolicySearch": "gmpq_tf.search",
+    "TrainingProgress": "gmpq_tf.search",
 }
 __all__ = [
     "BitwidthPolicy",
@@ -48,6 +49,7 @@ __all__ = [
     "PolicyError",
     "PolicySearch",
     "SearchSpace",
+    "TrainingProgress",
     "build_hypernet",
     "calibrate",
     "count_cost",

@@ -105,6 +105,10 @@ class Mixed:
             tf.reduce_sum(inputs * tf.constant(self.activation_bits, tf.float32)),
         )
 
+    def branch_weights(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """`(pi_a, pi_w)`."""
+        return self.input_branches.probabilities(), self.kernel_branches.probabilities()
+
     def quantize_input(self, inputs: tf.Tensor) -> tf.Tensor:
         """`sum_j pi_a[j] q_j(x)`."""
         probabilities = self.input_branches.probabilities()

@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras import ops
 
 from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
+from gmpq_tf.quantizers.recompute import keeping_arguments
 from gmpq_tf.quantizers.straight_through import round_half_even
 
 
@@ -23,6 +24,7 @@ class Quantized:
 
     searchable_kind = ""
     shared_axes: tuple[int, ...] = ()
+    recomputes = False  # whether quantized operands are worth their memory
 
     def __init__(
         self,
@@ -44,6 +46,53 @@ class Quantized:
         ):
             if quantizer is not None and not quantizer.built:  # loading builds them
                 quantizer.build(shape)
+
+    def product(
+        self, inputs: tf.Tensor, training: bool | None
+    ) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """Product of the quantized operands, and its unit; see `operands`."""
+        if training and self.recomputes and self._quantizes_both():
+            return self._recomputed_product(inputs), None
+        x, kernel, unit = self.operands(inputs, training)
+        return self.multiply(x, kernel), unit
+
+    def multiply(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        """Product of an input and a kernel, without bias."""
+        raise NotImplementedError
+
+    def _recomputed_product(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Product that keeps the float operands alone for the backward pass.
+
+        The quantized ones are made again there, at the cost of one elementwise pass.
+        """
+        of_x, of_w = self.input_quantizer, self.kernel_quantizer
+        kernel = tf.convert_to_tensor(self.kernel)  # type: ignore[attr-defined]
+        weights_of_x, weights_of_w = self.branch_weights()
+        wide = [
+            tf.cast(value, quantizer.compute_dtype)
+            for value, quantizer in ((inputs, of_x), (kernel, of_w))
+        ]
+        x_parameters = of_x.parameters(wide[0], weights_of_x)
+        w_parameters = of_w.parameters(wide[1], weights_of_w)
+        count = len(x_parameters)
+
+        def function(x: tf.Tensor, w: tf.Tensor, *parameters: tf.Tensor) -> tf.Tensor:
+            quantized = (
+                of_x.compute(tf.cast(x, of_x.compute_dtype), parameters[:count]),
+                of_w.compute(tf.cast(w, of_w.compute_dtype), parameters[count:]),
+            )
+            return self.multiply(*(tf.cast(value, x.dtype) for value in quantized))
+
+        return keeping_arguments(function)(inputs, kernel, *x_parameters, *w_parameters)
+
+    def branch_weights(self) -> tuple[tf.Tensor | None, tf.Tensor | None]:
+        """Weights of the branches of the input's and of the kernel's quantizer."""
+        return None, None
+
+    def _quantizes_both(self) -> bool:
+        """Whether both quantizers are there and on: not while calibration observes."""
+        x, w = self.input_quantizer, self.kernel_quantizer
+        return x is not None and w is not None and x.observer is None and w.enabled
 
     def operands(
         self, inputs: tf.Tensor, training: bool | None
@@ -74,11 +123,9 @@ class Quantized:
         return outputs if activation is None else activation(outputs)
 
     def _is_integer(self) -> bool:
-        """Whether both operands are on a grid: not while calibration observes."""
+        """Whether both operands are on one grid each."""
         x, w = self.input_quantizer, self.kernel_quantizer
-        if x is None or w is None or x.observer is not None or not w.enabled:
-            return False
-        return len(x.bits) == len(w.bits) == 1
+        return self._quantizes_both() and len(x.bits) == len(w.bits) == 1
 
     def quantize_input(self, inputs: tf.Tensor) -> tf.Tensor:
         """Activations as the layer computes with them."""
@@ -119,11 +166,15 @@ class QuantConv2D(Quantized, keras.layers.Conv2D):
 
     searchable_kind = "Conv2D"
     shared_axes = (0, 1, 2)
+    recomputes = True
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Convolve the quantized input with the quantized kernel."""
-        x, kernel, unit = self.operands(inputs, training)
-        return self.add_bias(self.convolution_op(x, kernel), unit)
+        return self.add_bias(*self.product(inputs, training))
+
+    def multiply(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        """Convolution of an input and a kernel, without bias."""
+        return self.convolution_op(x, kernel)
 
 
 @keras.saving.register_keras_serializable("gmpq_tf")
@@ -132,11 +183,15 @@ class QuantDepthwiseConv2D(Quantized, keras.layers.DepthwiseConv2D):
 
     searchable_kind = "DepthwiseConv2D"
     shared_axes = (0, 1)
+    recomputes = True
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Convolve each channel of the quantized input on its own."""
-        x, kernel, unit = self.operands(inputs, training)
-        outputs = ops.depthwise_conv(
+        return self.add_bias(*self.product(inputs, training))
+
+    def multiply(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        """Convolution of each channel with its kernel, without bias."""
+        return ops.depthwise_conv(
             x,
             kernel,
             strides=self.strides,
@@ -144,7 +199,6 @@ class QuantDepthwiseConv2D(Quantized, keras.layers.DepthwiseConv2D):
             dilation_rate=self.dilation_rate,
             data_format=self.data_format,
         )
-        return self.add_bias(outputs, unit)
 
 
 @keras.saving.register_keras_serializable("gmpq_tf")
@@ -156,5 +210,8 @@ class QuantDense(Quantized, keras.layers.Dense):
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Multiply the quantized input by the quantized kernel."""
-        x, kernel, unit = self.operands(inputs, training)
-        return self.add_bias(ops.matmul(x, kernel), unit)
+        return self.add_bias(*self.product(inputs, training))
+
+    def multiply(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        """Matrix product of an input and a kernel, without bias."""
+        return ops.matmul(x, kernel)

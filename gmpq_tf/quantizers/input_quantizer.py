@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from gmpq_tf.policy import check_bits
-from gmpq_tf.quantizers.grid import code_limit
+from gmpq_tf.quantizers.grid import bounded_power, code_limit
 from gmpq_tf.quantizers.lsq import lsq, scale_gradient
 from gmpq_tf.quantizers.mixture import mixture, step_and_codes
 from gmpq_tf.quantizers.pact import pact
@@ -19,6 +19,7 @@ from gmpq_tf.registry import lookup
 
 INPUT_QUANTIZERS: dict[str, Callable] = {"pact": pact, "lsq": lsq}
 DEFAULT_INPUT_QUANTIZER = "lsq"
+DEFAULT_RANGE = 6.0
 
 
 @keras.saving.register_keras_serializable("gmpq_tf")
@@ -63,7 +64,7 @@ class InputQuantizer(keras.layers.Layer):
         self.log2_range = self.add_weight(
             name="log2_range",
             shape=(len(self.bits),),
-            initializer=keras.initializers.Constant(math.log2(6.0)),
+            initializer=keras.initializers.Constant(math.log2(DEFAULT_RANGE)),
             trainable=self.learn_range,
             autocast=False,
             dtype="float32",
@@ -92,18 +93,28 @@ class InputQuantizer(keras.layers.Layer):
         if self.observer is not None:
             self.observer(np.asarray(inputs))
             return inputs
+        return self.compute(inputs, self.parameters(inputs, probabilities))
+
+    def parameters(
+        self, inputs: tf.Tensor, probabilities: tf.Tensor | None = None
+    ) -> list[tf.Tensor]:
+        """What `compute` takes besides the inputs, [branches] each, of their type."""
         dtype = inputs.dtype
         features = math.prod(d for d in inputs.shape[1:] if d is not None)
         log2 = tf.convert_to_tensor(self.log2_range)
         log2 = scale_gradient(log2, self._gradient_scales(features))
-        ranges = tf.cast(tf.exp(log2 * math.log(2.0)), dtype)
+        ranges = tf.cast(bounded_power(log2), dtype)
         zeros = tf.cast(tf.convert_to_tensor(self.zero_code), dtype)
         if probabilities is None:
             probabilities = tf.ones([len(self.bits)], dtype)
+        return [ranges, zeros, tf.cast(probabilities, dtype)]
+
+    def compute(self, inputs: tf.Tensor, parameters: Sequence[tf.Tensor]) -> tf.Tensor:
+        """Quantize `inputs` with `parameters`, reading no variable."""
         quantize = mixture(
             self.bits, self.signed, self.method, self.power_of_two, self.learn_range
         )
-        return quantize(inputs, ranges, zeros, tf.cast(probabilities, dtype))
+        return quantize(inputs, *parameters)
 
     def _gradient_scales(self, features: int) -> np.ndarray:
         """LSQ's `1 / sqrt(features * code_limit)` of each branch."""
@@ -124,7 +135,7 @@ class InputQuantizer(keras.layers.Layer):
         return int(low), int(high)
 
     def _step_and_codes(self, branch: int) -> tuple:
-        ranges = tf.exp(tf.convert_to_tensor(self.log2_range) * math.log(2.0))
+        ranges = bounded_power(tf.convert_to_tensor(self.log2_range))
         zeros = tf.convert_to_tensor(self.zero_code)
         return step_and_codes(
             ranges[branch],
@@ -135,7 +146,17 @@ class InputQuantizer(keras.layers.Layer):
         )
 
     def set_branch(self, branch: int, step: float, zero_code: int = 0) -> None:
-        """Set a branch's step (and, where calibration places it, the zero's code)."""
+        """Set a branch's step (and, where calibration places it, the zero's code).
+
+        Raises:
+            ValueError: a step that is not positive and finite.
+        """
+        if not 0 < step < math.inf:
+            raise ValueError(
+                "A step must be positive and finite. "
+                f"Received: step={step!r} for {self.path or self.name!r}. "
+                "Calibrate on data that are not all zero."
+            )
         limit = code_limit(self.bits[branch], bool(self.signed))
         log2 = np.array(self.log2_range)
         log2[branch] = math.log2(step * limit)

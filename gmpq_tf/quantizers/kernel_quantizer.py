@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from gmpq_tf.policy import check_bits
-from gmpq_tf.quantizers.grid import symmetric_limit
+from gmpq_tf.quantizers.grid import bounded_power, finite_step, symmetric_limit
 from gmpq_tf.quantizers.lsq import lsq_kernel, scale_gradient
 from gmpq_tf.quantizers.max_abs import max_abs, max_abs_step
 from gmpq_tf.quantizers.mixture import weighted_sum
@@ -19,6 +19,7 @@ from gmpq_tf.registry import lookup
 
 KERNEL_QUANTIZERS: dict[str, Callable] = {"max_abs": max_abs, "lsq": lsq_kernel}
 DEFAULT_KERNEL_QUANTIZER = "lsq"
+DEFAULT_LOG2_STEP = -4.0
 
 
 @keras.saving.register_keras_serializable("gmpq_tf")
@@ -70,7 +71,7 @@ class KernelQuantizer(keras.layers.Layer):
             self.log2_step = self.add_weight(
                 name="log2_step",
                 shape=(len(self.bits), *shape),
-                initializer=keras.initializers.Constant(-4.0),
+                initializer=keras.initializers.Constant(DEFAULT_LOG2_STEP),
                 autocast=False,
                 dtype="float32",
             )
@@ -82,18 +83,32 @@ class KernelQuantizer(keras.layers.Layer):
         if not self.enabled:
             return kernel
         kernel = tf.convert_to_tensor(kernel)
+        return self.compute(kernel, self.parameters(kernel, probabilities))
+
+    def parameters(
+        self, kernel: tf.Tensor, probabilities: tf.Tensor | None = None
+    ) -> list[tf.Tensor]:
+        """What `compute` takes besides the kernel: steps and probabilities."""
         learned = self.method == "lsq"
         steps = self._learned_steps() if learned else self._max_abs_steps(kernel)
-        steps = tf.reshape(tf.cast(steps, kernel.dtype), [len(self.bits), -1])
-        limits = tf.constant([symmetric_limit(b) for b in self.bits], kernel.dtype)
+        steps = finite_step(tf.cast(steps, kernel.dtype))
         if probabilities is None:
             probabilities = tf.ones([len(self.bits)])
+        return [
+            tf.reshape(steps, [len(self.bits), -1]),
+            tf.cast(probabilities, kernel.dtype),
+        ]
+
+    def compute(self, kernel: tf.Tensor, parameters: Sequence[tf.Tensor]) -> tf.Tensor:
+        """Quantize `kernel` with `parameters`, reading no variable."""
+        steps, weights = parameters
+        learned = self.method == "lsq"
+        limits = tf.constant([symmetric_limit(b) for b in self.bits], kernel.dtype)
         add = weighted_sum(
             len(self.bits), self.method if learned else None, True, clip=learned
         )
         # One column a step: the axes that share one come first.
         columns = tf.reshape(kernel, [-1, steps.shape[1]])
-        weights = tf.cast(probabilities, kernel.dtype)
         total = add(columns, steps, -limits, limits, weights)
         return tf.reshape(total, kernel.shape)
 
@@ -103,7 +118,7 @@ class KernelQuantizer(keras.layers.Layer):
         factors = 1 / np.sqrt(self._group_size * limits)
         log2 = tf.convert_to_tensor(self.log2_step)
         shape = [-1] + [1] * (len(log2.shape) - 1)
-        return tf.exp(scale_gradient(log2, factors.reshape(shape)) * math.log(2.0))
+        return bounded_power(scale_gradient(log2, factors.reshape(shape)))
 
     def _max_abs_steps(self, kernel: tf.Tensor) -> tf.Tensor:
         steps = [max_abs_step(kernel, b, self.shared_axes) for b in self.bits]
@@ -120,8 +135,7 @@ class KernelQuantizer(keras.layers.Layer):
         if self.method == "max_abs":
             kernel = tf.convert_to_tensor(kernel)
             return max_abs_step(kernel, self.bits[branch], self.shared_axes).numpy()
-        log2 = tf.convert_to_tensor(self.log2_step)[branch]
-        return tf.exp(log2 * math.log(2.0)).numpy()
+        return bounded_power(tf.convert_to_tensor(self.log2_step)[branch]).numpy()
 
     def codes(self, kernel: Any, branch: int = 0) -> np.ndarray:
         """Integer codes of a kernel on a branch's grid, as int8."""
@@ -134,10 +148,23 @@ class KernelQuantizer(keras.layers.Layer):
         """Set learned steps to those of least squared error on `kernel`.
 
         A line search over fractions of the max-abs step, for each branch and channel.
+        A channel without a weight to fit takes the step that suits the largest weight
+        of the others, without any the initial `2^-4`: next to nothing, training could
+        never leave the range.
+
+        Raises:
+            ValueError: a weight that is not finite.
         """
+        kernel = np.asarray(kernel, "float32")
+        if not np.isfinite(kernel).all():
+            raise ValueError(
+                "A kernel must be finite to be quantized. "
+                f"Received: {np.sum(~np.isfinite(kernel))} weights that are NaN or "
+                f"infinite at {self.path or self.name!r}. "
+                "Load or train the model again."
+            )
         if self.method != "lsq":
             return
-        kernel = np.asarray(kernel, "float32")
         log2 = [self._best_log2_step(kernel, b) for b in self.bits]
         self.log2_step.assign(np.stack(log2))
 
@@ -152,7 +179,10 @@ class KernelQuantizer(keras.layers.Layer):
             error = np.square(error).sum(axis=self.shared_axes, keepdims=True)
             best = np.where(error < least, step, best)
             least = np.minimum(error, least)
-        return np.log2(best)
+        dead = largest < best / 2  # every code is zero, whatever the step
+        most = largest.max()
+        default = most / limit if not dead.all() else 2.0**DEFAULT_LOG2_STEP
+        return np.log2(np.where(dead, default, best))
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         """Shape is unchanged."""

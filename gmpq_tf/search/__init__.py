@@ -9,6 +9,7 @@ from gmpq_tf.search.callbacks import (
 from gmpq_tf.search.config import RiskConfig
 from gmpq_tf.search.errors import DivergenceError
 from gmpq_tf.search.policy_search import PolicySearch
+from gmpq_tf.search.progress import TrainingProgress
 
 __all__ = [
     "BudgetError",
@@ -18,5 +19,6 @@ __all__ = [
     "RiskConfig",
     "StopOnDivergence",
     "TemperatureScheduler",
+    "TrainingProgress",
     "most_probable_bits",
 ]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 ATTRIBUTION_CLASSES = ("label", "predicted")
 MAP_SIZES = ("input", "native")
+TEACHER_DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class RiskConfig:
         activation_capacity: Q_a0 of eq. 8, in bits.
         feature_layer: layer whose output is attributed; None: the last feature map
             with more than one pixel that the whole model passes through.
+        teacher_dtype: what the frozen float model computes in; "bfloat16" is faster on
+            devices that have it, and changes the target's pixels by some 0.4 %.
     """
 
     zeta: float = 50.0
@@ -40,6 +43,7 @@ class RiskConfig:
     weight_capacity: float = 4.0
     activation_capacity: float = 6.0
     feature_layer: str | None = None
+    teacher_dtype: str = "float32"
 
     def __post_init__(self) -> None:
         _check_range("zeta", self.zeta, 0.0)
@@ -55,6 +59,7 @@ class RiskConfig:
         )
         _check_choice("attribution_class", self.attribution_class, ATTRIBUTION_CLASSES)
         _check_choice("map_size", self.map_size, MAP_SIZES)
+        _check_choice("teacher_dtype", self.teacher_dtype, TEACHER_DTYPES)
 
 
 def _check_range(name: str, value: float, low: float, exclusive: bool = False) -> None:

@@ -21,11 +21,16 @@ from gmpq_tf.attribution import (
     split_head,
 )
 from gmpq_tf.budget import FULL_PRECISION_BITS, bit_ops, resolve_budget
-from gmpq_tf.graph import layer_macs, read_graph
+from gmpq_tf.distribution import replica_count
+from gmpq_tf.graph import Call, layer_macs, read_graph
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.search.budget import adapted_zeta, damped_zeta, most_probable_bits
 from gmpq_tf.search.config import RiskConfig
-from gmpq_tf.search.errors import DivergenceError
+from gmpq_tf.search.divergence import (
+    WatchedMean,
+    check_converged,
+    check_temperature,
+)
 from gmpq_tf.space import SearchSpace
 from gmpq_tf.transform import build_hypernet, calibrate
 from gmpq_tf.transform.calibrate import is_calibrated
@@ -88,10 +93,10 @@ class PolicySearch(keras.Model):
             )
         self._zeta_scale = self.risk.zeta or RiskConfig.zeta
         self.hypernet = build_hypernet(model, self.space, **self.quantizers)
-        self.teacher = flat_copy(model)
         # As text, which Keras does not track; before freezing, which changes it.
         serialize = keras.saving.serialize_keras_object
-        self._model_config = json.dumps(serialize(self.teacher))
+        self._model_config = json.dumps(serialize(flat_copy(model)))
+        self.teacher = flat_copy(model, self.risk.teacher_dtype)
         self.teacher.trainable = False
         if self.risk.eta:
             # In namespaces, which Keras does not track: every layer is saved once.
@@ -103,9 +108,10 @@ class PolicySearch(keras.Model):
             initializer=keras.initializers.Constant(self.risk.zeta),
             trainable=False,
             dtype="float32",
+            aggregation="only_first_replica",  # all of them compute the same
         )
         self.risk_metrics = {
-            key: keras.metrics.Mean(name=key)
+            key: WatchedMean(name=key)
             for key in (
                 "loss_total",
                 "task_risk",
@@ -163,10 +169,11 @@ class PolicySearch(keras.Model):
     @property
     def temperature(self) -> float:
         """Temperature of the branch probabilities; 1 is the paper's softmax."""
-        return float(self.mixed_layers()[0].kernel_branches.temperature)
+        return float(np.asarray(self.mixed_layers()[0].kernel_branches.temperature))
 
     def set_temperature(self, value: float) -> None:
-        """Set the temperature of every layer's branch probabilities, above 0."""
+        """Set the temperature of every layer's branch probabilities, >= 1e-6."""
+        check_temperature(value)
         for layer in self.mixed_layers():
             layer.kernel_branches.temperature.assign(value)
             layer.input_branches.temperature.assign(value)
@@ -183,7 +190,13 @@ class PolicySearch(keras.Model):
         """
         if not is_calibrated(self.hypernet):
             self.calibrate(_first_images(x))
+        self.risk_metrics["loss_total"].forget()
         return super().fit(x, *args, **kwargs)
+
+    def load_weights(self, *args: Any, **kwargs: Any) -> None:
+        """As `keras.Model.load_weights`; an earlier divergence is forgotten."""
+        super().load_weights(*args, **kwargs)
+        self.risk_metrics["loss_total"].forget()
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """The hypernet's output."""
@@ -228,17 +241,19 @@ class PolicySearch(keras.Model):
                     maps, teacher_maps, self.exponent(), self.risk.top_k
                 )
             zeta = self._weight_of_complexity(expected)
-            total = task + zeta * complexity + self.risk.eta * generalization
-        gradients = tape.gradient(total, network + importances)
+            guidance = zeta * complexity + self.risk.eta * generalization
+            # Gradients of replicas are added; Keras divides the task loss for that.
+            share = task + guidance / replica_count()
+        gradients = tape.gradient(share, network + importances)
         self.optimizer.apply(gradients[: len(network)], network)
         self.importance_optimizer.apply(gradients[len(network) :], importances)
         if self.budget is not None:
             self.zeta.assign(
                 adapted_zeta(self.zeta, expected, self.budget, self._zeta_scale)
             )
-        self._update_metrics(
-            x, y, output, sample_weight, (total, task, complexity, generalization)
-        )
+        task = task * replica_count()
+        risks = (task + guidance, task, complexity, generalization)
+        self._update_metrics(x, y, output, sample_weight, risks)
         if maps is not None:
             self.rank_metric.update_state(teacher_maps, maps)
         return self._logs(expected, zeta)
@@ -305,7 +320,10 @@ class PolicySearch(keras.Model):
         task = self.compute_loss(
             x=x, y=y, y_pred=output, sample_weight=sample_weight, training=False
         )
-        self.risk_metrics["task_risk"].update_state(task)
+        images = tf.shape(keras.tree.flatten(x)[0])[0]  # the last batch may be smaller
+        self.risk_metrics["task_risk"].update_state(
+            task * replica_count(), sample_weight=images
+        )
         logs = self.compute_metrics(x, y, output, sample_weight)
         kept = {k: v for k, v in logs.items() if k not in NOT_EVALUATED}
         return {**kept, "loss": self.risk_metrics["task_risk"].result()}
@@ -333,20 +351,14 @@ class PolicySearch(keras.Model):
             made_by: provenance to record; strategy and options are added.
 
         Raises:
-            DivergenceError: an importance is not finite.
+            DivergenceError: an importance, another variable of the search, or a loss of
+                the last `fit` is not finite.
         """
+        check_converged(self)
         probabilities = {
             layer.name: tuple(np.asarray(p) for p in layer.branch_probabilities())
             for layer in self.mixed_layers()
         }
-        for name, pair in probabilities.items():
-            if not all(np.isfinite(p).all() for p in pair):
-                raise DivergenceError(
-                    "A policy needs finite importances. "
-                    f"Received: layer={name!r} with probabilities {pair}. Search again "
-                    "from a trained model, with smaller learning rates, or with "
-                    "optimizers that have clipnorm=1.0."
-                )
         bits = most_probable_bits(
             probabilities, self.candidates, self.macs, self.budget
         )
@@ -400,10 +412,22 @@ NOT_EVALUATED = (
 )
 
 
-def flat_copy(model: keras.Model) -> keras.Model:
-    """A copy of a functional model, nested models inlined."""
+def flat_copy(model: keras.Model, dtype: str = "float32") -> keras.Model:
+    """A copy of a functional model, nested models inlined.
+
+    Args:
+        model: not changed.
+        dtype: "bfloat16" lets the copy compute in it; its weights stay as they are.
+    """
     graph = read_graph(model)
-    copy = rebuild(graph, model.name, clone_layer)
+
+    def make_layer(call: Call) -> Any:
+        layer = clone_layer(call)
+        if dtype == "bfloat16":
+            layer.dtype_policy = keras.DTypePolicy("mixed_bfloat16")
+        return layer
+
+    copy = rebuild(graph, model.name, make_layer)
     copy_weights(graph, copy)
     return copy
 

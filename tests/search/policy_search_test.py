@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from scipy.stats import spearmanr
 
 import gmpq_tf as gmpq
 from gmpq_tf.attribution import split_head
@@ -303,6 +304,7 @@ def test_ranges_are_calibrated_from_whatever_fit_takes(data):
     dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(32)
     steps = []
     for source in ((x, y), (dataset,)):
+        keras.utils.set_random_seed(0)  # the same network twice
         search = compiled(eta=0.0, optimizer=keras.optimizers.SGD(0.0))
         search.fit(*source, verbose=0)
         steps.append(search.hypernet.get_layer("conv1").input_quantizer.step(0))
@@ -319,6 +321,27 @@ def test_teacher_maps_are_those_of_the_model_given(data):
     ours = search._teacher_parts.backbone(data[0], training=False)
     theirs = split_head(model)[0](data[0], training=False)
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_a_bfloat16_teacher_has_the_maps_of_the_float_one(data, tmp_path):
+    model = classifier()
+    plain, narrow = (
+        PolicySearch(model, eta=1.0, teacher_dtype=dtype)
+        for dtype in ("float32", "bfloat16")
+    )
+    maps = [search._teacher_maps(*data).numpy() for search in (plain, narrow)]
+    assert maps[1].dtype == "float32"
+    assert 0 < np.abs(maps[1] - maps[0]).max() < 0.03 * maps[0].max()
+    orders = [m.reshape(len(m), -1) for m in maps]
+    ranks = [spearmanr(a, b).statistic for a, b in zip(*orders, strict=True) if a.any()]
+    assert np.mean(ranks) > 0.99
+    narrow.compile(loss=LOSS["logits"])
+    narrow.fit(*data, verbose=0)
+    narrow.save(tmp_path / "search.keras")
+    again = keras.models.load_model(tmp_path / "search.keras")
+    assert again.hypernet.get_layer("conv1").compute_dtype == "float32"
+    assert again.teacher.get_layer("conv1").compute_dtype == "bfloat16"
+    assert {weight.dtype for weight in again.teacher.weights} == {"float32"}
 
 
 def test_a_cooled_mixture_becomes_the_policy_it_stands_for(data):
