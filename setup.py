@@ -14,6 +14,7 @@ CORE = [
     "importlib_resources",  # tensorflow-datasets needs it and does not declare it
     "ai-edge-litert",  # runs the exported .tflite to compare it with the Keras model
     "flatbuffers",  # the format that export/ writes .tflite files in
+    "tqdm",  # the progress display of trainings on a terminal
     "matplotlib",  # pictures of the report
     "scikit-learn",  # its 1,797 handwritten digits: the demo needs no network
     "pillow",  # reads folders of images and says which file is corrupt
@@ -38,7 +39,7 @@ EXTRAS = {
         "hypothesis",  # properties of quantizers on drawn inputs
         "ruff",
         "mypy",
-        "tensorboard",  # the test that keras.callbacks.TensorBoard works
+        "tensorboard",  # --tensorboard, and the test that stock TensorBoard works
         "build",  # python -m build: the wheel to publish
         "setuptools>=68",  # tests/wheel_test.py builds without network
         "wheel",

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import keras
 
 from gmpq_tf.data import DataConfig, Dataset, load_dataset
-from gmpq_tf.files import replace_file, write_json
+from gmpq_tf.files import remove_temporaries, replace_file, write_json
 from gmpq_tf.models import load_model
 from gmpq_tf.policy import BitwidthPolicy
 
@@ -30,6 +30,7 @@ from .errors import ExportError
 from .exporter import (
     LATENCY_RUNS,
     LEAST_AGREEMENT,
+    REPORT_NAME,
     ExportReport,
     export_tflite,
 )
@@ -40,6 +41,7 @@ from .litert_recipe import recipe, write_recipe
 from .stage import (
     StageError,
     WorkdirConfig,
+    claim,
     fingerprint,
     read_json,
     recorded_data,
@@ -130,6 +132,9 @@ def export(config: ExportConfig, data: DataConfig, run: WorkdirConfig) -> Path:
     if not run.overwrite and _is_current(record, path, identity):
         print(f"{path} is up to date.")
         return path
+    claim(Path(run.workdir) / "config" / f"{config.name}.export.lock", folder)
+    for written in (path, folder / REPORT_NAME, record):
+        remove_temporaries(written)
     WRITERS[config.format](load_model(source), path, config, data)
     write_json(record, {**identity, "file": fingerprint(path)})
     return path

@@ -19,7 +19,7 @@ from typing import Any
 import keras
 from gmpq_tf.export.app import run_main
 from gmpq_tf.export.flags import from_flags
-from gmpq_tf.export.stage import RunConfig, Stage, open_stage, set_threads
+from gmpq_tf.export.stage import RunConfig, Stage
 
 from gmpq_tf.data import DataConfig, Dataset, load_dataset
 from gmpq_tf.graph import searchable_names
@@ -29,6 +29,13 @@ from gmpq_tf.space import SearchSpace
 from gmpq_tf.transform import calibrate, quantize_model, snap_biases
 from gmpq_tf.transform.distill import Distiller
 
+from .devices import (
+    check_batch,
+    devices,
+    is_chief,
+    open_shared_stage,
+    wait_for_workers,
+)
 from .inputs import data_from_flags, file_identity, load_float_model, model_path
 from .loop import fit_epochs, policy_results, save_model
 from .policies import read_policy
@@ -114,25 +121,29 @@ def finetune(config: FinetuneConfig, data: DataConfig, run: RunConfig) -> Stage:
         ValueError: a file or an option cannot be used, or training diverged.
     """
     path = model_path(run, config.model)
+    check_batch(data)
     dataset = load_dataset(data)
     model = load_float_model(path, dataset)
     policy = choose_policy(config, run, model)
     policy.check(searchable_names(model))
     resolved = resolved_config(config, dataset, path, policy)
-    stage = open_stage(
+    stage = open_shared_stage(
         run, config.name, resolved, dataset.config.input_scaling().to_config()
     )
     if stage.finished:
         print(f"{stage.folder} is finished already.")
         return stage
     keras.utils.set_random_seed(data.seed)
-    policy.save(stage.folder / "policy.json")
+    if is_chief():
+        policy.save(stage.folder / "policy.json")
     student = quantize_model(model, policy)
     calibrate(student, dataset.calibration(config.calibration_images))
     train_student(student, model, dataset, stage, config, run)
     snap_biases(student, statistics_batches(config, dataset))
-    save_model(student, stage.folder / "model.keras")
-    stage.finish(policy_results(stage, model, policy))
+    if is_chief():
+        save_model(student, stage.folder / "model.keras")
+        stage.finish(policy_results(stage, model, policy))
+    wait_for_workers()
     return stage
 
 
@@ -183,7 +194,7 @@ def train_student(
         steps_per_execution=run.steps_per_execution,
         jit_compile=run.jit_compile,
     )
-    fit_epochs(trainee, dataset, stage, config.epochs, run)
+    fit_epochs(trainee, dataset, stage, config.epochs, run, precision=config.precision)
 
 
 def choose_policy(
@@ -230,8 +241,8 @@ def main(argv: list[str]) -> None:
         argv: not used.
     """
     run, config = from_flags(RunConfig), from_flags(FinetuneConfig)
-    set_threads(run.threads)
-    stage = finetune(config, data_from_flags(run, config.model), run)
+    with devices(run):
+        stage = finetune(config, data_from_flags(run, config.model), run)
     print(f"Fine-tuned model: {stage.folder / 'model.keras'}")
 
 

@@ -20,12 +20,20 @@ from typing import Any, Literal
 import keras
 from gmpq_tf.export.app import run_main
 from gmpq_tf.export.flags import from_flags
-from gmpq_tf.export.stage import RunConfig, Stage, open_stage, set_threads
+from gmpq_tf.export.stage import RunConfig, Stage
 
 from gmpq_tf.data import DataConfig, Dataset, load_dataset
+from gmpq_tf.distribution import support_workers
 from gmpq_tf.models import MODELS, PUBLISHED, build_pretrained, load_model
 from gmpq_tf.names import suggest
 
+from .devices import (
+    check_batch,
+    devices,
+    is_chief,
+    open_shared_stage,
+    wait_for_workers,
+)
 from .inputs import check_model, file_identity, model_path
 from .loop import fit_epochs, save_model
 from .recipe import (
@@ -102,21 +110,27 @@ def pretrain(config: PretrainConfig, data: DataConfig, run: RunConfig) -> Stage:
     Raises:
         ValueError: a file or an option cannot be used, or training diverged.
     """
+    check_batch(data)
     dataset = load_dataset(data)
     keras.utils.set_random_seed(data.seed)
     model = float_model(config, dataset)
     check_model(model, dataset)
     resolved = resolved_config(config, dataset, run)
     scaling = dataset.config.input_scaling().to_config()
-    stage = open_stage(run, STAGE, resolved, scaling)
+    stage = open_shared_stage(run, STAGE, resolved, scaling)
     if stage.finished:
         print(f"{stage.folder} is finished already.")
         return stage
     compile_model(model, dataset, config, run)
     if config.epochs:
-        fit_epochs(model, dataset, stage, config.epochs, run)
-    save_model(model, stage.folder / "model.keras")
-    stage.finish(measure(model, dataset))
+        fit_epochs(
+            model, dataset, stage, config.epochs, run, precision=config.precision
+        )
+    results = measure(model, dataset)
+    if is_chief():
+        save_model(model, stage.folder / "model.keras")
+        stage.finish(results)
+    wait_for_workers()
     return stage
 
 
@@ -184,6 +198,7 @@ def measure(model: keras.Model, dataset: Dataset) -> dict[str, Any]:
     """
     if not dataset.sizes["validation"]:
         return {}
+    support_workers(model)
     logs = model.evaluate(dataset.validation(), verbose=0, return_dict=True)
     print(f"Float model: {100 * logs['accuracy']:.2f} % of the held-out images")
     return {f"val_{name}": float(value) for name, value in logs.items()}
@@ -236,8 +251,8 @@ def main(argv: list[str]) -> None:
         argv: not used.
     """
     run = from_flags(RunConfig)
-    set_threads(run.threads)
-    stage = pretrain(from_flags(PretrainConfig), from_flags(DataConfig), run)
+    with devices(run):
+        stage = pretrain(from_flags(PretrainConfig), from_flags(DataConfig), run)
     print(f"Float model: {stage.folder / 'model.keras'}")
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import keras
 
+from gmpq_tf.transform.precision import Precision
 from gmpq_tf.transform.rewrite import logits_of
 
 OptimizerName = Literal["sgd", "adam"]
@@ -27,6 +28,9 @@ class TrainingConfig:
             decay_epochs), cosine (to 0 at the end) or constant.
         decay_epochs: Epochs at which schedule=step lowers the learning rates.
         decay_factor: What schedule=step multiplies them by, above 0, at most 1.
+        precision: What layers compute in while training: mixed_bfloat16 and
+            mixed_float16 are faster on GPUs; weights, quantizers and what is saved stay
+            float32.
 
     Raises:
         ValueError: a value is out of range.
@@ -39,6 +43,7 @@ class TrainingConfig:
     schedule: Schedule = "step"
     decay_epochs: tuple[int, ...] = (20, 30)
     decay_factor: float = 0.1
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         require(self, "epochs", self.epochs >= 0, "0 or more")
@@ -95,10 +100,14 @@ def make_optimizer(
     """
     rate = make_schedule(learning_rate, config, steps_per_epoch)
     if name == "sgd":
-        return keras.optimizers.SGD(
+        optimizer = keras.optimizers.SGD(
             rate, momentum=config.momentum, weight_decay=weight_decay
         )
-    return keras.optimizers.Adam(rate, weight_decay=weight_decay)
+    else:
+        optimizer = keras.optimizers.Adam(rate, weight_decay=weight_decay)
+    if config.precision == "mixed_float16":  # small gradients would become zero
+        return keras.optimizers.LossScaleOptimizer(optimizer)
+    return optimizer
 
 
 def make_schedule(

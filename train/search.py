@@ -16,7 +16,7 @@ from typing import Any
 import keras
 from gmpq_tf.export.app import run_main
 from gmpq_tf.export.flags import from_flags
-from gmpq_tf.export.stage import RunConfig, Stage, open_stage, set_threads, versions
+from gmpq_tf.export.stage import RunConfig, Stage, versions
 
 from gmpq_tf.data import DataConfig, Dataset, load_dataset
 from gmpq_tf.files import write_json
@@ -29,6 +29,13 @@ from gmpq_tf.search import (
 )
 from gmpq_tf.space import SearchSpace
 
+from .devices import (
+    check_batch,
+    devices,
+    is_chief,
+    open_shared_stage,
+    wait_for_workers,
+)
 from .inputs import data_from_flags, file_identity, load_float_model, model_path
 from .loop import TrainingDivergedError, fit_epochs, policy_results
 from .recipe import (
@@ -82,6 +89,9 @@ class SearchConfig(TrainingConfig):
         require_positive(self, "importance_learning_rate")
         require_positive(self, "final_temperature")
         require(self, "calibration_images", self.calibration_images > 0, "1 or more")
+        # Two optimizers would scale one loss.
+        narrow = self.precision == "mixed_float16"
+        require(self, "precision", not narrow, "float32 or mixed_bfloat16 in a search")
 
 
 def search(config: SearchConfig, data: DataConfig, run: RunConfig) -> Stage:
@@ -100,6 +110,7 @@ def search(config: SearchConfig, data: DataConfig, run: RunConfig) -> Stage:
         ValueError: a file or an option cannot be used, or training diverged.
     """
     path = model_path(run, config.model)
+    check_batch(data)
     dataset = load_dataset(data)
     model = load_float_model(path, dataset)
     resolved = resolved_config(config, dataset, path)
@@ -107,15 +118,18 @@ def search(config: SearchConfig, data: DataConfig, run: RunConfig) -> Stage:
     # Built before the stage is opened: an impossible budget leaves nothing behind.
     keras.utils.set_random_seed(data.seed)
     searcher = PolicySearch(model, config.space, **dataclasses.asdict(config.risk))
-    stage = open_stage(run, STAGE, resolved, scaling)
+    stage = open_shared_stage(run, STAGE, resolved, scaling)
     if stage.finished:
         print(f"{stage.folder} is finished already.")
         return stage
     run_search(searcher, model, dataset, stage, config, run)
+    # On every worker: it reads what they hold together.
     policy = searcher.policy({"seed": data.seed, "versions": versions()})
-    write_json(stage.folder / "importances.json", searcher.importances())
-    policy.save(stage.folder / "policy.json")
-    stage.finish(policy_results(stage, model, policy))
+    if is_chief():
+        write_json(stage.folder / "importances.json", searcher.importances())
+        policy.save(stage.folder / "policy.json")
+        stage.finish(policy_results(stage, model, policy))
+    wait_for_workers()
     return stage
 
 
@@ -156,7 +170,15 @@ def run_search(
     if config.final_temperature != 1 and config.epochs:
         callbacks.append(TemperatureScheduler(config.final_temperature, config.epochs))
     try:
-        fit_epochs(searcher, dataset, stage, config.epochs, run, callbacks)
+        fit_epochs(
+            searcher,
+            dataset,
+            stage,
+            config.epochs,
+            run,
+            callbacks,
+            config.precision,
+        )
     except DivergenceError as error:
         raise TrainingDivergedError(str(error)) from error
 
@@ -180,8 +202,8 @@ def main(argv: list[str]) -> None:
         argv: not used.
     """
     run, config = from_flags(RunConfig), from_flags(SearchConfig)
-    set_threads(run.threads)
-    stage = search(config, data_from_flags(run, config.model), run)
+    with devices(run):
+        stage = search(config, data_from_flags(run, config.model), run)
     print(f"Policy: {stage.folder / 'policy.json'}")
 
 

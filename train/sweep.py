@@ -22,12 +22,15 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
 import itertools
 import json
+import math
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -46,7 +49,7 @@ from gmpq_tf.export.stage import (
 
 from gmpq_tf.cost import count_cost
 from gmpq_tf.data import DataConfig
-from gmpq_tf.files import write_atomic, write_json
+from gmpq_tf.files import parse_json, read_text, write_atomic, write_json
 from gmpq_tf.models import load_model
 from gmpq_tf.names import suggest
 from gmpq_tf.policy import BitwidthPolicy
@@ -66,6 +69,7 @@ STAGES = {
 # What the sweep decides itself.
 TAKEN = frozenset(["workdir", "overwrite", "model", "policy", "name", "names"])
 RECORD = "sweep.json"
+MOST_POINTS = 10_000
 COLUMNS = ("point", "accuracy", "bit_ops", "weight_bytes", "images", "split")
 Flags = dict[str, Any]
 Point = dict[str, Flags]  # stage -> its flags
@@ -135,14 +139,18 @@ def sweep(config: SweepConfig, run: WorkdirConfig) -> Path:
     common = {key: getattr(run, key) for key in ("threads", "progress", "overwrite")}
     index, count = config.share()
     chosen = list(points.items())[index::count]
+    children = Children()
+
+    def work(item: tuple[str, Point]) -> str | None:
+        folder = workdir / "points" / item[0]
+        return run_point(folder, item[1], {"model": model}, common, children)
+
     with ThreadPoolExecutor(config.jobs) as pool:
-        results = pool.map(
-            lambda item: run_point(
-                workdir / "points" / item[0], item[1], {"model": model}, common
-            ),
-            chosen,
-        )
-        errors = [error for error in results if error]
+        try:
+            errors = [error for error in pool.map(work, chosen) if error]
+        except KeyboardInterrupt:
+            children.stop()
+            raise  # after they have ended: the pool waits for them
     path = write_results(workdir, list(points))
     if errors:
         raise StageError(
@@ -171,12 +179,12 @@ def read_points(spec: Path) -> dict[str, Point]:
             "A specification must have either a grid or points. "
             f"Received: {spec} with {', '.join(content) or 'nothing'}."
         )
-    choices = content.get("points") or _combinations(content.get("grid"))
+    choices = _listed(content) if "points" in content else _combinations(content)
     width = len(str(len(choices) - 1))
     points = {}
     for number, choice in enumerate(choices):
         point = {stage: dict(flags) for stage, flags in common.items()}
-        for key, value in choice.items():
+        for key, value in _checked_values("a point", choice).items():
             for stage, flag in _stages_of(key):
                 point[stage][flag] = value
         points[f"{number:0{width}}_{_label(choice)}"] = point
@@ -185,7 +193,7 @@ def read_points(spec: Path) -> dict[str, Point]:
 
 def _read_spec(spec: Path) -> dict[str, Any]:
     try:
-        content = json.loads(spec.read_text(encoding="utf-8"))
+        content = parse_json(read_text(spec))
     except (OSError, ValueError) as error:
         raise StageError(
             f"A specification must be a JSON file. Received: {spec}: {error}. "
@@ -193,23 +201,45 @@ def _read_spec(spec: Path) -> dict[str, Any]:
         ) from error
     keys = [*STAGES, "grid", "points"]
     if not isinstance(content, dict) or any(key not in keys for key in content):
-        unknown = next((k for k in content if k not in keys), "no object")
+        named = content if isinstance(content, dict) else ("no object",)
+        unknown = next(key for key in named if key not in keys)[:80]
         raise StageError(
             f"A specification must have the keys {', '.join(keys)} only. "
-            f"Received: {unknown!r} in {spec}. {suggest(str(unknown), keys)}"
+            f"Received: {unknown!r} in {spec}. {suggest(unknown, keys)}"
         )
     return content
 
 
-def _combinations(grid: Any) -> list[Flags]:
+def _listed(content: Flags) -> list[Flags]:
+    points = content["points"]
+    if not isinstance(points, list) or not points:
+        raise StageError(
+            "Points must be a list of objects, each from flags to values. "
+            f"Received: points={points!r:.80}. Write [{{'search.eta': 100}}]."
+        )
+    _check_count(len(points))
+    return points
+
+
+def _combinations(content: Flags) -> list[Flags]:
+    grid = content["grid"]
     valid = isinstance(grid, dict) and grid
     if not valid or not all(isinstance(v, list) and v for v in grid.values()):
         raise StageError(
             "A grid must map each flag to a list of values. "
             f"Received: grid={grid!r:.80}. Write {{'search.eta': [0, 100]}}."
         )
+    _check_count(math.prod(len(values) for values in grid.values()))
     values = itertools.product(*grid.values())
     return [dict(zip(grid, chosen, strict=True)) for chosen in values]
+
+
+def _check_count(count: int) -> None:
+    if count > MOST_POINTS:
+        raise StageError(
+            f"A sweep must have at most {MOST_POINTS} points. Received: {count}. "
+            "Give fewer values, or several specifications."
+        )
 
 
 def _stages_of(key: str) -> list[tuple[str, str]]:
@@ -224,15 +254,36 @@ def _stages_of(key: str) -> list[tuple[str, str]]:
 def _checked(flags: Any, stage: str) -> Flags:
     """Flags of a stage, each of which it must know."""
     known = flag_names(stage) if stage in STAGES else []
-    for flag in flags:
+    for flag in _checked_values(stage, flags):
         if flag not in known:
             raise StageError(
-                f"A flag must be one of train.{stage}'s that the sweep leaves open. "
-                f"Received: {stage}.{flag}. {suggest(flag, known or STAGES)}"
+                "A flag must be one of the stage's that the sweep leaves open. "
+                f"Received: {f'{stage}.{flag}':.80}. "
+                f"{suggest(flag[:80], known or STAGES)}"
             )
     return dict(flags)
 
 
+def _checked_values(name: str, flags: Any) -> Flags:
+    """Flags whose values are what a command line can give."""
+    valid = isinstance(flags, dict)
+    if not valid or not all(map(_is_value, flags.values())):
+        raise StageError(
+            "Flags must be an object from names to texts, numbers, true, false, null "
+            f"or lists of them. Received: {name} with {flags!r:.80}. "
+            "Write such as {'search.eta': 100}."
+        )
+    return flags
+
+
+def _is_value(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(_is_value(item) and not isinstance(item, list) for item in value)
+    text = "" if value is None else value  # no process can be given a NUL
+    return isinstance(text, int | float) or (isinstance(text, str) and "\0" not in text)
+
+
+@functools.cache
 def flag_names(stage: str) -> list[str]:
     """Names of the flags of a stage that a specification may give."""
     return sorted(set(_field_names(*STAGES[stage])) - TAKEN)
@@ -251,7 +302,8 @@ def _field_names(*classes: Any) -> list[str]:
 def _label(choice: Flags) -> str:
     """Part of a folder name that says what was chosen."""
     pairs = [f"{key.rpartition('.')[2]}={_text(v)}" for key, v in choice.items()]
-    return re.sub(r"[^\w.=,+-]+", "-", "_".join(pairs))[:100]
+    # ASCII, because a file name may have 255 bytes, however few letters they are.
+    return re.sub(r"[^\w.=,+-]+", "-", "_".join(pairs), flags=re.ASCII)[:100]
 
 
 def _text(value: Any) -> str:
@@ -284,7 +336,46 @@ def check_same_sweep(workdir: Path, points: Mapping[str, Point], model: Path) ->
         write_json(path, now)
 
 
-def run_point(folder: Path, point: Point, training: Flags, common: Flags) -> str | None:
+class Children:
+    """The processes that run the stages; a stop reaches all that there are."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen] = set()
+
+    def run(self, command: list[str]) -> subprocess.CompletedProcess | None:
+        """Runs a command to its end.
+
+        Args:
+            command: the program and its arguments.
+
+        Returns:
+            What it wrote and its exit code; None once the children are stopped.
+        """
+        with self._lock:
+            if self.stopped:
+                return None
+            process = subprocess.Popen(  # noqa: S603  our own, its flags checked
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+            self._running.add(process)
+        output = process.communicate()
+        with self._lock:
+            self._running.remove(process)
+        return subprocess.CompletedProcess(command, process.returncode, *output)
+
+    def stop(self) -> None:
+        """Asks every process to stop, and starts no more."""
+        with self._lock:
+            self.stopped = True
+            for process in self._running:
+                process.terminate()
+
+
+def run_point(
+    folder: Path, point: Point, training: Flags, common: Flags, children: Children
+) -> str | None:
     """Runs the stages of one point, each in a process of its own.
 
     Args:
@@ -292,17 +383,20 @@ def run_point(folder: Path, point: Point, training: Flags, common: Flags) -> str
         point: its flags.
         training: flags of every training.
         common: flags of every stage.
+        children: runs the processes.
 
     Returns:
         None, or what the stage that failed said; a point that another process is
-        working on is no failure.
+        working on, or whose processes were stopped, is no failure.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for stage in STAGES:
         given = training if stage in TRAININGS else {"names": "finetune"}
         flags = common | given | {"workdir": folder} | point[stage]
         command = [f"--{flag}={_text(value)}" for flag, value in flags.items()]
-        done = _run_stage(stage, command, folder / f"{stage}.log")
+        done = _run_stage(stage, command, folder / f"{stage}.log", children)
+        if done is None or children.stopped:
+            return None
         if LOCKED in done.stderr:
             print(f"{folder.name}: another process is working on it", flush=True)
             return None
@@ -314,12 +408,11 @@ def run_point(folder: Path, point: Point, training: Flags, common: Flags) -> str
     return None
 
 
-def _run_stage(stage: str, flags: list[str], log: Path) -> Any:
+def _run_stage(stage: str, flags: list[str], log: Path, children: Children) -> Any:
     module = f"{__package__}.{stage}"
-    done = subprocess.run(  # noqa: S603  our own command, its flags checked
-        [sys.executable, "-m", module, *flags], capture_output=True, text=True
-    )
-    write_atomic(log, done.stdout + done.stderr)
+    done = children.run([sys.executable, "-m", module, *flags])
+    if done is not None:
+        write_atomic(log, done.stdout + done.stderr)
     return done
 
 
@@ -349,7 +442,7 @@ def write_results(workdir: Path, names: list[str]) -> Path:
 def point_row(folder: Path) -> Flags | None:
     """Row of a point in sweep.csv, None where it is not finished."""
     evaluation = read_json(folder / "finetune" / "evaluation.json")
-    if not evaluation:
+    if not {"accuracy", "images", "split"} <= evaluation.keys():
         return None
     policy = BitwidthPolicy.load(folder / "finetune" / "policy.json")
     cost = count_cost(load_model(folder / "finetune" / "model.keras"), policy)

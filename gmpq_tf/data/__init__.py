@@ -12,6 +12,7 @@ from gmpq_tf.data.scaling import (
     scale_images,
 )
 from gmpq_tf.data.spec import DatasetSpec
+from gmpq_tf.data.splits import Share
 
 __all__ = [
     "AUGMENTATIONS",
@@ -22,6 +23,7 @@ __all__ = [
     "Dataset",
     "DatasetSpec",
     "InputScaling",
+    "Share",
     "augment_batch",
     "check_num_classes",
     "load_dataset",

@@ -9,6 +9,7 @@ from gmpq_tf.data.crops import (
     random_resized_window,
     random_square_window,
 )
+from gmpq_tf.data.splits import WHOLE, Share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,10 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 
 
 def augment_batch(
-    images: tf.Tensor, augmentation: Augmentation, seed: tf.Tensor
+    images: tf.Tensor,
+    augmentation: Augmentation,
+    seed: tf.Tensor,
+    share: Share = WHOLE,
 ) -> tf.Tensor:
     """Shift every image by its own random offset, and mirror half of them.
 
@@ -57,11 +61,13 @@ def augment_batch(
         images: Pixels, `[batch, height, width, channels]`, height and width known.
         augmentation: What to do.
         seed: Two integers.
+        share: The part of a batch that the images are; each is varied as in the whole.
 
     Returns:
         A tensor of the same shape and type.
     """
-    batch, (height, width) = tf.shape(images)[0], images.shape[1:3]
+    batch, (height, width) = tf.shape(images)[0] * share.count, images.shape[1:3]
+    first, last = share.bounds(batch)
     shift = augmentation.largest_shift(min(height, width))
     seeds = tf.random.split(seed, 3)
     rows = _window(batch, height, shift, seeds[0])
@@ -70,6 +76,7 @@ def augment_batch(
     if augmentation.flip:
         mirrored = tf.random.stateless_uniform([batch, 1], seeds[2]) < 0.5
         columns = tf.where(mirrored, columns[:, ::-1], columns)
+    rows, columns = rows[first:last], columns[first:last]
     if shift:
         result = tf.pad(images, [[0, 0], [shift, shift], [shift, shift], [0, 0]])
         result = tf.gather(result, rows, axis=1, batch_dims=1)

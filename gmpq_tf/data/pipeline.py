@@ -14,7 +14,15 @@ from gmpq_tf.data.folder import check_files
 from gmpq_tf.data.registry import find_spec, with_defaults
 from gmpq_tf.data.scaling import scale_images
 from gmpq_tf.data.spec import Raw
-from gmpq_tf.data.splits import ArraySplit, Crop, FileSplit, Split, read_into_memory
+from gmpq_tf.data.splits import (
+    WHOLE,
+    ArraySplit,
+    Crop,
+    FileSplit,
+    Share,
+    Split,
+    read_into_memory,
+)
 
 MEMORY_LIMIT = 10**9  # Bytes of decoded images of one split.
 # Streams of random numbers of one seed.
@@ -59,7 +67,9 @@ class Dataset:
         """Number of full training batches."""
         return self.sizes["train"] // self.config.batch_size
 
-    def train(self, start_epoch: int = 0, epochs: int | None = None) -> tf.data.Dataset:
+    def train(
+        self, start_epoch: int = 0, epochs: int | None = None, share: Share = WHOLE
+    ) -> tf.data.Dataset:
         """Return shuffled, augmented training batches of full size, epoch after epoch.
 
         Order and augmentation of epoch k depend only on the seed and on k, so that
@@ -69,20 +79,24 @@ class Dataset:
             start_epoch: First epoch, from 0.
             epochs: Number of epochs; None goes on without end, for
                 `fit(steps_per_epoch=dataset.steps_per_epoch)`.
+            share: The part of each batch that is prepared: workers that take one each
+                see together what one would see alone.
 
         Raises:
             DataError: The training split has less than one batch.
         """
         self._full_batches()
         last = tf.int64.max if epochs is None else start_epoch + epochs
-        batches = tf.data.Dataset.range(start_epoch, last).flat_map(self._epoch)
+        batches = tf.data.Dataset.range(start_epoch, last).flat_map(
+            lambda epoch: self._epoch(epoch, share)
+        )
         count = (
             tf.data.INFINITE_CARDINALITY
             if epochs is None
             else epochs * self.steps_per_epoch
         )
         counted = batches.apply(tf.data.experimental.assert_cardinality(count))
-        return counted.prefetch(tf.data.AUTOTUNE)
+        return _shared(counted.prefetch(tf.data.AUTOTUNE))
 
     def validation(self) -> tf.data.Dataset:
         """Return the held-out batches, in stored order, the last one maybe smaller."""
@@ -102,7 +116,7 @@ class Dataset:
         batches = self._split("train").batches(size, self._seed(_CALIBRATION), False)
         return self._inputs(batches.unbatch().take(count).batch(size))
 
-    def _epoch(self, epoch: tf.Tensor) -> tf.data.Dataset:
+    def _epoch(self, epoch: tf.Tensor, share: Share) -> tf.data.Dataset:
         fold = tf.random.fold_in
         augmentation = _augmentation(self.config)
         variation = fold(self._seed(_AUGMENT), epoch)
@@ -111,11 +125,12 @@ class Dataset:
             fold(self._seed(_SHUFFLE), epoch),
             drop_remainder=True,
             crop=_crop(augmentation, fold(self._seed(_CROP), epoch)),
+            share=share,
         )
 
         def prepare(step: tf.Tensor, batch: Any) -> tuple[tf.Tensor, tf.Tensor]:
             images = self._sized(batch[0])
-            images = augment_batch(images, augmentation, fold(variation, step))
+            images = augment_batch(images, augmentation, fold(variation, step), share)
             return scale_images(images, self.config.input_scaling()), batch[1]
 
         return batches.enumerate().map(prepare, tf.data.AUTOTUNE)
@@ -130,7 +145,7 @@ class Dataset:
             lambda images, labels: (scale_images(self._sized(images), scaling), labels),
             tf.data.AUTOTUNE,
         )
-        return scaled.prefetch(tf.data.AUTOTUNE)
+        return _shared(scaled.prefetch(tf.data.AUTOTUNE))
 
     def _sized(self, images: tf.Tensor) -> tf.Tensor:
         images = tf.ensure_shape(images, [None, *self.image_shape])
@@ -220,6 +235,15 @@ def check_labels(split: ArraySplit, num_classes: int, name: str) -> None:
             f"{split.labels[index]} of image {index} of the {name} split, and "
             f"{int(wrong.sum()) - 1} more. Number the classes from 0 without gaps."
         )
+
+
+def _shared(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """Batches of which workers take a share each, so that together they see one."""
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = (
+        tf.data.experimental.AutoShardPolicy.DATA
+    )
+    return batches.with_options(options)
 
 
 def _augmentation(config: DataConfig) -> Augmentation:

@@ -17,6 +17,39 @@ Crop = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 _TEST_SEED = 0  # The test images of a set never depend on a run's seed.
 
 
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """The part of every batch that one of several workers prepares.
+
+    Args:
+        index: 0 to `count` - 1.
+        count: Number of equal, consecutive parts; it divides the batch size.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def bounds(self, batch_size: Any) -> tuple[Any, Any]:
+        """First position of the part in a batch, and the one after its last."""
+        part = batch_size // self.count
+        return self.index * part, (self.index + 1) * part
+
+    def holds(self, position: tf.Tensor, batch_size: int, size: int) -> tf.Tensor:
+        """Whether positions in an epoch of `size` images are of this part.
+
+        Of a last, smaller batch no part is, unless it is the whole.
+        """
+        if self.count == 1:
+            return tf.ones_like(position, tf.bool)
+        first, last = self.bounds(batch_size)
+        place = position % batch_size
+        full = size // batch_size * batch_size
+        return (place >= first) & (place < last) & (position < full)
+
+
+WHOLE = Share()
+
+
 class Split(Protocol):
     """Images and labels of one split."""
 
@@ -29,7 +62,12 @@ class Split(Protocol):
         """Whether batches without a crop hold the stored images, pixel for pixel."""
 
     def batches(
-        self, batch_size: int, seed: Any, drop_remainder: bool, crop: Crop | None = None
+        self,
+        batch_size: int,
+        seed: Any,
+        drop_remainder: bool,
+        crop: Crop | None = None,
+        share: Share = WHOLE,
     ) -> Any:
         """Return a `tf.data.Dataset` of (uint8 NHWC images, int64 labels).
 
@@ -38,6 +76,7 @@ class Split(Protocol):
             seed: Two integers that decide the order, or None for the stored order.
             drop_remainder: Whether a last, smaller batch is left out.
             crop: The part of each image that is read; None for the same part always.
+            share: The part of each full batch that is returned.
         """
 
     def hold_out(self, count: int, seed: int) -> tuple["Split", "Split"]:
@@ -77,13 +116,15 @@ class ArraySplit:
         seed: Any = None,
         drop_remainder: bool = False,
         crop: Crop | None = None,
+        share: Share = WHOLE,
     ) -> tf.data.Dataset:
         """Return batches of (uint8 images, int64 labels); see `Split.batches`."""
         images, labels = self._tensors
-        indices = tf.data.Dataset.from_tensor_slices(order_of(self.size, seed))
+        places = _places(self.size, batch_size, seed, share)
+        part = batch_size // share.count
         if crop is None:
-            return indices.batch(batch_size, drop_remainder).map(
-                lambda i: (tf.gather(images, i), tf.gather(labels, i))
+            return places.batch(part, drop_remainder).map(
+                lambda _, i: (tf.gather(images, i), tf.gather(labels, i))
             )
         shape, side = tf.shape(images)[1:3], self.images.shape[1]
 
@@ -91,8 +132,8 @@ class ArraySplit:
             part = cut(images[index], crop(shape, position))
             return resize(part, side), labels[index]
 
-        parts = indices.enumerate().map(read, tf.data.AUTOTUNE)
-        return parts.batch(batch_size, drop_remainder)
+        parts = places.map(read, tf.data.AUTOTUNE)
+        return parts.batch(part, drop_remainder)
 
     def hold_out(self, count: int, seed: int) -> tuple["ArraySplit", "ArraySplit"]:
         """Return this split without `count` random images, and those images."""
@@ -139,6 +180,7 @@ class FileSplit:
         seed: Any = None,
         drop_remainder: bool = False,
         crop: Crop | None = None,
+        share: Share = WHOLE,
     ) -> tf.data.Dataset:
         """Return batches of (uint8 images, int64 labels); see `Split.batches`."""
         with tf.init_scope(), tf.device("CPU"):
@@ -149,9 +191,9 @@ class FileSplit:
             encoded = tf.io.read_file(paths[index])
             return self.decode(encoded, window_at(crop, position)), labels[index]
 
-        indices = tf.data.Dataset.from_tensor_slices(order_of(self.size, seed))
-        images = indices.enumerate().map(read, tf.data.AUTOTUNE)
-        return images.batch(batch_size, drop_remainder)
+        places = _places(self.size, batch_size, seed, share)
+        images = places.map(read, tf.data.AUTOTUNE)
+        return images.batch(batch_size // share.count, drop_remainder)
 
     def hold_out(self, count: int, seed: int) -> tuple["FileSplit", "FileSplit"]:
         """Return this split without `count` random files, and those files."""
@@ -219,6 +261,14 @@ def stratified_split(
 def window_at(crop: Crop | None, position: tf.Tensor) -> Window | None:
     """Return the crop of the image at one place in the epoch, or None for none."""
     return None if crop is None else lambda shape: crop(shape, position)
+
+
+def _places(size: int, batch_size: int, seed: Any, share: Share) -> tf.data.Dataset:
+    """Position in the epoch and index in the split of each image of a share."""
+    everything = tf.range(size, dtype=tf.int64)
+    positions = everything[share.holds(everything, batch_size, size)]
+    indices = tf.gather(order_of(size, seed), positions)
+    return tf.data.Dataset.from_tensor_slices((positions, indices))
 
 
 def order_of(size: Any, seed: Any) -> tf.Tensor:

@@ -7,7 +7,14 @@ import numpy as np
 import tensorflow as tf
 
 from gmpq_tf.data.decoding import ImageDecoder
-from gmpq_tf.data.splits import Crop, order_of, random_parts, window_at
+from gmpq_tf.data.splits import (
+    WHOLE,
+    Crop,
+    Share,
+    order_of,
+    random_parts,
+    window_at,
+)
 
 # Encoded images that are shuffled at a time; TFDS shuffled all as it wrote. Up to three
 # such windows are in memory: 1.6 GB of ImageNet.
@@ -54,6 +61,7 @@ class StreamSplit:
         seed: Any = None,
         drop_remainder: bool = False,
         crop: Crop | None = None,
+        share: Share = WHOLE,
     ) -> tf.data.Dataset:
         """Return batches of (uint8 images, int64 labels); see `Split.batches`."""
 
@@ -66,8 +74,11 @@ class StreamSplit:
         if seed is not None:
             examples = _shuffled(examples, SHUFFLE_WINDOW, seed)
         known = examples.apply(tf.data.experimental.assert_cardinality(self.size))
-        images = known.enumerate().map(read, tf.data.AUTOTUNE)
-        return images.batch(batch_size, drop_remainder)
+        places = known.enumerate()
+        if share.count > 1:  # encoded images are read, but not decoded, by all
+            places = places.filter(lambda p, _: share.holds(p, batch_size, self.size))
+        images = places.map(read, tf.data.AUTOTUNE)
+        return images.batch(batch_size // share.count, drop_remainder)
 
     def hold_out(self, count: int, seed: int) -> tuple["StreamSplit", "StreamSplit"]:
         """Return this split without `count` examples, and those examples.

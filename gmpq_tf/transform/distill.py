@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from gmpq_tf.distribution import replica_count
 from gmpq_tf.transform.rewrite import logits_of
 
 
@@ -63,14 +64,17 @@ class Distiller(keras.Model):
                 x=x, y=y, y_pred=outputs, sample_weight=sample_weight
             )
             gap = soft_cross_entropy(targets, logits / self.temperature)
-            loss = (1 - self.weight) * task + self.weight * self.temperature**2 * gap
+            guidance = self.weight * self.temperature**2 * gap
+            # Gradients of replicas are added; Keras divides the task loss for that.
+            loss = (1 - self.weight) * task + guidance / replica_count()
+            scaled = self.optimizer.scale_loss(loss)  # unless for float16, as it is
         variables = self.student.trainable_variables
         self.optimizer.apply_gradients(
-            zip(tape.gradient(loss, variables), variables, strict=True)
+            zip(tape.gradient(scaled, variables), variables, strict=True)
         )
         for metric in self.metrics:
             if metric.name == "loss":
-                metric.update_state(loss)
+                metric.update_state(loss * replica_count())
             else:
                 metric.update_state(y, outputs, sample_weight=sample_weight)
         return self.get_metrics_result()
@@ -78,6 +82,6 @@ class Distiller(keras.Model):
 
 def soft_cross_entropy(target_logits: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """Mean over the batch of `KL(softmax(target_logits) || softmax(logits))`."""
-    log_targets = tf.nn.log_softmax(target_logits)
-    gap = log_targets - tf.nn.log_softmax(logits)
+    log_targets = tf.nn.log_softmax(tf.cast(target_logits, tf.float32))
+    gap = log_targets - tf.nn.log_softmax(tf.cast(logits, tf.float32))
     return tf.reduce_mean(tf.reduce_sum(tf.exp(log_targets) * gap, axis=-1))

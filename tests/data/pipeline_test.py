@@ -11,7 +11,7 @@ from gmpq_tf.data import DataConfig, DataError, check_num_classes, load_dataset
 from gmpq_tf.data.pipeline import check_labels
 from gmpq_tf.data.registry import DATASETS
 from gmpq_tf.data.spec import Raw
-from gmpq_tf.data.splits import ArraySplit
+from gmpq_tf.data.splits import ArraySplit, Share
 
 CONFIG = DataConfig("digits", scaling="0..255", batch_size=100)
 
@@ -169,3 +169,21 @@ def test_number_of_classes_is_checked(digits):
     check_num_classes((None, 10), digits)
     with pytest.raises(DataError, match="of 10 classes"):
         check_num_classes((None, 1000), digits)
+
+
+@pytest.mark.parametrize("augment", ["none", "flip_crop", "random_resized_crop"])
+@pytest.mark.parametrize("count", [2, 4])
+def test_shares_of_a_batch_are_the_batch(augment, count):
+    config = DataConfig("digits", batch_size=200, augment=augment)
+    data = load_dataset(config)
+    whole = list(data.train(3, 2).as_numpy_iterator())
+    shares = [
+        list(data.train(3, 2, Share(i, count)).as_numpy_iterator())
+        for i in range(count)
+    ]
+    assert [len(batches) for batches in shares] == [len(whole)] * count
+    assert data.sizes["train"] % 200  # a last, smaller batch that nobody takes
+    for batch, parts in zip(whole, zip(*shares, strict=True), strict=True):
+        for k in (0, 1):
+            together = np.concatenate([part[k] for part in parts])
+            np.testing.assert_array_equal(together, batch[k])

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from gmpq_tf.data import stream
 from gmpq_tf.data.decoding import ImageDecoder
-from gmpq_tf.data.splits import read_into_memory
+from gmpq_tf.data.splits import Share, read_into_memory
 from gmpq_tf.data.stream import StreamSplit, _shuffled
 
 
@@ -55,6 +55,15 @@ def test_seed_decides_the_order(numbered_tfds):
     )
     assert first == again != other
     assert sorted(first) == list(range(30))
+
+
+def test_shares_are_the_parts_of_full_batches(numbered_tfds):
+    split = numbered_split(numbered_tfds)
+    seed = tf.constant([0, 1], tf.int64)
+    whole = labels_of(split, seed=seed)
+    for index in (0, 1):
+        expected = [x for k in range(0, 28, 4) for x in whole[k:][2 * index :][:2]]
+        assert labels_of(split, seed=seed, share=Share(index, 2)) == expected
 
 
 def test_number_of_batches_is_known(numbered_tfds):

@@ -1,5 +1,9 @@
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 from absl import flags
@@ -76,3 +80,58 @@ def test_help_starts_with_the_docstring_and_lists_the_flags(repo_root, module):
         "--mean",
     ):
         assert f"\n  {flag}: " in done.stdout
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_ends_with_one_line_and_128_more_than_its_number(debug, capsys, name):
+    debug()
+    number, kept = getattr(signal, name), signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+
+    def main(argv):
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+        finally:  # a second one, as from a parent that passes it on, disturbs nothing
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+
+    with pytest.raises(SystemExit) as exit_:
+        guarded(main)(["program"])
+    assert exit_.value.code == 128 + number
+    said = capsys.readouterr().err
+    assert said.startswith(f"Stopped by {name}. ") and said.count("\n") == 1
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    signal.signal(signal.SIGINT, kept)
+
+
+def test_an_ignored_signal_stays_ignored(debug):
+    debug()
+    kept = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        guarded(lambda argv: os.kill(os.getpid(), signal.SIGINT))(["program"])
+    finally:
+        signal.signal(signal.SIGINT, kept)
+
+
+def test_a_command_may_run_in_a_thread(debug):
+    debug()
+    seen = []
+    thread = threading.Thread(target=guarded(seen.append), args=(["program"],))
+    thread.start()
+    thread.join()
+    assert seen == [["program"]]
+
+
+def test_an_unusable_workdir_is_refused_before_any_work(debug, capsys, tmp_path):
+    path = tmp_path / "file"
+    path.write_text("")
+    flags.DEFINE_string("workdir", str(path), "", flag_values=flags.FLAGS)
+    debug()
+    with pytest.raises(SystemExit) as exit_:
+        guarded(lambda argv: pytest.fail("work was done"))(["program"])
+    assert exit_.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Error: The workdir must be a folder that can be written to")
+    assert "Received" in said and "--workdir" in said

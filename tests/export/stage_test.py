@@ -1,19 +1,29 @@
+import errno
+import fcntl
 import hashlib
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from gmpq_tf.export import stage as stage_module
 from gmpq_tf.export.stage import (
     RunConfig,
     StageError,
     WorkdirConfig,
+    check_writable,
     fingerprint,
+    interrupted_at,
     open_stage,
     read_json,
+    read_record,
     recorded_data,
     versions,
 )
+
+from gmpq_tf.files import write_arrays, write_json
 
 SCALING = {"kind": "0..1", "mean": None, "std": None}
 
@@ -130,8 +140,6 @@ def test_wrong_run_options_are_refused():
         WorkdirConfig(threads=-1)
     with pytest.raises(ValueError, match="steps_per_execution=0"):
         RunConfig(steps_per_execution=0)
-    assert RunConfig(progress="bar").verbose == 1
-    assert RunConfig(progress="none").verbose == 0
 
 
 HOLD = """
@@ -158,3 +166,167 @@ def test_two_processes_do_not_run_one_stage(tmp_path):
         assert not (tmp_path / "config" / "other.json").exists()
         other.kill()
     open_stage(run, "other", {"epochs": 1}, {})  # a lock dies with its process
+
+
+TRY = """
+import fcntl, sys
+try:
+    fcntl.lockf(open(sys.argv[1], "a"), fcntl.LOCK_EX | fcntl.LOCK_NB)
+except OSError:
+    print("held")
+"""
+
+
+def test_another_process_finds_the_lock_of_this_one(tmp_path):
+    open_stage(WorkdirConfig(workdir=str(tmp_path)), "search", {}, {})
+    command = [sys.executable, "-c", TRY, str(tmp_path / "config" / "search.lock")]
+    assert subprocess.run(command, stdout=subprocess.PIPE).stdout == b"held\n"
+
+
+def test_a_disk_without_locks_is_named_as_such(run, monkeypatch):
+    def lockf(*args):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "lockf", lockf)
+    with pytest.raises(StageError, match=r"can lock files.*No locks available"):
+        open_stage(run, "search", config(), SCALING)
+
+
+def test_a_workdir_that_is_a_file_is_refused(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("mine")
+    for workdir in (path, path / "run"):
+        with pytest.raises(StageError, match=r"must be a folder.*is a file.*--workdir"):
+            open_stage(WorkdirConfig(workdir=str(workdir)), "search", config(), SCALING)
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only for root")
+def test_a_read_only_workdir_is_refused(tmp_path):
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(StageError, match="cannot be written to"):
+            check_writable(tmp_path / "run")
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_a_workdir_said_to_be_read_only_is_refused(run, tmp_path, monkeypatch):
+    open_stage(run, "search", config(), SCALING)
+    monkeypatch.setattr(stage_module.os, "access", lambda _, mode: mode == os.F_OK)
+    with pytest.raises(StageError, match=r"can be written to.*permissions.*--workdir"):
+        open_stage(run, "search", config(), SCALING)
+
+
+def test_a_lock_file_of_somebody_else_is_no_other_process(run, monkeypatch):
+    open_stage(run, "search", config(), SCALING)
+
+    def refuse(self, *args, **kwargs):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(StageError, match="Permission denied") as error:
+        open_stage(run, "search", config(), SCALING)
+    assert stage_module.LOCKED not in str(error.value)
+
+
+def test_the_backup_goes_only_once_the_marker_is_there(run, monkeypatch):
+    stage = open_stage(run, "search", config(), SCALING)
+    write_arrays(stage.backup, {"epoch": 3})
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="full"):
+        stage.finish({})
+    assert stage.backup.exists() and not stage.finished
+    monkeypatch.undo()
+    stage.finish({})
+    assert stage.finished and not stage.backup.parent.exists()
+
+
+def finished_stage(run):
+    stage = open_stage(run, "search", config(), SCALING)
+    write_json(stage.folder / "policy.json", {"layers": {}})
+    (stage.folder / "metrics.jsonl").write_text('{"epoch": 0}\n{"epoch": 1}\n')
+    (stage.folder / "model.keras").write_bytes(bytes(range(99)))
+    stage.finish({"accuracy": 0.5})
+    assert open_stage(run, "search", config(), SCALING).finished
+    return stage
+
+
+@pytest.mark.parametrize("size", [0, 0.3, 0.7, None])
+@pytest.mark.parametrize(
+    "name", ["done.json", "policy.json", "model.keras", "metrics.jsonl"]
+)
+def test_a_finished_stage_with_a_damaged_file_is_refused(run, name, size):
+    path = finished_stage(run).folder / name
+    content = path.read_bytes()
+    if size is None and name != "done.json":
+        path.unlink()
+    else:
+        path.write_bytes(content[: int((size or 0.9) * len(content))])
+    with pytest.raises(StageError, match=rf"{name}, which is .*--overwrite"):
+        open_stage(run, "search", config(), SCALING)
+    again = WorkdirConfig(workdir=run.workdir, overwrite=True)
+    assert not open_stage(again, "search", config(), SCALING).finished
+
+
+def test_what_other_commands_write_beside_the_results_may_change(run):
+    stage = finished_stage(run)
+    (stage.folder / "model.tflite").write_bytes(b"new")
+    open_stage(run, "search", config(), SCALING)
+
+
+def test_a_marker_from_before_there_were_checksums_is_taken(run):
+    stage = open_stage(run, "search", config(), SCALING)
+    stage.marker.write_text("{}\n")
+    assert open_stage(run, "search", config(), SCALING).finished
+
+
+def test_what_a_killed_process_left_goes_with_the_next(run):
+    stage = open_stage(run, "search", config(), SCALING)
+    left = [
+        stage.folder / f".policy.{'0' * 32}.tmp.json",
+        stage.backup.with_name(f".next.{'0' * 32}.tmp.npz"),
+        stage.record.with_name(f".search.{'0' * 32}.tmp.json"),
+    ]
+    other = stage.record.with_name(f".finetune.{'0' * 32}.tmp.json")
+    for path in (*left, other):
+        write_json(path, {})
+    open_stage(run, "search", config(), SCALING)
+    assert not any(path.exists() for path in left) and other.exists()
+
+
+def test_a_stopped_command_says_where_it_goes_on(run):
+    stage = open_stage(run, "search", config(), SCALING)
+    assert "goes on with epoch 1" in interrupted_at()
+    write_arrays(stage.backup, {"epoch": 3})
+    assert f"{stage.folder} keeps" in interrupted_at()
+    assert "without --overwrite, goes on with epoch 4." in interrupted_at()
+    stage.finish({})
+    assert "epoch" not in interrupted_at()
+
+
+@pytest.mark.parametrize(
+    "data", [3, "ab", [["mean", 1]], {"mean": 3}, {"std": [[1]]}, {"seed": {"a": 1}}]
+)
+def test_recorded_data_that_are_no_flags_are_refused(run, data):
+    open_stage(run, "search", {"data": {}}, SCALING)
+    record = Path(run.workdir, "config", "search.json")
+    record.write_text(json.dumps({"config": {"data": data}}))
+    with pytest.raises(StageError, match=r"search\.json"):
+        recorded_data(run.workdir, "search")
+
+
+def test_json_nested_too_deep_counts_as_damaged(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text("[" * 100_000)
+    assert read_json(path) == {}
+    with pytest.raises(StageError, match=r"x\.json"):
+        read_record(path)
+
+
+def test_a_folder_name_with_a_space_is_no_way_out(tmp_path):
+    assert recorded_data(tmp_path, "uniform w2") == {}

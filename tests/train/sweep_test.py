@@ -1,12 +1,18 @@
 import csv
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from gmpq_tf.export.app import StopRequested, stopped_by_signals
 from gmpq_tf.export.stage import StageError
 from gmpq_tf.train.sweep import (
+    Children,
     SweepConfig,
     check_same_sweep,
     flag_names,
@@ -67,6 +73,13 @@ def test_flags_are_those_of_the_commands_but_what_the_sweep_decides():
         ({"search": {}}, "either a grid or points"),
         ({"grid": {"seed": [0]}, "points": []}, "either a grid or points"),
         ({"gird": {"seed": [0]}}, "Did you mean 'grid'"),
+        ({"points": []}, "list of objects"),
+        ({"points": True}, "list of objects"),
+        ({"points": [5]}, "an object from names to"),
+        ({"points": [{"seed": {"a": 1}}]}, "an object from names to"),
+        ({"points": [{"search.augment": "a\0b"}]}, "an object from names to"),
+        ({"search": 5, "grid": {"seed": [0]}}, "an object from names to"),
+        ({"grid": dict.fromkeys(["seed", "epochs"], [0] * 3000)}, "at most 10000"),
     ],
 )
 def test_a_wrong_specification_is_refused(content, message, tmp_path):
@@ -112,6 +125,54 @@ def test_the_front_holds_what_no_other_beats():
     assert found == sorted(set(points) - beaten)
 
 
+OBEDIENT = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *args: sys.exit("stopped"))
+print("ready", file=open(sys.argv[1], "w"))
+time.sleep(60)
+"""
+
+
+def test_a_stop_reaches_every_child_and_no_more_start(tmp_path):
+    children, ready = Children(), [tmp_path / name for name in "ab"]
+    commands = [[sys.executable, "-c", OBEDIENT, str(path)] for path in ready]
+    with ThreadPoolExecutor(2) as pool:
+        running = [pool.submit(children.run, command) for command in commands]
+        while not all(path.exists() for path in ready):
+            time.sleep(0.01)
+        children.stop()
+        assert [future.result().stderr for future in running] == ["stopped\n"] * 2
+    assert children.run([sys.executable, "-c", "print(1)"]) is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_sweep_that_is_asked_to_stop_passes_it_on(
+    tmp_path, float_file, quiet, monkeypatch, number
+):
+    config = SweepConfig(
+        str(written(tmp_path, **TINY, grid={"seed": [0, 1]})), str(float_file)
+    )
+    ready, run, results = tmp_path / "ready", Children.run, []
+
+    def run_obedient(self, words):
+        results.append(run(self, [sys.executable, "-c", OBEDIENT, str(ready)]))
+        return results[-1]
+
+    def ask_to_stop():
+        while not ready.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Children, "run", run_obedient)
+    kept = signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Thread(target=ask_to_stop).start()
+    with pytest.raises(StopRequested), stopped_by_signals():
+        sweep(config, quiet)
+    signal.signal(signal.SIGINT, kept)
+    assert results.pop(0).stderr == "stopped\n"
+    assert all(result is None for result in results)  # nothing more was started
+
+
 @pytest.mark.slow
 def test_two_starters_share_the_points_and_a_third_finds_them_done(
     tmp_path, float_file, quiet
@@ -149,3 +210,11 @@ def test_help_names_every_flag():
     text = subprocess.run(command, capture_output=True, text=True).stdout
     for flag in ("--spec", "--model", "--jobs", "--shard", "--workdir"):
         assert flag in text
+
+
+@pytest.mark.parametrize("text", ["5", "null", "[1]", "[" * 100_000])
+def test_a_specification_that_is_no_object_is_refused(text, tmp_path):
+    path = tmp_path / "spec.json"
+    path.write_text(text)
+    with pytest.raises(StageError, match="A specification must"):
+        read_points(path)

@@ -1,0 +1,152 @@
+"""The metrics of each epoch in a stage's folder: JSON lines, CSV, TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from gmpq_tf.files import append_jsonl, read_jsonl, write_atomic
+
+VALIDATION = "val_"
+
+
+class MetricsLog(keras.callbacks.Callback):
+    """Adds a line to `metrics.jsonl` after each epoch, and keeps `metrics.csv` like it.
+
+    Args:
+        path: the `.jsonl` file; the other lies beside it.
+        start_epoch: first epoch to come; lines of it and of later ones are removed.
+
+    Raises:
+        ValueError: an earlier epoch has no line.
+    """
+
+    def __init__(self, path: Path, start_epoch: int = 0) -> None:
+        super().__init__()
+        self.path, self.started = path, 0.0
+        lines = read_jsonl(path)
+        kept = lines[:start_epoch]
+        _check_epochs(path, kept, start_epoch)
+        if kept:
+            write_atomic(path, "".join(f"{json.dumps(line)}\n" for line in kept))
+            write_csv(path.with_suffix(".csv"), kept)
+        else:
+            path.unlink(missing_ok=True)
+            path.with_suffix(".csv").unlink(missing_ok=True)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Starts the clock."""
+        self.started = perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Writes the line."""
+        seconds = round(perf_counter() - self.started, 2)
+        values = {key: float(value) for key, value in (logs or {}).items()}
+        values["learning_rate"] = float(np.asarray(self.model.optimizer.learning_rate))
+        append_jsonl(self.path, {"epoch": epoch, **values, "seconds": seconds})
+        write_csv(self.path.with_suffix(".csv"), read_jsonl(self.path))
+
+
+def _check_epochs(path: Path, lines: Sequence[Mapping], count: int) -> None:
+    if [line.get("epoch") for line in lines] != list(range(count)):
+        raise ValueError(
+            "The metrics must have one line for each epoch of the backup. Received: "
+            f"{path}, {len(lines)} of {count}. Put the file back, or use "
+            "--overwrite to start the stage again."
+        )
+
+
+class TensorBoardLog(keras.callbacks.Callback):
+    """Writes what `metrics.jsonl` holds as TensorBoard events, one step an epoch.
+
+    Tags and folders are those of `keras.callbacks.TensorBoard`: `epoch_loss` in
+    `train` and in `validation`. Unlike it, a resumed run has no step twice: the folder
+    is made again from the file when training starts.
+
+    Args:
+        folder: where the events go; what is in it is deleted.
+        metrics: the `metrics.jsonl` of the same run, written by a callback before this.
+    """
+
+    def __init__(self, folder: Path, metrics: Path) -> None:
+        super().__init__()
+        self.folder, self.metrics = folder, metrics
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Starts new files with the epochs there are."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._writers: dict[str, tf.summary.SummaryWriter] = {}
+        for record in read_jsonl(self.metrics):
+            self._write(record)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Adds the epoch."""
+        self._write(read_jsonl(self.metrics)[-1])
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Closes the files."""
+        for writer in self._writers.values():
+            writer.close()
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        for key, value in record.items():
+            if key == "epoch" or value is None:
+                continue
+            held_out = key.startswith(VALIDATION)
+            with self._writer("validation" if held_out else "train").as_default():
+                tag = f"epoch_{key.removeprefix(VALIDATION)}"
+                tf.summary.scalar(tag, value, step=record["epoch"])
+        for writer in self._writers.values():
+            writer.flush()
+
+    def _writer(self, name: str) -> tf.summary.SummaryWriter:
+        if name not in self._writers:
+            path = str(self.folder / name)
+            self._writers[name] = tf.summary.create_file_writer(path)
+        return self._writers[name]
+
+
+def metrics_logs(
+    folder: Path, start_epoch: int, tensorboard: bool = False
+) -> list[keras.callbacks.Callback]:
+    """Returns the callbacks that keep the metrics of a stage.
+
+    Args:
+        folder: of the stage.
+        start_epoch: first epoch to come; what is kept of it and of later ones goes.
+        tensorboard: whether to write TensorBoard events too.
+    """
+    metrics = folder / "metrics.jsonl"
+    logs: list[keras.callbacks.Callback] = [MetricsLog(metrics, start_epoch)]
+    if tensorboard:
+        logs.append(TensorBoardLog(folder / "tensorboard", metrics))
+    return logs
+
+
+def write_csv(path: Path, records: Sequence[Mapping[str, Any]]) -> Path:
+    """Writes records as a table, whole or not at all.
+
+    Args:
+        path: the file to make or to replace.
+        records: columns are all their keys, in the order in which they first appear;
+            a cell is empty where a record lacks the key or has None.
+
+    Returns:
+        The path written.
+    """
+    columns = dict.fromkeys(key for record in records for key in record)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return write_atomic(path, text.getvalue())
