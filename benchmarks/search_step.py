@@ -140,7 +140,7 @@ class StepClock:
 
         started = time.perf_counter()
 
-        def take(*_: Any) -> None:
+        def take(batch: int, logs: Any = None) -> None:
             nonlocal started
             now = time.perf_counter()
             self.seconds.append((now - started) / self.steps_per_call)

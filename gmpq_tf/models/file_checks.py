@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import signal
 import subprocess
 import sys
 import zipfile
@@ -16,7 +17,7 @@ import keras
 
 from gmpq_tf.models import hdf5_probe
 
-PROBE_SECONDS = 4.0
+PROBE_SECONDS = 60.0  # of the clock, should it sleep; its own limit is much lower
 PROBE_BYTES_PER_SECOND = 20e6  # of a disk far away
 MAX_CONFIG_BYTES = 50_000_000
 _KERAS_PACKAGES = ("keras", "keras_hub", "keras_cv", "keras_nlp")
@@ -148,6 +149,8 @@ def check_hdf5(path: Path) -> None:
         )
     except subprocess.TimeoutExpired as error:
         raise ValueError(f"HDF5 did not end within {seconds:.0f} s") from error
+    if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+        raise ValueError("HDF5 did not end while it read the file")
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["HDF5 crashed"]
         raise ValueError(lines[-1])

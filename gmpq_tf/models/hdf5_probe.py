@@ -11,6 +11,8 @@ It imports nothing of gmpq_tf, so that it starts in a moment.
 from __future__ import annotations
 
 import io
+import math
+import resource
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -20,6 +22,10 @@ from typing import Any
 # Beyond this many bytes, what is unpacked may take this many times the file.
 FREE_BYTES = 100_000_000
 MOST_EXPANSION = 10
+PROCESSOR_SECONDS = (
+    4  # for a file of no size, and for each 200 MB; not waiting for disks
+)
+BYTES_PER_SECOND = 50_000_000
 INSIDE_KERAS = "model.weights.h5"
 
 
@@ -47,6 +53,18 @@ def probe(path: Path) -> None:
                         f"{dataset.name} unpacks to far more bytes than the file has"
                     )
                 dataset[()]
+
+
+def limit_processor(size: int) -> None:
+    """Lets the system end this process should HDF5 go round in circles.
+
+    Args:
+        size: bytes of the file.
+    """
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    used = math.ceil(usage.ru_utime + usage.ru_stime)
+    seconds = used + PROCESSOR_SECONDS + size // BYTES_PER_SECOND
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
 
 
 def _inside(path: Path) -> io.BytesIO | None:
@@ -87,6 +105,7 @@ def _check_dataset(item: Any) -> None:
 
 if __name__ == "__main__":
     try:
+        limit_processor(Path(sys.argv[1]).stat().st_size)
         probe(Path(sys.argv[1]))
     except Exception as error:  # h5py raises many kinds; the text is what is read
         sys.exit(f"{type(error).__name__}: {error}")

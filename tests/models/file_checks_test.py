@@ -1,6 +1,7 @@
 """Model files are looked at before Keras: by another process, and without values."""
 
 import sys
+from pathlib import Path
 
 import h5py
 import keras
@@ -39,7 +40,12 @@ def test_a_good_file_passes_even_if_its_links_lead_in_a_circle(hdf5_file):
 @pytest.mark.parametrize(
     ("script", "message"),
     [
-        ("while True: pass", "did not end within"),
+        ("import time; time.sleep(60)", "did not end within"),
+        (
+            "import hdf5_probe as h; h.PROCESSOR_SECONDS = 0; h.limit_processor(0)\n"
+            "while True: pass",
+            "did not end while",
+        ),
         ("import os; os.abort()", "HDF5 crashed"),
         ("import sys; sys.exit('OSError: bad heap')", "OSError: bad heap"),
     ],
@@ -47,9 +53,11 @@ def test_a_good_file_passes_even_if_its_links_lead_in_a_circle(hdf5_file):
 def test_a_library_that_hangs_or_crashes_harms_the_probe_alone(
     script, message, hdf5_file, tmp_path, monkeypatch
 ):
-    (tmp_path / "probe.py").write_text(script)
+    folder = Path(hdf5_probe.__file__).parent
+    path = f"import sys\nsys.path.insert(0, {str(folder)!r})\n"
+    (tmp_path / "probe.py").write_text(path + script)
     monkeypatch.setattr(hdf5_probe, "__file__", str(tmp_path / "probe.py"))
-    monkeypatch.setattr(file_checks, "PROBE_SECONDS", 1.0)
+    monkeypatch.setattr(file_checks, "PROBE_SECONDS", 10.0)
     with pytest.raises(ValueError, match=message):
         check_hdf5(hdf5_file)
 
