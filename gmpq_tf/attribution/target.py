@@ -71,7 +71,10 @@ def top_pixels(maps: tf.Tensor, k: int) -> tf.Tensor:
     if k >= height * width:
         return tf.ones_like(maps)
     _, indices = tf.math.top_k(tf.reshape(maps, [-1, height * width]), k)
-    chosen = tf.reduce_sum(tf.one_hot(indices, height * width, dtype=maps.dtype), 1)
+    images = tf.repeat(tf.range(tf.shape(indices)[0]), k)
+    places = tf.stack([images, tf.reshape(indices, [-1])], axis=1)
+    ones = tf.ones(tf.shape(places)[:1], maps.dtype)
+    chosen = tf.scatter_nd(places, ones, [tf.shape(indices)[0], height * width])
     return tf.reshape(chosen, [-1, height, width])
 
 

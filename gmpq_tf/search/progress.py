@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import Any, TextIO
 
 import keras
+import numpy as np
 from tqdm import tqdm
 
 from gmpq_tf.names import suggest
@@ -351,7 +352,7 @@ def number(value: Any) -> str:
 
     Eight characters at most, nine where it is negative.
     """
-    value = float(value)
+    value = float(np.asarray(value))  # a replicated variable is no number to float
     if value == 0 or 1e-3 <= abs(value) < 1e3:
         return f"{value:#.4g}".rstrip(".")
     return f"{value:.0f}" if 1e3 <= abs(value) < 1e5 else f"{value:.2e}"

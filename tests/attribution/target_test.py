@@ -50,6 +50,18 @@ def test_top_pixels(k):
         assert chosen.min() == 1 or one[chosen == 1].min() >= one[chosen == 0].max()
 
 
+def test_top_pixels_take_no_more_memory_than_the_maps():
+    maps = tf.TensorSpec([8, 224, 224])
+    traced = tf.function(lambda x: top_pixels(x, 1000)).get_concrete_function(maps)
+    sizes = [
+        output.shape.num_elements() or 0
+        for operation in traced.graph.get_operations()
+        for output in operation.outputs
+        if output.shape.rank is not None
+    ]
+    assert max(sizes) == 8 * 224 * 224
+
+
 def numpy_risk(student, teacher, p, k):
     total = 0.0
     for s, t in zip(student, teacher, strict=True):

@@ -22,7 +22,7 @@ FLAGS = ["--dataset=digits", "--batch_size=256", "--epochs=2", "--progress=line"
 MIRRORED = ["--distribution=mirrored", "--replicas=2"]
 TRAININGS = {
     "search": ["--bit_ops_budget=0.024", "--learning_rate=0.01"],
-    "pretrain": ["--learning_rate=0.01"],
+    "pretrain": ["--learning_rate=0.01", "--schedule=constant"],
     "finetune": ["--policy=uniform:3,3", "--distillation=0.5"],
 }
 SECONDS = 240
@@ -140,3 +140,22 @@ def test_the_rest_end_when_a_worker_dies_and_the_next_start_resumes(
     finish(*start_workers("search", tmp_path, float_file, flags))
     assert [line["epoch"] for line in read_jsonl(log)] == list(range(60))
     assert 3 <= reached < 60
+
+
+@pytest.mark.slow
+def test_deterministic_runs_have_the_same_bits(tmp_path, float_file):
+    for name in ("one", "two"):
+        finish(start("search", tmp_path / name, float_file, ["--deterministic"]))
+    one, two = (
+        (tmp_path / name / "search" / "importances.json").read_bytes()
+        for name in ("one", "two")
+    )
+    assert one == two
+
+
+def test_the_batch_must_be_shared_evenly(tmp_path, float_file):
+    flags = [*MIRRORED, "--batch_size=255"]
+    _, errors = start("search", tmp_path, float_file, flags).communicate()
+    assert b"Error: batch_size is that of all replicas together" in errors
+    assert b"Use --batch_size=256." in errors
+    assert not (tmp_path / "search").exists()
