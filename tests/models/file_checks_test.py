@@ -107,7 +107,9 @@ def test_only_modules_that_are_imported_or_part_of_keras_are_known():
     assert "this" not in sys.modules
     assert unknown_module(config("this")) == "this"
     assert "this" not in sys.modules
-    keras.saving.register_keras_serializable("elsewhere", "A")(keras.layers.Dense)
+    # Not a stock class, which would keep that name for all tests after this.
+    own = type("A", (keras.layers.Dense,), {})
+    keras.saving.register_keras_serializable("elsewhere", "A")(own)
     try:
         assert unknown_module(config("gone", "elsewhere>A")) is None
     finally:
