@@ -93,39 +93,42 @@ def weighted_sum(
     several = branches > 1
     rounded = tf.round if half_even else floor_half_up
 
-    def codes_of(x, step, low, high):  # type: ignore[no-untyped-def]
-        """Codes, clipped `x / step`, and 1 where nothing was clipped, else 0."""
-        scaled = x * (1 / step)  # one division instead of one an element
-        clipped = tf.minimum(tf.maximum(scaled, low), high)
-        inside = tf.cast(tf.equal(clipped, scaled), x.dtype)
-        return rounded(clipped), clipped, inside
+    # Branches are an axis, not terms written out one by one: XLA turns it into a loop
+    # of one body, which compiles faster and leaves less behind (a quarter for seven).
+    def branches_of(x, steps, lows, highs):  # type: ignore[no-untyped-def]
+        """`x / step` as it is and clipped, each [branches, rows, channels]."""
+        scaled = x * (1 / steps[:, None])  # one division instead of one an element
+        return scaled, tf.minimum(tf.maximum(scaled, column(lows)), column(highs))
 
     @compiled
     def forward(x, steps, lows, highs, weights):  # type: ignore[no-untyped-def]
-        terms = [
-            codes_of(x, steps[j], lows[j], highs[j])[0] * (steps[j] * weights[j])
-            for j in range(branches)
-        ]
-        return sum(terms[1:], terms[0])
+        rows = tf.reshape(x, [-1, steps.shape[1]])
+        _, clipped = branches_of(rows, steps, lows, highs)
+        scales = (steps * weights[:, None])[:, None]
+        return tf.reshape(tf.reduce_sum(rounded(clipped) * scales, 0), tf.shape(x))
 
     @compiled
     def input_gradient(x, steps, lows, highs, weights, upstream):  # type: ignore[no-untyped-def]
-        terms = [
-            codes_of(x, steps[j], lows[j], highs[j])[2] * weights[j]
-            for j in range(branches)
-        ]
-        return upstream * sum(terms[1:], terms[0])
+        rows = tf.reshape(x, [-1, steps.shape[1]])
+        scaled, clipped = branches_of(rows, steps, lows, highs)
+        # No comparison: a reduction of comparisons is not vectorized.
+        inside = 1 - tf.sign(tf.abs(scaled - clipped))
+        share = tf.reduce_sum(inside * column(weights), 0)
+        return upstream * tf.reshape(share, tf.shape(x))
 
     def terms_to_sum(grids, x, upstream):  # type: ignore[no-untyped-def]
+        steps, lows, highs = grids
+        scaled, clipped = branches_of(x, steps, lows, highs)
+        codes = rounded(clipped)
         found = []
-        for j in range(branches):
-            step, low, high = (values[j] for values in grids)
-            codes, clipped, inside = codes_of(x, step, low, high)
-            if gradient is not None:
-                slope = STEP_GRADIENTS[gradient](codes, clipped, inside, low, high)
-                found.append(upstream * slope)
-            if several:
-                found.append(upstream * codes)
+        if gradient is not None:
+            inside = tf.cast(tf.equal(clipped, scaled), x.dtype)
+            slope = STEP_GRADIENTS[gradient](
+                codes, clipped, inside, column(lows), column(highs)
+            )
+            found.append(upstream * slope)
+        if several:
+            found.append(upstream * codes)
         return found
 
     @compiled
@@ -134,10 +137,9 @@ def weighted_sum(
         channels = steps.shape[1]
         totals = sums(terms_to_sum, (steps, lows, highs), (x, upstream), channels)
         if gradient is not None:
-            of_steps = weights[:, None] * tf.stack(totals[:: 1 + several])
+            of_steps = weights[:, None] * totals[0]
         if several:
-            of_codes = tf.stack(totals[1::2] if gradient is not None else totals)
-            of_weights = tf.reduce_sum(steps * of_codes, axis=1)
+            of_weights = tf.reduce_sum(steps * totals[-1], axis=1)
         return of_steps, of_weights
 
     @tf.custom_gradient
@@ -161,6 +163,11 @@ def weighted_sum(
     )
 
 
+def column(values: tf.Tensor) -> tf.Tensor:
+    """[branches] as [branches, 1, 1]."""
+    return values[:, None, None]
+
+
 def lsq_step_gradient(codes, clipped, inside, low, high):  # type: ignore[no-untyped-def]
     """`dq/ds` of LSQ: `round(v) - v` inside, `lo` or `hi` outside."""
     return codes - inside * clipped  # finite even where `x / step` overflows
@@ -168,9 +175,8 @@ def lsq_step_gradient(codes, clipped, inside, low, high):  # type: ignore[no-unt
 
 def pact_step_gradient(codes, clipped, inside, low, high):  # type: ignore[no-untyped-def]
     """`dq/ds` of PACT: `hi` at and above the range, `lo` at and below a signed one."""
-    above = tf.cast(clipped >= high, clipped.dtype)
-    below = tf.cast(clipped <= low, clipped.dtype)
-    return above * high + below * low
+    beyond = tf.where(clipped <= low, low, tf.zeros_like(clipped))
+    return tf.where(clipped >= high, high, beyond)
 
 
 STEP_GRADIENTS: dict[str, Callable] = {
