@@ -145,18 +145,19 @@ def write_tflite(
 ) -> None:
     """Writes the .tflite file and its report, and says how it went."""
     dataset = load_dataset(data)
-    report = export_tflite(
-        student,
-        path,
-        storage=config.storage,
-        input_type=config.input_type,
-        output_type=config.output_type,
-        verify_data=verification_images(dataset, config.verify_images),
-        metadata=metadata(path.parent, dataset),
-        scale_codes=config.scale_codes,
-        latency_runs=config.latency_runs,
-        least_agreement=config.least_agreement,
-    )
+    with dataset.naming_damaged_images():
+        report = export_tflite(
+            student,
+            path,
+            storage=config.storage,
+            input_type=config.input_type,
+            output_type=config.output_type,
+            verify_data=verification_images(dataset, config.verify_images),
+            metadata=metadata(path.parent, dataset),
+            scale_codes=config.scale_codes,
+            latency_runs=config.latency_runs,
+            least_agreement=config.least_agreement,
+        )
     print(f"{report.file_bytes} bytes, agreement {100 * report.agreement:.2f} %")
     for name, milliseconds in report.latency_ms.items():
         print(f"  {name}: {milliseconds:.3f} ms an image")

@@ -31,7 +31,8 @@ def write_attribution(
         dataset: the images.
         count: how many images.
     """
-    images, labels = next(iter(dataset.test().unbatch().batch(count)))
+    with dataset.naming_damaged_images():
+        images, labels = next(iter(dataset.test().unbatch().batch(count)))
     maps = {"teacher": attribution_maps(teacher, images, labels)}
     for name, student in students.items():
         maps[f"student_{name}"] = attribution_maps(student, images, labels)

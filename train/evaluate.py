@@ -79,7 +79,8 @@ def evaluate(
     path = folder / "model.tflite"
     tflite = TFLiteModel(path) if path.exists() else None
     batches = dataset.test() if config.split == "test" else dataset.validation()
-    result = {"split": config.split, **compare(model, tflite, batches)}
+    with dataset.naming_damaged_images():
+        result = {"split": config.split, **compare(model, tflite, batches)}
     result["file_bytes"] = path.stat().st_size if tflite else None
     write_json(folder / RESULT, {**result, "identity": identity})
     return result

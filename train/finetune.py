@@ -137,9 +137,10 @@ def finetune(config: FinetuneConfig, data: DataConfig, run: RunConfig) -> Stage:
     if is_chief():
         policy.save(stage.folder / "policy.json")
     student = quantize_model(model, policy)
-    calibrate(student, dataset.calibration(config.calibration_images))
-    train_student(student, model, dataset, stage, config, run)
-    snap_biases(student, statistics_batches(config, dataset))
+    with dataset.naming_damaged_images():
+        calibrate(student, dataset.calibration(config.calibration_images))
+        train_student(student, model, dataset, stage, config, run)
+        snap_biases(student, statistics_batches(config, dataset))
     if is_chief():
         save_model(student, stage.folder / "model.keras")
         stage.finish(policy_results(stage, model, policy))

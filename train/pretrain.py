@@ -122,11 +122,12 @@ def pretrain(config: PretrainConfig, data: DataConfig, run: RunConfig) -> Stage:
         print(f"{stage.folder} is finished already.")
         return stage
     compile_model(model, dataset, config, run)
-    if config.epochs:
-        fit_epochs(
-            model, dataset, stage, config.epochs, run, precision=config.precision
-        )
-    results = measure(model, dataset)
+    with dataset.naming_damaged_images():
+        if config.epochs:
+            fit_epochs(
+                model, dataset, stage, config.epochs, run, precision=config.precision
+            )
+        results = measure(model, dataset)
     if is_chief():
         save_model(model, stage.folder / "model.keras")
         stage.finish(results)

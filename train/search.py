@@ -122,7 +122,8 @@ def search(config: SearchConfig, data: DataConfig, run: RunConfig) -> Stage:
     if stage.finished:
         print(f"{stage.folder} is finished already.")
         return stage
-    run_search(searcher, model, dataset, stage, config, run)
+    with dataset.naming_damaged_images():
+        run_search(searcher, model, dataset, stage, config, run)
     # On every worker: it reads what they hold together.
     policy = searcher.policy({"seed": data.seed, "versions": versions()})
     if is_chief():

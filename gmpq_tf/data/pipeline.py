@@ -1,7 +1,8 @@
 """From a configuration to `tf.data` pipelines of model inputs and labels."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import tensorflow as tf
@@ -25,6 +26,12 @@ from gmpq_tf.data.splits import (
 )
 
 MEMORY_LIMIT = 10**9  # Bytes of decoded images of one split.
+# How TensorFlow says that an image is missing, or cannot be decoded.
+_UNREADABLE = (
+    tf.errors.InvalidArgumentError,
+    tf.errors.NotFoundError,
+    tf.errors.DataLossError,
+)
 # Streams of random numbers of one seed.
 _SHUFFLE, _CALIBRATION, _AUGMENT, _CROP = 0, 1, 2, 3
 
@@ -115,6 +122,23 @@ class Dataset:
         size = min(self.config.batch_size, count)
         batches = self._split("train").batches(size, self._seed(_CALIBRATION), False)
         return self._inputs(batches.unbatch().take(count).batch(size))
+
+    @contextmanager
+    def naming_damaged_images(self) -> Iterator[None]:
+        """Say which image it was, where the block ends since one cannot be decoded.
+
+        Images that are not kept in memory are decoded as they are needed, and what
+        TensorFlow raises then names no file. All images are read once more to find it.
+
+        Raises:
+            DataError: An image cannot be read or decoded; the first such is named.
+        """
+        try:
+            yield
+        except _UNREADABLE:
+            for name, split in self.splits.items():
+                _refuse_damaged(name, split)
+            raise  # It was something else.
 
     def _epoch(self, epoch: tf.Tensor, share: Share) -> tf.data.Dataset:
         fold = tf.random.fold_in
@@ -276,6 +300,25 @@ def _in_memory(split: Split, shape: tuple[int, int, int]) -> ArraySplit:
         if isinstance(split, FileSplit):
             check_files(split.paths, whole=True)  # Names the file.
         raise
+
+
+def _refuse_damaged(name: str, split: Split) -> None:
+    """Decode every image of a split that is not in memory."""
+    if isinstance(split, ArraySplit):
+        return
+    if isinstance(split, FileSplit):
+        check_files(split.paths, whole=True)
+        return
+    number = 0
+    try:
+        for _ in split.batches(1, None, False):
+            number += 1
+    except tf.errors.OpError as error:
+        raise DataError(
+            "Every image must be decodable. Received: one that is not in the split "
+            f"{name!r}, after {number} in stored order ({str(error.message)[:200]}). "
+            "Prepare the data set again."
+        ) from error
 
 
 def _fits(split: Split, raw: Raw) -> bool:

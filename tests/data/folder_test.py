@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from gmpq_tf.data import DataConfig, DataError, load_dataset
@@ -111,6 +112,43 @@ def test_truncated_file_is_named_before_training(image_folder, photograph, kind,
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(DataError, match=rf"bee.cut\.{kind}.*truncated"):
         load_dataset(folder_config(image_folder, cache=cache))
+
+
+def damage_middle(path):
+    """Leaves a PNG's beginning and end as they are: only decoding tells."""
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    Image.fromarray(noise).save(path)
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 40] = bytes(40)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [damage_middle, os.remove])
+@pytest.mark.parametrize("batches", ["train", "calibration"])
+def test_image_that_breaks_off_a_training_is_named(image_folder, harm, batches):
+    if harm is damage_middle:
+        harm(image_folder / "bee" / "3.png")
+    dataset = load_dataset(folder_config(image_folder, cache=False, validation_size=0))
+    if harm is os.remove:  # while it trains
+        harm(dataset.splits["train"].paths[5])
+    named = r"\.png.*" if harm is os.remove else r"bee.3\.png"
+    with (
+        pytest.raises(DataError, match=named),
+        dataset.naming_damaged_images(),
+    ):
+        arguments = {"epochs": 3} if batches == "train" else {}
+        for _ in getattr(dataset, batches)(**arguments):
+            pass
+
+
+def test_errors_that_no_image_made_stay_what_they_are(image_folder):
+    dataset = load_dataset(folder_config(image_folder, cache=False))
+    with (
+        pytest.raises(tf.errors.InvalidArgumentError, match="of the model"),
+        dataset.naming_damaged_images(),
+    ):
+        tf.debugging.assert_equal(1, 2, "of the model")
 
 
 def test_jpeg_with_bytes_after_its_end_is_read(image_folder, photograph):

@@ -1,10 +1,12 @@
 """TFDS shards: order, held-out examples, crops; against what was written."""
 
+import shutil
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from gmpq_tf.data import stream
+from gmpq_tf.data import DataConfig, DataError, Dataset, stream
 from gmpq_tf.data.decoding import ImageDecoder
 from gmpq_tf.data.splits import Share, read_into_memory
 from gmpq_tf.data.stream import StreamSplit, _shuffled
@@ -108,3 +110,22 @@ def test_cifar10_is_that_of_tfds(shared_dir):
     for image, label, (image2, label2) in zip(images, labels, expected, strict=True):
         np.testing.assert_array_equal(image, image2)
         assert label == label2
+
+
+def test_shard_damaged_in_its_middle_is_named(numbered_tfds, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(numbered_tfds, copy)
+    split = numbered_split(copy)
+    (shard,) = copy.rglob("*-train.tfrecord*")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 255
+    shard.write_bytes(content)
+    config = DataConfig("folder", scaling="0..255", batch_size=4, augment="none")
+    names = tuple("ab")
+    dataset = Dataset(config, {"train": split}, (16, 16, 3), names)
+    with (
+        pytest.raises(DataError, match=r"split 'train', after \d+ in stored order"),
+        dataset.naming_damaged_images(),
+    ):
+        for _ in dataset.train(epochs=1):
+            pass

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from gmpq_tf.export.stage import StageError
 from gmpq_tf.train.pretrain import PretrainConfig, float_model, pretrain
+from PIL import Image
 
-from gmpq_tf.data import DataConfig, load_dataset
+from gmpq_tf.data import DataConfig, DataError, load_dataset
 from gmpq_tf.models import build_model
 
 
@@ -46,6 +47,30 @@ def test_another_configuration_is_refused(float_file, digits, quiet):
     other = dataclasses.replace(digits, seed=1)
     with pytest.raises(StageError, match=r"data\.seed: 0 -> 1"):
         pretrain(PretrainConfig(model=str(float_file), epochs=0), other, quiet)
+
+
+def test_image_damaged_in_its_middle_is_named_by_the_training(quiet, tmp_path):
+    random = np.random.default_rng(0)
+    for index in range(24):
+        path = tmp_path / "images" / "ab"[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(0, 256, (16, 16, 3), np.uint8)
+        Image.fromarray(pixels).save(path)
+        if index > 11:  # more of them than are taken for the test split
+            content = path.read_bytes()
+            path.write_bytes(content[:300] + bytes(40) + content[340:])
+    data = DataConfig(
+        str(tmp_path / "images"),
+        image_size=16,
+        batch_size=4,
+        scaling="0..255",
+        augment="none",
+        cache=False,
+        validation_size=0,
+    )
+    options = {"model": "resnet8", "epochs": 2, "learning_rate": 0.01}
+    with pytest.raises(DataError, match=r"[ab].\d+\.png"):
+        pretrain(PretrainConfig(**options), data, quiet)
 
 
 def test_names_and_options_that_cannot_be_are_refused(digits, quiet):
