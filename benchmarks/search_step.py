@@ -46,6 +46,7 @@ class Case:
     teacher_dtype: str = "float32"
     jit_compile: bool = False
     steps_per_execution: int = 1
+    recomputes: bool = True
 
 
 NETWORKS = {
@@ -62,19 +63,23 @@ CASES = {
     "search 2-4, eta=0": Case("search", eta=0.0),
     "search 2-8, eta=0": Case("search", ALL_BITS, eta=0.0),
     "search 2-4, teacher bfloat16": Case("search", teacher_dtype="bfloat16"),
+    "search 2-4, operands kept": Case("search", recomputes=False),
     "search 2-4, 4 steps a call": Case("search", steps_per_execution=4),
     "float, XLA": Case("float", jit_compile=True),
     "search 2-4, XLA": Case("search", jit_compile=True),
 }
 
 
-def measure(network: str, case: str, steps: int) -> dict[str, float]:
+def measure(
+    network: str, case: str, steps: int, batch_size: int | None = None
+) -> dict[str, float]:
     """Time the steps of one case in this process.
 
     Args:
         network: a key of NETWORKS.
         case: a key of CASES.
         steps: steps timed, after the warm-up.
+        batch_size: images in a batch; None for the network's.
 
     Returns:
         Median seconds a step, and the peak resident memory in bytes.
@@ -88,9 +93,10 @@ def measure(network: str, case: str, steps: int) -> dict[str, float]:
     keras.utils.set_random_seed(0)
     spec, chosen = NETWORKS[network], CASES[case]
     shape = (spec.image_size, spec.image_size, 3)
+    images = batch_size or spec.batch_size
     random = np.random.default_rng(0)
-    x = random.standard_normal((spec.batch_size, *shape), dtype="float32")
-    y = random.integers(0, 10, spec.batch_size)
+    x = random.standard_normal((images, *shape), dtype="float32")
+    y = random.integers(0, 10, images)
     model = trained_model(build_model(network, shape, 10, **spec.options), chosen, x)
     clock = StepClock(chosen.steps_per_execution)
     total = chosen.steps_per_execution * (WARM_UP + steps)
@@ -107,7 +113,9 @@ def trained_model(model: Any, case: Case, images: Any) -> Any:
     import keras
 
     import gmpq_tf as gmpq
+    from gmpq_tf.layers.quantized import QuantConv2D, QuantDepthwiseConv2D
 
+    QuantConv2D.recomputes = QuantDepthwiseConv2D.recomputes = case.recomputes
     options: dict[str, Any] = {
         "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         "metrics": ["accuracy"],
@@ -151,22 +159,24 @@ class StepClock:
         return clock
 
 
-def run_case(network: str, case: str, steps: int) -> dict[str, float]:
-    """`measure` in a fresh process."""
+def run_case(network: str, case: str, *options: str) -> dict[str, float]:
+    """`measure` in a fresh process, with more of this command's options."""
     command = [sys.executable, __file__, f"--networks={network}", f"--case={case}"]
-    command.append(f"--steps={steps}")
+    command += options
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return json.loads(output.splitlines()[-1])
 
 
-def compare(network: str, cases: Sequence[str], rounds: int, steps: int) -> list[dict]:
+def compare(
+    network: str, cases: Sequence[str], rounds: int, *options: str
+) -> list[dict]:
     """Run the cases of a network, interleaved over the rounds; print the ratios.
 
     Args:
         network: a key of NETWORKS.
         cases: keys of CASES, "float" first.
         rounds: processes a case.
-        steps: steps timed a process.
+        *options: of the processes.
 
     Returns:
         One row a case: medians, and ratios over the first one's.
@@ -174,7 +184,7 @@ def compare(network: str, cases: Sequence[str], rounds: int, steps: int) -> list
     runs: dict[str, list[dict]] = {case: [] for case in cases}
     for _ in range(rounds):
         for case in cases:
-            runs[case].append(run_case(network, case, steps))
+            runs[case].append(run_case(network, case, *options))
     rows = summarize(network, runs)
     for row in rows:
         print(
@@ -214,18 +224,23 @@ def main() -> None:
         "--cases", default=";".join(CASES), help="cases, joined by semicolons"
     )
     parser.add_argument("--steps", type=int, default=8, help="steps timed a process")
+    parser.add_argument("--batch_size", type=int, help="instead of the network's")
     parser.add_argument("--rounds", type=int, default=2, help="processes a case")
     parser.add_argument("--output", help="JSON file to write after every network")
     args = parser.parse_args()
     networks, cases = args.networks.split(","), args.cases.split(";")
     if args.case:
-        print(json.dumps(measure(networks[0], args.case, args.steps)))
+        found = measure(networks[0], args.case, args.steps, args.batch_size)
+        print(json.dumps(found))
         return
     if cases[0] != "float" or any(case not in CASES for case in cases):
         parser.error(f"cases must be of {list(CASES)}, float first; received {cases}")
     rows: list[dict] = []
+    options = [f"--steps={args.steps}"]
+    if args.batch_size:
+        options.append(f"--batch_size={args.batch_size}")
     for network in networks:
-        rows += compare(network, cases, args.rounds, args.steps)
+        rows += compare(network, cases, args.rounds, *options)
         if args.output:
             record = {"command": " ".join(sys.argv), "cpu": cpu_name(), "rows": rows}
             record["versions"] = versions()
