@@ -81,6 +81,22 @@ def check_converged(search: Any) -> None:
         )
 
 
+def nan_of_labels(labels: Any) -> Any:
+    """0, or NaN where a label is not finite: cast to an integer it would be a class.
+
+    Args:
+        labels: tensors of any type, nested.
+    """
+    finite = [
+        keras.ops.all(keras.ops.isfinite(each))
+        for each in keras.tree.flatten(labels)
+        if keras.backend.is_float_dtype(each.dtype)
+    ]
+    if not finite:
+        return 0.0
+    return keras.ops.where(keras.ops.all(keras.ops.stack(finite)), 0.0, math.nan)
+
+
 def not_finite(variables: Iterable[keras.Variable]) -> list[str]:
     """Paths of the variables that hold NaN or infinity."""
     return [v.path for v in variables if not _is_finite(v)]

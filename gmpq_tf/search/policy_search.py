@@ -30,6 +30,7 @@ from gmpq_tf.search.divergence import (
     WatchedMean,
     check_converged,
     check_temperature,
+    nan_of_labels,
 )
 from gmpq_tf.space import SearchSpace
 from gmpq_tf.transform import build_hypernet, calibrate
@@ -257,6 +258,18 @@ class PolicySearch(keras.Model):
         if maps is not None:
             self.rank_metric.update_state(teacher_maps, maps)
         return self._logs(expected, zeta)
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> tf.Tensor:
+        """Keras's loss; NaN where a label is, which XLA would take for a class."""
+        loss = super().compute_loss(x, y, y_pred, sample_weight, training)
+        return loss + nan_of_labels(y)
 
     def _weight_of_complexity(self, expected: tf.Tensor) -> tf.Tensor:
         """Zeta of this step; no gradient flows through its controller."""

@@ -136,6 +136,28 @@ def test_label_out_of_range_under_xla_is_a_divergence(value):
 
 
 @pytest.mark.parametrize("jit", JIT)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_sparse_label_that_is_not_finite_is_never_a_class(value, jit):
+    search = searching(jit=jit)
+    y = Y.astype("float32")
+    y[10] = value
+    kind = DivergenceError if jit else tf.errors.InvalidArgumentError
+    message = "step 2; .*task_risk.*labels" if jit else "label value of"
+    with pytest.raises(kind, match=message):
+        fitted(search, y=y, callbacks=[StopOnDivergence()])
+    if jit:
+        with pytest.raises(DivergenceError):
+            search.policy()
+
+
+def test_finite_float_labels_are_the_classes_they_are():
+    histories = [
+        fitted(searching(), y=Y.astype(dtype)) for dtype in ("float32", "int64")
+    ]
+    np.testing.assert_allclose(histories[0]["loss"], histories[1]["loss"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("jit", JIT)
 def test_one_hot_row_of_nan_is_a_divergence(jit):
     search = searching(jit=jit, loss=ONE_HOT)
     y = keras.utils.to_categorical(Y, 3)
