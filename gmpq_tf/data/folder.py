@@ -74,8 +74,9 @@ def check_files(paths: tuple[str, ...], whole: bool = False) -> None:
         if not _is_readable(path, whole):
             raise DataError(
                 "Every image file must be a whole JPEG, PNG, BMP or GIF of at most "
-                f"{MAX_PIXELS} pixels. Received: {path} (empty, truncated, too large "
-                "or not such an image). Replace, shrink or remove it."
+                f"{MAX_PIXELS} pixels. Received: {path} (missing, empty, damaged, "
+                "truncated, too large or not such an image). Replace, shrink or "
+                "remove it."
             )
 
 
