@@ -11,19 +11,23 @@ machine: run it with nothing else running.
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
 import json
 import platform
+import re
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 WARM_UP = 3
+OPERATION = re.compile(r"^\S+:(\w+)$")  # how the profiler names one: "name:Kind"
 ALL_BITS = (2, 3, 4, 5, 6, 7, 8)
 
 
@@ -84,6 +88,53 @@ def measure(
     Returns:
         Median seconds a step, and the peak resident memory in bytes.
     """
+    model, batches = prepared(network, case, batch_size)
+    clock = StepClock(CASES[case].steps_per_execution)
+    total = CASES[case].steps_per_execution * (WARM_UP + steps)
+    model.fit(batches, steps_per_epoch=total, verbose=0, callbacks=[clock.callback()])
+    return {
+        "seconds": statistics.median(clock.seconds[WARM_UP:]),
+        "bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def profile(network: str, case: str, steps: int) -> list[tuple[str, float, float]]:
+    """Where the threads' time of a case goes, by kind of operation.
+
+    Args:
+        network: a key of NETWORKS.
+        case: a key of CASES.
+        steps: steps profiled, after the warm-up.
+
+    Returns:
+        Kind, milliseconds a step added over the threads, share of all; largest first.
+    """
+    import tensorflow as tf
+    from tensorflow.tsl.profiler.protobuf.xplane_pb2 import XSpace
+
+    model, batches = prepared(network, case)
+    model.fit(batches, steps_per_epoch=WARM_UP, verbose=0)
+    space = XSpace()
+    with tempfile.TemporaryDirectory() as folder:
+        tf.profiler.experimental.start(folder)
+        model.fit(batches, steps_per_epoch=steps, verbose=0)
+        tf.profiler.experimental.stop()
+        (path,) = Path(folder).rglob("*.xplane.pb")
+        space.ParseFromString(path.read_bytes())
+    times: collections.Counter[str] = collections.Counter()
+    for plane in space.planes:
+        for event in (event for line in plane.lines for event in line.events):
+            name = plane.event_metadata[event.metadata_id].name
+            if found := OPERATION.search(name):
+                times[found[1]] += event.duration_ps
+    whole = sum(times.values())
+    return [
+        (kind, time / 1e9 / steps, time / whole) for kind, time in times.most_common()
+    ]
+
+
+def prepared(network: str, case: str, batch_size: int | None = None) -> tuple[Any, Any]:
+    """The compiled model of a case, and the endless batches it trains on."""
     import keras
     import numpy as np
     import tensorflow as tf
@@ -91,21 +142,15 @@ def measure(
     from gmpq_tf.models import build_model
 
     keras.utils.set_random_seed(0)
-    spec, chosen = NETWORKS[network], CASES[case]
+    spec = NETWORKS[network]
     shape = (spec.image_size, spec.image_size, 3)
     images = batch_size or spec.batch_size
     random = np.random.default_rng(0)
     x = random.standard_normal((images, *shape), dtype="float32")
     y = random.integers(0, 10, images)
-    model = trained_model(build_model(network, shape, 10, **spec.options), chosen, x)
-    clock = StepClock(chosen.steps_per_execution)
-    total = chosen.steps_per_execution * (WARM_UP + steps)
-    batches = tf.data.Dataset.from_tensors((x, y)).repeat()
-    model.fit(batches, steps_per_epoch=total, verbose=0, callbacks=[clock.callback()])
-    return {
-        "seconds": statistics.median(clock.seconds[WARM_UP:]),
-        "bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    }
+    float_model = build_model(network, shape, 10, **spec.options)
+    model = trained_model(float_model, CASES[case], x)
+    return model, tf.data.Dataset.from_tensors((x, y)).repeat()
 
 
 def trained_model(model: Any, case: Case, images: Any) -> Any:
@@ -204,6 +249,7 @@ def summarize(network: str, runs: dict[str, list[dict]]) -> list[dict]:
             "case": case,
             "seconds": statistics.median(r["seconds"] for r in results),
             "bytes": statistics.median(r["bytes"] for r in results),
+            "rounds": results,
         }
         for case, results in runs.items()
     ]
@@ -218,6 +264,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", choices=list(CASES), help="one case, in this process")
     parser.add_argument(
+        "--profile", choices=list(CASES), help="time by kind of operation, of one case"
+    )
+    parser.add_argument(
         "--networks", default=",".join(NETWORKS), help="comma list of networks"
     )
     parser.add_argument(
@@ -229,6 +278,10 @@ def main() -> None:
     parser.add_argument("--output", help="JSON file to write after every network")
     args = parser.parse_args()
     networks, cases = args.networks.split(","), args.cases.split(";")
+    if args.profile:
+        for kind, milliseconds, share in profile(networks[0], args.profile, args.steps):
+            print(f"{kind:40s} {milliseconds:9.1f} ms {100 * share:5.1f} %")
+        return
     if args.case:
         found = measure(networks[0], args.case, args.steps, args.batch_size)
         print(json.dumps(found))
