@@ -26,7 +26,7 @@ from gmpq_tf.models import load_model
 from gmpq_tf.policy import BitwidthPolicy
 
 from .app import run_main
-from .errors import ExportError
+from .errors import ExportError, StageError
 from .exporter import (
     LATENCY_RUNS,
     LEAST_AGREEMENT,
@@ -38,17 +38,11 @@ from .flags import from_flags
 from .flatbuffer import read_metadata
 from .float_model import float_tflite
 from .litert_recipe import recipe, write_recipe
-from .stage import (
-    StageError,
-    WorkdirConfig,
-    claim,
-    fingerprint,
-    read_json,
-    recorded_data,
-    set_threads,
-)
+from .records import fingerprint, read_json, recorded_data
+from .run_config import WorkdirConfig, set_threads
 from .tfmot import write_tfmot
 from .verify import LayerReport
+from .workdir import claim
 
 __all__ = [
     "ExportConfig",

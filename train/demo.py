@@ -18,7 +18,7 @@ from pathlib import Path
 
 from gmpq_tf.export.app import run_main
 from gmpq_tf.export.flags import from_flags
-from gmpq_tf.export.stage import RunConfig, set_threads
+from gmpq_tf.export.run_config import RunConfig, set_threads
 from gmpq_tf.export.tflite import ExportConfig, export
 
 from gmpq_tf.cost import count_cost

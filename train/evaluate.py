@@ -17,16 +17,11 @@ from typing import Any, Literal
 import keras
 import numpy as np
 from gmpq_tf.export.app import run_main
+from gmpq_tf.export.errors import StageError
 from gmpq_tf.export.flags import from_flags
+from gmpq_tf.export.records import fingerprint, read_json, recorded_data
+from gmpq_tf.export.run_config import WorkdirConfig, set_threads
 from gmpq_tf.export.runtime import TFLiteModel
-from gmpq_tf.export.stage import (
-    StageError,
-    WorkdirConfig,
-    fingerprint,
-    read_json,
-    recorded_data,
-    set_threads,
-)
 
 import gmpq_tf.layers  # noqa: F401  registers the layers that the model files name
 from gmpq_tf.data import DataConfig, Dataset, load_dataset

@@ -11,7 +11,8 @@ from typing import Any
 
 import keras
 import numpy as np
-from gmpq_tf.export.stage import RunConfig, Stage, backup_before
+from gmpq_tf.export.run_config import RunConfig
+from gmpq_tf.export.stage import Stage, backup_before
 
 from gmpq_tf.cost import count_cost
 from gmpq_tf.data import Dataset

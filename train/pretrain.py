@@ -20,7 +20,8 @@ from typing import Any, Literal
 import keras
 from gmpq_tf.export.app import run_main
 from gmpq_tf.export.flags import from_flags
-from gmpq_tf.export.stage import RunConfig, Stage
+from gmpq_tf.export.run_config import RunConfig
+from gmpq_tf.export.stage import Stage
 
 from gmpq_tf.data import DataConfig, Dataset, load_dataset
 from gmpq_tf.distribution import support_workers

@@ -15,16 +15,10 @@ from typing import Any
 
 import keras
 from gmpq_tf.export.app import run_main
+from gmpq_tf.export.errors import StageError
 from gmpq_tf.export.flags import from_flags
-from gmpq_tf.export.stage import (
-    StageError,
-    WorkdirConfig,
-    command,
-    read_json,
-    recorded_data,
-    set_threads,
-    versions,
-)
+from gmpq_tf.export.records import command, read_json, recorded_data, versions
+from gmpq_tf.export.run_config import WorkdirConfig, set_threads
 
 import gmpq_tf.layers  # noqa: F401  registers the layers that the model files name
 from gmpq_tf.attribution import split_head

@@ -37,15 +37,11 @@ from pathlib import Path
 from typing import Any
 
 from gmpq_tf.export.app import run_main
+from gmpq_tf.export.errors import StageError
 from gmpq_tf.export.flags import from_flags
-from gmpq_tf.export.stage import (
-    LOCKED,
-    RunConfig,
-    StageError,
-    WorkdirConfig,
-    fingerprint,
-    read_json,
-)
+from gmpq_tf.export.records import fingerprint, read_json
+from gmpq_tf.export.run_config import RunConfig, WorkdirConfig
+from gmpq_tf.export.workdir import LOCKED
 
 from gmpq_tf.cost import count_cost
 from gmpq_tf.data import DataConfig

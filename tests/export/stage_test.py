@@ -8,20 +8,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from gmpq_tf.export import stage as stage_module
-from gmpq_tf.export.stage import (
-    RunConfig,
-    StageError,
-    WorkdirConfig,
-    check_writable,
+from gmpq_tf.export import workdir
+from gmpq_tf.export.errors import StageError
+from gmpq_tf.export.records import (
     fingerprint,
-    interrupted_at,
-    open_stage,
     read_json,
     read_record,
     recorded_data,
     versions,
 )
+from gmpq_tf.export.run_config import RunConfig, WorkdirConfig
+from gmpq_tf.export.stage import interrupted_at, open_stage
+from gmpq_tf.export.workdir import check_writable
 
 from gmpq_tf.files import write_arrays, write_json
 
@@ -195,9 +193,9 @@ def test_a_disk_without_locks_is_named_as_such(run, monkeypatch):
 def test_a_workdir_that_is_a_file_is_refused(tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("mine")
-    for workdir in (path, path / "run"):
+    for folder in (path, path / "run"):
         with pytest.raises(StageError, match=r"must be a folder.*is a file.*--workdir"):
-            open_stage(WorkdirConfig(workdir=str(workdir)), "search", config(), SCALING)
+            open_stage(WorkdirConfig(workdir=str(folder)), "search", config(), SCALING)
     assert path.read_text() == "mine"
 
 
@@ -213,7 +211,7 @@ def test_a_read_only_workdir_is_refused(tmp_path):
 
 def test_a_workdir_said_to_be_read_only_is_refused(run, tmp_path, monkeypatch):
     open_stage(run, "search", config(), SCALING)
-    monkeypatch.setattr(stage_module.os, "access", lambda _, mode: mode == os.F_OK)
+    monkeypatch.setattr(workdir.os, "access", lambda _, mode: mode == os.F_OK)
     with pytest.raises(StageError, match=r"can be written to.*permissions.*--workdir"):
         open_stage(run, "search", config(), SCALING)
 
@@ -227,7 +225,7 @@ def test_a_lock_file_of_somebody_else_is_no_other_process(run, monkeypatch):
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(StageError, match="Permission denied") as error:
         open_stage(run, "search", config(), SCALING)
-    assert stage_module.LOCKED not in str(error.value)
+    assert workdir.LOCKED not in str(error.value)
 
 
 def test_the_backup_goes_only_once_the_marker_is_there(run, monkeypatch):

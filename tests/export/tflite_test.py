@@ -6,9 +6,10 @@ import keras
 import numpy as np
 import pytest
 from gmpq_tf.export import tflite
+from gmpq_tf.export.errors import StageError
 from gmpq_tf.export.flatbuffer import read_metadata
+from gmpq_tf.export.run_config import WorkdirConfig
 from gmpq_tf.export.runtime import TFLiteModel
-from gmpq_tf.export.stage import StageError, WorkdirConfig
 from gmpq_tf.export.tflite import (
     ExportConfig,
     export,

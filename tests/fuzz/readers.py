@@ -10,10 +10,10 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from gmpq_tf.export.errors import ExportError
+from gmpq_tf.export.errors import ExportError, StageError
 from gmpq_tf.export.flatbuffer import FileBuilder, Quantization, read_metadata
+from gmpq_tf.export.records import read_json, read_record, recorded_data
 from gmpq_tf.export.runtime import TFLiteModel
-from gmpq_tf.export.stage import StageError, read_json, read_record, recorded_data
 from gmpq_tf.train.sweep import read_points
 from PIL import Image
 

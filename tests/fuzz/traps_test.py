@@ -11,7 +11,10 @@ import zlib
 import h5py
 import numpy as np
 import pytest
-from gmpq_tf.export.stage import StageError, WorkdirConfig, open_stage, recorded_data
+from gmpq_tf.export.errors import StageError
+from gmpq_tf.export.records import recorded_data
+from gmpq_tf.export.run_config import WorkdirConfig
+from gmpq_tf.export.stage import open_stage
 from gmpq_tf.train.sweep import read_points
 
 from gmpq_tf.data.errors import DataError

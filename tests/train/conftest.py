@@ -2,7 +2,7 @@
 
 import keras
 import pytest
-from gmpq_tf.export.stage import RunConfig
+from gmpq_tf.export.run_config import RunConfig
 
 from gmpq_tf.data import DataConfig
 

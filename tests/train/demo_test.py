@@ -7,7 +7,8 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from gmpq_tf.export.stage import RunConfig, StageError
+from gmpq_tf.export.errors import StageError
+from gmpq_tf.export.run_config import RunConfig
 from gmpq_tf.train.attribute import to_pixels
 from gmpq_tf.train.demo import DemoConfig, demo, with_preset
 from gmpq_tf.train.evaluate import EvaluateConfig, evaluate, model_folders

@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from gmpq_tf.export.stage import RunConfig, StageError
+from gmpq_tf.export.errors import StageError
+from gmpq_tf.export.run_config import RunConfig
 from gmpq_tf.train import devices
 
 from gmpq_tf.data import DataConfig

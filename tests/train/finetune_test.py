@@ -5,7 +5,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from gmpq_tf.export.stage import StageError
+from gmpq_tf.export.errors import StageError
 from gmpq_tf.train import loop
 from gmpq_tf.train.finetune import FinetuneConfig, choose_policy, finetune
 

@@ -4,8 +4,10 @@ import json
 import keras
 import pytest
 from absl import flags
+from gmpq_tf.export.errors import StageError
 from gmpq_tf.export.flags import define_flags
-from gmpq_tf.export.stage import StageError, WorkdirConfig, open_stage
+from gmpq_tf.export.run_config import WorkdirConfig
+from gmpq_tf.export.stage import open_stage
 from gmpq_tf.train.inputs import (
     check_model,
     data_from_flags,

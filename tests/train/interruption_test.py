@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from absl import flags
 from gmpq_tf.export.app import guarded
-from gmpq_tf.export.stage import RunConfig
+from gmpq_tf.export.run_config import RunConfig
 from gmpq_tf.train.finetune import FinetuneConfig, finetune
 from gmpq_tf.train.loop import EpochBackup, StopAtNaN
 from gmpq_tf.train.search import SearchConfig, search

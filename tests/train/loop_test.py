@@ -6,7 +6,8 @@ import sys
 import keras
 import numpy as np
 import pytest
-from gmpq_tf.export.stage import RunConfig, Stage, backup_before
+from gmpq_tf.export.run_config import RunConfig
+from gmpq_tf.export.stage import Stage, backup_before
 from gmpq_tf.train import loop
 from gmpq_tf.train.loop import (
     EpochBackup,

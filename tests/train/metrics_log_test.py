@@ -3,7 +3,7 @@ import importlib.util
 from types import SimpleNamespace
 
 import pytest
-from gmpq_tf.export.stage import RunConfig
+from gmpq_tf.export.run_config import RunConfig
 from gmpq_tf.train.metrics_log import metrics_logs
 
 from gmpq_tf.files import append_jsonl, read_jsonl

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
-from gmpq_tf.export.stage import StageError
+from gmpq_tf.export.errors import StageError
 from gmpq_tf.train.pretrain import PretrainConfig, float_model, pretrain
 from PIL import Image
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from gmpq_tf.export.app import StopRequested, stopped_by_signals
-from gmpq_tf.export.stage import StageError
+from gmpq_tf.export.errors import StageError
 from gmpq_tf.train.sweep import (
     Children,
     SweepConfig,

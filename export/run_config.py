@@ -1,0 +1,97 @@
+"""How a command runs, apart from what it computes."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from typing import Literal
+
+import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkdirConfig:
+    """Where a command writes and how it runs; none of it changes the results.
+
+    Args:
+        workdir: Folder that holds everything of a run. A finished stage in it is
+            skipped, an interrupted one resumes.
+        overwrite: Delete what the stage left in the workdir and start it again.
+        threads: Threads TensorFlow may use; 0 leaves the choice to TensorFlow.
+        progress: A bar that is redrawn, lines (one an epoch, and one a minute within
+            it), or nothing; auto: bar on a terminal, lines elsewhere.
+    """
+
+    workdir: str = "runs/default"
+    overwrite: bool = False
+    threads: int = 0
+    progress: Literal["auto", "bar", "line", "none"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.threads < 0:
+            raise ValueError(
+                f"threads must be 0 or more. Received: threads={self.threads}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig(WorkdirConfig):
+    """Where a training command writes and how it runs.
+
+    Args:
+        steps_per_execution: Training steps in one call of the compiled function.
+        jit_compile: Compile the training step with XLA.
+        tensorboard: Write the metrics of each epoch as TensorBoard events too, into the
+            stage's folder tensorboard.
+        distribution: Train on this machine's first device, on several of its GPUs
+            (mirrored), or on several machines (multi_worker, which reads TF_CONFIG).
+            batch_size is that of all of them together.
+        replicas: With mirrored, how many GPUs, or parts of the CPU where there is no
+            GPU; 0: all GPUs.
+        deterministic: Use deterministic kernels only, which on GPUs are slower.
+    """
+
+    steps_per_execution: int = 1
+    jit_compile: bool = False
+    tensorboard: bool = False
+    distribution: Literal["none", "mirrored", "multi_worker"] = "none"
+    replicas: int = 0
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps_per_execution < 1:
+            raise ValueError(
+                "steps_per_execution must be 1 or more. "
+                f"Received: steps_per_execution={self.steps_per_execution}."
+            )
+        if self.tensorboard and importlib.util.find_spec("tensorboard") is None:
+            raise ValueError(
+                "TensorBoard events are written with the package tensorboard. "
+                "Received: tensorboard=True, without it. `pip install tensorboard`, or "
+                "leave --tensorboard out: metrics.jsonl and metrics.csv are written "
+                "in any case."
+            )
+        if self.replicas < 0 or (self.replicas and self.distribution != "mirrored"):
+            raise ValueError(
+                "replicas must be 0 or more, and is for --distribution=mirrored. "
+                f"Received: replicas={self.replicas}, "
+                f"distribution={self.distribution!r}."
+            )
+        if self.jit_compile and self.distribution != "none":
+            raise ValueError(
+                "XLA compiles the step of one device. Received: jit_compile=True, "
+                f"distribution={self.distribution!r}. Leave --jit_compile out: the "
+                "quantizers are compiled in any case."
+            )
+
+
+def set_threads(threads: int) -> None:
+    """Limits TensorFlow's threads; to be called before TensorFlow computes anything.
+
+    Args:
+        threads: at most so many threads; 0 leaves the choice to TensorFlow.
+    """
+    if threads:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
