@@ -151,8 +151,9 @@ def test_sparse_label_that_is_not_finite_is_never_a_class(value, jit):
 
 
 def test_finite_float_labels_are_the_classes_they_are():
+    model = classifier()
     histories = [
-        fitted(searching(), y=Y.astype(dtype)) for dtype in ("float32", "int64")
+        fitted(searching(model), y=Y.astype(dtype)) for dtype in ("float32", "int64")
     ]
     np.testing.assert_allclose(histories[0]["loss"], histories[1]["loss"], rtol=1e-6)
 
