@@ -27,7 +27,9 @@ from pathlib import Path
 from typing import Any
 
 WARM_UP = 3
-OPERATION = re.compile(r"^\S+:(\w+)$")  # how the profiler names one: "name:Kind"
+# How the profiler names an operation ("name:Kind"), and what XLA compiled.
+OPERATION = re.compile(r"^[^:\s]+:(\w+)$")
+COMPILED = "CpuExecutable::ExecuteAsyncOnStream"
 ALL_BITS = (2, 3, 4, 5, 6, 7, 8)
 
 
@@ -125,7 +127,9 @@ def profile(network: str, case: str, steps: int) -> list[tuple[str, float, float
     for plane in space.planes:
         for event in (event for line in plane.lines for event in line.events):
             name = plane.event_metadata[event.metadata_id].name
-            if found := OPERATION.search(name):
+            if name == COMPILED:
+                times["compiled by XLA (quantizers)"] += event.duration_ps
+            elif found := OPERATION.match(name):
                 times[found[1]] += event.duration_ps
     whole = sum(times.values())
     return [

@@ -152,6 +152,7 @@ def open_stage(
     for folder in (stage.workdir, stage.record.parent, stage.folder):
         check_writable(folder)
     claim(stage.record.with_suffix(".lock"), stage.folder)
+    _opened.append(stage)  # before the record shows that it has begun
     plain = json.loads(json.dumps(config))
     if run.overwrite and stage.record.exists():
         _delete(stage)
@@ -163,7 +164,6 @@ def open_stage(
     _tidy(stage)
     if stage.finished:
         stage.check_intact()
-    _opened.append(stage)
     return stage
 
 

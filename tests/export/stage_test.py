@@ -307,6 +307,16 @@ def test_a_stopped_command_says_where_it_goes_on(run):
     assert "epoch" not in interrupted_at()
 
 
+def test_a_command_stopped_as_its_record_appears_says_so_too(run, monkeypatch):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gmpq_tf.export.stage.write_json", stop)
+    with pytest.raises(KeyboardInterrupt):
+        open_stage(run, "search", config(), SCALING)
+    assert f"{Path(run.workdir, 'search')} keeps" in interrupted_at()
+
+
 @pytest.mark.parametrize(
     "data", [3, "ab", [["mean", 1]], {"mean": 3}, {"std": [[1]]}, {"seed": {"a": 1}}]
 )

@@ -84,7 +84,8 @@ MOMENTS = {
     ],
     "export": [
         (signal.SIGKILL, None, 3),  # on a quiet machine an export takes 5 s
-        (signal.SIGKILL, "finetune/.model.*", 0),
+        # Seen or not, the temporary file is followed by the file.
+        (signal.SIGKILL, "finetune/*model*.tflite", 0),
         (signal.SIGKILL, "finetune/model.tflite", 0),
         (signal.SIGKILL, "finetune/export_report.json", 0),
     ],
