@@ -1,5 +1,6 @@
 """Model files are looked at before Keras: by another process, and without values."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -60,6 +61,20 @@ def test_a_library_that_hangs_or_crashes_harms_the_probe_alone(
     monkeypatch.setattr(file_checks, "PROBE_SECONDS", 10.0)
     with pytest.raises(ValueError, match=message):
         check_hdf5(hdf5_file)
+
+
+def test_a_small_file_that_hangs_the_library_is_given_up_within_five_seconds():
+    """Of processor time, of which starting the probe takes one at most."""
+    script = (
+        "import resource, sys; sys.path.insert(0, sys.argv[1]); import hdf5_probe\n"
+        "hdf5_probe.limit_processor(1000)\n"
+        "print(resource.getrlimit(resource.RLIMIT_CPU)[0])"
+    )
+    folder = str(Path(hdf5_probe.__file__).parent)
+    done = subprocess.run(
+        [sys.executable, "-c", script, folder], capture_output=True, check=True
+    )
+    assert int(done.stdout) + 1 < 5
 
 
 def test_texts_that_may_repeat_one_long_one_are_refused(tmp_path):
