@@ -77,7 +77,7 @@ def weighted_sum(
 
     `q_j(x) = round(min(max(x / s_j, lo_j), hi_j)) s_j`. Only the inputs are kept for
     the backward pass, which recomputes the branches: memory does not grow with their
-    number.
+    number. (Without XLA, what is computed meanwhile does: it is not fused.)
 
     Args:
         branches: number of terms; a single one has weight 1.

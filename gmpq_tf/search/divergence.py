@@ -85,12 +85,12 @@ def nan_of_labels(labels: Any) -> Any:
     """0, or NaN where a label is not finite: cast to an integer it would be a class.
 
     Args:
-        labels: tensors of any type, nested.
+        labels: tensors of any type, nested; or None.
     """
     finite = [
         keras.ops.all(keras.ops.isfinite(each))
         for each in keras.tree.flatten(labels)
-        if keras.backend.is_float_dtype(each.dtype)
+        if each is not None and keras.backend.is_float_dtype(each.dtype)
     ]
     if not finite:
         return 0.0
