@@ -100,13 +100,16 @@ def measure(
     }
 
 
-def profile(network: str, case: str, steps: int) -> list[tuple[str, float, float]]:
+def profile(
+    network: str, case: str, steps: int, batch_size: int | None = None
+) -> list[tuple[str, float, float]]:
     """Where the threads' time of a case goes, by kind of operation.
 
     Args:
         network: a key of NETWORKS.
         case: a key of CASES.
         steps: steps profiled, after the warm-up.
+        batch_size: images in a batch; None for the network's.
 
     Returns:
         Kind, milliseconds a step added over the threads, share of all; largest first.
@@ -114,7 +117,7 @@ def profile(network: str, case: str, steps: int) -> list[tuple[str, float, float
     import tensorflow as tf
     from tensorflow.tsl.profiler.protobuf.xplane_pb2 import XSpace
 
-    model, batches = prepared(network, case)
+    model, batches = prepared(network, case, batch_size)
     model.fit(batches, steps_per_epoch=WARM_UP, verbose=0)
     space = XSpace()
     with tempfile.TemporaryDirectory() as folder:
@@ -283,7 +286,8 @@ def main() -> None:
     args = parser.parse_args()
     networks, cases = args.networks.split(","), args.cases.split(";")
     if args.profile:
-        for kind, milliseconds, share in profile(networks[0], args.profile, args.steps):
+        shares = profile(networks[0], args.profile, args.steps, args.batch_size)
+        for kind, milliseconds, share in shares:
             print(f"{kind:40s} {milliseconds:9.1f} ms {100 * share:5.1f} %")
         return
     if args.case:
