@@ -58,16 +58,6 @@ COMMANDS = {
 }
 ROOT = Path(__file__).parent
 
-
-def inner_packages() -> dict[str, str]:
-    """Maps each package of train/ and export/ to its place inside gmpq_tf.
-
-    Installed, they must not claim top-level names as common as `train`.
-    """
-    found = find_packages(include=["train", "train.*", "export", "export.*"])
-    return {f"gmpq_tf.{name}": name.replace(".", "/") for name in found}
-
-
 setup(
     name="gmpq-tf",
     version="0.1.0",
@@ -77,8 +67,8 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.14",
-    packages=find_packages(include=["gmpq_tf", "gmpq_tf.*"]) + list(inner_packages()),
-    package_dir=inner_packages(),
+    # Installed, train/ and export/ must not claim top-level names as common as theirs.
+    packages=find_packages(include=["gmpq_tf", "gmpq_tf.*"]),
     package_data={"gmpq_tf": ["py.typed"]},
     install_requires=CORE,
     extras_require=EXTRAS,

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import keras
 import tensorflow as tf
-from gmpq_tf.export.tflite import export_tflite
 
 import gmpq_tf as gmpq
 from gmpq_tf.data import DataConfig, Dataset, load_dataset
+from gmpq_tf.export.tflite import export_tflite
 from gmpq_tf.models import load_model
 from gmpq_tf.transform.calibrate import input_quantizers
 

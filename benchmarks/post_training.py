@@ -24,10 +24,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from gmpq_tf.export.runtime import TFLiteModel
-from gmpq_tf.export.tflite import export_tflite
 
 import gmpq_tf as gmpq
+from gmpq_tf.export.runtime import TFLiteModel
+from gmpq_tf.export.tflite import export_tflite
 from gmpq_tf.graph import layer_macs
 
 SIDE, CROP, BATCH = 256, 224, 50

@@ -268,12 +268,12 @@ def correlation(rows: list[dict]) -> dict[str, float]:
 def measure(workdir: Path, folder: Path) -> dict:
     """Accuracy, attribution rank distance and cost of one model on the test images."""
     import keras
-    from gmpq_tf.train.attribute import attribution_maps
 
     import gmpq_tf as gmpq
     from gmpq_tf.attribution import rank_distance
     from gmpq_tf.data import DataConfig, load_dataset
     from gmpq_tf.models import load_model
+    from gmpq_tf.train.attribute import attribution_maps
 
     budget, policy = "", "float"
     if folder.name != "pretrain":

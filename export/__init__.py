@@ -1,1 +1,1 @@
-"""Exporters: from a quantized Keras model to the files that devices run."""
+"""Doors of the exporters: `python -m export.tflite` in a checkout."""

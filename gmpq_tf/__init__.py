@@ -6,7 +6,6 @@ Names are loaded when first used, so that policies and costs need no TensorFlow.
 from __future__ import annotations
 
 import importlib
-from pathlib import Path as _Path
 from typing import TYPE_CHECKING, Any
 
 from gmpq_tf.registration import register_with_keras
@@ -24,11 +23,6 @@ if TYPE_CHECKING:
     )
 
 __version__ = "0.1.0"
-
-_HERE = _Path(__file__).resolve().parent
-if not (_HERE / "train").is_dir():
-    # In a checkout train/ and export/ lie beside this package, in a wheel inside it.
-    __path__.append(str(_HERE.parent))
 
 _HOMES = {
     "BitwidthPolicy": "gmpq_tf.policy",

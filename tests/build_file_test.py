@@ -78,18 +78,10 @@ def imported_modules(path):
 
 def with_members(module, members):
     """The submodules among the imported members, and the module if there are others."""
-    module = in_checkout(module)
     inner = [m for m in members if file_of(f"{module}.{m}")]
     yield from (f"{module}.{m}" for m in inner)
     if len(inner) < len(members) or not members:
         yield module
-
-
-def in_checkout(module):
-    for folder in ("train", "export"):
-        if module.split(".")[:2] == ["gmpq_tf", folder]:
-            return module.removeprefix("gmpq_tf.")
-    return module
 
 
 def file_of(module):

@@ -32,8 +32,6 @@ DISTRIBUTIONS = {
     "tensorflow_model_optimization": "tensorflow-model-optimization",
     "tf_keras": "tf-keras",
 }
-# Installed, these two live inside gmpq_tf (see setup.py) and are imported from there.
-INNER = ("gmpq_tf.train", "gmpq_tf.export")
 
 
 @dataclass(frozen=True)
@@ -148,9 +146,6 @@ def _absolute(node: ast.ImportFrom, source: str) -> str:
 
 def _labels(imported: tuple[str, str], sources: list[str]) -> list[str]:
     module, name = imported
-    for inner in INNER:
-        if module == inner or module.startswith(f"{inner}."):
-            module = module.removeprefix("gmpq_tf.")
     path = module.replace(".", "/")
     candidates = [f"{path}/{name}.py", f"{path}.py", f"{path}/__init__.py"]
     inside = [label(source) for source in candidates if source in sources]

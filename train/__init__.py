@@ -1,14 +1,3 @@
-"""Command lines: pretrain, search, finetune, evaluate, report, demo."""
+"""Doors of the command lines: `python -m train.search` in a checkout."""
 
-import os
-import signal
-import sys
-
-# TensorFlow's greetings would hide the progress bars; it reads this when imported.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
-if sys.argv[:1] == ["-m"] and (
-    signal.getsignal(signal.SIGINT) is signal.default_int_handler
-):
-    # Run as a command: Ctrl-C while Python still imports needs no traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+import gmpq_tf.train  # noqa: F401  Ctrl-C while the rest is imported: no traceback

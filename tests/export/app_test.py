@@ -7,6 +7,7 @@ import time
 
 import pytest
 from absl import flags
+
 from gmpq_tf.export.app import guarded
 
 

@@ -7,11 +7,11 @@ from ai_edge_litert import schema_py_generated as schema
 from keras import ops
 
 import gmpq_tf as gmpq
-from export.errors import ExportError
-from export.exporter import export_tflite
-from export.flatbuffer import read_model
-from export.lowering import lower
-from export.verify import local_deviations
+from gmpq_tf.export.errors import ExportError
+from gmpq_tf.export.exporter import export_tflite
+from gmpq_tf.export.flatbuffer import read_model
+from gmpq_tf.export.lowering import lower
+from gmpq_tf.export.verify import local_deviations
 from gmpq_tf.quantizers import InputQuantizer
 from tests.export.nets import images, student_of
 from tests.transform.models import batch_of, gates, preactivation, separable_layer

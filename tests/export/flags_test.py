@@ -5,6 +5,7 @@ from typing import Literal
 
 import pytest
 from absl import flags
+
 from gmpq_tf.export.flags import FieldSerializer, define_flags, field_help, from_flags
 
 

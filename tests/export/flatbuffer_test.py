@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from export.errors import ExportError
-from export.flatbuffer import (
+from gmpq_tf.export.errors import ExportError
+from gmpq_tf.export.flatbuffer import (
     FileBuilder,
     Quantization,
     pack_int2,
@@ -15,7 +15,7 @@ from export.flatbuffer import (
     unpack_int4,
     with_outputs,
 )
-from export.runtime import TFLiteModel
+from gmpq_tf.export.runtime import TFLiteModel
 
 
 def quantize_file(metadata=None):

@@ -2,8 +2,8 @@ import keras
 import numpy as np
 import pytest
 
-from export.errors import ExportError
-from export.fold import affine, fold_layer, normalization
+from gmpq_tf.export.errors import ExportError
+from gmpq_tf.export.fold import affine, fold_layer, normalization
 from gmpq_tf.layers import QuantConv2D, QuantDepthwiseConv2D
 from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
 

@@ -1,8 +1,8 @@
 import keras
 import pytest
 
-from export.errors import ExportError
-from export.lowering import lower
+from gmpq_tf.export.errors import ExportError
+from gmpq_tf.export.lowering import lower
 from tests.export.nets import student_of
 
 L = keras.layers

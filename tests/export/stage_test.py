@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from gmpq_tf.export import workdir
 from gmpq_tf.export.errors import StageError
 from gmpq_tf.export.records import (
@@ -20,7 +21,6 @@ from gmpq_tf.export.records import (
 from gmpq_tf.export.run_config import RunConfig, WorkdirConfig
 from gmpq_tf.export.stage import interrupted_at, open_stage
 from gmpq_tf.export.workdir import check_writable
-
 from gmpq_tf.files import write_arrays, write_json
 
 SCALING = {"kind": "0..1", "mean": None, "std": None}

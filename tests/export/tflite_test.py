@@ -5,6 +5,8 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+
+from gmpq_tf.data import DataConfig, load_dataset
 from gmpq_tf.export import tflite
 from gmpq_tf.export.errors import StageError
 from gmpq_tf.export.flatbuffer import read_metadata
@@ -16,8 +18,6 @@ from gmpq_tf.export.tflite import (
     metadata,
     verification_images,
 )
-
-from gmpq_tf.data import DataConfig, load_dataset
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.transform import calibrate, quantize_model
 

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from export import tfmot
-from export.errors import ExportError
-from export.fake_quantizers import (
+from gmpq_tf.export import tfmot
+from gmpq_tf.export.errors import ExportError
+from gmpq_tf.export.fake_quantizers import (
     InputFakeQuantizer,
     KernelFakeQuantizer,
     PolicyQuantizeConfig,
 )
-from export.fold import trained_codes
-from export.lowering import LOWERINGS
-from export.runtime import TFLiteModel
-from export.translate import ARGUMENTS, OPERATIONS
+from gmpq_tf.export.fold import trained_codes
+from gmpq_tf.export.lowering import LOWERINGS
+from gmpq_tf.export.runtime import TFLiteModel
+from gmpq_tf.export.translate import ARGUMENTS, OPERATIONS
 from gmpq_tf.graph import searchable_names
 from gmpq_tf.policy import BitwidthPolicy, PolicyError
 from gmpq_tf.transform import calibrate, quantize_model
@@ -460,7 +460,7 @@ def test_a_missing_extra_names_the_remedy(monkeypatch):
 FRESH_PROCESS = """
 import os, subprocess, sys
 import numpy as np
-from export import tfmot
+from gmpq_tf.export import tfmot
 model = tfmot.load_model(sys.argv[1])
 x = np.load(sys.argv[2])
 np.save(sys.argv[3], np.asarray(model(x, training=False)))

@@ -2,10 +2,10 @@ import keras
 import numpy as np
 import pytest
 
-from export.errors import ExportError
-from export.grids import Grid, Value
-from export.integer_graph import Check
-from export.verify import (
+from gmpq_tf.export.errors import ExportError
+from gmpq_tf.export.grids import Grid, Value
+from gmpq_tf.export.integer_graph import Check
+from gmpq_tf.export.verify import (
     Deviation,
     TFLiteModel,
     batches_of,

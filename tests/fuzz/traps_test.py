@@ -11,17 +11,17 @@ import zlib
 import h5py
 import numpy as np
 import pytest
+
+from gmpq_tf.data.errors import DataError
+from gmpq_tf.data.folder import check_files
 from gmpq_tf.export.errors import StageError
 from gmpq_tf.export.records import recorded_data
 from gmpq_tf.export.run_config import WorkdirConfig
 from gmpq_tf.export.stage import open_stage
-from gmpq_tf.train.sweep import read_points
-
-from gmpq_tf.data.errors import DataError
-from gmpq_tf.data.folder import check_files
 from gmpq_tf.models import ModelFileError, WeightsError, load_model
 from gmpq_tf.models.weight_files import read_weight_file
 from gmpq_tf.report.read import ReportError, read_attribution
+from gmpq_tf.train.sweep import read_points
 from tests.fuzz.limits import limited
 from tests.fuzz.model_files import members, saved, with_config, zipped
 from tests.fuzz.readers import BACKUP, READERS

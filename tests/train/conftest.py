@@ -2,9 +2,9 @@
 
 import keras
 import pytest
-from gmpq_tf.export.run_config import RunConfig
 
 from gmpq_tf.data import DataConfig
+from gmpq_tf.export.run_config import RunConfig
 
 
 def small_model(classes=10, activation=None):

@@ -7,11 +7,11 @@ import sys
 import keras
 import pytest
 from absl import flags
-from gmpq_tf.export.flags import define_flags
-from gmpq_tf.train.cost import COLUMNS, CostConfig, describe_cost, main
 
+from gmpq_tf.export.flags import define_flags
 from gmpq_tf.models import ModelFileError
 from gmpq_tf.policy import BitwidthPolicy, PolicyError
+from gmpq_tf.train.cost import COLUMNS, CostConfig, describe_cost, main
 
 LAYERS = {"first": (8, 8), "middle": (3, 4), "last": (2, 5)}
 # tests/train/conftest.py's model by hand: positions, kernel, inputs of each layer.

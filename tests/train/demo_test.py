@@ -7,16 +7,16 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+
+from gmpq_tf.cost import count_cost
+from gmpq_tf.data import load_dataset
 from gmpq_tf.export.errors import StageError
 from gmpq_tf.export.run_config import RunConfig
+from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.train.attribute import to_pixels
 from gmpq_tf.train.demo import DemoConfig, demo, with_preset
 from gmpq_tf.train.evaluate import EvaluateConfig, evaluate, model_folders
 from gmpq_tf.train.report import ReportConfig, report, row_name
-
-from gmpq_tf.cost import count_cost
-from gmpq_tf.data import load_dataset
-from gmpq_tf.policy import BitwidthPolicy
 
 CONFIG = DemoConfig(search_epochs=1, finetune_epochs=1, bits=4)
 

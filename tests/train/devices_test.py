@@ -3,11 +3,11 @@
 import json
 
 import pytest
+
+from gmpq_tf.data import DataConfig
 from gmpq_tf.export.errors import StageError
 from gmpq_tf.export.run_config import RunConfig
 from gmpq_tf.train import devices
-
-from gmpq_tf.data import DataConfig
 
 CLUSTER = {"worker": ["a:1", "b:1"]}
 

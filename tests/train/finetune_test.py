@@ -5,12 +5,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from gmpq_tf.export.errors import StageError
-from gmpq_tf.train import loop
-from gmpq_tf.train.finetune import FinetuneConfig, choose_policy, finetune
 
 from gmpq_tf.cost import count_cost
+from gmpq_tf.export.errors import StageError
 from gmpq_tf.policy import BitwidthPolicy, PolicyError
+from gmpq_tf.train import loop
+from gmpq_tf.train.finetune import FinetuneConfig, choose_policy, finetune
 
 
 def tiny(float_file, **changes):

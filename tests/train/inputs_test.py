@@ -4,6 +4,8 @@ import json
 import keras
 import pytest
 from absl import flags
+
+from gmpq_tf.data import DataConfig, DataError, load_dataset
 from gmpq_tf.export.errors import StageError
 from gmpq_tf.export.flags import define_flags
 from gmpq_tf.export.run_config import WorkdirConfig
@@ -15,8 +17,6 @@ from gmpq_tf.train.inputs import (
     load_float_model,
     model_path,
 )
-
-from gmpq_tf.data import DataConfig, DataError, load_dataset
 
 
 @pytest.fixture

@@ -15,14 +15,14 @@ import keras
 import numpy as np
 import pytest
 from absl import flags
+
+import gmpq_tf.files
 from gmpq_tf.export.app import guarded
 from gmpq_tf.export.run_config import RunConfig
+from gmpq_tf.search import RiskConfig
 from gmpq_tf.train.finetune import FinetuneConfig, finetune
 from gmpq_tf.train.loop import EpochBackup, StopAtNaN
 from gmpq_tf.train.search import SearchConfig, search
-
-import gmpq_tf.files
-from gmpq_tf.search import RiskConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINING = ["--dataset=digits", "--augment=shift", "--batch_size=8", "--threads=1"]

@@ -6,8 +6,11 @@ import sys
 import keras
 import numpy as np
 import pytest
+
+from gmpq_tf.data import load_dataset
 from gmpq_tf.export.run_config import RunConfig
 from gmpq_tf.export.stage import Stage, backup_before
+from gmpq_tf.files import read_jsonl
 from gmpq_tf.train import loop
 from gmpq_tf.train.loop import (
     EpochBackup,
@@ -15,9 +18,6 @@ from gmpq_tf.train.loop import (
     fit_epochs,
     save_model,
 )
-
-from gmpq_tf.data import load_dataset
-from gmpq_tf.files import read_jsonl
 from tests.search.progress_test import Terminal
 
 

@@ -3,10 +3,10 @@ import importlib.util
 from types import SimpleNamespace
 
 import pytest
-from gmpq_tf.export.run_config import RunConfig
-from gmpq_tf.train.metrics_log import metrics_logs
 
+from gmpq_tf.export.run_config import RunConfig
 from gmpq_tf.files import append_jsonl, read_jsonl
+from gmpq_tf.train.metrics_log import metrics_logs
 
 FIRST = {"loss": 0.1 + 0.2, "accuracy": 1 / 3}  # numbers that need every digit
 

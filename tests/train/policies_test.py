@@ -1,9 +1,9 @@
 import json
 
 import pytest
-from gmpq_tf.train.policies import read_policy
 
 from gmpq_tf.policy import BitwidthPolicy, PolicyError
+from gmpq_tf.train.policies import read_policy
 from tests.train.conftest import small_model
 
 LAYERS = {"first": (8, 8), "middle": (3, 4), "last": (2, 5)}

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
-from gmpq_tf.export.errors import StageError
-from gmpq_tf.train.pretrain import PretrainConfig, float_model, pretrain
 from PIL import Image
 
 from gmpq_tf.data import DataConfig, DataError, load_dataset
+from gmpq_tf.export.errors import StageError
 from gmpq_tf.models import build_model
+from gmpq_tf.train.pretrain import PretrainConfig, float_model, pretrain
 
 
 def test_a_trained_file_is_measured_and_copied(float_file, digits, quiet):

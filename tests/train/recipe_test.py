@@ -3,6 +3,7 @@ import math
 import keras
 import numpy as np
 import pytest
+
 from gmpq_tf.train.recipe import (
     TrainingConfig,
     gives_logits,

@@ -4,13 +4,13 @@ import json
 import keras
 import numpy as np
 import pytest
-from gmpq_tf.train import loop
-from gmpq_tf.train.search import SearchConfig, search
 
 from gmpq_tf.cost import bit_ops_range, count_cost
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.search import BudgetError, RiskConfig
 from gmpq_tf.space import SearchSpace
+from gmpq_tf.train import loop
+from gmpq_tf.train.search import SearchConfig, search
 
 
 def tiny(float_file, **changes):

@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+
 from gmpq_tf.export.app import StopRequested, stopped_by_signals
 from gmpq_tf.export.errors import StageError
 from gmpq_tf.train.sweep import (

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
-from gmpq_tf.export.errors import StageError
-from gmpq_tf.export.run_config import RunConfig, set_threads
-from gmpq_tf.export.stage import Stage, open_stage
 
 from gmpq_tf.data import DataConfig, Dataset, Share
 from gmpq_tf.distribution import replica_count
+from gmpq_tf.export.errors import StageError
+from gmpq_tf.export.run_config import RunConfig, set_threads
+from gmpq_tf.export.stage import Stage, open_stage
 
 
 class WorkerError(StageError):

@@ -13,6 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 from absl import app, flags, logging
+
 from gmpq_tf.export.flags import define_flags
 from gmpq_tf.export.stage import interrupted_at
 from gmpq_tf.export.workdir import check_writable

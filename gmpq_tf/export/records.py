@@ -14,7 +14,6 @@ from typing import Any
 
 from gmpq_tf.export.errors import StageError
 from gmpq_tf.export.run_config import WorkdirConfig
-
 from gmpq_tf.files import parse_json, read_text
 
 PACKAGES = ("tensorflow", "keras", "numpy", "tensorflow-datasets", "ai-edge-litert")

@@ -15,7 +15,6 @@ from gmpq_tf.export.errors import StageError
 from gmpq_tf.export.records import describe_run, fingerprint, read_record
 from gmpq_tf.export.run_config import WorkdirConfig
 from gmpq_tf.export.workdir import check_writable, claim
-
 from gmpq_tf.files import DamagedFileError, read_arrays, remove_temporaries, write_json
 
 RESERVED_NAMES = ("config", "report")

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import keras
+
+from gmpq_tf.data import DataConfig, Dataset, check_num_classes
 from gmpq_tf.export.errors import StageError
 from gmpq_tf.export.flags import from_flags
 from gmpq_tf.export.records import fingerprint, recorded_data
 from gmpq_tf.export.run_config import WorkdirConfig
-
-from gmpq_tf.data import DataConfig, Dataset, check_num_classes
 from gmpq_tf.graph import read_graph
 from gmpq_tf.models import load_model
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import keras
 import numpy as np
-from gmpq_tf.export.run_config import RunConfig
-from gmpq_tf.export.stage import Stage, backup_before
 
 from gmpq_tf.cost import count_cost
 from gmpq_tf.data import Dataset
 from gmpq_tf.distribution import support_workers, synchronized_statistics
+from gmpq_tf.export.run_config import RunConfig
+from gmpq_tf.export.stage import Stage, backup_before
 from gmpq_tf.files import (
     DamagedFileError,
     check_space,

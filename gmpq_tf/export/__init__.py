@@ -1,0 +1,1 @@
+"""Exporters: from a quantized Keras model to the files that devices run."""

@@ -1,0 +1,331 @@
+"""Recipes for the LiteRT quantizer: the same policy, the same codes, another tool.
+
+`litert-quantizer` reads a float `.tflite` and a recipe: a list of rules, each a regular
+expression for the names of output tensors, an operator, an algorithm and a
+configuration. It expresses fewer policies than `export_tflite` does; measured with
+release 0.11.0:
+
+    weights   stored as       by
+    2         INT4, or INT2   recovery; INT2 for Dense with dynamic activations only,
+                              because INT2 convolutions return NaN
+    3, 4      INT4            recovery
+    5 to 8    INT8            recovery, or the largest weight where that is 127 steps
+
+Recovery ("dequantized_weight_recovery") takes the smallest gap between the absolute
+weights of a channel as its step, so a channel needs two codes one apart. It does not
+know depthwise convolutions, whose codes are right only where every channel reaches code
+127 (or has no code but -1, 0, 1). Activations have 8 bits or are float. A kernel with
+one step a tensor (Dense without BatchNormalization) is recovered as a whole.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from gmpq_tf.files import write_json
+from gmpq_tf.graph import (
+    is_searchable,
+    read_graph,
+)
+from gmpq_tf.names import suggest
+from gmpq_tf.policy import BitwidthPolicy, LayerBits, PolicyError
+
+from .convolutions import stored_layout
+from .errors import ExportError
+from .flatbuffer import read_model
+from .float_model import FloatKernel, float_graph, float_tflite
+
+ACTIVATIONS = ("static", "dynamic", "float")
+ACTIVATION_BITS = 8  # the only integer width below 16 that the tool knows
+RECOVERY = "dequantized_weight_recovery"
+MIN_MAX = "min_max_uniform_quantize"
+OPERATIONS = {
+    "Conv2D": "CONV_2D",
+    "DepthwiseConv2D": "DEPTHWISE_CONV_2D",
+    "Dense": "FULLY_CONNECTED",
+}
+OTHER_ACTIVATIONS = "activations of other than 8 bits"
+ZERO_CHANNEL = "a channel of zeros, by whose step the tool divides its bias"
+# What stays float with static activations: the file's ends, and what ends a model.
+FLOAT_OPERATIONS = ("INPUT", "OUTPUT", "SOFTMAX", "LOGISTIC")
+
+
+def recipe(
+    model: keras.Model,
+    policy: BitwidthPolicy,
+    activations: str = "static",
+    float_file: bytes | None = None,
+) -> list[dict[str, Any]]:
+    """Rules that make the LiteRT quantizer store the codes that were trained.
+
+    Each layer has a rule of its own, for the name of the tensor it writes in the float
+    file. That file comes first, because only it knows the names:
+
+        content = float_tflite(student)
+        rules = recipe(student, policy, float_file=content)
+        quantizer = litert_quantizer.quantizer.Quantizer(bytearray(content), rules)
+
+    Args:
+        model: the fine-tuned student from `gmpq_tf.quantize_model`.
+        policy: the policy it was made with.
+        activations: "static": 8 bits, with ranges from the tool's own calibration
+            (pass it one large batch; it averages over calls); "dynamic": 8 bits, with
+            ranges found at every call; "float": kernels only, whatever the policy's
+            activation bits.
+        float_file: what `float_tflite(model)` returned; None: made again.
+
+    Returns:
+        The rules as plain JSON values.
+
+    Raises:
+        ExportError: layers whose bits or codes the tool cannot express, each with its
+            reason; a policy for another model.
+    """
+    _check_activations(activations)
+    _, kernels = float_graph(model)
+    _check_policy(policy, model)
+    content = float_tflite(model) if float_file is None else float_file
+    rules, reasons = [], {}
+    for kernel, scope in _scopes(kernels, content):
+        bits = policy[kernel.name]
+        rule = layer_rule(kernel, bits, activations, scope)
+        if isinstance(rule, str):
+            reasons[kernel.name] = rule
+        else:
+            rules.append(rule)
+    if reasons:
+        raise ExportError(_refusal(policy, reasons))
+    return [*_base_rules(activations), *rules]
+
+
+def write_recipe(
+    path: str | os.PathLike[str], rules: Sequence[Mapping[str, Any]]
+) -> Path:
+    """Write a recipe as the JSON file that the tool loads, whole or not at all.
+
+    Args:
+        path: the file to make or to replace.
+        rules: what `recipe` returned.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ExportError: the path cannot be written.
+    """
+    try:
+        return write_json(path, list(rules))
+    except OSError as error:
+        raise ExportError(
+            "The path must be writable. "
+            f"Received: path={str(path)!r} ({error}). Choose another folder."
+        ) from error
+
+
+def layer_rule(
+    kernel: FloatKernel, bits: LayerBits, activations: str, scope: str
+) -> dict[str, Any] | str:
+    """The rule of one layer, or why there is none.
+
+    Args:
+        kernel: the layer's, as the float file holds it.
+        bits: of the policy.
+        activations: "static", "dynamic" or "float".
+        scope: name of the tensor that its operator writes.
+    """
+    if activations != "float" and bits.activation_bits != ACTIVATION_BITS:
+        return OTHER_ACTIVATIONS
+    if activations == "static" and has_constant_channel(kernel):
+        return ZERO_CHANNEL
+    stored = stored_bits(kernel.kind, bits.weight_bits, activations)
+    algorithm = exact_algorithm(kernel, stored)
+    if algorithm is None and kernel.kind == "DepthwiseConv2D":
+        return "depthwise kernels, kept only where each channel reaches code 127"
+    if algorithm is None:
+        return "a channel without two codes one apart, so that its step is not seen"
+    return {
+        # The tool ends the name of what it matches with a semicolon.
+        "regex": f"^{re.escape(scope)};$",
+        "operation": OPERATIONS[kernel.kind],
+        "algorithm_key": algorithm,
+        "op_config": op_config(stored, activations, kernel.per_tensor),
+    }
+
+
+def has_constant_channel(kernel: FloatKernel) -> bool:
+    """Whether a channel has a bias and no weight."""
+    columns = kernel.codes.reshape(-1, kernel.bias.size)
+    return bool(np.any(~columns.any(axis=0) & (kernel.bias != 0)))
+
+
+def stored_bits(kind: str, weight_bits: int, activations: str) -> int:
+    """Bits of the stored type: 2, 4 or 8."""
+    if kind == "DepthwiseConv2D" or weight_bits > 4:
+        return 8
+    return 2 if weight_bits == 2 and (kind, activations) == ("Dense", "dynamic") else 4
+
+
+def exact_algorithm(kernel: FloatKernel, stored: int) -> str | None:
+    """The algorithm of the tool that represents a kernel without error, or None."""
+    groups = kernel.groups
+    if kernel.kind != "DepthwiseConv2D" and all(map(is_recovered, groups)):
+        return RECOVERY
+    limit = 2 ** (stored - 1) - 1
+    whole = all(limit % largest == 0 for largest in groups.max(axis=1) if largest)
+    return MIN_MAX if whole else None
+
+
+def is_recovered(codes: np.ndarray) -> bool:
+    """Whether the smallest gap between absolute codes (and 0) divides all of them."""
+    gaps = np.diff(np.unique(np.append(codes, 0)))
+    return gaps.size == 0 or int(gaps.min()) == math.gcd(*codes.tolist())
+
+
+def op_config(
+    stored: int, activations: str, per_tensor: bool = False
+) -> dict[str, Any]:
+    """Configuration of an operator with kernels of 2, 4 or 8 stored bits."""
+    granularity = "TENSORWISE" if per_tensor else "CHANNELWISE"
+    config: dict[str, Any] = {
+        "weight_tensor_config": _tensor_config(stored, True, granularity),
+        "compute_precision": "FLOAT" if activations == "float" else "INTEGER",
+        "explicit_dequantize": activations == "float",
+    }
+    if activations == "static":
+        activation = _tensor_config(ACTIVATION_BITS, False, "TENSORWISE")
+        config["activation_tensor_config"] = activation
+    return config
+
+
+def _tensor_config(bits: int, symmetric: bool, granularity: str) -> dict[str, Any]:
+    return {
+        "num_bits": bits,
+        "symmetric": symmetric,
+        "granularity": granularity,
+        "dtype": "INT",
+    }
+
+
+def _base_rules(activations: str) -> list[dict[str, Any]]:
+    """Rules of everything that has no kernel; those of the layers come after."""
+    if activations != "static":
+        return []
+    every = {"regex": ".*", "operation": "*", "algorithm_key": MIN_MAX}
+    rules = [{**every, "op_config": op_config(8, "static")}]
+    for operation in FLOAT_OPERATIONS:
+        rule = {"operation": operation, "algorithm_key": "no_quantize"}
+        rules.append({"regex": ".*", **rule, "op_config": {}})
+    return rules
+
+
+def _scopes(
+    kernels: Sequence[FloatKernel], content: bytes
+) -> Iterator[tuple[FloatKernel, str]]:
+    """Each kernel with the name of the tensor its operator writes.
+
+    Kernels are found by their values: the converter fuses names, drops some, and calls
+    the last tensor after the function.
+    """
+    operators = list(_weighted_operators(content))
+    missing = []
+    for kernel in kernels:
+        wanted, _ = stored_layout(kernel.kind, kernel.kernel)
+        equal = [o for o in operators if _is_of(o, kernel.kind, wanted)]
+        if not equal:
+            missing.append(kernel.name)
+            continue
+        # Layers of equal kernels are told apart by name, where there is a choice.
+        named = [o for o in equal if kernel.name in re.split(r"[/;]|_\d+[/;]", o[1])]
+        found = (named or equal)[0]
+        operators.remove(found)
+        yield kernel, found[1]
+    if missing:
+        raise ExportError(
+            "Every kernel must be in the float file as it was trained. "
+            f"Received: float_file without those of layers={missing}. Pass what "
+            "float_tflite(model) returned for this model; if it was, use "
+            "gmpq_tf.export.tflite.export_tflite, which needs no converter."
+        )
+
+
+def _is_of(operator: tuple, kind: str, wanted: np.ndarray) -> bool:
+    code, _, values = operator
+    same = code == OPERATIONS[kind] and values.shape == wanted.shape
+    return same and np.array_equal(values, wanted)
+
+
+def _weighted_operators(content: bytes) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Operator, name of its output and float kernel, of each with a constant one."""
+    names = {
+        value: name
+        for name, value in vars(schema.BuiltinOperator).items()
+        if name in OPERATIONS.values()
+    }
+    model = read_model(content)
+    for graph in model.subgraphs:
+        for operator in graph.operators:
+            code = model.operatorCodes[operator.opcodeIndex]
+            number = max(code.builtinCode, code.deprecatedBuiltinCode)
+            if number not in names:
+                continue
+            tensor = graph.tensors[operator.inputs[1]]
+            data = model.buffers[tensor.buffer].data
+            if data is not None and tensor.type == schema.TensorType.FLOAT32:
+                values = np.asarray(data, np.uint8).view(np.float32)
+                name = graph.tensors[operator.outputs[0]].name.decode()
+                yield names[number], name, values.reshape(tensor.shape)
+
+
+def _check_activations(activations: str) -> None:
+    if activations not in ACTIVATIONS:
+        raise ExportError(
+            f"activations must be one of {', '.join(ACTIVATIONS)}. "
+            f"Received: activations={activations!r}. "
+            f"{suggest(str(activations), ACTIVATIONS)}"
+        )
+
+
+def _check_policy(policy: BitwidthPolicy, model: keras.Model) -> None:
+    layers = {call.name: call.layer for call in read_graph(model).calls}
+    layers = {name: layer for name, layer in layers.items() if is_searchable(layer)}
+    try:
+        policy.check(layers)
+    except PolicyError as error:
+        raise ExportError(str(error)) from error
+    for name, layer in layers.items():
+        trained = (layer.kernel_quantizer.bits[0], layer.input_quantizer.bits[0])
+        bits = (policy[name].weight_bits, policy[name].activation_bits)
+        if bits != trained:
+            raise ExportError(
+                "The policy must be the one the model was made with. "
+                f"Received: {name}={bits} in the policy, {trained} in the model. "
+                "Pass the policy given to gmpq_tf.quantize_model."
+            )
+
+
+def _refusal(policy: BitwidthPolicy, reasons: Mapping[str, str]) -> str:
+    listed = []
+    for reason in dict.fromkeys(reasons.values()):
+        layers = [
+            f"{name} W{policy[name].weight_bits}/A{policy[name].activation_bits}"
+            for name, why in reasons.items()
+            if why == reason
+        ]
+        listed.append(f"{', '.join(layers)} ({reason})")
+    kernels_fit = {OTHER_ACTIVATIONS, ZERO_CHANNEL}.issuperset(reasons.values())
+    hint = ", or activations='float' for kernels only" if kernels_fit else ""
+    return (
+        "The LiteRT quantizer must be able to express every layer. "
+        f"Received: policy={policy.model!r} with {'; '.join(listed)}. Use "
+        "gmpq_tf.export.tflite.export_tflite, which writes every policy exactly"
+        f"{hint}."
+    )

@@ -1,0 +1,338 @@
+"""Prints what a model costs, layer by layer: MACs, BOPs, bytes.
+
+  python -m train.cost --model=resnet18 --image_size=224 --num_classes=1000
+  python -m train.cost --model=model.keras --policy=runs/digits/search/policy.json
+  python -m train.cost --model=model.keras --policy=uniform:3,3 --format=csv
+
+Weight bytes are those of kernels packed at their bits; biases and the rest, at 32 bits,
+are the row "other". Activation bytes are what a layer reads for one example.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from typing import Any, Literal
+
+import keras
+
+from gmpq_tf.align import align
+from gmpq_tf.cost import Cost, count_cost
+from gmpq_tf.export.app import run_main
+from gmpq_tf.export.flags import from_flags
+from gmpq_tf.files import write_atomic
+from gmpq_tf.models import MODELS, load_model
+from gmpq_tf.policy import BitwidthPolicy
+
+from .policies import read_policy
+
+HEADER = ("layer", "W", "A", "MACs", "BOPs", "share", "weights", "share", "inputs")
+COLUMNS = (
+    "kind name weight_bits activation_bits macs params input_elements bit_ops "
+    "weight_bytes activation_bytes bit_ops_share weight_bytes_share"
+).split()
+Record = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class CostConfig:
+    """What is counted, and how it is written.
+
+    Args:
+        model: Built-in name, or a .keras or .h5 file.
+        image_size: Side of the square images, in pixels: of a built-in model, or of a
+            file whose input leaves its size open.
+        channels: Channels of the images a built-in model reads.
+        num_classes: Outputs of a built-in model.
+        policy: A policy file, or uniform:WEIGHT_BITS,ACTIVATION_BITS (first and last
+            layer at 8); none: 32 bits everywhere.
+        rename_layers: How the layers of the policy file are called in the model:
+            prefix=TEXT, or a JSON file {old name: new name}.
+        compare: Another policy, in the forms of policy: what differs in it, and its
+            rank correlation, are written too.
+        format: Aligned columns in human units, or raw counts as CSV or JSON.
+        output: File to write; none: the terminal.
+
+    Raises:
+        ValueError: flags that do not go together.
+    """
+
+    model: str | None = None
+    image_size: int | None = None
+    channels: int = 3
+    num_classes: int | None = None
+    policy: str | None = None
+    rename_layers: str | None = None
+    compare: str | None = None
+    format: Literal["table", "csv", "json"] = "table"
+    output: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.model is None:
+            raise ValueError(
+                "A model must be given. Received: model=None. Give a .keras or .h5 "
+                f"file, or one of {', '.join(MODELS)}."
+            )
+        if self.policy is None and (self.compare or self.rename_layers):
+            raise ValueError(
+                "compare and rename_layers need a policy. "
+                f"Received: compare={self.compare!r}, "
+                f"rename_layers={self.rename_layers!r}, policy=None. Give --policy."
+            )
+        if self.compare and self.format == "csv":
+            raise ValueError(
+                "CSV has no place for what differs. "
+                f"Received: compare={self.compare!r}, format='csv'. "
+                "Use --format=table or --format=json."
+            )
+
+
+def describe_cost(config: CostConfig) -> str:
+    """Returns what the command prints.
+
+    Args:
+        config: model, policy and format.
+
+    Returns:
+        The text, ending in a newline.
+
+    Raises:
+        ValueError: a file or a name cannot be used, or the policy is for other layers.
+    """
+    model = counted_model(config)
+    policy = other = None
+    if config.policy is not None:
+        policy = read_policy(config.policy, model, config.rename_layers)
+    if config.compare is not None:
+        other = read_policy(config.compare, model)
+    records = cost_records(count_cost(model, policy))
+    if config.format == "csv":
+        return format_csv(records)
+    if config.format == "json":
+        return format_json(records, model, policy, other)
+    text = format_records(records)
+    if policy is not None and other is not None:
+        text += f"\n{policy.diff(other)}\n{policy.rank_correlation(other)}\n"
+    return text
+
+
+def counted_model(config: CostConfig) -> keras.Model:
+    """Builds or reads the model, with its image size.
+
+    Args:
+        config: the flags.
+
+    Returns:
+        A model whose input size is known, unless the file leaves it open and
+        `image_size` is not given.
+
+    Raises:
+        ValueError: the name or file cannot be used, or its size is another.
+    """
+    name, size = str(config.model), config.image_size
+    if name in MODELS:
+        shape = None if size is None else (size, size, config.channels)
+        return load_model(name, shape, config.num_classes)
+    if config.num_classes is not None:
+        raise ValueError(
+            "A model file has its classes. "
+            f"Received: num_classes={config.num_classes}, model={name!r}. "
+            "Leave --num_classes out."
+        )
+    model = load_model(name)
+    return model if size is None else with_image_size(model, size)
+
+
+def with_image_size(model: keras.Model, size: int) -> keras.Model:
+    """Returns a model for images of one size, where it leaves that open.
+
+    Args:
+        model: a functional model of one image.
+        size: side of the square images, in pixels.
+
+    Returns:
+        The model itself where it reads that size, else a copy with new weights.
+
+    Raises:
+        ValueError: the model reads another size, or no single image.
+    """
+    shape = tuple(model.inputs[0].shape)[1:]
+    fits = len(shape) == 3 and all(side in (None, size) for side in shape[:2])
+    if len(model.inputs) != 1 or not fits:
+        raise ValueError(
+            "image_size must be what the model reads. "
+            f"Received: image_size={size}, inputs {[x.shape for x in model.inputs]}. "
+            "Leave --image_size out, or save the model with that size."
+        )
+    if None not in shape[:2]:
+        return model
+    inputs = keras.Input((size, size, shape[2]))
+    return keras.models.clone_model(model, input_tensors=inputs)
+
+
+def cost_records(cost: Cost) -> list[Record]:
+    """Returns the rows of the table: the layers, what is no kernel, the total.
+
+    Args:
+        cost: of a model.
+
+    Returns:
+        One dict a row, with the keys `COLUMNS`; None where a row has no such value.
+        Shares are of the total, 0 to 1.
+    """
+    layers: list[Record] = [
+        {"kind": "layer", **dataclasses.asdict(layer)} for layer in cost.layers
+    ]
+    other = {"params": cost.other_params, "weight_bytes": cost.other_bytes}
+    total: Record = {
+        "macs": cost.macs,
+        "params": cost.params,
+        "input_elements": sum(layer.input_elements for layer in cost.layers),
+        "bit_ops": cost.bit_ops,
+        "weight_bytes": cost.weight_bytes,
+        "activation_bytes": cost.activation_bytes,
+    }
+    rows = [*layers, {"kind": "other", **other}, {"kind": "total", **total}]
+    return [_with_shares(row, total) for row in rows]
+
+
+def format_records(records: list[Record]) -> str:
+    """Prints rows as aligned columns in human units (k = 1e3, M = 1e6, G = 1e9).
+
+    Args:
+        records: from `cost_records`.
+
+    Returns:
+        Lines of text. Shares are of all BOPs and of all weight bytes; `inputs` are
+        activation bytes.
+    """
+    return align(HEADER, [_cells(row) for row in records]) + "\n"
+
+
+def format_csv(records: list[Record]) -> str:
+    """Prints rows as CSV with raw counts.
+
+    Args:
+        records: from `cost_records`.
+
+    Returns:
+        A header line and one line a row; the column `kind` tells layers from the rest.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
+
+
+def format_json(
+    records: list[Record],
+    model: keras.Model,
+    policy: BitwidthPolicy | None,
+    other: BitwidthPolicy | None,
+) -> str:
+    """Prints rows as JSON with raw counts.
+
+    Args:
+        records: from `cost_records`.
+        model: what was counted.
+        policy: its bits, None for full precision.
+        other: the policy it is compared with, or None.
+
+    Returns:
+        An object with the keys model, input_shapes, made_by, layers, other, total and,
+        with another policy, comparison.
+    """
+    rows = [{k: v for k, v in row.items() if v is not None} for row in records]
+    content: Record = {
+        "model": model.name,
+        "input_shapes": [list(tensor.shape) for tensor in model.inputs],
+        "made_by": None if policy is None else policy.made_by,
+        "layers": [row for row in rows if row["kind"] == "layer"],
+        "other": rows[-2],
+        "total": rows[-1],
+    }
+    if policy is not None and other is not None:
+        content["comparison"] = compare(policy, other)
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+
+def compare(policy: BitwidthPolicy, other: BitwidthPolicy) -> Record:
+    """Returns what differs between two policies as plain values.
+
+    Args:
+        policy: before.
+        other: after.
+
+    Returns:
+        changed, only_before and only_after as in `PolicyDiff`, and rank_correlation,
+        whose undefined values are None.
+    """
+    correlation = dataclasses.asdict(policy.rank_correlation(other))
+    return {
+        **dataclasses.asdict(policy.diff(other)),
+        "rank_correlation": {
+            key: None if value != value else value  # NaN, which JSON lacks
+            for key, value in correlation.items()
+        },
+    }
+
+
+def _with_shares(row: Record, total: Record) -> Record:
+    for key in ("bit_ops", "weight_bytes"):
+        if key in row and total[key]:
+            row[f"{key}_share"] = row[key] / total[key]
+    return {key: row.get(key) for key in COLUMNS}
+
+
+def _cells(row: Record) -> tuple[str, ...]:
+    return (
+        row["name"] or row["kind"],
+        str(row["weight_bits"] or ""),
+        str(row["activation_bits"] or ""),
+        _human(row["macs"]),
+        _human(row["bit_ops"]),
+        _percent(row["bit_ops_share"]),
+        _human(row["weight_bytes"], "B"),
+        _percent(row["weight_bytes_share"]),
+        _human(row["activation_bytes"], "B"),
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f} %"
+
+
+def _human(count: int | None, unit: str = "") -> str:
+    if count is None:
+        return ""
+    for size, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= size * (1 - 5e-6):  # 999,995 would print as 1000.00 k
+            return f"{count / size:.2f} {prefix}{unit}"
+    return f"{count} {unit}".strip()
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command; flags must have been parsed.
+
+    Args:
+        argv: not used.
+    """
+    config = from_flags(CostConfig)
+    text = describe_cost(config)
+    if config.output is None:
+        print(text, end="")
+    else:
+        write_atomic(config.output, text)
+        print(f"Costs: {config.output}")
+
+
+def run() -> None:
+    """Entry point of `gmpq-cost`."""
+    run_main(main, __doc__, CostConfig)
+
+
+if __name__ == "__main__":
+    run()

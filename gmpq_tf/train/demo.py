@@ -1,0 +1,216 @@
+"""The whole path on real images: float model, policy, .tflite, report.
+
+Trains a float model, searches a policy that costs no more than uniform bits, fine-tunes
+the searched and the uniform model alike, exports both, measures everything on the test
+images and writes the report. Finished stages are skipped when it is run again.
+
+  python -m train.demo                                  4 minutes on 2 cores
+  python -m train.demo --dataset=cifar10 --workdir=runs/cifar10
+      resnet8, with 30, 8 and 10 epochs where the paper's recipes have more: 1.5 hours
+      on 2 cores; --model=FILE starts from a trained model instead
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+from gmpq_tf.cost import count_cost
+from gmpq_tf.data import DataConfig
+from gmpq_tf.export.app import run_main
+from gmpq_tf.export.flags import from_flags
+from gmpq_tf.export.run_config import RunConfig, set_threads
+from gmpq_tf.export.tflite import ExportConfig, export
+from gmpq_tf.models import MODELS, load_model
+from gmpq_tf.policy import BitwidthPolicy
+from gmpq_tf.search import RiskConfig
+
+from .evaluate import EvaluateConfig, describe, evaluate
+from .finetune import FinetuneConfig, finetune
+from .pretrain import PretrainConfig, pretrain
+from .report import ReportConfig, report
+from .search import SearchConfig, search
+
+STAGES = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """Sizes that suit a data set.
+
+    Args:
+        model: built-in model.
+        batch_size: images in a batch.
+        pretrain_epochs: epochs of the float model.
+        search_epochs: epochs of the search.
+        finetune_epochs: epochs of each fine-tuning.
+    """
+
+    model: str
+    batch_size: int
+    pretrain_epochs: int
+    search_epochs: int
+    finetune_epochs: int
+
+
+PRESETS = {"digits": Preset("digits_cnn", 64, 40, 25, 30)}
+OTHER = Preset("resnet8", 128, 30, 8, 10)
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoConfig:
+    """What is shown.
+
+    Args:
+        model: A built-in model, or a trained .keras or .h5 file; none: one that suits
+            the data set.
+        bits: Bits of weights and activations of the uniform model, whose bit operations
+            are the budget of the search.
+        pretrain_epochs: Epochs of the float model; none: enough for the data set, and
+            none for a trained file.
+        search_epochs: Epochs of the search; none: enough for the data set.
+        finetune_epochs: Epochs of each fine-tuning; none: enough for the data set.
+        distillation: Share of the fine-tuning loss that follows the float model.
+    """
+
+    model: str | None = None
+    bits: int = 3
+    pretrain_epochs: int | None = None
+    search_epochs: int | None = None
+    finetune_epochs: int | None = None
+    distillation: float = 0.5
+
+
+def demo(config: DemoConfig, data: DataConfig, run: RunConfig) -> Path:
+    """Runs every stage that is not finished.
+
+    Args:
+        config: what is shown.
+        data: the images.
+        run: where and how.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        ValueError: an option cannot be used, or training diverged.
+    """
+    config = with_preset(config, data.dataset)
+    _heading(1, "Float model")
+    trained = pretrain(pretrain_config(config), data, run)
+    _heading(2, "Search")
+    budget = uniform_bit_ops(trained.folder / "model.keras", config.bits)
+    search(search_config(config, budget), data, run)
+    for number, name, policy in (
+        (3, "finetune", None),
+        (4, "uniform", f"uniform:{config.bits},{config.bits}"),
+    ):
+        _heading(number, f"Fine-tuning: {policy or 'the searched policy'}")
+        finetune(finetune_config(config, name, policy), data, run)
+    _heading(5, "Export and test")
+    for name in ("finetune", "uniform"):
+        export(ExportConfig(name=name), data, run)
+    for name in ("pretrain", "finetune", "uniform"):
+        print(describe(name, evaluate(EvaluateConfig(split="test"), data, run, name)))
+    _heading(6, "Report")
+    return report(ReportConfig(), data, run)
+
+
+def with_preset(config: DemoConfig, dataset: str) -> DemoConfig:
+    """Fills in what the configuration leaves to the data set.
+
+    Args:
+        config: the configuration.
+        dataset: name of the data set.
+
+    Returns:
+        A configuration without None.
+    """
+    preset = PRESETS.get(dataset, OTHER)
+    values = dataclasses.asdict(preset)
+    if config.model is not None and config.model not in MODELS:
+        values["pretrain_epochs"] = 0  # it has been trained
+    missing = {
+        field.name: values[field.name]
+        for field in dataclasses.fields(config)
+        if getattr(config, field.name) is None
+    }
+    return dataclasses.replace(config, **missing)
+
+
+def pretrain_config(config: DemoConfig) -> PretrainConfig:
+    """Returns the first stage's configuration."""
+    return PretrainConfig(
+        epochs=config.pretrain_epochs or 0,
+        model=config.model or "",
+        learning_rate=0.05,
+    )
+
+
+def search_config(config: DemoConfig, budget: int) -> SearchConfig:
+    """Returns the search's configuration, within a budget of bit operations."""
+    return SearchConfig(
+        epochs=config.search_epochs or 0,
+        learning_rate=0.02,
+        schedule="cosine",
+        importance_learning_rate=0.05,
+        risk=RiskConfig(bit_ops_budget=budget),
+    )
+
+
+def finetune_config(
+    config: DemoConfig, name: str, policy: str | None
+) -> FinetuneConfig:
+    """Returns the configuration of the fine-tuning of a policy."""
+    return FinetuneConfig(
+        epochs=config.finetune_epochs or 0,
+        schedule="cosine",
+        name=name,
+        policy=policy,
+        distillation=config.distillation,
+    )
+
+
+def uniform_bit_ops(path: Path, bits: int) -> int:
+    """Returns the bit operations of a model at uniform bits, ends at 8.
+
+    Args:
+        path: of the float model.
+        bits: of weights and activations.
+
+    Returns:
+        Bit operations of one image.
+    """
+    model = load_model(path)
+    return count_cost(model, BitwidthPolicy.uniform(model, bits, bits)).bit_ops
+
+
+def _heading(number: int, text: str) -> None:
+    print(f"\n[{number}/{STAGES}] {text}", flush=True)
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command; flags must have been parsed.
+
+    Args:
+        argv: not used.
+    """
+    started = time.perf_counter()
+    run = from_flags(RunConfig)
+    set_threads(run.threads)
+    preset = PRESETS.get(from_flags(DataConfig).dataset, OTHER)
+    data = from_flags(DataConfig, inherited={"batch_size": preset.batch_size})
+    path = demo(from_flags(DemoConfig), data, run)
+    minutes = (time.perf_counter() - started) / 60
+    print(f"\nReport: {path} ({minutes:.1f} minutes)")
+
+
+def run() -> None:
+    """Entry point of `gmpq-demo`."""
+    defaults = {"dataset": "digits", "workdir": "runs/demo"}
+    run_main(main, __doc__, DemoConfig, DataConfig, RunConfig, defaults=defaults)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,261 @@
+"""Puts the results of a workdir into a table and a page.
+
+Reads what the other commands left (run `python -m train.evaluate` first) and writes
+summary.json, cost.json, attribution.npz and report/report.html.
+
+  python -m train.report --workdir=runs/digits
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import keras
+
+import gmpq_tf.layers  # noqa: F401  registers the layers that the model files name
+from gmpq_tf.attribution import split_head
+from gmpq_tf.cost import Cost, count_cost
+from gmpq_tf.data import DataConfig, load_dataset
+from gmpq_tf.export.app import run_main
+from gmpq_tf.export.errors import StageError
+from gmpq_tf.export.flags import from_flags
+from gmpq_tf.export.records import command, read_json, recorded_data, versions
+from gmpq_tf.export.run_config import WorkdirConfig, set_threads
+from gmpq_tf.files import write_json
+from gmpq_tf.graph import GraphError
+from gmpq_tf.models import load_model
+from gmpq_tf.policy import BitwidthPolicy
+from gmpq_tf.report import format_table, read_summary, write_report
+
+from .attribute import write_attribution
+from .evaluate import RESULT, model_folders
+from .inputs import PRETRAINED
+
+ATTRIBUTION = "attribution.npz"
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig:
+    """What the page shows.
+
+    Args:
+        attribution_images: Test images whose attribution maps are shown; 0 for none.
+    """
+
+    attribution_images: int = 8
+
+    def __post_init__(self) -> None:
+        if self.attribution_images < 0:
+            raise ValueError(
+                "attribution_images must be 0 or more. "
+                f"Received: attribution_images={self.attribution_images}."
+            )
+
+
+def report(config: ReportConfig, data: DataConfig, run: WorkdirConfig) -> Path:
+    """Writes the summary and the page of a workdir, and prints the table.
+
+    Args:
+        config: what the page shows.
+        data: the images.
+        run: where.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ValueError: a result is missing or broken.
+    """
+    workdir = Path(run.workdir)
+    folders = [f for f in model_folders(workdir) if (workdir / f / RESULT).exists()]
+    _check_measured(workdir, folders)
+    model = load_model(float_model_path(workdir, folders))
+    cost = count_cost(model)
+    attribution = None
+    if config.attribution_images:
+        attribution = attribute(workdir, folders, model, data, config)
+    write_json(workdir / "cost.json", dataclasses.asdict(cost))
+    rows = [result_row(workdir / folder, model) for folder in folders]
+    summary = {
+        "dataset": data.dataset,
+        "model": model.name,
+        "full_precision_bit_ops": cost.bit_ops,
+        "rows": sorted(rows, key=lambda row: -row["bit_ops"]),
+        "attribution": attribution,
+        "bit_ops_budget": searched_budget(workdir),
+        "command": command(),
+        "versions": versions(),
+    }
+    write_json(workdir / "summary.json", summary)
+    print(format_table(read_summary(workdir).rows))
+    return write_report(workdir)
+
+
+def result_row(folder: Path, model: keras.Model) -> dict[str, Any]:
+    """Returns the line of the table that a folder's evaluation makes.
+
+    Args:
+        folder: with model.keras, evaluation.json and, unless it holds the float model,
+            policy.json.
+        model: the float model.
+
+    Returns:
+        The fields of `gmpq_tf.report.ResultRow`.
+    """
+    result = read_json(folder / RESULT)
+    name, cost = row_name(folder), row_cost(folder, model)
+    measured = ("accuracy", "file_bytes", "tflite_accuracy", "agreement")
+    return {
+        "name": name,
+        "bit_ops": cost.bit_ops,
+        "weight_bytes": cost.weight_bytes,
+        **{key: result.get(key) for key in measured},
+    }
+
+
+def row_name(folder: Path) -> str:
+    """Returns what the table calls a folder: by how its policy was made.
+
+    Args:
+        folder: of a fine-tuned model, or of the float one.
+
+    Returns:
+        Such as "float", "searched", "uniform W3A3" or, for other strategies, the name
+        of the folder.
+    """
+    if not (folder / "policy.json").exists():
+        return "float" if folder.name == "pretrain" else folder.name
+    made_by = BitwidthPolicy.load(folder / "policy.json").made_by
+    bits = [_inside(made_by, "config", f"{x}_bits") for x in ("weight", "activation")]
+    if made_by.get("strategy") == "uniform" and None not in bits:
+        name = "uniform W{}A{}".format(*bits)
+        return name if folder.name == "uniform" else f"{name} ({folder.name})"
+    return "searched" if folder.name == "finetune" else folder.name
+
+
+def row_cost(folder: Path, model: keras.Model) -> Cost:
+    """Returns the cost of the float model under a folder's policy, if it has one."""
+    path = folder / "policy.json"
+    return count_cost(model, BitwidthPolicy.load(path) if path.exists() else None)
+
+
+def attribute(
+    workdir: Path,
+    folders: list[str],
+    model: keras.Model,
+    data: DataConfig,
+    config: ReportConfig,
+) -> str | None:
+    """Writes the attribution maps of the float model and of the students.
+
+    Args:
+        workdir: folder of the run.
+        folders: those with a measured model.
+        model: the float model.
+        data: the images.
+        config: how many of them.
+
+    Returns:
+        The name of the file; None for a model without a feature map.
+    """
+    try:
+        split_head(model)
+    except GraphError:
+        return None
+    students = {
+        re.sub(r"\W", "_", row_name(workdir / f)): load_model(
+            workdir / f / "model.keras"
+        )
+        for f in folders
+        if (workdir / f / "policy.json").exists()
+    }
+    dataset = load_dataset(data)
+    path = workdir / ATTRIBUTION
+    write_attribution(path, model, students, dataset, config.attribution_images)
+    return ATTRIBUTION
+
+
+def float_model_path(workdir: Path, folders: list[str]) -> Path:
+    """Returns the file of the float model that the folders were made from.
+
+    Args:
+        workdir: folder of the run.
+        folders: those with a measured model.
+
+    Returns:
+        The workdir's own float model, or the one a fine-tuning recorded.
+
+    Raises:
+        StageError: neither exists.
+    """
+    path = workdir / PRETRAINED
+    for folder in folders:
+        if path.is_file():
+            break
+        record = read_json(workdir / "config" / f"{folder}.json")
+        named = _inside(record, "config", "model", "path")
+        path = Path(named) if isinstance(named, str) else path
+    if not path.is_file():
+        raise StageError(
+            "The float model must be there. "
+            f"Received: {path}, which does not exist. Run `python -m train.pretrain "
+            "--model=FILE --epochs=0` with this --workdir."
+        )
+    return path
+
+
+def searched_budget(workdir: Path) -> float | None:
+    """Returns the budget of the workdir's search, None where there was none."""
+    record = read_json(workdir / "config" / "search.json")
+    return _inside(record, "config", "risk", "bit_ops_budget")
+
+
+def _inside(record: Any, *names: str) -> Any:
+    """Value in nested JSON objects; None where a file lacks one of them."""
+    for name in names:
+        record = record.get(name) if isinstance(record, dict) else None
+    return record
+
+
+def _check_measured(workdir: Path, folders: list[str]) -> None:
+    if not folders:
+        raise StageError(
+            f"A report needs a measured model. Received: {workdir}, which has none. "
+            "Run `python -m train.evaluate` with this --workdir first."
+        )
+    splits = {
+        folder: str(read_json(workdir / folder / RESULT).get("split"))
+        for folder in folders
+    }
+    if len(set(splits.values())) > 1:
+        raise StageError(
+            "All models of a table must be measured on the same images. "
+            f"Received: {splits}. Run `python -m train.evaluate --split=test`."
+        )
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command; flags must have been parsed.
+
+    Args:
+        argv: not used.
+    """
+    run = from_flags(WorkdirConfig)
+    set_threads(run.threads)
+    stages = ("pretrain", *(f for f in model_folders(run.workdir) if f != "pretrain"))
+    records = [recorded_data(run.workdir, stage) for stage in stages]
+    recorded: dict[str, Any] = next(filter(None, records), {})
+    data = from_flags(DataConfig, inherited=recorded)
+    print(f"Report: {report(from_flags(ReportConfig), data, run)}")
+
+
+def run() -> None:
+    """Entry point of `gmpq-report`."""
+    run_main(main, __doc__, ReportConfig, DataConfig, WorkdirConfig)
+
+
+if __name__ == "__main__":
+    run()
