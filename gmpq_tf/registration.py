@@ -10,17 +10,18 @@ from __future__ import annotations
 import importlib
 import importlib.abc
 import importlib.machinery
-import importlib.util
 import sys
+import threading
 from collections.abc import Sequence
 from types import ModuleType
 
+# Importing these imports every module that registers a class with Keras.
 MODULES = ("gmpq_tf.layers", "gmpq_tf.search", "gmpq_tf.transform.distill")
 
 
 def register_with_keras() -> None:
-    """Import the layers now if Keras is imported, else right after it is."""
-    if sys.modules.get("keras") is not None:
+    """Import the layers now if Keras is imported, else as soon as it is."""
+    if "keras" in sys.modules:
         _import_layers()
     else:
         sys.meta_path.insert(0, _AfterKeras())
@@ -31,16 +32,16 @@ def _import_layers() -> None:
         importlib.import_module(module)
 
 
-def _one_of_ours_is_loading() -> bool:
-    return any(
-        getattr(module.__spec__, "_initializing", False)
-        for name, module in list(sys.modules.items())
-        if name.startswith("gmpq_tf.")
-    )
-
-
 class _AfterKeras(importlib.abc.MetaPathFinder):
-    """Finds `keras` as usual, with a loader that registers the layers afterwards."""
+    """Registers the layers when Keras is loaded and no module of ours half loaded.
+
+    Finds Keras and our modules as usual, with loaders that count how deep imports are
+    nested: one of ours that imports Keras is finished before its siblings are imported,
+    which may need it.
+    """
+
+    def __init__(self) -> None:
+        self._nesting = threading.local()
 
     def find_spec(
         self,
@@ -48,17 +49,30 @@ class _AfterKeras(importlib.abc.MetaPathFinder):
         path: Sequence[str] | None = None,
         target: ModuleType | None = None,
     ) -> importlib.machinery.ModuleSpec | None:
-        if name != "keras":
+        if name != "keras" and not name.startswith("gmpq_tf."):
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        others = (finder for finder in sys.meta_path if finder is not self)
+        specs = (finder.find_spec(name, path, target) for finder in others)
+        spec = next((spec for spec in specs if spec is not None), None)
         if spec is not None and spec.loader is not None:
             run = spec.loader.exec_module
 
             def exec_module(module: ModuleType) -> None:
-                run(module)
-                if not _one_of_ours_is_loading():  # it would be imported half-made
-                    _import_layers()
+                self._enter(+1)
+                try:
+                    run(module)
+                finally:
+                    self._enter(-1)
+                self._register_if_possible()
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
+
+    def _enter(self, change: int) -> None:
+        self._nesting.depth = getattr(self._nesting, "depth", 0) + change
+
+    def _register_if_possible(self) -> None:
+        pending = self._nesting.depth == 0 and self in sys.meta_path
+        if pending and "keras" in sys.modules:
+            sys.meta_path.remove(self)
+            _import_layers()

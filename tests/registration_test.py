@@ -1,0 +1,92 @@
+"""Saved models load whatever was imported first."""
+
+import re
+import subprocess
+import sys
+
+import keras
+import pytest
+
+import gmpq_tf as gmpq
+from gmpq_tf.transform.distill import Distiller
+
+ORDERS = {
+    "keras_after": "import gmpq_tf, keras",
+    "keras_before": "import keras, gmpq_tf",
+    "data_first": "from gmpq_tf.data import DataConfig",
+    "inner_module_first": "from gmpq_tf.quantizers.lsq import lsq",
+    "models_first": "from gmpq_tf.models import build_model",
+    "export_first": "import gmpq_tf.export.errors; import gmpq_tf.export.grids",
+    "policy_first": "from gmpq_tf.policy import BitwidthPolicy",
+}
+LOAD = """
+import sys, keras
+for path in sys.argv[1:]:
+    keras.models.load_model(path, compile=False)
+known = [n for n in keras.saving.get_custom_objects() if n.startswith("gmpq_tf>")]
+print(sorted(known))
+"""
+
+
+def run(code, *arguments):
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A student, a search and a distiller, saved."""
+    folder = tmp_path_factory.mktemp("saved")
+    inputs = keras.Input((4, 4, 1))
+    x = keras.layers.Conv2D(2, 3, activation="relu")(inputs)
+    outputs = keras.layers.Dense(2)(keras.layers.Flatten()(x))
+    model = keras.Model(inputs, outputs)
+    student = gmpq.quantize_model(model, gmpq.BitwidthPolicy.uniform(model, 4, 4))
+    paths = [str(folder / f"{name}.keras") for name in ("student", "search")]
+    student.save(paths[0])
+    search = gmpq.PolicySearch(model, eta=0.0)
+    search.compile(loss="mse")
+    search.save(paths[1])
+    return paths
+
+
+def test_saved_models_load_whatever_was_imported_first(saved):
+    known = run(f"{ORDERS['inner_module_first']}\n{LOAD}", *saved)
+    assert all(name in known for name in ("QuantConv2D", "PolicySearch", "Distiller"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", sorted({*ORDERS} - {"inner_module_first"}))
+def test_saved_models_load_in_every_order(saved, order):
+    known = run(f"{ORDERS[order]}\n{LOAD}", *saved)
+    assert all(name in known for name in ("QuantConv2D", "PolicySearch", "Distiller"))
+
+
+def test_every_class_is_registered(repo_root):
+    """The modules that `import gmpq_tf` loads with Keras define all of them."""
+    defined = {
+        name
+        for path in (repo_root / "gmpq_tf").rglob("*.py")
+        if path.name != "registration.py"
+        for name in re.findall(
+            r'register_keras_serializable\("gmpq_tf"\)\s+class (\w+)',
+            path.read_text(encoding="utf-8"),
+        )
+    }
+    from gmpq_tf import registration
+
+    registration._import_layers()
+    known = keras.saving.get_custom_objects()
+    assert Distiller in known.values()
+    assert {name for name in defined if f"gmpq_tf>{name}" not in known} == set()
+
+
+def test_what_needs_no_keras_loads_none():
+    code = """
+import sys, gmpq_tf, gmpq_tf.policy, gmpq_tf.space, gmpq_tf.cost, gmpq_tf.report
+print([name for name in ("keras", "tensorflow") if name in sys.modules])
+"""
+    assert run(code) == "[]"
