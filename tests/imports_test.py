@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Each row is one place in the order; the modules of one row do not import each other.
 ORDER = [
-    ("names", "align", "distribution"),
+    ("names", "align", "distribution", "first_trace"),
     ("files", "registry", "registration"),
     ("graph",),
     ("bits", "budget"),

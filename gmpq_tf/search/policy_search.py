@@ -22,6 +22,7 @@ from gmpq_tf.attribution import (
 )
 from gmpq_tf.budget import FULL_PRECISION_BITS, bit_ops, resolve_budget
 from gmpq_tf.distribution import replica_count
+from gmpq_tf.first_trace import build_before_tracing
 from gmpq_tf.graph import Call, layer_macs, read_graph
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.search.budget import adapted_zeta, damped_zeta, most_probable_bits
@@ -192,6 +193,7 @@ class PolicySearch(keras.Model):
         if not is_calibrated(self.hypernet):
             self.calibrate(_first_images(x))
         self.risk_metrics["loss_total"].forget()
+        build_before_tracing(self, x, args[0] if args else kwargs.get("y"))
         return super().fit(x, *args, **kwargs)
 
     def load_weights(self, *args: Any, **kwargs: Any) -> None:

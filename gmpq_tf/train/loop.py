@@ -25,6 +25,7 @@ from gmpq_tf.files import (
     replace_file,
     write_arrays,
 )
+from gmpq_tf.first_trace import build_before_tracing
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.search import TrainingProgress
 from gmpq_tf.search.divergence import listed, not_finite
@@ -219,13 +220,15 @@ def fit_epochs(
     if chief and start:
         print(resume_note(stage, start, epochs), flush=True)
     support_workers(model)
+    batches = training_batches(dataset, start)
+    build_before_tracing(model, batches)
     with (
         synchronized_statistics(model),
         computing_in(model, precision),
         closing(progress),
     ):
         model.fit(
-            training_batches(dataset, start),
+            batches,
             steps_per_epoch=dataset.steps_per_epoch,
             initial_epoch=start,
             epochs=epochs,
