@@ -26,9 +26,10 @@ from gmpq_tf.quantizers.grid import (
 )
 from gmpq_tf.quantizers.input_quantizer import DEFAULT_INPUT_QUANTIZER
 from gmpq_tf.quantizers.kernel_quantizer import DEFAULT_KERNEL_QUANTIZER
-from gmpq_tf.quantizers.lsq import scale_gradient
-from gmpq_tf.quantizers.max_abs import max_abs_step
+from gmpq_tf.quantizers.lsq import lsq, lsq_kernel, scale_gradient
+from gmpq_tf.quantizers.max_abs import max_abs, max_abs_step
 from gmpq_tf.quantizers.mixture import mixture, weighted_sum
+from gmpq_tf.quantizers.pact import pact
 from gmpq_tf.registry import lookup
 
 from .errors import ExportError
@@ -43,6 +44,18 @@ FRACTIONS = np.geomspace(0.05, 1.0, 24)
 SAMPLE = 65_536  # values of the first batch that a range is fitted to
 
 Variables = Mapping[str, Any]
+
+
+def _check_ours(
+    registry: Mapping[str, Callable], method: str, ours: Sequence[Callable]
+) -> None:
+    """Refuse a function that somebody registered: tf_keras would not call it."""
+    if lookup(registry, method, "quantizer") not in ours:
+        names = [name for name, function in registry.items() if function in ours]
+        raise ExportError(
+            "tf_keras computes with the quantizers of gmpq_tf alone. "
+            f"Received: method={method!r}. Use one of {', '.join(names)}."
+        )
 
 
 class InputFakeQuantizer:
@@ -70,7 +83,7 @@ class InputFakeQuantizer:
         learn_range: bool = True,
         first_batch: bool = True,
     ) -> None:
-        lookup(INPUT_QUANTIZERS, method, "input quantizer")
+        _check_ours(INPUT_QUANTIZERS, method, (pact, lsq))
         self.bits, self.signed, self.method = check_bits("bits", bits), signed, method
         self.power_of_two, self.learn_range = power_of_two, learn_range
         self.first_batch = first_batch
@@ -171,7 +184,7 @@ class KernelFakeQuantizer:
         shared_axes: Sequence[int] | None = None,
         first_batch: bool = True,
     ) -> None:
-        lookup(KERNEL_QUANTIZERS, method, "kernel quantizer")
+        _check_ours(KERNEL_QUANTIZERS, method, (max_abs, lsq_kernel))
         self.bits, self.method = check_bits("bits", bits), method
         self.shared_axes = None if shared_axes is None else tuple(shared_axes)
         self.first_batch = first_batch

@@ -123,9 +123,11 @@ class Quantized:
         return outputs if activation is None else activation(outputs)
 
     def _is_integer(self) -> bool:
-        """Whether both operands are on one grid each."""
+        """Whether both operands are on one grid each, of steps known to the graph."""
         x, w = self.input_quantizer, self.kernel_quantizer
-        return self._quantizes_both() and len(x.bits) == len(w.bits) == 1
+        if not self._quantizes_both() or not len(x.bits) == len(w.bits) == 1:
+            return False
+        return x.on_grid and w.on_grid and (w.fused or w.learned)
 
     def quantize_input(self, inputs: tf.Tensor) -> tf.Tensor:
         """Activations as the layer computes with them."""

@@ -11,13 +11,17 @@ import numpy as np
 import tensorflow as tf
 
 from gmpq_tf.policy import check_bits
-from gmpq_tf.quantizers.grid import bounded_power, code_limit
+from gmpq_tf.quantizers import own
+from gmpq_tf.quantizers.grid import bounded_power, code_limit, lowest_code
 from gmpq_tf.quantizers.lsq import lsq, scale_gradient
 from gmpq_tf.quantizers.mixture import mixture, step_and_codes
 from gmpq_tf.quantizers.pact import pact
 from gmpq_tf.registry import lookup
 
+# Functions `(x, input_range, bits, signed)` that return `code * step`, where the step
+# is `input_range` over the largest code.
 INPUT_QUANTIZERS: dict[str, Callable] = {"pact": pact, "lsq": lsq}
+FUSED = {pact: "pact", lsq: "lsq"}  # those that `mixture` computes in one pass
 DEFAULT_INPUT_QUANTIZER = "lsq"
 DEFAULT_RANGE = 6.0
 
@@ -33,11 +37,15 @@ class InputQuantizer(keras.layers.Layer):
         bits: a bit-width, or the candidate bit-widths, each 2 to 8.
         signed: True or False; None lets calibration place the zero (for model inputs,
             whose sign no graph tells), the range then being `max - min`, fixed.
-        method: a name in `INPUT_QUANTIZERS`.
+        method: a name in `INPUT_QUANTIZERS`. Another function than those of the library
+            is called as it is, forward and backward.
         power_of_two: keep the step a power of two and fixed, so that this grid nests
             in that of a tensor already quantized. (Learned, ranges settle exactly
             between two powers, where training sees now one step, now the other.)
         learn_range: whether training changes the range.
+
+    Raises:
+        ValueError: an unknown method, or a function that cannot be called.
     """
 
     def __init__(
@@ -54,10 +62,15 @@ class InputQuantizer(keras.layers.Layer):
         self.bits = tuple(check_bits("bits", b) for b in candidates)
         self.signed = signed
         self.method = method
-        lookup(INPUT_QUANTIZERS, method, "input quantizer")
+        self._function = lookup(INPUT_QUANTIZERS, method, "input quantizer")
         self.power_of_two = bool(power_of_two)
         self.learn_range = bool(learn_range) and not power_of_two and signed is not None
         self.observer: Callable[[np.ndarray], None] | None = None
+        self.fused = self._function in FUSED
+        # Whether values are rounded to the nearest code, as integer kernels do it.
+        self.on_grid = self.fused or own.check_input_quantizer(
+            self._function, method, self.bits, bool(signed)
+        )
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Create one range a branch, and the calibration state."""
@@ -111,10 +124,25 @@ class InputQuantizer(keras.layers.Layer):
 
     def compute(self, inputs: tf.Tensor, parameters: Sequence[tf.Tensor]) -> tf.Tensor:
         """Quantize `inputs` with `parameters`, reading no variable."""
-        quantize = mixture(
-            self.bits, self.signed, self.method, self.power_of_two, self.learn_range
-        )
+        settings = self.power_of_two, self.learn_range
+        if self.fused:
+            gradient = FUSED[self._function]
+            quantize = mixture(self.bits, self.signed, gradient, *settings)
+        else:
+            quantize = own.mixture(self.bits, self.signed, self._function, *settings)
         return quantize(inputs, *parameters)
+
+    def squared_error(self, values: np.ndarray, branch: int, step: float) -> float:
+        """Mean squared error of values on a branch's grid, were its step this one."""
+        bits, signed = self.bits[branch], bool(self.signed)
+        limit = code_limit(bits, signed)
+        if self.fused:
+            low = lowest_code(bits, signed)
+            codes = np.floor(np.clip(values / np.float32(step), low, limit) + 0.5)
+            return float(np.mean(np.square(codes * np.float32(step) - values)))
+        ranges = tf.constant(step * limit, tf.float32)
+        found = self._function(tf.constant(values), ranges, bits, signed)
+        return float(np.mean(np.square(np.asarray(found) - values)))
 
     def _gradient_scales(self, features: int) -> np.ndarray:
         """LSQ's `1 / sqrt(features * code_limit)` of each branch."""

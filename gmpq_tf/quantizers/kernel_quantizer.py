@@ -11,13 +11,17 @@ import numpy as np
 import tensorflow as tf
 
 from gmpq_tf.policy import check_bits
+from gmpq_tf.quantizers import own
 from gmpq_tf.quantizers.grid import bounded_power, finite_step, symmetric_limit
 from gmpq_tf.quantizers.lsq import lsq_kernel, scale_gradient
 from gmpq_tf.quantizers.max_abs import max_abs, max_abs_step
 from gmpq_tf.quantizers.mixture import weighted_sum
 from gmpq_tf.registry import lookup
 
+# Functions `(kernel, step, bits)`, whose step is then learned, or `(kernel, bits,
+# axes)`, which find one step for the weights along `axes`; both return `code * step`.
 KERNEL_QUANTIZERS: dict[str, Callable] = {"max_abs": max_abs, "lsq": lsq_kernel}
+FUSED = (max_abs, lsq_kernel)  # those that `weighted_sum` computes in one pass
 DEFAULT_KERNEL_QUANTIZER = "lsq"
 DEFAULT_LOG2_STEP = -4.0
 
@@ -32,12 +36,13 @@ class KernelQuantizer(keras.layers.Layer):
     Args:
         bits: a bit-width, or the candidate bit-widths, each 2 to 8.
         method: a name in `KERNEL_QUANTIZERS`; "lsq" learns the steps (in the
-            logarithm), "max_abs" follows the largest weight.
+            logarithm), "max_abs" follows the largest weight. Another function than
+            these two is called as it is, forward and backward.
         shared_axes: kernel axes that share one step, the first ones: all of them for
             one step a tensor, all but the output channels for one step a channel.
 
     Raises:
-        ValueError: an unknown method, or other axes.
+        ValueError: an unknown method, a function that cannot be called, or other axes.
     """
 
     def __init__(
@@ -51,7 +56,8 @@ class KernelQuantizer(keras.layers.Layer):
         candidates = bits if isinstance(bits, (list, tuple)) else (bits,)
         self.bits = tuple(check_bits("bits", b) for b in candidates)
         self.method = method
-        lookup(KERNEL_QUANTIZERS, method, "kernel quantizer")
+        self._function = lookup(KERNEL_QUANTIZERS, method, "kernel quantizer")
+        self.learned = own.takes_step(self._function)
         self.shared_axes = tuple(shared_axes)
         if self.shared_axes != tuple(range(len(self.shared_axes))):
             raise ValueError(
@@ -59,6 +65,11 @@ class KernelQuantizer(keras.layers.Layer):
                 f"Received: shared_axes={shared_axes!r}. Pass such as (0, 1, 2)."
             )
         self.enabled = True  # calibration looks at the float network
+        self.fused = self._function in FUSED
+        # Whether values are whole multiples of a step, as integer kernels need.
+        self.on_grid = self.fused or own.check_kernel_quantizer(
+            self._function, method, self.bits
+        )
 
     def build(self, kernel_shape: Sequence[int]) -> None:
         """Create the learned steps, one a branch and channel."""
@@ -67,7 +78,7 @@ class KernelQuantizer(keras.layers.Layer):
             for axis, size in enumerate(kernel_shape)
         ]
         self._group_size = math.prod(kernel_shape) / math.prod(shape)
-        if self.method == "lsq":
+        if self.learned:
             self.log2_step = self.add_weight(
                 name="log2_step",
                 shape=(len(self.bits), *shape),
@@ -89,8 +100,7 @@ class KernelQuantizer(keras.layers.Layer):
         self, kernel: tf.Tensor, probabilities: tf.Tensor | None = None
     ) -> list[tf.Tensor]:
         """What `compute` takes besides the kernel: steps and probabilities."""
-        learned = self.method == "lsq"
-        steps = self._learned_steps() if learned else self._max_abs_steps(kernel)
+        steps = self._learned_steps() if self.learned else self._max_abs_steps(kernel)
         steps = finite_step(tf.cast(steps, kernel.dtype))
         if probabilities is None:
             probabilities = tf.ones([len(self.bits)])
@@ -102,15 +112,27 @@ class KernelQuantizer(keras.layers.Layer):
     def compute(self, kernel: tf.Tensor, parameters: Sequence[tf.Tensor]) -> tf.Tensor:
         """Quantize `kernel` with `parameters`, reading no variable."""
         steps, weights = parameters
-        learned = self.method == "lsq"
+        if not self.fused:
+            terms = [self._own(kernel, steps[j], b) for j, b in enumerate(self.bits)]
+            return own.weighted(terms, weights)
         limits = tf.constant([symmetric_limit(b) for b in self.bits], kernel.dtype)
         add = weighted_sum(
-            len(self.bits), self.method if learned else None, True, clip=learned
+            len(self.bits), "lsq" if self.learned else None, True, clip=self.learned
         )
         # One column a step: the axes that share one come first.
         columns = tf.reshape(kernel, [-1, steps.shape[1]])
         total = add(columns, steps, -limits, limits, weights)
         return tf.reshape(total, kernel.shape)
+
+    def _own(self, kernel: tf.Tensor, steps: tf.Tensor, bits: int) -> tf.Tensor:
+        """The registered function at one bit-width."""
+        if not self.learned:
+            return self._function(kernel, bits, self.shared_axes)
+        shape = [
+            1 if axis in self.shared_axes else size
+            for axis, size in enumerate(kernel.shape)
+        ]
+        return self._function(kernel, tf.reshape(steps, shape), bits)
 
     def _learned_steps(self) -> tf.Tensor:
         """Steps [branches, ...], gradients scaled by `1 / sqrt(weights limit)`."""
@@ -125,24 +147,38 @@ class KernelQuantizer(keras.layers.Layer):
         return tf.stop_gradient(tf.stack(steps))
 
     def steps_tensor(self, kernel: tf.Tensor) -> tf.Tensor:
-        """Steps of the only branch, shaped to broadcast against the kernel."""
-        if self.method == "lsq":
+        """Steps of the only branch, shaped to broadcast against the kernel.
+
+        Of a function of one's own that finds them, they are known in NumPy alone.
+        """
+        if self.learned:
             return self._learned_steps()[0]
         return self._max_abs_steps(kernel)[0]
 
     def step(self, kernel: Any, branch: int = 0) -> np.ndarray:
         """Steps of a branch, shaped to broadcast against the kernel."""
-        if self.method == "max_abs":
-            kernel = tf.convert_to_tensor(kernel)
-            return max_abs_step(kernel, self.bits[branch], self.shared_axes).numpy()
-        return bounded_power(tf.convert_to_tensor(self.log2_step)[branch]).numpy()
+        if self.learned:
+            return bounded_power(tf.convert_to_tensor(self.log2_step)[branch]).numpy()
+        kernel, bits = tf.convert_to_tensor(kernel), self.bits[branch]
+        if self.fused:
+            return max_abs_step(kernel, bits, self.shared_axes).numpy()
+        values = np.asarray(self._own(kernel, None, bits))
+        return own.steps_of(values, symmetric_limit(bits), self.shared_axes)
 
     def codes(self, kernel: Any, branch: int = 0) -> np.ndarray:
-        """Integer codes of a kernel on a branch's grid, as int8."""
-        limit = symmetric_limit(self.bits[branch])
-        # By the reciprocal, as `call` does it.
-        scaled = np.asarray(kernel, "float32") * (1 / self.step(kernel, branch))
-        return np.round(np.clip(scaled, -limit, limit)).astype("int8")
+        """Integer codes of a kernel on a branch's grid, as int8.
+
+        Raises:
+            ValueError: a function of one's own whose values are on no such grid.
+        """
+        bits = self.bits[branch]
+        limit, step = symmetric_limit(bits), self.step(kernel, branch)
+        if self.fused:
+            # By the reciprocal, as `call` does it.
+            scaled = np.asarray(kernel, "float32") * (1 / step)
+            return np.round(np.clip(scaled, -limit, limit)).astype("int8")
+        values = self._own(tf.convert_to_tensor(kernel, "float32"), step, bits)
+        return own.codes_of(np.asarray(values), step, limit, self.method)
 
     def fit_steps(self, kernel: Any) -> None:
         """Set learned steps to those of least squared error on `kernel`.
@@ -163,7 +199,7 @@ class KernelQuantizer(keras.layers.Layer):
                 f"infinite at {self.path or self.name!r}. "
                 "Load or train the model again."
             )
-        if self.method != "lsq":
+        if not self.learned:
             return
         log2 = [self._best_log2_step(kernel, b) for b in self.bits]
         self.log2_step.assign(np.stack(log2))
@@ -175,7 +211,7 @@ class KernelQuantizer(keras.layers.Layer):
         best, least = base, np.full(base.shape, np.inf)
         for fraction in np.linspace(0.2, 1.0, 81):
             step = base * fraction
-            error = np.round(np.clip(kernel / step, -limit, limit)) * step - kernel
+            error = self._quantized(kernel, step, bits) - kernel
             error = np.square(error).sum(axis=self.shared_axes, keepdims=True)
             best = np.where(error < least, step, best)
             least = np.minimum(error, least)
@@ -183,6 +219,14 @@ class KernelQuantizer(keras.layers.Layer):
         most = largest.max()
         default = most / limit if not dead.all() else 2.0**DEFAULT_LOG2_STEP
         return np.log2(np.where(dead, default, best))
+
+    def _quantized(self, kernel: np.ndarray, step: np.ndarray, bits: int) -> np.ndarray:
+        """The kernel on a learned grid, in NumPy."""
+        if self.fused:
+            limit = symmetric_limit(bits)
+            return np.round(np.clip(kernel / step, -limit, limit)) * step
+        tensors = tf.constant(kernel), tf.constant(step, tf.float32)
+        return np.asarray(self._own(*tensors, bits))
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         """Shape is unchanged."""

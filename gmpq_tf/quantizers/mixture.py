@@ -26,7 +26,7 @@ def mixture(
 ) -> Callable[..., tf.Tensor]:
     """The function `x, ranges, zero_codes, probabilities -> sum_j pi_j q_j(x)` (eq. 5).
 
-    Values and gradients are those of the sum of `INPUT_QUANTIZERS[method]`.
+    Values and gradients are those of the sum of `pact` or of `lsq`.
 
     Args:
         bits: bit-width of each branch.

@@ -11,7 +11,7 @@ import numpy as np
 
 from gmpq_tf.graph import read_graph
 from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
-from gmpq_tf.quantizers.grid import code_limit, lowest_code
+from gmpq_tf.quantizers.grid import code_limit
 from gmpq_tf.quantizers.input_quantizer import DEFAULT_RANGE
 from gmpq_tf.transform.placement import PREPROCESSING, TRANSPARENT
 
@@ -152,8 +152,7 @@ def best_grid(
     steps = largest * (np.ones(1) if observer.silent else FRACTIONS) / limit
     if quantizer.power_of_two:
         steps = np.unique(2.0 ** np.round(np.log2(steps)))
-    lowest = lowest_code(bits, signed)
-    errors = [_squared_error(observer.sample, s, lowest, limit) for s in steps]
+    errors = [quantizer.squared_error(observer.sample, branch, float(s)) for s in steps]
     return float(steps[int(np.argmin(errors))]), 0
 
 
@@ -164,11 +163,6 @@ def _share_of_halves(values: np.ndarray, step: float) -> float:
     """
     codes = values / np.float32(step) + 0.5
     return float(np.mean(np.abs(codes - np.round(codes)) < 1e-3))
-
-
-def _squared_error(values: np.ndarray, step: float, low: int, high: int) -> float:
-    codes = np.floor(np.clip(values / np.float32(step), low, high) + 0.5)
-    return float(np.mean(np.square(codes * np.float32(step) - values)))
 
 
 def _check_observed(quantizer: InputQuantizer, observer: Observer) -> None:

@@ -1,0 +1,193 @@
+"""Quantizers that a user registers: called as they are, and checked when made."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from gmpq_tf.quantizers.grid import code_limit, lowest_code, symmetric_limit
+from gmpq_tf.quantizers.mixture import step_and_codes
+
+TOLERANCE = 1e-3  # of a step, by which a value may miss its code
+FRACTIONS = (-0.4, -0.2, 0.0, 0.2, 0.4)  # no halves, which each rounds its way
+
+
+def mixture(
+    bits: tuple[int, ...],
+    signed: bool | None,
+    function: Callable[..., tf.Tensor],
+    nested: bool,
+    learn_range: bool,
+) -> Callable[..., tf.Tensor]:
+    """As `quantizers.mixture.mixture`, of any function `(x, range, bits, signed)`.
+
+    Where calibration places the zero, the values are moved so that the unsigned grid
+    begins at zero, and moved back.
+    """
+
+    def term(x, input_range, zero, width):  # type: ignore[no-untyped-def]
+        step, *_ = step_and_codes(input_range, zero, width, signed, nested)
+        if nested:
+            limit = code_limit(width, bool(signed))
+            input_range = step * tf.cast(limit, step.dtype)
+        if not learn_range:
+            input_range = tf.stop_gradient(input_range)
+        if signed is not None:
+            return function(x, input_range, width, signed)
+        shift = tf.stop_gradient(zero * step)
+        return function(x + shift, input_range, width, False) - shift
+
+    def call(x, ranges, zeros, probabilities):  # type: ignore[no-untyped-def]
+        terms = [term(x, ranges[j], zeros[j], b) for j, b in enumerate(bits)]
+        return weighted(terms, probabilities)
+
+    return call
+
+
+def weighted(terms: Sequence[tf.Tensor], weights: tf.Tensor) -> tf.Tensor:
+    """`sum_j w_j terms[j]`; a single term has weight 1."""
+    if len(terms) == 1:
+        return terms[0]
+    return tf.add_n([w * t for w, t in zip(tf.unstack(weights), terms, strict=True)])
+
+
+def takes_step(function: Callable) -> bool:
+    """Whether a kernel quantizer is given a step, which is then learned."""
+    return "step" in inspect.signature(function).parameters
+
+
+def check_input_quantizer(
+    function: Callable, method: str, bits: Sequence[int], signed: bool
+) -> bool:
+    """Try a registered activation quantizer on a few values of each bit-width.
+
+    Returns:
+        Whether it rounds to the nearest code, as integer kernels do.
+
+    Raises:
+        ValueError: it cannot be called, or returns another shape.
+    """
+    takes = "(x, input_range, bits, signed)"
+    nearest = True
+    for width in bits:
+        low, high = lowest_code(width, signed), code_limit(width, signed)
+        values, codes = _around(low, high)
+        limit = tf.constant(high, tf.float32)
+        found = _try(function, method, takes, values, limit, width, signed)
+        nearest &= bool(np.all(np.abs(found - codes) < TOLERANCE))
+    return nearest
+
+
+def check_kernel_quantizer(
+    function: Callable, method: str, bits: Sequence[int]
+) -> bool:
+    """Try a registered kernel quantizer on a few values of each bit-width.
+
+    Returns:
+        Whether its values are whole multiples of a step.
+
+    Raises:
+        ValueError: it cannot be called, or returns another shape.
+    """
+    whole = True
+    arguments: tuple[object, ...]
+    for width in bits:
+        limit = symmetric_limit(width)
+        values, _ = _around(-limit, limit)
+        if takes_step(function):
+            takes, arguments = "(kernel, step, bits)", (tf.ones([1, 1]), width)
+        else:
+            takes, arguments = "(kernel, bits, axes)", (width, (0,))
+        found = _try(function, method, takes, values[:, None], *arguments)
+        steps = np.ones(1) if takes_step(function) else _steps(found, limit, (0,))
+        whole &= bool(np.isfinite(steps).all() and _on_grid(found, steps, limit))
+    return whole
+
+
+def steps_of(values: np.ndarray, limit: int, axes: Sequence[int]) -> np.ndarray:
+    """The largest steps of which quantized values are whole multiples.
+
+    Args:
+        values: of a kernel.
+        limit: largest code.
+        axes: that share a step; kept with size 1.
+
+    Raises:
+        ValueError: there is none.
+    """
+    steps = _steps(values, limit, axes)
+    if not np.isfinite(steps).all():
+        raise ValueError(
+            "A quantized kernel must hold whole multiples of a step. "
+            f"Received: values that are none of a step with {limit} codes on each side "
+            "of zero. Return code * step, with one step along `axes`."
+        )
+    return steps
+
+
+def codes_of(
+    values: np.ndarray, steps: np.ndarray, limit: int, method: str
+) -> np.ndarray:
+    """Integer codes of quantized values, as int8.
+
+    Raises:
+        ValueError: they are no multiples of the steps, or leave the grid.
+    """
+    if not _on_grid(values, steps, limit):
+        raise ValueError(
+            "A kernel quantizer must return code * step to be stored in integers. "
+            f"Received: method={method!r}, with other values or codes beyond {limit}. "
+            "Change the function, or export with another method."
+        )
+    return np.round(values / steps).astype("int8")
+
+
+def _around(low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
+    """Values on, between and beyond the codes of a grid of step 1, and their codes."""
+    whole: np.ndarray = np.arange(low - 2, high + 3, dtype="float32")
+    values = np.add.outer(whole, np.float32(FRACTIONS)).ravel()
+    return values, np.clip(np.round(values), low, high)
+
+
+def _try(
+    function: Callable, method: str, takes: str, values: np.ndarray, *arguments: object
+) -> np.ndarray:
+    try:
+        with tf.init_scope():
+            found = np.asarray(function(tf.constant(values), *arguments))
+    except Exception as error:
+        raise ValueError(
+            f"A registered quantizer must be a function of {takes} that returns a "
+            f"tensor. Received: method={method!r}, which fails: {error}. "
+            "Take these arguments, in this order."
+        ) from error
+    if found.shape != values.shape:
+        raise ValueError(
+            "A registered quantizer must return a tensor of the shape it was given. "
+            f"Received: method={method!r}, which returns {found.shape} for "
+            f"{values.shape}."
+        )
+    return found
+
+
+def _on_grid(values: np.ndarray, steps: np.ndarray, limit: int) -> bool:
+    scaled = values / steps
+    codes = np.round(scaled)
+    near = np.abs(scaled - codes) < TOLERANCE
+    return bool(near.all() and (np.abs(codes) <= limit).all())
+
+
+def _steps(values: np.ndarray, limit: int, axes: Sequence[int]) -> np.ndarray:
+    """As `steps_of`, with infinity where there is none."""
+    axes = tuple(axes)
+    largest = np.abs(values).max(axis=axes, keepdims=True)
+    steps = np.where(largest > 0, np.inf, np.float32(1e-6) / limit)
+    for code in range(1, limit + 1):  # that of the largest value
+        step = np.maximum(largest, 1e-30) / code
+        scaled = values / step
+        missed = np.abs(scaled - np.round(scaled)).max(axis=axes, keepdims=True)
+        steps = np.where(np.isinf(steps) & (missed < TOLERANCE), step, steps)
+    return steps.astype("float32")
