@@ -1,6 +1,7 @@
 """Random crops of single images; shifts and flips of whole batches; on pixels."""
 
 import dataclasses
+from typing import Literal
 
 import tensorflow as tf
 
@@ -34,6 +35,10 @@ class Augmentation:
         return max(self.shift_pixels, share)
 
 
+# The names of `AUGMENTATIONS`, which the command lines show.
+AugmentationName = Literal[
+    "none", "flip_crop", "shift", "random_crop", "random_resized_crop"
+]
 AUGMENTATIONS: dict[str, Augmentation] = {
     "none": Augmentation(),
     # 4 pixels at side 32: the usual CIFAR recipe (He et al., CVPR 2016, section 4.2).

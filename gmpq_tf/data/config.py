@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from gmpq_tf.data.augment import AUGMENTATIONS
+from gmpq_tf.data.augment import AUGMENTATIONS, AugmentationName
 from gmpq_tf.data.errors import DataError
 from gmpq_tf.data.scaling import InputScaling
 from gmpq_tf.names import suggest
@@ -25,8 +25,10 @@ class DataConfig:
         batch_size: Images in a batch.
         validation_size: Training images held out: a count, or a fraction if below 1.
             Not used by sets that have both a validation and a test split.
-        augment: `"flip_crop"`, `"shift"`, `"random_crop"`, `"random_resized_crop"` or
-            `"none"`; the two random crops are cut out of the stored images.
+        augment: `"flip_crop"` (shifts and mirrors), `"shift"`, `"random_crop"` or
+            `"random_resized_crop"` (which mirror too), or `"none"`, which leaves
+            training images as they are; the two random crops are cut out of the
+            stored images.
         seed: Seed of the shuffling and of the augmentation.
         split_seed: Seed of the held-out choice; keep it the same for every command of
             a comparison, or one run trains on what another holds out.
@@ -47,7 +49,7 @@ class DataConfig:
     std: Sequence[float] | None = None
     batch_size: int = 256
     validation_size: float | None = None
-    augment: str | None = None
+    augment: AugmentationName | None = None
     seed: int = 0
     split_seed: int = 0
     cache: bool = True

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 
+from gmpq_tf.data.augment import AugmentationName
 from gmpq_tf.data.config import DataConfig
 from gmpq_tf.data.splits import Split
 
@@ -48,7 +49,7 @@ class DatasetSpec:
     num_classes: int | None = None
     image_size: int | None = None
     validation_size: float = 0.1
-    augment: str = "flip_crop"
+    augment: AugmentationName = "flip_crop"
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     crop_fraction: float = 1.0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
+import operator
 import re
 import sys
 import types
@@ -14,7 +16,7 @@ from typing import Any, TypeVar
 from absl import flags
 
 T = TypeVar("T")
-_NONE = "none"
+_NONE, _DEFAULT = "none", "default"
 
 
 class FieldParser(flags.ArgumentParser):
@@ -23,30 +25,42 @@ class FieldParser(flags.ArgumentParser):
     Args:
         convert: text -> value; raises ValueError.
         kind: what the help calls the value, such as "an integer".
-        optional: whether the text "none" stands for None.
+        word_for_none: the text that stands for None, in any case; None: no text does.
     """
 
     def __init__(
-        self, convert: Callable[[str], Any], kind: str, optional: bool = False
+        self,
+        convert: Callable[[str], Any],
+        kind: str,
+        word_for_none: str | None = None,
     ) -> None:
         super().__init__()
-        self.convert, self.optional = convert, optional
-        self.syntactic_help = f"{kind}, or none" if optional else kind
+        self.convert, self.word_for_none = convert, word_for_none
+        self.syntactic_help = f"{kind}, or {word_for_none}" if word_for_none else kind
 
     def parse(self, argument: Any) -> Any:
         """Returns the value of a text; a value of another type is passed through."""
         if not isinstance(argument, str):
             return argument
-        if self.optional and argument.lower() == _NONE:
+        if argument.lower() == self.word_for_none:
             return None
         return self.convert(argument)
 
 
 class FieldSerializer(flags.ArgumentSerializer):
-    """Turns a field's value into the text that gives it on a command line."""
+    """Turns a field's value into the text that gives it on a command line.
+
+    Args:
+        word_for_none: the text that stands for None.
+    """
+
+    def __init__(self, word_for_none: str | None = None) -> None:
+        self.word_for_none = word_for_none or _NONE
 
     def serialize(self, value: Any) -> str:
         """Returns the text of a value."""
+        if value is None:
+            return self.word_for_none
         if isinstance(value, Mapping):
             pairs = [f"{name}:{w}/{a}" for name, (w, a) in value.items()]
             return ",".join(pairs) or "{}"
@@ -60,7 +74,8 @@ def define_flags(cls: type, defaults: Mapping[str, Any] | None = None) -> None:
 
     Name, type and default are the field's; the help is its entry in the `Args` section
     of the docstring. Tuples are comma lists, Literals are choices, and fields that may
-    be None take `none`. A field that is a dataclass is replaced by its own fields.
+    be None take `none` for it, or `default` where "none" is one of the choices. A field
+    that is a dataclass is replaced by its own fields.
 
     Args:
         cls: a dataclass whose fields are plain values, tuples or Literals.
@@ -137,34 +152,67 @@ def _define(name: str, hint: Any, default: Any, text: str) -> None:
             name, default, text, flag_values=flags.FLAGS, module_name=module
         )
     else:
+        parser = _parser(hint)
         flags.DEFINE(
-            _parser(hint), name, default, text, flags.FLAGS,
-            FieldSerializer(), module_name=module,
+            parser, name, default, text, flags.FLAGS,
+            FieldSerializer(parser.word_for_none), module_name=module,
         )  # fmt: skip
 
 
 def _parser(hint: Any) -> FieldParser:
-    hint, optional = _without_none(hint)
+    word = word_for_none(hint)
+    hint, _ = _without_none(hint)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
-        return FieldParser(
-            _choice(arguments), f"one of {', '.join(arguments)}", optional
-        )
+        return FieldParser(_choice(arguments), f"one of {', '.join(arguments)}", word)
+    if origin in (typing.Union, types.UnionType):
+        return FieldParser(_size, "a whole number or HEIGHTxWIDTH", word)
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return FieldParser(
-            _layer_bits, "a comma list of layer:weight/activation", optional
-        )
+        return FieldParser(_layer_bits, "a comma list of layer:weight/activation", word)
     if isinstance(origin, type) and issubclass(origin, Sequence):
         convert, kind = _scalar(arguments[0])
-        return FieldParser(_comma_list(convert), f"a comma list, each {kind}", optional)
-    return FieldParser(*_scalar(hint), optional)
+        return FieldParser(_comma_list(convert), f"a comma list, each {kind}", word)
+    return FieldParser(*_scalar(hint), word)
+
+
+def field_types(cls: type) -> dict[str, Any]:
+    """Returns the type of each field of a dataclass, in place of an inner one its own.
+
+    Args:
+        cls: a dataclass.
+    """
+    hints = typing.get_type_hints(cls)
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        inner = dataclasses.is_dataclass(hint)
+        found |= field_types(typing.cast(type, hint)) if inner else {field.name: hint}
+    return found
+
+
+def word_for_none(hint: Any) -> str | None:
+    """Returns the text that gives None on a command line.
+
+    Args:
+        hint: the type of a field.
+
+    Returns:
+        "none", or "default" where "none" is a value of its own; None where the field
+        cannot be None.
+    """
+    kind, optional = _without_none(hint)
+    if not optional:
+        return None
+    choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+    return _DEFAULT if _NONE in choices else _NONE
 
 
 def _without_none(hint: Any) -> tuple[Any, bool]:
     if typing.get_origin(hint) not in (typing.Union, types.UnionType):
         return hint, False
     kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
-    return kinds[0], len(kinds) < len(typing.get_args(hint))
+    others = functools.reduce(operator.or_, kinds)
+    return others, len(kinds) < len(typing.get_args(hint))
 
 
 def _scalar(kind: type) -> tuple[Callable[[str], Any], str]:
@@ -176,6 +224,8 @@ def _scalar(kind: type) -> tuple[Callable[[str], Any], str]:
 
 def _choice(valid: tuple[str, ...]) -> Callable[[str], str]:
     def convert(text: str) -> str:
+        if text.lower() == _NONE and _NONE in valid:
+            return _NONE
         if text not in valid:
             raise ValueError(f"must be one of {', '.join(valid)}")
         return text
@@ -185,6 +235,15 @@ def _choice(valid: tuple[str, ...]) -> Callable[[str], str]:
 
 def _comma_list(convert: Callable[[str], Any]) -> Callable[[str], tuple]:
     return lambda text: tuple(convert(item.strip()) for item in text.split(",") if item)
+
+
+def _size(text: str) -> int | tuple[int, int]:
+    """Parses `32`, or height and width as in `32x24`."""
+    sides = re.split("[x,]", text.lower())
+    if len(sides) > 2 or not all(side.strip().isdecimal() for side in sides):
+        raise ValueError("must be such as 96, or 32x24 for height and width")
+    numbers = tuple(map(int, sides))
+    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
 def _layer_bits(text: str) -> dict[str, tuple[int, int]]:

@@ -40,7 +40,7 @@ from gmpq_tf.cost import count_cost
 from gmpq_tf.data import DataConfig
 from gmpq_tf.export.app import run_main
 from gmpq_tf.export.errors import StageError
-from gmpq_tf.export.flags import from_flags
+from gmpq_tf.export.flags import field_types, from_flags, word_for_none
 from gmpq_tf.export.records import fingerprint, read_json
 from gmpq_tf.export.run_config import RunConfig, WorkdirConfig
 from gmpq_tf.export.workdir import LOCKED
@@ -281,31 +281,30 @@ def _is_value(value: Any) -> bool:
 @functools.cache
 def flag_names(stage: str) -> list[str]:
     """Names of the flags of a stage that a specification may give."""
-    return sorted(set(_field_names(*STAGES[stage])) - TAKEN)
+    return sorted({name for cls in STAGES[stage] for name in field_types(cls)} - TAKEN)
 
 
-def _field_names(*classes: Any) -> list[str]:
-    names = []
-    for cls in classes:
-        for field in dataclasses.fields(cls):
-            nested = field.default_factory
-            inner = dataclasses.is_dataclass(nested)
-            names += _field_names(nested) if inner else [field.name]
-    return names
+@functools.cache
+def _words_for_none() -> dict[str, str]:
+    """Flag -> the text that gives it no value."""
+    classes = {cls for stage in STAGES.values() for cls in stage}
+    types = {name: hint for cls in classes for name, hint in field_types(cls).items()}
+    return {name: word_for_none(hint) or "none" for name, hint in types.items()}
 
 
 def _label(choice: Flags) -> str:
     """Part of a folder name that says what was chosen."""
-    pairs = [f"{key.rpartition('.')[2]}={_text(v)}" for key, v in choice.items()]
+    pairs = [f"{key.rpartition('.')[2]}={_text(key, v)}" for key, v in choice.items()]
     # ASCII, because a file name may have 255 bytes, however few letters they are.
     return re.sub(r"[^\w.=,+-]+", "-", "_".join(pairs), flags=re.ASCII)[:100]
 
 
-def _text(value: Any) -> str:
+def _text(key: str, value: Any) -> str:
     """A value as a command line gives it."""
     if isinstance(value, list):
         return ",".join(map(str, value))
-    return "none" if value is None else str(value)
+    flag = key.rpartition(".")[2]
+    return _words_for_none().get(flag, "none") if value is None else str(value)
 
 
 def check_same_sweep(workdir: Path, points: Mapping[str, Point], model: Path) -> None:
@@ -388,7 +387,7 @@ def run_point(
     for stage in STAGES:
         given = training if stage in TRAININGS else {"names": "finetune"}
         flags = common | given | {"workdir": folder} | point[stage]
-        command = [f"--{flag}={_text(value)}" for flag, value in flags.items()]
+        command = [f"--{flag}={_text(flag, value)}" for flag, value in flags.items()]
         done = _run_stage(stage, command, folder / f"{stage}.log", children)
         if done is None or children.stopped:
             return None

@@ -1,12 +1,20 @@
 import dataclasses
+import importlib
 import sys
+import typing
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import pytest
 from absl import flags
 
-from gmpq_tf.export.flags import FieldSerializer, define_flags, field_help, from_flags
+from gmpq_tf.export.flags import (
+    FieldSerializer,
+    define_flags,
+    field_help,
+    field_types,
+    from_flags,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,3 +153,73 @@ def test_the_dataclass_still_refuses_what_it_does():
 
     with pytest.raises(ValueError, match="2 to 8"):
         parse("--weight_bits=1,2", cls=SearchSpace)
+
+
+COMMANDS = [
+    "gmpq_tf.export.tflite",
+    *(
+        f"gmpq_tf.train.{name}"
+        for name in ("cost", "demo", "evaluate", "finetune", "pretrain")
+        + ("report", "search", "sweep")
+    ),
+]
+
+
+def configs_of(command, monkeypatch):
+    """The dataclasses whose fields are the flags of a command."""
+    module, given = importlib.import_module(command), []
+    monkeypatch.setattr(module, "run_main", lambda *a, **k: given.extend(a[2:]))
+    module.run()
+    return given
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_choice_and_none_survive_the_command_line(command, monkeypatch):
+    seen = 0
+    for config in configs_of(command, monkeypatch):
+        define_flags(config)
+        for name, hint in field_types(config).items():
+            if hint is bool:
+                continue
+            kinds = typing.get_args(hint)
+            literals = [k for k in (hint, *kinds) if typing.get_origin(k) is Literal]
+            values = [v for kind in literals for v in typing.get_args(kind)]
+            values += [None] if type(None) in kinds else []
+            flag = flags.FLAGS[name]
+            for value in values:
+                text = flag.serializer.serialize(value)
+                assert flag.parser.parse(text) == value, f"--{name}={text}"
+                seen += 1
+    assert seen
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("--augment=none", "none"),
+        ("--augment=None", "none"),
+        ("--augment=default", None),
+        ("--augment=shift", "shift"),
+    ],
+)
+def test_none_is_a_choice_where_it_is_one(word, value):
+    from gmpq_tf.data import DataConfig
+
+    inherited = {"augment": "flip_crop"}
+    assert parse(word, cls=DataConfig, inherited=inherited).augment == value
+
+
+def test_every_augmentation_is_a_choice():
+    from gmpq_tf.data import AUGMENTATIONS, DataConfig
+
+    (kind, _) = typing.get_args(field_types(DataConfig)["augment"])
+    assert set(typing.get_args(kind)) == set(AUGMENTATIONS)
+
+
+def test_help_names_the_word_for_none():
+    from gmpq_tf.data import DataConfig
+
+    define_flags(DataConfig)
+    listed = " ".join(flags.FLAGS.module_help(sys.argv[0]).split())
+    assert "random_resized_crop, or default)" in listed
+    assert "data_dir" in listed and "(a text, or none)" in listed

@@ -2,8 +2,10 @@ import dataclasses
 import json
 
 import keras
+import numpy as np
 import pytest
 from absl import flags
+from PIL import Image
 
 from gmpq_tf.data import DataConfig, DataError, load_dataset
 from gmpq_tf.export.errors import StageError
@@ -86,3 +88,45 @@ def test_identity_changes_with_the_content(tmp_path):
     path.write_text("b")
     assert file_identity(path) != before
     assert json.dumps(before)
+
+
+def arrows(folder, side=8, number=6):
+    """Two classes that a mirror exchanges: bright on the left, or on the right."""
+    for label, name in enumerate(("left", "right")):
+        (folder / name).mkdir(parents=True)
+        for index in range(number):
+            pixels = np.full((side, side, 3), 10 * index, np.uint8)
+            pixels[
+                :, slice(0, side // 2) if label == 0 else slice(side // 2, side)
+            ] += 150
+            Image.fromarray(pixels).save(folder / name / f"{index}.png")
+
+
+@pytest.mark.parametrize(
+    ("words", "mirrored"),
+    [(["--augment=none"], False), (["--augment=None"], False), ([], True)],
+)
+def test_augmentation_can_be_switched_off(words, mirrored, tmp_path, monkeypatch):
+    arrows(tmp_path / "arrows")
+    monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
+    define_flags(DataConfig)
+    common = [f"--dataset={tmp_path / 'arrows'}", "--image_size=8", "--batch_size=4"]
+    flags.FLAGS(["program", *common, *words])
+    config = data_from_flags(WorkdirConfig(workdir=str(tmp_path)), "x.keras")
+    seen = []
+    for images, labels in load_dataset(config).train(0, 4):
+        left = np.asarray(images)[:, :, :4].mean((1, 2, 3))
+        right = np.asarray(images)[:, :, 4:].mean((1, 2, 3))
+        seen.extend((left > right) == (np.asarray(labels) == 0))
+    assert all(seen) != mirrored
+
+
+def test_a_recorded_augmentation_is_inherited_and_goes_on(tmp_path, monkeypatch):
+    data = load_dataset(DataConfig("digits", augment="none")).config
+    run = WorkdirConfig(workdir=str(tmp_path))
+    config = {"data": dataclasses.asdict(data)}
+    open_stage(run, "pretrain", config, data.input_scaling().to_config())
+    monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
+    define_flags(DataConfig)
+    flags.FLAGS(["program"])
+    assert data_from_flags(run, None).augment == "none"

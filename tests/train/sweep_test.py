@@ -19,6 +19,7 @@ from gmpq_tf.train.sweep import (
     flag_names,
     front,
     read_points,
+    run_point,
     sweep,
 )
 
@@ -219,3 +220,27 @@ def test_a_specification_that_is_no_object_is_refused(text, tmp_path):
     path.write_text(text)
     with pytest.raises(StageError, match="A specification must"):
         read_points(path)
+
+
+def test_none_and_null_of_a_specification_are_told_apart(tmp_path, monkeypatch):
+    listed = [{"search.augment": value} for value in ("none", None, "shift")]
+    listed.append({"search.validation_size": None})
+    points = read_points(written(tmp_path, points=listed))
+    assert list(points)[:2] == ["0_augment=none", "1_augment=default"]
+    found = []
+
+    class Recorded:
+        stopped = False
+
+        def run(self, command):
+            found.extend(w for w in command if w[2:].startswith(("augment", "valid")))
+            return subprocess.CompletedProcess(command, 0, "", "")
+
+    for name, point in points.items():
+        run_point(tmp_path / name, point, {}, {}, Recorded())
+    assert found == [
+        "--augment=none",
+        "--augment=default",
+        "--augment=shift",
+        "--validation_size=none",
+    ]
