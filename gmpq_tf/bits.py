@@ -17,6 +17,27 @@ class PolicyError(ValueError):
     """A policy, or a file that should hold one, that cannot be used."""
 
 
+class ReadOnlyDict(dict[str, Any]):
+    """A dict that stays as it was made, as what is hashed or recorded must.
+
+    It is equal to a dict of the same items, and is copied, pickled and written as JSON
+    as one is; `dict(it)` can be changed.
+    """
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(
+            "The layers and options of a policy or a search space must stay as they "
+            "were made. Received: a change of the mapping. Make another one, such as "
+            "BitwidthPolicy(policy.model, {**policy.layers, name: (4, 4)})."
+        )
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (dict(self),)
+
+
 def check_bits(name: str, bits: Any) -> int:
     """Returns a bit-width as an int, or says why it is none.
 

@@ -11,6 +11,7 @@ from gmpq_tf.bits import (
     LAYER_KEYS,
     LayerBits,
     PolicyError,
+    ReadOnlyDict,
     check_bits,
     check_candidates,
     check_layer_bits,
@@ -309,21 +310,22 @@ def _check_policy(other: Any) -> None:
         )
 
 
-def _checked_layers(layers: Any) -> dict[str, LayerBits]:
+def _checked_layers(layers: Any) -> Mapping[str, LayerBits]:
     if not isinstance(layers, Mapping) or not layers:
         raise PolicyError(
             "A policy must map at least one layer name to its bits. "
             f"Received: layers={layers!r:.80}. "
             "Pass {name: (weight_bits, activation_bits)}."
         )
-    return {name: check_layer_bits(name, bits) for name, bits in layers.items()}
+    return ReadOnlyDict({n: check_layer_bits(n, bits) for n, bits in layers.items()})
 
 
-def _checked_provenance(made_by: Any) -> dict[str, Any]:
+def _checked_provenance(made_by: Any) -> Mapping[str, Any]:
     check_object("made_by", made_by)
     try:
         # Through text and back: a saved and loaded policy says the same.
-        return json.loads(json.dumps(made_by, allow_nan=False))
+        text = json.dumps(made_by, allow_nan=False)
+        return json.loads(text, object_hook=ReadOnlyDict)
     except (TypeError, ValueError) as error:
         raise PolicyError(
             f"made_by must hold plain JSON values ({error}). "

@@ -7,6 +7,7 @@ from typing import Any
 from gmpq_tf.bits import (
     LayerBits,
     PolicyError,
+    ReadOnlyDict,
     check_bits,
     check_candidates,
     layer_candidates,
@@ -86,7 +87,7 @@ class SearchSpace:
         return cls(**config)
 
 
-def _checked_pinned(pinned: Any) -> dict[str, tuple[int, int]] | None:
+def _checked_pinned(pinned: Any) -> Mapping[str, tuple[int, int]] | None:
     if pinned is None:
         return None
     if not isinstance(pinned, Mapping):
@@ -95,7 +96,7 @@ def _checked_pinned(pinned: Any) -> dict[str, tuple[int, int]] | None:
             f"Received: pinned={pinned!r}. "
             "Pass {name: (weight_bits, activation_bits)}."
         )
-    return {name: _checked_pair(name, bits) for name, bits in pinned.items()}
+    return ReadOnlyDict({n: _checked_pair(n, bits) for n, bits in pinned.items()})
 
 
 def _checked_pair(name: str, bits: Any) -> tuple[int, int]:

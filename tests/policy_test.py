@@ -1,4 +1,7 @@
+import copy
+import dataclasses
 import json
+import pickle
 import subprocess
 import sys
 
@@ -379,3 +382,59 @@ assert space.SearchSpace().candidates(["a"]) == {{"a": ((8,), (8,))}}
         text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+CHANGES = {
+    "set": lambda layers: layers.__setitem__("conv1", (99, "x")),
+    "delete": lambda layers: layers.__delitem__("conv1"),
+    "update": lambda layers: layers.update(conv1=(2, 2)),
+    "or": lambda layers: layers.__ior__({"conv1": (2, 2)}),
+    "clear": lambda layers: layers.clear(),
+    "pop": lambda layers: layers.pop("conv1"),
+    "popitem": lambda layers: layers.popitem(),
+    "default": lambda layers: layers.setdefault("new", (2, 2)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_what_is_frozen_cannot_be_changed(change):
+    policy = BitwidthPolicy("net", LAYERS, {"config": {"conv1": 1}})
+    space = SearchSpace(pinned={"conv1": (8, 8)})
+    before = hash(policy), hash(space)
+    for mapping in (policy.layers, policy.made_by["config"], space.pinned):
+        with pytest.raises(TypeError, match="stay as they were made"):
+            change(mapping)
+    assert (hash(policy), hash(space)) == before
+    assert policy == BitwidthPolicy("net", LAYERS)
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [
+        copy.copy,
+        copy.deepcopy,
+        lambda policy: pickle.loads(pickle.dumps(policy)),
+        dataclasses.replace,
+        lambda policy: BitwidthPolicy(**vars(policy)),
+    ],
+    ids=["copy", "deepcopy", "pickle", "replace", "fields"],
+)
+def test_a_copied_policy_is_the_same(copied):
+    policy = BitwidthPolicy("net", LAYERS, {"config": {"bits": [2, 3]}, "seed": 1})
+    other = copied(policy)
+    assert other == policy and hash(other) == hash(policy)
+    assert other.made_by == policy.made_by and list(other) == list(policy)
+
+
+def test_a_policy_is_written_as_plain_values():
+    policy = BitwidthPolicy("net", {"a": (4, 3)}, {"config": {"bits": [2]}})
+    layer = {"weight_bits": 4, "activation_bits": 3}
+    plain = {
+        "model": "net",
+        "layers": {"a": layer},
+        "made_by": {"config": {"bits": [2]}},
+    }
+    assert json.loads(json.dumps(dataclasses.asdict(policy))) == plain
+    changed = dict(policy.layers)
+    changed["a"] = (2, 2)
+    assert BitwidthPolicy("net", changed)["a"].weight_bits == 2
