@@ -1,6 +1,7 @@
 """Files that are whole or absent: written under a temporary name, then renamed."""
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -16,6 +17,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+# What the system says of a full disk, a used-up quota, a limit of the size of files.
+_TOO_MUCH = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 MAX_TEXT_BYTES = 10_000_000
 MAX_DEPTH = 200
 _DEPTH_MESSAGE = (
@@ -45,8 +48,9 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         The path to write to; it must exist when the block ends.
 
     Raises:
-        FileWriteError: the disk is full or the folder not writable.
-        Whatever else the block raised; `path` is in any case as it was before.
+        FileWriteError: the disk is full, or the folder cannot be made or written to.
+        Whatever else the block raised, such as that a file it reads is missing; `path`
+        is in any case as it was before.
     """
     path = Path(path)
     # Not the process number: machines that share a folder count from 1 each.
@@ -59,7 +63,11 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     except FileWriteError:
         raise
     except OSError as error:
-        raise FileWriteError(_write_message(path, error)) from error
+        if error.errno in _TOO_MUCH:
+            raise FileWriteError(_space_message(path, error)) from error
+        if _is_about(error, (temporary, *temporary.parents)):
+            raise FileWriteError(_folder_message(path, error)) from error
+        raise
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -92,7 +100,7 @@ def check_space(path: str | os.PathLike[str], size: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < size:
         cause = f"{size} bytes, of which {free} are free"
-        raise FileWriteError(_write_message(Path(path), cause))
+        raise FileWriteError(_space_message(Path(path), cause))
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> Path:
@@ -325,11 +333,27 @@ def _to_plain(value: Any) -> Any:
     return value
 
 
-def _write_message(path: Path, cause: object) -> str:
+def _is_about(error: OSError, paths: Iterable[Path]) -> bool:
+    """Whether an error names one of some paths, as that of opening one does."""
+    named = error.filename
+    if isinstance(named, bytes):
+        named = os.fsdecode(named)
+    return isinstance(named, str | os.PathLike) and Path(named) in paths
+
+
+def _space_message(path: Path, cause: object) -> str:
     return (
-        "A file must fit on the disk, in a folder that can be written to. "
+        "A file must fit on the disk. "
         f"Received: {path} ({cause}). Make room or choose another folder; what was "
         "there before is unchanged."
+    )
+
+
+def _folder_message(path: Path, cause: object) -> str:
+    return (
+        "A file must be written into a folder that can be made and written to. "
+        f"Received: {path} ({cause}). Change its permissions or choose another folder; "
+        "what was there before is unchanged."
     )
 
 
@@ -343,5 +367,5 @@ def _damage_message(path: Path, cause: object) -> str:
 
 def _flush_to_disk(path: Path) -> None:
     # Without this a power cut can leave the new name on an empty file.
-    with path.open("rb") as file:
+    with path.open("r+b") as file:  # Windows flushes what is open for writing only
         os.fsync(file.fileno())

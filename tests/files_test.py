@@ -228,3 +228,41 @@ def test_only_small_plain_files_of_text_are_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="plain"):
         read_text(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_only_what_is_too_large_is_said_to_be(tmp_path, code):
+    message = r"must fit on the disk.*a\.bin.*Make room"
+    with (
+        pytest.raises(FileWriteError, match=message),
+        replace_file(tmp_path / "a.bin"),
+    ):
+        raise OSError(code, os.strerror(code))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "input.keras"),
+        PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/root/input"),
+        ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)),
+        OSError("read past the end"),
+    ],
+)
+def test_other_errors_of_the_block_keep_their_meaning(tmp_path, error):
+    path = write_atomic(tmp_path / "a.bin", "old")
+    with pytest.raises(type(error)) as found, replace_file(path):
+        raise error
+    assert found.value is error
+    assert path.read_text() == "old" and names(tmp_path) == ["a.bin"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_no_full_disk(tmp_path, monkeypatch):
+    def closed(self, *args, **kwargs):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    for method, path in (("write_bytes", "b.json"), ("mkdir", "a/b.json")):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, method, closed)
+            with pytest.raises(FileWriteError, match=r"written to.*b\.json.*Change"):
+                write_json(tmp_path / path, {})
