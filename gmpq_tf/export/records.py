@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import gmpq_tf
 from gmpq_tf.export.errors import StageError
 from gmpq_tf.export.run_config import WorkdirConfig
 from gmpq_tf.files import parse_json, read_text
@@ -124,7 +125,7 @@ def fingerprint(path: str | Path) -> str:
 
 def versions() -> dict[str, str]:
     """Returns the versions of Python and of the packages that results depend on."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "gmpq-tf": gmpq_tf.__version__}
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
