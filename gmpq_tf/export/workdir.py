@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from pathlib import Path
 from typing import Any
@@ -65,12 +64,25 @@ def claim(path: Path, folder: Path) -> None:
 def _lock(file: Any) -> bool:
     """Locks a file, unless another process has."""
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock_or_raise(file)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EAGAIN):
             raise
         return False
     return True
+
+
+def _lock_or_raise(file: Any) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        file.seek(0)
+        # The stubs of other systems lack it.
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    else:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _is_there(path: Path) -> bool:

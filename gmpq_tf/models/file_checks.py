@@ -20,6 +20,12 @@ from gmpq_tf.models import hdf5_probe
 PROBE_SECONDS = 60.0  # of the clock, should it sleep; its own limit is much lower
 PROBE_BYTES_PER_SECOND = 20e6  # of a disk far away
 MAX_CONFIG_BYTES = 50_000_000
+# Signals with which the system ends a process that used up its processor time.
+_OUT_OF_TIME = tuple(
+    int(getattr(signal, name))
+    for name in ("SIGXCPU", "SIGKILL")
+    if hasattr(signal, name)
+)
 _KERAS_PACKAGES = ("keras", "keras_hub", "keras_cv", "keras_nlp")
 
 
@@ -149,7 +155,7 @@ def check_hdf5(path: Path) -> None:
         )
     except subprocess.TimeoutExpired as error:
         raise ValueError(f"HDF5 did not end within {seconds:.0f} s") from error
-    if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+    if -done.returncode in _OUT_OF_TIME:
         raise ValueError("HDF5 did not end while it read the file")
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["HDF5 crashed"]

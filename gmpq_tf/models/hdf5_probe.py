@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 import math
-import resource
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -56,9 +55,15 @@ def probe(path: Path) -> None:
 def limit_processor(size: int) -> None:
     """Lets the system end this process should HDF5 go round in circles.
 
+    Windows has no such limit; there the limit of `file_checks` on the clock is left.
+
     Args:
         size: bytes of the file.
     """
+    try:
+        import resource
+    except ImportError:
+        return
     usage = resource.getrusage(resource.RUSAGE_SELF)
     used = math.ceil(usage.ru_utime + usage.ru_stime)
     seconds = used + PROCESSOR_SECONDS + size // BYTES_PER_SECOND

@@ -3,8 +3,10 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from gmpq_tf.export.records import (
 )
 from gmpq_tf.export.run_config import RunConfig, WorkdirConfig
 from gmpq_tf.export.stage import interrupted_at, open_stage
-from gmpq_tf.export.workdir import check_writable
+from gmpq_tf.export.workdir import LOCKED, check_writable, claim
 from gmpq_tf.files import write_arrays, write_json
 
 SCALING = {"kind": "0..1", "mean": None, "std": None}
@@ -338,3 +340,29 @@ def test_json_nested_too_deep_counts_as_damaged(tmp_path):
 
 def test_a_folder_name_with_a_space_is_no_way_out(tmp_path):
     assert recorded_data(tmp_path, "uniform w2") == {}
+
+
+def test_without_fcntl_one_process_at_a_time_holds_a_folder(tmp_path, monkeypatch):
+    """On Windows, where msvcrt locks bytes of a file."""
+    held = set()
+
+    def locking(descriptor, mode, count):
+        identity = os.fstat(descriptor).st_ino
+        if identity in held:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        held.add(identity)
+
+    windows = types.SimpleNamespace(locking=locking, LK_NBLCK=2)
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setitem(sys.modules, "msvcrt", windows)
+    claim(tmp_path / "a.lock", tmp_path)
+    claim(tmp_path / "b.lock", tmp_path)
+    with pytest.raises(StageError, match=LOCKED):
+        claim(tmp_path / "a.lock", tmp_path)
+
+
+def test_versions_name_this_package_and_what_it_needs(repo_root):
+    found = versions()
+    stated = re.search(r'version="([^"]+)"', (repo_root / "setup.py").read_text())[1]
+    assert found["gmpq-tf"] == stated
+    assert {"python", "keras", "tensorflow", "numpy"} <= found.keys()

@@ -137,3 +137,14 @@ def test_no_path_makes_the_questions_fail(tmp_path):
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
     assert not is_file(loop)
+
+
+def test_without_posix_files_are_still_probed(hdf5_file, monkeypatch):
+    """As on Windows, where `resource`, SIGXCPU and SIGKILL are missing."""
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setattr(file_checks, "_OUT_OF_TIME", ())
+    hdf5_probe.limit_processor(10**6)
+    check_hdf5(hdf5_file)
+    hdf5_file.write_bytes(hdf5_file.read_bytes()[:100])
+    with pytest.raises(ValueError, match="OSError"):
+        check_hdf5(hdf5_file)
