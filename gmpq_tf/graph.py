@@ -11,6 +11,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+from gmpq_tf.inputs import InputError, check_names, match_inputs
+
 SEARCHABLE_KINDS = ("Conv2D", "DepthwiseConv2D", "Dense")
 SEPARABLE_KIND = "SeparableConv2D"
 
@@ -270,7 +272,8 @@ def _read_node(node: Any, tensors: dict, graph: Graph, names: dict) -> None:
     sources = [tensors[id(t)] for t in node.input_tensors]
     nested = _functional(node.operation)
     if nested is not None:
-        inner = {id(t): s for t, s in zip(nested.inputs, sources, strict=True)}
+        pairs = _nested_inputs(node, nested)
+        inner = {id(inside): tensors[id(outside)] for inside, outside in pairs}
         _read_calls(nested, inner, graph, names)
         targets = [inner[id(t)] for t in nested.outputs]
         tensors.update({id(t): i for t, i in zip(node.outputs, targets, strict=True)})
@@ -284,6 +287,22 @@ def _read_node(node: Any, tensors: dict, graph: Graph, names: dict) -> None:
     graph.calls.append(
         Call(node.operation, name, args, kwargs, tuple(sources), outputs)
     )
+
+
+def _nested_inputs(node: Any, nested: Any) -> list[tuple[Any, Any]]:
+    """(input of a nested model, tensor given for it): by name where it is a dict."""
+    structure, arguments = nested._inputs_struct, node.arguments
+    given = [*arguments.args, arguments.kwargs.get("inputs")][0]
+    try:
+        if isinstance(structure, dict) and isinstance(given, dict):
+            # Of more names Keras would take the first in the order of the alphabet.
+            check_names(given, structure)
+        return match_inputs(structure, given, nested.inputs, lambda t: t.name)
+    except InputError as error:
+        raise GraphError(
+            f"A nested model must be given its inputs. Received: {nested.name!r}: "
+            f"{error}"
+        ) from error
 
 
 def _split_separable(graph: Graph) -> None:

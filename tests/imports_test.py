@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = [
     ("names", "align", "distribution", "first_trace"),
     ("files", "registry", "registration"),
+    ("inputs",),
     ("graph",),
     ("bits", "budget"),
     ("layer_names", "compare"),

@@ -6,9 +6,9 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ import keras
 
 from gmpq_tf.files import replace_file, write_json
 from gmpq_tf.graph import GraphError
+from gmpq_tf.inputs import InputError
 from gmpq_tf.names import suggest
+from gmpq_tf.transform.batches import BATCH_SIZE, Batch, ModelInputs, batches_of
 from gmpq_tf.transform.calibrate import input_quantizers, is_calibrated
 
 from .errors import ExportError
@@ -28,10 +30,9 @@ from .verify import (
     Deviation,
     LayerReport,
     Outputs,
-    batches_of,
     compare_outputs,
     layer_reports,
-    local_deviations,
+    mean_deviations,
     random_inputs,
 )
 
@@ -121,10 +122,12 @@ def export_tflite(
             and dense rows that do not fill whole bytes.
         input_type: "float32", or "int8" or "uint8" for codes of the input's grid.
         output_type: likewise; with "float32" a final softmax is computed in float.
-        verify_data: inputs as `student` takes them: an array [images, ...], a list of
-            arrays, or an iterable (`tf.data`) of batches of inputs or of
-            (inputs, labels). None: 64 random ones in the calibrated range.
-        labels: class numbers or one-hot rows, where `verify_data` is an array.
+        verify_data: inputs as `student` takes them: an array [images, ...]; for several
+            inputs a dict of arrays by name, or a list in the order of
+            `student.inputs`; or an iterable (`tf.data`, `PyDataset`) of batches of
+            inputs or of (inputs, labels). None: 64 random ones in the calibrated range.
+        labels: class numbers or one-hot rows, where `verify_data` holds arrays; of
+            several outputs a list, tuple or dict.
         metadata: stored in the file as JSON, e.g. input scaling and class names;
             `read_metadata` gives it back.
         scale_codes: store kernel codes times the largest power of two that fits, with
@@ -154,17 +157,18 @@ def export_tflite(
     given = verify_data is not None
     if not given:
         verify_data = random_inputs(student, lowered.input_grids, SEED)
-    batches = batches_of(verify_data, labels)
-    first = next(batches, None)
-    if first is None:
+    batches = _batches(lowered, verify_data, labels)
+    first = list(islice(batches, _local_batches(lowered)))
+    if not first:
         raise ExportError(
             "Verification needs at least one input. "
             "Received: verify_data without images. Pass some, or None for random ones."
         )
-    deviations = local_deviations(lowered, [a[:LOCAL_IMAGES] for a in first[0]])
+    local = [[a[:LOCAL_IMAGES] for a in arrays] for arrays, _ in first]
+    deviations = mean_deviations(lowered, local)
     layers = layer_reports(lowered, deviations)
     _check_layers(layers, deviations)
-    outputs = compare_outputs(student, lowered, chain([first], batches))
+    outputs = compare_outputs(student, lowered, chain(first, batches))
     if given and outputs.agreement < least_agreement:
         raise ExportError(_disagreement(outputs, deviations, least_agreement))
     contents = {storage: lowered.content}
@@ -184,6 +188,21 @@ def export_tflite(
     )
     _write(path, lowered.content, report)
     return report
+
+
+def _batches(lowered: Lowered, data: Any, labels: Any) -> Iterator[Batch]:
+    try:
+        yield from batches_of(
+            ModelInputs(lowered.graph), data, labels, largest=BATCH_SIZE
+        )
+    except InputError as error:
+        raise ExportError(str(error)) from error
+
+
+def _local_batches(lowered: Lowered) -> int:
+    """How many batches hold `LOCAL_IMAGES`; one, unless the model says its size."""
+    size = ModelInputs(lowered.graph).batch_size
+    return 1 if size is None else -(-LOCAL_IMAGES // size)
 
 
 def measure_latency(

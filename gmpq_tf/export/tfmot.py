@@ -41,6 +41,7 @@ from gmpq_tf.layers import QUANT_LAYERS
 from gmpq_tf.models.file_checks import check_hdf5, has_lambda, read_config
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
+from gmpq_tf.transform.batches import ModelInputs
 from gmpq_tf.transform.calibrate import input_quantizers, is_calibrated
 from gmpq_tf.transform.quantize import quantize_model
 from gmpq_tf.transform.rewrite import rebuild, split_activations
@@ -56,7 +57,7 @@ from .fake_quantizers import (
 )
 from .lowering import lower
 from .translate import MERGES, describe, make_layer, training_of
-from .verify import as_list, random_inputs, single
+from .verify import as_list, random_inputs
 
 LEGACY = "TF_USE_LEGACY_KERAS"
 PACKAGE = "gmpq_tf"  # of the registered names in tf_keras files
@@ -558,8 +559,12 @@ def _read_node(node: Any, numbers: dict[int, int], graph: Graph) -> Call:
 
 def _check_equal(model: Any, student: keras.Model) -> None:
     """Refuse a student that does not compute what the tf_keras model does."""
-    arrays = random_inputs(student, lower(student).input_grids, seed=0)
-    both = (as_list(m(single(arrays), training=False)) for m in (model, student))
+    given = random_inputs(student, lower(student).input_grids, seed=0)
+    inputs = ModelInputs(_read_tf_keras(model)), ModelInputs(read_graph(student))
+    both = (
+        as_list(m(i.structured(i.read(given)), training=False))
+        for m, i in zip((model, student), inputs, strict=True)
+    )
     for outputs in zip(*both, strict=True):
         want, have = map(np.asarray, outputs)
         limit = TOLERANCE * max(1.0, float(np.abs(want).max()))

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
 import numpy as np
 
 from gmpq_tf.graph import fill
+from gmpq_tf.transform.batches import Batch, ModelInputs
 
 from .convolutions import keras_layout
-from .errors import ExportError
 from .flatbuffer import (
     read_model,
     stored_bytes,
@@ -142,17 +142,36 @@ def codes_equal(model: Any, kernel: Kernel) -> bool:
     return bool(np.array_equal(stored.reshape(-1, channels), wanted))
 
 
+def mean_deviations(
+    lowered: Lowered, batches: Iterable[Sequence[np.ndarray]]
+) -> list[Deviation]:
+    """`local_deviations` over batches of one size, as a model may take one image."""
+    found = [local_deviations(lowered, arrays) for arrays in batches]
+    return [
+        replace(
+            same[0],
+            off=float(np.mean([d.off for d in same])),
+            far=float(np.mean([d.far for d in same])),
+        )
+        for same in zip(*found, strict=True)
+    ]
+
+
 def local_deviations(lowered: Lowered, arrays: Sequence[np.ndarray]) -> list[Deviation]:
     """Compare layer by layer: each Keras layer gets the inputs the file's layer had.
 
     So a difference is made where it is found, and differences do not pile up.
+
+    Args:
+        lowered: the model.
+        arrays: in the order of the model's inputs.
     """
     stored = stored_tensors(lowered, arrays)
     graph, found = lowered.graph, []
     shared = {c.index: c for c in lowered.checks if c.reader is None}
     private = {id(c.reader): c for c in lowered.checks if c.reader is not None}
 
-    def replace(check: Check, value: Any) -> Any:
+    def replaced(check: Check, value: Any) -> Any:
         codes = stored[check.value.tensor]
         found.append(compare(check, np.asarray(value), codes))
         return dequantize(check, codes).reshape(value.shape)
@@ -161,16 +180,18 @@ def local_deviations(lowered: Lowered, arrays: Sequence[np.ndarray]) -> list[Dev
     for index, array in zip(graph.inputs, arrays, strict=True):
         tensors[index] = np.asarray(array, graph.dtypes[index])
         if index in shared:
-            tensors[index] = replace(shared[index], tensors[index])
+            tensors[index] = replaced(shared[index], tensors[index])
     for call in graph.calls:
         operands = {i: tensors[i] for i in call.inputs}
         if id(call) in private:
             check = private[id(call)]
-            operands[check.index] = replace(check, operands[check.index])
+            operands[check.index] = replaced(check, operands[check.index])
         result = call.layer(*fill(call.args, operands), **fill(call.kwargs, operands))
         for index, tensor in zip(call.outputs, keras.tree.flatten(result), strict=True):
             value = np.asarray(tensor)
-            tensors[index] = replace(shared[index], value) if index in shared else value
+            if index in shared:
+                value = replaced(shared[index], value)
+            tensors[index] = value
     return found
 
 
@@ -214,17 +235,18 @@ def dequantize(check: Check, stored: np.ndarray) -> np.ndarray:
 def compare_outputs(
     student: Any,
     lowered: Lowered,
-    batches: Iterable[tuple[list[np.ndarray], np.ndarray | None]],
+    batches: Iterable[Batch],
 ) -> Outputs:
     """Run Keras, XNNPACK and built-in kernels on the same inputs, and compare."""
     fast = TFLiteModel(lowered.content)
     builtin = TFLiteModel(lowered.content, use_xnnpack=False)
     tally, images = Tally(lowered.output_steps), 0
+    inputs = ModelInputs(lowered.graph)
     for arrays, labels in batches:
         fast.check(arrays)
         # Compiling the model pays from the second batch on.
         run = student.predict_on_batch if images else student
-        wanted = as_list(run(single(arrays)))
+        wanted = as_list(run(inputs.structured(arrays)))
         expected = [np.asarray(w) for w in wanted]
         received = as_list(fast.predict(arrays))
         tally.add(expected, received, labels)
@@ -296,71 +318,21 @@ def is_right(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return (scores.argmax(-1) == wanted).ravel()
 
 
-def random_inputs(student: Any, grids: Sequence[Grid], seed: int) -> list[np.ndarray]:
-    """Inputs spread evenly over the calibrated range of each model input."""
+def random_inputs(
+    student: Any, grids: Sequence[Grid], seed: int
+) -> dict[str, np.ndarray]:
+    """Inputs by name, spread evenly over the calibrated range of each."""
     generator = np.random.default_rng(seed)
-    return [
-        generator.uniform(
+    return {
+        tensor.name: generator.uniform(
             grid.low * grid.step,
             grid.high * grid.step,
             (RANDOM_INPUTS, *tensor.shape[1:]),
         ).astype("float32")
         for tensor, grid in zip(student.inputs, grids, strict=True)
-    ]
-
-
-def batches_of(
-    data: Any, labels: Any = None, batch_size: int = 64
-) -> Iterator[tuple[list[np.ndarray], np.ndarray | None]]:
-    """Batches (list of inputs, labels or None) of whatever the caller has.
-
-    Args:
-        data: an array, a list of arrays (several inputs), or an iterable of batches:
-            inputs, or tuples (inputs, labels, ...).
-        labels: one an image, where `data` holds arrays.
-        batch_size: for arrays.
-
-    Raises:
-        ExportError: as many labels as images are needed.
-    """
-    arrays = [data] if hasattr(data, "shape") else data
-    listed = isinstance(arrays, (list, tuple)) and len(arrays) > 0
-    if listed and all(hasattr(a, "shape") for a in arrays):
-        return _slices(arrays, labels, batch_size)
-    return _batches(data)
-
-
-def _slices(
-    arrays: Sequence[Any], labels: Any, batch_size: int
-) -> Iterator[tuple[list[np.ndarray], np.ndarray | None]]:
-    if labels is not None and len(labels) != len(arrays[0]):
-        raise ExportError(
-            "There must be one label an image. "
-            f"Received: {len(labels)} labels, {len(arrays[0])} images. Pass those of "
-            "verify_data."
-        )
-    for start in range(0, len(arrays[0]), batch_size):
-        part = slice(start, start + batch_size)
-        given = None if labels is None else np.asarray(labels)[part]
-        yield [np.asarray(a)[part] for a in arrays], given
-
-
-def _batches(
-    data: Iterable,
-) -> Iterator[tuple[list[np.ndarray], np.ndarray | None]]:
-    for batch in data:
-        inputs, given = batch, None
-        if isinstance(batch, (list, tuple)):
-            inputs, given = batch[0], batch[1] if len(batch) > 1 else None
-        arrays = [np.asarray(v) for v in keras.tree.flatten(inputs)]
-        yield arrays, None if given is None else np.asarray(given)
+    }
 
 
 def as_list(value: Any) -> list:
     """Flat list of a model's outputs."""
     return list(keras.tree.flatten(value))
-
-
-def single(values: list) -> Any:
-    """The element of a list of one, else the list."""
-    return values[0] if len(values) == 1 else values

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,6 +14,7 @@ from gmpq_tf.graph import read_graph
 from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
 from gmpq_tf.quantizers.grid import code_limit
 from gmpq_tf.quantizers.input_quantizer import DEFAULT_RANGE
+from gmpq_tf.transform.batches import ModelInputs, input_batches
 from gmpq_tf.transform.placement import PREPROCESSING, TRANSPARENT
 
 SAMPLES_PER_BATCH = 16_384
@@ -56,7 +58,7 @@ class Observer:
 
 
 def calibrate(
-    model: keras.Model, dataset: Iterable, batches: int | None = None, seed: int = 0
+    model: keras.Model, dataset: Any, batches: int | None = None, seed: int = 0
 ) -> None:
     """Set the range of every activation quantizer from data, in one pass.
 
@@ -68,14 +70,18 @@ def calibrate(
 
     Args:
         model: from `quantize_model` or `build_hypernet`; its ranges are changed.
-        dataset: batches of inputs, or of (inputs, labels, ...), floats as the model
-            takes them. A few hundred images are enough.
+        dataset: an array of images or, for several inputs, a dict of arrays by name or
+            a list of them in the order of `model.inputs`; or a `tf.data.Dataset`, a
+            `keras.utils.PyDataset` or any iterable of batches: inputs, or (inputs,
+            labels, ...). Floats as the model takes them; a few hundred images are
+            enough.
         batches: how many batches to use; None: all.
         seed: of the sample of values kept.
 
     Raises:
-        CalibrationError: no batch, a value that is not finite, or a model without
+        CalibrationError: no image, a value that is not finite, or a model without
             quantizers.
+        InputError: data that do not fit the model's inputs.
     """
     quantizers = input_quantizers(model)
     if not quantizers:
@@ -84,12 +90,10 @@ def calibrate(
             f"Received: model={model.name!r}, which has none. "
             "Pass what quantize_model or build_hypernet returned."
         )
+    inputs = ModelInputs(read_graph(model))
     with _observing(model, quantizers, seed) as observers:
-        for number, batch in enumerate(dataset):
-            if batches is not None and number >= batches:
-                break
-            inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
-            model(inputs, training=False)
+        for arrays in input_batches(inputs, dataset, batches):
+            model(inputs.structured(arrays), training=False)
     scaled = _scaled_inputs(model)
     for quantizer, observer in zip(quantizers, observers, strict=True):
         _check_observed(quantizer, observer)

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from gmpq_tf.graph import Graph, fill
+from gmpq_tf.transform.batches import ModelInputs
 
 MEMORY_BYTES = 2**30
 
@@ -34,7 +35,8 @@ class Forward:
     ) -> None:
         self.graph, self.memory = graph, memory
         self.start = 0  # the first call that is not computed yet
-        self.kept = [self._inputs(batch) for batch in batches]
+        inputs = ModelInputs(graph)
+        self.kept = [self._tensors(inputs.read(batch)) for batch in batches]
         self.images = sum(len(tensors[graph.inputs[0]]) for tensors in self.kept)
         self.last_reader = {
             index: number
@@ -42,8 +44,7 @@ class Forward:
             for index in call.inputs
         }
 
-    def _inputs(self, batch: Any) -> dict[int, Any]:
-        arrays = keras.tree.flatten(batch)
+    def _tensors(self, arrays: Sequence[np.ndarray]) -> dict[int, Any]:
         pairs = zip(self.graph.inputs, arrays, strict=True)
         return {
             i: keras.ops.convert_to_tensor(a, self.graph.dtypes[i]) for i, a in pairs

@@ -10,13 +10,17 @@ import keras
 import numpy as np
 
 from gmpq_tf.graph import Call, Graph, is_searchable, read_graph
+from gmpq_tf.inputs import InputError
+from gmpq_tf.transform.batches import ModelInputs, input_batches
 from gmpq_tf.transform.forward import Forward
 from gmpq_tf.transform.placement import keeps_grid
 
 AFFINE_CODE = 127  # kernel code of a BatchNormalization that stands alone
 
 
-def snap_biases(student: keras.Model, dataset: Iterable | None = None) -> None:
+def snap_biases(
+    student: keras.Model, dataset: Any = None, batches: int | None = None
+) -> None:
     """Round every folded bias to what the 32-bit accumulator of its layer can hold.
 
     TFLite stores `b - mean + beta sigma / gamma` in units of `input step * kernel
@@ -30,16 +34,19 @@ def snap_biases(student: keras.Model, dataset: Iterable | None = None) -> None:
 
     Args:
         student: from `quantize_model`, calibrated and trained; changed in place.
-        dataset: batches of training inputs, or of (inputs, labels, ...), augmented as
-            in training; a few thousand images. The statistics of each
+        dataset: arrays or batches of training images, as `calibrate` takes them,
+            augmented as in training; a few thousand. The statistics of each
             BatchNormalization are then measured on them before its layer is rounded,
             with the layers before it rounded already: moving averages lag behind
             weights that still train, and what rounding shifts is made up for. None:
             statistics stay.
+        batches: how many batches to use; None: all.
+
+    Raises:
+        InputError: data that do not fit the student's inputs, or no images.
     """
     graph = read_graph(student)
-    batches = [_inputs(batch) for batch in dataset or ()]
-    forward = Forward(graph, batches) if batches else None
+    forward = None if dataset is None else _forward(graph, dataset, batches)
     uses = Counter(id(call.layer) for call in graph.calls)
     seen: set[int] = set()
     folded: set[int] = set()
@@ -87,8 +94,15 @@ def bias_unit(layer: Any) -> np.ndarray:
     return first * layer.input_quantizer.step()
 
 
-def _inputs(batch: Any) -> Any:
-    return batch[0] if isinstance(batch, (tuple, list)) else batch
+def _forward(graph: Graph, dataset: Any, batches: int | None) -> Forward:
+    inputs = ModelInputs(graph)
+    found = [inputs.structured(b) for b in input_batches(inputs, dataset, batches)]
+    if not found:
+        raise InputError(
+            "Measuring statistics needs at least one image. Received: a data set "
+            "without any. Pass training images, or None to keep the statistics."
+        )
+    return Forward(graph, found)
 
 
 def _measure_statistics(norm: Any, outputs: Iterable[np.ndarray]) -> None:

@@ -8,7 +8,6 @@ from gmpq_tf.export.integer_graph import Check
 from gmpq_tf.export.verify import (
     Deviation,
     TFLiteModel,
-    batches_of,
     compare,
     is_right,
     same_decision,
@@ -30,24 +29,6 @@ def test_slack_excuses_roundings():
     assert not Deviation("a", "Conv2D", 0.04, 0.0, 0.0).excessive
     assert Deviation("a", "Conv2D", 0.2, 0.0, 0.0).excessive
     assert not Deviation("a", "Conv2D", 0.2, 0.0, 0.1).excessive
-
-
-def test_batches_of_arrays_and_data_sets_agree():
-    x, y = np.arange(10.0).reshape(5, 2), np.arange(5)
-    from_arrays = list(batches_of(x, y, batch_size=2))
-    pairs = [(x[i : i + 2], y[i : i + 2]) for i in (0, 2, 4)]
-    from_pairs = list(batches_of(iter(pairs)))
-    for (a, b), (c, d) in zip(from_arrays, from_pairs, strict=True):
-        np.testing.assert_array_equal(a[0], c[0])
-        np.testing.assert_array_equal(b, d)
-    (both, none), *_ = batches_of([x, x + 1], batch_size=5)
-    assert len(both) == 2
-    assert none is None
-
-
-def test_labels_must_match_the_images():
-    with pytest.raises(ExportError, match="4 labels, 5 images"):
-        list(batches_of(np.zeros((5, 2)), np.zeros(4)))
 
 
 def test_decisions():

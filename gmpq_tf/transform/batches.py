@@ -1,0 +1,309 @@
+"""Read what a caller has as batches for a model: the one place that does.
+
+`calibrate`, `snap_biases`, the search, and the exporters' checks all take the same:
+
+- an array [images, ...]; for several inputs a dict by name, or a list or tuple in the
+  order of `model.inputs`;
+- a `tf.data.Dataset`, a `keras.utils.PyDataset`, a generator or a list of batches, each
+  the inputs, or (inputs, labels), or (inputs, labels, sample weights).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import keras
+import numpy as np
+
+from gmpq_tf.graph import Graph, Ref, fill
+from gmpq_tf.inputs import InputError, leaves_of, match_inputs
+
+BATCH_SIZE = 64
+MOST_IMAGES = 16_384  # of a data set that may have no end
+
+Batch = tuple[list[np.ndarray], Any]
+
+
+class ModelInputs:
+    """The inputs of a model: reads values for them, and hands values to the model.
+
+    Args:
+        graph: of the model.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.names = dict(zip(graph.inputs, graph.input_names, strict=True))
+        self.shapes = {i: graph.shapes[i] for i in graph.inputs}
+
+    @property
+    def batch_size(self) -> int | None:
+        """Images that the model takes at once, where it was built for a number."""
+        return next((s[0] for s in self.shapes.values() if s[0] is not None), None)
+
+    def read(self, given: Any) -> list[np.ndarray]:
+        """Arrays in the order of `model.inputs`, of the model's types.
+
+        Raises:
+            InputError: names, shapes or numbers of images that do not fit.
+        """
+        self._check_order(given)
+        refs = [Ref(index) for index in self.graph.inputs]
+        structure = self.graph.input_structure
+        pairs = match_inputs(structure, given, refs, lambda r: self.names[r.index])
+        found = {ref.index: self._array(ref.index, value) for ref, value in pairs}
+        arrays = [found[index] for index in self.graph.inputs]
+        if len({len(array) for array in arrays}) > 1:
+            raise InputError(
+                "Every input must have as many images. Received: "
+                f"{self._listed({i: a.shape for i, a in found.items()})}. "
+                "Pass the rows that belong together."
+            )
+        return arrays
+
+    def structured(self, arrays: Iterable[Any]) -> Any:
+        """What the model is called with, from arrays in the order of its inputs."""
+        values = dict(zip(self.graph.inputs, arrays, strict=True))
+        return fill(self.graph.input_structure, values)
+
+    def _array(self, index: int, value: Any) -> np.ndarray:
+        array = np.asarray(value)
+        if self.graph.dtypes[index] != "string":
+            array = array.astype(self.graph.dtypes[index], copy=False)
+        wanted = self.shapes[index]
+        if array.ndim == len(wanted) - 1 and wanted[-1] == 1:  # as Keras does
+            array = array[..., None]
+        elif array.ndim == len(wanted) + 1 and array.shape[-1] == 1:
+            array = array[..., 0]
+        if not _fits(array.shape, wanted):
+            raise InputError(
+                f"Input {self.names[index]!r} must have the shape "
+                f"{('images', *wanted[1:])}. Received: shape={array.shape}. The "
+                f"model's inputs are, in this order, {self._listed(self.shapes)}."
+            )
+        return array
+
+    def _check_order(self, given: Any) -> None:
+        """Refuse a list where the model's dict has another order, and both would fit.
+
+        Keras refuses every list there.
+        """
+        structure = self.graph.input_structure
+        if not isinstance(structure, dict) or not isinstance(given, (list, tuple)):
+            return
+        written = [ref.index for ref in leaves_of([*structure.values()])]
+        values = [np.shape(value) for value in leaves_of(given)]
+        if written == self.graph.inputs or len(values) != len(written):
+            return
+        if all(_fits(v, self.shapes[i]) for v, i in zip(values, written, strict=True)):
+            raise InputError(
+                "The inputs of a model built with a dict whose keys are not sorted "
+                "must be given by name, unless only one order of them fits. "
+                f"Received: {type(given).__name__} of {len(given)}. Pass a dict with "
+                f"{', '.join(repr(self.names[i]) for i in written)}."
+            )
+
+    def _listed(self, shapes: Mapping[int, tuple]) -> str:
+        return ", ".join(
+            f"{self.names[i]!r} {('images', *shapes[i][1:])}" for i in self.names
+        )
+
+
+def batches_of(
+    inputs: ModelInputs,
+    data: Any,
+    labels: Any = None,
+    batch_size: int = BATCH_SIZE,
+    largest: int | None = None,
+) -> Iterator[Batch]:
+    """Batches (arrays in the order of `model.inputs`, labels or None) of any data.
+
+    Empty batches are left out. Where the model was built for a number of images at
+    once, batches have that many, and what is left over is dropped. Of data whose end is
+    not known the first 16,384 images are taken, with a warning.
+
+    Args:
+        inputs: of the model.
+        data: see above.
+        labels: one an image, where `data` is an array or arrays; several outputs: a
+            list, tuple or dict of them.
+        batch_size: of arrays.
+        largest: longer batches of a data set are cut in such pieces; None: they stay.
+
+    Raises:
+        InputError: names, shapes, or numbers of images or labels that do not fit.
+    """
+    outputs, exactly = len(inputs.graph.outputs), inputs.batch_size
+    if _is_arrays(data, inputs, labels):
+        pairs: Iterable = [(inputs.read(data), labels)]
+        size: int | None = batch_size
+    else:
+        _check_no_labels(labels, data)
+        pairs, size = _pairs(inputs, data), largest
+    for arrays, own_labels in pairs:
+        read = labels_of(own_labels, outputs)
+        _check_labels(read, len(arrays[0]))
+        yield from _cut((arrays, read), exactly or size, exactly is not None)
+
+
+def input_batches(
+    inputs: ModelInputs, data: Any, batches: int | None = None
+) -> Iterator[list[np.ndarray]]:
+    """As `batches_of`, of the inputs alone; labels may be of any kind.
+
+    Args:
+        inputs: of the model.
+        data: see above.
+        batches: how many to use; None: all.
+    """
+    exactly = inputs.batch_size
+    pairs: Iterable
+    if _is_arrays(data, inputs, None):
+        cut = _cut(
+            (inputs.read(data), None), exactly or BATCH_SIZE, exactly is not None
+        )
+        pairs = islice(cut, batches)
+    else:
+        pairs = _pairs(inputs, data, batches)
+    for arrays, _ in pairs:
+        for piece, _ in _cut((arrays, None), exactly, exactly is not None):
+            yield piece
+
+
+def _pairs(
+    inputs: ModelInputs, data: Any, batches: int | None = None
+) -> Iterator[Batch]:
+    """The batches of a data set, as long as it yields them."""
+    if isinstance(data, (str, bytes)) or not isinstance(data, Iterable):
+        raise InputError(
+            "Data must be arrays or batches. "
+            f"Received: {type(data).__name__}. Pass an array, a dict of arrays, a "
+            "tf.data.Dataset, a keras.utils.PyDataset or a list of batches."
+        )
+    images, open_end = 0, batches is None and not _has_end(data)
+    for batch in islice(data, batches):
+        given, labels = _unpacked(batch, len(inputs.names))
+        arrays = inputs.read(given)
+        images += len(arrays[0])
+        yield arrays, labels
+        if open_end and images >= MOST_IMAGES:
+            warnings.warn(
+                f"Only the first {images} images are used of a data set whose end is "
+                "not known. Pass one that ends, e.g. dataset.take(100).",
+                stacklevel=2,
+            )
+            return
+
+
+def _is_arrays(data: Any, inputs: ModelInputs, labels: Any) -> bool:
+    """Whether data are all images at once, not batches of them."""
+    if isinstance(data, Mapping) or hasattr(data, "shape"):
+        return True
+    if not isinstance(data, (list, tuple)) or len(data) != len(inputs.names):
+        return False
+    # A list of one array is that array, and just as well one batch.
+    alone = len(inputs.names) == 1 and labels is None
+    return not alone and all(hasattr(value, "shape") for value in data)
+
+
+def _unpacked(batch: Any, count: int) -> tuple[Any, Any]:
+    """Inputs and labels of a batch for a model of `count` inputs."""
+    if not isinstance(batch, (list, tuple)):
+        return batch, None
+    bare = not any(isinstance(part, (list, tuple, Mapping)) for part in batch)
+    if count > 1 and bare and len(batch) == count:
+        return batch, None
+    if not 1 <= len(batch) <= 3:
+        raise InputError(
+            "A batch must be the inputs, (inputs, labels) or (inputs, labels, sample "
+            f"weights). Received: {type(batch).__name__} of {len(batch)}. Group "
+            "several inputs in a dict or a tuple of their own."
+        )
+    return batch[0], batch[1] if len(batch) > 1 else None
+
+
+def labels_of(given: Any, outputs: int) -> Any:
+    """Labels as arrays, in their structure; bare where there is only one array.
+
+    Args:
+        given: an array, or a list, tuple or dict of one an output; None: no labels.
+        outputs: how many the model has.
+    """
+    if given is None:
+        return None
+    parts: Any = given
+    if isinstance(given, Mapping):
+        parts = {key: labels_of(value, 1) for key, value in given.items()}
+    elif _is_listed(given) and len(given) == outputs:
+        parts = type(given)(labels_of(value, 1) for value in given)
+    else:
+        return np.asarray(given)
+    leaves = keras.tree.flatten(parts)
+    return leaves[0] if len(leaves) == 1 else parts
+
+
+def _is_listed(labels: Any) -> bool:
+    """Whether labels are a list of arrays, not a list of numbers or of rows."""
+    if not isinstance(labels, (list, tuple)):
+        return False
+    return all(v is None or len(getattr(v, "shape", ())) > 0 for v in labels)
+
+
+def _check_no_labels(labels: Any, data: Any) -> None:
+    if labels is not None:
+        raise InputError(
+            "labels go with arrays; a data set yields its own. Received: labels and "
+            f"{type(data).__name__}. Let the data set yield (inputs, labels)."
+        )
+
+
+def _check_labels(labels: Any, images: int) -> None:
+    for part in keras.tree.flatten(labels):
+        if part is not None and np.shape(part)[:1] != (images,):
+            raise InputError(
+                "There must be one label an image. "
+                f"Received: {len(np.atleast_1d(part))} labels, {images} images. Pass "
+                "those of the images."
+            )
+
+
+def _cut(batch: Batch, size: int | None, exactly: bool) -> Iterator[Batch]:
+    """Pieces of a batch of `size` images; the rest too, unless `exactly` so many."""
+    images = len(batch[0][0])
+    size = size or images
+    if images and not exactly and size >= images:
+        yield batch
+        return
+    last = images - size if exactly else images - 1
+    for start in range(0, last + 1, max(size, 1)):
+        yield _rows(batch, slice(start, start + size))
+
+
+def _rows(batch: Batch, part: slice) -> Batch:
+    def rows(values: Any) -> Any:
+        return None if values is None else values[part]
+
+    return [rows(a) for a in batch[0]], keras.tree.map_structure(rows, batch[1])
+
+
+def _has_end(data: Any) -> bool:
+    """Whether the number of batches is known."""
+    if isinstance(data, keras.utils.PyDataset):
+        with contextlib.suppress(NotImplementedError):
+            return data.num_batches is not None
+        return False
+    try:
+        return len(data) >= 0
+    except TypeError:  # generators, and tf.data sets that repeat or whose end is open
+        return False
+
+
+def _fits(shape: tuple, wanted: tuple) -> bool:
+    """Whether an array has the shape of an input but for the number of images."""
+    return len(shape) == len(wanted) and all(
+        b in (None, a) for a, b in zip(shape[1:], wanted[1:], strict=True)
+    )
