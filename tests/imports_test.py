@@ -23,7 +23,7 @@ ORDER = [
     ("layers",),
     ("transform",),
     ("calibration",),
-    ("attribution",),
+    ("attribution", "task"),
     ("search",),
     ("models", "data"),
     ("report",),
