@@ -35,10 +35,8 @@ from gmpq_tf.search.divergence import (
 )
 from gmpq_tf.space import SearchSpace
 from gmpq_tf.transform import build_hypernet, calibrate
-from gmpq_tf.transform.calibrate import is_calibrated
+from gmpq_tf.transform.calibrate import first_images, is_calibrated
 from gmpq_tf.transform.rewrite import clone_layer, copy_weights, rebuild
-
-CALIBRATION_IMAGES = 512
 
 
 @keras.saving.register_keras_serializable("gmpq_tf")
@@ -187,11 +185,11 @@ class PolicySearch(keras.Model):
     def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Search, as `keras.Model.fit`; ranges are calibrated first where they are not.
 
-        Calibration reads the first images of `x` (an array, tensor, `tf.data.Dataset`
-        or `keras.utils.PyDataset`; for other sources call `calibrate` before).
+        Calibration reads the first 512 images of `x` (arrays, `tf.data.Dataset` or
+        `keras.utils.PyDataset`; for other sources call `calibrate` before).
         """
         if not is_calibrated(self.hypernet):
-            self.calibrate(_first_images(x))
+            self.calibrate(first_images(self.hypernet, x))
         self.risk_metrics["loss_total"].forget()
         build_before_tracing(self, x, args[0] if args else kwargs.get("y"))
         return super().fit(x, *args, **kwargs)
@@ -451,26 +449,3 @@ def split_parts(model: keras.Model, feature_layer: str | None) -> SimpleNamespac
     """`split_head` as a namespace with `backbone` and `head`."""
     backbone, head = split_head(model, feature_layer)
     return SimpleNamespace(backbone=backbone, head=head)
-
-
-def _first_images(x: Any) -> list:
-    """The first images of what `fit` takes, without using up an iterator."""
-    if isinstance(x, tf.data.Dataset):
-        batches, count = [], 0
-        for batch in x:
-            images = batch[0] if isinstance(batch, (tuple, list)) else batch
-            batches.append(images)
-            count += len(keras.tree.flatten(images)[0])
-            if count >= CALIBRATION_IMAGES:
-                break
-        return batches
-    if isinstance(x, keras.utils.PyDataset):
-        return [x[0][0]]
-    leaves = keras.tree.flatten(x)
-    if leaves and all(hasattr(leaf, "shape") for leaf in leaves):
-        return [keras.tree.map_structure(lambda a: a[:CALIBRATION_IMAGES], x)]
-    raise ValueError(
-        "Ranges must be calibrated before the search. "
-        f"Received: x={type(x).__name__}, which would be used up by looking at it. "
-        "Call search.calibrate(batches) first, or pass arrays or a tf.data.Dataset."
-    )

@@ -138,7 +138,7 @@ def batches_of(
         InputError: names, shapes, or numbers of images or labels that do not fit.
     """
     outputs, exactly = len(inputs.graph.outputs), inputs.batch_size
-    if _is_arrays(data, inputs, labels):
+    if is_arrays(data, inputs, labels):
         pairs: Iterable = [(inputs.read(data), labels)]
         size: int | None = batch_size
     else:
@@ -162,7 +162,7 @@ def input_batches(
     """
     exactly = inputs.batch_size
     pairs: Iterable
-    if _is_arrays(data, inputs, None):
+    if is_arrays(data, inputs):
         cut = _cut(
             (inputs.read(data), None), exactly or BATCH_SIZE, exactly is not None
         )
@@ -199,7 +199,7 @@ def _pairs(
             return
 
 
-def _is_arrays(data: Any, inputs: ModelInputs, labels: Any) -> bool:
+def is_arrays(data: Any, inputs: ModelInputs, labels: Any = None) -> bool:
     """Whether data are all images at once, not batches of them."""
     if isinstance(data, Mapping) or hasattr(data, "shape"):
         return True

@@ -14,9 +14,10 @@ from gmpq_tf.graph import read_graph
 from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
 from gmpq_tf.quantizers.grid import code_limit
 from gmpq_tf.quantizers.input_quantizer import DEFAULT_RANGE
-from gmpq_tf.transform.batches import ModelInputs, input_batches
+from gmpq_tf.transform.batches import ModelInputs, input_batches, is_arrays
 from gmpq_tf.transform.placement import PREPROCESSING, TRANSPARENT
 
+CALIBRATION_IMAGES = 512
 SAMPLES_PER_BATCH = 16_384
 HALVES, OFF_HALVES = 0.5, 2.0**-10
 # Codes of rescaled pixels would lie anywhere between two, and all at the same place.
@@ -102,6 +103,39 @@ def calibrate(
         for branch in range(len(quantizer.bits)):
             step, zero = best_grid(observer, quantizer, branch, id(quantizer) in scaled)
             quantizer.set_branch(branch, step, zero)
+
+
+def first_images(
+    model: keras.Model, data: Any, images: int = CALIBRATION_IMAGES
+) -> list[Any]:
+    """The first images of training data, as batches to calibrate a model on.
+
+    Args:
+        model: to be calibrated.
+        data: what `calibrate` takes, but no iterator or generator.
+        images: how many; fewer where there are fewer.
+
+    Raises:
+        CalibrationError: an iterator, which would be used up by looking at it.
+        InputError: data that do not fit the model's inputs.
+    """
+    if isinstance(data, Iterator):
+        raise CalibrationError(
+            "Ranges must be calibrated before training. "
+            f"Received: data={type(data).__name__}, which would be used up by looking "
+            "at it. Calibrate on some batches first, or pass arrays, a tf.data.Dataset "
+            "or a keras.utils.PyDataset."
+        )
+    inputs = ModelInputs(read_graph(model))
+    whole = is_arrays(data, inputs) and inputs.batch_size is None
+    batches = [inputs.read(data)] if whole else input_batches(inputs, data)
+    found, count = [], 0
+    for arrays in batches:
+        found.append(inputs.structured([a[: images - count] for a in arrays]))
+        count += len(arrays[0])
+        if count >= images:
+            break
+    return found
 
 
 def input_quantizers(model: keras.Model) -> list[InputQuantizer]:

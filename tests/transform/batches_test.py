@@ -13,6 +13,7 @@ from gmpq_tf.graph import read_graph, searchable_names
 from gmpq_tf.inputs import InputError
 from gmpq_tf.transform import batches as module
 from gmpq_tf.transform.batches import ModelInputs, batches_of, input_batches
+from gmpq_tf.transform.calibrate import CalibrationError, first_images
 
 N = 10
 RANDOM = np.random.default_rng(0)
@@ -269,3 +270,38 @@ def test_calibration_and_statistics_take_inputs_by_name(kind, form):
     wanted = (Z[..., None] * kernel.reshape(1, 1, 1, 1, 3)).reshape(-1, 3)
     found = student.get_layer("norm")
     np.testing.assert_allclose(found.moving_variance, wanted.var(axis=0), rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        X,
+        {"x": X},
+        [X],
+        tf.data.Dataset.from_tensor_slices((X, Y)).batch(4),
+        tf.data.Dataset.from_tensor_slices((X, Y)).batch(4).repeat(),
+        Pairs(X, Y),
+        Pairs({"x": X}, Y),
+    ],
+)
+def test_the_first_images_are_as_many_whatever_holds_them(data):
+    i = keras.Input((3,), name="x")
+    model = keras.Model(i, layers.Dense(2)(i))
+    found = np.concatenate(first_images(model, data, 7))
+    np.testing.assert_array_equal(found, X[:7])
+
+
+@pytest.mark.parametrize("kind", ["list", "dict"])
+def test_first_images_of_two_inputs_calibrate(kind):
+    model = two_inputs(kind)
+    data = by_name() if kind == "dict" else [Z, A]
+    for source in (data, Pairs(data), listed(lambda p: {"z": Z[p], "a": A[p]})):
+        first = first_images(model, source, 6)
+        assert sum(len(keras.tree.flatten(b)[0]) for b in first) == 6
+        gmpq.calibrate(eight_bits(model), first)
+
+
+def test_first_images_do_not_use_up_an_iterator():
+    i = keras.Input((3,), name="x")
+    with pytest.raises(CalibrationError, match="used up"):
+        first_images(keras.Model(i, layers.Dense(2)(i)), iter([X]))

@@ -277,3 +277,25 @@ def test_zero_kernel_trains():
     inner = student.get_layer("inner")
     trained = inner.kernel_quantizer(np.array(inner.kernel))
     assert np.abs(trained).max() > 0.5 * np.abs(np.array(inner.kernel)).max() > 0.01
+
+
+@pytest.mark.parametrize("empty", [0, 1, 2])
+def test_an_empty_batch_is_left_out(empty):
+    model = plain()
+    student, again = student_of(model), student_of(model)
+    x = batch_of(model)
+    batches = [x, x[:3]]
+    gmpq.calibrate(student, batches)
+    batches.insert(empty, x[:0])
+    gmpq.calibrate(again, batches)
+    steps = [[q.step() for q in input_quantizers(s)] for s in (student, again)]
+    assert steps[0] == steps[1]
+    with pytest.raises(CalibrationError, match="at least one batch"):
+        gmpq.calibrate(student, [x[:0]])
+
+
+def test_an_array_is_a_data_set():
+    model = plain()
+    student = student_of(model)
+    gmpq.calibrate(student, batch_of(model))
+    assert is_calibrated(student)
