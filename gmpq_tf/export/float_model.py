@@ -80,7 +80,8 @@ def float_tflite(model: keras.Model) -> bytes:
         model: from `gmpq_tf.quantize_model`, fine-tuned.
 
     Returns:
-        The file's content, made by TensorFlow's converter.
+        The file's content, made by TensorFlow's converter, which sorts inputs by name;
+        the file's signature has their names.
 
     Raises:
         ExportError: a model that is not quantized, or that the converter refuses.

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
+from gmpq_tf.inputs import InputError, match_inputs
+
 from .errors import ExportError
 from .flatbuffer import read_file
 
@@ -60,7 +62,9 @@ class TFLiteModel:
 
         Args:
             x: [images, ...]; floats as the Keras model takes them, or integers of the
-                input's own type. A list where the model has several inputs.
+                input's own type. Where the model has several inputs, a dict by name,
+                or a list in the order of the file: that of `student.inputs` in what
+                `export_tflite` wrote; TensorFlow's converter sorts by name.
             batch_size: images a run.
 
         Returns:
@@ -68,9 +72,9 @@ class TFLiteModel:
             several outputs.
 
         Raises:
-            ExportError: the shape does not fit the model.
+            ExportError: the shape or a name does not fit the model.
         """
-        arrays = [np.asarray(a) for a in (x if isinstance(x, (list, tuple)) else [x])]
+        arrays = self._arrays(x)
         self.check(arrays)
         runs = [
             self.run([a[start : start + batch_size] for a in arrays])
@@ -78,6 +82,26 @@ class TFLiteModel:
         ]
         results = [np.concatenate(parts) for parts in zip(*runs, strict=True)]
         return results[0] if len(results) == 1 else results
+
+    def _arrays(self, x: Any) -> list[np.ndarray]:
+        """Arrays in the order of the file's inputs."""
+        if not isinstance(x, Mapping):
+            return [np.asarray(a) for a in (x if isinstance(x, (list, tuple)) else [x])]
+        names = self.input_names
+        try:
+            pairs = match_inputs(names, x, names, str)
+        except InputError as error:
+            raise ExportError(str(error)) from error
+        return [np.asarray(value) for _, value in pairs]
+
+    @property
+    def input_names(self) -> list[str]:
+        """Names of the inputs, of the file's signature where it has one."""
+        names = {detail["index"]: detail["name"] for detail in self.inputs}
+        for key in list(self.interpreter.get_signature_list())[:1]:
+            details = self.interpreter.get_signature_runner(key).get_input_details()
+            names.update({d["index"]: name for name, d in details.items()})
+        return [names[detail["index"]] for detail in self.inputs]
 
     def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Run one batch; returns every output as floats."""

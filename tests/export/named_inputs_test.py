@@ -1,5 +1,7 @@
 """Models of several inputs, exported: every input by its name, in a known order."""
 
+from importlib.util import find_spec
+
 import keras
 import numpy as np
 import pytest
@@ -8,8 +10,11 @@ from ai_edge_litert.interpreter import Interpreter
 from keras import layers
 
 import gmpq_tf as gmpq
+from gmpq_tf.export import tfmot
 from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.exporter import export_tflite
+from gmpq_tf.export.float_model import float_tflite
+from gmpq_tf.export.runtime import TFLiteModel
 from gmpq_tf.graph import searchable_names
 
 N = 40
@@ -136,3 +141,30 @@ def test_several_outputs_with_labels(tmp_path):
             latency_runs=0,
         )
         assert report.agreement > 0.9
+
+
+def test_files_are_run_by_name_whatever_order_their_inputs_have(pair, tmp_path):
+    model, student = pair
+    path, wanted = tmp_path / "model.tflite", np.asarray(student(X))
+    export_tflite(student, path, latency_runs=0)
+    np.testing.assert_allclose(TFLiteModel(path).predict(X), wanted, atol=1e-5)
+    content = float_tflite(student)  # its inputs are sorted
+    received = TFLiteModel(content).predict(X)
+    np.testing.assert_allclose(received, model(X), atol=0.1)
+    with pytest.raises(ExportError, match="Did you mean 'bakc'"):
+        TFLiteModel(content).predict({"view": X["view"], "bakc": X["back"]})
+
+
+@pytest.mark.skipif(
+    find_spec("tensorflow_model_optimization") is None, reason="no extra `tfmot`"
+)
+@pytest.mark.parametrize("kind", ["list", "dict"])
+def test_a_tf_keras_model_is_checked_by_name(kind, tmp_path):
+    model = network(kind)
+    student = student_of(model)
+    bits = dict.fromkeys(searchable_names(model), (8, 8))
+    wrapped = tfmot.quantize_apply(student, gmpq.BitwidthPolicy(model.name, bits))
+    path = tmp_path / "model.tflite"
+    report = tfmot.export_tflite(wrapped, path, verify_data=X, latency_runs=0)
+    assert report.agreement == 1.0
+    assert np.abs(run(path, X) - np.asarray(model(X))).max() < 0.15
