@@ -1,6 +1,11 @@
 """Grad-CAM attribution: maps, their l_p targets, and their rank."""
 
-from gmpq_tf.attribution.grad_cam import attribution_map, grad_cam, labels_to_classes
+from gmpq_tf.attribution.grad_cam import (
+    are_classes,
+    attribution_map,
+    grad_cam,
+    labels_to_classes,
+)
 from gmpq_tf.attribution.head import split_head
 from gmpq_tf.attribution.rank import AttributionRankDistance, rank_distance
 from gmpq_tf.attribution.target import (
@@ -11,6 +16,7 @@ from gmpq_tf.attribution.target import (
 
 __all__ = [
     "AttributionRankDistance",
+    "are_classes",
     "attribution_map",
     "capacity_exponent",
     "generalization_risk",

@@ -43,9 +43,32 @@ def wide(value: Any) -> tf.Tensor:
 
 
 def class_scores(logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
-    """Score of each image's class: `logits[b, classes[b]]`, [B]."""
-    mask = tf.one_hot(classes, logits.shape[-1], dtype=logits.dtype)
+    """The score `f(x)[t]` that eq. 3 differentiates, [B].
+
+    `logits[b, classes[b]]`; of a single logit, which says yes or no, `+logit` for class
+    1 and `-logit` for class 0. Of several labels an image their scores are added. What
+    is no class has the score 0, and with it a map of zeros.
+
+    Args:
+        logits: [B, C], or [B, 1] for two classes.
+        classes: integers [B]; or, for several labels an image, 1 for each of them and
+            else 0, [B, C].
+    """
+    if classes.shape.rank == 2:
+        mask = tf.cast(classes, logits.dtype)
+    elif logits.shape[-1] == 1:
+        yes, no = tf.equal(classes, 1), tf.equal(classes, 0)
+        mask = (tf.cast(yes, logits.dtype) - tf.cast(no, logits.dtype))[:, None]
+    else:
+        mask = tf.one_hot(classes, logits.shape[-1], dtype=logits.dtype)
     return tf.reduce_sum(logits * mask, axis=-1)
+
+
+def predicted_classes(logits: tf.Tensor) -> tf.Tensor:
+    """The class of the largest score, [B]; of a single logit whether it is above 0."""
+    if logits.shape[-1] == 1:
+        return tf.cast(logits[:, 0] > 0, tf.int64)
+    return tf.argmax(logits, axis=-1)
 
 
 def grad_cam(
@@ -61,7 +84,8 @@ def grad_cam(
     Args:
         head: feature map -> [logits, model output], as `split_head` returns it.
         feature: [B, H, W, C].
-        classes: class of each image, integers [B]; None: the predicted class.
+        classes: class of each image, integers [B], or labels [B, C], as
+            `labels_to_classes` returns them; None: the predicted class.
         training: mode the head runs in.
 
     Returns:
@@ -71,19 +95,68 @@ def grad_cam(
         tape.watch(feature)
         logits, output = head(feature, training=training)
         if classes is None:
-            classes = tf.argmax(logits, axis=-1)
-        scores = class_scores(logits, classes)
+            classes = predicted_classes(logits)
+        scores = class_scores(logits, tf.convert_to_tensor(classes))
     gradient = tape.gradient(scores, feature)
     return attribution_map(feature, gradient), [logits, output]
 
 
-def labels_to_classes(labels: Any, num_classes: int) -> tf.Tensor:
-    """Class numbers [B] from sparse labels ([B] or [B, 1]) or one-hot ones.
+def labels_to_classes(
+    labels: Any, num_classes: int, independent: bool = False
+) -> tf.Tensor:
+    """Classes of images from their labels, whatever these look like.
 
-    Of soft labels it is the first of the largest. A class that does not exist has no
-    score: its maps are all zero.
+    Args:
+        labels: class numbers, [B] or [B, 1], of any type; or one row an image, [B, C]:
+            one-hot, soft (the first of the largest counts), or zeros and ones. Of one
+            logit: 1 (true) or 0 or -1, [B] or [B, 1]; smoothed ones count at 0.5.
+        num_classes: scores that the model has; 1 for a single logit of two classes.
+        independent: whether a row may hold any number of labels, as sigmoids have them.
+
+    Returns:
+        Class numbers [B], -1 for what is no whole number; or, of rows of independent
+        labels, [B, C]: 1 where a label is above 0.5. A class that does not exist, and a
+        row without a label, has no score: its map is all zero.
+
+    Raises:
+        ValueError: labels of another shape.
     """
     labels = tf.convert_to_tensor(labels)
-    if labels.shape.rank and labels.shape.rank > 1 and labels.shape[-1] == num_classes:
+    shape = labels.shape
+    if shape.rank == 2 and shape[-1] == num_classes and num_classes > 1:
+        if independent:
+            return tf.cast(tf.cast(labels, tf.float32) > 0.5, tf.int64)
         return tf.argmax(labels, axis=-1)
-    return tf.cast(tf.reshape(labels, [-1]), tf.int64)
+    if shape.rank is not None and any(side not in (1, None) for side in shape[1:]):
+        rows = f" or (batch, {num_classes})" if num_classes > 1 else ""
+        raise ValueError(
+            "Labels must be class numbers of shape (batch,) or (batch, 1)"
+            f"{rows}, since the model has {num_classes} score(s). "
+            f"Received: labels of shape {tuple(shape)}. Pass labels that fit, "
+            "or search with eta=0 (no attribution)."
+        )
+    labels = tf.reshape(labels, [-1])
+    if num_classes == 1:
+        return _signs_to_classes(tf.cast(labels, tf.float32))
+    whole = tf.cast(labels, tf.int64)
+    if not labels.dtype.is_floating:
+        return whole
+    return tf.where(tf.equal(tf.cast(whole, labels.dtype), labels), whole, -1)
+
+
+def _signs_to_classes(labels: tf.Tensor) -> tf.Tensor:
+    """1 for yes and 0 for no, which may be written -1; -1 for what is neither."""
+    known = tf.abs(labels) <= 1
+    return tf.where(known, tf.cast(labels > 0.5, tf.int64), -1)
+
+
+def are_classes(classes: tf.Tensor, num_classes: int) -> tf.Tensor:
+    """Whether each image has a class of the model, or a label, to attribute: [B].
+
+    Args:
+        classes: what `labels_to_classes` returned.
+        num_classes: scores that the model has; 1 for a single logit of two classes.
+    """
+    if classes.shape.rank == 2:
+        return tf.reduce_any(classes > 0, axis=-1)
+    return (classes >= 0) & (classes < max(num_classes, 2))

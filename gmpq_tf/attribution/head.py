@@ -18,7 +18,7 @@ def split_head(
 
     Args:
         model: functional classifier without nested models, one input and one output
-            [B, classes], logits or softmax.
+            [B, classes] (or [B, 1] for two classes), logits, softmax or sigmoid.
         feature_layer: layer whose output is A; None: the last [B, H, W, C] tensor with
             more than one pixel that every path to the output passes through.
 
@@ -34,7 +34,8 @@ def split_head(
         shapes = [graph.shapes[i] for i in graph.outputs]
         raise GraphError(
             "Attribution needs a classifier with one output of shape (batch, classes). "
-            f"Received: model={model.name!r} with outputs {shapes}."
+            f"Received: model={model.name!r} with outputs {shapes}. "
+            "Search with eta=0 (no attribution)."
         )
     index = last_feature_map(graph, feature_layer)
     feature = _keras_tensor(graph, index)

@@ -1,11 +1,19 @@
 """Grad-CAM against the gradient of the whole network, computed with stock Keras."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from gmpq_tf.attribution import attribution_map, grad_cam, labels_to_classes, split_head
+from gmpq_tf.attribution import (
+    are_classes,
+    attribution_map,
+    grad_cam,
+    labels_to_classes,
+    split_head,
+)
 from gmpq_tf.attribution.grad_cam import channel_importance
 
 layers = keras.layers
@@ -173,3 +181,112 @@ def test_narrow_floats_keep_small_gradients():
     maps = attribution_map(*(tf.constant(v, tf.float16) for v in (feature, gradient)))
     assert maps.dtype == "float32"
     np.testing.assert_allclose(maps, np.full((1, 16, 16), 200 * 2.0**-20))
+
+
+def two_class_model(activation):
+    """Dense(1) after a bright and a dark channel; and the logit's own function."""
+    inputs = keras.Input((4, 4, 2))
+    x = layers.Conv2D(2, 1, use_bias=False, name="feature")(inputs)
+    x = layers.GlobalAveragePooling2D()(x)
+    x = layers.Dense(1, name="score")(x)
+    if activation == "layer":
+        x = layers.Activation("sigmoid")(x)
+    elif activation == "inside":
+        x = layers.Dense(1, "sigmoid")(x)
+    return keras.Model(inputs, x)
+
+
+LABELS_OF_TWO = {
+    "integers": np.array([1, 0, 1, 0]),
+    "floats": np.array([1.0, 0.0, 1.0, 0.0], "float32"),
+    "booleans": np.array([True, False, True, False]),
+    "bytes": np.array([1, 0, 1, 0], "uint8"),
+    "signs": np.array([1, -1, 1, -1]),
+    "smoothed": np.array([0.95, 0.05, 0.9, 0.1]),
+}
+
+
+@pytest.mark.parametrize("column", [False, True])
+@pytest.mark.parametrize("kind", list(LABELS_OF_TWO))
+def test_labels_of_two_classes(kind, column):
+    labels = LABELS_OF_TWO[kind]
+    got = labels_to_classes(labels[:, None] if column else labels, 1)
+    assert got.numpy().tolist() == [1, 0, 1, 0]
+
+
+@pytest.mark.parametrize("activation", ["none", "layer", "inside"])
+def test_score_of_one_logit_has_the_sign_of_the_class(activation):
+    """Equations 3 and 4 by hand: GAP and Dense make alpha a product of weights."""
+    model = two_class_model(activation)
+    rng = np.random.default_rng(2)
+    for weight in model.weights:
+        weight.assign(rng.normal(size=weight.shape))
+    x = rng.random((4, 4, 4, 2)).astype("float32")
+    backbone, head = split_head(model)
+    feature = backbone(x)
+    dense = [layer for layer in model.layers if hasattr(layer, "units")]
+    alpha = functools.reduce(np.matmul, [layer.kernel.numpy() for layer in dense])
+    logit_slope = np.einsum("bhwc,c->bhw", feature, alpha[:, 0]) / 16
+    labels = np.array([1, 0, 1, 0])
+    sign = np.where(labels, 1, -1)[:, None, None]
+    maps, (logits, output) = grad_cam(
+        head, feature, labels_to_classes(labels, 1), training=False
+    )
+    np.testing.assert_allclose(maps, np.maximum(sign * logit_slope, 0), atol=1e-6)
+    assert maps.numpy().max() > 0
+    if activation != "none":  # the logit, not the probability, is attributed
+        np.testing.assert_allclose(output, 1 / (1 + np.exp(-logits)), atol=1e-6)
+
+
+def test_predicted_class_of_one_logit_is_its_sign():
+    model = two_class_model("none")
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(8, 4, 4, 2)).astype("float32")
+    backbone, head = split_head(model)
+    feature = backbone(x)
+    signs = (head(feature)[0].numpy()[:, 0] > 0).astype(int)
+    assert 0 < signs.sum() < 8
+    expected, _ = grad_cam(head, feature, tf.constant(signs), training=False)
+    got, _ = grad_cam(head, feature, None, training=False)
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_independent_labels_attribute_the_sum_of_their_scores():
+    model, _ = gap_classifier()
+    backbone, head = split_head(model)
+    feature = backbone(np.random.default_rng(0).random((3, 12, 12, 3), "float32"))
+    rows = np.array([[1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]], "float32")
+    classes = labels_to_classes(rows, 4, independent=True)
+    maps, _ = grad_cam(head, feature, classes, training=False)
+    with tf.GradientTape() as tape:
+        tape.watch(feature)
+        logits = head(feature)[0]
+        score = logits[0, 0] + logits[0, 2] + logits[1, 1]
+    expected = attribution_map(feature, tape.gradient(score, feature))
+    np.testing.assert_allclose(maps, expected, atol=1e-6)
+    assert not maps[2].numpy().any()
+    one, _ = grad_cam(head, feature, tf.constant([0, 1, 0]), training=False)
+    np.testing.assert_allclose(maps[1], one[1], atol=1e-6)  # one label: that class
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores", "exist"),
+    [
+        ([7, -1, 2], 4, [False, False, True]),
+        ([0.5, 1.0, np.nan], 4, [False, True, False]),
+        ([2.0, -1.0, 0.0], 1, [False, True, True]),
+        ([2, 37, -2], 1, [False, False, False]),
+        ([[1, 1], [0, 0], [0, 1]], 2, [True, False, True]),
+    ],
+)
+def test_which_labels_are_classes(labels, scores, exist):
+    classes = labels_to_classes(np.array(labels), scores, independent=True)
+    assert are_classes(classes, scores).numpy().tolist() == exist
+
+
+@pytest.mark.parametrize(
+    ("shape", "scores"), [((4, 2), 1), ((4, 3), 5), ((4, 3, 3), 3)]
+)
+def test_labels_of_another_shape_are_refused(shape, scores):
+    with pytest.raises(ValueError, match=r"Labels must be class numbers .* Received"):
+        labels_to_classes(np.zeros(shape), scores)
