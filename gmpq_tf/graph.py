@@ -208,6 +208,17 @@ def searchable_names(model: Any) -> list[str]:
     return list(_searchable_calls(model))
 
 
+def is_frozen_norm(call: Call) -> bool:
+    """True for a BatchNormalization whose statistics training must not change.
+
+    It is not trainable, alone or with the model it is in, or it is called with
+    `training=False`, which `fit` of Keras 3 overrules.
+    """
+    if call.kind != "BatchNormalization":
+        return False
+    return call.kwargs.get("training") is False or not call.layer.trainable
+
+
 def kernel_size(layer: Any) -> int:
     """Number of kernel weights of a searchable layer."""
     return math.prod(layer.kernel.shape)
@@ -260,21 +271,32 @@ def _functional(model: Any) -> Any:
     return model if hasattr(model, "_nodes_by_depth") else None
 
 
-def _read_calls(functional: Any, tensors: dict, graph: Graph, names: dict) -> None:
+def _read_calls(
+    functional: Any,
+    tensors: dict,
+    graph: Graph,
+    names: dict,
+    training: bool | None = None,
+) -> None:
+    """Read a model's calls; `training` is what it is called with inside another."""
     depths = functional._nodes_by_depth
     for depth in sorted(depths, reverse=True):
         for node in depths[depth]:
             if not node.is_input:
-                _read_node(node, tensors, graph, names)
+                _read_node(node, tensors, graph, names, training)
 
 
-def _read_node(node: Any, tensors: dict, graph: Graph, names: dict) -> None:
+def _read_node(
+    node: Any, tensors: dict, graph: Graph, names: dict, training: bool | None
+) -> None:
     sources = [tensors[id(t)] for t in node.input_tensors]
     nested = _functional(node.operation)
     if nested is not None:
+        if training is None:
+            training = node.arguments.kwargs.get("training")
         pairs = _nested_inputs(node, nested)
         inner = {id(inside): tensors[id(outside)] for inside, outside in pairs}
-        _read_calls(nested, inner, graph, names)
+        _read_calls(nested, inner, graph, names, training)
         targets = [inner[id(t)] for t in nested.outputs]
         tensors.update({id(t): i for t, i in zip(node.outputs, targets, strict=True)})
         return
@@ -282,6 +304,8 @@ def _read_node(node: Any, tensors: dict, graph: Graph, names: dict) -> None:
         tensors[id(tensor)] = graph.new_tensor(tensor.shape, tensor.dtype)
     refs = {id(t): Ref(tensors[id(t)]) for t in node.input_tensors}
     args, kwargs = node.arguments.fill_in(refs)
+    if training is not None and getattr(node.operation, "_call_has_training_arg", 0):
+        kwargs = {**kwargs, "training": training}  # as Keras hands it on
     outputs = tuple(tensors[id(t)] for t in node.outputs)
     name = names[id(node.operation)]
     graph.calls.append(

@@ -149,6 +149,21 @@ def is_calibrated(model: keras.Model) -> bool:
     return all(np.asarray(q.calibrated) > 0 for q in input_quantizers(model))
 
 
+def check_calibrated(model: keras.Model, purpose: str) -> None:
+    """Refuse a model with ranges that no data have set.
+
+    Raises:
+        CalibrationError: it has some; the first is named.
+    """
+    missing = [q for q in input_quantizers(model) if not float(q.calibrated)]
+    if missing:
+        raise CalibrationError(
+            f"Every activation range must have been set from data before {purpose}. "
+            f"Received: model={model.name!r}, whose {missing[0].path!r} has not. "
+            "Call gmpq_tf.calibrate(student, dataset) first."
+        )
+
+
 def _scaled_inputs(model: keras.Model) -> set[int]:
     """Ids of the quantizers that read model inputs scaled inside the model."""
     scaled: set[int] = set()

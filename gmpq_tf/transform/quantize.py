@@ -46,7 +46,9 @@ def quantize_model(
 
     Args:
         model: a built functional or Sequential model; its weights and
-            BatchNormalization statistics are copied, and it is not modified.
+            BatchNormalization statistics are copied, and it is not modified. Frozen
+            layers stay frozen; BatchNormalization called with `training=False`, alone
+            or in a nested model, is frozen.
         policy: bits for each searchable layer of `model`.
         input_quantizer: a name in `INPUT_QUANTIZERS`.
         kernel_quantizer: a name in `KERNEL_QUANTIZERS`.

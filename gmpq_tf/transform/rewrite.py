@@ -15,6 +15,7 @@ from gmpq_tf.graph import (
     KernelPart,
     fill,
     free_name,
+    is_frozen_norm,
     is_searchable,
     unary_call,
 )
@@ -71,6 +72,8 @@ def clone_layer(call: Call) -> Any:
     config = call.layer.get_config()
     if "name" in config:
         config["name"] = call.name
+    if is_frozen_norm(call):
+        config["trainable"] = False
     try:
         return _layer_class(call.layer).from_config(config)
     except Exception as error:

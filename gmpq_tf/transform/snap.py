@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -9,12 +10,18 @@ from typing import Any
 import keras
 import numpy as np
 
-from gmpq_tf.graph import Call, Graph, is_searchable, read_graph
+from gmpq_tf.graph import Call, Graph, is_frozen_norm, is_searchable, read_graph
 from gmpq_tf.inputs import InputError
 from gmpq_tf.transform.batches import ModelInputs, input_batches
+from gmpq_tf.transform.calibrate import (
+    CalibrationError,
+    check_calibrated,
+    input_quantizers,
+)
 from gmpq_tf.transform.forward import Forward
 from gmpq_tf.transform.placement import keeps_grid
 
+FAR_LOG2, FAR_SIGMAS = 2.0, 2.0  # of most channels' variance and mean
 AFFINE_CODE = 127  # kernel code of a BatchNormalization that stands alone
 
 
@@ -38,32 +45,61 @@ def snap_biases(
             augmented as in training; a few thousand. The statistics of each
             BatchNormalization are then measured on them before its layer is rounded,
             with the layers before it rounded already: moving averages lag behind
-            weights that still train, and what rounding shifts is made up for. None:
-            statistics stay.
+            weights that still train, and what rounding shifts is made up for. Frozen
+            ones keep theirs: not trainable, or called with `training=False`. None: all
+            keep them.
         batches: how many batches to use; None: all.
 
     Raises:
+        CalibrationError: not a calibrated student.
         InputError: data that do not fit the student's inputs, or no images.
     """
+    _check_student(student)
     graph = read_graph(student)
     forward = None if dataset is None else _forward(graph, dataset, batches)
     uses = Counter(id(call.layer) for call in graph.calls)
     seen: set[int] = set()
     folded: set[int] = set()
+    other: list[str] = []
     for number, call in enumerate(graph.calls):
         if is_searchable(call.layer) and id(call.layer) not in seen:
             seen.add(id(call.layer))
-            norm = _batch_norm(graph, call)
+            reader = _batch_norm(graph, call)
+            norm = reader.layer if reader else None
             folded.add(id(norm))
             # Of layers used twice there are two distributions; theirs stay.
             alone = uses[id(call.layer)] == uses[id(norm)] == 1
-            if norm is not None and forward is not None and alone:
+            if reader and forward and alone and not is_frozen_norm(reader):
+                before = _statistics(norm)
                 _measure_statistics(norm, forward.outputs(number))
+                if _are_of_other_data(before, _statistics(norm)):
+                    other.append(reader.name)
             _snap(call.layer, norm)
         elif call.kind == "BatchNormalization" and uses[id(call.layer)] == 1:
             step = input_step(graph, call)
             if step is not None and id(call.layer) not in folded:
                 _snap_norm(call.layer, 0.0, np.asarray(step / AFFINE_CODE))
+    if other:
+        warnings.warn(
+            "The statistics of these layers are far from those of training: "
+            f"{', '.join(other)}. Pass a few thousand training images, scaled and "
+            "augmented as in training, or none to keep the statistics; set "
+            "trainable=False on layers that were frozen.",
+            stacklevel=2,
+        )
+
+
+def _check_student(student: keras.Model) -> None:
+    """Refuse what has no one step a layer, or none from data."""
+    quantizers = input_quantizers(student)
+    if not quantizers or any(len(q.bits) > 1 for q in quantizers):
+        raise CalibrationError(
+            "Biases are rounded to the steps of a quantized model. "
+            f"Received: model={student.name!r}, "
+            f"{'a hypernet' if quantizers else 'without quantizers'}. Pass what "
+            "gmpq_tf.quantize_model(model, policy) returned."
+        )
+    check_calibrated(student, "rounding biases")
 
 
 def input_step(graph: Graph, call: Call) -> float | None:
@@ -105,6 +141,19 @@ def _forward(graph: Graph, dataset: Any, batches: int | None) -> Forward:
     return Forward(graph, found)
 
 
+def _statistics(norm: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Moving mean and variance, of which epsilon is a part."""
+    variance = np.asarray(norm.moving_variance, "float64") + norm.epsilon
+    return np.asarray(norm.moving_mean, "float64"), variance
+
+
+def _are_of_other_data(before: tuple, after: tuple) -> bool:
+    """Whether statistics are none that moving averages could have lagged behind."""
+    ratio = np.abs(np.log2(after[1] / before[1]))
+    moved = np.abs(after[0] - before[0]) / np.sqrt(before[1])
+    return bool(np.median(ratio) > FAR_LOG2 or np.median(moved) > FAR_SIGMAS)
+
+
 def _measure_statistics(norm: Any, outputs: Iterable[np.ndarray]) -> None:
     """Set the moving mean and variance to those of a layer's outputs."""
     count, total, squares = 0, 0.0, 0.0
@@ -140,10 +189,10 @@ def _snap_norm(norm: Any, bias: np.ndarray | float, unit: np.ndarray) -> None:
     norm.moving_mean.assign(np.where(live, moved, mean))
 
 
-def _batch_norm(graph: Graph, call: Call) -> Any | None:
+def _batch_norm(graph: Graph, call: Call) -> Call | None:
     """The BatchNormalization that folds into a call."""
     readers = graph.consumers()[call.outputs[0]]
     linear = call.activation == "linear"
     if linear and len(readers) == 1 and readers[0].kind == "BatchNormalization":
-        return readers[0].layer
+        return readers[0]
     return None
