@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -9,16 +10,18 @@ import signal
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import keras
 
 from gmpq_tf.models import hdf5_probe
+from gmpq_tf.names import suggest
 
 PROBE_SECONDS = 60.0  # of the clock, should it sleep; its own limit is much lower
 PROBE_BYTES_PER_SECOND = 20e6  # of a disk far away
+MODEL_SUFFIXES = (".keras", ".h5")
 MAX_CONFIG_BYTES = 50_000_000
 # Signals with which the system ends a process that used up its processor time.
 _OUT_OF_TIME = tuple(
@@ -27,6 +30,10 @@ _OUT_OF_TIME = tuple(
     if hasattr(signal, name)
 )
 _KERAS_PACKAGES = ("keras", "keras_hub", "keras_cv", "keras_nlp")
+
+
+class ModelFileError(ValueError):
+    """A model file is missing, unreadable or not safe to read."""
 
 
 def is_file(path: Path) -> bool:
@@ -38,6 +45,101 @@ def is_file(path: Path) -> bool:
     try:
         return path.is_file()
     except (OSError, ValueError):  # such as a name too long, or with a NUL
+        return False
+
+
+# What ends the names of model files of other programs, and how to get from there here.
+_FROM_TFLITE = (
+    "A .tflite file holds no layers to train: give the Keras model that it was made of."
+)
+_FROM_TORCH = (
+    "Build the network in Keras and copy the weights; --weights of train.pretrain "
+    "reads state dicts of torchvision as .safetensors."
+)
+_OTHER_FORMATS = {
+    ".tflite": _FROM_TFLITE,
+    ".lite": _FROM_TFLITE,
+    ".onnx": "Build the network in Keras, copy the weights, save it as .keras.",
+    ".pb": "A .pb file is a graph without layers: save the Keras model itself as "
+    ".keras with model.save('model.keras').",
+    ".pt": _FROM_TORCH,
+    ".pth": _FROM_TORCH,
+    ".safetensors": _FROM_TORCH,
+    ".npz": _FROM_TORCH,
+    ".hdf5": "Rename it: the same files are read as .h5.",
+    ".json": "It holds no weights: keras.models.model_from_json, load_weights, then "
+    "model.save('model.keras').",
+    ".index": "A checkpoint holds no layers: build the model, model.load_weights, then "
+    "model.save('model.keras').",
+    ".ckpt": "A checkpoint holds no layers: build the model, model.load_weights, then "
+    "model.save('model.keras').",
+}
+
+
+def check_model_path(path: Path, names: Iterable[str] = ()) -> None:
+    """Refuse what is no `.keras` or `.h5` file, with the way to get one.
+
+    Args:
+        path: What was given as a model.
+        names: Built-in names that might have been meant.
+
+    Raises:
+        ModelFileError: It is missing, a folder, or a file of another kind.
+    """
+    if path.suffix in MODEL_SUFFIXES and is_file(path):
+        return
+    rule = "A model must be a built-in name or an existing .keras or .h5 file."
+    if not names:
+        rule = "A model must be an existing .keras or .h5 file."
+    what, remedy = _what_it_is(path, tuple(names))
+    raise ModelFileError(f"{rule} Received: {str(path)!r:.200}{what}. {remedy}")
+
+
+def _what_it_is(path: Path, names: tuple[str, ...]) -> tuple[str, str]:
+    if _is_folder(path):
+        return _what_folder(path)
+    if is_file(path):
+        remedy = _OTHER_FORMATS.get(path.suffix.lower())
+        ending = "which ends in none of them"
+        return f", {ending}", remedy or "Save it with model.save('model.keras')."
+    choices = [*names, *(str(p) for p in _beside(path))]
+    near = suggest(str(path)[:200], choices) if choices else ""
+    return ", which does not exist", near or "Look at the path."
+
+
+def _what_folder(path: Path) -> tuple[str, str]:
+    if is_file(path / "keras_metadata.pb"):
+        return ", a SavedModel of Keras 2", (
+            "Load it there (`pip install tf_keras`): tf_keras.models.load_model(folder)"
+            ".save('model.h5'), which is read here."
+        )
+    if is_file(path / "saved_model.pb"):
+        return ", a SavedModel", (
+            "It holds a graph without layers to quantize: save the Keras model that it "
+            "was exported from with model.save('model.keras')."
+        )
+    inside = ", ".join(sorted(p.name for p in _models_in(path))[:5])
+    remedy = f"Name one of the files in it: {inside}." if inside else "Name a file."
+    return ", a folder", remedy
+
+
+def _beside(path: Path) -> list[Path]:
+    """Model files in the folder of a path that does not exist."""
+    return _models_in(path.parent) if _is_folder(path.parent) else []
+
+
+def _models_in(folder: Path) -> list[Path]:
+    try:
+        files = itertools.islice(folder.iterdir(), 1000)
+        return [file for file in files if file.suffix in MODEL_SUFFIXES]
+    except OSError:
+        return []
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
         return False
 
 
@@ -79,10 +181,44 @@ def has_lambda(config: Any) -> bool:
     Args:
         config: JSON.
     """
-    return any(
-        re.split(r"[>.]", str(item.get("class_name")))[-1] in ("Lambda", "__lambda__")
-        for item in _objects(config)
-    )
+    return bool(lambda_layers(config))
+
+
+def lambda_layers(config: Any) -> list[str]:
+    """Return the names of the layers that hold Python code.
+
+    Args:
+        config: JSON.
+
+    Returns:
+        A name for each function in the configuration; of the innermost object around
+        it that has one.
+    """
+    found, inner = [], [(config, "without a name")]
+    while inner:
+        value, name = inner.pop()
+        if isinstance(value, list):
+            inner += [(item, name) for item in value]
+        if not isinstance(value, dict):
+            continue
+        options = value.get("config")
+        own = options.get("name") if isinstance(options, dict) else None
+        name = own if isinstance(own, str) else name
+        if _is_code(value):
+            found.append(name[:80])
+        inner += [(item, name) for item in value.values()]
+    return sorted(set(found))
+
+
+def _is_code(item: dict[str, Any]) -> bool:
+    """Whether an object is a Lambda layer, or a function: code, defaults, closure."""
+    last = re.split(r"[>.]", str(item.get("class_name")))[-1]
+    if last in ("Lambda", "__lambda__"):
+        return True
+    match item:
+        case {"value": [str(), _, _]} if len(item) == 1:
+            return True
+    return False
 
 
 def unknown_module(config: Any) -> str | None:
@@ -162,7 +298,7 @@ def check_hdf5(path: Path) -> None:
         raise ValueError(lines[-1])
 
 
-def check_size(path: Path, config: Any) -> None:
+def check_size(path: Path, config: Any, read_from: Path | None = None) -> None:
     """Refuse a model of far more weights than its file can hold.
 
     Builds the model once without values, which takes a fourth of the time of loading.
@@ -170,6 +306,7 @@ def check_size(path: Path, config: Any) -> None:
     Args:
         path: A `.keras` or `.h5` file.
         config: From `read_config`.
+        read_from: The file that Keras reads in its place, from `keras2.readable`.
 
     Raises:
         ValueError: It has.
@@ -181,7 +318,9 @@ def check_size(path: Path, config: Any) -> None:
                 {**config, "compile_config": None}, safe_mode=True
             )
             if path.suffix == ".keras"
-            else keras.models.load_model(path, compile=False, safe_mode=True)
+            else keras.models.load_model(
+                read_from or path, compile=False, safe_mode=True
+            )
         )
     count = sum(math.prod(variable.shape) for variable in model.variables)
     limit = hdf5_probe.FREE_BYTES + hdf5_probe.MOST_EXPANSION * path.stat().st_size

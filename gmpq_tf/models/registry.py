@@ -9,15 +9,17 @@ import keras
 import gmpq_tf.layers  # noqa: F401  so that files with our layers load
 from gmpq_tf.models.digits import digits_cnn
 from gmpq_tf.models.file_checks import (
+    ModelFileError,
     check_hdf5,
+    check_model_path,
     check_size,
     check_zip,
     expand_user,
-    has_lambda,
-    is_file,
+    lambda_layers,
     read_config,
     unknown_module,
 )
+from gmpq_tf.models.keras2 import readable
 from gmpq_tf.models.mobilenet_v2 import mobilenet_v2
 from gmpq_tf.models.resnet import (
     resnet8,
@@ -28,7 +30,6 @@ from gmpq_tf.models.resnet import (
     resnet56,
 )
 from gmpq_tf.models.vgg import vgg16
-from gmpq_tf.names import suggest
 from gmpq_tf.registry import lookup
 
 MODELS: dict[str, Callable[..., keras.Model]] = {
@@ -42,11 +43,6 @@ MODELS: dict[str, Callable[..., keras.Model]] = {
     "resnet56": resnet56,
     "vgg16": vgg16,
 }
-_SUFFIXES = (".keras", ".h5")
-
-
-class ModelFileError(ValueError):
-    """A model file is missing, unreadable or not safe to read."""
 
 
 def build_model(
@@ -105,10 +101,12 @@ def load_model(
 
 
 def _read_model(path: Path) -> keras.Model:
-    _check_path(path)
+    check_model_path(path, MODELS)
     try:
-        _check_content(path)
-        return keras.models.load_model(path, compile=False, safe_mode=True)
+        config = _checked_config(path)
+        with readable(path, config) as source:
+            check_size(path, config, source)
+            return keras.models.load_model(source, compile=False, safe_mode=True)
     except ModelFileError:
         raise
     except Exception as error:  # Keras, h5py and zipfile each raise their own kinds.
@@ -121,18 +119,10 @@ def _read_model(path: Path) -> keras.Model:
         ) from error
 
 
-def _check_path(path: Path) -> None:
-    if path.suffix not in _SUFFIXES or not is_file(path):
-        raise ModelFileError(
-            "A model must be a built-in name or an existing .keras or .h5 file. "
-            f"Received: {str(path)!r:.200}. {suggest(str(path)[:200], MODELS)}"
-        )
+def _checked_config(path: Path) -> Any:
+    """Return the configuration of a file that does no more than be read.
 
-
-def _check_content(path: Path) -> None:
-    """Refuse a file that would do more than be read, before Keras sees it.
-
-    Keras's safe mode refuses most of them, but not in every version and file format.
+    Keras's safe mode refuses most others, but not in every version and file format.
     """
     is_zip = path.suffix == ".keras"
     (check_zip if is_zip else check_hdf5)(path)  # Before the configuration is read.
@@ -140,15 +130,18 @@ def _check_content(path: Path) -> None:
     _refuse_code(path, config)
     if is_zip:
         check_hdf5(path)
-    check_size(path, config)
+    return config
 
 
 def _refuse_code(path: Path, config: Any) -> None:
-    if has_lambda(config):
+    if names := lambda_layers(config):
         raise ModelFileError(
             "A model file must hold no Python code. "
-            f"Received: {path}, which has a Lambda layer. "
-            "Replace that layer by one of Keras's own and save the model again."
+            f"Received: {path}, which has a Lambda layer or function: "
+            f"{', '.join(map(repr, names))}. Build the model anew with a layer of "
+            "Keras's own in its place (Rescaling for x / 127.5 - 1, Activation, "
+            "Reshape), copy the weights with new.set_weights(old.get_weights()) and "
+            "save it again."
         )
     module = unknown_module(config)
     if module is not None:
