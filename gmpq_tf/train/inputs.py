@@ -14,7 +14,8 @@ from gmpq_tf.export.flags import from_flags
 from gmpq_tf.export.records import fingerprint, recorded_data
 from gmpq_tf.export.run_config import WorkdirConfig
 from gmpq_tf.graph import read_graph
-from gmpq_tf.models import load_model
+from gmpq_tf.models import MODELS, load_model
+from gmpq_tf.models.file_checks import check_model_path, expand_user
 
 PRETRAINED = "pretrain/model.keras"
 
@@ -50,16 +51,30 @@ def model_path(run: WorkdirConfig, model: str | None) -> Path:
         The path of an existing file.
 
     Raises:
-        StageError: there is no such file.
+        ValueError: there is no such file, or it is of another kind.
     """
-    path = Path(model).expanduser() if model else Path(run.workdir) / PRETRAINED
-    if not path.is_file():
+    path = Path(run.workdir) / PRETRAINED
+    if model:
+        path = expand_user(model)
+        _refuse_name(model)
+        check_model_path(path)
+    elif not path.is_file():
         raise StageError(
             f"The float model must be a .keras or .h5 file. Received: {str(path)!r}, "
             "which does not exist. Train one with `python -m train.pretrain` in this "
             "workdir, or name one with --model."
         )
     return path
+
+
+def _refuse_name(model: str) -> None:
+    if model in MODELS and not Path(model).exists():
+        raise StageError(
+            "The float model must be a .keras or .h5 file that has been trained. "
+            f"Received: model={model!r}, a built-in name. Train it first: "
+            f"`python -m train.pretrain --model={model}` in this workdir, and leave "
+            "--model out."
+        )
 
 
 def load_float_model(path: Path, dataset: Dataset) -> keras.Model:

@@ -157,3 +157,47 @@ def test_unknown_layer_class_is_named(small_model, tmp_path):
     del keras.saving.get_custom_objects()["elsewhere>Doubled"]
     with pytest.raises(ModelFileError, match=r"Doubled.*import the modules"):
         load_model(tmp_path / "model.keras")
+
+
+def test_a_layer_that_holds_code_is_named_with_a_way_out(tmp_path):
+    inputs = keras.Input((4, 4, 1))
+    x = keras.layers.Lambda(lambda v: v / 127.5 - 1, name="to_range")(inputs)
+    x = keras.layers.Conv2D(2, 3, activation=lambda v: v, name="odd")(x)
+    inner = keras.Model(inputs, x)
+    outer = keras.Model(inputs, keras.layers.Flatten()(inner(inputs)))
+    for suffix in (".keras", ".h5"):
+        outer.save(tmp_path / f"model{suffix}")
+        message = r"'odd', 'to_range'\. Build.*Rescaling.*set_weights"
+        with pytest.raises(ModelFileError, match=message):
+            load_model(tmp_path / f"model{suffix}")
+
+
+@pytest.mark.parametrize(
+    ("files", "name", "message"),
+    [
+        (["m/saved_model.pb"], "m", r"SavedModel\. .*model\.save\('model\.keras'\)"),
+        (
+            ["m/saved_model.pb", "m/keras_metadata.pb"],
+            "m",
+            r"SavedModel of Keras 2\. .*tf_keras.*\.save\('model\.h5'\)",
+        ),
+        (["m/best.keras"], "m", r"a folder\. Name one of the files in it: best\.keras"),
+        (["m/x.txt"], "m", r"a folder\. Name a file"),
+        (["m.tflite"], "m.tflite", r"no layers to train.*made of"),
+        (["m.onnx"], "m.onnx", r"copy the weights"),
+        (["m.pb"], "m.pb", r"model\.save\('model\.keras'\)"),
+        (["m.PTH"], "m.PTH", r"torchvision as \.safetensors"),
+        (["m.hdf5"], "m.hdf5", r"Rename"),
+        (["m.xyz"], "m.xyz", r"ends in none of them"),
+        (["model.keras"], "modell.keras", r"does not exist.*mean '.*model\.keras'"),
+        (["model.keras"], "no/where.h5", r"does not exist"),
+        ([], "mobilenet_v22", r"does not exist.*mean 'mobilenet_v2'"),
+    ],
+)
+def test_what_is_no_model_file_is_recognized(files, name, message, tmp_path):
+    for file in files:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_bytes(b"0")
+    path = tmp_path / name if files else name
+    with pytest.raises(ModelFileError, match=message):
+        load_model(path)

@@ -130,3 +130,15 @@ def test_a_recorded_augmentation_is_inherited_and_goes_on(tmp_path, monkeypatch)
     define_flags(DataConfig)
     flags.FLAGS(["program"])
     assert data_from_flags(run, None).augment == "none"
+
+
+def test_what_is_no_float_model_is_told_apart(tmp_path):
+    run = WorkdirConfig(workdir=str(tmp_path))
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "saved_model.pb").write_bytes(b"0")
+    with pytest.raises(ValueError, match="a SavedModel"):
+        model_path(run, str(tmp_path / "saved"))
+    with pytest.raises(ValueError, match=r"built-in name.*pretrain --model=resnet8"):
+        model_path(run, "resnet8")
+    with pytest.raises(ValueError, match=r"nowhere\.keras', which does not exist"):
+        model_path(run, "nowhere.keras")
