@@ -7,12 +7,13 @@ that `lowering` lists.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from gmpq_tf.graph import Call, read_graph
+from gmpq_tf.graph import Call, Graph, read_graph
 from gmpq_tf.transform.placement import is_fused
 
 from .errors import ExportError
@@ -91,10 +92,12 @@ class IntegerGraph:
         student: Any,
         storage: str = "fast",
         scale_codes: bool = False,
+        batch: int | None = None,
     ) -> None:
         self.student = student
         self.storage, self.scale_codes = storage, scale_codes
         self.graph = read_graph(student)
+        self.batch = batch or fixed_batch(self.graph)
         self.consumers = self.graph.consumers()
         self.producers = self.graph.producers()
         self.file = FileBuilder()
@@ -194,7 +197,11 @@ class IntegerGraph:
                 f"Received: shape={tuple(shape)} at {name!r}. Build the model with "
                 "keras.Input(shape=(height, width, channels))."
             )
-        return [None, *shape[1:]]
+        return [self.batch, *shape[1:]]
+
+    def rows(self, an_image: int) -> int | None:
+        """Rows of a tensor that has so many an image; None where the batch is open."""
+        return None if self.batch is None else self.batch * an_image
 
     def fuse(self, call: Call) -> Fused:
         """Follow BatchNormalization and ReLU as far as the kernel of `call` reaches."""
@@ -323,6 +330,17 @@ class IntegerGraph:
         if value.grid.low * value.grid.step < (grid.low - 0.5) * grid.step:
             moved = self.clamp_below(moved, shape, name)
         return moved
+
+
+def fixed_batch(graph: Graph) -> int | None:
+    """The batch a model was made for; None where it is open."""
+    sizes = (graph.shapes[index][0] for index in graph.inputs)
+    return next((size for size in sizes if size is not None), None)
+
+
+def constant_shape(shape: Sequence[int | None]) -> list[int]:
+    """A shape as an operator is told it: -1 stands for an open size."""
+    return [-1 if size is None else size for size in shape]
 
 
 def relu_name(call: Call) -> str:

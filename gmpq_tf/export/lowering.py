@@ -85,6 +85,7 @@ def lower(
     output_type: str = "float32",
     metadata: dict | None = None,
     scale_codes: bool = False,
+    batch: int | None = None,
 ) -> Lowered:
     """Write a quantized model as TFLite operators.
 
@@ -96,11 +97,13 @@ def lower(
         output_type: likewise.
         metadata: stored in the file as JSON.
         scale_codes: multiply kernel codes by a power of two.
+        batch: images that the file takes at a time; None: any number, or that of the
+            model where it is fixed.
 
     Raises:
         ExportError: layers that have no integer counterpart; all are named.
     """
-    net = IntegerGraph(student, storage, scale_codes)
+    net = IntegerGraph(student, storage, scale_codes, batch)
     check_kinds(net.graph)
     inputs = net.add_inputs(input_type)
     for call in net.graph.calls:

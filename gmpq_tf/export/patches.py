@@ -12,7 +12,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from .grids import Value
-from .integer_graph import IntegerGraph
+from .integer_graph import IntegerGraph, constant_shape
 
 HEIGHT, WIDTH = 1, 2
 
@@ -71,7 +71,8 @@ class Moved:
     """A tensor whose values are moved about, always on one grid."""
 
     def __init__(self, net: IntegerGraph, value: Value, shape: list) -> None:
-        self.file, self.value, self.shape = net.file, value, shape
+        self.file, self.value = net.file, value
+        self.shape = [net.batch, *shape[1:]]
         self.quantization = net.file.tensors[value.tensor].quantization
 
     def pad(self, amounts: list[tuple[int, int]]) -> None:
@@ -118,14 +119,14 @@ class Moved:
 
     def _view(self, shape: list) -> None:
         self.shape = [self.shape[0], *shape]
-        self._add("RESHAPE", [-1, *shape])
+        self._add("RESHAPE", constant_shape(self.shape))
 
     def _add(self, code: str, argument: Any, options: Any = None) -> None:
         """An operator on the current tensor, with a constant argument."""
         inputs = [self.value.tensor]
         if argument is not None:
             inputs.append(self.file.integers(argument))
-        tensor = self.file.tensor(None, [None, *self.shape[1:]], "INT8")
+        tensor = self.file.tensor(None, self.shape, "INT8")
         # The very same step: XNNPACK refuses to move values to another one.
         self.file.tensors[tensor].quantization = self.quantization
         self.file.operator(code, inputs, [tensor], options)

@@ -13,7 +13,7 @@ from .convolutions import SAME, VALID, add_depthwise
 from .flatbuffer import Quantization
 from .fold import AVERAGE_CODE
 from .grids import Grid, Value, quantization
-from .integer_graph import Check, IntegerGraph
+from .integer_graph import Check, IntegerGraph, constant_shape
 from .shapes import flat, view
 
 
@@ -86,16 +86,17 @@ def add_mean(net: IntegerGraph, call: Call, pixels: int, grid: Grid) -> None:
         return result
 
     first = moved(
-        "TRANSPOSE", source.tensor, [0, 3, 1, 2], [None, channels, *shape[1:3]]
+        "TRANSPOSE", source.tensor, [0, 3, 1, 2], [net.batch, channels, *shape[1:3]]
     )
-    rows = moved("RESHAPE", first, [-1, pixels], [None, pixels])
+    flattened = [net.rows(channels), pixels]
+    rows = moved("RESHAPE", first, constant_shape(flattened), flattened)
     scale = np.full(1, 1 / (AVERAGE_CODE * pixels))
     codes: np.ndarray = np.full((1, pixels), AVERAGE_CODE, np.int8)
     kernel = file.constant(f"{call.name}_kernel", codes, Quantization(tuple(scale)))
     nested = math.log2(grid.step / source.grid.step).is_integer()
     unit = Quantization(tuple(scale * source.grid.step))
     bias = file.constant(None, np.full(1, int(nested), np.int32), unit)
-    means = file.tensor(None, [None, 1], "INT8", quantization(grid))
+    means = file.tensor(None, [net.rows(channels), 1], "INT8", quantization(grid))
     file.operator(
         "FULLY_CONNECTED",
         [rows, kernel, bias],
@@ -104,7 +105,8 @@ def add_mean(net: IntegerGraph, call: Call, pixels: int, grid: Grid) -> None:
     )
     final = net.shape(index, call.name)
     tensor = file.tensor(call.name, final, "INT8", quantization(grid))
-    file.operator("RESHAPE", [means, file.integers([-1, *final[1:]])], [tensor])
+    shape_operand = file.integers(constant_shape(final))
+    file.operator("RESHAPE", [means, shape_operand], [tensor])
     value = Value(tensor, grid, grid.zero_point)
     if source.grid.low < 0 or grid.low > 0:
         value = net.clamp_below(value, final, call.name)

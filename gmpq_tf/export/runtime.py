@@ -17,6 +17,12 @@ from .errors import ExportError
 from .flatbuffer import read_file
 
 WARM_UP_RUNS = 3
+# Those of TFLite Micro are the reference ones.
+KERNELS = {
+    "xnnpack": OpResolverType.AUTO,
+    "builtin": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+    "reference": OpResolverType.BUILTIN_REF,
+}
 
 
 class TFLiteModel:
@@ -26,6 +32,8 @@ class TFLiteModel:
         path: the file, or its bytes.
         num_threads: threads of the interpreter.
         use_xnnpack: the default kernels; False: the built-in ones.
+        kernels: "xnnpack", "builtin", or "reference" for the plain ones that TFLite
+            Micro computes with too; None: as `use_xnnpack` says.
 
     Raises:
         ExportError: the file is missing or not a TFLite model.
@@ -36,17 +44,15 @@ class TFLiteModel:
         path: str | os.PathLike[str] | bytes,
         num_threads: int = 1,
         use_xnnpack: bool = True,
+        kernels: str | None = None,
     ) -> None:
         content = path if isinstance(path, bytes) else read_file(path)
-        kinds = OpResolverType
-        resolver = (
-            kinds.AUTO if use_xnnpack else kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-        )
+        kernels = kernels or ("xnnpack" if use_xnnpack else "builtin")
         try:
             self.interpreter = Interpreter(
                 model_content=content,
                 num_threads=num_threads,
-                experimental_op_resolver_type=resolver,
+                experimental_op_resolver_type=KERNELS[kernels],
             )
             self.interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
@@ -57,6 +63,12 @@ class TFLiteModel:
         self.inputs = self.interpreter.get_input_details()
         self.outputs = self.interpreter.get_output_details()
 
+    @property
+    def batch(self) -> int | None:
+        """Images that the file takes at a time; None: any number."""
+        size = int(self.inputs[0]["shape_signature"][0])
+        return None if size < 0 else size
+
     def predict(self, x: Any, batch_size: int = 64) -> Any:
         """Run the model.
 
@@ -65,7 +77,7 @@ class TFLiteModel:
                 input's own type. Where the model has several inputs, a dict by name,
                 or a list in the order of the file: that of `student.inputs` in what
                 `export_tflite` wrote; TensorFlow's converter sorts by name.
-            batch_size: images a run.
+            batch_size: images a run, where the file does not fix them.
 
         Returns:
             Floats [images, ...] (integers are dequantized); a list where the model has
@@ -105,6 +117,25 @@ class TFLiteModel:
 
     def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Run one batch; returns every output as floats."""
+        stored = self.stored(arrays)
+        return [_floats(*pair) for pair in zip(self.outputs, stored, strict=True)]
+
+    def stored(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Run one batch; returns every output as the file holds it.
+
+        A file whose batch is fixed runs as often as it takes, the last time on copies
+        of the last image if need be.
+        """
+        if self.batch is None:
+            return self._invoke(arrays)
+        count, size = len(arrays[0]), self.batch
+        runs = []
+        for start in range(0, count, size):
+            rows = np.minimum(np.arange(start, start + size), count - 1)
+            runs.append(self._invoke([array[rows] for array in arrays]))
+        return [np.concatenate(parts)[:count] for parts in zip(*runs, strict=True)]
+
+    def _invoke(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         if list(self.inputs[0]["shape"]) != list(arrays[0].shape):
             for detail, array in zip(self.inputs, arrays, strict=True):
                 self.interpreter.resize_tensor_input(detail["index"], array.shape)
@@ -113,14 +144,7 @@ class TFLiteModel:
         for detail, array in zip(self.inputs, arrays, strict=True):
             self.interpreter.set_tensor(detail["index"], _to_input(detail, array))
         self.interpreter.invoke()
-        return [self._output(detail) for detail in self.outputs]
-
-    def _output(self, detail: Mapping[str, Any]) -> np.ndarray:
-        values = self.interpreter.get_tensor(detail["index"])
-        if values.dtype == np.float32:
-            return values
-        scale, zero_point = detail["quantization"]
-        return (values.astype("float32") - zero_point) * np.float32(scale)
+        return [self.interpreter.get_tensor(d["index"]) for d in self.outputs]
 
     def check(self, arrays: Sequence[np.ndarray]) -> None:
         """Raise `ExportError` unless the arrays have the shapes of the inputs."""
@@ -141,7 +165,7 @@ class TFLiteModel:
 def latencies(
     contents: Mapping[str, bytes], runs: int, num_threads: int = 1
 ) -> dict[str, float]:
-    """Median seconds that one image takes in each of some files.
+    """Median seconds of an image in each of some files, alone or in a fixed batch.
 
     The files take turns, so that what else the machine does hits all of them alike.
 
@@ -154,13 +178,14 @@ def latencies(
         name -> seconds.
     """
     models = {n: TFLiteModel(c, num_threads) for n, c in contents.items()}
+    images = {name: model.batch or 1 for name, model in models.items()}
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for run in range(WARM_UP_RUNS + runs):
         for name, model in models.items():
             start = time.perf_counter()
             model.interpreter.invoke()
             if run >= WARM_UP_RUNS:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append((time.perf_counter() - start) / images[name])
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -172,6 +197,13 @@ def _to_input(detail: Mapping[str, Any], array: np.ndarray) -> np.ndarray:
     limits = np.iinfo(kind)
     codes = np.floor(array / np.float32(scale) + 0.5) + zero_point
     return np.clip(codes, limits.min, limits.max).astype(kind)
+
+
+def _floats(detail: Mapping[str, Any], values: np.ndarray) -> np.ndarray:
+    if values.dtype == np.float32:
+        return values
+    scale, zero_point = detail["quantization"]
+    return (values.astype("float32") - zero_point) * np.float32(scale)
 
 
 def _shown(path: Any) -> str:

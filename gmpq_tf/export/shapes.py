@@ -13,7 +13,7 @@ from gmpq_tf.graph import Call
 
 from .errors import ExportError
 from .grids import Grid, Value, quantization
-from .integer_graph import IntegerGraph
+from .integer_graph import IntegerGraph, constant_shape
 
 
 def lower_alias(net: IntegerGraph, call: Call) -> None:
@@ -35,8 +35,8 @@ def view(
 
 
 def lower_reshape(net: IntegerGraph, call: Call) -> None:
-    """Flatten, Reshape: the batch is left open."""
-    shape = [-1, *net.shape(call.outputs[0], call.name)[1:]]
+    """Flatten, Reshape: the batch is left open unless it is fixed."""
+    shape = constant_shape(net.shape(call.outputs[0], call.name))
     options = schema.ReshapeOptionsT()
     options.newShape = shape
     view(net, call, "RESHAPE", [net.file.integers(shape)], options)
@@ -71,7 +71,7 @@ def lower_padding(net: IntegerGraph, call: Call) -> None:
 def lower_cropping(net: IntegerGraph, call: Call) -> None:
     """Cropping2D."""
     (top, _), (left, _) = call.layer.cropping
-    size = [-1, *net.shape(call.outputs[0], call.name)[1:]]
+    size = constant_shape(net.shape(call.outputs[0], call.name))
     operands = [
         net.file.integers([0, top, left, 0]),
         net.file.integers(size),
