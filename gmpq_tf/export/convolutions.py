@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,13 @@ from .errors import ExportError
 from .flatbuffer import PACKING, FileBuilder, Quantization
 from .fold import Folded, fold_layer
 from .grids import Grid, clamps, grid_of
-from .integer_graph import FUSED, IntegerGraph, Kernel
+from .integer_graph import (
+    FUSED,
+    IntegerGraph,
+    Kernel,
+    beyond_kernels,
+    fused_activation,
+)
 from .patches import lower_patches
 
 SAME, VALID = schema.Padding.SAME, schema.Padding.VALID
@@ -24,6 +30,8 @@ SAME, VALID = schema.Padding.SAME, schema.Padding.VALID
 
 # XNNPACK refuses an operator whose accumulator unit is 256 output steps or more.
 LARGEST_RATIO = 200.0
+# Just below it, one unit saturates every grid as well as a larger one would.
+SATURATING_RATIO = 255.75
 PATCHES_BYTES = 500  # what the operators of `lower_patches` take in a file
 # Below, laying out patches takes longer than the convolution, and saves little.
 FEWEST_FILTERS = 32
@@ -57,7 +65,7 @@ def lower_layer(net: IntegerGraph, call: Call) -> None:
         before, after = (net.graph.shapes[i] for i in (call.inputs[0], call.outputs[0]))
         source = lower_patches(net, source, before, after, layer)
     code, options = KERNELS[stored.kind](layer, net.graph.shapes[call.inputs[0]])
-    options.fusedActivationFunction = FUSED[fused.activation]
+    options.fusedActivationFunction = fused_activation(fused.activation, target)
     net.emit(
         code,
         [source.tensor, kernel, bias],
@@ -146,7 +154,30 @@ def fold(
     if refused or net.scale_codes:
         largest = {"INT8": 127, "INT4": 7, "INT2": 1}[stored.type]
         folded = fold_layer(layer, batch_norm, source.step, target.step, largest)
-    return folded, stored
+    return saturated(folded, call.name, source.step / target.step), stored
+
+
+def saturated(folded: Folded, name: str, ratio: float) -> Folded:
+    """The same layer with steps small enough for the runtime.
+
+    Where one unit of the accumulator is 256 output steps or more, a sum is either zero
+    or saturates, and so it does with 255.75, if biases are whole units.
+
+    Args:
+        folded: the layer.
+        name: its name.
+        ratio: step of its input over that of its output.
+
+    Raises:
+        ExportError: biases are not, so that results would be wrong.
+    """
+    largest, unit = SATURATING_RATIO / ratio, float(folded.scale.max()) * ratio
+    if (folded.scale <= largest).all():
+        return folded
+    # A hundredth of a unit is what float32 biases leave.
+    if folded.slack > max(0.5, unit / 100):
+        raise ExportError(beyond_kernels(name, unit))
+    return replace(folded, scale=np.minimum(folded.scale, largest))
 
 
 def check_layer(call: Call) -> None:
@@ -255,6 +286,9 @@ def add_depthwise(
     source = net.input(call)
     assert source.grid is not None
     file, name = net.file, call.name
+    ratio = float(scale.max()) * source.grid.step / grid.step
+    if ratio >= LARGEST_RATIO:
+        raise ExportError(beyond_kernels(name, ratio))
     # INT4 would save a few bytes and be computed by kernels that round twice.
     kernel = add_kernel(
         file, f"{name}_kernel", codes, Quantization(tuple(scale), 0, 3), "INT8"
@@ -270,5 +304,5 @@ def add_depthwise(
         options,
         name,
         clamped=bool(nonnegative or options.fusedActivationFunction) and grid.low <= 0,
-        slack=float(scale.max()) * source.grid.step / grid.step / 2,
+        slack=ratio / 2,
     )

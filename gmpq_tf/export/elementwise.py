@@ -16,7 +16,7 @@ from .convolutions import VALID, add_depthwise
 from .errors import ExportError
 from .fold import affine, affine_of
 from .grids import Grid, Value, clamps, grid_of, quantization
-from .integer_graph import FUSED, IntegerGraph, relu_name
+from .integer_graph import IntegerGraph, fused_activation, relu_name
 from .shapes import flat, lower_alias, lower_reshape, view
 
 UNIT = Grid(UNIT_STEP, 0, 255)  # the only one that SOFTMAX and LOGISTIC write
@@ -75,7 +75,7 @@ def add_affine(net: IntegerGraph, call: Call, grid: Grid, activation: str) -> No
     options = schema.DepthwiseConv2DOptionsT()
     options.padding, options.depthMultiplier = VALID, 1
     options.strideH = options.strideW = 1
-    options.fusedActivationFunction = FUSED[activation]
+    options.fusedActivationFunction = fused_activation(activation, grid)
     add_depthwise(net, call, codes.reshape(1, 1, 1, -1), scale, bias, grid, options)
 
 
@@ -133,7 +133,7 @@ def lower_add(net: IntegerGraph, call: Call) -> None:
     fused = net.fuse(call)
     grid = net.next_grid(fused.index, call.name)
     options = schema.AddOptionsT()
-    options.fusedActivationFunction = FUSED[fused.activation]
+    options.fusedActivationFunction = fused_activation(fused.activation, grid)
     nonnegative = all(v.grid is not None and v.grid.low >= 0 for v in operands)
     clamped = clamps(fused.activation, grid) or (nonnegative and grid.low <= 0)
     tensors = [v.tensor for v in operands]

@@ -31,6 +31,10 @@ VIEWS = (
 ).split()
 # Pixels scaled to -1..1 lie on halves of their grid, where every kernel rounds its way.
 INPUT_SLACK = 0.25
+# Steps of an operator's result in one of what it reads (of its products, if it
+# multiplies) below which every kernel of the runtime computes it. Above, 32-bit numbers
+# overflow without a word, or the process ends.
+LARGEST_RATIOS = {"ADD": 2.0**6, "MUL": 2.0**14, "QUANTIZE": 2.0**20}
 MOVING = frozenset([*ALIASES, *VIEWS])
 
 
@@ -261,6 +265,7 @@ class IntegerGraph:
             slack: as in `Check`.
         """
         name = name or self.producers[index].name
+        self._check_ratio(code, inputs, grid.step, name)
         shape = self.shape(index, name)
         tensor = self.file.tensor(name, shape, "INT8", quantization(grid))
         self.file.operator(code, inputs, [tensor], options, version)
@@ -273,6 +278,18 @@ class IntegerGraph:
         index = self.stands_for.get(index, index)
         self.checks.append(Check(name, kind, index, value, slack))
         return value
+
+    def _check_ratio(
+        self, code: str, inputs: list[int], step: float, name: str
+    ) -> None:
+        """Refuse an operator that kernels would compute wrongly without a word."""
+        kinds = [self.file.tensors[i].quantization for i in inputs]
+        if code not in LARGEST_RATIOS or None in kinds:
+            return
+        steps = [kind.scale[0] for kind in kinds]
+        ratio = (math.prod(steps) if code == "MUL" else max(steps)) / step
+        if ratio >= LARGEST_RATIOS[code]:
+            raise ExportError(beyond_kernels(name, ratio))
 
     def clamp_below(self, value: Value, shape: list, name: str) -> Value:
         """Saturate at the smallest code: a QUANTIZE that only moves the zero point."""
@@ -323,6 +340,7 @@ class IntegerGraph:
             # ratio is a power of two. One unit in the last place makes the first
             # rounding exact.
             step = float(np.nextafter(np.float32(step), np.float32(np.inf)))
+        self._check_ratio("QUANTIZE", [value.tensor], step, name)
         meaning = Quantization((step,), grid.zero_point)
         tensor = self.file.tensor(name, shape, "INT8", meaning)
         self.file.operator("QUANTIZE", [value.tensor], [tensor])
@@ -336,6 +354,26 @@ def fixed_batch(graph: Graph) -> int | None:
     """The batch a model was made for; None where it is open."""
     sizes = (graph.shapes[index][0] for index in graph.inputs)
     return next((size for size in sizes if size is not None), None)
+
+
+def beyond_kernels(name: str, ratio: float) -> str:
+    """Says that a layer's results are too small beside what they are made of."""
+    return (
+        "The results of a layer must not be far smaller than what they are made of, or "
+        f"the integers of TFLite overflow. Received: layer={name!r}, one unit of whose "
+        f"sums is {ratio:.3g} steps of its result. Calibrate on inputs as the model "
+        "will see them, look for a dead layer before it, and call "
+        "gmpq_tf.snap_biases(student) before the export."
+    )
+
+
+def fused_activation(name: str, grid: Grid) -> int:
+    """Number of an activation inside an operator; saturation may do for the six.
+
+    Runtimes compute `6 / step`, which overflows where all values are tiny.
+    """
+    reaches = grid.high * grid.step > 6
+    return FUSED["relu" if name == "relu6" and not reaches else name]
 
 
 def constant_shape(shape: Sequence[int | None]) -> list[int]:

@@ -9,11 +9,12 @@ from ai_edge_litert import schema_py_generated as schema
 
 from gmpq_tf.graph import Call
 
-from .convolutions import SAME, VALID, add_depthwise
+from .convolutions import LARGEST_RATIO, SAME, VALID, add_depthwise
+from .errors import ExportError
 from .flatbuffer import Quantization
 from .fold import AVERAGE_CODE
 from .grids import Grid, Value, quantization
-from .integer_graph import Check, IntegerGraph, constant_shape
+from .integer_graph import Check, IntegerGraph, beyond_kernels, constant_shape
 from .shapes import flat, view
 
 
@@ -93,6 +94,9 @@ def add_mean(net: IntegerGraph, call: Call, pixels: int, grid: Grid) -> None:
     scale = np.full(1, 1 / (AVERAGE_CODE * pixels))
     codes: np.ndarray = np.full((1, pixels), AVERAGE_CODE, np.int8)
     kernel = file.constant(f"{call.name}_kernel", codes, Quantization(tuple(scale)))
+    ratio = float(scale[0]) * source.grid.step / grid.step
+    if ratio >= LARGEST_RATIO:
+        raise ExportError(beyond_kernels(call.name, ratio))
     nested = math.log2(grid.step / source.grid.step).is_integer()
     unit = Quantization(tuple(scale * source.grid.step))
     bias = file.constant(None, np.full(1, int(nested), np.int32), unit)
@@ -111,8 +115,7 @@ def add_mean(net: IntegerGraph, call: Call, pixels: int, grid: Grid) -> None:
     if source.grid.low < 0 or grid.low > 0:
         value = net.clamp_below(value, final, call.name)
     net.values[index] = value
-    slack = float(scale[0]) * source.grid.step / grid.step / 2
-    net.checks.append(Check(call.name, call.kind, index, value, slack))
+    net.checks.append(Check(call.name, call.kind, index, value, ratio / 2))
 
 
 def add_average(
