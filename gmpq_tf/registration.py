@@ -21,7 +21,7 @@ MODULES = ("gmpq_tf.layers", "gmpq_tf.search", "gmpq_tf.transform.distill")
 
 def register_with_keras() -> None:
     """Import the layers now if Keras is imported, else as soon as it is."""
-    if "keras" in sys.modules:
+    if sys.modules.get("keras") is not None:
         _import_layers()
     else:
         sys.meta_path.insert(0, _AfterKeras())
@@ -73,6 +73,6 @@ class _AfterKeras(importlib.abc.MetaPathFinder):
 
     def _register_if_possible(self) -> None:
         pending = self._nesting.depth == 0 and self in sys.meta_path
-        if pending and "keras" in sys.modules:
+        if pending and sys.modules.get("keras") is not None:
             sys.meta_path.remove(self)
             _import_layers()
