@@ -19,7 +19,9 @@ from gmpq_tf.files import DamagedFileError, read_arrays, remove_temporaries, wri
 
 RESERVED_NAMES = ("config", "report")
 # They do not change what is computed, so a run may go on with others.
-PRACTICAL = frozenset(("data_dir", "cache", "download", "path"))
+PRACTICAL = frozenset(("data_dir", "cache", "download", "path", "snap_tolerance"))
+# They matter after the last epoch only: a stage may be finished with others.
+LATE = frozenset(("statistics_images",))
 _ABSENT = "(absent)"
 # Whose content the marker of a finished stage vouches for.
 RESULT_FILES = (
@@ -155,9 +157,11 @@ def open_stage(
     plain = json.loads(json.dumps(config))
     if run.overwrite and stage.record.exists():
         _delete(stage)
+    before = None
     if stage.record.exists() and stage.started:
-        _check_same(stage, read_record(stage.record)["config"], plain)
-    else:
+        before = read_record(stage.record)["config"]
+        _check_same(stage, before, plain)
+    if before is None or _late(before) != _late(plain):
         write_json(stage.record, describe_run(run, name, plain, scaling))
     stage.folder.mkdir(parents=True, exist_ok=True)
     _tidy(stage)
@@ -214,7 +218,8 @@ def _check_name(name: str) -> None:
 def _check_same(stage: Stage, before: Any, now: Any) -> None:
     old, new = _flat(before), _flat(now)
     keys = [k for k in {**old, **new} if old.get(k, _ABSENT) != new.get(k, _ABSENT)]
-    keys = [key for key in keys if key.split(".")[-1] not in PRACTICAL]
+    free = PRACTICAL if stage.finished else PRACTICAL | LATE
+    keys = [key for key in keys if key.split(".")[-1] not in free]
     if keys:
         lines = [f"  {k}: {old.get(k, _ABSENT)} -> {new.get(k, _ABSENT)}" for k in keys]
         raise StageError(
@@ -222,6 +227,10 @@ def _check_same(stage: Stage, before: Any, now: Any) -> None:
             "with. Received others:\n" + "\n".join(lines) + "\n"
             "Use another --workdir (or --name), or --overwrite to start again."
         )
+
+
+def _late(config: Any) -> dict[str, Any]:
+    return {k: v for k, v in _flat(config).items() if k.split(".")[-1] in LATE}
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -20,9 +20,11 @@ import keras
 
 from gmpq_tf.data import DataConfig, Dataset, load_dataset
 from gmpq_tf.export.app import run_main
+from gmpq_tf.export.errors import StageError
 from gmpq_tf.export.flags import from_flags
 from gmpq_tf.export.run_config import RunConfig
 from gmpq_tf.export.stage import Stage
+from gmpq_tf.files import read_jsonl
 from gmpq_tf.graph import searchable_names
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.search.random_policy import random_policy
@@ -49,6 +51,7 @@ from .recipe import (
     require_positive,
 )
 
+VERIFIED_BATCHES = 16  # of training images, where none are held out
 SEARCHED_POLICY = "search/policy.json"
 
 
@@ -74,6 +77,9 @@ class FinetuneConfig(TrainingConfig):
         statistics_images: Augmented training images on which the statistics of each
             BatchNormalization are measured after the last epoch, before biases are
             rounded to what integer kernels add; 0: they stay as training left them.
+            Frozen ones always stay.
+        snap_tolerance: Accuracy, 0 to 1, that measuring statistics and rounding biases
+            may cost before the stage stops with an error; 1: any.
         calibration_images: Training images that set the first activation ranges.
 
     Raises:
@@ -90,6 +96,7 @@ class FinetuneConfig(TrainingConfig):
     distillation: float = 0.0
     temperature: float = 2.0
     statistics_images: int = 2048
+    snap_tolerance: float = 0.05
     calibration_images: int = 512
 
     def __post_init__(self) -> None:
@@ -97,6 +104,7 @@ class FinetuneConfig(TrainingConfig):
         require(self, "distillation", 0 <= self.distillation <= 1, "0 to 1")
         require_positive(self, "temperature")
         require(self, "statistics_images", self.statistics_images >= 0, "0 or more")
+        require(self, "snap_tolerance", 0 <= self.snap_tolerance <= 1, "0 to 1")
         require(self, "calibration_images", self.calibration_images > 0, "1 or more")
         if self.policy is not None and self.policy.startswith("random:"):
             require(
@@ -140,11 +148,12 @@ def finetune(config: FinetuneConfig, data: DataConfig, run: RunConfig) -> Stage:
     student = quantize_model(model, policy)
     with dataset.naming_damaged_images():
         calibrate(student, dataset.calibration(config.calibration_images))
-        train_student(student, model, dataset, stage, config, run)
-        snap_biases(student, statistics_batches(config, dataset))
+        trainee = train_student(student, model, dataset, stage, config, run)
+        accuracy = snap_student(student, trainee, dataset, stage, config)
     if is_chief():
         save_model(student, stage.folder / "model.keras")
-        stage.finish(policy_results(stage, model, policy))
+        results = policy_results(stage, model, policy)
+        stage.finish({**results, "rounded_accuracy": accuracy})
     wait_for_workers()
     return stage
 
@@ -161,6 +170,74 @@ def statistics_batches(config: FinetuneConfig, dataset: Dataset) -> Any:
     return dataset.train(config.epochs).take(batches)
 
 
+def snap_student(
+    student: keras.Model,
+    trainee: keras.Model,
+    dataset: Dataset,
+    stage: Stage,
+    config: FinetuneConfig,
+) -> float:
+    """Measures statistics, rounds biases, and compares the student with the last epoch.
+
+    Args:
+        student: trained; changed in place.
+        trainee: what `train_student` returned.
+        dataset: the images. Without a validation split the comparison is on training
+            images.
+        stage: whose metrics.jsonl has the accuracy of the last epoch.
+        config: the images to measure on, and the tolerance.
+
+    Returns:
+        Accuracy of the student that is saved.
+
+    Raises:
+        StageError: it lies more than the tolerance below that of the last epoch.
+    """
+    batches = statistics_batches(config, dataset)
+    if dataset.sizes["validation"]:
+        images, key = dataset.validation(), "val_accuracy"
+    else:
+        images, key = dataset.train(config.epochs).take(VERIFIED_BATCHES), "accuracy"
+    if config.precision != "float32":
+        trainee.make_test_function(force=True)  # that of `fit` computes in it
+    epochs = read_jsonl(stage.folder / "metrics.jsonl")
+    before = epochs[-1].get("val_accuracy") if epochs else None
+    if before is None:
+        before = _accuracy(trainee, images)
+    snap_biases(student, batches)
+    after = _accuracy(trainee, images)
+    if is_chief():
+        print(
+            f"{key} {before:.4f} after the last epoch, {after:.4f} with biases rounded."
+        )
+    if before - after > config.snap_tolerance:
+        raise StageError(_dropped(before, after, key, stage, config))
+    return after
+
+
+def _accuracy(model: keras.Model, images: Any) -> float:
+    return float(model.evaluate(images, verbose=0, return_dict=True)["accuracy"])
+
+
+def _dropped(
+    before: float, after: float, key: str, stage: Stage, config: FinetuneConfig
+) -> str:
+    cause = "rounding biases cost that much: give layers more bits"
+    if config.statistics_images and config.epochs:
+        cause = (
+            "the images that statistics were measured on are too few or not like those "
+            "of training: use --statistics_images=0, which keeps the statistics of "
+            "training, or more images"
+        )
+    return (
+        "Rounding biases must leave a student as good as the last epoch. "
+        f"Received: {key}={before:.4f} before and {after:.4f} after, with "
+        f"snap_tolerance={config.snap_tolerance:g}. Most likely {cause}; or raise "
+        f"--snap_tolerance. {stage.folder} keeps its epochs: the same command with "
+        "these flags goes on from there."
+    )
+
+
 def train_student(
     student: keras.Model,
     teacher: keras.Model,
@@ -168,7 +245,7 @@ def train_student(
     stage: Stage,
     config: FinetuneConfig,
     run: RunConfig,
-) -> None:
+) -> keras.Model:
     """Trains a calibrated student, guided by the teacher if the configuration says so.
 
     Args:
@@ -178,6 +255,9 @@ def train_student(
         stage: whose folder gets metrics.jsonl and the backup.
         config: the recipe.
         run: how.
+
+    Returns:
+        The compiled model that was trained: the student, or its `Distiller`.
 
     Raises:
         TrainingDivergedError: the loss became NaN or infinite.
@@ -197,6 +277,7 @@ def train_student(
         jit_compile=run.jit_compile,
     )
     fit_epochs(trainee, dataset, stage, config.epochs, run, precision=config.precision)
+    return trainee
 
 
 def choose_policy(

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 
 from gmpq_tf.cost import count_cost
+from gmpq_tf.data import load_dataset
 from gmpq_tf.export.errors import StageError
 from gmpq_tf.policy import BitwidthPolicy, PolicyError
+from gmpq_tf.train import finetune as finetune_module
 from gmpq_tf.train import loop
 from gmpq_tf.train.finetune import FinetuneConfig, choose_policy, finetune
+from tests.train.conftest import small_model
 
 
 def tiny(float_file, **changes):
@@ -126,6 +129,7 @@ def test_nan_in_training_leaves_no_model(float_file, digits, quiet):
     [
         {"distillation": 1.5},
         {"temperature": 0.0},
+        {"snap_tolerance": 1.1},
         {"calibration_images": 0},
         {"policy": "random:1"},
     ],
@@ -134,3 +138,65 @@ def test_options_out_of_range_are_named(wrong):
     name = "bit_ops_budget" if "policy" in wrong else next(iter(wrong))
     with pytest.raises(ValueError, match=f"Received: {name}="):
         FinetuneConfig(**wrong)
+
+
+def test_the_rounded_student_is_evaluated_and_printed(
+    float_file, digits, quiet, capsys
+):
+    stage = finetune(tiny(float_file, epochs=1), digits, quiet)
+    last = stage.results()["last_epoch"]["val_accuracy"]
+    rounded = stage.results()["rounded_accuracy"]
+    line = f"val_accuracy {last:.4f} after the last epoch, {rounded:.4f} with biases"
+    assert line in capsys.readouterr().out
+    student = keras.models.load_model(stage.folder / "model.keras")
+    images, labels = [], []
+    for x, y in load_dataset(digits).validation():
+        images.append(x)
+        labels.append(y)
+    found = np.argmax(student.predict(np.concatenate(images), verbose=0), axis=-1)
+    assert np.mean(found == np.concatenate(labels)) == pytest.approx(rounded)
+
+
+@pytest.mark.parametrize("validation", [True, False])
+def test_statistics_of_other_images_stop_the_stage(
+    digits, quiet, monkeypatch, validation, tmp_path
+):
+    """Black images: every BatchNormalization would take all variance for none."""
+    model, float_file = small_model(), tmp_path / "small.keras"
+    model.get_layer("middle_bn").momentum = 0.5  # its averages follow in few steps
+    model.save(float_file)
+    if not validation:
+        digits = dataclasses.replace(digits, validation_size=0)
+    digits = dataclasses.replace(digits, batch_size=32, augment="none")
+    black = [np.zeros((32, 8, 8, 1), "float32")]
+    config = tiny(float_file, epochs=4, learning_rate=0.03, policy="uniform:8,8")
+    monkeypatch.setattr(
+        finetune_module,
+        "statistics_batches",
+        lambda config, dataset: black if config.statistics_images else None,
+    )
+    with (
+        pytest.warns(UserWarning, match="far from those of training: middle_bn"),
+        pytest.raises(StageError, match=r"--statistics_images=0.*goes on from there"),
+    ):
+        finetune(config, digits, quiet)
+    folder = Path(quiet.workdir) / "finetune"
+    assert not (folder / "model.keras").exists()
+    monkeypatch.setattr(loop, "check_space", lambda *_: pytest.fail("trains again"))
+    kept = dataclasses.replace(config, statistics_images=0)
+    stage = finetune(kept, digits, quiet)
+    assert stage.finished
+    record = json.loads(stage.record.read_text())
+    assert record["config"]["statistics_images"] == 0
+    with pytest.raises(StageError, match="statistics_images"):  # finished otherwise
+        finetune(config, digits, quiet)
+    tolerant = dataclasses.replace(kept, snap_tolerance=1.0)
+    assert finetune(tolerant, digits, quiet).finished
+
+
+def test_any_drop_may_be_allowed(float_file, digits, quiet, monkeypatch):
+    black = [np.zeros((32, 8, 8, 1), "float32")]
+    monkeypatch.setattr(finetune_module, "statistics_batches", lambda *_: black)
+    config = tiny(float_file, epochs=1, snap_tolerance=1.0)
+    with pytest.warns(UserWarning, match="far from"):
+        assert finetune(config, digits, quiet).finished
