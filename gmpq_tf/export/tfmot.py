@@ -41,6 +41,7 @@ from gmpq_tf.layers import QUANT_LAYERS
 from gmpq_tf.models.file_checks import check_hdf5, has_lambda, read_config
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
+from gmpq_tf.quantizers.decay import spare_quantizers
 from gmpq_tf.transform.batches import ModelInputs
 from gmpq_tf.transform.calibrate import input_quantizers, is_calibrated
 from gmpq_tf.transform.quantize import quantize_model
@@ -308,6 +309,7 @@ def _libraries() -> SimpleNamespace:
         base.register(cls)
         tf_keras.utils.register_keras_serializable(PACKAGE)(cls)
     ours = {f"{PACKAGE}>{cls.__name__}": cls for cls in bases}
+    spare_quantizers(tf_keras.optimizers.Optimizer)
     return SimpleNamespace(
         tf_keras=tf_keras,
         tfmot=tfmot,
