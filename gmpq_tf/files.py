@@ -73,6 +73,56 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink()
 
 
+@contextmanager
+def replace_files(*paths: str | os.PathLike[str]) -> Iterator[list[Path]]:
+    """Like `replace_file` for files that belong together: all of them, or none.
+
+    Args:
+        *paths: the files to make or to replace.
+
+    Yields:
+        The paths to write to; they must exist when the block ends.
+
+    Raises:
+        FileWriteError: the disk is full, or a folder or file cannot be written to.
+        Whatever else the block raised; the files are in any case as they were before.
+    """
+    targets = [Path(path) for path in paths]
+    for path in targets:
+        if path.is_dir():
+            raise FileWriteError(
+                f"A file must not be where a folder is. Received: {path}, which is "
+                "one. Move it away, or choose another path."
+            )
+    with contextlib.ExitStack() as undo, contextlib.ExitStack() as stack:
+        yield [stack.enter_context(replace_file(path)) for path in targets]
+        for path in targets:
+            undo.enter_context(_kept(path))
+        stack.close()  # the renaming, the last file first
+
+
+@contextmanager
+def _kept(path: Path) -> Iterator[None]:
+    """Gives a file a second name, and brings it back should the block fail."""
+    copy = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp{path.suffix}")
+    existed = path.exists()
+    if existed:
+        try:
+            os.link(path, copy)
+        except OSError:  # a file system without links
+            shutil.copy2(path, copy)
+    try:
+        yield
+    except BaseException:
+        if not existed:
+            path.unlink(missing_ok=True)
+        elif copy.exists():
+            copy.replace(path)  # which does nothing where both name one file
+        raise
+    finally:
+        copy.unlink(missing_ok=True)
+
+
 def remove_temporaries(path: str | os.PathLike[str]) -> None:
     """Removes what killed writers of a file left beside it.
 
@@ -185,8 +235,12 @@ def write_json(path: str | os.PathLike[str], value: Any) -> Path:
     Returns:
         The path written.
     """
-    text = json.dumps(_to_plain(value), indent=2, allow_nan=False)
-    return write_atomic(path, text + "\n")
+    return write_atomic(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Indented JSON of a value, as `write_json` writes it."""
+    return json.dumps(_to_plain(value), indent=2, allow_nan=False) + "\n"
 
 
 def append_jsonl(path: str | os.PathLike[str], record: Mapping[str, Any]) -> Path:

@@ -6,7 +6,8 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -14,23 +15,28 @@ from typing import Any
 
 import keras
 
-from gmpq_tf.files import replace_file, write_json
+from gmpq_tf.files import json_text, replace_files
 from gmpq_tf.graph import GraphError
 from gmpq_tf.inputs import InputError
 from gmpq_tf.names import suggest
+from gmpq_tf.task import Output, OutputKind, TaskError, outputs_of
 from gmpq_tf.transform.batches import BATCH_SIZE, Batch, ModelInputs, batches_of
 from gmpq_tf.transform.calibrate import input_quantizers, is_calibrated
 
 from .errors import ExportError
 from .float_model import float_tflite
 from .lowering import Lowered, lower
+from .outputs import (
+    NEAR_STEPS,
+    OutputReport,
+    Outputs,
+    compare_outputs,
+)
 from .runtime import TFLiteModel, latencies
 from .verify import (
     LOCAL_IMAGES,
     Deviation,
     LayerReport,
-    Outputs,
-    compare_outputs,
     layer_reports,
     mean_deviations,
     random_inputs,
@@ -41,6 +47,9 @@ TYPES = ("float32", "int8", "uint8")
 LEAST_AGREEMENT = 0.95
 REPORT_NAME = "export_report.json"
 LATENCY_RUNS = 20
+# Mean distance of biases from whole units above which they were never rounded to them:
+# 0.25 where they lie anywhere, 0.06 and less where only float32 moved them.
+LOOSE_UNITS = 0.1
 SEED = 0
 
 
@@ -56,12 +65,18 @@ class ExportReport:
         file_bytes: size of the file.
         data: "given", or "random" where the caller had no images.
         images: how many inputs were compared.
-        agreement: share of equal decisions (largest score) of Keras and the file.
+        agreement: share of equal decisions of Keras and the file, in the output in
+            which it is least; None where no output decides anything.
         builtin_agreement: likewise with the built-in kernels, on at most 256 or so.
+        ties: share of decisions that differ, but between scores that are equal in Keras
+            or in the file.
         max_steps: largest difference of an output, in steps of its grid.
-        mean_steps: mean difference.
-        keras_accuracy: share of right decisions, where there are labels.
+        mean_steps: mean difference, in the output in which it is largest.
+        keras_accuracy: share of right decisions, where there are labels and one output
+            that decides something.
         tflite_accuracy: likewise of the file.
+        outputs: one row an output: what it is, and what was compared.
+        unsnapped_layers: layers whose biases were not rounded before by `snap_biases`.
         layers: one row a layer.
         storage_bytes: size of the file in each storage.
         latency_ms: median milliseconds of one image in each storage and in the float
@@ -76,12 +91,15 @@ class ExportReport:
     file_bytes: int
     data: str
     images: int
-    agreement: float
-    builtin_agreement: float
-    max_steps: float
-    mean_steps: float
+    agreement: float | None
+    builtin_agreement: float | None
+    ties: float | None
+    max_steps: float | None
+    mean_steps: float | None
     keras_accuracy: float | None
     tflite_accuracy: float | None
+    outputs: tuple[OutputReport, ...]
+    unsnapped_layers: tuple[str, ...]
     layers: tuple[LayerReport, ...]
     storage_bytes: dict[str, int]
     latency_ms: dict[str, float]
@@ -103,13 +121,15 @@ def export_tflite(
     scale_codes: bool = False,
     latency_runs: int = LATENCY_RUNS,
     least_agreement: float = LEAST_AGREEMENT,
+    output_kinds: str | OutputKind | Mapping | Sequence | None = None,
+    near_steps: float = NEAR_STEPS,
 ) -> ExportReport:
     """Write a quantized model as TFLite, and check the file against the model.
 
     The file is written only if its kernel codes are the trained ones, every layer
     computes what the Keras layer does on the inputs the file's layer had, and, on
-    images of the caller, enough of the decisions agree. `export_report.json` goes
-    beside.
+    images of the caller, enough of the decisions agree, or of the numbers are near.
+    `export_report.json` goes beside.
 
     Args:
         student: from `gmpq_tf.quantize_model`, calibrated and fine-tuned.
@@ -126,8 +146,9 @@ def export_tflite(
             inputs a dict of arrays by name, or a list in the order of
             `student.inputs`; or an iterable (`tf.data`, `PyDataset`) of batches of
             inputs or of (inputs, labels). None: 64 random ones in the calibrated range.
-        labels: class numbers or one-hot rows, where `verify_data` holds arrays; of
-            several outputs a list, tuple or dict.
+        labels: class numbers or one-hot rows, zeros and ones, or numbers, as the
+            outputs are, where `verify_data` holds arrays; of several outputs a list,
+            tuple or dict.
         metadata: stored in the file as JSON, e.g. input scaling and class names;
             `read_metadata` gives it back.
         scale_codes: store kernel codes times the largest power of two that fits, with
@@ -135,10 +156,16 @@ def export_tflite(
             round twice and lose codes where accumulators are small, as at 2 and 3 bits.
         latency_runs: timed runs of every storage and of the float model for the
             report; 0: not measured.
-        least_agreement: share of equal decisions on `verify_data` below which nothing
-            is written, 0 to 1. In networks of fifty layers each rounding of a sum that
-            Keras makes in float, and lands beside a half, spreads; with a thousand
-            classes a few per cent of close decisions change both ways.
+        least_agreement: share of equal decisions (or ties), or of near numbers, on
+            `verify_data` below which nothing is written, 0 to 1. In networks of fifty
+            layers each rounding of a sum that Keras makes in float, and lands beside a
+            half, spreads; with a thousand classes a few per cent of close decisions
+            change both ways.
+        output_kinds: what the outputs say: "classes" (the largest score decides),
+            "binary" (each number is a probability, decided at 0.5), "binary_logit"
+            (decided at 0) or "numbers"; for all outputs, or a dict by name, or a list.
+            None: what graph, loss and labels say; see `gmpq_tf.task.outputs_of`.
+        near_steps: numbers this many steps of their grid apart are near.
 
     Returns:
         An `ExportReport`.
@@ -152,6 +179,7 @@ def export_tflite(
     _check_choices(storage, input_type, output_type)
     _check_metadata(metadata)
     _check_student(student)
+    _described(student, output_kinds)
     choices = (input_type, output_type, dict(metadata or {}), scale_codes)
     lowered = _lower(student, storage, *choices)
     given = verify_data is not None
@@ -165,12 +193,20 @@ def export_tflite(
             "Received: verify_data without images. Pass some, or None for random ones."
         )
     local = [[a[:LOCAL_IMAGES] for a in arrays] for arrays, _ in first]
+    if unsnapped := _unsnapped(lowered):
+        _warn_unsnapped(unsnapped)
     deviations = mean_deviations(lowered, local)
     layers = layer_reports(lowered, deviations)
     _check_layers(layers, deviations)
-    outputs = compare_outputs(student, lowered, chain(first, batches))
-    if given and outputs.agreement < least_agreement:
-        raise ExportError(_disagreement(outputs, deviations, least_agreement))
+    described = _described(student, output_kinds, first[0][1])
+    try:
+        outputs = compare_outputs(
+            student, lowered, described, chain(first, batches), near_steps
+        )
+    except TaskError as error:
+        raise ExportError(str(error)) from error
+    if given:
+        _check_outputs(outputs, deviations, least_agreement)
     contents = {storage: lowered.content}
     for other in STORAGES:
         contents.setdefault(other, _lower(student, other, *choices).content)
@@ -184,7 +220,8 @@ def export_tflite(
         layers=tuple(layers),
         storage_bytes={name: len(contents[name]) for name in STORAGES},
         latency_ms=measure_latency(student, contents, latency_runs),
-        **dataclasses.asdict(outputs),
+        unsnapped_layers=tuple(unsnapped),
+        **vars(outputs),
     )
     _write(path, lowered.content, report)
     return report
@@ -299,24 +336,96 @@ def _check_layers(layers: list[LayerReport], deviations: list[Deviation]) -> Non
         )
 
 
+def _described(student: Any, output_kinds: Any, labels: Any = None) -> list[Output]:
+    try:
+        return outputs_of(student, output_kinds, labels)
+    except (TaskError, GraphError) as error:
+        raise ExportError(str(error)) from error
+
+
+def _check_outputs(outputs: Outputs, deviations: list[Deviation], least: float) -> None:
+    """Refuse a file that decides or computes something else than the Keras model."""
+    alike = 1.0 if outputs.agreement is None else outputs.agreement
+    if alike + (outputs.ties or 0.0) < least:
+        raise ExportError(_disagreement(outputs, deviations, least))
+    for output in outputs.outputs:
+        if output.near is not None and output.near < least:
+            raise ExportError(_distance(output, outputs.images, deviations, least))
+
+
 def _disagreement(outputs: Outputs, deviations: list[Deviation], least: float) -> str:
-    worst = max(deviations, key=lambda d: d.off)
+    deciding = [o for o in outputs.outputs if o.agreement is not None]
+    output = min(deciding, key=lambda o: o.alike)
     return (
         "The file must decide as the Keras model does on "
         f"{least:.0%} of the images. "
-        f"Received: agreement={outputs.agreement:.1%} on {outputs.images} images. "
-        "Given equal inputs every layer is right but for rounding (most of it at "
-        f"{worst.name!r}, {worst.off:.2%} of whose codes are a step off), so the "
+        f"Received: agreement={outputs.agreement:.1%} on {outputs.images} images, "
+        f"output={output.name!r} ({output.compared}). {_rounding(deviations)}, so the "
         "scores are too close to call: fine-tune longer, give layers more bits, or, if "
-        "the accuracy of both is the same, lower least_agreement."
+        f"the accuracy of both is the same, lower least_agreement.{_reading(output)}"
+    )
+
+
+def _distance(
+    output: OutputReport, images: int, deviations: list[Deviation], least: float
+) -> str:
+    share = output.relative_error
+    return (
+        f"The numbers of the file must be within {output.near_steps:g} steps of the "
+        f"Keras model's in {least:.0%} of all. Received: {output.near:.1%} on {images} "
+        f"images, output={output.name!r}, whose step is {output.step:.3g}: mean error "
+        f"{output.mean_error:.3g}"
+        + (f" ({share:.1%} of the range)" if share is not None else "")
+        + f", largest {output.max_error:.3g}. {_rounding(deviations)}, and it adds up: "
+        "call snap_biases, fine-tune longer, give layers more bits, or, if the error "
+        f"will do, raise near_steps or lower least_agreement.{_reading(output)}"
+    )
+
+
+def _rounding(deviations: list[Deviation]) -> str:
+    worst = max(deviations, key=lambda d: d.off)
+    return (
+        "Given equal inputs every layer is right but for rounding (most of it at "
+        f"{worst.name!r}, {worst.off:.2%} of whose codes are a step off)"
+    )
+
+
+def _reading(output: OutputReport) -> str:
+    """What to do should the output be something else."""
+    if output.known_from == "stated":
+        return ""
+    source = "" if output.known_from == "assumed" else f" by its {output.known_from}"
+    return (
+        f" The output was taken for {output.kind}{source}; should it be something "
+        "else, say so with output_kinds."
+    )
+
+
+def _unsnapped(lowered: Lowered) -> list[str]:
+    """Layers with biases, if those of most of them were never rounded."""
+    biased = {k.name for k in lowered.kernels if k.folded.bias.any()}
+    loose = [k.name for k in lowered.kernels if k.folded.loose > LOOSE_UNITS]
+    loose = list(dict.fromkeys(loose))
+    return loose if 2 * len(loose) > len(biased) else []
+
+
+def _warn_unsnapped(layers: list[str]) -> None:
+    shown = ", ".join(map(repr, layers[:5])) + (", ..." if len(layers) > 5 else "")
+    warnings.warn(
+        f"The biases of {len(layers)} layer(s) were never rounded to what integer "
+        f"kernels add: {shown}. The file rounds them, the Keras model does not, and "
+        "some codes come out a step apart. Call gmpq_tf.snap_biases(student, images) "
+        "after fine-tuning, before saving and exporting.",
+        UserWarning,
+        stacklevel=3,
     )
 
 
 def _write(path: Path, content: bytes, report: ExportReport) -> None:
     try:
-        with replace_file(path) as temporary:
-            temporary.write_bytes(content)
-        write_json(path.with_name(REPORT_NAME), report.to_json())
+        with replace_files(path, path.with_name(REPORT_NAME)) as temporaries:
+            temporaries[0].write_bytes(content)
+            temporaries[1].write_text(json_text(report.to_json()), encoding="utf-8")
     except OSError as error:
         raise ExportError(
             "The path must be writable. "

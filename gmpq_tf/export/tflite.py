@@ -21,9 +21,10 @@ from typing import Any, Literal
 import keras
 
 from gmpq_tf.data import DataConfig, Dataset, load_dataset
-from gmpq_tf.files import remove_temporaries, replace_file, write_json
+from gmpq_tf.files import remove_temporaries, replace_files, write_json
 from gmpq_tf.models import load_model
 from gmpq_tf.policy import BitwidthPolicy
+from gmpq_tf.task.kinds import OutputKindName
 
 from .app import run_main
 from .errors import ExportError, StageError
@@ -38,6 +39,7 @@ from .flags import from_flags
 from .flatbuffer import read_metadata
 from .float_model import float_tflite
 from .litert_recipe import recipe, write_recipe
+from .outputs import NEAR_STEPS, OutputReport
 from .records import fingerprint, read_json, recorded_data
 from .run_config import WorkdirConfig, set_threads
 from .tfmot import write_tfmot
@@ -49,6 +51,7 @@ __all__ = [
     "ExportError",
     "ExportReport",
     "LayerReport",
+    "OutputReport",
     "export",
     "export_tflite",
     "main",
@@ -75,7 +78,12 @@ class ExportConfig:
         latency_runs: Timed runs of each storage and of the float model; 0 for none.
         input_type: Type of the input tensor.
         output_type: Type of the output tensor.
-        least_agreement: Share of equal decisions below which no file is written.
+        least_agreement: Share of equal decisions, or of near numbers, below which no
+            file is written.
+        output_kind: What the output says: classes (the largest score decides), binary
+            (each number is a probability, decided at 0.5), binary_logit (decided at 0)
+            or numbers; none: what the model and the labels say.
+        near_steps: Numbers so many steps of the output's grid apart are near.
         verify_images: Images, held out if there are any, on which the file is compared
             with the Keras model; 0 uses random inputs.
     """
@@ -86,6 +94,8 @@ class ExportConfig:
     scale_codes: bool = False
     latency_runs: int = LATENCY_RUNS
     least_agreement: float = LEAST_AGREEMENT
+    output_kind: OutputKindName | None = None
+    near_steps: float = NEAR_STEPS
     input_type: TensorKind = "float32"
     output_type: TensorKind = "float32"
     verify_images: int = 512
@@ -100,6 +110,10 @@ class ExportConfig:
             raise ValueError(
                 "least_agreement must be 0 to 1. "
                 f"Received: least_agreement={self.least_agreement}."
+            )
+        if not self.near_steps >= 0:
+            raise ValueError(
+                f"near_steps must be 0 or more. Received: near_steps={self.near_steps}."
             )
 
 
@@ -151,8 +165,12 @@ def write_tflite(
             scale_codes=config.scale_codes,
             latency_runs=config.latency_runs,
             least_agreement=config.least_agreement,
+            output_kinds=config.output_kind,
+            near_steps=config.near_steps,
         )
-    print(f"{report.file_bytes} bytes, agreement {100 * report.agreement:.2f} %")
+    print(f"{report.file_bytes} bytes")
+    for output in report.outputs:
+        print(f"  {output}")
     for name, milliseconds in report.latency_ms.items():
         print(f"  {name}: {milliseconds:.3f} ms an image")
 
@@ -171,9 +189,9 @@ def write_for_litert(
     policy = BitwidthPolicy.load(path.parent / "policy.json")
     content = float_tflite(student)
     rules = recipe(student, policy, float_file=content)
-    with replace_file(path.with_name("model_float.tflite")) as temporary:
-        temporary.write_bytes(content)
-    write_recipe(path, rules)
+    with replace_files(path.with_name("model_float.tflite"), path) as temporaries:
+        temporaries[0].write_bytes(content)
+        write_recipe(temporaries[1], rules)
 
 
 FILES = {

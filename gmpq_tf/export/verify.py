@@ -10,7 +10,6 @@ import keras
 import numpy as np
 
 from gmpq_tf.graph import fill
-from gmpq_tf.transform.batches import Batch, ModelInputs
 
 from .convolutions import keras_layout
 from .flatbuffer import (
@@ -28,7 +27,6 @@ from .runtime import TFLiteModel
 
 RANDOM_INPUTS = 64
 LOCAL_IMAGES = 16
-BUILTIN_IMAGES = 256
 # Share of codes that may be one step off: ties and the float sums of Keras, and more
 # where rounding inside the operator moves values. A wrong operator is far off.
 OFF_TOLERANCE = 0.05
@@ -65,19 +63,6 @@ class LayerReport:
     codes_equal: bool
     constant_channels: int
     output_agreement: float | None = None
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """How the outputs of a file compare with those of the Keras model."""
-
-    images: int
-    agreement: float
-    builtin_agreement: float
-    max_steps: float
-    mean_steps: float
-    keras_accuracy: float | None
-    tflite_accuracy: float | None
 
 
 @dataclass(frozen=True)
@@ -229,92 +214,6 @@ def dequantize(check: Check, stored: np.ndarray) -> np.ndarray:
     assert grid is not None
     codes: np.ndarray = stored.astype("float32") - check.value.zero_point
     return codes * np.float32(grid.step)
-
-
-def compare_outputs(
-    student: Any,
-    lowered: Lowered,
-    batches: Iterable[Batch],
-) -> Outputs:
-    """Run Keras, XNNPACK and built-in kernels on the same inputs, and compare."""
-    fast = TFLiteModel(lowered.content)
-    builtin = TFLiteModel(lowered.content, use_xnnpack=False)
-    tally, images = Tally(lowered.output_steps), 0
-    inputs = ModelInputs(lowered.graph)
-    for arrays, labels in batches:
-        fast.check(arrays)
-        # Compiling the model pays from the second batch on.
-        run = student.predict_on_batch if images else student
-        wanted = as_list(run(inputs.structured(arrays)))
-        expected = [np.asarray(w) for w in wanted]
-        received = as_list(fast.predict(arrays))
-        tally.add(expected, received, labels)
-        if images < BUILTIN_IMAGES:
-            tally.add_builtin(expected, as_list(builtin.predict(arrays)))
-        images += len(arrays[0])
-    return tally.outputs(images)
-
-
-class Tally:
-    """Sums over batches of what `Outputs` reports."""
-
-    def __init__(self, steps: Sequence[float]) -> None:
-        self.steps = steps
-        self.agree: list[np.ndarray] = []
-        self.builtin: list[np.ndarray] = []
-        self.largest, self.total, self.count = 0.0, 0.0, 0
-        self.right: list[np.ndarray] = []
-
-    def add(self, expected: list, received: list, labels: np.ndarray | None) -> None:
-        """Add a batch of Keras's outputs and the file's."""
-        for want, have, step in zip(expected, received, self.steps, strict=True):
-            off = np.abs(want - have) / step
-            self.largest = max(self.largest, float(off.max()))
-            self.total, self.count = (
-                self.total + float(off.sum()),
-                self.count + off.size,
-            )
-            self.agree.append(same_decision(want, have, step))
-        if labels is not None and len(expected) == 1:
-            pair = [is_right(scores, labels) for scores in (expected[0], received[0])]
-            self.right.append(np.stack(pair))
-
-    def add_builtin(self, expected: list, received: list) -> None:
-        """Add a batch of Keras's outputs and the built-in kernels'."""
-        for want, have, step in zip(expected, received, self.steps, strict=True):
-            self.builtin.append(same_decision(want, have, step))
-
-    def outputs(self, images: int) -> Outputs:
-        """The comparison over all batches."""
-        accuracy = (
-            np.concatenate(self.right, axis=1).mean(axis=1) if self.right else None
-        )
-        return Outputs(
-            images,
-            float(np.concatenate(self.agree).mean()),
-            float(np.concatenate(self.builtin).mean()),
-            self.largest,
-            self.total / self.count,
-            None if accuracy is None else float(accuracy[0]),
-            None if accuracy is None else float(accuracy[1]),
-        )
-
-
-def same_decision(want: np.ndarray, have: np.ndarray, step: float) -> np.ndarray:
-    """Whether two outputs mean the same: the largest score, or equal within a step."""
-    if want.shape[-1] > 1:
-        return (want.argmax(-1) == have.argmax(-1)).ravel()
-    return (np.abs(want - have) <= 1.01 * step).ravel()
-
-
-def is_right(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Whether each image's decision is its label (numbers, or one-hot)."""
-    if scores.shape[-1] == 1:
-        threshold = 0.5 if scores.min() >= 0 and scores.max() <= 1 else 0.0
-        return (scores.ravel() > threshold) == (labels.ravel() > 0.5)
-    one_hot = labels.ndim == scores.ndim and labels.shape[-1] == scores.shape[-1]
-    wanted = labels.argmax(-1) if one_hot else labels.reshape(scores.shape[:-1])
-    return (scores.argmax(-1) == wanted).ravel()
 
 
 def random_inputs(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -148,6 +148,7 @@ class Numbers:
 
 
 OutputKind = Classes | Binary | Numbers
+OutputKindName = Literal["classes", "binary", "binary_logit", "numbers"]
 # What a caller may say of an output.
 KINDS: dict[str, OutputKind] = {
     "classes": Classes(),

@@ -131,7 +131,7 @@ def match_labels(model: Any, labels: Any) -> list[Any]:
     """Labels of each output, None where there are none.
 
     Args:
-        model: a functional Keras model.
+        model: a functional Keras model, or its graph.
         labels: an array, where there is one output; a list or tuple in the order of the
             outputs, or a dict by name. None: no labels; likewise for each output.
 
@@ -141,13 +141,31 @@ def match_labels(model: Any, labels: Any) -> list[Any]:
     Raises:
         TaskError: a name of no output, or labels for another number of outputs.
     """
-    graph = read_graph(model)
+    graph = model if isinstance(model, Graph) else read_graph(model)
     if len(graph.outputs) == 1 and not isinstance(labels, Mapping):
         listed = isinstance(labels, (list, tuple)) and len(labels) == 1
         array = labels[0] if listed and np.ndim(labels[0]) else labels
         return [None if array is None else np.asarray(array)]
-    spread = _spread(labels, graph, "labels")
+    if _is_ordered(labels, graph):
+        spread = list(labels)
+    else:
+        spread = _spread(labels, graph, "labels")
     return [None if part is None else np.asarray(part) for part in spread]
+
+
+def _is_ordered(labels: Any, graph: Graph) -> bool:
+    """Whether a list of labels can be meant for a dict of outputs in one order only.
+
+    Keras sorts the keys; a user may have meant the order they were written in.
+    """
+    if not isinstance(labels, (list, tuple)) or len(labels) != len(graph.outputs):
+        return False
+    if not isinstance(graph.output_structure, Mapping):
+        return False
+    written = [index for _, index in _places(graph.output_structure, "")]
+    order = [graph.outputs.index(index) for index in written]
+    shapes = [np.shape(part)[1:] for part in labels]
+    return order == sorted(order) or [shapes[i] for i in order] != shapes
 
 
 def output_names(graph: Graph) -> list[str]:

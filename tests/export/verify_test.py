@@ -9,8 +9,6 @@ from gmpq_tf.export.verify import (
     Deviation,
     TFLiteModel,
     compare,
-    is_right,
-    same_decision,
 )
 from tests.export.flatbuffer_test import quantize_file
 
@@ -29,18 +27,6 @@ def test_slack_excuses_roundings():
     assert not Deviation("a", "Conv2D", 0.04, 0.0, 0.0).excessive
     assert Deviation("a", "Conv2D", 0.2, 0.0, 0.0).excessive
     assert not Deviation("a", "Conv2D", 0.2, 0.0, 0.1).excessive
-
-
-def test_decisions():
-    scores = np.array([[0.1, 0.9], [0.8, 0.2]])
-    np.testing.assert_array_equal(is_right(scores, np.array([1, 1])), [True, False])
-    np.testing.assert_array_equal(is_right(scores, np.eye(2)[[1, 1]]), [True, False])
-    binary = np.array([[0.7], [0.2]])
-    np.testing.assert_array_equal(is_right(binary, np.array([1, 1])), [True, False])
-    assert same_decision(scores, scores + 0.05, 0.01).all()
-    np.testing.assert_array_equal(
-        same_decision(binary, binary + [[0.01], [0.05]], 0.01), [True, False]
-    )
 
 
 def test_wrong_shapes_and_files_are_refused(tmp_path):

@@ -220,6 +220,8 @@ def test_labels_are_matched_by_name_or_order():
         assert [f.shape for f in found] == [(2,), (2, 4)]
     found = match_labels(two(as_dict=True), {"b": numbers, "a": boxes})
     assert [f.shape for f in found] == [(2, 4), (2,)]  # Keras sorts the keys
+    found = match_labels(two(as_dict=True), (boxes, numbers))
+    assert [f.shape for f in found] == [(2, 4), (2,)]
     for given in (numbers, [numbers], {"head": numbers}, [0, 1]):
         np.testing.assert_array_equal(match_labels(flat(), given)[0], numbers)
     assert match_labels(two(), None) == [None, None]
@@ -234,6 +236,8 @@ def test_what_fits_no_output_is_refused():
         outputs_of(two(as_dict=True), ["classes", "numbers"])
     with pytest.raises(TaskError, match=r"labels of a model with 2 output"):
         match_labels(two(), np.zeros(3))
+    with pytest.raises(TaskError, match=r"labels .* dict by name"):
+        match_labels(two(as_dict=True), (np.zeros(3), np.zeros(3)))
 
 
 @pytest.mark.parametrize(
