@@ -15,6 +15,25 @@ from gmpq_tf.inputs import InputError, check_names, match_inputs
 
 SEARCHABLE_KINDS = ("Conv2D", "DepthwiseConv2D", "Dense")
 SEPARABLE_KIND = "SeparableConv2D"
+# Layers of Keras that change nothing in inference.
+IDENTITY_KINDS = frozenset(
+    "Identity Dropout SpatialDropout1D SpatialDropout2D SpatialDropout3D AlphaDropout "
+    "GaussianNoise GaussianDropout ActivityRegularization AugMix CutMix MixUp "
+    "RandAugment RandomBrightness RandomColorDegeneration RandomColorJitter "
+    "RandomContrast RandomElasticTransform RandomErasing RandomFlip RandomGaussianBlur "
+    "RandomGrayscale RandomHue RandomInvert RandomPerspective RandomPosterization "
+    "RandomRotation RandomSaturation RandomSharpness RandomShear RandomTranslation "
+    "RandomZoom".split()
+)
+# Packages whose classes and functions do what their names say.
+LIBRARIES = "gmpq_tf keras tf_keras tensorflow tensorflow_model_optimization".split()
+# Other names of activations, in Keras and in TensorFlow.
+ACTIVATION_NAMES = {
+    "swish": "silu",
+    "hard_swish": "hard_silu",
+    "softmax_v2": "softmax",
+    "identity": "linear",
+}
 
 
 class GraphError(ValueError):
@@ -43,10 +62,9 @@ class Call:
     @property
     def activation(self) -> str:
         """Name of the activation inside the layer, `"linear"` where there is none."""
-        activation = None if self.split else getattr(self.layer, "activation", None)
-        if activation is None:
+        if self.split:
             return "linear"
-        return getattr(activation, "__name__", type(activation).__name__)
+        return activation_name(getattr(self.layer, "activation", None))
 
     @property
     def kind(self) -> str:
@@ -132,6 +150,20 @@ def fill(structure: Any, tensors: Any) -> Any:
     return structure
 
 
+def infer(call: Call, tensors: Any) -> Any:
+    """What one call computes in inference from the tensors of its graph.
+
+    Args:
+        call: the call. What it says about training is overruled, as in a whole model;
+            some layers record there that they default to it.
+        tensors: tensor number -> value.
+    """
+    kwargs = fill(call.kwargs, tensors)
+    if "training" in kwargs:
+        kwargs["training"] = False
+    return call.layer(*fill(call.args, tensors), **kwargs)
+
+
 def unary_call(layer: Any, name: str, source: int, target: int) -> Call:
     """The call of a layer with one operand and one result."""
     return Call(layer, name, (Ref(source),), {}, (source,), (target,))
@@ -144,9 +176,69 @@ def free_name(name: str, taken: Collection[str]) -> str:
 
 
 def layer_kind(layer: Any) -> str:
-    """Kind of a layer: the class it behaves as, where it names one, else its own."""
+    """Kind of a layer: the class it behaves as, where it names one, else its own.
+
+    Of somebody's own class that is its name with its module's: one that is called as a
+    class of Keras may do anything.
+    """
     kinds = (getattr(layer, name, None) for name in ("searchable_kind", "graph_kind"))
-    return next(filter(None, kinds), type(layer).__name__)
+    cls = type(layer)
+    known = is_stock(layer) or cls.__module__.split(".")[0] in LIBRARIES
+    own = cls.__name__ if known else f"{cls.__module__}.{cls.__name__}"
+    return next(filter(None, kinds), own)
+
+
+def activation_name(activation: Any) -> str:
+    """Name of an activation, the same for a function, a layer and their synonyms.
+
+    Args:
+        activation: a function, a layer, or None; of Keras or TensorFlow.
+
+    Returns:
+        Such as "relu", "relu6" or "linear". Of what somebody wrote, its name with its
+        module's; of a layer with settings of its own, the name of its class.
+    """
+    if activation is None:
+        return "linear"
+    if not hasattr(activation, "__name__"):
+        return _name_of_activation_layer(activation)
+    name, module = activation.__name__, getattr(activation, "__module__", None) or ""
+    if module.split(".")[0] not in LIBRARIES:
+        return f"{module}.{name}"
+    return ACTIVATION_NAMES.get(name, name)
+
+
+def _name_of_activation_layer(layer: Any) -> str:
+    kind = layer_kind(layer)
+    if kind == "Activation":
+        return activation_name(layer.activation)
+    if kind == "ReLU":
+        names = {None: "relu", 6.0: "relu6"}
+        return names.get(relu_cap(layer), kind) if is_plain_relu(layer) else kind
+    return "softmax" if kind == "Softmax" and layer.axis == -1 else kind
+
+
+def is_plain_relu(layer: Any) -> bool:
+    """Whether a ReLU layer has neither a slope below zero nor a threshold."""
+    return not layer.negative_slope and not layer.threshold
+
+
+def relu_cap(layer: Any) -> float | None:
+    """The largest value of a ReLU layer, or None."""
+    return None if layer.max_value is None else float(layer.max_value)
+
+
+def is_identity(call: Call) -> bool:
+    """Whether a call changes nothing in inference: Dropout, augmentation, noise.
+
+    Also where it is called with `training=True`, which a functional model overrules. A
+    cast to floats changes nothing, since all are computed in float32.
+    """
+    if not is_stock(call.layer):
+        return False
+    if call.kind == "Cast":
+        return "float" in str(call.layer.dtype)
+    return call.kind in IDENTITY_KINDS
 
 
 def is_searchable(layer: Any) -> bool:
@@ -227,8 +319,8 @@ def kernel_size(layer: Any) -> int:
 def layer_macs(model: Any) -> dict[str, int]:
     """Multiply-adds of one image in each searchable layer, summed over its uses.
 
-    `macs = out_height * out_width * kernel weights`; for Dense the positions are the
-    axes before the last.
+    `macs = out_height * out_width * kernel weights`, wherever the channels are; for
+    Dense the positions are the axes before the last.
 
     Raises:
         GraphError: an output shape is not fully known.
@@ -237,7 +329,7 @@ def layer_macs(model: Any) -> dict[str, int]:
     macs: dict[str, int] = {}
     for call in graph.calls:
         if is_searchable(call.layer):
-            positions = graph.shapes[call.outputs[0]][1:-1]
+            positions = positions_of(graph, call)
             if None in positions:
                 raise GraphError(
                     "Costs need a fixed input size. "
@@ -247,6 +339,15 @@ def layer_macs(model: Any) -> dict[str, int]:
             count = math.prod(positions) * kernel_size(call.layer)
             macs[call.name] = macs.get(call.name, 0) + count
     return macs
+
+
+def positions_of(graph: Graph, call: Call) -> tuple:
+    """Sizes of the axes of a call's output that are neither batch nor channels."""
+    shape = graph.shapes[call.outputs[0]]
+    if getattr(call.layer, "data_format", None) == "channels_first":
+        return shape[2:]
+    config = call.layer.config if isinstance(call.layer, KernelPart) else {}
+    return shape[2:] if config.get("data_format") == "channels_first" else shape[1:-1]
 
 
 def _to_refs(structure: Any, refs: dict[int, Ref]) -> Any:

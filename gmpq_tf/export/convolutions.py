@@ -76,6 +76,7 @@ def lower_layer(net: IntegerGraph, call: Call) -> None:
         clamped=clamps(fused.activation, target),
         version=kernel_version(code, layer, stored.type),
         slack=folded.slack,
+        cap=fused.cap,
     )
 
 
@@ -281,6 +282,7 @@ def add_depthwise(
     bias: np.ndarray,
     grid: Grid,
     options: Any,
+    cap: float | None = None,
 ) -> None:
     """A depthwise convolution that stands for another layer."""
     source = net.input(call)
@@ -305,4 +307,5 @@ def add_depthwise(
         name,
         clamped=bool(nonnegative or options.fusedActivationFunction) and grid.low <= 0,
         slack=ratio / 2,
+        cap=cap,
     )

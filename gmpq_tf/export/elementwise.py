@@ -11,12 +11,13 @@ from ai_edge_litert import schema_py_generated as schema
 from gmpq_tf.graph import Call
 from gmpq_tf.layers.unit_quantizer import UNIT_STEP
 from gmpq_tf.transform.gates import curve
+from gmpq_tf.transform.placement import cap_of
 
 from .convolutions import VALID, add_depthwise
 from .errors import ExportError
 from .fold import affine, affine_of
 from .grids import Grid, Value, clamps, grid_of, quantization
-from .integer_graph import IntegerGraph, fused_activation, relu_name
+from .integer_graph import Fused, IntegerGraph, fused_activation, relu_name
 from .shapes import flat, lower_alias, lower_reshape, view
 
 UNIT = Grid(UNIT_STEP, 0, 255)  # the only one that SOFTMAX and LOGISTIC write
@@ -29,15 +30,21 @@ def lower_quantizer(net: IntegerGraph, call: Call) -> None:
 
 def lower_relu(net: IntegerGraph, call: Call) -> None:
     """A ReLU on its own: one integer operator on the grid of its input."""
-    source, name = net.input(call), relu_name(call)
+    source, name, cap = net.input(call), relu_name(call), cap_of(call)
     assert source.grid is not None
     grid = Grid(source.grid.step, max(source.grid.low, 0), source.grid.high)
     six = name == "relu6" and grid.high * grid.step > 6
     if name == "linear" or (source.grid.low >= 0 and not six):
-        return lower_alias(net, call)
-    view(net, call, name.upper(), [], None)
-    value = net.values[call.outputs[0]]
-    net.values[call.outputs[0]] = Value(value.tensor, grid, value.zero_point)
+        lower_alias(net, call)
+    else:
+        view(net, call, name.upper(), [], None)
+        value = net.values[call.outputs[0]]
+        net.values[call.outputs[0]] = Value(value.tensor, grid, value.zero_point)
+    if cap is not None and not six:
+        index = call.outputs[0]
+        shape = net.shape(index, call.name)
+        value = net.clamp_above(net.values[index], cap, shape, call.name)
+        net.values[index] = value
 
 
 def lower_affine(net: IntegerGraph, call: Call) -> None:
@@ -49,7 +56,7 @@ def lower_affine(net: IntegerGraph, call: Call) -> None:
     call, shape = replace(call, outputs=(fused.index,)), net.graph.shapes[fused.index]
     grid = net.next_grid(fused.index, call.name)
     if len(shape) == 4:
-        return add_affine(net, call, grid, fused.activation)
+        return add_affine(net, call, grid, fused)
     if len(shape) != 2:
         raise ExportError(
             "Scaling needs [batch, channels] or [batch, height, width, channels]. "
@@ -59,10 +66,10 @@ def lower_affine(net: IntegerGraph, call: Call) -> None:
     lift = Call(call.layer, f"{call.name}_lift", (), {}, call.inputs, (source,))
     lower_reshape(net, lift)
     lifted = replace(call, inputs=(source,))
-    flat(net, lifted, lambda inner: add_affine(net, inner, grid, fused.activation))
+    flat(net, lifted, lambda inner: add_affine(net, inner, grid, fused))
 
 
-def add_affine(net: IntegerGraph, call: Call, grid: Grid, activation: str) -> None:
+def add_affine(net: IntegerGraph, call: Call, grid: Grid, fused: Fused) -> None:
     """The depthwise convolution of `lower_affine`."""
     factor, offset = affine_of(call, net.graph.shapes[call.inputs[0]][-1])
     source = net.input(call)
@@ -75,8 +82,9 @@ def add_affine(net: IntegerGraph, call: Call, grid: Grid, activation: str) -> No
     options = schema.DepthwiseConv2DOptionsT()
     options.padding, options.depthMultiplier = VALID, 1
     options.strideH = options.strideW = 1
-    options.fusedActivationFunction = fused_activation(activation, grid)
-    add_depthwise(net, call, codes.reshape(1, 1, 1, -1), scale, bias, grid, options)
+    options.fusedActivationFunction = fused_activation(fused.activation, grid)
+    codes = codes.reshape(1, 1, 1, -1)
+    add_depthwise(net, call, codes, scale, bias, grid, options, fused.cap)
 
 
 def lower_gate(net: IntegerGraph, call: Call) -> None:
@@ -137,7 +145,16 @@ def lower_add(net: IntegerGraph, call: Call) -> None:
     nonnegative = all(v.grid is not None and v.grid.low >= 0 for v in operands)
     clamped = clamps(fused.activation, grid) or (nonnegative and grid.low <= 0)
     tensors = [v.tensor for v in operands]
-    net.emit("ADD", tensors, fused.index, grid, options, call.name, clamped=clamped)
+    net.emit(
+        "ADD",
+        tensors,
+        fused.index,
+        grid,
+        options,
+        call.name,
+        clamped=clamped,
+        cap=fused.cap,
+    )
 
 
 def lower_final(net: IntegerGraph, call: Call, output_type: str) -> None:

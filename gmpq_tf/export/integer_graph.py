@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gmpq_tf.graph import Call, Graph, read_graph
-from gmpq_tf.transform.placement import is_fused
+from gmpq_tf.transform.placement import cap_of, is_fused, is_transparent
 
 from .errors import ExportError
 from .flatbuffer import FileBuilder, Quantization
@@ -22,20 +22,12 @@ from .fold import Folded
 from .grids import Grid, Value, grid_of, quantization
 
 FUSED = {"linear": 0, "relu": 1, "relu6": 3}  # schema.ActivationFunctionType
-ALIASES = (
-    "Dropout SpatialDropout2D GaussianNoise GaussianDropout ActivityRegularization "
-    "Identity InputLayer"
-).split()
-VIEWS = (
-    "MaxPooling2D GlobalMaxPooling2D Flatten Reshape Permute ZeroPadding2D Cropping2D"
-).split()
 # Pixels scaled to -1..1 lie on halves of their grid, where every kernel rounds its way.
 INPUT_SLACK = 0.25
 # Steps of an operator's result in one of what it reads (of its products, if it
 # multiplies) below which every kernel of the runtime computes it. Above, 32-bit numbers
 # overflow without a word, or the process ends.
 LARGEST_RATIOS = {"ADD": 2.0**6, "MUL": 2.0**14, "QUANTIZE": 2.0**20}
-MOVING = frozenset([*ALIASES, *VIEWS])
 
 
 @dataclass(frozen=True)
@@ -81,11 +73,19 @@ class Check:
 
 @dataclass(frozen=True)
 class Fused:
-    """What is computed inside one kernel: BatchNormalization, activation, result."""
+    """What is computed inside one kernel: BatchNormalization, activation, result.
+
+    Args:
+        batch_norm: the layer, or None.
+        activation: a key of `FUSED`.
+        index: Keras tensor of the result.
+        cap: its largest value, where no activation of TFLite says it.
+    """
 
     batch_norm: Any | None
     activation: str
     index: int
+    cap: float | None = None
 
 
 class IntegerGraph:
@@ -209,7 +209,7 @@ class IntegerGraph:
 
     def fuse(self, call: Call) -> Fused:
         """Follow BatchNormalization and ReLU as far as the kernel of `call` reaches."""
-        batch_norm, index = None, call.outputs[0]
+        batch_norm, index, cap = None, call.outputs[0], None
         activation = call.activation if call.activation in FUSED else "linear"
         current = call
         while len(self.consumers[index]) == 1 and index not in self.graph.outputs:
@@ -219,10 +219,10 @@ class IntegerGraph:
             if reader.kind == "BatchNormalization":
                 batch_norm = reader.layer
             else:
-                activation = relu_name(reader)
+                activation, cap = relu_name(reader), cap_of(reader)
             self.done.add(id(reader))
             current, index = reader, reader.outputs[0]
-        return Fused(batch_norm, activation, index)
+        return Fused(batch_norm, activation, index, cap if cap != 6 else None)
 
     def next_grid(self, index: int, name: str) -> Grid:
         """The grid that the graph puts a tensor on, at its next quantizer."""
@@ -231,7 +231,7 @@ class IntegerGraph:
                 return grid_of(reader.layer)
             if getattr(reader.layer, "input_quantizer", None) is not None:
                 return grid_of(reader.layer.input_quantizer)
-            if reader.kind in MOVING:
+            if is_transparent(reader):
                 return self.next_grid(reader.outputs[0], name)
         raise ExportError(
             "Every stored tensor needs a quantizer after it. "
@@ -250,6 +250,7 @@ class IntegerGraph:
         clamped: bool = False,
         version: int | None = None,
         slack: float = 0.0,
+        cap: float | None = None,
     ) -> Value:
         """Add an operator that writes a Keras tensor on a grid.
 
@@ -263,6 +264,7 @@ class IntegerGraph:
             clamped: nothing below the smallest code can come out.
             version: of the operator; None: that of its 8-bit form.
             slack: as in `Check`.
+            cap: as in `Fused`.
         """
         name = name or self.producers[index].name
         self._check_ratio(code, inputs, grid.step, name)
@@ -272,6 +274,8 @@ class IntegerGraph:
         value = Value(tensor, grid, grid.zero_point)
         if not clamped:
             value = self.clamp_below(value, shape, name)
+        if cap is not None:
+            value = self.clamp_above(value, cap, shape, name)
         self.values[index] = value
         call = self.producers.get(index)
         kind = call.kind if call else "InputLayer"
@@ -297,6 +301,19 @@ class IntegerGraph:
         if not value.grid.has_room_below(value.zero_point):
             return value
         return self.shift(value, -128 - value.grid.low, shape, f"{name}_clamped")
+
+    def clamp_above(self, value: Value, cap: float, shape: list, name: str) -> Value:
+        """Saturate at the code of `cap`, which a QUANTIZE stores as 127."""
+        assert value.grid is not None
+        grid = value.grid
+        # Rounded as the quantizer that reads the value does it.
+        scaled = np.float32(cap) * (np.float32(1) / np.float32(grid.step))
+        code = int(np.floor(scaled + np.float32(0.5)))
+        if code >= grid.high:
+            return value
+        capped = Grid(grid.step, min(grid.low, code), code)
+        moved = self.shift(value, capped.zero_point, shape, f"{name}_capped")
+        return Value(moved.tensor, capped, moved.zero_point)
 
     def shift(self, value: Value, zero_point: int, shape: list, name: str) -> Value:
         """The same codes around another zero point (exact)."""
@@ -385,5 +402,4 @@ def relu_name(call: Call) -> str:
     """`"linear"`, `"relu"` or `"relu6"`."""
     if call.kind == "Activation":
         return call.activation
-    six = call.kind == "Relu6" or getattr(call.layer, "max_value", None) is not None
-    return "relu6" if six else "relu"
+    return "relu6" if cap_of(call) == 6 else "relu"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gmpq_tf.graph import Call, Graph
+from gmpq_tf.graph import Call, Graph, is_identity
 from gmpq_tf.transform.gates import is_gate
 from gmpq_tf.transform.placement import is_final, is_fusable_relu
 
@@ -25,7 +25,7 @@ from .elementwise import (
 )
 from .errors import ExportError
 from .grids import Grid
-from .integer_graph import ALIASES, Check, IntegerGraph, Kernel
+from .integer_graph import Check, IntegerGraph, Kernel
 from .pools import lower_average, lower_max_pool
 from .shapes import (
     lower_alias,
@@ -61,7 +61,6 @@ LOWERINGS: dict[str, Callable[[IntegerGraph, Call], None]] = {
     "ZeroPadding2D": lower_padding,
     "Cropping2D": lower_cropping,
     "UpSampling2D": lower_upsampling,
-    **dict.fromkeys(ALIASES, lower_alias),
 }
 ACTIVATIONS = ("ReLU", "Softmax", "sigmoid", "hard_sigmoid", "silu", "hard_silu")
 
@@ -126,6 +125,8 @@ def add_call(net: IntegerGraph, call: Call, output_type: str) -> None:
         return
     if is_final(net.graph, call, net.consumers[call.outputs[0]]):
         lower_final(net, call, output_type)
+    elif is_identity(call):
+        lower_alias(net, call)
     elif is_gate(call):
         lower_gate(net, call)
     elif is_fusable_relu(call):
@@ -161,7 +162,7 @@ def is_lowered(call: Call) -> bool:
 
     Two tensors are subtracted or divided by no integer kernel that is used here.
     """
-    if is_gate(call) or is_fusable_relu(call):
+    if is_gate(call) or is_fusable_relu(call) or is_identity(call):
         return True
     if call.kind in ("Subtract", "Divide", "TrueDivide") and len(call.inputs) != 1:
         return False

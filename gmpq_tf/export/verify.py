@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from gmpq_tf.graph import fill
+from gmpq_tf.graph import infer
 
 from .convolutions import keras_layout
 from .flatbuffer import (
@@ -171,7 +171,7 @@ def local_deviations(lowered: Lowered, arrays: Sequence[np.ndarray]) -> list[Dev
         if id(call) in private:
             check = private[id(call)]
             operands[check.index] = replaced(check, operands[check.index])
-        result = call.layer(*fill(call.args, operands), **fill(call.kwargs, operands))
+        result = infer(call, operands)
         for index, tensor in zip(call.outputs, keras.tree.flatten(result), strict=True):
             value = np.asarray(tensor)
             if index in shared:

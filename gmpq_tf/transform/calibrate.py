@@ -15,7 +15,7 @@ from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
 from gmpq_tf.quantizers.grid import code_limit
 from gmpq_tf.quantizers.input_quantizer import DEFAULT_RANGE
 from gmpq_tf.transform.batches import ModelInputs, input_batches, is_arrays
-from gmpq_tf.transform.placement import PREPROCESSING, TRANSPARENT
+from gmpq_tf.transform.placement import PREPROCESSING, is_transparent
 
 CALIBRATION_IMAGES = 512
 SAMPLES_PER_BATCH = 16_384
@@ -173,7 +173,7 @@ def _scaled_inputs(model: keras.Model) -> set[int]:
             scaled.update(call.outputs)
         elif call.inputs and call.inputs[0] in scaled:
             found.add(id(getattr(call.layer, "input_quantizer", call.layer)))
-            if call.kind == "InputQuantizer" or call.kind in TRANSPARENT:
+            if call.kind == "InputQuantizer" or is_transparent(call):
                 scaled.update(call.outputs)
     return found
 

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from gmpq_tf.graph import Graph, fill
+from gmpq_tf.graph import Graph, infer
 from gmpq_tf.transform.batches import ModelInputs
 
 MEMORY_BYTES = 2**30
@@ -77,9 +77,7 @@ class Forward:
         return tensors
 
     def _call(self, tensors: dict[int, Any], number: int) -> list[Any]:
-        call = self.graph.calls[number]
-        result = call.layer(*fill(call.args, tensors), **fill(call.kwargs, tensors))
-        return keras.tree.flatten(result)
+        return keras.tree.flatten(infer(self.graph.calls[number], tensors))
 
     def _bytes_at(self, number: int) -> int:
         """Bytes of the tensors that exist before call `number`, for all images."""

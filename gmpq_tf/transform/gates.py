@@ -13,7 +13,15 @@ from typing import Any
 import keras
 import numpy as np
 
-from gmpq_tf.graph import Call, Graph, Ref, free_name, is_searchable, unary_call
+from gmpq_tf.graph import (
+    Call,
+    Graph,
+    Ref,
+    activation_name,
+    free_name,
+    is_searchable,
+    unary_call,
+)
 
 # Keras operation -> the name of the same activation.
 OPERATIONS = {
@@ -112,8 +120,7 @@ def _hard_sigmoid(
 
 def _is_relu6(call: Call) -> bool:
     if call.kind == "ReLU":
-        plain = not call.layer.negative_slope and not call.layer.threshold
-        return plain and call.layer.max_value == 6
+        return activation_name(call.layer) == "relu6"
     return call.kind == "Relu6" or (
         call.kind == "Activation" and call.activation == "relu6"
     )

@@ -15,6 +15,7 @@ from gmpq_tf.quantizers.input_quantizer import DEFAULT_INPUT_QUANTIZER
 from gmpq_tf.quantizers.kernel_quantizer import DEFAULT_KERNEL_QUANTIZER
 from gmpq_tf.space import SearchSpace
 from gmpq_tf.transform.placement import input_signs
+from gmpq_tf.transform.precision import in_float32
 from gmpq_tf.transform.rewrite import (
     clone_layer,
     copy_weights,
@@ -88,9 +89,8 @@ def make_quantized(
 ) -> Any:
     """A Mixed* or Quant* layer configured as the call's stock layer."""
     cls = classes[call.kind]
-    config = dict(call.layer.get_config(), name=call.name)
-    if config["activation"] not in ("linear", "relu", "relu6"):
-        config["activation"] = "linear"  # `split_activations` made it a call
+    config = dict(in_float32(call.layer.get_config()), name=call.name)
+    config["activation"] = call.activation  # others have become calls of their own
     config["input_quantizer"] = input_quantizer
     config["kernel_quantizer"] = KernelQuantizer(
         weight_bits, method, cls.shared_axes, name="kernel_quantizer"

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from gmpq_tf.graph import Call, Graph, is_searchable
+from gmpq_tf.graph import (
+    Call,
+    Graph,
+    is_identity,
+    is_plain_relu,
+    is_searchable,
+    relu_cap,
+)
 from gmpq_tf.transform.gates import curve, is_gate
 from gmpq_tf.transform.signedness import nonnegative_tensors
 
-# Operations that commute with quantization: they neither need nor lose a grid.
-TRANSPARENT = frozenset(
-    "MaxPooling2D GlobalMaxPooling2D Flatten Reshape Permute Dropout SpatialDropout2D "
-    "GaussianNoise GaussianDropout ActivityRegularization Identity ZeroPadding2D "
+# Operations that only move values: they neither need nor lose a grid.
+MOVING_KINDS = frozenset(
+    "MaxPooling2D GlobalMaxPooling2D Flatten Reshape Permute ZeroPadding2D "
     "Cropping2D".split()
 )
 # Scaling of inputs inside a model.
@@ -87,7 +93,7 @@ def place_quantizers(graph: Graph) -> Placement:
             grids[index] = placement.on_operand[id(producer)]
         elif producer is not None and keeps_grid(producer) and source:
             grids[index] = source
-        elif producer is not None and is_local_pool(graph, producer) and source:
+        elif producer is not None and source and _keeps_steps(graph, producer):
             grids[index] = placement.on_output[index] = source
         elif _is_stored(graph, index, producer, producers, readers):
             sign = _sign(index, nonnegative, raw)
@@ -128,14 +134,28 @@ def is_fused(call: Call, reader: Call, producers: dict[int, Call]) -> bool:
 
 
 def is_fusable_relu(call: Call) -> bool:
-    """True for ReLU and ReLU6, as a layer, an `Activation` or a Keras operation."""
+    """True for a ReLU, with or without a largest value, however it is written.
+
+    A layer, an `Activation` or a Keras operation.
+    """
     if call.kind == "ReLU":
-        layer = call.layer
-        plain = not layer.negative_slope and not layer.threshold
-        return plain and layer.max_value in (None, 6, 6.0)
+        cap = relu_cap(call.layer)
+        return is_plain_relu(call.layer) and (cap is None or cap > 0)
     if call.kind == "Activation":
         return call.activation in ("relu", "relu6", "linear")
     return call.kind in ("Relu", "Relu6")
+
+
+def cap_of(call: Call) -> float | None:
+    """The largest value that a fusable ReLU lets through; None: all do."""
+    if call.kind == "ReLU":
+        return relu_cap(call.layer)
+    return 6.0 if call.kind == "Relu6" or call.activation == "relu6" else None
+
+
+def is_transparent(call: Call) -> bool:
+    """Whether a call commutes with quantization: it neither needs nor loses a grid."""
+    return is_identity(call) or call.kind in MOVING_KINDS
 
 
 def is_local_pool(graph: Graph, call: Call) -> bool:
@@ -147,6 +167,14 @@ def is_local_pool(graph: Graph, call: Call) -> bool:
         return False
     image, windows = (graph.shapes[i][1:3] for i in (call.inputs[0], call.outputs[0]))
     return tuple(call.layer.pool_size) != tuple(image) or tuple(windows) != (1, 1)
+
+
+def _keeps_steps(graph: Graph, call: Call) -> bool:
+    """Whether a call's integer kernel rounds what it computes to its input's grid.
+
+    The largest value of a ReLU need not be on it.
+    """
+    return is_local_pool(graph, call) or is_fusable_relu(call)
 
 
 def _is_stored(
@@ -166,7 +194,7 @@ def _is_stored(
     if producer is not None and is_fused(producer, reader, producers):
         return False
     own = is_searchable(reader.layer) or reader.kind == "Concatenate"
-    return not own and reader.kind not in TRANSPARENT
+    return not own and not is_transparent(reader)
 
 
 def _grid_name(graph: Graph, index: int, producer: Call | None) -> str:
@@ -195,7 +223,9 @@ def keeps_grid(call: Call) -> bool:
     """
     if call.kind == "UpSampling2D":
         return call.layer.interpolation == "nearest"
-    return call.kind in TRANSPARENT or is_fusable_relu(call)
+    if is_fusable_relu(call):
+        return cap_of(call) is None
+    return is_transparent(call)
 
 
 def _requantizes(graph: Graph, call: Call, consumers: dict[int, list[Call]]) -> bool:
@@ -211,7 +241,7 @@ def _requantizes(graph: Graph, call: Call, consumers: dict[int, list[Call]]) -> 
         return True
     if is_local_pool(graph, call):
         return True
-    if keeps_grid(call):
+    if keeps_grid(call) or is_fusable_relu(call):
         return any(
             _requantizes(graph, c, consumers)
             for i in call.outputs
@@ -230,11 +260,8 @@ def _raw_inputs(graph: Graph) -> set[int]:
     """Model inputs, and what only moves or rescales their values."""
     raw = set(graph.inputs)
     for call in graph.calls:
-        if (
-            call.kind in TRANSPARENT | PREPROCESSING
-            and call.inputs
-            and call.inputs[0] in raw
-        ):
+        moves = is_transparent(call) or call.kind in PREPROCESSING
+        if moves and call.inputs and call.inputs[0] in raw:
             raw.update(call.outputs)
     return raw
 

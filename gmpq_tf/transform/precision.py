@@ -4,13 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import keras
 
 from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
 
 Precision = Literal["float32", "mixed_bfloat16", "mixed_float16"]
+OTHER_FLOATS = ("float16", "bfloat16", "float64")
+
+
+@contextmanager
+def made_in_float32() -> Iterator[None]:
+    """Layers made inside the block compute in float32, whatever Keras's global policy.
+
+    Only float32 adds the products of codes without rounding, as integer kernels do.
+    """
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def in_float32(config: Any) -> Any:
+    """A layer's configuration, with float32 for every other float it computes in.
+
+    Args:
+        config: plain values, nested, as `get_config` returns them.
+    """
+    if isinstance(config, (list, tuple)):
+        return type(config)(in_float32(item) for item in config)
+    if not isinstance(config, dict):
+        return config
+    return {
+        key: "float32"
+        if key == "dtype" and _is_other_float(value)
+        else in_float32(value)
+        for key, value in config.items()
+    }
+
+
+def _is_other_float(dtype: Any) -> bool:
+    """Whether a dtype, or a serialized policy, is of floats other than float32."""
+    if isinstance(dtype, dict):
+        dtype = (dtype.get("config") or {}).get("name")
+    return str(dtype).removeprefix("mixed_") in OTHER_FLOATS
 
 
 @contextmanager

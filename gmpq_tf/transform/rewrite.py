@@ -13,13 +13,22 @@ from gmpq_tf.graph import (
     Graph,
     GraphError,
     KernelPart,
+    activation_name,
     fill,
     free_name,
     is_frozen_norm,
+    is_identity,
     is_searchable,
+    is_stock,
     unary_call,
 )
+from gmpq_tf.transform.precision import in_float32, made_in_float32
 
+# What leaves whole numbers as they are, whatever type holds them.
+WHOLE_KINDS = frozenset(
+    "MaxPooling2D GlobalMaxPooling2D Flatten Reshape Permute ZeroPadding2D Cropping2D "
+    "Concatenate GetItem Squeeze ExpandDims Transpose Stack Split Cast".split()
+)
 FUSED_ACTIVATIONS = ("linear", "relu", "relu6")
 
 
@@ -41,13 +50,32 @@ def rebuild(
         on_output: `(tensor number, tensor) -> tensor` everybody reads instead.
 
     Returns:
-        A functional model; the new layers hold fresh weights.
+        A functional model of float32 layers and inputs; the new layers hold fresh
+        weights.
+
+    Raises:
+        GraphError: whole numbers that are computed with before they become floats.
     """
+    _check_whole_numbers(graph)
+    with made_in_float32():
+        return _rebuild(graph, name, make_layer, on_operand, on_output)
+
+
+def _rebuild(
+    graph: Graph,
+    name: str,
+    make_layer: Callable[[Call], Any],
+    on_operand: Callable[[Call, int, Any], Any],
+    on_output: Callable[[int, Any], Any],
+) -> keras.Model:
     tensors: dict[int, Any] = {}
     inputs: dict[int, Any] = {}
     for index, input_name in zip(graph.inputs, graph.input_names, strict=True):
+        text = graph.dtypes[index] == "string"
         inputs[index] = keras.Input(
-            batch_shape=graph.shapes[index], dtype=graph.dtypes[index], name=input_name
+            batch_shape=graph.shapes[index],
+            dtype="string" if text else "float32",
+            name=input_name,
         )
         tensors[index] = on_output(index, inputs[index])
     layers: dict[int, Any] = {}
@@ -67,21 +95,67 @@ def rebuild(
     )
 
 
+def _check_whole_numbers(graph: Graph) -> None:
+    """Refuse what whole numbers compute otherwise than floats of the same values."""
+    others = ("float", "bfloat", "string")
+    whole = {i for i in graph.inputs if not graph.dtypes[i].startswith(others)}
+    for call in graph.calls:
+        if not whole.intersection(call.inputs):
+            continue
+        if all(graph.dtypes[i].startswith(others) for i in call.outputs):
+            continue
+        if call.kind not in WHOLE_KINDS and not is_identity(call):
+            types = sorted({graph.dtypes[i] for i in call.inputs})
+            raise GraphError(
+                "Inputs of whole numbers must be made floats before they are computed "
+                f"with. Received: layer={call.name!r} of kind {call.kind}, which reads "
+                f"{', '.join(types)}. Put a Rescaling layer or keras.ops.cast(x, "
+                "'float32') before it, or give keras.Input no dtype."
+            )
+        whole.update(call.outputs)
+
+
 def clone_layer(call: Call) -> Any:
-    """A new layer like the call's, with its configuration and fresh weights."""
-    config = call.layer.get_config()
-    if "name" in config:
-        config["name"] = call.name
-    if is_frozen_norm(call):
-        config["trainable"] = False
+    """A new float32 layer like the call's, with its configuration and fresh weights."""
+    layer, config = call.layer, {}
     try:
-        return _layer_class(call.layer).from_config(config)
+        with made_in_float32():
+            if call.kind == "Lambda":
+                return _clone_lambda(call)
+            config = in_float32(layer.get_config())
+            if "name" in config:
+                config["name"] = call.name
+            if is_frozen_norm(call):
+                config["trainable"] = False
+            if "activation" in config and hasattr(layer.activation, "__name__"):
+                config["activation"] = plain_activation(layer.activation)
+            clone = _layer_class(layer).from_config(config)
     except Exception as error:
         raise GraphError(
             "Every layer must be rebuildable from its get_config(), because the input "
             f"model is never modified. Received: layer={call.name!r} "
             f"({type(call.layer).__name__}): {error}. Add get_config() to it."
         ) from error
+    clone.name = call.name  # some choose their own
+    return clone
+
+
+def plain_activation(activation: Any) -> Any:
+    """The name of an activation that Keras knows, else the function itself."""
+    name = activation_name(activation)
+    return name if hasattr(keras.activations, name) else activation
+
+
+def _clone_lambda(call: Call) -> Any:
+    """A Lambda with the same function: no configuration brings that back safely."""
+    layer, config = call.layer, call.layer.get_config()
+    return keras.layers.Lambda(
+        layer.function,
+        config.get("output_shape"),
+        layer.mask,
+        dict(layer.arguments),
+        name=call.name,
+    )
 
 
 def _layer_class(layer: Any) -> Any:
@@ -92,11 +166,12 @@ def _layer_class(layer: Any) -> Any:
 
 def copy_weights(graph: Graph, model: keras.Model) -> None:
     """Copy the graph's weights into the model's layers of the same names."""
+    targets = {layer.name: layer for layer in model.layers}
     for call in graph.calls:
         source = call.layer
         if not getattr(source, "weights", None):
             continue
-        target = model.get_layer(call.name)
+        target = targets[call.name]
         if is_searchable(source):
             target.kernel.assign(source.kernel)
             if source.use_bias:
@@ -112,26 +187,49 @@ def split_activations(graph: Graph) -> Graph:
 
     Softmax, swish and the like inside a searchable layer become an `Activation` layer
     named `<layer>_activation`, so that the tensor between them can be quantized and
-    the logits can be read. ReLU and ReLU6 stay: TFLite fuses them.
+    the logits can be read. An activation that is a layer becomes a call of that layer.
+    ReLU and ReLU6 stay: TFLite fuses them.
     """
     split = Graph(**{**graph.__dict__, "calls": [], "shapes": list(graph.shapes)})
     split.dtypes = list(graph.dtypes)
     taken = {call.name for call in graph.calls}
-    activations: dict[str, Any] = {}
-    for call in graph.calls:
-        activation = call.activation
-        if not is_searchable(call.layer) or activation in FUSED_ACTIVATIONS:
+    made: dict[int, tuple[str, Any]] = {}
+    for call in map(_unwrapped, graph.calls):
+        if not is_searchable(call.layer) or call.activation in FUSED_ACTIVATIONS:
             split.calls.append(call)
             continue
-        name = free_name(f"{call.name}_activation", taken)
-        layer = activations.setdefault(
-            name, keras.layers.Activation(call.layer.activation, name=name)
-        )
+        activation = _innermost(call.layer.activation)
+        own = isinstance(activation, keras.layers.Layer)
+        key = id(activation if own else call.layer)
+        if key not in made:
+            name = free_name(f"{call.name}_activation", taken)
+            taken.add(name)
+            made[key] = name, activation if own else _activation(activation, name)
+        name, layer = made[key]
         output = call.outputs[0]
         middle = split.new_tensor(graph.shapes[output], graph.dtypes[output])
         split.calls.append(replace(call, outputs=(middle,), split=True))
         split.calls.append(unary_call(layer, name, middle, output))
     return split
+
+
+def _activation(function: Any, name: str) -> Any:
+    return keras.layers.Activation(plain_activation(function), name=name)
+
+
+def _innermost(activation: Any) -> Any:
+    """The function or layer inside `Activation` layers."""
+    while type(activation).__name__ == "Activation" and is_stock(activation):
+        activation = activation.activation
+    return activation
+
+
+def _unwrapped(call: Call) -> Call:
+    """A call of `Activation(layer)` as one of that layer."""
+    if call.kind != "Activation" or call.activation in FUSED_ACTIVATIONS:
+        return call
+    inner = _innermost(call.layer)
+    return replace(call, layer=inner) if isinstance(inner, keras.layers.Layer) else call
 
 
 def logits_of(model: keras.Model) -> Any:

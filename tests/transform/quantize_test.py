@@ -267,12 +267,30 @@ def test_stored_tensors_are_on_their_grids():
         assert low - 0.01 <= codes.min() and codes.max() <= high + 0.01
 
 
-@pytest.mark.parametrize("dtype", ["mixed_bfloat16"])
-def test_mixed_precision_model(dtype):
-    inputs = x = keras.Input((8, 8, 3), name="image")
-    x = layers.Conv2D(4, 3, activation="relu", dtype=dtype, name="conv")(x)
-    x = layers.Conv2D(4, 3, activation="relu", dtype=dtype, name="more")(x)
-    model = keras.Model(inputs, head(x))
-    student, batch = student_of(model), batch_of(model)
-    assert student.get_layer("more").compute_dtype == "bfloat16"
+@pytest.mark.parametrize("where", ["global", "layers"])
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "float16", "float64"])
+def test_students_compute_in_float32(dtype, where, tmp_path):
+    before = keras.config.dtype_policy()
+    own = {} if where == "global" else {"dtype": dtype}
+    try:
+        keras.config.set_dtype_policy(dtype if where == "global" else "float32")
+        inputs = x = keras.Input((8, 8, 3), name="image")
+        x = layers.Conv2D(4, 3, activation="swish", name="conv", **own)(x)
+        x = layers.BatchNormalization(name="norm", **own)(x)
+        model = keras.Model(inputs, head(layers.Activation("softmax", **own)(x)))
+        student, batch = student_of(model), batch_of(model)
+        hypernet = gmpq.build_hypernet(model)
+        student.save(tmp_path / "student.keras")
+        again = keras.models.load_model(tmp_path / "student.keras")
+        assert keras.config.dtype_policy().name == (
+            dtype if where == "global" else "float32"
+        )
+    finally:
+        keras.config.set_dtype_policy(before)
+    for made in (student, hypernet, again):
+        computing = [lay for lay in made.layers if type(lay).__name__ != "InputLayer"]
+        assert {layer.compute_dtype for layer in computing} == {"float32"}
+        inside = [q for layer in computing for q in layer._layers]
+        assert {quantizer.compute_dtype for quantizer in inside} == {"float32"}
+    np.testing.assert_array_equal(student.get_layer("conv").kernel.dtype, "float32")
     assert relative_error(student(batch), tf.cast(model(batch), "float32")) < 0.1
