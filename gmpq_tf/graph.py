@@ -267,7 +267,7 @@ def read_graph(model: Any) -> Graph:
     Raises:
         GraphError: the model is subclassed or not built.
     """
-    functional = _functional(model)
+    functional = functional_of(model)
     if functional is None:
         raise GraphError(
             "The model must be a built functional or Sequential Keras model, because "
@@ -365,7 +365,7 @@ def _searchable_calls(model: Any) -> dict[str, Any]:
     return {call.name: call.layer for call in calls if is_searchable(call.layer)}
 
 
-def _functional(model: Any) -> Any:
+def functional_of(model: Any) -> Any:
     """The object holding the graph, or None where there is none."""
     if "Sequential" in [cls.__name__ for cls in type(model).__mro__]:
         model = getattr(model, "_functional", None)
@@ -391,7 +391,7 @@ def _read_node(
     node: Any, tensors: dict, graph: Graph, names: dict, training: bool | None
 ) -> None:
     sources = [tensors[id(t)] for t in node.input_tensors]
-    nested = _functional(node.operation)
+    nested = functional_of(node.operation)
     if nested is not None:
         if training is None:
             training = node.arguments.kwargs.get("training")
@@ -509,7 +509,7 @@ def _unique_names(functional: Any) -> dict[int, str]:
 
     def visit(model: Any, prefix: str) -> None:
         for operation in model.operations:
-            nested = _functional(operation)
+            nested = functional_of(operation)
             if nested is not None:
                 visit(nested, operation.name)
             elif id(operation) not in names:

@@ -8,7 +8,7 @@ import keras
 
 from gmpq_tf.graph import Call, Graph, GraphError, KernelPart, read_graph
 from gmpq_tf.names import suggest
-from gmpq_tf.transform.rewrite import logits_of
+from gmpq_tf.transform.rewrite import flattened, logits_of
 
 
 def split_head(
@@ -17,18 +17,19 @@ def split_head(
     """Split a classifier into `backbone` (image -> A) and `head` (A -> scores).
 
     Args:
-        model: functional classifier without nested models, one input and one output
+        model: functional classifier, one input and one output
             [B, classes] (or [B, 1] for two classes), logits, softmax or sigmoid.
         feature_layer: layer whose output is A; None: the last [B, H, W, C] tensor with
             more than one pixel that every path to the output passes through.
 
     Returns:
         (backbone, head); the head returns [logits, model output]. Both share the
-        model's layers.
+        model's layers, or those of a copy where it holds nested models.
 
     Raises:
         GraphError: no such tensor, or not a classifier.
     """
+    model = flattened(model)
     graph = read_graph(model)
     if len(graph.outputs) != 1 or len(graph.shapes[graph.outputs[0]]) != 2:
         shapes = [graph.shapes[i] for i in graph.outputs]

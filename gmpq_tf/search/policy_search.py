@@ -23,7 +23,7 @@ from gmpq_tf.attribution import (
 from gmpq_tf.budget import FULL_PRECISION_BITS, bit_ops, resolve_budget
 from gmpq_tf.distribution import replica_count
 from gmpq_tf.first_trace import build_before_tracing
-from gmpq_tf.graph import Call, layer_macs, read_graph
+from gmpq_tf.graph import layer_macs
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.search.budget import adapted_zeta, damped_zeta, most_probable_bits
 from gmpq_tf.search.config import RiskConfig
@@ -36,7 +36,7 @@ from gmpq_tf.search.divergence import (
 from gmpq_tf.space import SearchSpace
 from gmpq_tf.transform import build_hypernet, calibrate
 from gmpq_tf.transform.calibrate import first_images, is_calibrated
-from gmpq_tf.transform.rewrite import clone_layer, copy_weights, rebuild
+from gmpq_tf.transform.rewrite import flat_copy
 
 
 @keras.saving.register_keras_serializable("gmpq_tf")
@@ -423,26 +423,6 @@ NOT_EVALUATED = (
     "generalization_risk",
     "rank_distance",
 )
-
-
-def flat_copy(model: keras.Model, dtype: str = "float32") -> keras.Model:
-    """A copy of a functional model, nested models inlined.
-
-    Args:
-        model: not changed.
-        dtype: "bfloat16" lets the copy compute in it; its weights stay as they are.
-    """
-    graph = read_graph(model)
-
-    def make_layer(call: Call) -> Any:
-        layer = clone_layer(call)
-        if dtype == "bfloat16":
-            layer.dtype_policy = keras.DTypePolicy("mixed_bfloat16")
-        return layer
-
-    copy = rebuild(graph, model.name, make_layer)
-    copy_weights(graph, copy)
-    return copy
 
 
 def split_parts(model: keras.Model, feature_layer: str | None) -> SimpleNamespace:

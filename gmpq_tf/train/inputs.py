@@ -16,6 +16,7 @@ from gmpq_tf.export.run_config import WorkdirConfig
 from gmpq_tf.graph import read_graph
 from gmpq_tf.models import MODELS, load_model
 from gmpq_tf.models.file_checks import check_model_path, expand_user
+from gmpq_tf.transform.rewrite import flattened
 
 PRETRAINED = "pretrain/model.keras"
 
@@ -85,14 +86,14 @@ def load_float_model(path: Path, dataset: Dataset) -> keras.Model:
         dataset: the images.
 
     Returns:
-        The model.
+        The model, with nested models inlined.
 
     Raises:
         ValueError: the file is unreadable, or classes or image shape differ.
     """
     model = load_model(path)
     check_model(model, dataset)
-    return model
+    return flattened(model)
 
 
 def check_model(model: keras.Model, dataset: Dataset) -> None:

@@ -9,7 +9,8 @@ import keras
 import tensorflow as tf
 
 from gmpq_tf.distribution import replica_count
-from gmpq_tf.transform.rewrite import logits_of
+from gmpq_tf.graph import functional_of
+from gmpq_tf.transform.rewrite import scores_of
 
 
 @keras.saving.register_keras_serializable("gmpq_tf")
@@ -18,11 +19,12 @@ class Distiller(keras.Model):
 
     `loss = (1 - w) task + w T^2 KL(softmax(t / T) || softmax(s / T))` with the logits
     `s` of the student and `t` of the teacher, which is frozen and in inference mode.
+    For sigmoids, and a single score, it is the sum of each one's KL of two classes.
 
     Args:
         student: a classifier, e.g. from `quantize_model`; it is what gets trained, and
-            what to save afterwards. Logits or softmax outputs.
-        teacher: the float model of the same classes.
+            what to save afterwards. Logits, softmax or sigmoid outputs.
+        teacher: the float model of the same classes; it may hold nested models.
         weight: `w`, 0 to 1.
         temperature: `T > 0`.
 
@@ -45,8 +47,14 @@ class Distiller(keras.Model):
             )
         self.student = student
         self.weight, self.temperature = float(weight), float(temperature)
-        both = keras.Model(student._inputs_struct, [student.output, logits_of(student)])
-        teacher_logits = keras.Model(teacher._inputs_struct, logits_of(teacher))
+        logits, ending = scores_of(student)
+        graph, teacher_graph = functional_of(student), functional_of(teacher)
+        both = keras.Model(graph._inputs_struct, [graph._outputs_struct, logits])
+        teacher_logits = keras.Model(
+            teacher_graph._inputs_struct, scores_of(teacher)[0]
+        )
+        # One score is the logarithm of the odds of two classes, too.
+        self.independent = ending == "sigmoid" or logits.shape[-1] == 1
         # In a namespace, which Keras does not track: backups hold the student alone.
         self._frozen = SimpleNamespace(both=both, teacher=teacher_logits)
 
@@ -63,7 +71,10 @@ class Distiller(keras.Model):
             task = self.compute_loss(
                 x=x, y=y, y_pred=outputs, sample_weight=sample_weight
             )
-            gap = soft_cross_entropy(targets, logits / self.temperature)
+            scores = logits / self.temperature
+            gap = (binary_gap if self.independent else soft_cross_entropy)(
+                targets, scores
+            )
             guidance = self.weight * self.temperature**2 * gap
             # Gradients of replicas are added; Keras divides the task loss for that.
             loss = (1 - self.weight) * task + guidance / replica_count()
@@ -85,3 +96,10 @@ def soft_cross_entropy(target_logits: tf.Tensor, logits: tf.Tensor) -> tf.Tensor
     log_targets = tf.nn.log_softmax(tf.cast(target_logits, tf.float32))
     gap = log_targets - tf.nn.log_softmax(tf.cast(logits, tf.float32))
     return tf.reduce_mean(tf.reduce_sum(tf.exp(log_targets) * gap, axis=-1))
+
+
+def binary_gap(target_logits: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Mean over the batch of the summed `KL(sigmoid(target) || sigmoid(logit))`."""
+    pairs = [tf.stack([tf.zeros_like(z), z], axis=-1) for z in (target_logits, logits)]
+    units = float(target_logits.shape[-1] or 1)
+    return units * soft_cross_entropy(*pairs)

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from gmpq_tf.graph import (
+    IDENTITY_KINDS,
     Call,
     Graph,
     GraphError,
@@ -16,10 +17,13 @@ from gmpq_tf.graph import (
     activation_name,
     fill,
     free_name,
+    functional_of,
     is_frozen_norm,
     is_identity,
     is_searchable,
     is_stock,
+    layer_kind,
+    read_graph,
     unary_call,
 )
 from gmpq_tf.transform.precision import in_float32, made_in_float32
@@ -232,12 +236,48 @@ def _unwrapped(call: Call) -> Call:
     return replace(call, layer=inner) if isinstance(inner, keras.layers.Layer) else call
 
 
+def flat_copy(model: keras.Model, dtype: str = "float32") -> keras.Model:
+    """A copy of a functional model, nested models inlined.
+
+    Args:
+        model: not changed.
+        dtype: "bfloat16" lets the copy compute in it; its weights stay as they are.
+    """
+    graph = read_graph(model)
+
+    def make_layer(call: Call) -> Any:
+        layer = clone_layer(call)
+        if dtype == "bfloat16":
+            layer.dtype_policy = keras.DTypePolicy("mixed_bfloat16")
+        return layer
+
+    copy = rebuild(graph, model.name, make_layer)
+    copy_weights(graph, copy)
+    return copy
+
+
+def flattened(model: keras.Model) -> keras.Model:
+    """The model itself, or where it holds nested models a copy without them."""
+    nested = any(functional_of(layer) is not None for layer in model.layers)
+    return flat_copy(model) if nested else model
+
+
 def logits_of(model: keras.Model) -> Any:
     """The tensor of a classifier's scores before its softmax (or sigmoid).
 
+    Nested models are looked into: the tensor is computed with their layers.
+
     Raises:
-        GraphError: the softmax sits inside the last layer of a model with several
-            outputs, or the model has no single output.
+        GraphError: the model has no single output.
+    """
+    return scores_of(model)[0]
+
+
+def scores_of(model: keras.Model) -> tuple[Any, str]:
+    """`logits_of`, and what follows it: "softmax", "sigmoid" or "linear".
+
+    Raises:
+        GraphError: the model has no single output.
     """
     if len(model.outputs) != 1:
         raise GraphError(
@@ -245,16 +285,34 @@ def logits_of(model: keras.Model) -> Any:
             f"Received: model={model.name!r} with {len(model.outputs)} outputs. "
             "Pass keras.Model(inputs, the_scores)."
         )
-    output = model.outputs[0]
-    layer, node_index, _ = output._keras_history
-    activation = getattr(getattr(layer, "activation", None), "__name__", "linear")
-    if type(layer).__name__ == "Softmax" or (
-        type(layer).__name__ == "Activation" and activation in ("softmax", "sigmoid")
-    ):
-        return layer._inbound_nodes[node_index].input_tensors[0]
+    return _scores_before(model.outputs[0])
+
+
+def _scores_before(output: Any) -> tuple[Any, str]:
+    layer, node_index, index = output._keras_history
+    node = layer._inbound_nodes[node_index]
+    nested = functional_of(layer)
+    if nested is not None:
+        scores, name = _scores_before(nested.outputs[index])
+        if name == "linear":
+            return output, name
+        inner = keras.Model(nested._inputs_struct, scores, name=f"{layer.name}_logits")
+        return inner(*node.arguments.args, **node.arguments.kwargs), name
+    kind, activation = (
+        layer_kind(layer),
+        activation_name(getattr(layer, "activation", None)),
+    )
+    passes = kind in IDENTITY_KINDS or (kind == "Activation" and activation == "linear")
+    if passes and node.input_tensors:
+        scores, name = _scores_before(node.input_tensors[0])
+        return (output, name) if name == "linear" else (scores, name)
+    if kind in ("Softmax", "Sigmoid"):
+        return node.input_tensors[0], kind.lower()
     if activation not in ("softmax", "sigmoid"):
-        return output
-    return _without_activation(layer)(layer._inbound_nodes[node_index].input_tensors[0])
+        return output, "linear"
+    if kind == "Activation":
+        return node.input_tensors[0], activation
+    return _without_activation(layer)(node.input_tensors[0]), activation
 
 
 def _without_activation(layer: Any) -> Any:
