@@ -23,9 +23,10 @@ def compiled(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def call(*args):  # type: ignore[no-untyped-def]
-        return (fast if USE_XLA else function)(*args)
+        return (fast if USE_XLA else plain)(*args)
 
     fast = tf.function(function, jit_compile=True, autograph=False)
+    plain = tf.function(function, autograph=False)
     return call
 
 
