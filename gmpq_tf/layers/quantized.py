@@ -51,6 +51,8 @@ class Quantized:
         self, inputs: tf.Tensor, training: bool | None
     ) -> tuple[tf.Tensor, tf.Tensor | None]:
         """Product of the quantized operands, and its unit; see `operands`."""
+        if training and self.input_quantizer is not None:
+            self.input_quantizer.check_calibrated()
         if training and self.recomputes and self._quantizes_both():
             return self._recomputed_product(inputs), None
         x, kernel, unit = self.operands(inputs, training)

@@ -43,6 +43,7 @@ class InputQuantizer(keras.layers.Layer):
             in that of a tensor already quantized. (Learned, ranges settle exactly
             between two powers, where training sees now one step, now the other.)
         learn_range: whether training changes the range.
+        calibrate_first: whether a layer refuses to train before calibration.
 
     Raises:
         ValueError: an unknown method, or a function that cannot be called.
@@ -55,6 +56,7 @@ class InputQuantizer(keras.layers.Layer):
         method: str = DEFAULT_INPUT_QUANTIZER,
         power_of_two: bool = False,
         learn_range: bool = True,
+        calibrate_first: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -65,6 +67,8 @@ class InputQuantizer(keras.layers.Layer):
         self._function = lookup(INPUT_QUANTIZERS, method, "input quantizer")
         self.power_of_two = bool(power_of_two)
         self.learn_range = bool(learn_range) and not power_of_two and signed is not None
+        self.calibrate_first = bool(calibrate_first)
+        self._seen_calibrated = False
         self.observer: Callable[[np.ndarray], None] | None = None
         self.fused = self._function in FUSED
         # Whether values are rounded to the nearest code, as integer kernels do it.
@@ -107,6 +111,25 @@ class InputQuantizer(keras.layers.Layer):
             self.observer(np.asarray(inputs))
             return inputs
         return self.compute(inputs, self.parameters(inputs, probabilities))
+
+    def check_calibrated(self) -> None:
+        """Refuse to train a range that no data have set, if it was asked for.
+
+        Looks at the variable when a training step is traced, or until it is set.
+
+        Raises:
+            ValueError: it is as it was made.
+        """
+        if not self.calibrate_first or self._seen_calibrated:
+            return
+        with tf.init_scope():
+            self._seen_calibrated = bool(np.asarray(self.calibrated) > 0)
+        if not self._seen_calibrated:
+            raise ValueError(
+                "Every activation range must have been set from data before training. "
+                f"Received: {self.path or self.name!r}, which has not. "
+                "Call gmpq_tf.calibrate(model, dataset) first."
+            )
 
     def parameters(
         self, inputs: tf.Tensor, probabilities: tf.Tensor | None = None
@@ -207,4 +230,5 @@ class InputQuantizer(keras.layers.Layer):
             "method": self.method,
             "power_of_two": self.power_of_two,
             "learn_range": self.learn_range,
+            "calibrate_first": self.calibrate_first,
         }

@@ -91,6 +91,7 @@ def make_quantized(
     cls = classes[call.kind]
     config = dict(in_float32(call.layer.get_config()), name=call.name)
     config["activation"] = call.activation  # others have become calls of their own
+    input_quantizer.calibrate_first = True
     config["input_quantizer"] = input_quantizer
     config["kernel_quantizer"] = KernelQuantizer(
         weight_bits, method, cls.shared_axes, name="kernel_quantizer"

@@ -55,7 +55,7 @@ def quantize_model(
 
     Returns:
         An ordinary functional Keras model. Call `gmpq.calibrate(student, dataset)`
-        before fitting or exporting it.
+        before fitting or exporting it; both are refused else.
 
     Raises:
         GraphError: a subclassed or unbuilt model, or a layer that cannot be rebuilt.
