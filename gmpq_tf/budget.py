@@ -30,7 +30,10 @@ def bit_ops(macs: Any, weight_bits: Any, activation_bits: Any) -> Any:
 
 
 def resolve_budget(
-    budget: float, macs: Mapping[str, int], candidates: Candidates
+    budget: float,
+    macs: Mapping[str, int],
+    candidates: Candidates,
+    float_ops: int = 0,
 ) -> float:
     """Returns a budget in bit operations, or refuses it with the reachable range.
 
@@ -38,32 +41,45 @@ def resolve_budget(
         budget: up to 1 a fraction of full precision, above 1 a count.
         macs: multiply-adds of each layer.
         candidates: (weight bits, activation bits) each layer may take.
+        float_ops: bit operations of layers that stay float, which the budget includes.
 
     Returns:
-        Bit operations.
+        Bit operations, those of float layers among them.
 
     Raises:
         BudgetError: every policy of the space costs more.
     """
-    full = sum(
+    full = float_ops + sum(
         bit_ops(m, FULL_PRECISION_BITS, FULL_PRECISION_BITS) for m in macs.values()
     )
     count = budget * full if budget <= 1 else float(budget)
-    low = sum(bit_ops(m, *map(min, candidates[n])) for n, m in macs.items())
-    high = sum(bit_ops(m, *map(max, candidates[n])) for n, m in macs.items())
+    low, high = (
+        float_ops + sum(bit_ops(m, *map(end, candidates[n])) for n, m in macs.items())
+        for end in (min, max)
+    )
     if not count >= low:  # refuses NaN too
         raise BudgetError(
             "No policy of the space meets the budget. "
             f"Received: bit_ops_budget={budget!r}, which is {count / 1e9:.4g} GBOPs. "
             f"The space reaches {low / 1e9:.4g} to {high / 1e9:.4g} GBOPs (fractions "
             f"{low / full:.4g} to {high / full:.4g} of full precision): raise the "
-            "budget, allow fewer bits, or pin fewer layers."
+            f"budget, allow fewer bits, or pin fewer layers.{_float_note(float_ops)}"
         )
     return count
 
 
+def _float_note(float_ops: int) -> str:
+    if not float_ops:
+        return ""
+    return f" Layers that stay float take {float_ops / 1e9:.4g} GBOPs of it."
+
+
 def draw_bits(
-    macs: Mapping[str, int], candidates: Candidates, budget: float, seed: int
+    macs: Mapping[str, int],
+    candidates: Candidates,
+    budget: float,
+    seed: int,
+    float_ops: int = 0,
 ) -> Bits:
     """Draws the bits of every layer at random and moves them, at random, to a budget.
 
@@ -76,6 +92,7 @@ def draw_bits(
         candidates: (weight bits, activation bits) each layer may take.
         budget: bit operations: up to 1 a fraction of full precision, above 1 a count.
         seed: of the draw.
+        float_ops: bit operations of layers that stay float, which the budget includes.
 
     Returns:
         Layer name -> (weight bits, activation bits), which cost at most the budget.
@@ -83,7 +100,7 @@ def draw_bits(
     Raises:
         BudgetError: no choice among the candidates is that cheap.
     """
-    limit = resolve_budget(budget, macs, candidates)
+    limit = resolve_budget(budget, macs, candidates, float_ops) - float_ops
     best: Bits = {}
     for restart in range(RESTARTS):
         bits = _draw(candidates, macs, limit, random.Random(f"{seed}/{restart}"))

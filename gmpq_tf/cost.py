@@ -8,6 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from gmpq_tf.budget import FULL_PRECISION_BITS, bit_ops
+from gmpq_tf.float_layers import (
+    FloatLayer,
+    float_bit_ops,
+    float_layers,
+    uncounted,
+    warn_uncounted,
+)
 from gmpq_tf.graph import (
     is_searchable,
     kernel_size,
@@ -32,7 +39,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What one searchable layer costs.
+    """What one layer with a kernel costs.
 
     Args:
         name: the layer's name.
@@ -63,7 +70,7 @@ class Cost:
     """What a model costs for one example.
 
     Args:
-        macs: multiply-adds of the searchable layers.
+        macs: multiply-adds of the layers.
         params: all parameters of the model.
         bit_ops: sum of the layers' bit operations.
         weight_bytes: kernels at their bits, every other parameter at 32 bits.
@@ -71,6 +78,10 @@ class Cost:
             counts twice, each time at that layer's bits: this is traffic, not the
             memory that a runtime needs at once.
         layers: the searchable layers, in graph order.
+        float_layers: those with kernels that no policy names, such as Conv1D, in graph
+            order, at 32 x 32 bits; they are in every sum.
+        uncounted: names of float layers whose multiply-adds are not known: they are in
+            no sum but that of the parameters.
     """
 
     macs: int
@@ -79,16 +90,20 @@ class Cost:
     weight_bytes: int
     activation_bytes: int
     layers: tuple[LayerCost, ...]
+    float_layers: tuple[LayerCost, ...] = ()
+    uncounted: tuple[str, ...] = ()
 
     @property
     def other_params(self) -> int:
-        """Parameters that are no kernel of a searchable layer: biases, statistics."""
-        return self.params - sum(layer.params for layer in self.layers)
+        """Parameters that are of no layer with a kernel: biases, statistics."""
+        counted = (*self.layers, *self.float_layers)
+        return self.params - sum(layer.params for layer in counted)
 
     @property
     def other_bytes(self) -> int:
         """Bytes of those parameters, at 32 bits."""
-        return self.weight_bytes - sum(layer.weight_bytes for layer in self.layers)
+        counted = (*self.layers, *self.float_layers)
+        return self.weight_bytes - sum(layer.weight_bytes for layer in counted)
 
 
 def packed_bytes(count: int, bits: int) -> int:
@@ -112,22 +127,27 @@ def count_cost(model: Any, policy: BitwidthPolicy | None = None) -> Cost:
         policy: bits of every searchable layer; None counts 32 x 32 bits.
 
     Returns:
-        The cost of one example.
+        The cost of one example. A warning names layers that cannot be counted.
 
     Raises:
         PolicyError: the policy is for another model.
     """
-    costs = _layer_costs(model, policy)
+    costs, in_float = _layer_costs(model, policy), float_layers(model)
+    warn_uncounted(in_float)
+    floats = tuple(_float_cost(layer) for layer in in_float)
+    counted = (*costs, *floats)
     params = sum(math.prod(weight.shape) for weight in model.weights)
-    other = params - sum(cost.params for cost in costs)
-    stored = sum(cost.weight_bytes for cost in costs)
+    other = params - sum(cost.params for cost in counted)
+    stored = sum(cost.weight_bytes for cost in counted)
     return Cost(
-        macs=sum(cost.macs for cost in costs),
+        macs=sum(cost.macs for cost in counted),
         params=params,
-        bit_ops=sum(cost.bit_ops for cost in costs),
+        bit_ops=sum(cost.bit_ops for cost in counted),
         weight_bytes=stored + packed_bytes(other, FULL_PRECISION_BITS),
-        activation_bytes=sum(cost.activation_bytes for cost in costs),
+        activation_bytes=sum(cost.activation_bytes for cost in counted),
         layers=costs,
+        float_layers=floats,
+        uncounted=uncounted(in_float),
     )
 
 
@@ -139,16 +159,16 @@ def bit_ops_range(model: Any, space: SearchSpace) -> tuple[int, int]:
         space: the candidates of its layers.
 
     Returns:
-        (lowest, highest) bit operations of one example.
+        (lowest, highest) bit operations of one example, with those of float layers.
 
     Raises:
         PolicyError: the space pins a layer that the model lacks.
     """
-    macs = layer_macs(model)
+    macs, fixed = layer_macs(model), float_bit_ops(model)
     candidates = space.candidates(model).items()
     low = sum(bit_ops(macs[name], min(w), min(a)) for name, (w, a) in candidates)
     high = sum(bit_ops(macs[name], max(w), max(a)) for name, (w, a) in candidates)
-    return low, high
+    return low + fixed, high + fixed
 
 
 def _layer_costs(model: Any, policy: BitwidthPolicy | None) -> tuple[LayerCost, ...]:
@@ -164,6 +184,12 @@ def _layer_costs(model: Any, policy: BitwidthPolicy | None) -> tuple[LayerCost, 
         _layer_cost(name, macs[name], kernel_size(layer), elements[name], *bits[name])
         for name, layer in layers
     )
+
+
+def _float_cost(layer: FloatLayer) -> LayerCost:
+    bits = FULL_PRECISION_BITS, FULL_PRECISION_BITS
+    elements = layer.input_elements
+    return _layer_cost(layer.name, layer.macs or 0, layer.params, elements, *bits)
 
 
 def _input_elements(model: Any) -> dict[str, int]:

@@ -27,6 +27,7 @@ from gmpq_tf.compare import (
     rank_correlation,
 )
 from gmpq_tf.files import write_json
+from gmpq_tf.float_layers import float_bit_ops
 from gmpq_tf.graph import layer_macs, searchable_names
 from gmpq_tf.layer_names import check_same_names, new_names
 from gmpq_tf.names import suggest
@@ -174,7 +175,8 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
         """
         names = searchable_names(model)
         candidates = layer_candidates(names, weight_bits, activation_bits, pinned)
-        bits = draw_bits(layer_macs(model), candidates, bit_ops_budget, seed)
+        macs, float_ops = layer_macs(model), float_bit_ops(model)
+        bits = draw_bits(macs, candidates, bit_ops_budget, seed, float_ops)
         space = {
             "weight_bits": check_candidates("weight_bits", weight_bits),
             "activation_bits": check_candidates("activation_bits", activation_bits),

@@ -14,6 +14,7 @@ ORDER = [
     ("inputs",),
     ("graph",),
     ("bits", "budget"),
+    ("float_layers",),
     ("layer_names", "compare"),
     ("policy_file",),
     ("policy",),

@@ -23,6 +23,7 @@ from gmpq_tf.attribution import (
 from gmpq_tf.budget import FULL_PRECISION_BITS, bit_ops, resolve_budget
 from gmpq_tf.distribution import replica_count
 from gmpq_tf.first_trace import build_before_tracing
+from gmpq_tf.float_layers import float_bit_ops
 from gmpq_tf.graph import layer_macs
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.search.budget import adapted_zeta, damped_zeta, most_probable_bits
@@ -86,10 +87,11 @@ class PolicySearch(keras.Model):
         self.quantizers = {key: value for key, value in methods.items() if value}
         self.macs = layer_macs(model)
         self.candidates = self.space.candidates(model)
+        self.float_ops = float_bit_ops(model)
         self.budget = None
         if self.risk.bit_ops_budget is not None:
             self.budget = resolve_budget(
-                self.risk.bit_ops_budget, self.macs, self.candidates
+                self.risk.bit_ops_budget, self.macs, self.candidates, self.float_ops
             )
         self._zeta_scale = self.risk.zeta or RiskConfig.zeta
         self.hypernet = build_hypernet(model, self.space, **self.quantizers)
@@ -204,16 +206,20 @@ class PolicySearch(keras.Model):
         return self.hypernet(inputs, training=training)
 
     def expected_bit_ops(self) -> tf.Tensor:
-        """Bit operations expected under the importances (eq. 7), a scalar."""
+        """Bit operations expected under the importances (eq. 7), a scalar.
+
+        With those of layers that stay float.
+        """
         terms = [
             bit_ops(float(self.macs[layer.name]), *layer.expected_bits())
             for layer in self.mixed_layers()
         ]
-        return tf.add_n(terms)
+        return tf.add_n(terms) + float(self.float_ops)
 
     def full_bit_ops(self) -> float:
         """Bit operations of the full-precision model."""
-        return float(bit_ops(sum(self.macs.values()), *[FULL_PRECISION_BITS] * 2))
+        searched = bit_ops(sum(self.macs.values()), *[FULL_PRECISION_BITS] * 2)
+        return float(searched + self.float_ops)
 
     def exponent(self) -> tf.Tensor:
         """The exponent p of the target: fixed, or eq. 8."""
@@ -250,7 +256,7 @@ class PolicySearch(keras.Model):
         self.importance_optimizer.apply(gradients[len(network) :], importances)
         if self.budget is not None:
             self.zeta.assign(
-                adapted_zeta(self.zeta, expected, self.budget, self._zeta_scale)
+                adapted_zeta(self.zeta, *self._searched(expected), self._zeta_scale)
             )
         task = task * replica_count()
         risks = (task + guidance, task, complexity, generalization)
@@ -271,13 +277,18 @@ class PolicySearch(keras.Model):
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         return loss + nan_of_labels(y)
 
+    def _searched(self, expected: tf.Tensor) -> tuple[tf.Tensor, float]:
+        """Expected bit operations and budget of the layers that are searched alone."""
+        assert self.budget is not None
+        return expected - float(self.float_ops), self.budget - self.float_ops
+
     def _weight_of_complexity(self, expected: tf.Tensor) -> tf.Tensor:
         """Zeta of this step; no gradient flows through its controller."""
         zeta = tf.convert_to_tensor(self.zeta)
         if self.budget is None:
             return zeta
         return damped_zeta(
-            zeta, tf.stop_gradient(expected), self.budget, self._zeta_scale
+            zeta, *self._searched(tf.stop_gradient(expected)), self._zeta_scale
         )
 
     def _forward(self, x: Any, y: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
@@ -373,7 +384,10 @@ class PolicySearch(keras.Model):
             for layer in self.mixed_layers()
         }
         bits = most_probable_bits(
-            probabilities, self.candidates, self.macs, self.budget
+            probabilities,
+            self.candidates,
+            self.macs,
+            None if self.budget is None else self.budget - self.float_ops,
         )
         strategy = "gmpq" if self.risk.eta else "edmips"
         config = {**vars(self.risk), "space": self.space.to_config()}

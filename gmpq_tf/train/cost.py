@@ -173,7 +173,7 @@ def with_image_size(model: keras.Model, size: int) -> keras.Model:
 
 
 def cost_records(cost: Cost) -> list[Record]:
-    """Returns the rows of the table: the layers, what is no kernel, the total.
+    """Returns the rows of the table: layers, float layers, the rest, the total.
 
     Args:
         cost: of a model.
@@ -185,11 +185,14 @@ def cost_records(cost: Cost) -> list[Record]:
     layers: list[Record] = [
         {"kind": "layer", **dataclasses.asdict(layer)} for layer in cost.layers
     ]
+    layers += [
+        {"kind": "float", **dataclasses.asdict(layer)} for layer in cost.float_layers
+    ]
     other = {"params": cost.other_params, "weight_bytes": cost.other_bytes}
     total: Record = {
         "macs": cost.macs,
         "params": cost.params,
-        "input_elements": sum(layer.input_elements for layer in cost.layers),
+        "input_elements": sum(layer["input_elements"] for layer in layers),
         "bit_ops": cost.bit_ops,
         "weight_bytes": cost.weight_bytes,
         "activation_bytes": cost.activation_bytes,
@@ -242,8 +245,8 @@ def format_json(
         other: the policy it is compared with, or None.
 
     Returns:
-        An object with the keys model, input_shapes, made_by, layers, other, total and,
-        with another policy, comparison.
+        An object with the keys model, input_shapes, made_by, layers, float_layers,
+        other, total and, with another policy, comparison.
     """
     rows = [{k: v for k, v in row.items() if v is not None} for row in records]
     content: Record = {
@@ -251,6 +254,7 @@ def format_json(
         "input_shapes": [list(tensor.shape) for tensor in model.inputs],
         "made_by": None if policy is None else policy.made_by,
         "layers": [row for row in rows if row["kind"] == "layer"],
+        "float_layers": [row for row in rows if row["kind"] == "float"],
         "other": rows[-2],
         "total": rows[-1],
     }

@@ -8,7 +8,8 @@ from typing import Any
 
 import keras
 
-from gmpq_tf.graph import Call, is_searchable, read_graph
+from gmpq_tf.float_layers import float_layers, warn_uncounted
+from gmpq_tf.graph import Call, Graph, is_searchable, read_graph
 from gmpq_tf.layers import MIXED_LAYERS
 from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
 from gmpq_tf.quantizers.input_quantizer import DEFAULT_INPUT_QUANTIZER
@@ -21,12 +22,6 @@ from gmpq_tf.transform.rewrite import (
     copy_weights,
     rebuild,
     split_activations,
-)
-
-HIDDEN_KERNELS = frozenset(
-    "Conv1D Conv3D Conv1DTranspose Conv2DTranspose Conv3DTranspose SeparableConv1D "
-    "DepthwiseConv1D EinsumDense MultiHeadAttention LSTM GRU SimpleRNN "
-    "Embedding Bilinear".split()
 )
 
 
@@ -61,7 +56,7 @@ def build_hypernet(
     graph = split_activations(read_graph(model))
     candidates = (space or SearchSpace()).candidates(model)
     signs = input_signs(graph)
-    warn_unquantized(graph.calls)
+    warn_unquantized(graph)
 
     def make_layer(call: Call) -> Any:
         if not is_searchable(call.layer):
@@ -107,23 +102,16 @@ def fit_kernel_steps(model: keras.Model) -> None:
             quantizer.fit_steps(layer.kernel)
 
 
-def warn_unquantized(calls: list[Call]) -> None:
-    """Name, in one warning, the layers with kernels that stay float."""
-    names = sorted(
-        {
-            f"{call.name} ({call.kind})"
-            for call in calls
-            if call.kind in HIDDEN_KERNELS
-            or (_has_kernel(call.layer) and not is_searchable(call.layer))
-        }
-    )
-    if names:
+def warn_unquantized(graph: Graph) -> None:
+    """Name, in one warning, the layers with kernels that stay float, and their share.
+
+    They count at 32 x 32 bits in costs and budgets; what cannot be counted is named.
+    """
+    found = float_layers(graph)
+    if found:
         warnings.warn(
             "Only Conv2D, DepthwiseConv2D and Dense are quantized; these layers stay "
-            f"float: {', '.join(names)}",
+            f"float, at 32 x 32 bits: {', '.join(sorted(map(str, found)))}",
             stacklevel=3,
         )
-
-
-def _has_kernel(layer: Any) -> bool:
-    return hasattr(layer, "kernel") or hasattr(layer, "depthwise_kernel")
+    warn_uncounted(found)

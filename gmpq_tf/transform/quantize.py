@@ -64,7 +64,7 @@ def quantize_model(
     policy.check(searchable_names(model))
     graph = split_gates(split_activations(read_graph(model)))
     placement = place_quantizers(graph)
-    warn_unquantized(graph.calls)
+    warn_unquantized(graph)
     grids: dict[Grid, InputQuantizer] = {}
     taken = {call.name for call in graph.calls}
 
