@@ -16,10 +16,15 @@ CLASSES, BUDGET = 4, 0.011
 ZOO = {
     "DenseNet121": (32, 1),
     "EfficientNetB0": (32, 255),
+    "EfficientNetV2B0": (32, 255),
+    "InceptionV3": (75, 1),
+    "MobileNet": (32, 1),
     "MobileNetV2": (32, 1),
+    "MobileNetV3Large": (32, 255),
     "MobileNetV3Small": (32, 255),
     "NASNetMobile": (32, 1),
     "ResNet50V2": (32, 1),
+    "VGG19": (32, 1),
     "Xception": (71, 1),
 }
 # What the files compute in float: nothing but the scores' softmax, and both ends.
