@@ -15,6 +15,7 @@ from typing import Any
 
 import keras
 
+from gmpq_tf.data import InputScaling
 from gmpq_tf.files import json_text, replace_files
 from gmpq_tf.graph import GraphError
 from gmpq_tf.inputs import InputError
@@ -26,6 +27,7 @@ from gmpq_tf.transform.calibrate import input_quantizers, is_calibrated
 from .errors import ExportError
 from .float_model import float_tflite
 from .lowering import Lowered, lower
+from .metadata import facts
 from .outputs import (
     NEAR_STEPS,
     OutputReport,
@@ -43,6 +45,8 @@ from .verify import (
 )
 
 STORAGES = ("fast", "packed", "smallest")
+# TFLite Micro has no INT2, and rounds what it reads of INT4 convolutions twice.
+STORAGES_OF = {"litert": STORAGES, "micro": ("fast",)}
 TYPES = ("float32", "int8", "uint8")
 LEAST_AGREEMENT = 0.95
 REPORT_NAME = "export_report.json"
@@ -82,6 +86,7 @@ class ExportReport:
         latency_ms: median milliseconds of one image in each storage and in the float
             model ("float"), one thread, measured in turns; {} where not asked for. One
             that the runtime or TensorFlow's converter refuses is missing.
+        runtime: "litert" or "micro": whose kernels `agreement` is of.
     """
 
     path: str
@@ -103,6 +108,7 @@ class ExportReport:
     layers: tuple[LayerReport, ...]
     storage_bytes: dict[str, int]
     latency_ms: dict[str, float]
+    runtime: str = "litert"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -123,6 +129,10 @@ def export_tflite(
     least_agreement: float = LEAST_AGREEMENT,
     output_kinds: str | OutputKind | Mapping | Sequence | None = None,
     near_steps: float = NEAR_STEPS,
+    batch: int | None = None,
+    runtime: str = "litert",
+    class_names: Sequence[str] | None = None,
+    scaling: InputScaling | Mapping[str, Any] | str | None = None,
 ) -> ExportReport:
     """Write a quantized model as TFLite, and check the file against the model.
 
@@ -166,6 +176,15 @@ def export_tflite(
             (decided at 0) or "numbers"; for all outputs, or a dict by name, or a list.
             None: what graph, loss and labels say; see `gmpq_tf.task.outputs_of`.
         near_steps: numbers this many steps of their grid apart are near.
+        batch: images that the file takes at a time, written into every shape; None: any
+            number, or that of a model whose batch is fixed.
+        runtime: "litert", or "micro" for TFLite Micro: a fixed batch (of one image
+            unless `batch` says more), `scale_codes`, and a comparison with the
+            reference kernels, which round as those of Micro do.
+        class_names: one a score, in their order; written as the standard label file.
+        scaling: how pixels 0..255 become the student's input: an `InputScaling`, its
+            configuration, or its kind ("0..255", "0..1", "-1..1"); written as the
+            standard normalization. MediaPipe needs it of files with float inputs.
 
     Returns:
         An `ExportReport`.
@@ -176,11 +195,14 @@ def export_tflite(
             that does not compute the model; `path` is then as it was.
     """
     path = Path(path)
-    _check_choices(storage, input_type, output_type)
+    _check_choices(storage, input_type, output_type, runtime)
+    _check_batch(batch)
     _check_metadata(metadata)
     _check_student(student)
     _described(student, output_kinds)
-    choices = (input_type, output_type, dict(metadata or {}), scale_codes)
+    known = facts(class_names, scaling)
+    file = (dict(metadata or {}), scale_codes, batch, runtime, known)
+    choices = (input_type, output_type, *file)
     lowered = _lower(student, storage, *choices)
     given = verify_data is not None
     if not given:
@@ -208,7 +230,7 @@ def export_tflite(
     if given:
         _check_outputs(outputs, deviations, least_agreement)
     contents = {storage: lowered.content}
-    for other in STORAGES:
+    for other in STORAGES_OF[runtime]:
         contents.setdefault(other, _lower(student, other, *choices).content)
     report = ExportReport(
         path=str(path),
@@ -218,8 +240,11 @@ def export_tflite(
         file_bytes=len(lowered.content),
         data="given" if given else "random",
         layers=tuple(layers),
-        storage_bytes={name: len(contents[name]) for name in STORAGES},
-        latency_ms=measure_latency(student, contents, latency_runs),
+        storage_bytes={name: len(contents[name]) for name in STORAGES_OF[runtime]},
+        latency_ms=measure_latency(
+            student, contents, latency_runs if runtime == "litert" else 0
+        ),
+        runtime=runtime,
         unsnapped_layers=tuple(unsnapped),
         **vars(outputs),
     )
@@ -266,8 +291,19 @@ def measure_latency(
     return {n: 1000 * s for n, s in latencies(usable, runs).items()}
 
 
-def _check_choices(storage: str, input_type: str, output_type: str) -> None:
+def _check_batch(batch: Any) -> None:
+    if batch is not None and (type(batch) is not int or batch < 1):
+        raise ExportError(
+            "batch must be a whole number of images, 1 or more. "
+            f"Received: batch={batch!r}. Leave it out for any number."
+        )
+
+
+def _check_choices(
+    storage: str, input_type: str, output_type: str, runtime: str
+) -> None:
     choices = {
+        "runtime": (runtime, tuple(STORAGES_OF)),
         "storage": (storage, STORAGES),
         "input_type": (input_type, TYPES),
         "output_type": (output_type, TYPES),
@@ -278,6 +314,12 @@ def _check_choices(storage: str, input_type: str, output_type: str) -> None:
                 f"{what} must be one of {', '.join(valid)}. "
                 f"Received: {what}={value!r}. {suggest(str(value), valid)}"
             )
+    if storage not in STORAGES_OF[runtime]:
+        raise ExportError(
+            f"storage must be {' or '.join(STORAGES_OF[runtime])} with "
+            f"runtime={runtime!r}, which cannot compute INT2, and INT4 only with codes "
+            f"off by one. Received: storage={storage!r}. Leave it out."
+        )
 
 
 def _check_metadata(metadata: Any) -> None:

@@ -241,6 +241,7 @@ class FileBuilder:
         inputs: Mapping[str, int],
         outputs: Mapping[str, int],
         metadata: Mapping[str, Any],
+        entries: Mapping[str, bytes] | None = None,
     ) -> bytes:
         """Write the file.
 
@@ -248,6 +249,7 @@ class FileBuilder:
             inputs: name -> tensor number, in the order of the model's inputs.
             outputs: likewise.
             metadata: stored as JSON; `read_metadata` gives it back.
+            entries: more metadata, name -> content.
 
         Returns:
             The file's bytes.
@@ -259,11 +261,16 @@ class FileBuilder:
         model.subgraphs = [self._subgraph(inputs, outputs)]
         model.signatureDefs = [_signature(inputs, outputs)]
         model.operatorCodes = [_operator_code(*key) for key in self._codes]
-        entry = schema.MetadataT()
-        entry.name = METADATA_NAME
-        entry.buffer = self._buffer(json.dumps(metadata).encode("utf-8"))
-        model.metadata, model.buffers = [entry], self.buffers
+        contents = {METADATA_NAME: json.dumps(metadata).encode("utf-8")}
+        contents.update(entries or {})
+        model.metadata = [self._entry(*item) for item in contents.items()]
+        model.buffers = self.buffers
         return _pack(model)
+
+    def _entry(self, name: str, content: bytes) -> Any:
+        entry = schema.MetadataT()
+        entry.name, entry.buffer = name, self._buffer(content)
+        return entry
 
     def _forget_batch(self, kept: set[int]) -> None:
         """Say only of some tensors that a size may vary; that of others follows.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
 
 from gmpq_tf.graph import Call, Graph, read_graph
 from gmpq_tf.transform.placement import cap_of, is_fused, is_transparent
@@ -20,6 +21,7 @@ from .errors import ExportError
 from .flatbuffer import FileBuilder, Quantization
 from .fold import Folded
 from .grids import Grid, Value, grid_of, quantization
+from .metadata import Described
 
 FUSED = {"linear": 0, "relu": 1, "relu6": 3}  # schema.ActivationFunctionType
 # Pixels scaled to -1..1 lie on halves of their grid, where every kernel rounds its way.
@@ -97,11 +99,15 @@ class IntegerGraph:
         storage: str = "fast",
         scale_codes: bool = False,
         batch: int | None = None,
+        runtime: str = "litert",
     ) -> None:
         self.student = student
         self.storage, self.scale_codes = storage, scale_codes
         self.graph = read_graph(student)
-        self.batch = batch or fixed_batch(self.graph)
+        self.runtime = runtime
+        default = 1 if runtime == "micro" else None
+        self.batch = batch or fixed_batch(self.graph) or default
+        self._grids: dict[int, Grid | None] = {}  # of the file's inputs and outputs
         self.consumers = self.graph.consumers()
         self.producers = self.graph.producers()
         self.file = FileBuilder()
@@ -122,6 +128,7 @@ class IntegerGraph:
             grid = self.next_grid(index, name)
             self.input_grids.append(grid)
             named[name] = self._add_input(index, name, grid, input_type)
+            self._grids[named[name]] = grid
         return named
 
     def _add_input(self, index: int, name: str, grid: Grid, input_type: str) -> int:
@@ -154,7 +161,19 @@ class IntegerGraph:
             value = self.values[index]
             self.output_steps.append(value.grid.step if value.grid else 1 / 256)
             named[name] = self._add_output(index, name, value, output_type)
+            self._grids[named[name]] = value.grid
         return named
+
+    def described(self, named: dict[str, int]) -> list[Described]:
+        """What the standard metadata say of the file's inputs or outputs."""
+        kinds = {getattr(schema.TensorType, k.upper()): k for k in ("float32", "int8")}
+        found = []
+        for name, number in named.items():
+            tensor = self.file.tensors[number]
+            kind = kinds.get(tensor.type, "uint8")
+            shape = (self.batch, *tensor.shape[1:])
+            found.append(Described(name, shape, kind, self._grids[number]))
+        return found
 
     def _add_output(self, index: int, name: str, value: Value, output_type: str) -> int:
         if value.grid is None or output_type == "int8":

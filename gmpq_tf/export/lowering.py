@@ -26,6 +26,7 @@ from .elementwise import (
 from .errors import ExportError
 from .grids import Grid
 from .integer_graph import Check, IntegerGraph, Kernel
+from .metadata import ENTRY_NAME, Facts, standard_metadata, with_labels
 from .pools import lower_average, lower_max_pool
 from .shapes import (
     lower_alias,
@@ -75,6 +76,7 @@ class Lowered:
     checks: list[Check]
     input_grids: list[Grid]
     output_steps: list[float]
+    runs_in: str = "xnnpack"  # kernels of the runtime that it is for
 
 
 def lower(
@@ -85,6 +87,8 @@ def lower(
     metadata: dict | None = None,
     scale_codes: bool = False,
     batch: int | None = None,
+    runtime: str = "litert",
+    known: Facts | None = None,
 ) -> Lowered:
     """Write a quantized model as TFLite operators.
 
@@ -98,24 +102,32 @@ def lower(
         scale_codes: multiply kernel codes by a power of two.
         batch: images that the file takes at a time; None: any number, or that of the
             model where it is fixed.
+        runtime: "litert", or "micro" for TFLite Micro: one image at a time where
+            nothing says otherwise, and `scale_codes`.
+        known: class names and scaling, for the standard metadata.
 
     Raises:
         ExportError: layers that have no integer counterpart; all are named.
     """
-    net = IntegerGraph(student, storage, scale_codes, batch)
+    micro = runtime == "micro"
+    net = IntegerGraph(student, storage, scale_codes or micro, batch, runtime)
     check_kinds(net.graph)
     inputs = net.add_inputs(input_type)
     for call in net.graph.calls:
         add_call(net, call, output_type)
     outputs = net.add_outputs(output_type)
-    content = net.file.finish(inputs, outputs, metadata or {})
+    described = net.described(inputs), net.described(outputs)
+    known = known or Facts()
+    standard = standard_metadata(student.name, *described, known)
+    content = net.file.finish(inputs, outputs, metadata or {}, {ENTRY_NAME: standard})
     return Lowered(
-        content,
+        with_labels(content, described[1], known),
         net.graph,
         net.kernels,
         net.checks,
         net.input_grids,
         net.output_steps,
+        "reference" if micro else "xnnpack",
     )
 
 

@@ -134,7 +134,7 @@ def compare_outputs(
     batches: Iterable[Batch],
     near_steps: float = NEAR_STEPS,
 ) -> Outputs:
-    """Run Keras, XNNPACK and built-in kernels on the same inputs, and compare.
+    """Run Keras, the runtime's and built-in kernels on the same inputs, and compare.
 
     Args:
         student: the Keras model.
@@ -146,7 +146,7 @@ def compare_outputs(
     Raises:
         TaskError: labels that do not fit what the outputs are.
     """
-    fast = TFLiteModel(lowered.content)
+    fast = TFLiteModel(lowered.content, kernels=lowered.runs_in)
     builtin = TFLiteModel(lowered.content, use_xnnpack=False)
     tallies = [
         Tally(output, step, near_steps)

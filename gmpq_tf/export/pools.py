@@ -140,6 +140,12 @@ def lower_padded_average(net: IntegerGraph, call: Call) -> None:
     In UINT8, where no stored integer is negative, so that halves round upwards as in
     Keras; from INT8 and back only the zero point moves.
     """
+    if net.runtime == "micro":
+        raise ExportError(
+            "TFLite Micro cannot average over the edge of an image as Keras does. "
+            f"Received: layer={call.name!r} with padding='same', whose windows reach "
+            "beyond the image. Use padding='valid', or a DepthwiseConv2D."
+        )
     source, index = net.input(call), call.outputs[0]
     assert source.grid is not None
     options = schema.Pool2DOptionsT()

@@ -75,6 +75,10 @@ class ExportConfig:
             where they have 2).
         scale_codes: Store kernel codes times a power of two, for runtimes whose kernels
             round twice (without XNNPACK).
+        batch: Images that the file takes at a time, written into every shape; empty for
+            any number.
+        runtime: The runtime it is for: litert, or micro (TFLite Micro: a fixed batch,
+            of one image unless --batch says more, and scaled codes).
         latency_runs: Timed runs of each storage and of the float model; 0 for none.
         input_type: Type of the input tensor.
         output_type: Type of the output tensor.
@@ -92,6 +96,8 @@ class ExportConfig:
     format: Literal["tflite", "tfmot", "litert_recipe"] = "tflite"
     storage: Literal["fast", "packed", "smallest"] = "fast"
     scale_codes: bool = False
+    batch: int | None = None
+    runtime: Literal["litert", "micro"] = "litert"
     latency_runs: int = LATENCY_RUNS
     least_agreement: float = LEAST_AGREEMENT
     output_kind: OutputKindName | None = None
@@ -106,6 +112,11 @@ class ExportConfig:
                 raise ValueError(
                     f"{name} must be 0 or more. Received: {name}={getattr(self, name)}."
                 )
+        if self.batch is not None and self.batch < 1:
+            raise ValueError(
+                "batch must be 1 image or more, or none for any number. "
+                f"Received: batch={self.batch}."
+            )
         if not 0 <= self.least_agreement <= 1:
             raise ValueError(
                 "least_agreement must be 0 to 1. "
@@ -163,6 +174,10 @@ def write_tflite(
             verify_data=verification_images(dataset, config.verify_images),
             metadata=metadata(path.parent, dataset),
             scale_codes=config.scale_codes,
+            batch=config.batch,
+            runtime=config.runtime,
+            class_names=class_names(student, dataset),
+            scaling=dataset.config.input_scaling(),
             latency_runs=config.latency_runs,
             least_agreement=config.least_agreement,
             output_kinds=config.output_kind,
@@ -222,6 +237,13 @@ def verification_images(dataset: Dataset, count: int) -> Any:
     batches = dataset.validation() if held_out else dataset.calibration(count)
     size = min(count, dataset.config.batch_size)
     return batches.unbatch().take(count).batch(size)
+
+
+def class_names(student: keras.Model, dataset: Dataset) -> tuple[str, ...]:
+    """Returns the names of the scores of a model: those of the classes, if as many."""
+    names = tuple(dataset.class_names)
+    fits = any(tuple(o.shape[1:]) == (len(names),) for o in student.outputs)
+    return names if fits else ()
 
 
 def metadata(folder: Path, dataset: Dataset) -> dict[str, Any]:

@@ -185,7 +185,8 @@ def stored_tensors(
 ) -> dict[int, np.ndarray]:
     """Content of every tensor to check, from a copy of the file that returns them."""
     wanted = sorted({check.value.tensor for check in lowered.checks})
-    model = TFLiteModel(with_outputs(lowered.content, wanted))
+    content = with_outputs(lowered.content, wanted)
+    model = TFLiteModel(content, kernels=lowered.runs_in)
     model.check(arrays)
     return dict(zip(wanted, model.stored(arrays), strict=True))
 

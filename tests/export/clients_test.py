@@ -1,0 +1,216 @@
+"""Exported files in the programs that users run them with.
+
+MediaPipe and TFLite Micro live in an environment of their own (`make test` makes it in
+.venv/clients; GMPQ_CLIENTS may name another), because MediaPipe and TFMOT want
+different versions of absl-py.
+"""
+
+import ctypes
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from gmpq_tf.export.errors import ExportError
+from gmpq_tf.export.exporter import export_tflite
+from gmpq_tf.export.runtime import TFLiteModel
+from gmpq_tf.transform import snap_biases
+
+from .nets import NETS, L, conv_bn, images, student_of
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ROOT / "tests" / "clients"
+NAMES = ["cat", "dög", "big bird", "x"]
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    """Runs a script of tests/clients; returns the file that it writes."""
+    folder = Path(os.environ.get("GMPQ_CLIENTS", ROOT / ".venv" / "clients"))
+    python = folder / "bin" / "python"
+    if not python.exists():
+        pytest.skip(f"no MediaPipe and TFLite Micro in {folder}; `make test` puts them")
+
+    def run(script, model, arrays, suffix):
+        place = tmp_path_factory.mktemp("client")
+        np.savez(place / "in.npz", *arrays)
+        command = [python, SCRIPTS / script, model, place / "in.npz"]
+        output = place / f"out{suffix}"
+        done = subprocess.run([*command, output], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return output
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def micro(client):
+    """Runs a file in TFLite Micro."""
+
+    def run(model, *arrays):
+        return list(np.load(client("run_micro.py", model, arrays, ".npz")).values())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def classify(client):
+    """Scores that MediaPipe gives pixels, by class name."""
+    for library in ("libEGL.so.1", "libGLESv2.so.2"):
+        try:
+            ctypes.CDLL(library)
+        except OSError:
+            pytest.skip(f"MediaPipe needs {library}: apt-get install libegl1 libgles2")
+
+    def run(model, pixels):
+        found = client("classify.py", model, [pixels], ".json")
+        return json.loads(found.read_text(encoding="utf-8"))
+
+    return run
+
+
+def every_part():
+    """Gates, products, pools, crops and groups, of which the other nets have none."""
+    x = inputs = keras.Input((12, 12, 4), name="image")
+    x = conv_bn(L.ZeroPadding2D(1)(x), 8, "stem", relu="relu6")
+    gate = L.GlobalAveragePooling2D(keepdims=True)(x)
+    gate = L.Conv2D(8, 1, activation="sigmoid", name="gate")(gate)
+    x = conv_bn(L.Multiply()([x, gate]), 8, "groups", groups=4, padding="same")
+    x = L.AveragePooling2D(2)(L.MaxPooling2D(3, strides=1, padding="same")(x))
+    x = L.UpSampling2D(2)(L.Cropping2D(1)(x))
+    x = L.DepthwiseConv2D(3, depth_multiplier=2, dilation_rate=2, name="deep")(x)
+    x = L.Concatenate()([L.ReLU()(x), x])
+    x = L.Dense(6, name="dense")(L.GlobalMaxPooling2D()(x))
+    return keras.Model(inputs, L.Dense(1, activation="sigmoid", name="score")(x))
+
+
+MICRO_NETS = {**NETS, "every_part": every_part}
+del MICRO_NETS["branches"]  # averages beyond the edge
+
+
+@pytest.mark.parametrize("kind", ["float32", "int8"])
+@pytest.mark.parametrize("net", MICRO_NETS)
+def test_micro_computes_what_the_reference_kernels_do(tmp_path, micro, net, kind):
+    student = student_of(MICRO_NETS[net](), 4, 4)
+    snap_biases(student)
+    path = tmp_path / "m.tflite"
+    options = {"input_type": kind, "output_type": kind}
+    report = export_tflite(student, path, runtime="micro", **options)
+    assert report.runtime == "micro" and list(report.storage_bytes) == ["fast"]
+    model = TFLiteModel(path, kernels="reference")
+    assert model.batch == 1
+    arrays = images(student, 4)
+    arrays = arrays if isinstance(arrays, list) else [arrays]
+    if kind == "int8":
+        random = np.random.default_rng(0)
+        arrays = [random.integers(-128, 128, a.shape).astype("int8") for a in arrays]
+    want = model.stored(arrays)
+    for have, wanted in zip(micro(path, *arrays), want, strict=True):
+        np.testing.assert_allclose(
+            have.astype("float32"), wanted, atol=1.01 if kind == "int8" else 1e-5
+        )
+
+
+def test_what_micro_cannot_do_is_refused_by_name(tmp_path):
+    student, path = student_of(NETS["branches"](), 8, 8), tmp_path / "m.tflite"
+    with pytest.raises(ExportError, match=r"layer='average_pooling2d\w*'.*valid"):
+        export_tflite(student, path, runtime="micro")
+    plain = student_of(NETS["plain"](), 2, 2)
+    for storage in ("packed", "smallest"):
+        with pytest.raises(ExportError, match=f"storage='{storage}'. Leave it out"):
+            export_tflite(plain, path, runtime="micro", storage=storage)
+    with pytest.raises(ExportError, match=r"litert, micro.*Did you mean 'micro'"):
+        export_tflite(plain, path, runtime="mcro")
+    for batch in (0, 1.5, True):
+        with pytest.raises(ExportError, match=f"batch={batch}"):
+            export_tflite(plain, path, batch=batch)
+    assert not path.exists()
+
+
+def pictures():
+    inputs = keras.Input((16, 16, 3), name="image")
+    x = L.Conv2D(8, 3, strides=2, activation="relu", name="a")(inputs)
+    x = L.Dense(4, name="b")(L.GlobalAveragePooling2D()(x))
+    return keras.Model(inputs, L.Softmax(name="scores")(x))
+
+
+SCALINGS = {
+    "0..255": (0.0, 1.0),
+    "-1..1": (127.5, 127.5),
+    "mean_std": ((120.0, 110.0, 100.0), (60.0, 55.0, 65.0)),
+}
+
+
+@pytest.mark.parametrize(
+    ("scaling", "kind"),
+    [(s, "float32") for s in SCALINGS] + [("0..255", "uint8"), ("-1..1", "uint8")],
+)
+def test_mediapipe_gives_the_scores_and_names(tmp_path, classify, scaling, kind):
+    mean, std = map(np.array, SCALINGS[scaling])
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), "uint8")
+    pixels[0], pixels[1] = 0, 255
+    x = ((pixels - mean) / std).astype("float32")
+    config = {"kind": scaling}
+    if scaling == "mean_std":
+        config |= {"mean": (mean / 255).tolist(), "std": (std / 255).tolist()}
+    path = tmp_path / "m.tflite"
+    options = {"input_type": kind, "output_type": kind, "verify_data": x}
+    student = student_of(pictures(), 8, 8, x=x)
+    export_tflite(student, path, class_names=NAMES, scaling=config, **options)
+    want = TFLiteModel(path).predict(x if kind == "float32" else pixels)
+    have = [[scores[name] for name in NAMES] for scores in classify(path, pixels)]
+    # An input that falls on a half of its grid goes either way.
+    step = 1 / 256 if kind == "uint8" else 2e-3
+    np.testing.assert_allclose(have, want, atol=1.01 * step)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_resnet8_decides_in_micro_as_in_litert(tmp_path, micro, shared_dir, bits):
+    weights = shared_dir / "weights" / "mlperf_tiny_resnet8_cifar10.h5"
+    if not weights.exists():
+        pytest.skip("the weights of MLPerf Tiny's ResNet-8 are not here")
+    x = cifar(shared_dir)
+    student = student_of(
+        keras.models.load_model(weights, compile=False), bits, bits, x=x
+    )
+    snap_biases(student, [x])
+    path = tmp_path / "m.tflite"
+    report = export_tflite(
+        student, path, runtime="micro", verify_data=x, least_agreement=0.8
+    )
+    decisions = {
+        kernels: TFLiteModel(path, kernels=kernels).predict(x).argmax(-1)
+        for kernels in ("reference", "xnnpack")
+    }
+    (scores,) = micro(path, x)
+    np.testing.assert_array_equal(scores.argmax(-1), decisions["reference"])
+    # Kernels that round twice decide otherwise where two scores are close.
+    equal = np.mean(scores.argmax(-1) == decisions["xnnpack"])
+    assert equal >= {8: 0.99, 4: 0.9}[bits]
+    assert report.agreement >= {8: 0.99, 4: 0.9}[bits]
+
+
+def test_mlperfs_own_file_runs_in_micro(micro, shared_dir):
+    path = shared_dir / "weights" / "mlperf_tiny_resnet8_cifar10_int8.tflite"
+    if not path.exists():
+        pytest.skip("the int8 file of MLPerf Tiny's ResNet-8 is not here")
+    pixels = (cifar(shared_dir)[:50] - 128).astype("int8")
+    (scores,) = micro(path, pixels)
+    want = TFLiteModel(path, kernels="reference").predict(pixels)
+    np.testing.assert_array_equal(scores.argmax(-1), want.argmax(-1))
+
+
+def cifar(shared_dir):
+    """The first 200 test images, pixels 0..255."""
+    from gmpq_tf.data import DataConfig, load_dataset
+
+    folder = shared_dir / "data" / "tfds"
+    if not (folder / "cifar10").exists():
+        pytest.skip("CIFAR-10 is not here")
+    data = DataConfig("cifar10", data_dir=str(folder), scaling="0..255", batch_size=200)
+    images, _ = next(iter(load_dataset(data).test()))
+    return np.asarray(images)
