@@ -17,8 +17,8 @@ demo: $(VENV)/.core
 	$(BIN)/python -m train.demo --dataset=$(DATASET) --workdir=$(WORKDIR) \
 	    $(if $(DATA_DIR),--data_dir=$(DATA_DIR))
 
-test: lint
-	$(BIN)/python -m pytest -q -n 2 -m "not slow and not large"
+test: lint $(VENV)/clients/.made
+	GMPQ_CLIENTS=$(VENV)/clients $(BIN)/python -m pytest -q -n 2 -m "not slow and not large"
 
 slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m "slow or large"
@@ -45,6 +45,15 @@ $(VENV)/.dev: setup.py constraints.txt | $(VENV)
 	@echo "Installing into $(VENV) (TensorFlow is large: this takes minutes once)"
 	$(INSTALL) --editable ".[dev]"
 	@touch $@
+
+# MediaPipe and TFLite Micro want another absl-py than TFMOT. Where they cannot be had
+# (no wheel for this Python, say), the tests that run them are skipped.
+$(VENV)/clients/.made: constraints-clients.txt | $(VENV)
+	@echo "Installing MediaPipe and TFLite Micro into $(VENV)/clients"
+	$(PYTHON) -m venv $(VENV)/clients
+	$(VENV)/clients/bin/python -m pip install --quiet --disable-pip-version-check \
+	    --constraint constraints-clients.txt mediapipe tflite-micro && touch $@ || \
+	    (echo "Not installed: their tests are skipped"; rm -rf $(VENV)/clients)
 
 $(VENV):
 	$(PYTHON) -m venv $(VENV)

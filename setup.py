@@ -30,6 +30,9 @@ EXTRAS = {
     "safetensors": SAFETENSORS,
     # Boxes, anchors and the COCO metric that keras-cv computes with pycocotools.
     "detection": ["keras-cv", "pycocotools"],
+    # Programs that run exported files. They want absl-py 2, and "dev" absl-py 1: the
+    # Makefile gives them an environment of their own.
+    "clients": ["mediapipe", "tflite-micro"],
     "dev": [
         *TFMOT,  # the tests of export/tfmot.py
         *LITERT,

@@ -31,6 +31,7 @@ DISTRIBUTIONS = {
     "tensorflow_datasets": "tensorflow-datasets",
     "tensorflow_model_optimization": "tensorflow-model-optimization",
     "tf_keras": "tf-keras",
+    "tflite_micro": "tflite-micro",
 }
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.exporter import export_tflite
+from gmpq_tf.export.lowering import lower
 from gmpq_tf.export.runtime import TFLiteModel
 from gmpq_tf.transform import snap_biases
 
@@ -30,7 +31,7 @@ NAMES = ["cat", "dög", "big bird", "x"]
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
     """Runs a script of tests/clients; returns the file that it writes."""
-    folder = Path(os.environ.get("GMPQ_CLIENTS", ROOT / ".venv" / "clients"))
+    folder = Path(os.environ.get("GMPQ_CLIENTS", ROOT / ".venv" / "clients")).absolute()
     python = folder / "bin" / "python"
     if not python.exists():
         pytest.skip(f"no MediaPipe and TFLite Micro in {folder}; `make test` puts them")
@@ -109,9 +110,10 @@ def test_micro_computes_what_the_reference_kernels_do(tmp_path, micro, net, kind
         random = np.random.default_rng(0)
         arrays = [random.integers(-128, 128, a.shape).astype("int8") for a in arrays]
     want = model.stored(arrays)
+    step = max(lower(student).output_steps)
     for have, wanted in zip(micro(path, *arrays), want, strict=True):
         np.testing.assert_allclose(
-            have.astype("float32"), wanted, atol=1.01 if kind == "int8" else 1e-5
+            have.astype("float32"), wanted, atol=1.01 if kind == "int8" else 2.01 * step
         )
 
 
@@ -141,7 +143,7 @@ def pictures():
 SCALINGS = {
     "0..255": (0.0, 1.0),
     "-1..1": (127.5, 127.5),
-    "mean_std": ((120.0, 110.0, 100.0), (60.0, 55.0, 65.0)),
+    "mean_std": ((120.0,) * 3, (60.0,) * 3),
 }
 
 
@@ -206,11 +208,10 @@ def test_mlperfs_own_file_runs_in_micro(micro, shared_dir):
 
 def cifar(shared_dir):
     """The first 200 test images, pixels 0..255."""
-    from gmpq_tf.data import DataConfig, load_dataset
+    import tensorflow_datasets as tfds
 
     folder = shared_dir / "data" / "tfds"
     if not (folder / "cifar10").exists():
         pytest.skip("CIFAR-10 is not here")
-    data = DataConfig("cifar10", data_dir=str(folder), scaling="0..255", batch_size=200)
-    images, _ = next(iter(load_dataset(data).test()))
-    return np.asarray(images)
+    split = tfds.load("cifar10", split="test[:200]", data_dir=folder, batch_size=-1)
+    return split["image"].numpy().astype("float32")
