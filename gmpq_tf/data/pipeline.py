@@ -12,6 +12,7 @@ from gmpq_tf.data.config import DataConfig
 from gmpq_tf.data.decoding import resize
 from gmpq_tf.data.errors import DataError
 from gmpq_tf.data.folder import check_files
+from gmpq_tf.data.identity import identity_of
 from gmpq_tf.data.registry import find_spec, with_defaults
 from gmpq_tf.data.scaling import scale_images
 from gmpq_tf.data.spec import Raw
@@ -45,12 +46,14 @@ class Dataset:
         splits: `"train"`, `"validation"` and `"test"`; any may be missing.
         image_shape: Height, width and channels of the images in the splits, square.
         class_names: One name a class.
+        sources: The splits before images were read into memory.
     """
 
     config: DataConfig
     splits: Mapping[str, Split]
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
+    sources: Mapping[str, Split] = dataclasses.field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
@@ -68,6 +71,15 @@ class Dataset:
         """Number of images of `"train"`, `"validation"` and `"test"`."""
         names = ("train", "validation", "test")
         return {n: self.splits[n].size if n in self.splits else 0 for n in names}
+
+    def identity(self, name: str) -> str:
+        """Return 16 hex digits that change with the images of a split.
+
+        Args:
+            name: `"train"`, `"validation"` or `"test"`; "" for one that is missing.
+        """
+        split = self.sources.get(name, self.splits.get(name))
+        return "" if split is None else identity_of(split)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -217,8 +229,8 @@ def load_dataset(config: DataConfig) -> Dataset:
     splits = dict(raw.splits)
     if "validation" not in splits and "train" in splits:
         splits |= _hold_out(splits["train"], config)
-    splits = {k: _prepared(k, split, raw, config) for k, split in splits.items()}
-    return Dataset(config, splits, raw.image_shape, raw.class_names)
+    prepared = {k: _prepared(k, split, raw, config) for k, split in splits.items()}
+    return Dataset(config, prepared, raw.image_shape, raw.class_names, splits)
 
 
 def check_num_classes(model_output_shape: tuple[Any, ...], dataset: Dataset) -> None:
