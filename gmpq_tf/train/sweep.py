@@ -36,18 +36,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from gmpq_tf.cost import count_cost
 from gmpq_tf.data import DataConfig
 from gmpq_tf.export.app import run_main
 from gmpq_tf.export.errors import StageError
 from gmpq_tf.export.flags import field_types, from_flags, word_for_none
 from gmpq_tf.export.records import fingerprint, read_json
 from gmpq_tf.export.run_config import RunConfig, WorkdirConfig
+from gmpq_tf.export.stage import Stage
 from gmpq_tf.export.workdir import LOCKED
 from gmpq_tf.files import parse_json, read_text, write_atomic, write_json
 from gmpq_tf.models import load_model
 from gmpq_tf.names import suggest
-from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.report.plots import plot_front, png_bytes
 from gmpq_tf.report.read import ResultRow
 
@@ -182,8 +181,18 @@ def read_points(spec: Path) -> dict[str, Point]:
         for key, value in _checked_values("a point", choice).items():
             for stage, flag in _stages_of(key):
                 point[stage][flag] = value
+        _check_decides(point)
         points[f"{number:0{width}}_{_label(choice)}"] = point
     return points
+
+
+def _check_decides(point: Point) -> None:
+    """Refuses points that would be finished without an accuracy to draw."""
+    if point["evaluate"].get("output_kind") == "numbers":
+        raise StageError(
+            "A sweep draws accuracies, which numbers do not have. "
+            "Received: evaluate.output_kind=numbers. Leave it out."
+        )
 
 
 def _read_spec(spec: Path) -> dict[str, Any]:
@@ -438,13 +447,13 @@ def point_row(folder: Path) -> Flags | None:
     evaluation = read_json(folder / "finetune" / "evaluation.json")
     if not {"accuracy", "images", "split"} <= evaluation.keys():
         return None
-    policy = BitwidthPolicy.load(folder / "finetune" / "policy.json")
-    cost = count_cost(load_model(folder / "finetune" / "model.keras"), policy)
+    # Counted on the float model: the student has quantizers' variables beside weights.
+    cost = Stage(folder, "finetune").results()
     return {
         "point": folder.name,
         "accuracy": evaluation["accuracy"],
-        "bit_ops": cost.bit_ops,
-        "weight_bytes": cost.weight_bytes,
+        "bit_ops": cost["bit_ops"],
+        "weight_bytes": cost["weight_bytes"],
         "images": evaluation["images"],
         "split": evaluation["split"],
     }

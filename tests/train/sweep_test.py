@@ -8,10 +8,16 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import keras
 import pytest
 
+from gmpq_tf.cost import count_cost
+from gmpq_tf.data import DataConfig
 from gmpq_tf.export.app import StopRequested, stopped_by_signals
 from gmpq_tf.export.errors import StageError
+from gmpq_tf.export.run_config import WorkdirConfig
+from gmpq_tf.policy import BitwidthPolicy
+from gmpq_tf.train.report import ReportConfig, report
 from gmpq_tf.train.sweep import (
     Children,
     SweepConfig,
@@ -23,6 +29,7 @@ from gmpq_tf.train.sweep import (
     sweep,
 )
 
+DIGITS = DataConfig("digits", batch_size=256)
 TINY = {
     "search": {"epochs": 1, "dataset": "digits", "batch_size": 256},
     "finetune": {"epochs": 1, "dataset": "digits", "batch_size": 256},
@@ -202,6 +209,14 @@ def test_two_starters_share_the_points_and_a_third_finds_them_done(
     assert [row["point"] for row in rows] == ["0_eta=0", "1_eta=100"]
     assert all(0 <= float(row["accuracy"]) <= 1 for row in rows)
     assert (path.parent / "accuracy_bops.png").stat().st_size > 1000
+    # One policy, one figure: of the float model, as the fine-tuning and reports count.
+    folder = path.parent / "points" / rows[0]["point"]
+    model = keras.models.load_model(float_file)
+    cost = count_cost(model, BitwidthPolicy.load(folder / "finetune" / "policy.json"))
+    report(ReportConfig(attribution_images=0), DIGITS, WorkdirConfig(str(folder)))
+    (reported,) = json.loads((folder / "summary.json").read_text())["rows"]
+    for name in ("bit_ops", "weight_bytes"):
+        assert float(rows[0][name]) == reported[name] == getattr(cost, name)
     log = (path.parent / "points/0_eta=0/search.log").read_text()
     assert "is finished already" in log
 
