@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from gmpq_tf.graph import read_graph
-from gmpq_tf.task import Output, TaskError, match_labels
+from gmpq_tf.task import Numbers, Output, TaskError, match_labels
 from gmpq_tf.transform.batches import Batch, ModelInputs
 
 from .lowering import Lowered
@@ -225,17 +225,17 @@ class Tally:
         if labels is None:
             return
         for name, scores in (("keras", want), ("tflite", have)):
-            if self.kind.decides:
-                self._mean(f"{name}_accuracy", self.kind.right(scores, labels))
-            else:
+            if isinstance(self.kind, Numbers):
                 self._mean(f"{name}_error", np.abs(scores - numbers(scores, labels)))
+            else:
+                self._mean(f"{name}_accuracy", self.kind.right(scores, labels))
 
     def add_builtin(self, want: np.ndarray, have: np.ndarray) -> None:
         """Add a batch of Keras's numbers and the built-in kernels'."""
         self._alike("builtin_", want, have)
 
     def _alike(self, prefix: str, want: np.ndarray, have: np.ndarray) -> None:
-        if self.kind.decides:
+        if not isinstance(self.kind, Numbers):
             differ = self.kind.decide(want) != self.kind.decide(have)
             tie = (self.kind.margin(want) == 0) | (self.kind.margin(have) == 0)
             self._mean(f"{prefix}agreement", ~differ)

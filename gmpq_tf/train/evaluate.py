@@ -1,5 +1,8 @@
 """Measures the models of a workdir: accuracy, and agreement of .tflite with Keras.
 
+Decisions are those of the model: the largest score of several classes, 0.5 of a single
+sigmoid, 0 of a single logit; --output_kind says otherwise.
+
 Looks at model.keras and model.tflite in every folder of the workdir (or in --names) and
 writes evaluation.json beside them.
 
@@ -22,11 +25,14 @@ from gmpq_tf.data import DataConfig, Dataset, load_dataset
 from gmpq_tf.export.app import run_main
 from gmpq_tf.export.errors import StageError
 from gmpq_tf.export.flags import from_flags
+from gmpq_tf.export.outputs import Tally
 from gmpq_tf.export.records import fingerprint, read_json, recorded_data
 from gmpq_tf.export.run_config import WorkdirConfig, set_threads
 from gmpq_tf.export.runtime import TFLiteModel
 from gmpq_tf.files import write_json
 from gmpq_tf.names import suggest
+from gmpq_tf.task import Output, classifier_kind
+from gmpq_tf.task.kinds import OutputKindName, read_kind
 
 from .inputs import load_float_model
 
@@ -40,10 +46,14 @@ class EvaluateConfig:
     Args:
         names: Folders in the workdir whose models are measured; none: all of them.
         split: Images to measure on: validation for choices, test only at the end.
+        output_kind: What the output says: classes (the largest score decides), binary
+            (each number is a probability, decided at 0.5), binary_logit (decided at 0)
+            or numbers, which have errors and no accuracy; none: as the model ends.
     """
 
     names: tuple[str, ...] | None = None
     split: Literal["validation", "test"] = "validation"
+    output_kind: OutputKindName | None = None
 
 
 def evaluate(
@@ -58,8 +68,8 @@ def evaluate(
         name: the folder.
 
     Returns:
-        What evaluation.json says: split, images, accuracy and, with a .tflite,
-        tflite_accuracy, agreement and file_bytes.
+        What evaluation.json says: split, images, accuracy, what was compared and,
+        with a .tflite, tflite_accuracy, agreement (or errors) and file_bytes.
 
     Raises:
         ValueError: a file cannot be read or does not suit the images.
@@ -75,43 +85,53 @@ def evaluate(
     tflite = TFLiteModel(path) if path.exists() else None
     batches = dataset.test() if config.split == "test" else dataset.validation()
     with dataset.naming_damaged_images():
-        result = {"split": config.split, **compare(model, tflite, batches)}
+        measured = compare(model, tflite, batches, config.output_kind)
+    result = {"split": config.split, **measured}
     result["file_bytes"] = path.stat().st_size if tflite else None
     write_json(folder / RESULT, {**result, "identity": identity})
     return result
 
 
 def compare(
-    model: keras.Model, tflite: TFLiteModel | None, batches: Iterable
+    model: keras.Model,
+    tflite: TFLiteModel | None,
+    batches: Iterable,
+    output_kind: str | None = None,
 ) -> dict[str, Any]:
     """Runs a Keras model and a .tflite on the same images.
 
     Args:
-        model: a classifier.
+        model: of one output.
         tflite: its file, or None.
-        batches: (images, labels).
+        batches: (images, class numbers).
+        output_kind: what the output says; None: what a classifier's does.
 
     Returns:
-        images, accuracy, tflite_accuracy, agreement; the last two None without a file.
+        images, accuracy, tflite_accuracy, agreement, compared (what was, in words) and
+        the errors of the file; None what there is no file for. Plain numbers have no
+        accuracy and no agreement, and only they have errors.
     """
-    labels, classes, tflite_classes = [], [], []
-    for images, batch_labels in batches:
-        pixels = np.asarray(images)
-        labels.append(np.asarray(batch_labels))
-        classes.append(np.argmax(model.predict_on_batch(pixels), axis=-1))
+    if output_kind is None:
+        kind, known_from = classifier_kind(model), "labels"
+    else:
+        kind, known_from = read_kind(output_kind), "stated"
+    shape = tuple(model.output_shape[1:])
+    tally, images = Tally(Output("output", kind, known_from, shape), None), 0
+    for pixels, batch_labels in batches:
+        pixels = np.asarray(pixels)
+        labels = np.asarray(batch_labels) if kind.decides else None
+        wanted = np.asarray(model.predict_on_batch(pixels))
+        received = wanted
         if tflite is not None:
-            outputs = tflite.predict(pixels, batch_size=len(pixels))
-            tflite_classes.append(np.argmax(outputs, axis=-1))
-    truth, found = np.concatenate(labels), np.concatenate(classes)
-    result = {"images": len(truth), "accuracy": float(np.mean(found == truth))}
-    if tflite is None:
-        return {**result, "tflite_accuracy": None, "agreement": None}
-    shipped = np.concatenate(tflite_classes)
-    return {
-        **result,
-        "tflite_accuracy": float(np.mean(shipped == truth)),
-        "agreement": float(np.mean(shipped == found)),
-    }
+            received = tflite.predict(pixels, batch_size=len(pixels))
+        tally.add(wanted, received, labels)
+        images += len(pixels)
+    row, errors = tally.report(), ("mean_error", "max_error", "relative_error")
+    result = {"images": images, "accuracy": row.keras_accuracy}
+    result |= {"compared": row.compared}
+    of_file = ("tflite_accuracy", "agreement", "ties")
+    of_file += errors if not kind.decides else ()
+    return result | {n: getattr(row, n) if tflite else None for n in of_file}
 
 
 def model_folders(
@@ -147,11 +167,19 @@ def model_folders(
 
 def describe(name: str, result: dict[str, Any]) -> str:
     """Returns one line on a result."""
-    text = f"{name}: {100 * result['accuracy']:.2f} %"
+    said = []
+    if result["accuracy"] is not None:
+        said.append(f"{100 * result['accuracy']:.2f} %")
     if result["tflite_accuracy"] is not None:
-        text += f", .tflite {100 * result['tflite_accuracy']:.2f} %"
-        text += f", agreement {100 * result['agreement']:.2f} %"
-    return f"{text} ({result['images']} {result['split']} images)"
+        said.append(f".tflite {100 * result['tflite_accuracy']:.2f} %")
+        said.append(f"agreement {100 * result['agreement']:.2f} %")
+    if result.get("mean_error") is not None:
+        said.append(f".tflite off by {result['mean_error']:.3g} in the mean")
+        said.append(f"{result['max_error']:.3g} at the most")
+    what = f"{result['images']} {result['split']} images"
+    if compared := result.get("compared"):
+        what += f"; {compared}"
+    return f"{name}: {', '.join(said) or 'numbers, without a .tflite'} ({what})"
 
 
 def _identity(config: EvaluateConfig, dataset: Dataset, folder: Path) -> dict[str, Any]:
@@ -162,7 +190,9 @@ def _identity(config: EvaluateConfig, dataset: Dataset, folder: Path) -> dict[st
     files = [folder / "model.keras", folder / "model.tflite"]
     identity = {
         "split": config.split,
+        "output_kind": config.output_kind,
         "data": {key: data[key] for key in used},
+        "images": dataset.identity(config.split),
         "files": {path.name: fingerprint(path) for path in files if path.exists()},
     }
     return json.loads(json.dumps(identity))

@@ -226,10 +226,15 @@ def _check_measured(workdir: Path, folders: list[str]) -> None:
             f"A report needs a measured model. Received: {workdir}, which has none. "
             "Run `python -m train.evaluate` with this --workdir first."
         )
-    splits = {
-        folder: str(read_json(workdir / folder / RESULT).get("split"))
-        for folder in folders
-    }
+    results = {folder: read_json(workdir / folder / RESULT) for folder in folders}
+    for folder, result in results.items():
+        if result.get("accuracy", 0.0) is None:
+            raise StageError(
+                "A table of accuracies needs models that decide something. "
+                f"Received: {folder}, measured as numbers. Run `python -m "
+                "train.evaluate` without --output_kind=numbers."
+            )
+    splits = {folder: str(result.get("split")) for folder, result in results.items()}
     if len(set(splits.values())) > 1:
         raise StageError(
             "All models of a table must be measured on the same images. "

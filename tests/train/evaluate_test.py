@@ -1,0 +1,114 @@
+"""Measured decisions, against NumPy; and what makes a measurement stale."""
+
+import dataclasses
+import json
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from gmpq_tf.data import DataConfig
+from gmpq_tf.export.errors import StageError
+from gmpq_tf.export.run_config import WorkdirConfig
+from gmpq_tf.train.evaluate import EvaluateConfig, compare, describe, evaluate
+from gmpq_tf.train.report import ReportConfig, report
+from gmpq_tf.train.sweep import read_points
+
+L = keras.layers
+X = np.random.default_rng(0).uniform(-1, 1, (48, 6)).astype("float32")
+Y = np.random.default_rng(1).integers(0, 2, 48)
+
+
+class Off:
+    """A file whose outputs are those of the model, moved."""
+
+    def __init__(self, model, by):
+        self.model, self.by = model, by
+
+    def predict(self, x, batch_size):
+        return np.asarray(self.model(x)) + self.by
+
+
+def batches():
+    return [(X[:32], Y[:32]), (X[32:], Y[32:])]
+
+
+def model_of(units, activation):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6,))
+    return keras.Model(inputs, L.Dense(units, activation=activation)(inputs))
+
+
+@pytest.mark.parametrize(
+    ("units", "activation", "decide", "compared"),
+    [
+        (1, None, lambda v: v[:, 0] > 0, "decisions above 0"),
+        (1, "sigmoid", lambda v: v[:, 0] > 0.5, "decisions at 0.5"),
+        (2, None, lambda v: v.argmax(-1), "argmax of 2 classes"),
+        (2, "softmax", lambda v: v.argmax(-1), "argmax of 2 classes"),
+        (2, "sigmoid", lambda v: v.argmax(-1), "argmax of 2 classes"),
+    ],
+)
+def test_decisions_are_those_of_the_model(units, activation, decide, compared):
+    model = model_of(units, activation)
+    by = 0.1 * np.arange(1, units + 1, dtype="float32")
+    result = compare(model, Off(model, by), batches())
+    keras_says, file_says = decide(np.asarray(model(X))), decide(model(X).numpy() + by)
+    assert result["accuracy"] == pytest.approx(np.mean(keras_says == Y))
+    assert result["tflite_accuracy"] == pytest.approx(np.mean(file_says == Y))
+    assert result["agreement"] == pytest.approx(np.mean(keras_says == file_says))
+    assert (result["images"], result["compared"]) == (48, compared)
+    assert compared in describe("a", {**result, "split": "test"})
+    alone = compare(model, None, batches())
+    assert alone["accuracy"] == result["accuracy"]
+    assert alone["tflite_accuracy"] is alone["agreement"] is None
+
+
+def test_numbers_have_errors_and_no_accuracy():
+    model = model_of(3, None)
+    result = compare(model, Off(model, 0.25), batches(), "numbers")
+    assert (
+        result["accuracy"] is result["tflite_accuracy"] is result["agreement"] is None
+    )
+    assert result["mean_error"] == pytest.approx(0.25, rel=1e-5)
+    line = describe("a", {**result, "split": "test"})
+    assert "off by 0.25" in line and "%" not in line
+
+
+def picture(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((6, 6, 3), value, "uint8")).save(path)
+
+
+def test_a_measurement_is_stale_once_images_were_added(tmp_path):
+    for split in ("train", "test"):
+        for label, value in (("dark", 10), ("light", 240)):
+            for number in range(5):
+                picture(tmp_path / split / label / f"{number}.png", value)
+    inputs = keras.Input((6, 6, 3))
+    model = keras.Model(inputs, L.Dense(2)(L.Flatten()(inputs)))
+    weights = np.stack([-np.ones(108), np.ones(108)], axis=1) / 108
+    model.layers[-1].set_weights([weights, np.array([0.9, 0.0])])
+    (tmp_path / "run" / "pretrain").mkdir(parents=True)
+    model.save(tmp_path / "run" / "pretrain" / "model.keras")
+    data = DataConfig(str(tmp_path), image_size=6, scaling="0..1", validation_size=2)
+    run, config = WorkdirConfig(str(tmp_path / "run")), EvaluateConfig(split="test")
+    first = evaluate(config, data, run, "pretrain")
+    assert (first["images"], first["accuracy"]) == (10, 1.0)
+    assert evaluate(config, data, run, "pretrain").items() >= first.items()
+    for number in range(10):
+        picture(tmp_path / "test" / "dark" / f"wrong{number}.png", 200)
+    second = evaluate(config, data, run, "pretrain")
+    assert (second["images"], second["accuracy"]) == (20, 0.5)
+    other = dataclasses.replace(config, output_kind="numbers")
+    assert evaluate(other, data, run, "pretrain")["accuracy"] is None
+    with pytest.raises(StageError, match="pretrain, measured as numbers"):
+        report(ReportConfig(attribution_images=0), data, run)
+
+
+def test_a_sweep_of_numbers_is_refused_before_it_runs(tmp_path):
+    spec = {"evaluate": {"output_kind": "numbers"}, "grid": {"seed": [0]}}
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    with pytest.raises(StageError, match="numbers do not have"):
+        read_points(tmp_path / "spec.json")
