@@ -405,7 +405,9 @@ def _read_node(
         tensors[id(tensor)] = graph.new_tensor(tensor.shape, tensor.dtype)
     refs = {id(t): Ref(tensors[id(t)]) for t in node.input_tensors}
     args, kwargs = node.arguments.fill_in(refs)
-    if training is not None and getattr(node.operation, "_call_has_training_arg", 0):
+    if training is not None and getattr(
+        node.operation, "_call_has_training_arg", False
+    ):
         kwargs = {**kwargs, "training": training}  # as Keras hands it on
     outputs = tuple(tensors[id(t)] for t in node.outputs)
     name = names[id(node.operation)]

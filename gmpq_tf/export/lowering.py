@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gmpq_tf.graph import Call, Graph, is_identity
+from gmpq_tf.transform.exportable import refusals
 from gmpq_tf.transform.gates import is_gate
 from gmpq_tf.transform.placement import is_final, is_fusable_relu
 
@@ -160,13 +161,8 @@ def check_kinds(graph: Graph) -> None:
     Raises:
         ExportError: there is one.
     """
-    consumers = graph.consumers()
-    names = dict.fromkeys(
-        f"{call.name!r} of kind {call.kind}{_activation_note(call)}"
-        for call in graph.calls
-        if not is_lowered(call)
-        and not is_final(graph, call, consumers[call.outputs[0]])
-    )
+    found = refusals(graph)
+    names = [f"{name!r} {reason}" for name, reason in found.items()]
     if names:
         raise ExportError(
             "Every layer must have an integer TFLite counterpart. "
@@ -174,19 +170,3 @@ def check_kinds(graph: Graph) -> None:
             f"{', '.join(sorted({*LOWERINGS, *ACTIVATIONS}))}. Replace the layers "
             "before quantize_model; a softmax can only end a model."
         )
-
-
-def is_lowered(call: Call) -> bool:
-    """Whether a call has an integer counterpart wherever it stands in a model.
-
-    Two tensors are subtracted or divided by no integer kernel that is used here.
-    """
-    if is_gate(call) or is_fusable_relu(call) or is_identity(call):
-        return True
-    if call.kind in ("Subtract", "Divide", "TrueDivide") and len(call.inputs) != 1:
-        return False
-    return call.kind in LOWERINGS
-
-
-def _activation_note(call: Call) -> str:
-    return f" (activation {call.activation!r})" if call.kind == "Activation" else ""

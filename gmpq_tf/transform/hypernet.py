@@ -15,6 +15,8 @@ from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
 from gmpq_tf.quantizers.input_quantizer import DEFAULT_INPUT_QUANTIZER
 from gmpq_tf.quantizers.kernel_quantizer import DEFAULT_KERNEL_QUANTIZER
 from gmpq_tf.space import SearchSpace
+from gmpq_tf.transform.exportable import warn_of_refusals
+from gmpq_tf.transform.gates import split_gates
 from gmpq_tf.transform.placement import input_signs
 from gmpq_tf.transform.precision import in_float32
 from gmpq_tf.transform.rewrite import (
@@ -57,6 +59,7 @@ def build_hypernet(
     candidates = (space or SearchSpace()).candidates(model)
     signs = input_signs(graph)
     warn_unquantized(graph)
+    warn_of_refusals(split_gates(graph))
 
     def make_layer(call: Call) -> Any:
         if not is_searchable(call.layer):
@@ -111,7 +114,7 @@ def warn_unquantized(graph: Graph) -> None:
     if found:
         warnings.warn(
             "Only Conv2D, DepthwiseConv2D and Dense are quantized; these layers stay "
-            f"float, at 32 x 32 bits: {', '.join(sorted(map(str, found)))}",
+            f"float: {', '.join(sorted(map(str, found)))}, at 32 x 32 bits.",
             stacklevel=3,
         )
     warn_uncounted(found)

@@ -12,6 +12,7 @@ from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.quantizers import InputQuantizer
 from gmpq_tf.quantizers.input_quantizer import DEFAULT_INPUT_QUANTIZER
 from gmpq_tf.quantizers.kernel_quantizer import DEFAULT_KERNEL_QUANTIZER
+from gmpq_tf.transform.exportable import warn_of_refusals
 from gmpq_tf.transform.gates import split_gates
 from gmpq_tf.transform.hypernet import (
     fit_kernel_steps,
@@ -65,6 +66,7 @@ def quantize_model(
     graph = split_gates(split_activations(read_graph(model)))
     placement = place_quantizers(graph)
     warn_unquantized(graph)
+    warn_of_refusals(graph)
     grids: dict[Grid, InputQuantizer] = {}
     taken = {call.name for call in graph.calls}
 

@@ -1,0 +1,86 @@
+"""What the export to TFLite will refuse, known from the float model."""
+
+from __future__ import annotations
+
+import warnings
+
+from gmpq_tf.graph import Call, Graph, KernelPart, is_identity
+from gmpq_tf.transform.gates import curve, is_gate
+from gmpq_tf.transform.placement import is_final, is_fusable_relu
+
+# Kinds that the export has an operator for.
+KINDS = frozenset(
+    "Conv2D DepthwiseConv2D Dense InputQuantizer BatchNormalization Rescaling "
+    "Normalization Add Multiply Subtract Divide TrueDivide Concatenate MaxPooling2D "
+    "GlobalMaxPooling2D AveragePooling2D GlobalAveragePooling2D Flatten Reshape "
+    "Permute ZeroPadding2D Cropping2D UpSampling2D".split()
+)
+SCALING = frozenset(
+    "BatchNormalization Rescaling Normalization Subtract Divide TrueDivide".split()
+)
+
+
+def is_lowered(call: Call) -> bool:
+    """Whether a call has an integer counterpart wherever it stands in a model.
+
+    Two tensors are subtracted or divided by no integer kernel that is used here.
+    """
+    if is_gate(call) or is_fusable_relu(call) or is_identity(call):
+        return True
+    if call.kind in ("Subtract", "Divide", "TrueDivide") and len(call.inputs) != 1:
+        return False
+    return call.kind in KINDS
+
+
+def refusals(graph: Graph) -> dict[str, str]:
+    """The layers that the export will refuse: name -> why.
+
+    Args:
+        graph: of a float model or of a student; activations and gates split.
+    """
+    consumers = graph.consumers()
+    found: dict[str, str] = {}
+    for call in graph.calls:
+        if is_final(graph, call, consumers[call.outputs[0]]):
+            continue
+        reason = _refusal(graph, call)
+        if reason is not None:
+            found.setdefault(call.name, reason)
+    return found
+
+
+def _refusal(graph: Graph, call: Call) -> str | None:
+    if not is_lowered(call):
+        note = f" (activation {call.activation!r})" if call.kind == "Activation" else ""
+        return f"of kind {call.kind}{note}"
+    layer = call.layer
+    config = layer.config if isinstance(layer, KernelPart) else {}
+    order = getattr(layer, "data_format", config.get("data_format"))
+    if order == "channels_first" and not is_identity(call) and call.kind != "Flatten":
+        return "with channels first"
+    if call.kind in ("Add", "Multiply") and len(call.inputs) > 2:
+        return f"of {len(call.inputs)} tensors, write it as several of two"
+    if call.kind == "UpSampling2D" and layer.interpolation != "nearest":
+        return f"with interpolation={layer.interpolation!r}, use 'nearest'"
+    scales = call.kind in SCALING or curve(call) == "hard_sigmoid"
+    scales = scales or (call.kind in ("Add", "Multiply") and len(call.inputs) == 1)
+    if scales and len(graph.shapes[call.outputs[0]]) not in (2, 4):
+        shape = graph.shapes[call.outputs[0]]
+        # One that follows a dense layer is folded into it, whatever the rank.
+        if call.kind != "BatchNormalization":
+            return f"which scales a tensor of shape {shape}, reshape before it"
+    if any(None in graph.shapes[i][1:] for i in call.outputs):
+        return "with an open size, give keras.Input a fixed shape"
+    return None
+
+
+def warn_of_refusals(graph: Graph) -> None:
+    """Name, in one warning, what the export will refuse, before anything is trained."""
+    found = [f"{name!r} {reason}" for name, reason in refusals(graph).items()]
+    if found:
+        warnings.warn(
+            "The export to TFLite will refuse these layers: "
+            f"{', '.join(found)}. Replace them before you search or fine-tune, unless "
+            "you do not mean to export.",
+            stacklevel=3,
+        )
