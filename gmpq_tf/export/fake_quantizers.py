@@ -24,8 +24,13 @@ from gmpq_tf.quantizers.grid import (
     power_of_two,
     symmetric_limit,
 )
-from gmpq_tf.quantizers.input_quantizer import DEFAULT_INPUT_QUANTIZER
+from gmpq_tf.quantizers.input_quantizer import DEFAULT_INPUT_QUANTIZER, DEFAULT_RANGE
 from gmpq_tf.quantizers.kernel_quantizer import DEFAULT_KERNEL_QUANTIZER
+from gmpq_tf.quantizers.line_search import (
+    ACTIVATION_FRACTIONS,
+    KERNEL_FRACTIONS,
+    SILENT,
+)
 from gmpq_tf.quantizers.lsq import lsq, lsq_kernel, scale_gradient
 from gmpq_tf.quantizers.max_abs import max_abs, max_abs_step
 from gmpq_tf.quantizers.mixture import mixture, weighted_sum
@@ -40,7 +45,6 @@ KERNEL_NAMES = {
     "DepthwiseConv2D": "depthwise_kernel",
     "Dense": "kernel",
 }
-FRACTIONS = np.geomspace(0.05, 1.0, 24)
 SAMPLE = 65_536  # values of the first batch that a range is fitted to
 
 Variables = Mapping[str, Any]
@@ -134,23 +138,29 @@ class InputFakeQuantizer:
         return found[0], found[1]
 
     def _fit(self, inputs: tf.Tensor) -> list[tf.Tensor]:
-        """Logarithm of the range, and code of the zero, of least squared error."""
+        """Logarithm of the range, and code of the zero, as `calibrate` finds them."""
         low = tf.minimum(tf.reduce_min(inputs), 0.0)
         high = tf.maximum(tf.reduce_max(inputs), 0.0)
         limit = float(code_limit(self.bits, bool(self.signed)))
-        zero, span = tf.zeros([]), high
-        if self.signed:
-            span = tf.maximum(high, -low)
-        elif self.signed is None:
-            span = tf.maximum(high - low, 1e-6)
-            zero = tf.round(-low / span * limit)
-        largest = tf.maximum(span, 1e-6)[None] / limit
-        sample = tf.reshape(inputs, [-1, 1])[:SAMPLE]
-        lowest = float(lowest_code(self.bits, bool(self.signed))) - zero
+        silent = tf.maximum(-low, high) < SILENT
+        high = tf.where(silent, DEFAULT_RANGE, high)
+        if self.signed is None:
+            step = tf.maximum(high - low, 1e-6) / limit
+            if self.power_of_two:
+                step = power_of_two_above(step)
+            zero = tf.round(-low / step)
+            return [tf.math.log(step[None] * limit) / math.log(2.0), zero[None]]
+        span = tf.maximum(high, -low) if self.signed else high
         step = least_error_step(
-            sample, largest, lowest, limit - zero, self.power_of_two
+            tf.reshape(inputs, [-1, 1])[:SAMPLE],
+            tf.maximum(span, 1e-6)[None] / limit,
+            float(lowest_code(self.bits, bool(self.signed))),
+            limit,
+            ACTIVATION_FRACTIONS,
+            self.power_of_two,
         )
-        return [tf.math.log(step * limit) / math.log(2.0), zero[None]]
+        step = tf.where(silent, DEFAULT_RANGE / limit, step)
+        return [tf.math.log(step * limit) / math.log(2.0), tf.zeros([1])]
 
     def get_config(self) -> dict[str, Any]:
         """Plain JSON configuration."""
@@ -255,7 +265,7 @@ class KernelFakeQuantizer:
         limit = float(symmetric_limit(self.bits))
         columns = tf.reshape(kernel, [-1, math.prod(shape)])
         largest = max_abs_step(columns, self.bits, [0])[0]
-        step = least_error_step(columns, largest, -limit, limit)
+        step = least_error_step(columns, largest, -limit, limit, KERNEL_FRACTIONS)
         return tf.reshape(tf.math.log(step) / math.log(2.0), shape)
 
     def get_config(self) -> dict[str, Any]:
@@ -362,24 +372,30 @@ def quantized_kind(layer: Any) -> str:
 
 
 def least_error_step(
-    columns: tf.Tensor, largest: tf.Tensor, low: Any, high: Any, nested: bool = False
+    columns: tf.Tensor,
+    largest: tf.Tensor,
+    low: float,
+    high: float,
+    fractions: np.ndarray,
+    nested: bool = False,
 ) -> tf.Tensor:
-    """Step of least squared error among fractions of the largest one.
+    """`line_search.least_error_step` in a graph.
 
     Args:
         columns: values [rows, columns]; each column has a step of its own.
         largest: step that clips nothing, [columns].
         low: smallest code.
         high: largest code.
+        fractions: of the largest step, to try.
         nested: consider powers of two only.
 
     Returns:
         Positive steps, [columns].
     """
-    fractions = tf.constant(FRACTIONS, tf.float32)
+    tried = tf.constant(fractions, tf.float32)
 
     def try_next(i, best, least):  # type: ignore[no-untyped-def]
-        step = largest * fractions[i]
+        step = largest * tried[i]
         step = power_of_two(step) if nested else step
         codes = tf.round(tf.clip_by_value(columns / step, low, high))
         error = tf.reduce_sum(tf.square(codes * step - columns), axis=0)
@@ -387,7 +403,13 @@ def least_error_step(
         return i + 1, better, tf.minimum(error, least)
 
     start = (0, largest, tf.fill(tf.shape(largest), np.float32(np.inf)))
-    return tf.while_loop(lambda i, *_: i < len(FRACTIONS), try_next, start)[1]
+    return tf.while_loop(lambda i, *_: i < len(fractions), try_next, start)[1]
+
+
+def power_of_two_above(step: tf.Tensor) -> tf.Tensor:
+    """The smallest power of two that is no smaller."""
+    near = power_of_two(step)
+    return tf.where(near < step, 2.0 * near, near)
 
 
 def _adder(layer: Any, name: str) -> Callable[..., Any]:

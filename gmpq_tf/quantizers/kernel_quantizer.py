@@ -13,6 +13,7 @@ import tensorflow as tf
 from gmpq_tf.policy import check_bits
 from gmpq_tf.quantizers import own
 from gmpq_tf.quantizers.grid import bounded_power, finite_step, symmetric_limit
+from gmpq_tf.quantizers.line_search import KERNEL_FRACTIONS, least_error_step
 from gmpq_tf.quantizers.lsq import lsq_kernel, scale_gradient
 from gmpq_tf.quantizers.max_abs import max_abs, max_abs_step
 from gmpq_tf.quantizers.mixture import weighted_sum
@@ -208,13 +209,13 @@ class KernelQuantizer(keras.layers.Layer):
         limit = symmetric_limit(bits)
         largest = np.abs(kernel).max(axis=self.shared_axes, keepdims=True)
         base = np.maximum(largest, 1e-6) / limit
-        best, least = base, np.full(base.shape, np.inf)
-        for fraction in np.linspace(0.2, 1.0, 81):
-            step = base * fraction
+
+        def error_of(step: np.ndarray) -> np.ndarray:
             error = self._quantized(kernel, step, bits) - kernel
-            error = np.square(error).sum(axis=self.shared_axes, keepdims=True)
-            best = np.where(error < least, step, best)
-            least = np.minimum(error, least)
+            return np.square(error).sum(axis=self.shared_axes, keepdims=True)
+
+        steps = (base * fraction for fraction in KERNEL_FRACTIONS)
+        best = least_error_step(steps, error_of)
         dead = largest < best / 2  # every code is zero, whatever the step
         most = largest.max()
         default = most / limit if not dead.all() else 2.0**DEFAULT_LOG2_STEP

@@ -14,6 +14,11 @@ from gmpq_tf.graph import read_graph
 from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
 from gmpq_tf.quantizers.grid import code_limit
 from gmpq_tf.quantizers.input_quantizer import DEFAULT_RANGE
+from gmpq_tf.quantizers.line_search import (
+    ACTIVATION_FRACTIONS,
+    SILENT,
+    least_error_step,
+)
 from gmpq_tf.transform.batches import ModelInputs, input_batches, is_arrays
 from gmpq_tf.transform.placement import PREPROCESSING, is_transparent
 
@@ -22,8 +27,6 @@ SAMPLES_PER_BATCH = 16_384
 HALVES, OFF_HALVES = 0.5, 2.0**-10
 # Codes of rescaled pixels would lie anywhere between two, and all at the same place.
 OFF_INPUT_STEPS = 2.0**-6
-FRACTIONS = np.geomspace(0.02, 1.0, 60)
-SILENT = 1e-8  # values that are zero on every grid tried
 
 
 class CalibrationError(ValueError):
@@ -202,11 +205,14 @@ def best_grid(
             step *= 1 + OFF_HALVES
         return step, round(-low / step)
     largest = max(high, -low if signed else 0.0, 1e-6)
-    steps = largest * (np.ones(1) if observer.silent else FRACTIONS) / limit
+    steps = largest * (np.ones(1) if observer.silent else ACTIVATION_FRACTIONS) / limit
     if quantizer.power_of_two:
         steps = np.unique(2.0 ** np.round(np.log2(steps)))
-    errors = [quantizer.squared_error(observer.sample, branch, float(s)) for s in steps]
-    return float(steps[int(np.argmin(errors))]), 0
+    sample = observer.sample
+    best = least_error_step(
+        steps, lambda s: np.float64(quantizer.squared_error(sample, branch, float(s)))
+    )
+    return float(best), 0
 
 
 def _share_of_halves(values: np.ndarray, step: float) -> float:

@@ -323,13 +323,14 @@ def test_ranges_of_a_float_model_come_from_the_first_batch(tmp_path, library):
     fit(quantized, library)
     trained = tfmot.to_student(quantized)
     assert is_calibrated(trained)
-    x = images(model, 32, seed=2)
+    x = images(model, 256, seed=2)
     calibrated = student_of(model, BitwidthPolicy.uniform(model, 4, 4))
     for one, other in zip(
         input_quantizers(trained), input_quantizers(calibrated), strict=True
     ):
         assert 0.25 < one.step() / other.step() < 4
-    report = tfmot.export_tflite(quantized, tmp_path / "m.tflite", x)
+    path = tmp_path / "m.tflite"  # scores of random weights at 4 bits are close
+    report = tfmot.export_tflite(quantized, path, x, least_agreement=0.9)
     assert all(layer.codes_equal for layer in report.layers)
 
 
