@@ -169,7 +169,7 @@ def pixel_statistics(scaling: InputScaling) -> tuple[np.ndarray, np.ndarray]:
     """Mean and deviation with `model_input = (pixel - mean) / std`, pixels 0..255."""
     scale, offset = (np.asarray(v, "float64") for v in pixel_affine(scaling))
     mean, std = -offset / scale, 1 / scale
-    equal = np.ptp(mean) == 0 and np.ptp(std) == 0
+    equal: bool = np.ptp(mean) == 0 and np.ptp(std) == 0
     return (mean[:1], std[:1]) if equal else (mean, std)  # MediaPipe takes but one
 
 

@@ -75,7 +75,7 @@ class ExportConfig:
             where they have 2).
         scale_codes: Store kernel codes times a power of two, for runtimes whose kernels
             round twice (without XNNPACK).
-        batch: Images that the file takes at a time, written into every shape; empty for
+        batch: Images that the file takes at a time, written into every shape; none for
             any number.
         runtime: The runtime it is for: litert, or micro (TFLite Micro: a fixed batch,
             of one image unless --batch says more, and scaled codes).

@@ -20,8 +20,7 @@ from gmpq_tf.export.exporter import export_tflite
 from gmpq_tf.export.lowering import lower
 from gmpq_tf.export.runtime import TFLiteModel
 from gmpq_tf.transform import snap_biases
-
-from .nets import NETS, L, conv_bn, images, student_of
+from tests.export.nets import NETS, L, conv_bn, images, student_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "tests" / "clients"

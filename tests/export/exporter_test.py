@@ -427,3 +427,18 @@ def test_the_agreement_asked_for_is_the_callers(tmp_path, monkeypatch):
         export_tflite(student, tmp_path / "m.tflite", verify_data=x)
     assert not list(tmp_path.iterdir())
     export_tflite(student, tmp_path / "m.tflite", verify_data=x, least_agreement=0.9)
+
+
+@pytest.mark.parametrize("kind", ["float32", "int8"])
+def test_a_fixed_batch_is_exported_and_verified(tmp_path, kind):
+    student = student_of(NETS["residual"](), 8, 8)
+    x = images(student, 10)
+    free, fixed = tmp_path / "free.tflite", tmp_path / "fixed.tflite"
+    options = {"input_type": kind, "output_type": kind, "verify_data": x}
+    export_tflite(student, free, **options)
+    report = export_tflite(student, fixed, batch=4, **options)
+    assert report.images == 10 and report.agreement == 1.0
+    assert list(TFLiteModel(fixed).inputs[0]["shape_signature"]) == [4, 12, 12, 3]
+    np.testing.assert_allclose(
+        TFLiteModel(fixed).predict(x), TFLiteModel(free).predict(x), atol=1e-6
+    )

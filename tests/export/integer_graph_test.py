@@ -8,9 +8,8 @@ from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.lowering import lower
 from gmpq_tf.export.runtime import TFLiteModel
 from gmpq_tf.transform import snap_biases
-
-from .nets import NETS, L, student_of
-from .nets import images as images_of
+from tests.export.nets import NETS, L, student_of
+from tests.export.nets import images as images_of
 
 KERNELS = ("xnnpack", "builtin", "reference")
 

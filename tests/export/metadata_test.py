@@ -15,8 +15,7 @@ from gmpq_tf.export.flatbuffer import read_metadata, read_model
 from gmpq_tf.export.lowering import lower
 from gmpq_tf.export.metadata import facts
 from gmpq_tf.export.runtime import TFLiteModel
-
-from .nets import L, student_of
+from tests.export.nets import L, student_of
 
 NAMES = ["cat", "dög", "big bird", "x"]
 F32 = flatbuffers.number_types.Float32Flags

@@ -1,4 +1,5 @@
 import json
+import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -51,6 +52,17 @@ def test_the_file_carries_scaling_classes_and_policy(run):
     assert stored["policy"]["layers"]["middle"] == [4, 4]
     report = json.loads((path.parent / "export_report.json").read_text())
     assert report["agreement"] >= 0.95
+
+
+def test_the_file_has_a_label_file_and_the_batch_asked_for(run):
+    path = export(ExportConfig(verify_images=64, batch=2), DATA, run)
+    labels = zipfile.ZipFile(path).read("labels.txt").decode()
+    assert labels.split() == [str(number) for number in range(10)]
+    assert TFLiteModel(path).batch == 2
+    path = export(ExportConfig(verify_images=64, runtime="micro"), DATA, run)
+    assert TFLiteModel(path).batch == 1
+    with pytest.raises(ValueError, match="batch=0"):
+        ExportConfig(batch=0)
 
 
 def test_the_file_computes_what_the_model_does(run):
