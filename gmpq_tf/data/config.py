@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from gmpq_tf.data.augment import AUGMENTATIONS, AugmentationName
 from gmpq_tf.data.errors import DataError
@@ -18,7 +19,9 @@ class DataConfig:
             `"set/config"`), or the path of a folder of class folders.
         data_dir: Where TFDS keeps the set (TFDS's own default if None); the folder
             itself with `dataset="folder"`.
-        image_size: Side of the square images the model reads, in pixels.
+        image_size: Side of the square images the model reads, in pixels, or height and
+            width (32x24); of other images the middle is kept. None: the set's own; of a
+            folder, what the model reads.
         scaling: `"0..255"`, `"0..1"`, `"-1..1"` or `"mean_std"`.
         mean: Mean of each channel, pixels in 0..1; only with `"mean_std"`.
         std: Standard deviation of each channel, pixels in 0..1; only with `"mean_std"`.
@@ -36,6 +39,8 @@ class DataConfig:
             images that are cropped at random are decoded anew each epoch.
         download: Let TFDS fetch a set that is not on disk; None does so unless
             `data_dir` is given, which says where it should already be.
+        channels: Read images as grey (1) or RGB (3). None: as the model reads them; for
+            a new model as they are stored, a folder as grey if all of it is.
 
     Raises:
         DataError: A value is out of range or a name is unknown.
@@ -43,7 +48,7 @@ class DataConfig:
 
     dataset: str = "cifar10"
     data_dir: str | None = None
-    image_size: int | None = None
+    image_size: int | tuple[int, int] | None = None
     scaling: str = "0..1"
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
@@ -54,13 +59,19 @@ class DataConfig:
     split_seed: int = 0
     cache: bool = True
     download: bool | None = None
+    channels: int | None = None
 
     def __post_init__(self) -> None:
         _check_integer("batch_size", self.batch_size, low=1)
         _check_integer("seed", self.seed, low=0)
         _check_integer("split_seed", self.split_seed, low=0)
-        if self.image_size is not None:
-            _check_integer("image_size", self.image_size, low=1)
+        object.__setattr__(self, "image_size", _checked_size(self.image_size))
+        if self.channels not in (None, 1, 3):
+            raise DataError(
+                "`channels` must be 1 (grey) or 3 (RGB). "
+                f"Received: channels={self.channels!r}. Leave it out to read images as "
+                "the model does."
+            )
         _check_validation_size(self.validation_size)
         _check_augment(self.augment)
         if self.scaling != "mean_std":
@@ -86,6 +97,17 @@ def _check_integer(name: str, value: int, low: int) -> None:
             f"`{name}` must be an integer of at least {low}. "
             f"Received: {name}={value!r}. Give such as {name}={max(low, 32)}."
         )
+
+
+def _checked_size(size: Any) -> int | tuple[int, int] | None:
+    """Return the side of a square as a number, another size as a pair."""
+    if isinstance(size, tuple | list) and len(size) == 2:
+        for side in size:
+            _check_integer("image_size", side, low=1)
+        return size[0] if size[0] == size[1] else (size[0], size[1])
+    if size is not None:
+        _check_integer("image_size", size, low=1)
+    return size
 
 
 def _check_validation_size(size: float | None) -> None:

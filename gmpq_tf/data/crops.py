@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-# From (height, width) and a seed of two integers to an int32 window.
-RandomWindow = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+# From (height, width), a seed of two integers and height over width of what is read to
+# an int32 window.
+RandomWindow = Callable[..., tf.Tensor]
 
 # 224 of 256 pixels: the crop of section 4.1, as a share of the shorter side.
 SQUARE_SHARE = 224 / 256
@@ -14,40 +15,47 @@ AREA_RANGE = (0.08, 1.0)
 RATIO_RANGE = (3 / 4, 4 / 3)
 
 
-def center_window(shape: tf.Tensor, share: float) -> tf.Tensor:
-    """Return the square in the middle.
+def center_window(shape: tf.Tensor, share: float, ratio: float = 1.0) -> tf.Tensor:
+    """Return the square, or the rectangle of a given shape, in the middle.
 
     With a share of 0.875, resized to 224 pixels: what resizing the shorter side to 256
     and keeping the middle 224 x 224 pixels gives.
 
     Args:
         shape: Height and width of the image, int32 `[2]`.
-        share: Side of the square over the shorter side, above 0 and at most 1.
+        share: Side of the window over that of the largest, above 0 and at most 1.
+        ratio: Height of the window over its width.
 
     Returns:
         The window, int32 `[4]`.
     """
-    side = _square_side(shape, share)
-    return _window((shape - side) // 2, side)
+    size = _largest_size(shape, share, ratio)
+    return tf.concat([(shape - size) // 2, size], 0)
 
 
-def random_square_window(shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+def random_square_window(
+    shape: tf.Tensor, seed: tf.Tensor, ratio: float = 1.0
+) -> tf.Tensor:
     """Return a square of 0.875 of the shorter side, anywhere (section 4.1).
 
     Args:
         shape: Height and width of the image, int32 `[2]`.
         seed: Two integers.
+        ratio: Height of the window over its width, where it should be no square.
 
     Returns:
         The window, int32 `[4]`.
     """
-    side = _square_side(shape, SQUARE_SHARE)
-    room = shape - side + 1
+    size = _largest_size(shape, SQUARE_SHARE, ratio)
+    room = shape - size + 1
     share = tf.random.stateless_uniform([2], seed)  # Below 1, so below `room` after.
-    return _window(tf.cast(share * tf.cast(room, tf.float32), tf.int32), side)
+    start = tf.cast(share * tf.cast(room, tf.float32), tf.int32)
+    return tf.concat([start, size], 0)
 
 
-def random_resized_window(shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+def random_resized_window(
+    shape: tf.Tensor, seed: tf.Tensor, ratio: float = 1.0
+) -> tf.Tensor:
     """Return a part of 8 to 100 % of the area, 3:4 to 4:3 (Szegedy et al., 2015).
 
     Unlike torchvision's RandomResizedCrop, TensorFlow draws the height evenly, not the
@@ -56,6 +64,7 @@ def random_resized_window(shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     Args:
         shape: Height and width of the image, int32 `[2]`.
         seed: Two integers.
+        ratio: Height over width of what is read, around which the ratios lie.
 
     Returns:
         The window, int32 `[4]`; the whole image where no such part was found.
@@ -65,7 +74,7 @@ def random_resized_window(shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         bounding_boxes=tf.zeros([1, 0, 4]),
         seed=seed,
         min_object_covered=0.0,
-        aspect_ratio_range=RATIO_RANGE,
+        aspect_ratio_range=[bound / ratio for bound in RATIO_RANGE],
         area_range=AREA_RANGE,
         use_image_if_no_bounding_boxes=True,
     )
@@ -83,10 +92,10 @@ def cut(image: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
     return image[top : top + height, left : left + width]
 
 
-def _square_side(shape: tf.Tensor, share: float) -> tf.Tensor:
-    short = tf.cast(tf.reduce_min(shape), tf.float32)
-    return tf.maximum(tf.cast(tf.round(short * share), tf.int32), 1)
-
-
-def _window(start: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
-    return tf.concat([start, [side, side]], 0)
+def _largest_size(shape: tf.Tensor, share: float, ratio: float) -> tf.Tensor:
+    """Height and width of a share of the largest window of a shape, int32 `[2]`."""
+    height, width = tf.unstack(tf.cast(shape, tf.float32))
+    high = tf.minimum(height, width * ratio)
+    size = tf.stack([high, high / ratio]) * share
+    whole = tf.maximum(tf.cast(tf.round(size), tf.int32), 1)
+    return tf.minimum(whole, tf.cast(shape, tf.int32))

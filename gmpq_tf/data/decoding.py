@@ -1,8 +1,8 @@
-"""From encoded images to squares of one size, decoding no more than is kept."""
+"""From encoded images to pixels of one size, decoding no more than is kept."""
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -14,28 +14,34 @@ Window = Callable[[tf.Tensor], tf.Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class ImageDecoder:
-    """Turns encoded images (JPEG, PNG or BMP) into uint8 squares.
+    """Turns encoded images (JPEG, PNG, BMP or GIF) into uint8 images of one size.
 
     Args:
-        side: Side of the squares, in pixels.
+        size: Height and width, in pixels; a number is the side of squares.
         channels: 1 (grey), 3 (RGB) or 4 (RGBA).
-        crop_fraction: Side of the centre square that is kept, as a share of the
-            image's shorter side, above 0 and at most 1.
+        crop_fraction: Side of the part in the middle that is kept, as a share of that
+            of the largest part of that shape, above 0 and at most 1.
         banner: Rows at the bottom of each image that are no part of the picture.
         stored_side: Side of the stored images, where all are squares of one size.
     """
 
-    side: int
+    size: int | tuple[int, int]
     channels: int
     crop_fraction: float = 1.0
     banner: int = 0
     stored_side: int | None = None
 
     @property
+    def _ratio(self) -> float:
+        """Height over width."""
+        height, width = height_width(self.size)
+        return height / width
+
+    @property
     def keeps_all(self) -> bool:
-        """Whether the squares are the stored images, pixel for pixel."""
+        """Whether the results are the stored images, pixel for pixel."""
         return (
-            self.stored_side == self.side
+            height_width(self.size) == (self.stored_side, self.stored_side)
             and self.crop_fraction == 1.0
             and not self.banner
         )
@@ -45,16 +51,23 @@ class ImageDecoder:
 
         Args:
             encoded: A scalar string.
-            window: Which part to keep; the centre square if None.
+            window: Which part to keep; the middle if None.
 
         Returns:
-            uint8 `[side, side, channels]`.
+            uint8 `[height, width, channels]`.
         """
         if window is None and self.keeps_all:
-            image = tf.io.decode_image(encoded, self.channels, expand_animations=False)
-            return tf.ensure_shape(image, [self.side, self.side, self.channels])
-        window = window or functools.partial(center_window, share=self.crop_fraction)
-        return resize(self._part(encoded, window), self.side)
+            shape = [*height_width(self.size), self.channels]
+            return tf.ensure_shape(self._whole(encoded), shape)
+        window = window or functools.partial(
+            center_window, share=self.crop_fraction, ratio=self._ratio
+        )
+        return resize(self._part(encoded, window), self.size)
+
+    def _whole(self, encoded: tf.Tensor) -> tf.Tensor:
+        if self.channels != 1:
+            return tf.io.decode_image(encoded, self.channels, expand_animations=False)
+        return to_grey(tf.io.decode_image(encoded, 3, expand_animations=False))
 
     def _part(self, encoded: tf.Tensor, window: Window) -> tf.Tensor:
         if self.channels not in (1, 3):  # No JPEG has these.
@@ -77,7 +90,7 @@ class ImageDecoder:
         return wider[:, left - first : left - first + width]
 
     def _part_of_any(self, encoded: tf.Tensor, window: Window) -> tf.Tensor:
-        image = tf.io.decode_image(encoded, self.channels, expand_animations=False)
+        image = self._whole(encoded)
         return cut(image, window(self._picture(tf.shape(image))))
 
     def _picture(self, shape: tf.Tensor) -> tf.Tensor:
@@ -85,17 +98,38 @@ class ImageDecoder:
         return tf.stack([tf.maximum(shape[0] - self.banner, 1), shape[1]])
 
 
-def resize(images: tf.Tensor, side: int) -> tf.Tensor:
-    """Resize uint8 images to a square, bilinear and anti-aliased, if they are not.
+def height_width(size: int | Sequence[int]) -> tuple[int, int]:
+    """Return height and width of a size: a pair, or the side of a square."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
+
+
+def to_grey(images: tf.Tensor) -> tf.Tensor:
+    """Return the lightness of RGB images, of grey ones their values (ITU-R BT.601).
+
+    Args:
+        images: uint8 `[..., 3]`.
+
+    Returns:
+        uint8 `[..., 1]`, what Pillow's `convert("L")` gives.
+    """
+    weights = tf.constant([19595, 38470, 7471])  # of 65,536
+    wide = tf.tensordot(tf.cast(images, tf.int32), weights[:, None], 1)
+    return tf.cast((wide + 0x8000) // 0x10000, tf.uint8)
+
+
+def resize(images: tf.Tensor, size: int | Sequence[int]) -> tf.Tensor:
+    """Resize uint8 images, bilinear and anti-aliased, if they have another size.
 
     Args:
         images: uint8 `[height, width, channels]`, with or without a batch before.
-        side: Side of the result, in pixels.
+        size: Height and width of the result, in pixels, or the side of squares.
 
     Returns:
-        uint8 images of side `side`.
+        uint8 images of that size.
     """
-    if images.shape[-3] == images.shape[-2] == side:
+    height, width = height_width(size)
+    if images.shape[-3] == height and images.shape[-2] == width:
         return images
-    resized = tf.image.resize(images, [side, side], antialias=True)
+    resized = tf.image.resize(images, [height, width], antialias=True)
     return tf.cast(tf.round(tf.clip_by_value(resized, 0.0, 255.0)), tf.uint8)

@@ -16,10 +16,13 @@ def load_digits(config: DataConfig, spec: DatasetSpec) -> Raw:
 
     digits = load()
     images = np.round(digits.images * (255.0 / 16.0)).astype(np.uint8)[..., None]
+    channels = config.channels or 1
+    images = np.repeat(images, channels, axis=-1)
     labels = digits.target.astype(np.int64)
     kept, held = stratified_split(labels, TEST_FRACTION)
     splits = {
         "train": ArraySplit(images[kept], labels[kept]),
         "test": ArraySplit(images[held], labels[held]),
     }
-    return Raw(splits, (8, 8, 1), tuple(str(digit) for digit in range(10)))
+    names = tuple(str(digit) for digit in range(10))
+    return Raw(splits, (8, 8, channels), names, stored_channels=1)

@@ -1,7 +1,9 @@
 """Folders of images: one subfolder a class, with or without splits above them."""
 
+import collections
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +11,20 @@ import tensorflow as tf
 from PIL import Image
 
 from gmpq_tf.data.config import DataConfig
-from gmpq_tf.data.decoding import ImageDecoder
+from gmpq_tf.data.decoding import ImageDecoder, height_width
 from gmpq_tf.data.errors import DataError
 from gmpq_tf.data.spec import TEST_FRACTION, DatasetSpec, Raw
 from gmpq_tf.data.splits import FileSplit, stratified_split
 from gmpq_tf.names import suggest
 
-_IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp"})
+_IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif"}
+)
+# What lies beside images and is none; hidden files are none either.
+_NO_IMAGES = frozenset(
+    {".txt", ".csv", ".tsv", ".json", ".xml", ".md", ".yaml", ".yml", ".ini", ".db"}
+)
+_GREY_MODES = frozenset({"1", "L", "LA", "I", "I;16", "F"})  # of Pillow
 # Formats that TensorFlow decodes, and how their files end where they do so always.
 _ENDINGS = {
     "JPEG": b"\xff\xd9",
@@ -33,7 +42,7 @@ def load_folder(config: DataConfig, spec: DatasetSpec) -> Raw:
     """Load class folders of images, or such under `train` and `validation` or `test`.
 
     Without a `train` folder 20 % of each class become the test split. Images are read
-    as RGB.
+    as RGB, as grey if all of them are or if `config.channels` says so.
 
     Raises:
         DataError: The folder, its classes or a file in it cannot be used.
@@ -41,43 +50,52 @@ def load_folder(config: DataConfig, spec: DatasetSpec) -> Raw:
     root = _folder_root(config)
     parts = _folder_parts(root)
     class_names = _class_names(parts["train"])
-    side = config.image_size or spec.image_size
-    if side is None:
+    size = config.image_size or spec.image_size
+    if size is None:
         raise DataError(
             "Images of a folder need a common size. Received: image_size=None. "
-            "Give the side the model reads, such as image_size=96."
+            "Give the side the model reads, such as image_size=96, or (32, 24)."
         )
-    decode = ImageDecoder(side, 3, spec.crop_fraction, spec.banner)
-    splits = {
-        name: FileSplit(*_labelled_files(part, class_names), decode)
-        for name, part in parts.items()
-    }
+    files = {name: _labelled_files(part, class_names) for name, part in parts.items()}
+    modes = {m for paths, _ in files.values() for m in check_files(paths)}
+    stored = 1 if modes and modes <= _GREY_MODES else 3
+    channels = config.channels or stored
+    decode = ImageDecoder(height_width(size), channels, spec.crop_fraction, spec.banner)
+    splits = {name: FileSplit(*given, decode) for name, given in files.items()}
     _check_every_class(splits["train"], class_names, parts["train"])
     if "test" not in splits:
         splits["train"], splits["test"] = _stratified_files(splits["train"])
-    return Raw(dict(splits), (side, side, 3), class_names)
+    shape = (*height_width(size), channels)
+    return Raw(dict(splits), shape, class_names, stored)
 
 
-def check_files(paths: tuple[str, ...], whole: bool = False) -> None:
+def check_files(paths: tuple[str, ...], whole: bool = False) -> set[str]:
     """Refuse files that are not readable images.
 
     Args:
         paths: Image files.
         whole: Decode every pixel, rather than look at the beginning and the end.
 
+    Returns:
+        The modes of the images, as Pillow calls them: `"L"` is grey, `"RGB"` colour.
+
     Raises:
         DataError: A file is not readable, or its image too large to decode; the first
             is named.
     """
+    modes = set()
     for path in paths:
         _check_name(path)
-        if not _is_readable(path, whole):
+        mode = _readable_mode(path, whole)
+        if mode is None:
             raise DataError(
                 "Every image file must be a whole JPEG, PNG, BMP or GIF of at most "
                 f"{MAX_PIXELS} pixels. Received: {path} (missing, empty, damaged, "
-                "truncated, too large or not such an image). Replace, shrink or "
-                "remove it."
+                "truncated, too large, a BMP with a palette, or not such an image). "
+                "Replace, shrink or remove it."
             )
+        modes.add(mode)
+    return modes
 
 
 def _check_name(path: str) -> None:
@@ -90,19 +108,23 @@ def _check_name(path: str) -> None:
         ) from error
 
 
-def _is_readable(path: str, whole: bool) -> bool:
+def _readable_mode(path: str, whole: bool) -> str | None:
+    """Return Pillow's mode of an image, None if it cannot be read."""
     if not Path(path).is_file():  # A pipe would be waited for.
-        return False
+        return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path, formats=_READ_AS) as image:  # Reads the header only.
                 ending, (width, height) = _ENDINGS[image.format or ""], image.size
+                kind, mode = image.format, image.mode
     except Exception:  # Pillow raises a dozen kinds.
-        return False
-    if width * height > MAX_PIXELS:
-        return False
-    return (_ends_as_it_should(path, ending) and not whole) or _decodes(path)
+        return None
+    # Of a palette TensorFlow reads the numbers of the colours, not the colours.
+    if width * height > MAX_PIXELS or (kind, mode) == ("BMP", "P"):
+        return None
+    good = (_ends_as_it_should(path, ending) and not whole) or _decodes(path)
+    return mode if good else None
 
 
 def _decodes(path: str) -> bool:
@@ -187,16 +209,34 @@ def _labelled_files(
             f"{suggest(extra, class_names)} Rename or remove it."
         )
     paths, labels = [], []
+    others: collections.Counter[str] = collections.Counter()
     for label, name in enumerate(class_names):
-        files = sorted(
-            str(path)
-            for path in (folder / name).rglob("*")
-            if path.suffix.lower() in _IMAGE_SUFFIXES
-        )
+        found = sorted((folder / name).rglob("*"))
+        files = [str(p) for p in found if p.suffix.lower() in _IMAGE_SUFFIXES]
+        others.update(p.suffix.lower() for p in found if _is_left_out(p))
         paths.extend(files)
         labels.extend([label] * len(files))
-    check_files(tuple(paths))
+    if others:
+        warnings.warn(_left_out_message(folder, others, len(paths)), stacklevel=2)
     return tuple(paths), np.array(labels, np.int64)
+
+
+def _is_left_out(path: Path) -> bool:
+    """Whether a file may be meant as an image and is not read."""
+    known = _IMAGE_SUFFIXES | _NO_IMAGES
+    hidden = path.name.startswith(".")
+    return not hidden and path.suffix.lower() not in known and path.is_file()
+
+
+def _left_out_message(folder: Path, others: Mapping[str, int], read: int) -> str:
+    counts = ", ".join(
+        f"{number} of {suffix or 'no suffix'}" for suffix, number in others.items()
+    )
+    return (
+        f"Images are read from {', '.join(sorted(_IMAGE_SUFFIXES))} files. "
+        f"Received: other files in {folder}, which are left out: {counts}; {read} "
+        "images are read. Convert them, or remove them."
+    )
 
 
 def _check_every_class(

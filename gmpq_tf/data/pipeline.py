@@ -1,7 +1,7 @@
 """From a configuration to `tf.data` pipelines of model inputs and labels."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,13 +9,13 @@ import tensorflow as tf
 
 from gmpq_tf.data.augment import AUGMENTATIONS, Augmentation, augment_batch
 from gmpq_tf.data.config import DataConfig
-from gmpq_tf.data.decoding import resize
+from gmpq_tf.data.decoding import height_width, resize
 from gmpq_tf.data.errors import DataError
-from gmpq_tf.data.folder import check_files
+from gmpq_tf.data.folder import check_files, load_folder
 from gmpq_tf.data.identity import identity_of
 from gmpq_tf.data.registry import find_spec, with_defaults
 from gmpq_tf.data.scaling import scale_images
-from gmpq_tf.data.spec import Raw
+from gmpq_tf.data.spec import DatasetSpec, Raw
 from gmpq_tf.data.splits import (
     WHOLE,
     ArraySplit,
@@ -44,7 +44,7 @@ class Dataset:
     Args:
         config: How images are prepared, with every default filled in.
         splits: `"train"`, `"validation"` and `"test"`; any may be missing.
-        image_shape: Height, width and channels of the images in the splits, square.
+        image_shape: Height, width and channels of the images in the splits.
         class_names: One name a class.
         sources: The splits before images were read into memory.
     """
@@ -63,8 +63,8 @@ class Dataset:
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of what the model reads."""
-        side = self.config.image_size or self.image_shape[0]
-        return (side, side, self.image_shape[2])
+        size = self.config.image_size or self.image_shape[:2]
+        return (*height_width(size), self.image_shape[2])
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -160,7 +160,7 @@ class Dataset:
             self.config.batch_size,
             fold(self._seed(_SHUFFLE), epoch),
             drop_remainder=True,
-            crop=_crop(augmentation, fold(self._seed(_CROP), epoch)),
+            crop=_crop(augmentation, fold(self._seed(_CROP), epoch), self._ratio),
             share=share,
         )
 
@@ -185,7 +185,18 @@ class Dataset:
 
     def _sized(self, images: tf.Tensor) -> tf.Tensor:
         images = tf.ensure_shape(images, [None, *self.image_shape])
-        return resize(images, self.input_shape[0])
+        height, width = self.image_shape[:2]
+        high = min(height, round(width * self._ratio))
+        wide = min(width, round(high / self._ratio))
+        top, left = (height - high) // 2, (width - wide) // 2
+        middle = images[:, top : top + high, left : left + wide]
+        return resize(middle, self.input_shape[:2])
+
+    @property
+    def _ratio(self) -> float:
+        """Height over width of what the model reads."""
+        height, width, _ = self.input_shape
+        return height / width
 
     def _seed(self, stream: int) -> tf.Tensor:
         return tf.constant([self.config.seed, stream], tf.int64)
@@ -210,11 +221,16 @@ class Dataset:
             )
 
 
-def load_dataset(config: DataConfig) -> Dataset:
+def load_dataset(
+    config: DataConfig, reads: Sequence[int | None] | None = None
+) -> Dataset:
     """Load a data set.
 
     Args:
         config: What to load and how.
+        reads: Height, width and channels that a model reads, None where it takes any:
+            of a folder the size and of every set the channels, where `config` leaves
+            them open.
 
     Returns:
         Its splits, with the validation images held out of the training images.
@@ -223,14 +239,39 @@ def load_dataset(config: DataConfig) -> Dataset:
         DataError: The set is unknown, not on disk, or not usable as it is.
     """
     spec = find_spec(config.dataset)
-    config = with_defaults(config, spec)
-    raw = spec.source(config, spec)
+    config = _as_read(with_defaults(config, spec), spec, reads)
+    raw = spec.source(dataclasses.replace(config, channels=_asked(config, reads)), spec)
     _check_channels(config, raw.image_shape[2])
+    if raw.image_shape[2] != (raw.stored_channels or raw.image_shape[2]):
+        # So that it is recorded; what is as stored is left as it was given.
+        config = dataclasses.replace(config, channels=raw.image_shape[2])
     splits = dict(raw.splits)
     if "validation" not in splits and "train" in splits:
         splits |= _hold_out(splits["train"], config)
     prepared = {k: _prepared(k, split, raw, config) for k, split in splits.items()}
     return Dataset(config, prepared, raw.image_shape, raw.class_names, splits)
+
+
+def _as_read(
+    config: DataConfig, spec: DatasetSpec, reads: Sequence[int | None] | None
+) -> DataConfig:
+    """Fill in the size of images that have none of their own."""
+    sized = config.image_size is not None or spec.image_size is not None
+    if sized or spec.source is not load_folder or reads is None:
+        return config
+    height, width = tuple(reads)[:2] if len(reads) == 3 else (None, None)
+    if height is None or width is None:
+        return config
+    return dataclasses.replace(config, image_size=(height, width))
+
+
+def _asked(config: DataConfig, reads: Sequence[int | None] | None) -> int | None:
+    """Channels that are asked for, by the user or by the model."""
+    if config.channels is not None:
+        return config.channels
+    if reads is not None and len(reads) == 3 and reads[2] in (1, 3):
+        return reads[2]
+    return None
 
 
 def check_num_classes(model_output_shape: tuple[Any, ...], dataset: Dataset) -> None:
@@ -286,12 +327,12 @@ def _augmentation(config: DataConfig) -> Augmentation:
     return AUGMENTATIONS[config.augment or "none"]
 
 
-def _crop(augmentation: Augmentation, seed: tf.Tensor) -> Crop | None:
+def _crop(augmentation: Augmentation, seed: tf.Tensor, ratio: float) -> Crop | None:
     """Return the crop of an epoch: its seed and an image's place in it decide."""
     window = augmentation.crop
     if window is None:
         return None
-    return lambda shape, place: window(shape, tf.random.fold_in(seed, place))
+    return lambda shape, place: window(shape, tf.random.fold_in(seed, place), ratio)
 
 
 def _prepared(name: str, split: Split, raw: Raw, config: DataConfig) -> Split:
@@ -357,5 +398,5 @@ def _check_channels(config: DataConfig, channels: int) -> None:
         raise DataError(
             "`mean` and `std` need one number a channel. "
             f"Received: mean={mean} for images of {channels} channels. "
-            f"Give {channels} numbers."
+            f"Give {channels} numbers, or channels={len(mean)}."
         )

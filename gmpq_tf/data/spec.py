@@ -18,11 +18,13 @@ class Raw:
         splits: Any of `"train"`, `"validation"` and `"test"`.
         image_shape: Height, width and channels of the decoded images.
         class_names: One name a class.
+        stored_channels: Channels of the stored images, where others were asked for.
     """
 
     splits: Mapping[str, Split]
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
+    stored_channels: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -126,11 +126,11 @@ class ArraySplit:
             return places.batch(part, drop_remainder).map(
                 lambda _, i: (tf.gather(images, i), tf.gather(labels, i))
             )
-        shape, side = tf.shape(images)[1:3], self.images.shape[1]
+        shape, size = tf.shape(images)[1:3], self.images.shape[1:3]
 
         def read(position: tf.Tensor, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             part = cut(images[index], crop(shape, position))
-            return resize(part, side), labels[index]
+            return resize(part, size), labels[index]
 
         parts = places.map(read, tf.data.AUTOTUNE)
         return parts.batch(part, drop_remainder)

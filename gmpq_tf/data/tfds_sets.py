@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gmpq_tf.data.config import DataConfig
-from gmpq_tf.data.decoding import ImageDecoder
+from gmpq_tf.data.decoding import ImageDecoder, height_width
 from gmpq_tf.data.errors import DataError
 from gmpq_tf.data.spec import TEST_FRACTION, DatasetSpec, Raw
 from gmpq_tf.data.stream import StreamSplit
@@ -24,15 +24,16 @@ def load_tfds(config: DataConfig, spec: DatasetSpec) -> Raw:
             or it is not for image classification.
     """
     builder = _prepared_builder(config, spec.name)
-    (height, width, channels), class_names = _image_features(builder)
+    (height, width, stored), class_names = _image_features(builder)
     stored_side = height if height == width else None
-    side = config.image_size or stored_side or _required_side(spec)
-    decode = ImageDecoder(side, channels, spec.crop_fraction, spec.banner, stored_side)
+    size = height_width(config.image_size or stored_side or _required_side(spec))
+    channels = config.channels or stored
+    decode = ImageDecoder(size, channels, spec.crop_fraction, spec.banner, stored_side)
     splits = {
         name: StreamSplit(builder, tfds_name, ((first, last),), decode)
         for name, (tfds_name, first, last) in _tfds_ranges(builder).items()
     }
-    return Raw(dict(splits), (side, side, channels), class_names)
+    return Raw(dict(splits), (*size, channels), class_names, stored)
 
 
 def make_builder(config: DataConfig, name: str) -> Any:

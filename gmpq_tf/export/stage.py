@@ -217,7 +217,8 @@ def _check_name(name: str) -> None:
 
 def _check_same(stage: Stage, before: Any, now: Any) -> None:
     old, new = _flat(before), _flat(now)
-    keys = [k for k in {**old, **new} if old.get(k, _ABSENT) != new.get(k, _ABSENT)]
+    # An option that came later is None where it changes nothing.
+    keys = [k for k in {**old, **new} if old.get(k) != new.get(k)]
     free = PRACTICAL if stage.finished else PRACTICAL | LATE
     keys = [key for key in keys if key.split(".")[-1] not in free]
     if keys:

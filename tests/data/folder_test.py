@@ -246,3 +246,99 @@ def test_an_image_of_more_pixels_than_fit_in_memory_is_named(image_folder, monke
 def test_a_folder_that_cannot_be(name):
     with pytest.raises(DataError, match="folder that exists"):
         load_dataset(DataConfig("folder", name, image_size=8))
+
+
+def written(folder, mode, suffix=".png", number=5, side=(12, 10)):
+    """Two classes of image files of one of Pillow's modes."""
+    random = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for index in range(number):
+            pixels = random.integers(0, 256, (*side, 3), np.uint8)
+            path = folder / name / f"{index}{suffix}"
+            Image.fromarray(pixels).convert(mode).save(path)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("modes", "channels"),
+    [("L", 1), ("1", 1), ("LA", 1), ("RGB", 3), ("P", 3), ("L RGB", 3)],
+)
+def test_a_folder_is_grey_if_all_of_it_is(modes, channels, tmp_path):
+    for index, mode in enumerate(modes.split()):
+        written(tmp_path, mode, f"_{index}.png")
+    data = load_dataset(DataConfig(str(tmp_path), image_size=8))
+    assert data.input_shape == (8, 8, channels)
+    assert data.config.channels is None
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".gif"])
+def test_images_are_read_as_the_model_reads_them(mode, channels, suffix, tmp_path):
+    folder = written(tmp_path, mode, suffix)
+    config = DataConfig(folder, scaling="0..255", validation_size=0)
+    data = load_dataset(config, (12, 10, channels))
+    assert data.input_shape == (12, 10, channels)
+    assert data.config.image_size == (12, 10)
+    grey_gif = suffix == ".gif" and mode == "L"  # read as a palette
+    stored = 1 if mode == "L" and not grey_gif else 3
+    assert data.config.channels in ((None,) if stored == channels else (channels,))
+    images, labels = next(iter(data.test()))
+    assert images.shape[1:] == (12, 10, channels) and sorted(labels) == [0, 1]
+    if channels == 3 and mode == "L":
+        np.testing.assert_array_equal(images[..., :2], images[..., 1:])
+
+
+def test_grey_values_are_those_of_pillow(tmp_path):
+    for suffix in (".png", ".bmp", ".gif"):
+        written(tmp_path / suffix, "RGB", suffix)
+        data = load_dataset(DataConfig(str(tmp_path / suffix)), (12, 10, 1))
+        paths = data.splits["test"]
+        found = next(iter(data.test()))[0].numpy()[..., 0] * 255
+        assert found.shape[1:] == (12, 10) and paths.size
+        wanted = {
+            np.asarray(Image.open(path).convert("RGB").convert("L")).tobytes()
+            for path in (tmp_path / suffix).rglob("*.*")
+            if path.is_file()
+        }
+        for image in np.round(found).astype(np.uint8):
+            assert image.tobytes() in wanted
+
+
+def test_a_size_need_not_be_square(tmp_path):
+    folder = written(tmp_path, "RGB", side=(40, 40))
+    for augment in ("none", "flip_crop", "random_crop", "random_resized_crop"):
+        config = DataConfig(folder, image_size=(16, 8), batch_size=4, augment=augment)
+        data = load_dataset(config)
+        assert data.input_shape == (16, 8, 3)
+        assert next(iter(data.train(0, 1)))[0].shape == (4, 16, 8, 3)
+    # The middle of the height's whole and half of the width, not squeezed.
+    paths = data.splits["test"]
+    image = next(iter(data.test()))[0].numpy()[0] * 255
+    with_middle = [
+        np.asarray(Image.open(path))[:, 10:30] for path in tmp_path.rglob("*.png")
+    ]
+    resized = [tf.image.resize(m, (16, 8), antialias=True) for m in with_middle]
+    assert paths.size and min(np.abs(r - image).max() for r in resized) <= 0.6
+
+
+def test_other_image_files_are_named(tmp_path):
+    folder = written(tmp_path, "RGB")
+    for name in ("x.webp", "y.webp", "z.tiff", "notes.txt", ".DS_Store", "noend"):
+        (tmp_path / "a" / name).write_bytes(b"0")
+    (tmp_path / "b" / "UPPER.JPEG").write_bytes(
+        tf.io.encode_jpeg(np.zeros((9, 9, 3), np.uint8)).numpy()
+    )
+    message = r"2 of \.webp, 1 of \.tiff; 11 images are read|1 of no suffix"
+    with pytest.warns(UserWarning, match=message) as caught:
+        load_dataset(DataConfig(folder, image_size=8))
+    text = str(caught[0].message)
+    assert "2 of .webp" in text and "1 of .tiff" in text and "1 of no suffix" in text
+    assert "txt" not in text and "DS_Store" not in text
+
+
+def test_a_bmp_with_a_palette_is_refused(tmp_path):
+    folder = written(tmp_path, "P", ".bmp")
+    with pytest.raises(DataError, match="a BMP with a palette"):
+        load_dataset(DataConfig(folder, image_size=8))
