@@ -18,7 +18,7 @@ from typing import Any
 
 import keras
 
-from gmpq_tf.data import DataConfig, Dataset, load_dataset
+from gmpq_tf.data import DataConfig, Dataset
 from gmpq_tf.export.app import run_main
 from gmpq_tf.export.errors import StageError
 from gmpq_tf.export.flags import from_flags
@@ -39,7 +39,8 @@ from .devices import (
     open_shared_stage,
     wait_for_workers,
 )
-from .inputs import data_from_flags, file_identity, load_float_model, model_path
+from .first_look import look
+from .inputs import data_from_flags, file_identity, load_inputs, model_path
 from .loop import fit_epochs, policy_results, save_model
 from .policies import read_policy
 from .recipe import (
@@ -131,8 +132,7 @@ def finetune(config: FinetuneConfig, data: DataConfig, run: RunConfig) -> Stage:
     """
     path = model_path(run, config.model)
     check_batch(data)
-    dataset = load_dataset(data)
-    model = load_float_model(path, dataset)
+    model, dataset = load_inputs(path, data)
     policy = choose_policy(config, run, model)
     policy.check(searchable_names(model))
     resolved = resolved_config(config, dataset, path, policy)
@@ -147,6 +147,8 @@ def finetune(config: FinetuneConfig, data: DataConfig, run: RunConfig) -> Stage:
         policy.save(stage.folder / "policy.json")
     student = quantize_model(model, policy)
     with dataset.naming_damaged_images():
+        if not stage.epochs:
+            look(model, dataset)
         calibrate(student, dataset.calibration(config.calibration_images))
         trainee = train_student(student, model, dataset, stage, config, run)
         accuracy = snap_student(student, trainee, dataset, stage, config)

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from gmpq_tf.data import DataConfig, Dataset, check_num_classes
+from gmpq_tf.data import DataConfig, Dataset, check_num_classes, load_dataset
 from gmpq_tf.export.errors import StageError
 from gmpq_tf.export.flags import from_flags
 from gmpq_tf.export.records import fingerprint, recorded_data
@@ -78,6 +78,34 @@ def _refuse_name(model: str) -> None:
         )
 
 
+def load_inputs(path: Path, data: DataConfig) -> tuple[keras.Model, Dataset]:
+    """Reads the float model, and the images as it reads them.
+
+    Args:
+        path: a `.keras` or `.h5` file.
+        data: the images; the size and colours that it leaves open are the model's.
+
+    Returns:
+        The model and the images.
+
+    Raises:
+        ValueError: a file is unreadable, or classes or image shape differ.
+    """
+    model = load_model(path)
+    dataset = load_dataset(data, image_shape(model))
+    check_model(model, dataset)
+    if dataset.config.channels != data.channels:
+        colours = "grey" if dataset.input_shape[2] == 1 else "RGB"
+        print(f"Images are read as {colours}, as the model reads them.")
+    return model, dataset
+
+
+def image_shape(model: keras.Model) -> tuple[int | None, ...] | None:
+    """Returns height, width and channels of what a model reads; None: no image."""
+    shape = tuple(model.inputs[0].shape[1:])
+    return shape if len(model.inputs) == 1 and len(shape) == 3 else None
+
+
 def load_float_model(path: Path, dataset: Dataset) -> keras.Model:
     """Reads the float model and checks that it suits the images.
 
@@ -122,9 +150,19 @@ def check_model(model: keras.Model, dataset: Dataset) -> None:
     if not fits:
         raise ValueError(
             "The model must read images of the data set's shape. "
-            f"Received: model input {shape}, images {images}. "
-            "Set --image_size, or choose another --dataset or --model."
+            f"Received: model input {shape}, images {images}. {_reshaping(shape)}"
         )
+
+
+def _reshaping(shape: tuple[int | None, ...]) -> str:
+    """Which flags make images what a model reads."""
+    if len(shape) != 3 or shape[2] not in (1, 3, None):
+        return "Choose another --model: images have height, width and 1 or 3 channels."
+    height, width, channels = shape
+    size = height if height == width else f"{height}x{width}"
+    given = [f"--image_size={size}"] if height and width else []
+    given += [f"--channels={channels}"] if channels else []
+    return f"Set {' '.join(given)}, or choose another --dataset or --model."
 
 
 def file_identity(path: Path) -> dict[str, str]:

@@ -20,6 +20,8 @@ from typing import Any, Literal
 import keras
 
 from gmpq_tf.data import DataConfig, Dataset, load_dataset
+from gmpq_tf.data.folder import load_folder
+from gmpq_tf.data.registry import find_spec
 from gmpq_tf.distribution import support_workers
 from gmpq_tf.export.app import run_main
 from gmpq_tf.export.flags import from_flags
@@ -35,7 +37,8 @@ from .devices import (
     open_shared_stage,
     wait_for_workers,
 )
-from .inputs import check_model, file_identity, model_path
+from .first_look import look
+from .inputs import check_model, file_identity, load_inputs, model_path
 from .loop import fit_epochs, save_model
 from .recipe import (
     OptimizerName,
@@ -112,10 +115,14 @@ def pretrain(config: PretrainConfig, data: DataConfig, run: RunConfig) -> Stage:
         ValueError: a file or an option cannot be used, or training diverged.
     """
     check_batch(data)
-    dataset = load_dataset(data)
-    keras.utils.set_random_seed(data.seed)
-    model = float_model(config, dataset)
-    check_model(model, dataset)
+    if config.model in MODELS:
+        dataset = load_dataset(data, _colours(config, data))
+        keras.utils.set_random_seed(data.seed)
+        model = float_model(config, dataset)
+        check_model(model, dataset)
+    else:
+        keras.utils.set_random_seed(data.seed)
+        model, dataset = load_inputs(Path(config.model), data)
     resolved = resolved_config(config, dataset, run)
     scaling = dataset.config.input_scaling().to_config()
     stage = open_shared_stage(run, STAGE, resolved, scaling)
@@ -124,6 +131,8 @@ def pretrain(config: PretrainConfig, data: DataConfig, run: RunConfig) -> Stage:
         return stage
     compile_model(model, dataset, config, run)
     with dataset.naming_damaged_images():
+        if config.model not in MODELS and not stage.epochs:
+            look(model, dataset)
         if config.epochs:
             fit_epochs(
                 model, dataset, stage, config.epochs, run, precision=config.precision
@@ -134,6 +143,12 @@ def pretrain(config: PretrainConfig, data: DataConfig, run: RunConfig) -> Stage:
         stage.finish(results)
     wait_for_workers()
     return stage
+
+
+def _colours(config: PretrainConfig, data: DataConfig) -> Any:
+    """What a built-in model reads of a folder: published weights take RGB images."""
+    folder = find_spec(data.dataset).source is load_folder
+    return (None, None, 3) if folder and config.weights else None
 
 
 def float_model(config: PretrainConfig, dataset: Dataset) -> keras.Model:

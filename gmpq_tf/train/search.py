@@ -15,7 +15,7 @@ from typing import Any
 
 import keras
 
-from gmpq_tf.data import DataConfig, Dataset, load_dataset
+from gmpq_tf.data import DataConfig, Dataset
 from gmpq_tf.export.app import run_main
 from gmpq_tf.export.flags import from_flags
 from gmpq_tf.export.records import versions
@@ -38,7 +38,8 @@ from .devices import (
     open_shared_stage,
     wait_for_workers,
 )
-from .inputs import data_from_flags, file_identity, load_float_model, model_path
+from .first_look import look
+from .inputs import data_from_flags, file_identity, load_inputs, model_path
 from .loop import TrainingDivergedError, fit_epochs, policy_results
 from .recipe import (
     OptimizerName,
@@ -113,8 +114,7 @@ def search(config: SearchConfig, data: DataConfig, run: RunConfig) -> Stage:
     """
     path = model_path(run, config.model)
     check_batch(data)
-    dataset = load_dataset(data)
-    model = load_float_model(path, dataset)
+    model, dataset = load_inputs(path, data)
     resolved = resolved_config(config, dataset, path)
     scaling = dataset.config.input_scaling().to_config()
     # Built before the stage is opened: an impossible budget leaves nothing behind.
@@ -125,6 +125,8 @@ def search(config: SearchConfig, data: DataConfig, run: RunConfig) -> Stage:
         print(f"{stage.folder} is finished already.")
         return stage
     with dataset.naming_damaged_images():
+        if not stage.epochs:
+            look(model, dataset)
         run_search(searcher, model, dataset, stage, config, run)
     # On every worker: it reads what they hold together.
     policy = searcher.policy({"seed": data.seed, "versions": versions()})

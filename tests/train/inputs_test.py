@@ -17,6 +17,7 @@ from gmpq_tf.train.inputs import (
     data_from_flags,
     file_identity,
     load_float_model,
+    load_inputs,
     model_path,
 )
 
@@ -142,3 +143,62 @@ def test_what_is_no_float_model_is_told_apart(tmp_path):
         model_path(run, "resnet8")
     with pytest.raises(ValueError, match=r"nowhere\.keras', which does not exist"):
         model_path(run, "nowhere.keras")
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("shape", [(8, 6, 1), (8, 6, 3), (None, None, 1)])
+def test_images_are_read_as_the_float_model_reads_them(mode, shape, tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for index in range(5):
+            image = Image.fromarray(np.full((8, 6, 3), 40 * index, np.uint8))
+            image.convert(mode).save(tmp_path / name / f"{index}.png")
+    keras.Sequential(
+        [
+            keras.Input(shape),
+            keras.layers.Conv2D(2, 3),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(2),
+        ]
+    ).save(tmp_path / "m.keras")
+    size = None if shape[0] else (8, 6)
+    config = DataConfig(str(tmp_path), image_size=size, batch_size=2)
+    model, dataset = load_inputs(tmp_path / "m.keras", config)
+    assert dataset.input_shape == (8, 6, shape[2])
+    model(next(iter(dataset.train(0, 1)))[0])
+    stored = 1 if mode == "L" else 3
+    said = capsys.readouterr().out
+    assert ("Images are read as" in said) == (stored != shape[2])
+    # What was recorded reads them so again, without the model.
+    recorded = DataConfig(**dataclasses.asdict(dataset.config))
+    assert load_dataset(recorded).input_shape == (8, 6, shape[2])
+
+
+def test_the_advice_on_a_wrong_shape_gives_the_flags(digits):
+    dataset = load_dataset(digits)
+    with pytest.raises(ValueError, match=r"Set --image_size=9x8 --channels=1"):
+        check_model(network((9, 8, 1), 10), dataset)
+    with pytest.raises(ValueError, match=r"Set --image_size=8 --channels=3"):
+        check_model(network((8, 8, 3), 10), dataset)
+    with pytest.raises(ValueError, match=r"1 or 3 channels"):
+        check_model(network((8, 8, 4), 10), dataset)
+
+
+def test_a_size_of_height_and_width_survives_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
+    define_flags(DataConfig)
+    run = WorkdirConfig(workdir=str(tmp_path))
+    for word, size in (("32x24", (32, 24)), ("32,24", (32, 24)), ("9x9", 9), ("7", 7)):
+        flags.FLAGS(["program", f"--image_size={word}"])
+        assert data_from_flags(run, "x.keras").image_size == size
+    with pytest.raises(flags.Error, match="32x24"):
+        flags.FLAGS(["program", "--image_size=1x2x3"])
+    flags.FLAGS.unparse_flags()
+    data = load_dataset(DataConfig("digits", image_size=(8, 6))).config
+    config = {"data": dataclasses.asdict(data)}
+    open_stage(run, "pretrain", config, data.input_scaling().to_config())
+    flags.FLAGS.image_size = None
+    monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
+    define_flags(DataConfig)
+    flags.FLAGS(["program"])
+    assert data_from_flags(run, None).image_size == (8, 6)

@@ -1,0 +1,114 @@
+"""How well a float model does on the images it is given, before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from gmpq_tf.data import Dataset, InputScaling, pixel_affine
+from gmpq_tf.data.registry import find_spec
+from gmpq_tf.task import TaskError, classifier_kind
+
+IMAGES = 256
+# Above this no other scaling can do far better.
+GOOD_ENOUGH = 0.8
+# Another scaling does far better where it is right about this share of the images more,
+# and by as many standard deviations of what chance would do (McNemar's test).
+LEAST_GAIN, LEAST_DEVIATIONS = 0.1, 4.0
+# Of ImageNet, with which most published models of colour images were trained.
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def look(model: keras.Model, dataset: Dataset, name: str = "Float model") -> None:
+    """Prints a model's accuracy, and a hint where another scaling fits far better.
+
+    No training depends on it: no random number is drawn and no weight changed.
+
+    Args:
+        model: a classifier.
+        dataset: the images, scaled as the command was told.
+        name: what the line calls the model.
+    """
+    # One worker alone may not read what all share.
+    if tf.distribute.has_strategy() or not dataset.sizes["train"]:
+        return
+    batches = list(dataset.calibration(IMAGES).as_numpy_iterator())
+    given = dataset.config.input_scaling()
+    try:
+        right = _right(model, batches)
+    except TaskError:  # labels that are not those of this model: the training says so
+        return
+    print(
+        f"{name}: {100 * right.mean():.2f} % of {right.size} training images, "
+        f"with scaling={given.kind}",
+        flush=True,
+    )
+    if right.mean() >= GOOD_ENOUGH:
+        return
+    if hint := _hint(model, batches, right, given, _others(dataset)):
+        print(hint, flush=True)
+
+
+def _hint(
+    model: keras.Model,
+    batches: list,
+    right: np.ndarray,
+    given: InputScaling,
+    others: Iterator[InputScaling],
+) -> str | None:
+    """The sentence on the scaling that fits best, if it does so beyond chance."""
+    found = [(_right(model, _rescaled(batches, given, s)), s) for s in others]
+    best, scaling = max(found, key=lambda pair: pair[0].mean())
+    more, fewer = np.sum(best & ~right), np.sum(right & ~best)
+    deviations = (more - fewer) / max(np.sqrt(more + fewer), 1.0)
+    if best.mean() - right.mean() < LEAST_GAIN or deviations < LEAST_DEVIATIONS:
+        return None
+    return (
+        f"Hint: with {_flags(scaling)} it is right about {100 * best.mean():.2f} %. "
+        "The model seems to read pixels scaled so: give the flag, in a new --workdir "
+        "or with --overwrite."
+    )
+
+
+def _others(dataset: Dataset) -> Iterator[InputScaling]:
+    """The other ways of scaling that models are usually trained with."""
+    given = dataset.config.input_scaling()
+    spec = find_spec(dataset.config.dataset)
+    for kind in ("0..255", "0..1", "-1..1"):
+        if kind != given.kind:
+            yield InputScaling(kind)
+    pairs = [(spec.mean, spec.std)] if spec.mean and spec.std else []
+    pairs += [_IMAGENET] if dataset.input_shape[2] == 3 else []
+    for mean, std in pairs:
+        scaling = InputScaling("mean_std", mean, std)
+        if scaling != given and len(mean or ()) in (1, dataset.input_shape[2]):
+            yield scaling
+
+
+def _rescaled(batches: list, given: InputScaling, wanted: InputScaling) -> list:
+    """The same images scaled otherwise; stored pixels are whole numbers."""
+    (scale, offset), (other, start) = pixel_affine(given), pixel_affine(wanted)
+    return [
+        (np.round((images - offset) / scale) * other + start, labels)
+        for images, labels in batches
+    ]
+
+
+def _right(model: keras.Model, batches: list) -> np.ndarray:
+    """Whether the model is right about each image."""
+    kind = classifier_kind(model)
+    found = [
+        kind.right(np.asarray(model(np.float32(images), training=False)), labels)
+        for images, labels in batches
+    ]
+    return np.concatenate(found).reshape(-1)
+
+
+def _flags(scaling: InputScaling) -> str:
+    if scaling.kind != "mean_std":
+        return f"--scaling={scaling.kind}"
+    mean, std = (",".join(map(str, v or ())) for v in (scaling.mean, scaling.std))
+    return f"--scaling=mean_std --mean={mean} --std={std}"
