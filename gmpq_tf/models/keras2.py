@@ -183,10 +183,12 @@ class _UntranslatedError(ValueError):
 def _model(config: Config, old: bool) -> Config:
     inner = config.get("config")
     layers = inner.get("layers") if isinstance(inner, dict) else inner
-    for index, layer in enumerate(layers if isinstance(layers, list) else ()):
+    if not isinstance(layers, list):
+        return config
+    for index, layer in enumerate(layers):
         if isinstance(layer, dict) and isinstance(layer.get("config"), dict | list):
             layers[index] = _layer(layer, old)
-    if isinstance(inner, dict) and isinstance(layers, list):
+    if isinstance(inner, dict):
         named = [x for x in layers if isinstance(x, dict) and "config" in x]
         if old:
             _renumber_calls(inner, named)
@@ -357,11 +359,11 @@ def _called_function(layer: Config) -> Config:
     short = function.rpartition(".")[2]
     nodes = layer.get("inbound_nodes")
     try:
-        ((source, node, tensor, arguments),) = nodes  # type: ignore[misc]
+        ((source, node, place, arguments),) = nodes  # type: ignore[misc]
         given = {k: v for k, v in arguments.items() if k != "name" and v is not None}
     except (TypeError, ValueError, AttributeError):
         raise _unknown_function(layer, function) from None
-    first = [source, node, tensor, {}]
+    first = [source, node, place, {}]
     if function in _ALONE and not given:
         return _replaced(layer, *_ALONE[function], [first])
     other = given.get("y")
@@ -369,11 +371,9 @@ def _called_function(layer: Config) -> Config:
         raise _unknown_function(layer, function)
     if isinstance(other, int | float) and short in _WITH_NUMBER:
         return _replaced(layer, *_WITH_NUMBER[short](other), [first])
-    is_tensor = (
-        isinstance(other, list) and len(other) == 3 and isinstance(other[0], str)
-    )
-    if is_tensor and short in _WITH_TENSOR:
-        return _replaced(layer, _WITH_TENSOR[short], {}, [first, [*other, {}]])
+    tensor = other if isinstance(other, list) and len(other) == 3 else []
+    if tensor and isinstance(tensor[0], str) and short in _WITH_TENSOR:
+        return _replaced(layer, _WITH_TENSOR[short], {}, [first, [*tensor, {}]])
     raise _unknown_function(layer, function)
 
 

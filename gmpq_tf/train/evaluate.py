@@ -34,6 +34,7 @@ from gmpq_tf.names import suggest
 from gmpq_tf.task import Output, classifier_kind
 from gmpq_tf.task.kinds import OutputKindName, read_kind
 
+from .first_look import look
 from .inputs import load_float_model
 
 RESULT = "evaluation.json"
@@ -85,6 +86,8 @@ def evaluate(
     tflite = TFLiteModel(path) if path.exists() else None
     batches = dataset.test() if config.split == "test" else dataset.validation()
     with dataset.naming_damaged_images():
+        if config.output_kind is None:
+            look(model, dataset, name)
         measured = compare(model, tflite, batches, config.output_kind)
     result = {"split": config.split, **measured}
     result["file_bytes"] = path.stat().st_size if tflite else None

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from gmpq_tf.data import Dataset, InputScaling, pixel_affine
 from gmpq_tf.data.registry import find_spec
-from gmpq_tf.task import TaskError, classifier_kind
+from gmpq_tf.task import Numbers, TaskError, classifier_kind
 
 IMAGES = 256
 # Above this no other scaling can do far better.
@@ -62,7 +62,7 @@ def _hint(
     """The sentence on the scaling that fits best, if it does so beyond chance."""
     found = [(_right(model, _rescaled(batches, given, s)), s) for s in others]
     best, scaling = max(found, key=lambda pair: pair[0].mean())
-    more, fewer = np.sum(best & ~right), np.sum(right & ~best)
+    more, fewer = int(np.sum(best & ~right)), int(np.sum(right & ~best))
     deviations = (more - fewer) / max(np.sqrt(more + fewer), 1.0)
     if best.mean() - right.mean() < LEAST_GAIN or deviations < LEAST_DEVIATIONS:
         return None
@@ -100,6 +100,8 @@ def _rescaled(batches: list, given: InputScaling, wanted: InputScaling) -> list:
 def _right(model: keras.Model, batches: list) -> np.ndarray:
     """Whether the model is right about each image."""
     kind = classifier_kind(model)
+    if isinstance(kind, Numbers):
+        raise TaskError("Numbers are neither right nor wrong.")
     found = [
         kind.right(np.asarray(model(np.float32(images), training=False)), labels)
         for images, labels in batches
