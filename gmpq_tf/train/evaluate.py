@@ -130,11 +130,14 @@ def compare(
         tally.add(wanted, received, labels)
         images += len(pixels)
     row, errors = tally.report(), ("mean_error", "max_error", "relative_error")
-    result = {"images": images, "accuracy": row.keras_accuracy}
-    result |= {"compared": row.compared}
     of_file = ("tflite_accuracy", "agreement", "ties")
-    of_file += errors if not kind.decides else ()
-    return result | {n: getattr(row, n) if tflite else None for n in of_file}
+    names = of_file if kind.decides else of_file + errors
+    return {
+        "images": images,
+        "accuracy": row.keras_accuracy,
+        "compared": row.compared,
+        **{name: getattr(row, name) if tflite else None for name in names},
+    }
 
 
 def model_folders(
