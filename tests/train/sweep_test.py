@@ -32,7 +32,12 @@ from gmpq_tf.train.sweep import (
 DIGITS = DataConfig("digits", batch_size=256)
 TINY = {
     "search": {"epochs": 1, "dataset": "digits", "batch_size": 256},
-    "finetune": {"epochs": 1, "dataset": "digits", "batch_size": 256},
+    "finetune": {
+        "epochs": 1,
+        "dataset": "digits",
+        "batch_size": 256,
+        "snap_tolerance": 1,  # of weights that are all but random
+    },
     "evaluate": {"dataset": "digits", "split": "test"},
 }
 
