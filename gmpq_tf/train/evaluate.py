@@ -190,7 +190,7 @@ def describe(name: str, result: dict[str, Any]) -> str:
 
 def _identity(config: EvaluateConfig, dataset: Dataset, folder: Path) -> dict[str, Any]:
     data = dataclasses.asdict(dataset.config)
-    used = ["dataset", "image_size", "scaling", "mean", "std"]
+    used = ["dataset", "image_size", "channels", "scaling", "mean", "std"]
     if config.split == "validation":
         used += ["validation_size", "split_seed"]
     files = [folder / "model.keras", folder / "model.tflite"]
