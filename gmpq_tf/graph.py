@@ -119,6 +119,7 @@ class Graph:
     input_names: list[str] = field(default_factory=list)
     input_structure: Any = None
     output_structure: Any = None
+    output_names: list[str] = field(default_factory=list)
 
     def consumers(self) -> dict[int, list[Call]]:
         """Tensor number -> calls that read it, once for each time they do."""
@@ -284,6 +285,7 @@ def read_graph(model: Any) -> Graph:
     _split_separable(graph)
     graph.outputs = [tensors[id(t)] for t in functional.outputs]
     graph.input_names = [t.name for t in functional.inputs]
+    graph.output_names = list(getattr(functional, "output_names", ()))
     refs = {id_: Ref(index) for id_, index in tensors.items()}
     graph.input_structure = _to_refs(functional._inputs_struct, refs)
     graph.output_structure = _to_refs(functional._outputs_struct, refs)

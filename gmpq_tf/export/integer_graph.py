@@ -16,6 +16,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from gmpq_tf.graph import Call, Graph, read_graph
 from gmpq_tf.transform.placement import cap_of, is_fused, is_transparent
+from gmpq_tf.transform.rewrite import NamedOutputs
 
 from .errors import ExportError
 from .flatbuffer import FileBuilder, Quantization
@@ -156,8 +157,8 @@ class IntegerGraph:
     def add_outputs(self, output_type: str) -> dict[str, int]:
         """Convert the model's outputs to the type wanted; returns name -> tensor."""
         named: dict[str, int] = {}
-        for index in self.graph.outputs:
-            name = self._output_name(index, named)
+        for position, index in enumerate(self.graph.outputs):
+            name = self._output_name(index, named, position)
             value = self.values[index]
             self.output_steps.append(value.grid.step if value.grid else 1 / 256)
             named[name] = self._add_output(index, name, value, output_type)
@@ -188,9 +189,12 @@ class IntegerGraph:
         self.file.operator("QUANTIZE", [value.tensor], [tensor])
         return tensor
 
-    def _output_name(self, index: int, taken: dict) -> str:
-        """Name of the layer whose values an output holds."""
+    def _output_name(self, index: int, taken: dict, position: int) -> str:
+        """Name the model gives an output, or of the layer whose values it holds."""
         call = self.producers.get(index)
+        if isinstance(self.student, NamedOutputs):
+            name = self.graph.output_names[position]
+            return name if name not in taken else f"{name}_{len(taken)}"
         while call is not None and call.kind == "InputQuantizer":
             index = call.inputs[0]
             call = self.producers.get(index)

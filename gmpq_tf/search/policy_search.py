@@ -95,6 +95,7 @@ class PolicySearch(keras.Model):
             )
         self._zeta_scale = self.risk.zeta or RiskConfig.zeta
         self.hypernet = build_hypernet(model, self.space, **self.quantizers)
+        self.output_names = list(self.hypernet.output_names)
         # As text, which Keras does not track; before freezing, which changes it.
         serialize = keras.saving.serialize_keras_object
         self._model_config = json.dumps(serialize(flat_copy(model)))

@@ -36,6 +36,41 @@ WHOLE_KINDS = frozenset(
 FUSED_ACTIVATIONS = ("linear", "relu", "relu6")
 
 
+@keras.saving.register_keras_serializable("gmpq_tf")
+class NamedOutputs(keras.Model):
+    """A functional model whose outputs keep their names, whatever layer makes them.
+
+    Keras names outputs after their last layers, and losses and metrics after those.
+
+    Args:
+        inputs: as for `keras.Model`.
+        outputs: likewise.
+        name: of the model.
+        **kwargs: `output_names`, one for each output; others as for `keras.Model`.
+    """
+
+    def __init__(
+        self, inputs: Any, outputs: Any, name: str | None = None, **kwargs: Any
+    ) -> None:
+        names = kwargs.pop("output_names", None)
+        super().__init__(inputs, outputs, name=name, **kwargs)
+        if names:
+            self.output_names = list(names)
+
+    def get_config(self) -> dict:
+        """The functional model's configuration, with the names."""
+        return {**super().get_config(), "output_names": list(self.output_names)}
+
+    @classmethod
+    def from_config(cls, config: dict, custom_objects: Any = None) -> NamedOutputs:
+        """Rebuild from `get_config`."""
+        config = dict(config)
+        names = config.pop("output_names")
+        model = super().from_config(config, custom_objects=custom_objects)
+        model.output_names = list(names)
+        return model
+
+
 def rebuild(
     graph: Graph,
     name: str,
@@ -92,11 +127,14 @@ def _rebuild(
         )
         for index, tensor in zip(call.outputs, keras.tree.flatten(result), strict=True):
             tensors[index] = on_output(index, tensor)
-    return keras.Model(
+    structures = (
         fill(graph.input_structure, inputs),
         fill(graph.output_structure, tensors),
-        name=name,
     )
+    model = keras.Model(*structures, name=name)
+    if not graph.output_names or model.output_names == graph.output_names:
+        return model
+    return NamedOutputs(*structures, name=name, output_names=graph.output_names)
 
 
 def _check_whole_numbers(graph: Graph) -> None:
