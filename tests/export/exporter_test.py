@@ -385,7 +385,7 @@ def test_three_operands_are_refused(tmp_path):
     inputs = keras.Input((8, 8, 3))
     parts = [L.Conv2D(4, 1, name=name)(inputs) for name in "abc"]
     model = keras.Model(inputs, L.Flatten()(L.Add(name="sum")(parts)))
-    with pytest.raises(ExportError, match=r"'sum' with 3"):
+    with pytest.raises(ExportError, match=r"'sum' of 3 tensors"):
         export_tflite(student_of(model, 8, 8), tmp_path / "m.tflite")
 
 
