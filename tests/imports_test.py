@@ -88,7 +88,7 @@ def faults(source, text):
 
 def _fault(unit, name):
     other = unit_of(name.split("."))
-    if other is None or other == unit:
+    if other in (None, unit, "__version__"):
         return None
     if other not in PLACE:
         # `import gmpq_tf`: everything at once, so only for what stands last.

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import keras
 
 from gmpq_tf.graph import Call, Graph, GraphError, KernelPart, read_graph
 from gmpq_tf.names import suggest
+from gmpq_tf.transform.front import keras_tensor, split_front
 from gmpq_tf.transform.rewrite import flattened, logits_of
 
 
 def split_head(
-    model: keras.Model, feature_layer: str | None = None
+    model: keras.Model,
+    feature_layer: str | None = None,
+    front: Sequence[str] = (),
 ) -> tuple[keras.Model, keras.Model]:
     """Split a classifier into `backbone` (image -> A) and `head` (A -> scores).
 
@@ -21,6 +24,8 @@ def split_head(
             [B, classes] (or [B, 1] for two classes), logits, softmax or sigmoid.
         feature_layer: layer whose output is A; None: the last [B, H, W, C] tensor with
             more than one pixel that every path to the output passes through.
+        front: leading layers that are run before, as `split_front` does it; the
+            backbone takes their results.
 
     Returns:
         (backbone, head); the head returns [logits, model output]. Both share the
@@ -39,8 +44,13 @@ def split_head(
             "Search with eta=0 (no attribution)."
         )
     index = last_feature_map(graph, feature_layer)
-    feature = _keras_tensor(graph, index)
-    backbone = keras.Model(model._inputs_struct, feature, name=f"{model.name}_backbone")
+    if feature_layer is not None and feature_layer in front:
+        raise GraphError(
+            "The attributed layer must lie behind the layers that change the image. "
+            f"Received: feature_layer={feature_layer!r}. Name a convolution."
+        )
+    feature = keras_tensor(model, graph, index)
+    _, backbone = split_front(model, front, feature)
     logits, output = logits_of(model), model.outputs[0]
     if output is logits:  # Keras refuses the same tensor twice
         output = keras.layers.Identity(name=f"{model.name}_output")(logits)
@@ -101,11 +111,3 @@ def _cuts(graph: Graph, index: int) -> bool:
         seen.add(tensor)
         pending.extend(producers[tensor].inputs)
     return True
-
-
-def _keras_tensor(graph: Graph, index: int) -> Any:
-    call: Call = graph.producers()[index]
-    calls = [c for c in graph.calls if c.layer is call.layer]
-    layer = call.layer.source if isinstance(call.layer, KernelPart) else call.layer
-    node = layer._inbound_nodes[calls.index(call)]
-    return node.outputs[call.outputs.index(index)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from gmpq_tf import __version__
 from gmpq_tf.attribution import (
     AttributionRankDistance,
     capacity_exponent,
@@ -20,12 +22,14 @@ from gmpq_tf.attribution import (
     resize_maps,
     split_head,
 )
-from gmpq_tf.budget import FULL_PRECISION_BITS, bit_ops, resolve_budget
+from gmpq_tf.budget import FULL_PRECISION_BITS, Candidates, bit_ops, resolve_budget
 from gmpq_tf.distribution import replica_count
 from gmpq_tf.first_trace import build_before_tracing
 from gmpq_tf.float_layers import float_bit_ops
-from gmpq_tf.graph import layer_macs
+from gmpq_tf.graph import GraphError, layer_macs, read_graph
 from gmpq_tf.policy import BitwidthPolicy
+from gmpq_tf.quantizers.input_quantizer import DEFAULT_INPUT_QUANTIZER
+from gmpq_tf.quantizers.kernel_quantizer import DEFAULT_KERNEL_QUANTIZER
 from gmpq_tf.search.budget import adapted_zeta, damped_zeta, most_probable_bits
 from gmpq_tf.search.config import RiskConfig
 from gmpq_tf.search.divergence import (
@@ -34,10 +38,23 @@ from gmpq_tf.search.divergence import (
     check_temperature,
     nan_of_labels,
 )
+from gmpq_tf.search.first_steps import FirstSteps, MapCount
+from gmpq_tf.search.optimizers import (
+    check_optimizers,
+    check_precision,
+    describe_optimizer,
+)
 from gmpq_tf.space import SearchSpace
+from gmpq_tf.task import Binary, outputs_of
 from gmpq_tf.transform import build_hypernet, calibrate
 from gmpq_tf.transform.calibrate import first_images, is_calibrated
+from gmpq_tf.transform.front import leading_layers, misplaced_layers, split_front
 from gmpq_tf.transform.rewrite import flat_copy
+
+DEFAULT_QUANTIZERS = {
+    "input_quantizer": DEFAULT_INPUT_QUANTIZER,
+    "kernel_quantizer": DEFAULT_KERNEL_QUANTIZER,
+}
 
 
 @keras.saving.register_keras_serializable("gmpq_tf")
@@ -77,7 +94,9 @@ class PolicySearch(keras.Model):
         name: str | None = None,
         **risk: Any,
     ) -> None:
-        super().__init__(name=name)
+        # Under a global mixed_float16 Keras would scale the loss, of which the second
+        # optimizer knows nothing.
+        super().__init__(name=name, dtype="float32")
         self.risk = RiskConfig(**risk)
         self.space = space or SearchSpace()
         methods = {
@@ -88,6 +107,7 @@ class PolicySearch(keras.Model):
         self.macs = layer_macs(model)
         self.candidates = self.space.candidates(model)
         self.float_ops = float_bit_ops(model)
+        check_choices(model.name, self.candidates)
         self.budget = None
         if self.risk.bit_ops_budget is not None:
             self.budget = resolve_budget(
@@ -99,12 +119,16 @@ class PolicySearch(keras.Model):
         # As text, which Keras does not track; before freezing, which changes it.
         serialize = keras.saving.serialize_keras_object
         self._model_config = json.dumps(serialize(flat_copy(model)))
-        self.teacher = flat_copy(model, self.risk.teacher_dtype)
-        self.teacher.trainable = False
+        self.teacher = None
+        # In namespaces, which Keras does not track: every layer is saved once.
+        self._watched = SimpleNamespace(maps=None)
         if self.risk.eta:
-            # In namespaces, which Keras does not track: every layer is saved once.
-            self._student_parts = split_parts(self.hypernet, self.risk.feature_layer)
-            self._teacher_parts = split_parts(self.teacher, self.risk.feature_layer)
+            self.teacher = flat_copy(model, self.risk.teacher_dtype)
+            self.teacher.trainable = False
+            self._split(self.hypernet, self.teacher)
+            self._watched.maps = MapCount()
+        self.independent_labels = False
+        self.epochs_trained = 0
         self.zeta = self.add_weight(
             name="zeta",
             shape=(),
@@ -138,12 +162,30 @@ class PolicySearch(keras.Model):
         Args:
             optimizer: of the hypernet's weights and ranges.
             importance_optimizer: of the branch importances.
-            loss: task loss of (labels, model output); labels sparse or one-hot.
+            loss: task loss of (labels, model output); labels sparse or one-hot, for
+                one logit 1 or 0 (or -1), for independent sigmoids any number of ones.
             metrics: of (labels, model output).
             **kwargs: passed to `keras.Model.compile` (jit_compile, run_eagerly, ...).
+
+        Raises:
+            ValueError: an optimizer that averages weights or divides by the scale of a
+                loss, one optimizer for both, or layers that compute in float16.
         """
+        optimizer = keras.optimizers.get(optimizer)
+        importance_optimizer = keras.optimizers.get(importance_optimizer)
+        check_optimizers(optimizer, importance_optimizer)
+        check_precision(self.hypernet)
         super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
-        self.importance_optimizer = keras.optimizers.get(importance_optimizer)
+        self.importance_optimizer = importance_optimizer
+        self._described = json.dumps(
+            {
+                "optimizer": describe_optimizer(optimizer),
+                "importance_optimizer": describe_optimizer(importance_optimizer),
+            }
+        )
+        if self.teacher is not None:
+            kind = outputs_of(self.teacher, loss=loss)[0].kind
+            self.independent_labels = isinstance(kind, Binary)
         self.optimizer.build(self.network_variables)
         self.importance_optimizer.build(self.importance_variables)
 
@@ -185,7 +227,17 @@ class PolicySearch(keras.Model):
         """Set every range of the hypernet from data; see `gmpq.calibrate`."""
         calibrate(self.hypernet, dataset, batches)
 
-    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         """Search, as `keras.Model.fit`; ranges are calibrated first where they are not.
 
         Calibration reads the first 512 images of `x` (arrays, `tf.data.Dataset` or
@@ -194,8 +246,16 @@ class PolicySearch(keras.Model):
         if not is_calibrated(self.hypernet):
             self.calibrate(first_images(self.hypernet, x))
         self.risk_metrics["loss_total"].forget()
-        build_before_tracing(self, x, args[0] if args else kwargs.get("y"))
-        return super().fit(x, *args, **kwargs)
+        build_before_tracing(self, x, y)
+        watch = FirstSteps()
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            watch.set_model(self)
+            callbacks.append(watch)
+        else:
+            callbacks = [watch, *keras.tree.flatten(callbacks or [])]
+        return super().fit(
+            x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs
+        )
 
     def load_weights(self, *args: Any, **kwargs: Any) -> None:
         """As `keras.Model.load_weights`; an earlier divergence is forgotten."""
@@ -234,10 +294,11 @@ class PolicySearch(keras.Model):
     def train_step(self, data: Any) -> dict:
         """One step on weights and importances together (section 4.1)."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        teacher_maps = self._teacher_maps(x, y)
+        seen = self._augmented(x)  # the same image for the hypernet and the teacher
+        teacher_maps = self._teacher_maps(seen, y)
         network, importances = self.network_variables, self.importance_variables
         with tf.GradientTape() as tape:
-            output, maps = self._forward(x, y)
+            output, maps = self._forward(seen, y)
             task = self.compute_loss(
                 x=x, y=y, y_pred=output, sample_weight=sample_weight
             )
@@ -266,6 +327,11 @@ class PolicySearch(keras.Model):
             self.rank_metric.update_state(teacher_maps, maps)
         return self._logs(expected, zeta)
 
+    @property
+    def losses(self) -> list[Any]:
+        """Penalties of the hypernet's layers; the teacher's are no part of the task."""
+        return self.hypernet.losses
+
     def compute_loss(
         self,
         x: Any = None,
@@ -292,33 +358,77 @@ class PolicySearch(keras.Model):
             zeta, *self._searched(tf.stop_gradient(expected)), self._zeta_scale
         )
 
-    def _forward(self, x: Any, y: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
-        if not self.risk.eta:
-            return self.hypernet(x, training=True), None
-        parts = self._student_parts
-        feature = parts.backbone(x, training=True)
-        classes = self._classes(y, parts.head)
-        maps, (_, output) = grad_cam(parts.head, feature, classes, training=True)
-        return output, self._at_map_size(maps, x)
+    def _augmented(self, x: Any) -> Any:
+        """What the random layers at the front of the model make of a batch."""
+        front = self._student_parts.front if self.risk.eta else None
+        return x if front is None else front(x, training=True)
 
-    def _teacher_maps(self, x: Any, y: Any) -> tf.Tensor | None:
+    def _forward(self, seen: Any, y: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
+        if not self.risk.eta:
+            return self.hypernet(seen, training=True), None
+        parts = self._student_parts
+        feature = parts.backbone(seen, training=True)
+        maps, (_, output) = grad_cam(
+            parts.head, feature, self._classes(y), training=True
+        )
+        return output, self._at_map_size(maps)
+
+    def _teacher_maps(self, seen: Any, y: Any) -> tf.Tensor | None:
         if not self.risk.eta:
             return None
-        parts = self._teacher_parts
-        feature = parts.backbone(x, training=False)
-        classes = self._classes(y, parts.head)
+        parts, classes = self._teacher_parts, self._classes(y)
+        feature = parts.backbone(seen, training=False)
         maps, _ = grad_cam(parts.head, feature, classes, training=False)
-        return tf.stop_gradient(self._at_map_size(maps, x))
+        self.map_count.update_state(maps, classes, self.num_scores)
+        return tf.stop_gradient(self._at_map_size(maps))
 
-    def _classes(self, y: Any, head: keras.Model) -> tf.Tensor | None:
+    def _classes(self, y: Any) -> tf.Tensor | None:
         if self.risk.attribution_class == "predicted":
             return None
-        return labels_to_classes(y, head.outputs[0].shape[-1])
+        labels = keras.tree.flatten(y)
+        if len(labels) != 1 or labels[0] is None:
+            raise ValueError(
+                "Attribution maps need the label of each image. "
+                f"Received: y={type(y).__name__} with {len(labels)} parts. Pass "
+                "labels, or search with attribution_class='predicted' or eta=0."
+            )
+        return labels_to_classes(labels[0], self.num_scores, self.independent_labels)
 
-    def _at_map_size(self, maps: tf.Tensor, x: Any) -> tf.Tensor:
-        if self.risk.map_size == "native":
+    @property
+    def num_scores(self) -> int:
+        """Scores that the model has: its classes, or 1 where one logit tells two."""
+        return int(self._student_parts.head.outputs[0].shape[-1])
+
+    @property
+    def map_count(self) -> MapCount | None:
+        """What `FirstSteps` looks at; None without a teacher."""
+        return self._watched.maps
+
+    @property
+    def feature_name(self) -> str:
+        """Name of the layer that is attributed."""
+        return self._teacher_parts.backbone.output._keras_history.operation.name
+
+    def _at_map_size(self, maps: tf.Tensor) -> tf.Tensor:
+        shapes = [t.shape for t in self.hypernet.inputs if len(t.shape) == 4]
+        if self.risk.map_size == "native" or not shapes:
             return maps
-        return resize_maps(maps, *keras.tree.flatten(x)[0].shape[1:3])
+        return resize_maps(maps, *shapes[0][1:3])
+
+    def _split(self, student: keras.Model, teacher: keras.Model) -> None:
+        """Split both models where the image, and where the feature map is made."""
+        graph = read_graph(student)
+        misplaced = misplaced_layers(graph)
+        if misplaced:
+            raise GraphError(
+                "Layers that change images at random must stand before the first layer "
+                "with weights, so that teacher and hypernet see the same image. "
+                f"Received: {', '.join(misplaced)}. Move them to the front, or search "
+                "with eta=0 (no attribution)."
+            )
+        front = leading_layers(graph)
+        self._student_parts = split_parts(student, self.risk.feature_layer, front)
+        self._teacher_parts = split_parts(teacher, self.risk.feature_layer, front)
 
     def _update_metrics(
         self, x: Any, y: Any, output: tf.Tensor, sample_weight: Any, risks: tuple
@@ -393,10 +503,27 @@ class PolicySearch(keras.Model):
         strategy = "gmpq" if self.risk.eta else "edmips"
         config = {**vars(self.risk), "space": self.space.to_config()}
         return BitwidthPolicy(
-            self.teacher.name,
+            self.hypernet.name,
             bits,
-            {"strategy": strategy, "config": config, **(made_by or {})},
+            {
+                "strategy": strategy,
+                "config": config,
+                "quantizers": {**DEFAULT_QUANTIZERS, **self.quantizers},
+                "training": self._training_record(),
+                "versions": {"gmpq-tf": __version__},
+                **(made_by or {}),
+            },
         )
+
+    def _training_record(self) -> dict[str, Any]:
+        """Optimizers, and how long they ran, as far as this process knows."""
+        if not self.compiled:
+            return {}
+        record = json.loads(self._described)
+        record["steps"] = int(np.asarray(self.optimizer.iterations))
+        if self.epochs_trained:
+            record["epochs"] = self.epochs_trained
+        return record
 
     def get_compile_config(self) -> dict | None:
         """What `compile` was given, with the second optimizer."""
@@ -440,7 +567,35 @@ NOT_EVALUATED = (
 )
 
 
-def split_parts(model: keras.Model, feature_layer: str | None) -> SimpleNamespace:
-    """`split_head` as a namespace with `backbone` and `head`."""
-    backbone, head = split_head(model, feature_layer)
-    return SimpleNamespace(backbone=backbone, head=head)
+def split_parts(
+    model: keras.Model, feature_layer: str | None, leading: Sequence[str] = ()
+) -> SimpleNamespace:
+    """`split_front` and `split_head` as a namespace: `front`, `backbone`, `head`."""
+    front, _ = split_front(model, leading, model.outputs)
+    backbone, head = split_head(model, feature_layer, leading)
+    return SimpleNamespace(front=front, backbone=backbone, head=head)
+
+
+def check_choices(name: str, candidates: Candidates) -> None:
+    """Refuse a model without layers to search, and warn where none has a choice.
+
+    Args:
+        name: of the model.
+        candidates: weight and activation bits of each layer.
+
+    Raises:
+        GraphError: there is no layer.
+    """
+    if not candidates:
+        raise GraphError(
+            "A search needs a Conv2D, DepthwiseConv2D or Dense layer. "
+            f"Received: model={name!r} without one."
+        )
+    if all(len(bits) == 1 for pair in candidates.values() for bits in pair):
+        warnings.warn(
+            "Nothing is left to search: each layer has one candidate for its weights "
+            "and one for its activations, by weight_bits, activation_bits and the "
+            "pinned layers of the space. Give more candidates, or take the policy as "
+            "it is.",
+            stacklevel=3,
+        )

@@ -62,7 +62,9 @@ class Output:
         return f"{text} (assumed)" if self.known_from == "assumed" else text
 
 
-def outputs_of(model: Any, stated: Any = None, labels: Any = None) -> list[Output]:
+def outputs_of(
+    model: Any, stated: Any = None, labels: Any = None, loss: Any = None
+) -> list[Output]:
     """Say what each output of a model is.
 
     A softmax gives class scores, wherever reshaping and nesting put it. Else the loss
@@ -77,6 +79,7 @@ def outputs_of(model: Any, stated: Any = None, labels: Any = None) -> list[Outpu
         stated: "classes", "binary" (probabilities, decided at 0.5), "binary_logit" (at
             0) or "numbers", for all outputs; or by name of the output, or one for each.
         labels: of some images, as `match_labels` takes them; None: none are known.
+        loss: that the model is trained with; None: the one it was compiled with.
 
     Returns:
         One for each output, in the order of `model.outputs`.
@@ -88,7 +91,7 @@ def outputs_of(model: Any, stated: Any = None, labels: Any = None) -> list[Outpu
     names = output_names(graph)
     given = match_labels(model, labels)
     kinds = _spread(stated, graph, "output_kinds", all_of=(str, *_KINDS))
-    losses = _losses(model, graph)
+    losses = _losses(loss or getattr(model, "loss", None), graph)
     producers = graph.producers()
     taken_in = {graph.shapes[i][1:] for i in graph.inputs}
     found = []
@@ -308,9 +311,8 @@ def _fits(own: tuple, shape: tuple) -> bool:
     )
 
 
-def _losses(model: Any, graph: Graph) -> list[OutputKind | None]:
-    """What the loss that a model was compiled with says of each output."""
-    loss = getattr(model, "loss", None)
+def _losses(loss: Any, graph: Graph) -> list[OutputKind | None]:
+    """What the loss that a model is trained with says of each output."""
     if isinstance(loss, (list, tuple)) and len(loss) == 1:
         loss = loss[0]
     try:

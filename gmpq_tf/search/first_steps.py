@@ -1,0 +1,120 @@
+"""Whether the first steps of a search are guided by anything, and how long it ran."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from gmpq_tf.attribution import are_classes
+
+ENOUGH_IMAGES = 32  # whose maps are looked at first
+MOST = 0.5
+
+
+class MapCount(keras.metrics.Metric):
+    """Counts images, those whose label is no class, and teacher maps of zeros."""
+
+    def __init__(self, name: str = "map_count", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
+        self.images, self.strangers, self.empty = (
+            self.add_variable(shape=(), initializer="zeros", name=each)
+            for each in ("images", "strangers", "empty")
+        )
+
+    def update_state(
+        self, maps: tf.Tensor, classes: tf.Tensor | None, num_classes: int
+    ) -> None:
+        """Count a batch.
+
+        Args:
+            maps: of the teacher, [B, H, W].
+            classes: what `labels_to_classes` returned; None: those predicted.
+            num_classes: scores that the model has.
+        """
+        empty = tf.reduce_max(maps, axis=(1, 2)) == 0
+        self.images.assign_add(tf.cast(tf.shape(maps)[0], tf.float32))
+        self.empty.assign_add(tf.reduce_sum(tf.cast(empty, tf.float32)))
+        if classes is not None:
+            strangers = ~are_classes(classes, num_classes)
+            self.strangers.assign_add(tf.reduce_sum(tf.cast(strangers, tf.float32)))
+
+    def result(self) -> tuple[float, float, float]:
+        """Images, share of labels that are no class, share of maps of zeros."""
+        images, strangers, empty = (
+            float(keras.ops.convert_to_numpy(v))
+            for v in (self.images, self.strangers, self.empty)
+        )
+        return images, strangers / max(images, 1.0), empty / max(images, 1.0)
+
+
+class FirstSteps(keras.callbacks.Callback):
+    """Warns once where labels or teacher maps guide nothing; counts epochs.
+
+    It looks after the first images, and once more when the first epoch ends.
+    """
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Start counting."""
+        self.counts = self.model.map_count
+        self.looks, self.warned = 0, set[str]()
+        if self.counts is not None:
+            self.counts.reset_state()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Look when enough images have been seen."""
+        if self.looks == 0 and self.counts is not None:
+            images, *shares = self.counts.result()
+            if images >= ENOUGH_IMAGES:
+                self.look(images, *shares)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Look at the first epoch as a whole."""
+        self.model.epochs_trained = epoch + 1
+        if self.looks < 2 and self.counts is not None:
+            self.look(*self.counts.result())
+            self.looks = 2
+
+    def look(self, images: float, strangers: float, empty: float) -> None:
+        """Warn of what is wrong, each kind once.
+
+        Args:
+            images: how many were seen.
+            strangers: share of labels that are no class.
+            empty: share of teacher maps of zeros.
+        """
+        self.looks += 1
+        search = self.model
+        scores = search.num_scores
+        if strangers and not search.independent_labels:
+            self._warn(
+                "labels",
+                f"{strangers:.1%} of the labels of the first {images:.0f} images are "
+                f"no classes of the model, which are 0 to {max(scores, 2) - 1}: these "
+                "images have no attribution map. Check the labels (whole numbers from "
+                "0, or one row of scores an image).",
+            )
+        elif strangers > MOST:
+            self._warn(
+                "labels",
+                f"{strangers:.1%} of the first {images:.0f} images have no label "
+                "above 0.5, and with it no attribution map. Check the labels.",
+            )
+        if empty > MOST:
+            self._warn(
+                "maps",
+                f"{empty:.1%} of the teacher's attribution maps of the first "
+                f"{images:.0f} images are all zero ({strangers:.1%} for want of a "
+                "class; in the others no active channel of the layer "
+                f"{search.feature_name!r} speaks for the class), so the generalization "
+                "risk hardly guides the search. Check that labels and image scaling "
+                "are those that the model was trained with, name another "
+                "feature_layer, or search with eta=0.",
+            )
+
+    def _warn(self, kind: str, text: str) -> None:
+        if kind not in self.warned:
+            self.warned.add(kind)
+            warnings.warn(text, stacklevel=2)

@@ -1,0 +1,113 @@
+"""Cut a model behind the layers that change images at random.
+
+A student and its teacher must see the same image: what stands before the first layer
+with weights is run once, and its result is given to both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from gmpq_tf.graph import Call, Graph, KernelPart, is_searchable, is_stock, read_graph
+
+# Layers of Keras that move or mix images at random.
+MOVING_PREFIX, MOVING_KINDS = "Random", ("RandAugment", "AugMix", "CutMix", "MixUp")
+
+
+def leading_layers(graph: Graph) -> list[str]:
+    """Names of the layers before the first weights, if one acts at random; else none.
+
+    Dropout ends them. A layer of somebody's own counts as one that may act at random.
+
+    Args:
+        graph: of a model without nested models.
+
+    Returns:
+        In graph order.
+    """
+    known, leading = set(graph.inputs), []
+    for call in graph.calls:
+        if known.issuperset(call.inputs) and _may_lead(call):
+            known.update(call.outputs)
+            leading.append(call)
+    return [c.name for c in leading] if any(map(_is_random, leading)) else []
+
+
+def misplaced_layers(graph: Graph) -> list[str]:
+    """Names of layers that change images at random behind the first weights.
+
+    Dropout and noise are none: there they regularize the student alone.
+
+    Args:
+        graph: of a model without nested models.
+    """
+    leading = set(leading_layers(graph))
+    return [
+        call.name
+        for call in graph.calls
+        if call.name not in leading
+        and is_stock(call.layer)
+        and (call.kind.startswith(MOVING_PREFIX) or call.kind in MOVING_KINDS)
+    ]
+
+
+def split_front(
+    model: keras.Model, names: Sequence[str], outputs: Any
+) -> tuple[keras.Model | None, keras.Model]:
+    """Split a model behind its leading layers.
+
+    Args:
+        model: functional, without nested models.
+        names: leading layers, as `leading_layers` names them.
+        outputs: symbolic tensors of the model that the second part returns.
+
+    Returns:
+        (front: the model's inputs -> a list of tensors, rest: these -> outputs); the
+        front is None, and the rest takes the model's inputs, where nothing leads. Both
+        share the model's layers.
+    """
+    if not names:
+        return None, keras.Model(model._inputs_struct, outputs)
+    graph = read_graph(model)
+    leading = [call for call in graph.calls if call.name in names]
+    made = {*graph.inputs, *(i for call in leading for i in call.outputs)}
+    behind = [call for call in graph.calls if call.name not in names]
+    border = sorted({i for call in behind for i in call.inputs if i in made})
+    tensors = [keras_tensor(model, graph, index) for index in border]
+    front = keras.Model(model._inputs_struct, tensors, name=f"{model.name}_front")
+    return front, keras.Model(tensors, outputs)
+
+
+def keras_tensor(model: keras.Model, graph: Graph, index: int) -> Any:
+    """The symbolic tensor that a number of `read_graph(model)` stands for.
+
+    Args:
+        model: functional, without nested models.
+        graph: of the model.
+        index: of the tensor; none that lies inside a SeparableConv2D.
+    """
+    if index in graph.inputs:
+        return model.inputs[graph.inputs.index(index)]
+    call = graph.producers()[index]
+    calls = [c for c in graph.calls if c.layer is call.layer]
+    layer = call.layer.source if isinstance(call.layer, KernelPart) else call.layer
+    node = layer._inbound_nodes[calls.index(call)]
+    return node.outputs[call.outputs.index(index)]
+
+
+def _may_lead(call: Call) -> bool:
+    """Whether a call may be made once for a student and its teacher."""
+    if is_searchable(call.layer) or call.kind.endswith("Dropout"):
+        return False
+    return call.kind == "Normalization" or not getattr(call.layer, "weights", [])
+
+
+def _is_random(call: Call) -> bool:
+    """Whether a call without weights draws numbers in training, as far as one knows."""
+    if is_searchable(call.layer) or getattr(call.layer, "weights", []):
+        return False
+    # A seed that changes with every draw is a variable, but no weight.
+    return not is_stock(call.layer) or bool(getattr(call.layer, "variables", []))
