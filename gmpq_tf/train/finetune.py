@@ -274,7 +274,7 @@ def train_student(
     trainee.compile(
         optimizer=optimizer,
         loss=make_loss(teacher),
-        metrics=make_metrics(),
+        metrics=make_metrics(teacher),
         steps_per_execution=run.steps_per_execution,
         jit_compile=run.jit_compile,
     )

@@ -16,7 +16,7 @@ from gmpq_tf.export.run_config import WorkdirConfig
 from gmpq_tf.graph import read_graph
 from gmpq_tf.models import MODELS, load_model
 from gmpq_tf.models.file_checks import check_model_path, expand_user
-from gmpq_tf.transform.rewrite import flattened
+from gmpq_tf.transform.rewrite import flattened, scores_of
 
 PRETRAINED = "pretrain/model.keras"
 
@@ -142,7 +142,7 @@ def check_model(model: keras.Model, dataset: Dataset) -> None:
             f"Received: model={model.name!r} with {len(model.inputs)} inputs and "
             f"{len(model.outputs)} outputs. Use gmpq_tf from Python for others."
         )
-    check_num_classes(model.output_shape, dataset)
+    _check_outputs(model, dataset)
     shape, images = tuple(model.input_shape[1:]), dataset.input_shape
     fits = len(shape) == len(images) and all(
         side in (None, given) for side, given in zip(shape, images, strict=True)
@@ -163,6 +163,21 @@ def _reshaping(shape: tuple[int | None, ...]) -> str:
     given = [f"--image_size={size}"] if height and width else []
     given += [f"--channels={channels}"] if channels else []
     return f"Set {' '.join(given)}, or choose another --dataset or --model."
+
+
+def _check_outputs(model: keras.Model, dataset: Dataset) -> None:
+    """Refuses outputs that do not tell the classes of the images apart."""
+    if model.output_shape[1:] == (1,) and dataset.num_classes == 2:
+        return
+    check_num_classes(model.output_shape, dataset)
+    if scores_of(model)[1] == "sigmoid":
+        raise ValueError(
+            "Images of one class each need a softmax, logits, or for two classes one "
+            f"sigmoid. Received: model={model.name!r} with "
+            f"{model.output_shape[-1]} sigmoids, which are independent labels. Give "
+            "its last layer no activation (its decisions stay the same), or use "
+            "gmpq_tf from Python."
+        )
 
 
 def file_identity(path: Path) -> dict[str, str]:

@@ -197,7 +197,7 @@ def compile_model(
     model.compile(
         optimizer=optimizer,
         loss=make_loss(model),
-        metrics=make_metrics(),
+        metrics=make_metrics(model),
         steps_per_execution=run.steps_per_execution,
         jit_compile=run.jit_compile,
     )

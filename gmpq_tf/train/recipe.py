@@ -158,14 +158,30 @@ def make_loss(model: keras.Model) -> keras.losses.Loss:
     """Returns the cross-entropy that suits a classifier's output.
 
     Args:
-        model: a functional classifier of logits or probabilities.
+        model: a functional classifier of logits or probabilities; with one output it
+            tells two classes apart.
 
     Returns:
         A loss of whole-number labels.
     """
-    return keras.losses.SparseCategoricalCrossentropy(from_logits=gives_logits(model))
+    logits = gives_logits(model)
+    if model.output_shape[-1] == 1:
+        return keras.losses.BinaryCrossentropy(from_logits=logits)
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=logits)
 
 
-def make_metrics() -> list[keras.metrics.Metric]:
-    """Returns the metrics of every stage: top-1 accuracy."""
-    return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
+def make_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
+    """Returns the metrics of every stage: top-1 accuracy.
+
+    Args:
+        model: a functional classifier; with one output, the second of two classes is
+            meant where its probability is above 0.5.
+    """
+    if model.output_shape[-1] > 1:
+        return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
+    threshold = 0.0 if gives_logits(model) else 0.5
+    # BinaryAccuracy refuses the threshold of logits.
+    function = keras.metrics.binary_accuracy
+    return [
+        keras.metrics.MeanMetricWrapper(function, name="accuracy", threshold=threshold)
+    ]

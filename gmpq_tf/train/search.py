@@ -166,7 +166,7 @@ def run_search(
             config.importance_optimizer, config.importance_learning_rate, config, steps
         ),
         loss=make_loss(model),
-        metrics=make_metrics(),
+        metrics=make_metrics(model),
         steps_per_execution=run.steps_per_execution,
         jit_compile=run.jit_compile,
     )

@@ -9,8 +9,9 @@ import keras
 import tensorflow as tf
 
 from gmpq_tf.distribution import replica_count
-from gmpq_tf.graph import functional_of
-from gmpq_tf.transform.rewrite import scores_of
+from gmpq_tf.graph import GraphError, functional_of, read_graph
+from gmpq_tf.transform.front import leading_layers, split_front
+from gmpq_tf.transform.rewrite import flattened, scores_of
 
 
 @keras.saving.register_keras_serializable("gmpq_tf")
@@ -19,6 +20,7 @@ class Distiller(keras.Model):
 
     `loss = (1 - w) task + w T^2 KL(softmax(t / T) || softmax(s / T))` with the logits
     `s` of the student and `t` of the teacher, which is frozen and in inference mode.
+    Random layers at the front of both models are run once: both see the same image.
     For sigmoids, and a single score, it is the sum of each one's KL of two classes.
 
     Args:
@@ -48,15 +50,16 @@ class Distiller(keras.Model):
         self.student = student
         self.weight, self.temperature = float(weight), float(temperature)
         logits, ending = scores_of(student)
-        graph, teacher_graph = functional_of(student), functional_of(teacher)
-        both = keras.Model(graph._inputs_struct, [graph._outputs_struct, logits])
-        teacher_logits = keras.Model(
-            teacher_graph._inputs_struct, scores_of(teacher)[0]
-        )
+        leading, teacher = shared_front(student, teacher)
+        if leading and logits is student.outputs[0]:  # Keras refuses the same twice
+            logits = keras.layers.Identity()(logits)
+        outputs = [functional_of(student)._outputs_struct, logits]
+        front, both = split_front(student, leading, outputs)
+        _, teacher_logits = split_front(teacher, leading, scores_of(teacher)[0])
         # One score is the logarithm of the odds of two classes, too.
         self.independent = ending == "sigmoid" or logits.shape[-1] == 1
         # In a namespace, which Keras does not track: backups hold the student alone.
-        self._frozen = SimpleNamespace(both=both, teacher=teacher_logits)
+        self._frozen = SimpleNamespace(front=front, both=both, teacher=teacher_logits)
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """The student's output."""
@@ -65,9 +68,12 @@ class Distiller(keras.Model):
     def train_step(self, data: Any) -> dict:
         """One step of the optimizer on the student's weights."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        targets = self._frozen.teacher(x, training=False) / self.temperature
+        front = self._frozen.front
+        # What random layers make of the images, for both.
+        seen = x if front is None else front(x, training=True)
+        targets = self._frozen.teacher(seen, training=False) / self.temperature
         with tf.GradientTape() as tape:
-            outputs, logits = self._frozen.both(x, training=True)
+            outputs, logits = self._frozen.both(seen, training=True)
             task = self.compute_loss(
                 x=x, y=y, y_pred=outputs, sample_weight=sample_weight
             )
@@ -89,6 +95,37 @@ class Distiller(keras.Model):
             else:
                 metric.update_state(y, outputs, sample_weight=sample_weight)
         return self.get_metrics_result()
+
+
+def shared_front(
+    student: keras.Model, teacher: keras.Model
+) -> tuple[list[str], keras.Model]:
+    """Random layers at the front of both models, and the teacher to cut there.
+
+    Args:
+        student: of which a copy would not do; left whole where it is nested.
+        teacher: nested or not.
+
+    Returns:
+        (names, the teacher or a copy of it without nested models).
+    """
+    if flattened(student) is not student:
+        return [], teacher
+    leading = leading_layers(read_graph(student))
+    if not leading:
+        return [], teacher
+    flat = flattened(teacher)
+    own = {call.name for call in read_graph(flat).calls}
+    missing = [name for name in leading if name not in own]
+    if missing:
+        raise GraphError(
+            "Random layers at the front of a student must be its teacher's too, so "
+            "that both see the same image. "
+            f"Received: student={student.name!r} with {', '.join(missing)}, of which "
+            f"teacher={teacher.name!r} has none. Make the student with "
+            "quantize_model(teacher, policy)."
+        )
+    return leading, flat
 
 
 def soft_cross_entropy(target_logits: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:

@@ -11,7 +11,15 @@ from typing import Any
 
 import keras
 
-from gmpq_tf.graph import Call, Graph, KernelPart, is_searchable, is_stock, read_graph
+from gmpq_tf.graph import (
+    Call,
+    Graph,
+    KernelPart,
+    functional_of,
+    is_searchable,
+    is_stock,
+    read_graph,
+)
 
 # Layers of Keras that move or mix images at random.
 MOVING_PREFIX, MOVING_KINDS = "Random", ("RandAugment", "AugMix", "CutMix", "MixUp")
@@ -69,15 +77,16 @@ def split_front(
         front is None, and the rest takes the model's inputs, where nothing leads. Both
         share the model's layers.
     """
+    inputs = functional_of(model)._inputs_struct  # a Sequential has none itself
     if not names:
-        return None, keras.Model(model._inputs_struct, outputs)
+        return None, keras.Model(inputs, outputs)
     graph = read_graph(model)
     leading = [call for call in graph.calls if call.name in names]
     made = {*graph.inputs, *(i for call in leading for i in call.outputs)}
     behind = [call for call in graph.calls if call.name not in names]
     border = sorted({i for call in behind for i in call.inputs if i in made})
     tensors = [keras_tensor(model, graph, index) for index in border]
-    front = keras.Model(model._inputs_struct, tensors, name=f"{model.name}_front")
+    front = keras.Model(inputs, tensors, name=f"{model.name}_front")
     return front, keras.Model(tensors, outputs)
 
 
@@ -94,7 +103,11 @@ def keras_tensor(model: keras.Model, graph: Graph, index: int) -> Any:
     call = graph.producers()[index]
     calls = [c for c in graph.calls if c.layer is call.layer]
     layer = call.layer.source if isinstance(call.layer, KernelPart) else call.layer
-    node = layer._inbound_nodes[calls.index(call)]
+    depths = functional_of(model)._nodes_by_depth
+    own = {id(node) for nodes in depths.values() for node in nodes}
+    # A layer may have been called in other models before.
+    nodes = [node for node in layer._inbound_nodes if id(node) in own]
+    node = nodes[calls.index(call)]
     return node.outputs[call.outputs.index(index)]
 
 

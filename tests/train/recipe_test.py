@@ -8,6 +8,7 @@ from gmpq_tf.train.recipe import (
     TrainingConfig,
     gives_logits,
     make_loss,
+    make_metrics,
     make_optimizer,
     make_schedule,
 )
@@ -83,3 +84,24 @@ def test_the_loss_suits_the_output(kind):
 def test_options_out_of_range_are_named(wrong):
     with pytest.raises(ValueError, match=f"Received: {next(iter(wrong))}="):
         TrainingConfig(**wrong)
+
+
+@pytest.mark.parametrize("activation", [None, "sigmoid"])
+@pytest.mark.parametrize("column", [False, True])
+def test_one_output_tells_two_classes_apart(activation, column):
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, keras.layers.Dense(1, activation)(inputs))
+    logits = np.array([[2.0], [-1.0], [0.3], [-0.2]], "float32")
+    odds = 1 / (1 + np.exp(-logits[:, 0]))
+    labels = np.array([1, 0, 0, 0])
+    wanted = -np.log(np.where(labels, odds, 1 - odds)).mean()
+    outputs = logits if activation is None else odds[:, None]
+    given = labels[:, None] if column else labels
+    assert float(make_loss(model)(given, outputs)) == pytest.approx(wanted, rel=1e-4)
+    (accuracy,) = make_metrics(model)
+    accuracy.update_state(given, outputs)
+    assert float(accuracy.result()) == pytest.approx(0.75)
+    assert accuracy.name == "accuracy"
+    copy = type(accuracy).from_config(accuracy.get_config())
+    copy.update_state(given, outputs)
+    assert float(copy.result()) == pytest.approx(0.75)

@@ -118,3 +118,31 @@ def test_only_the_student_is_saved(tmp_path):
 def test_impossible_options_are_refused(options):
     with pytest.raises(ValueError, match="0 <= weight <= 1 and temperature > 0"):
         Distiller(classifier(), classifier(name="teacher"), **options)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_teacher_and_student_see_one_image(nested):
+    """At 8 bits and w = 1 the loss is near 0, unless the teacher sees another image."""
+    keras.utils.set_random_seed(0)
+    x = inputs = keras.Input((8, 8, 1))
+    flips = [layers.RandomFlip(seed=1, name="flip"), layers.Rescaling(0.5)]
+    for layer in [keras.Sequential(flips)] if nested else flips:
+        x = layer(x)
+    x = layers.Flatten()(layers.Conv2D(4, 3, activation="relu", name="conv")(x))
+    teacher = keras.Model(inputs, layers.Dense(3, name="head")(x))
+    head = teacher.get_layer("head")
+    head.kernel.assign(4 * head.kernel.numpy())
+    images = np.random.default_rng(0).random((64, 8, 8, 1)).astype("float32")
+    images[:, :, :4] *= 3
+    student = gmpq.quantize_model(
+        teacher, BitwidthPolicy(teacher.name, {"conv": (8, 8), "head": (8, 8)})
+    )
+    gmpq.calibrate(student, images)
+    distiller = Distiller(student, teacher, weight=1.0, temperature=1.0)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    distiller.compile(keras.optimizers.SGD(0.0), loss, jit_compile=False)
+    labels = np.zeros(64, "int32")
+    got = distiller.fit(images, labels, batch_size=64, verbose=0).history["loss"][0]
+    assert got < 0.01
+    moved = distiller._frozen.front(images, training=True)
+    assert np.abs(keras.tree.flatten(moved)[0] - images).max() > 0.5
