@@ -379,7 +379,7 @@ class PolicySearch(keras.Model):
         parts, classes = self._teacher_parts, self._classes(y)
         feature = parts.backbone(seen, training=False)
         maps, _ = grad_cam(parts.head, feature, classes, training=False)
-        self.map_count.update_state(maps, classes, self.num_scores)
+        self._watched.maps.update_state(maps, classes, self.num_scores)
         return tf.stop_gradient(self._at_map_size(maps))
 
     def _classes(self, y: Any) -> tf.Tensor | None:
