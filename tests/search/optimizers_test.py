@@ -67,8 +67,8 @@ def test_weights_move_under_a_global_policy(data, restored_policy, policy, eta):
         ]
         keras.config.set_dtype_policy("float32")
         moved.append(changes)
-    clear = np.array(moved[0]) > 1e-3
-    assert clear.sum() > 3
+    clear = np.array(moved[0]) > 1e-4
+    assert clear.sum() >= 3
     assert np.all(np.array(moved[1])[clear] > 0.2 * np.array(moved[0])[clear])
 
 
