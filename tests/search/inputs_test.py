@@ -37,6 +37,7 @@ class Batches(keras.utils.PyDataset):
     def __getitem__(self, index):
         part = slice(12 * index, 12 * index + 12)
         cut = keras.tree.map_structure(lambda a: a[part], self.x)
+        cut = tuple(cut) if isinstance(cut, list) else cut  # Keras would stack lists
         return cut, LABELS[part], WEIGHTS[part]
 
 
