@@ -18,6 +18,7 @@ KINDS = frozenset(
 SCALING = frozenset(
     "BatchNormalization Rescaling Normalization Subtract Divide TrueDivide".split()
 )
+QUANTIZERS = ("input_quantizer", "kernel_quantizer")
 
 
 def is_lowered(call: Call) -> bool:
@@ -54,6 +55,9 @@ def _refusal(graph: Graph, call: Call) -> str | None:
         note = f" (activation {call.activation!r})" if call.kind == "Activation" else ""
         return f"of kind {call.kind}{note}"
     layer = call.layer
+    for quantizer in (layer, *map(vars(layer).get, QUANTIZERS)):
+        if not getattr(quantizer, "on_grid", True):
+            return f"quantized by {quantizer.method!r}, which rounds to no nearest code"
     config = layer.config if isinstance(layer, KernelPart) else {}
     order = getattr(layer, "data_format", config.get("data_format"))
     if order == "channels_first" and not is_identity(call) and call.kind != "Flatten":

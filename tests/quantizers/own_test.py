@@ -6,6 +6,8 @@ import pytest
 import tensorflow as tf
 
 import gmpq_tf as gmpq
+from gmpq_tf.export.runtime import TFLiteModel
+from gmpq_tf.export.tflite import ExportError, export_tflite
 from gmpq_tf.layers import MixedConv2D, QuantConv2D
 from gmpq_tf.quantizers import (
     INPUT_QUANTIZERS,
@@ -220,6 +222,33 @@ def test_models_are_searched_and_quantized_with_them():
     gmpq.calibrate(student, [X])
     difference = np.asarray(student(X)) - np.asarray(model(X))
     assert np.abs(difference).max() < 0.1 * np.abs(model(X)).max()
+
+
+def student_with(*methods):
+    inputs = keras.Input((6, 6, 3))
+    x = keras.layers.Conv2D(4, 3, activation="relu")(inputs)
+    outputs = keras.layers.Dense(2)(keras.layers.Flatten()(x))
+    model = keras.Model(inputs, outputs)
+    policy = gmpq.BitwidthPolicy.uniform(model, 4, 8)
+    student = gmpq.quantize_model(model, policy, *methods)
+    gmpq.calibrate(student, [X])
+    gmpq.snap_biases(student)
+    return student
+
+
+def test_students_export_with_the_codes_of_the_function(tmp_path):
+    student = student_with("tripled", "floored")
+    report = export_tflite(student, tmp_path / "m.tflite", verify_data=X)
+    assert all(layer.codes_equal for layer in report.layers)
+    np.testing.assert_allclose(
+        TFLiteModel(tmp_path / "m.tflite").predict(X), student(X), atol=1e-4
+    )
+
+
+def test_what_rounds_to_no_code_is_not_exported(tmp_path):
+    student = student_with("halved", "floored")
+    with pytest.raises(ExportError, match=r"'conv2d.*quantized by 'halved'"):
+        export_tflite(student, tmp_path / "m.tflite", verify_data=X)
 
 
 def test_the_built_in_function_under_another_name_is_fused(monkeypatch):
