@@ -169,6 +169,7 @@ def _page(workdir: Path, summary: Summary) -> Iterator[str]:
     yield f"<body>\n<main>\n<h1>{title}</h1>"
     yield from (f"<p>{html.escape(line)}</p>" for line in _headlines(summary))
     yield _table(summary.rows)
+    yield from (f"<p>{html.escape(line)}</p>" for line in _float_layers(workdir))
     for picture in PICTURES:
         yield _section(picture, workdir, summary)
     yield _provenance(workdir, summary)
@@ -183,6 +184,19 @@ def _headlines(summary: Summary) -> Iterator[str]:
                 f"{row.name}: {format_percent(row.accuracy)} with {saving:.0f} times "
                 "fewer bit operations than full precision."
             )
+
+
+def _float_layers(workdir: Path) -> Iterator[str]:
+    """Names the layers that no policy names: they are in every row's operations."""
+    try:
+        found = read.read_float_layers(workdir)
+    except ReportError:  # the policy's section says what is wrong
+        return
+    if found:
+        names = ", ".join(
+            f"{name} ({macs:,} multiply-adds)" for name, macs in found.items()
+        )
+        yield f"Float in every row, counted at 32 x 32 bits: {names}."
 
 
 def _table(rows: Sequence[ResultRow]) -> str:

@@ -365,7 +365,7 @@ def read_policy(workdir: str | Path) -> BitwidthPolicy:
 
 
 def read_macs(workdir: str | Path) -> dict[str, float]:
-    """Reads the multiply-adds of each layer.
+    """Reads the multiply-adds of each layer, also of those that stay float.
 
     Args:
         workdir: the folder of the run.
@@ -378,14 +378,27 @@ def read_macs(workdir: str | Path) -> dict[str, float]:
     """
     data = _read_object(Path(workdir), COST)
     with _named(COST):
-        check_kind("layers", take(data, "layers"), list)
-        return dict(_layer_macs(i, layer) for i, layer in enumerate(data["layers"]))
+        return {**_macs(data, "layers"), **_macs(data, "float_layers")}
 
 
-def _layer_macs(index: int, layer: Any) -> tuple[str, float]:
-    check_kind(f"layers[{index}]", layer, Mapping)
-    check_text(f"layers[{index}].name", take(layer, "name"))
-    check_number(f"layers[{index}].macs", take(layer, "macs"), 0)
+def read_float_layers(workdir: str | Path) -> dict[str, float]:
+    """Reads the multiply-adds of the layers that stay float, as `read_macs` does."""
+    data = _read_object(Path(workdir), COST)
+    with _named(COST):
+        return _macs(data, "float_layers")
+
+
+def _macs(data: Mapping, key: str) -> dict[str, float]:
+    # Runs of before float layers were counted name none.
+    layers = take(data, key) if key == "layers" else data.get(key, [])
+    check_kind(key, layers, list)
+    return dict(_layer_macs(f"{key}[{i}]", layer) for i, layer in enumerate(layers))
+
+
+def _layer_macs(place: str, layer: Any) -> tuple[str, float]:
+    check_kind(place, layer, Mapping)
+    check_text(f"{place}.name", take(layer, "name"))
+    check_number(f"{place}.macs", take(layer, "macs"), 0)
     return layer["name"], layer["macs"]
 
 

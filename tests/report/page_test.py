@@ -104,6 +104,20 @@ def test_a_whole_run_has_every_picture_and_the_provenance(tmp_path):
     assert text.index("<table>") < text.index("<img") < text.index("Provenance")
 
 
+def test_layers_that_stay_float_are_named(tmp_path):
+    write_run(tmp_path)
+    write_summary(tmp_path)
+    assert "32 x 32" not in Page(write_report(tmp_path).read_text("utf-8")).text
+    layers = {
+        "layers": [{"name": "conv", "macs": 9}],
+        "float_layers": [{"name": f"lstm{EVIL}", "macs": 12345}],
+    }
+    write_json(tmp_path / "cost.json", layers)
+    page = Page(write_report(tmp_path).read_text("utf-8"))
+    said = f"counted at 32 x 32 bits: lstm{EVIL} (12,345 multiply-adds)."
+    assert said in page.text
+
+
 def test_the_page_loads_nothing(tmp_path):
     write_run(tmp_path)
     write_summary(tmp_path, attribution="maps.npz")

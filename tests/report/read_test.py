@@ -9,6 +9,7 @@ import pytest
 from gmpq_tf.report import ReportError, ResultRow, Summary, read_summary
 from gmpq_tf.report.read import (
     read_attribution,
+    read_float_layers,
     read_importances,
     read_macs,
     read_metrics,
@@ -146,6 +147,10 @@ def test_macs_come_back_and_a_wrong_entry_is_named(tmp_path):
     entries = [{"name": "a", "macs": 5, "params": 1}, {"name": "b", "macs": 0}]
     write(tmp_path / "cost.json", {"layers": entries})
     assert read_macs(tmp_path) == {"a": 5, "b": 0}
+    kept = {"layers": entries, "float_layers": [{"name": "lstm", "macs": 7}]}
+    write(tmp_path / "cost.json", kept)
+    assert read_macs(tmp_path) == {"a": 5, "b": 0, "lstm": 7}
+    assert read_float_layers(tmp_path) == {"lstm": 7}
     write(tmp_path / "cost.json", {"layers": [{"name": "a", "macs": -1}]})
     with pytest.raises(ReportError, match=r"cost\.json: layers\[0\]\.macs"):
         read_macs(tmp_path)
