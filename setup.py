@@ -60,10 +60,11 @@ COMMANDS = {
     "gmpq-demo": "train.demo",
 }
 ROOT = Path(__file__).parent
+VERSION = (ROOT / "gmpq_tf" / "version.py").read_text(encoding="utf-8").split('"')[-2]
 
 setup(
     name="gmpq-tf",
-    version="0.1.0",
+    version=VERSION,
     description="Mixed-precision quantization policies that transfer, for Keras 3",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

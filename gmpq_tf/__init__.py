@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from gmpq_tf.registration import register_with_keras
+from gmpq_tf.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from gmpq_tf.cost import Cost, count_cost
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
         quantize_model,
         snap_biases,
     )
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "BitwidthPolicy": "gmpq_tf.policy",

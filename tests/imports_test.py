@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Each row is one place in the order; the modules of one row do not import each other.
 ORDER = [
-    ("names", "align", "distribution", "first_trace"),
+    ("names", "align", "distribution", "first_trace", "version"),
     ("files", "registry", "registration"),
     ("inputs",),
     ("graph",),
@@ -88,7 +88,7 @@ def faults(source, text):
 
 def _fault(unit, name):
     other = unit_of(name.split("."))
-    if other in (None, unit, "__version__"):
+    if other is None or other == unit:
         return None
     if other not in PLACE:
         # `import gmpq_tf`: everything at once, so only for what stands last.

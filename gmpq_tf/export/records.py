@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import gmpq_tf
 from gmpq_tf.export.errors import StageError
 from gmpq_tf.export.run_config import WorkdirConfig
 from gmpq_tf.files import parse_json, read_text
+from gmpq_tf.version import __version__
 
 PACKAGES = ("tensorflow", "keras", "numpy", "tensorflow-datasets", "ai-edge-litert")
 LONGEST_NAME = 200  # bytes of a file name may be 255
@@ -125,7 +125,7 @@ def fingerprint(path: str | Path) -> str:
 
 def versions() -> dict[str, str]:
     """Returns the versions of Python and of the packages that results depend on."""
-    found = {"python": platform.python_version(), "gmpq-tf": gmpq_tf.__version__}
+    found = {"python": platform.python_version(), "gmpq-tf": __version__}
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)

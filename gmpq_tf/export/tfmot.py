@@ -515,6 +515,11 @@ def _unwrapped(layer: Any) -> Any:
     return layer.layer if hasattr(layer, "quantize_config") else layer
 
 
+def _described(model: Any) -> str:
+    kind = "keras.Model of Keras 3" if isinstance(model, keras.Model) else "object"
+    return f"{kind}, {type(model).__module__}.{type(model).__name__}"
+
+
 def _read_tf_keras(model: Any) -> Graph:
     """The graph of a functional tf_keras model."""
     if not isinstance(model, _libraries().tf_keras.Model) or not hasattr(
@@ -522,8 +527,7 @@ def _read_tf_keras(model: Any) -> Graph:
     ):
         raise ExportError(
             "model must be a functional tf_keras model. "
-            f"Received: model={type(model).__module__}.{type(model).__name__}. Pass "
-            "what quantize_apply returned."
+            f"Received: model={_described(model)}. Pass what quantize_apply returned."
         )
     graph = Graph(input_names=list(model.input_names))
     numbers = {id(t): graph.new_tensor(t.shape, t.dtype.name) for t in model.inputs}

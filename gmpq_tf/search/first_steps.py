@@ -72,7 +72,7 @@ class FirstSteps(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Look at the first epoch as a whole."""
-        self.model.epochs_trained = epoch + 1
+        self.model.epochs_trained += 1
         if self.looks < 2 and self.counts is not None:
             self.look(*self.counts.result())
             self.looks = 2

@@ -73,5 +73,6 @@ def check_precision(model: keras.Model) -> None:
 def describe_optimizer(optimizer: Any) -> dict[str, Any]:
     """Class and options of an optimizer, as plain JSON."""
     config = {k: v for k, v in optimizer.get_config().items() if v is not None}
+    config.pop("name", None)  # a number of this process
     described = {"class": type(optimizer).__name__, **config}
     return json.loads(json.dumps(described, default=str))

@@ -12,7 +12,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gmpq_tf import __version__
 from gmpq_tf.attribution import (
     AttributionRankDistance,
     capacity_exponent,
@@ -50,6 +49,7 @@ from gmpq_tf.transform import build_hypernet, calibrate
 from gmpq_tf.transform.calibrate import first_images, is_calibrated
 from gmpq_tf.transform.front import leading_layers, misplaced_layers, split_front
 from gmpq_tf.transform.rewrite import flat_copy
+from gmpq_tf.version import __version__
 
 DEFAULT_QUANTIZERS = {
     "input_quantizer": DEFAULT_INPUT_QUANTIZER,
@@ -247,6 +247,8 @@ class PolicySearch(keras.Model):
             self.calibrate(first_images(self.hypernet, x))
         self.risk_metrics["loss_total"].forget()
         build_before_tracing(self, x, y)
+        # An interrupted search goes on from an epoch that another process ended.
+        self.epochs_trained = kwargs.get("initial_epoch", self.epochs_trained)
         watch = FirstSteps()
         if isinstance(callbacks, keras.callbacks.CallbackList):
             watch.set_model(self)

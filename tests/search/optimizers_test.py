@@ -136,6 +136,10 @@ def test_policy_says_what_made_it(data, tmp_path):
     assert training["optimizer"]["class"] == "AdamW"
     assert training["optimizer"]["weight_decay"] == 0.01
     assert training["importance_optimizer"]["learning_rate"] == pytest.approx(0.05)
+    search.fit(*data, batch_size=48, initial_epoch=3, epochs=4, verbose=0)
+    search.fit(*data, batch_size=48, epochs=2, verbose=0)
+    training = search.policy().made_by["training"]
+    assert (training["epochs"], training["steps"]) == (6, 9)
 
 
 def test_policy_of_a_search_that_was_never_trained_says_so():
