@@ -18,7 +18,8 @@ demo: $(VENV)/.core
 	    $(if $(DATA_DIR),--data_dir=$(DATA_DIR))
 
 test: lint $(VENV)/clients/.made
-	GMPQ_CLIENTS=$(VENV)/clients $(BIN)/python -m pytest -q -n 2 -m "not slow and not large"
+	GMPQ_CLIENTS=$(VENV)/clients $(BIN)/python -m pytest -q -n 2 --dist worksteal \
+	    -m "not slow and not large"
 
 slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m "slow or large"

@@ -1,5 +1,6 @@
 """What all tests share: fixed seeds, and the folder of real data where it is."""
 
+import gc
 import os
 import random
 import sys
@@ -12,6 +13,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 # Compiling each small shape costs more than it saves; mixture_test covers XLA.
 os.environ.setdefault("GMPQ_XLA_QUANTIZERS", "0")
+
+# TensorFlow and Keras make more garbage than Python's rhythm of collecting it is meant
+# for: looking through all that is alive took a tenth of a run.
+gc.set_threshold(100_000, 50, 100)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -37,3 +42,11 @@ def fixed_seeds():
     np.random.seed(0)
     if "keras" in sys.modules:
         sys.modules["keras"].utils.set_random_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def collected_garbage():
+    """After each file: what then is alive stays, and is not looked through again."""
+    yield
+    gc.collect()
+    gc.freeze()
