@@ -70,7 +70,8 @@ class ExportReport:
         data: "given", or "random" where the caller had no images.
         images: how many inputs were compared.
         agreement: share of equal decisions of Keras and the file, in the output in
-            which it is least; None where no output decides anything.
+            which it is least; where none decides anything, the share of its numbers
+            within `near_steps` steps.
         builtin_agreement: likewise with the built-in kernels, on at most 256 or so.
         ties: share of decisions that differ, but between scores that are equal in Keras
             or in the file.
@@ -387,7 +388,8 @@ def _described(student: Any, output_kinds: Any, labels: Any = None) -> list[Outp
 
 def _check_outputs(outputs: Outputs, deviations: list[Deviation], least: float) -> None:
     """Refuse a file that decides or computes something else than the Keras model."""
-    alike = 1.0 if outputs.agreement is None else outputs.agreement
+    plain = outputs.outputs and all(o.agreement is None for o in outputs.outputs)
+    alike = 1.0 if plain or outputs.agreement is None else outputs.agreement
     if alike + (outputs.ties or 0.0) < least:
         raise ExportError(_disagreement(outputs, deviations, least))
     for output in outputs.outputs:

@@ -258,6 +258,7 @@ class FileBuilder:
         model.version = 3
         model.description = "made by gmpq_tf"
         self._forget_batch({*inputs.values(), *outputs.values()})
+        self._name_outputs(outputs, set(inputs.values()))
         model.subgraphs = [self._subgraph(inputs, outputs)]
         model.signatureDefs = [_signature(inputs, outputs)]
         model.operatorCodes = [_operator_code(*key) for key in self._codes]
@@ -282,6 +283,18 @@ class FileBuilder:
                 kept.update(operator.outputs)
         for number in set(range(len(self.tensors))) - kept:
             self.tensors[number].shapeSignature = None
+
+    def _name_outputs(self, outputs: Mapping[str, int], inputs: set[int]) -> None:
+        """Give result tensors the model's names; one that has such a name gives it up.
+
+        An activation split from its layer has the layer's name with a suffix.
+        """
+        numbers = {tensor.name: i for i, tensor in enumerate(self.tensors)}
+        for name, number in outputs.items():
+            other = numbers.get(name, number)
+            if not inputs & {number, other}:
+                own, tensor = self.tensors[number], self.tensors[other]
+                tensor.name, own.name = own.name, name
 
     def _subgraph(self, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> Any:
         subgraph = schema.SubGraphT()

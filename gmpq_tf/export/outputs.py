@@ -112,8 +112,8 @@ class OutputReport:
 class Outputs:
     """How the outputs of a file compare with those of the Keras model.
 
-    Figures of decisions are those of the output that is alike least; None where no
-    output decides anything.
+    Figures of decisions are those of the output that is alike least. Where no output
+    decides anything, agreement is the share of near numbers, and the others are None.
     """
 
     images: int
@@ -174,13 +174,15 @@ def compare_outputs(
 def summary(images: int, reports: Sequence[OutputReport]) -> Outputs:
     """The figures of a whole file from those of its outputs."""
     deciding = [r for r in reports if r.agreement is not None]
+    near = min(_known(r.near for r in reports), default=None)
+    builtin_near = min(_known(r.builtin_near for r in reports), default=None)
     worst = min(deciding, key=lambda r: r.alike, default=None)
     judged = [r for r in deciding if r.keras_accuracy is not None]
     right = judged[0] if len(judged) == 1 else None
     return Outputs(
         images,
-        worst.agreement if worst else None,
-        min(_known(r.builtin_agreement for r in deciding), default=None),
+        worst.agreement if worst else near,
+        min(_known(r.builtin_agreement for r in deciding), default=builtin_near),
         worst.ties if worst else None,
         max(_known(r.max_steps for r in reports), default=None),
         max(_known(r.mean_steps for r in reports), default=None),

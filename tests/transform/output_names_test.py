@@ -52,9 +52,10 @@ def test_losses_and_files_know_outputs_by_name(form, tmp_path):
     assert isinstance(again, NamedOutputs)
     assert again.output_names == model.output_names
     assert trained(again).keys() == wanted
-    (signature,) = (
-        TFLiteModel(lower(again).content).interpreter.get_signature_list().values()
-    )
+    runtime = TFLiteModel(lower(again).content).interpreter
+    (signature,) = runtime.get_signature_list().values()
     assert {*signature["outputs"]} == {*model.output_names}
+    details = runtime.get_output_details()
+    assert {detail["name"] for detail in details} == {*model.output_names}
     search = gmpq.PolicySearch(model, eta=0.0)
     assert "label_accuracy" in trained(search)
