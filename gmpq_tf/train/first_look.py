@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import keras
@@ -12,12 +13,18 @@ from gmpq_tf.data import Dataset, InputScaling, pixel_affine
 from gmpq_tf.data.registry import find_spec
 from gmpq_tf.task import Numbers, TaskError, classifier_kind
 
+from .recipe import make_loss
+
 IMAGES = 256
-# Above this no other scaling can do far better.
-GOOD_ENOUGH = 0.8
+# Above this no other scaling can be right far more often. One may still fit far better:
+# a model that is right and all but as unsure as chance (of a loss above this share of
+# chance's) was trained on other numbers.
+GOOD_ENOUGH, UNSURE = 0.8, 0.5
 # Another scaling does far better where it is right about this share of the images more,
 # and by as many standard deviations of what chance would do (McNemar's test).
 LEAST_GAIN, LEAST_DEVIATIONS = 0.1, 4.0
+# Or where it is not less often right, at this share of the cross-entropy.
+MOST_LOSS = 0.25
 # Of ImageNet, with which most published models of colour images were trained.
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -38,7 +45,7 @@ def look(model: keras.Model, dataset: Dataset, name: str = "Float model") -> Non
     batches = list(dataset.calibration(IMAGES).as_numpy_iterator())
     given = dataset.config.input_scaling()
     try:
-        right = _right(model, batches)
+        right, losses = _measured(model, batches)
     except TaskError:  # labels that are not those of this model: the training says so
         return
     print(
@@ -46,30 +53,47 @@ def look(model: keras.Model, dataset: Dataset, name: str = "Float model") -> Non
         f"with scaling={given.kind}",
         flush=True,
     )
-    if right.mean() >= GOOD_ENOUGH:
+    chance = math.log(max(model.output_shape[-1], 2))
+    if right.mean() >= GOOD_ENOUGH and losses.mean() < UNSURE * chance:
         return
-    if hint := _hint(model, batches, right, given, _others(dataset)):
-        print(hint, flush=True)
+    tried = [
+        (*_measured(model, _rescaled(batches, given, scaling)), scaling)
+        for scaling in _others(dataset)
+    ]
+    hint = _more_often_right(right, tried)
+    if hint is None and losses.mean() >= UNSURE * chance:
+        hint = _surer(right, losses, tried)
+    if hint is not None:
+        print(
+            f"Hint: {hint}. The model seems to read pixels scaled so: give the flag, "
+            "in a new --workdir or with --overwrite.",
+            flush=True,
+        )
 
 
-def _hint(
-    model: keras.Model,
-    batches: list,
-    right: np.ndarray,
-    given: InputScaling,
-    others: Iterator[InputScaling],
-) -> str | None:
-    """The sentence on the scaling that fits best, if it does so beyond chance."""
-    found = [(_right(model, _rescaled(batches, given, s)), s) for s in others]
-    best, scaling = max(found, key=lambda pair: pair[0].mean())
+def _more_often_right(right: np.ndarray, tried: list[tuple]) -> str | None:
+    """Which scaling makes the model right more often, if one does so beyond chance."""
+    best, _, scaling = max(tried, key=lambda found: found[0].mean())
     more, fewer = int(np.sum(best & ~right)), int(np.sum(right & ~best))
     deviations = (more - fewer) / max(np.sqrt(more + fewer), 1.0)
     if best.mean() - right.mean() < LEAST_GAIN or deviations < LEAST_DEVIATIONS:
         return None
+    return f"with {_flags(scaling)} it is right about {100 * best.mean():.2f} %"
+
+
+def _surer(right: np.ndarray, losses: np.ndarray, tried: list[tuple]) -> str | None:
+    """Which scaling makes a model sure that is as often right (paired t test)."""
+    as_good = [found for found in tried if found[0].mean() >= right.mean()]
+    if not as_good:
+        return None
+    _, best, scaling = min(as_good, key=lambda found: found[1].mean())
+    gain = losses - best
+    deviations = gain.mean() / max(gain.std() / math.sqrt(gain.size), 1e-12)
+    if best.mean() > MOST_LOSS * losses.mean() or deviations < LEAST_DEVIATIONS:
+        return None
     return (
-        f"Hint: with {_flags(scaling)} it is right about {100 * best.mean():.2f} %. "
-        "The model seems to read pixels scaled so: give the flag, in a new --workdir "
-        "or with --overwrite."
+        f"with {_flags(scaling)} its cross-entropy is {best.mean():.3f} instead of "
+        f"{losses.mean():.3f}"
     )
 
 
@@ -97,16 +121,17 @@ def _rescaled(batches: list, given: InputScaling, wanted: InputScaling) -> list:
     ]
 
 
-def _right(model: keras.Model, batches: list) -> np.ndarray:
-    """Whether the model is right about each image."""
+def _measured(model: keras.Model, batches: list) -> tuple[np.ndarray, np.ndarray]:
+    """Whether the model is right about each image, and its cross-entropy there."""
     kind = classifier_kind(model)
     if isinstance(kind, Numbers):
         raise TaskError("Numbers are neither right nor wrong.")
-    found = [
-        kind.right(np.asarray(model(np.float32(images), training=False)), labels)
-        for images, labels in batches
-    ]
-    return np.concatenate(found).reshape(-1)
+    loss, right, losses = make_loss(model), [], []
+    for images, labels in batches:
+        scores = np.asarray(model(np.float32(images), training=False))
+        right.append(kind.right(scores, labels).reshape(-1))
+        losses.append(np.asarray(loss.call(labels.reshape(-1, 1), scores)).reshape(-1))
+    return np.concatenate(right), np.concatenate(losses)
 
 
 def _flags(scaling: InputScaling) -> str:

@@ -90,6 +90,34 @@ def test_another_scaling_that_fits_is_named(wanted, units, shades, capsys):
             assert f"--scaling={wanted}" in said or "Hint" in said
 
 
+@pytest.mark.parametrize("units", [1, 2])
+def test_a_model_that_is_right_but_unsure_gets_the_scaling_it_reads(
+    units, tmp_path, capsys
+):
+    """Without a bias the scale of the pixels changes no decision, but all doubt."""
+    side = np.zeros((8, 8, 3))
+    side[:, :4], side[:, 4:] = -1, 1
+    random = np.random.default_rng(0)
+    for sign, name in ((-1, "left"), (1, "right")):
+        (tmp_path / name).mkdir()
+        for index in range(40):
+            pixels = 128 + 50 * sign * side + random.integers(-9, 9, side.shape)
+            image = Image.fromarray(pixels.astype(np.uint8))
+            image.save(tmp_path / name / f"{index}.png")
+    inputs = keras.Input((8, 8, 3))
+    flat = keras.layers.Flatten()(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(units, use_bias=False)(flat))
+    column = side.reshape(-1, 1) / side.size  # 0.1 of it: a logit of 10 at 0..255
+    kernel = 0.2 * column if units == 1 else np.hstack([-0.1 * column, 0.1 * column])
+    model.set_weights([kernel])
+    for given, scaling in SCALINGS.items():
+        look(model, load_dataset(data_of(tmp_path, scaling, augment="none")))
+        said = capsys.readouterr().out
+        assert "100.00 %" in said
+        hinted = "Hint: with --scaling=0..255 its cross-entropy is 0.0" in said
+        assert hinted == (given != "0..255") == ("Hint" in said)
+
+
 def test_no_scaling_is_named_where_none_fits(shades, capsys):
     keras.utils.set_random_seed(1)
     model = classifier(SCALINGS["0..1"])
