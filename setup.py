@@ -53,7 +53,7 @@ COMMANDS = {
     "gmpq-search": "train.search",
     "gmpq-finetune": "train.finetune",
     "gmpq-evaluate": "train.evaluate",
-    "gmpq-export": "export.tflite",
+    "gmpq-export": "export.command",
     "gmpq-report": "train.report",
     "gmpq-cost": "train.cost",
     "gmpq-sweep": "train.sweep",

@@ -21,10 +21,10 @@ import numpy as np
 import tensorflow as tf
 
 import gmpq_tf.layers  # noqa: F401  registers the layers that the student names
-from gmpq_tf.export.exporter import STORAGES
 from gmpq_tf.export.float_model import float_tflite
-from gmpq_tf.export.lowering import lower
-from gmpq_tf.export.runtime import latencies
+from gmpq_tf.export.tflite.exporter import STORAGES
+from gmpq_tf.export.tflite.lowering import lower
+from gmpq_tf.export.tflite.runtime import latencies
 from gmpq_tf.models import load_model
 
 SAMPLES = 32

@@ -26,8 +26,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 import gmpq_tf as gmpq
-from gmpq_tf.export.runtime import TFLiteModel
 from gmpq_tf.export.tflite import export_tflite
+from gmpq_tf.export.tflite.runtime import TFLiteModel
 from gmpq_tf.graph import layer_macs
 
 SIDE, CROP, BATCH = 256, 224, 50

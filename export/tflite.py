@@ -3,10 +3,12 @@
   python -m export.tflite --workdir=runs/digits
   python -m export.tflite --workdir=runs/digits --storage=smallest
 
-The code is in gmpq_tf/export/tflite.py; `--help` prints the rest.
+The code is in gmpq_tf/export/command.py and gmpq_tf/export/tflite/; `--help` prints
+the rest.
 """
 
-from gmpq_tf.export.tflite import ExportReport, export_tflite, run
+from gmpq_tf.export.command import run
+from gmpq_tf.export.tflite import ExportReport, export_tflite
 
 __all__ = ["ExportReport", "export_tflite", "run"]
 

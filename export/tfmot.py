@@ -1,4 +1,4 @@
-"""Turns a policy into TFMOT quantize configs (code: gmpq_tf/export/tfmot.py)."""
+"""Turns a policy into TFMOT quantize configs (code: gmpq_tf/export/tfmot/)."""
 
 from gmpq_tf.export.tfmot import (
     export_tflite,

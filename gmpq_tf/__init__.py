@@ -1,64 +1,65 @@
 """GMPQ for Keras: mixed-precision policies that transfer, shipped as TFLite.
 
-Names are loaded when first used, so that policies and costs need no TensorFlow.
+Names are loaded when first used, so that policies and costs need no TensorFlow. Keras
+finds our classes in saved models once it and one name of this package have been used;
+`gmpq.load_model` needs nothing before it.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
-from gmpq_tf.registration import register_with_keras
 from gmpq_tf.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from gmpq_tf.cost import Cost, count_cost
-    from gmpq_tf.policy import BitwidthPolicy, PolicyError
-    from gmpq_tf.search import PolicySearch, TrainingProgress
-    from gmpq_tf.space import SearchSpace
-    from gmpq_tf.transform import (
-        build_hypernet,
-        calibrate,
-        quantize_model,
-        snap_biases,
-    )
+    from gmpq_tf.cost import Cost as Cost
+    from gmpq_tf.cost import count_cost as count_cost
+    from gmpq_tf.models import load_model as load_model
+    from gmpq_tf.policy import BitwidthPolicy as BitwidthPolicy
+    from gmpq_tf.policy import PolicyError as PolicyError
+    from gmpq_tf.progress import TrainingProgress as TrainingProgress
+    from gmpq_tf.search import PolicySearch as PolicySearch
+    from gmpq_tf.space import SearchSpace as SearchSpace
+    from gmpq_tf.transform import build_hypernet as build_hypernet
+    from gmpq_tf.transform import calibrate as calibrate
+    from gmpq_tf.transform import quantize_model as quantize_model
+    from gmpq_tf.transform import snap_biases as snap_biases
 
 _HOMES = {
-    "BitwidthPolicy": "gmpq_tf.policy",
-    "PolicyError": "gmpq_tf.policy",
-    "SearchSpace": "gmpq_tf.space",
-    "Cost": "gmpq_tf.cost",
-    "count_cost": "gmpq_tf.cost",
-    "build_hypernet": "gmpq_tf.transform",
-    "quantize_model": "gmpq_tf.transform",
-    "calibrate": "gmpq_tf.transform",
-    "snap_biases": "gmpq_tf.transform",
-    "PolicySearch": "gmpq_tf.search",
-    "TrainingProgress": "gmpq_tf.search",
+    "BitwidthPolicy": "policy",
+    "Cost": "cost",
+    "PolicyError": "policy",
+    "PolicySearch": "search",
+    "SearchSpace": "space",
+    "TrainingProgress": "progress",
+    "build_hypernet": "transform",
+    "calibrate": "transform",
+    "count_cost": "cost",
+    "load_model": "models",
+    "quantize_model": "transform",
+    "snap_biases": "transform",
 }
-__all__ = [
-    "BitwidthPolicy",
-    "Cost",
-    "PolicyError",
-    "PolicySearch",
-    "SearchSpace",
-    "TrainingProgress",
-    "build_hypernet",
-    "calibrate",
-    "count_cost",
-    "quantize_model",
-    "snap_biases",
-]
+__all__ = list(_HOMES)
+
+
+def _register_classes() -> None:
+    """Imports every module that defines a Keras class, if Keras is in use."""
+    if "keras" in sys.modules:
+        importlib.import_module("gmpq_tf.search")
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    value = getattr(importlib.import_module(f"gmpq_tf.{_HOMES[name]}"), name)
+    _register_classes()
+    return value
 
 
 def __dir__() -> list[str]:
     return sorted([*__all__, "__version__"])
 
 
-register_with_keras()
+_register_classes()

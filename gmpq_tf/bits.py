@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gmpq_tf.names import suggest
+from gmpq_tf.spelling import suggest
 
 MIN_BITS = 2
 MAX_BITS = 8

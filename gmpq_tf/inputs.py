@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from gmpq_tf.names import suggest
+from gmpq_tf.spelling import suggest
 
 
 class InputError(ValueError):

@@ -13,6 +13,7 @@ from gmpq_tf.bits import (
     layer_candidates,
 )
 from gmpq_tf.graph import searchable_names
+from gmpq_tf.policy import BitwidthPolicy
 
 Candidates = dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
 
@@ -116,3 +117,25 @@ def _layer_names(model_or_names: Any) -> list[str]:
     if hasattr(model_or_names, "layers"):
         return searchable_names(model_or_names)
     return list(model_or_names)
+
+
+def random_policy(
+    model: Any, space: SearchSpace, budget: float, seed: int
+) -> BitwidthPolicy:
+    """Draws a policy of a space at random: the baseline that any search must beat.
+
+    Args:
+        model: a built functional Keras model.
+        space: candidate bit-widths of its layers.
+        budget: bit operations: up to 1 a fraction of full precision, above 1 a count.
+        seed: of the draw.
+
+    Returns:
+        A policy that costs no more than the budget.
+
+    Raises:
+        BudgetError: no policy of the space is that cheap.
+    """
+    return BitwidthPolicy.random(
+        model, budget, seed, space.weight_bits, space.activation_bits, space.pinned
+    )

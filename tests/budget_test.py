@@ -2,7 +2,8 @@ from itertools import product
 
 import pytest
 
-from gmpq_tf.budget import BudgetError, bit_ops, draw_bits, resolve_budget
+from gmpq_tf.budget import BudgetError, bit_ops, resolve_budget
+from gmpq_tf.policy.draw import draw_bits
 
 MACS = {"a": 1000, "b": 300, "c": 77}
 FULL = 1377 * 32 * 32

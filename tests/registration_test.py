@@ -8,16 +8,16 @@ import keras
 import pytest
 
 import gmpq_tf as gmpq
-from gmpq_tf.transform.distill import Distiller
+from gmpq_tf.search.distill import Distiller
 
 ORDERS = {
-    "keras_after": "import gmpq_tf, keras",
+    "keras_after": "import gmpq_tf, keras; gmpq_tf.BitwidthPolicy",
     "keras_before": "import keras, gmpq_tf",
     "data_first": "from gmpq_tf.data import DataConfig",
-    "inner_module_first": "from gmpq_tf.quantizers.lsq import lsq",
     "models_first": "from gmpq_tf.models import build_model",
-    "export_first": "import gmpq_tf.export.errors; import gmpq_tf.export.grids",
-    "policy_first": "from gmpq_tf.policy import BitwidthPolicy",
+    "export_first": "from gmpq_tf.export.tflite import export_tflite",
+    "search_first": "from gmpq_tf.search import PolicySearch",
+    "train_first": "from gmpq_tf.train.search import search",
 }
 LOAD = """
 import sys, keras
@@ -54,12 +54,12 @@ def saved(tmp_path_factory):
 
 
 def test_saved_models_load_whatever_was_imported_first(saved):
-    known = run(f"{ORDERS['inner_module_first']}\n{LOAD}", *saved)
+    known = run(f"{ORDERS['data_first']}\n{LOAD}", *saved)
     assert all(name in known for name in ("QuantConv2D", "PolicySearch", "Distiller"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("order", sorted({*ORDERS} - {"inner_module_first"}))
+@pytest.mark.parametrize("order", sorted({*ORDERS} - {"data_first"}))
 def test_saved_models_load_in_every_order(saved, order):
     known = run(f"{ORDERS[order]}\n{LOAD}", *saved)
     assert all(name in known for name in ("QuantConv2D", "PolicySearch", "Distiller"))
@@ -70,18 +70,30 @@ def test_every_class_is_registered(repo_root):
     defined = {
         name
         for path in (repo_root / "gmpq_tf").rglob("*.py")
-        if path.name != "registration.py"
         for name in re.findall(
             r'register_keras_serializable\("gmpq_tf"\)\s+class (\w+)',
             path.read_text(encoding="utf-8"),
         )
     }
-    from gmpq_tf import registration
-
-    registration._import_layers()
+    gmpq._register_classes()
     known = keras.saving.get_custom_objects()
     assert Distiller in known.values()
     assert {name for name in defined if f"gmpq_tf>{name}" not in known} == set()
+
+
+def test_our_own_loader_needs_nothing_before_it(saved):
+    load = "import gmpq_tf, sys; print(*map(gmpq_tf.load_model, sys.argv[1:]))"
+    assert "PolicySearch" in run(load, *saved)
+
+
+def test_nothing_hooks_into_imports():
+    code = """
+import sys
+before = list(sys.meta_path), list(sys.path_hooks), list(sys.path)
+import gmpq_tf.policy
+print(before == (sys.meta_path, sys.path_hooks, sys.path), len(gmpq_tf.__path__))
+"""
+    assert run(code) == "True 1"
 
 
 def test_what_needs_no_keras_loads_none():

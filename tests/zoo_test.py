@@ -6,8 +6,8 @@ import pytest
 from keras import applications
 
 import gmpq_tf as gmpq
-from gmpq_tf.export.exporter import export_tflite
-from gmpq_tf.export.runtime import TFLiteModel
+from gmpq_tf.export.tflite.exporter import export_tflite
+from gmpq_tf.export.tflite.runtime import TFLiteModel
 from gmpq_tf.graph import searchable_names
 
 CLASSES, BUDGET = 4, 0.011

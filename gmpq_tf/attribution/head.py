@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import keras
 
 from gmpq_tf.graph import Call, Graph, GraphError, KernelPart, read_graph
-from gmpq_tf.names import suggest
+from gmpq_tf.spelling import suggest
 from gmpq_tf.transform.front import keras_tensor, split_front
 from gmpq_tf.transform.rewrite import flattened, logits_of
 

@@ -7,7 +7,7 @@ from typing import Any
 from gmpq_tf.data.augment import AUGMENTATIONS, AugmentationName
 from gmpq_tf.data.errors import DataError
 from gmpq_tf.data.scaling import InputScaling
-from gmpq_tf.names import suggest
+from gmpq_tf.spelling import suggest
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from gmpq_tf.data.decoding import ImageDecoder, height_width
 from gmpq_tf.data.errors import DataError
 from gmpq_tf.data.spec import TEST_FRACTION, DatasetSpec, Raw
 from gmpq_tf.data.splits import FileSplit, stratified_split
-from gmpq_tf.names import suggest
+from gmpq_tf.spelling import suggest
 
 _IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif"}

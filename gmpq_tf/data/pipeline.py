@@ -9,11 +9,11 @@ import tensorflow as tf
 
 from gmpq_tf.data.augment import AUGMENTATIONS, Augmentation, augment_batch
 from gmpq_tf.data.config import DataConfig
+from gmpq_tf.data.datasets import find_spec, with_defaults
 from gmpq_tf.data.decoding import height_width, resize
 from gmpq_tf.data.errors import DataError
 from gmpq_tf.data.folder import check_files, load_folder
 from gmpq_tf.data.identity import identity_of
-from gmpq_tf.data.registry import find_spec, with_defaults
 from gmpq_tf.data.scaling import scale_images
 from gmpq_tf.data.spec import DatasetSpec, Raw
 from gmpq_tf.data.splits import (

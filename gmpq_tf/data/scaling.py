@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from gmpq_tf.data.errors import DataError
-from gmpq_tf.names import suggest
+from gmpq_tf.spelling import suggest
 
 # Each kind: model_input = (pixel / 255 - mean) / std.
 _FIXED_MEAN_STD = {

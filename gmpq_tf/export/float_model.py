@@ -10,6 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from gmpq_tf.export.errors import ExportError
+from gmpq_tf.export.integers.fold import normalization, trained_codes
+from gmpq_tf.export.tflite.convolutions import check_layer
 from gmpq_tf.graph import (
     Call,
     Graph,
@@ -21,10 +24,6 @@ from gmpq_tf.graph import (
 )
 from gmpq_tf.transform.placement import is_fused
 from gmpq_tf.transform.rewrite import clone_layer, copy_weights, rebuild
-
-from .convolutions import check_layer
-from .errors import ExportError
-from .fold import normalization, trained_codes
 
 STOCK = {
     "Conv2D": keras.layers.Conv2D,

@@ -31,18 +31,17 @@ import keras
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from gmpq_tf.export.errors import ExportError
+from gmpq_tf.export.float_model import FloatKernel, float_graph, float_tflite
+from gmpq_tf.export.tflite.convolutions import stored_layout
+from gmpq_tf.export.tflite.flatbuffer import read_model
 from gmpq_tf.files import write_json
 from gmpq_tf.graph import (
     is_searchable,
     read_graph,
 )
-from gmpq_tf.names import suggest
 from gmpq_tf.policy import BitwidthPolicy, LayerBits, PolicyError
-
-from .convolutions import stored_layout
-from .errors import ExportError
-from .flatbuffer import read_model
-from .float_model import FloatKernel, float_graph, float_tflite
+from gmpq_tf.spelling import suggest
 
 ACTIVATIONS = ("static", "dynamic", "float")
 ACTIVATION_BITS = 8  # the only integer width below 16 that the tool knows

@@ -17,7 +17,7 @@ from typing import Any
 import keras
 
 from gmpq_tf.models import hdf5_probe
-from gmpq_tf.names import suggest
+from gmpq_tf.spelling import suggest
 
 PROBE_SECONDS = 60.0  # of the clock, should it sleep; its own limit is much lower
 PROBE_BYTES_PER_SECOND = 20e6  # of a disk far away

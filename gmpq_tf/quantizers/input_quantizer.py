@@ -16,7 +16,7 @@ from gmpq_tf.quantizers.grid import bounded_power, code_limit, lowest_code
 from gmpq_tf.quantizers.lsq import lsq, scale_gradient
 from gmpq_tf.quantizers.mixture import mixture, step_and_codes
 from gmpq_tf.quantizers.pact import pact
-from gmpq_tf.registry import lookup
+from gmpq_tf.spelling import lookup
 
 # Functions `(x, input_range, bits, signed)` that return `code * step`, where the step
 # is `input_range` over the largest code.

@@ -17,7 +17,7 @@ from gmpq_tf.quantizers.line_search import KERNEL_FRACTIONS, least_error_step
 from gmpq_tf.quantizers.lsq import lsq_kernel, scale_gradient
 from gmpq_tf.quantizers.max_abs import max_abs, max_abs_step
 from gmpq_tf.quantizers.mixture import weighted_sum
-from gmpq_tf.registry import lookup
+from gmpq_tf.spelling import lookup
 
 # Functions `(kernel, step, bits)`, whose step is then learned, or `(kernel, bits,
 # axes)`, which find one step for the weights along `axes`; both return `code * step`.

@@ -1,18 +1,21 @@
 """Differentiable bit-width search."""
 
-from gmpq_tf.search.budget import BudgetError, most_probable_bits
+from gmpq_tf.budget import BudgetError
+from gmpq_tf.progress import TrainingProgress
 from gmpq_tf.search.callbacks import (
     ImportanceLearningRateScheduler,
     StopOnDivergence,
     TemperatureScheduler,
 )
 from gmpq_tf.search.config import RiskConfig
+from gmpq_tf.search.distill import Distiller
 from gmpq_tf.search.errors import DivergenceError
+from gmpq_tf.search.knapsack import most_probable_bits
 from gmpq_tf.search.policy_search import PolicySearch
-from gmpq_tf.search.progress import TrainingProgress
 
 __all__ = [
     "BudgetError",
+    "Distiller",
     "DivergenceError",
     "ImportanceLearningRateScheduler",
     "PolicySearch",

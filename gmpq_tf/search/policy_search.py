@@ -29,7 +29,6 @@ from gmpq_tf.graph import GraphError, layer_macs, read_graph
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.quantizers.input_quantizer import DEFAULT_INPUT_QUANTIZER
 from gmpq_tf.quantizers.kernel_quantizer import DEFAULT_KERNEL_QUANTIZER
-from gmpq_tf.search.budget import adapted_zeta, damped_zeta, most_probable_bits
 from gmpq_tf.search.config import RiskConfig
 from gmpq_tf.search.divergence import (
     WatchedMean,
@@ -38,11 +37,13 @@ from gmpq_tf.search.divergence import (
     nan_of_labels,
 )
 from gmpq_tf.search.first_steps import FirstSteps, MapCount
+from gmpq_tf.search.knapsack import most_probable_bits
 from gmpq_tf.search.optimizers import (
     check_optimizers,
     check_precision,
     describe_optimizer,
 )
+from gmpq_tf.search.zeta import adapted_zeta, damped_zeta
 from gmpq_tf.space import SearchSpace
 from gmpq_tf.task import Binary, outputs_of
 from gmpq_tf.transform import build_hypernet, calibrate

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from gmpq_tf.names import suggest
+from gmpq_tf.spelling import suggest
 
 # Scores nearer to each other than this share of the largest one are equal: the same
 # sum in another order.

@@ -10,9 +10,15 @@ from typing import Any
 import numpy as np
 
 from gmpq_tf.graph import Call, Graph, Ref, is_searchable, read_graph
-from gmpq_tf.names import suggest
-
-from .kinds import Binary, Classes, Numbers, OutputKind, TaskError, read_kind
+from gmpq_tf.spelling import suggest
+from gmpq_tf.task.kinds import (
+    Binary,
+    Classes,
+    Numbers,
+    OutputKind,
+    TaskError,
+    read_kind,
+)
 
 SOFTMAXES = frozenset(["softmax", "logsoftmax", "sparsemax"])
 SIGMOIDS = frozenset(["sigmoid", "hardsigmoid", "sparsesigmoid"])

@@ -20,13 +20,12 @@ import keras
 
 from gmpq_tf.align import align
 from gmpq_tf.cost import Cost, count_cost
-from gmpq_tf.export.app import run_main
-from gmpq_tf.export.flags import from_flags
 from gmpq_tf.files import write_atomic
 from gmpq_tf.models import MODELS, load_model
 from gmpq_tf.policy import BitwidthPolicy
-
-from .policies import read_policy
+from gmpq_tf.run.app import run_main
+from gmpq_tf.run.flags import from_flags
+from gmpq_tf.train.policies import read_policy
 
 HEADER = ("layer", "W", "A", "MACs", "BOPs", "share", "weights", "share", "inputs")
 COLUMNS = (

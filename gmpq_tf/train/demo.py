@@ -18,19 +18,18 @@ from pathlib import Path
 
 from gmpq_tf.cost import count_cost
 from gmpq_tf.data import DataConfig
-from gmpq_tf.export.app import run_main
-from gmpq_tf.export.flags import from_flags
-from gmpq_tf.export.run_config import RunConfig, set_threads
-from gmpq_tf.export.tflite import ExportConfig, export
+from gmpq_tf.export.command import ExportConfig, export
 from gmpq_tf.models import MODELS, load_model
 from gmpq_tf.policy import BitwidthPolicy
+from gmpq_tf.run.app import run_main
+from gmpq_tf.run.flags import from_flags
+from gmpq_tf.run.run_config import RunConfig, set_threads
 from gmpq_tf.search import RiskConfig
-
-from .evaluate import EvaluateConfig, describe, evaluate
-from .finetune import FinetuneConfig, finetune
-from .pretrain import PretrainConfig, pretrain
-from .report import ReportConfig, report
-from .search import SearchConfig, search
+from gmpq_tf.train.evaluate import EvaluateConfig, describe, evaluate
+from gmpq_tf.train.finetune import FinetuneConfig, finetune
+from gmpq_tf.train.pretrain import PretrainConfig, pretrain
+from gmpq_tf.train.report import ReportConfig, report
+from gmpq_tf.train.search import SearchConfig, search
 
 STAGES = 6
 

@@ -22,20 +22,19 @@ import numpy as np
 
 import gmpq_tf.layers  # noqa: F401  registers the layers that the model files name
 from gmpq_tf.data import DataConfig, Dataset, load_dataset
-from gmpq_tf.export.app import run_main
-from gmpq_tf.export.errors import StageError
-from gmpq_tf.export.flags import from_flags
-from gmpq_tf.export.outputs import Tally
-from gmpq_tf.export.records import fingerprint, read_json, recorded_data
-from gmpq_tf.export.run_config import WorkdirConfig, set_threads
-from gmpq_tf.export.runtime import TFLiteModel
+from gmpq_tf.export.tflite.outputs import Tally
+from gmpq_tf.export.tflite.runtime import TFLiteModel
 from gmpq_tf.files import write_json
-from gmpq_tf.names import suggest
+from gmpq_tf.run.app import run_main
+from gmpq_tf.run.errors import StageError
+from gmpq_tf.run.flags import from_flags
+from gmpq_tf.run.records import fingerprint, read_json, recorded_data
+from gmpq_tf.run.run_config import WorkdirConfig, set_threads
+from gmpq_tf.spelling import suggest
 from gmpq_tf.task import Output, classifier_kind
 from gmpq_tf.task.kinds import OutputKindName, read_kind
-
-from .first_look import look
-from .inputs import load_float_model
+from gmpq_tf.train.first_look import look
+from gmpq_tf.train.inputs import load_float_model
 
 RESULT = "evaluation.json"
 

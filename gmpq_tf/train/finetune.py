@@ -19,31 +19,28 @@ from typing import Any
 import keras
 
 from gmpq_tf.data import DataConfig, Dataset
-from gmpq_tf.export.app import run_main
-from gmpq_tf.export.errors import StageError
-from gmpq_tf.export.flags import from_flags
-from gmpq_tf.export.run_config import RunConfig
-from gmpq_tf.export.stage import Stage
 from gmpq_tf.files import read_jsonl
 from gmpq_tf.graph import searchable_names
 from gmpq_tf.policy import BitwidthPolicy
-from gmpq_tf.search.random_policy import random_policy
-from gmpq_tf.space import SearchSpace
-from gmpq_tf.transform import calibrate, quantize_model, snap_biases
-from gmpq_tf.transform.distill import Distiller
-
-from .devices import (
+from gmpq_tf.run.app import run_main
+from gmpq_tf.run.devices import (
     check_batch,
     devices,
     is_chief,
     open_shared_stage,
     wait_for_workers,
 )
-from .first_look import look
-from .inputs import data_from_flags, file_identity, load_inputs, model_path
-from .loop import fit_epochs, policy_results, save_model
-from .policies import read_policy
-from .recipe import (
+from gmpq_tf.run.errors import StageError
+from gmpq_tf.run.flags import from_flags
+from gmpq_tf.run.loop import fit_epochs, policy_results, save_model
+from gmpq_tf.run.run_config import RunConfig
+from gmpq_tf.run.stage import Stage
+from gmpq_tf.search.distill import Distiller
+from gmpq_tf.space import SearchSpace, random_policy
+from gmpq_tf.train.first_look import look
+from gmpq_tf.train.inputs import data_from_flags, file_identity, load_inputs, model_path
+from gmpq_tf.train.policies import read_policy
+from gmpq_tf.train.recipe import (
     TrainingConfig,
     make_loss,
     make_metrics,
@@ -51,6 +48,7 @@ from .recipe import (
     require,
     require_positive,
 )
+from gmpq_tf.transform import calibrate, quantize_model, snap_biases
 
 VERIFIED_BATCHES = 16  # of training images, where none are held out
 SEARCHED_POLICY = "search/policy.json"

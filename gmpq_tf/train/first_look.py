@@ -10,10 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from gmpq_tf.data import Dataset, InputScaling, pixel_affine
-from gmpq_tf.data.registry import find_spec
+from gmpq_tf.data.datasets import find_spec
 from gmpq_tf.task import Numbers, TaskError, classifier_kind
-
-from .recipe import make_loss
+from gmpq_tf.train.recipe import make_loss
 
 IMAGES = 256
 # Above this no other scaling can be right far more often. One may still fit far better:

@@ -9,13 +9,13 @@ from typing import Any
 import keras
 
 from gmpq_tf.data import DataConfig, Dataset, check_num_classes, load_dataset
-from gmpq_tf.export.errors import StageError
-from gmpq_tf.export.flags import from_flags
-from gmpq_tf.export.records import fingerprint, recorded_data
-from gmpq_tf.export.run_config import WorkdirConfig
 from gmpq_tf.graph import read_graph
 from gmpq_tf.models import MODELS, load_model
 from gmpq_tf.models.file_checks import check_model_path, expand_user
+from gmpq_tf.run.errors import StageError
+from gmpq_tf.run.flags import from_flags
+from gmpq_tf.run.records import fingerprint, recorded_data
+from gmpq_tf.run.run_config import WorkdirConfig
 from gmpq_tf.transform.rewrite import flattened, scores_of
 
 PRETRAINED = "pretrain/model.keras"

@@ -9,7 +9,7 @@ import keras
 
 from gmpq_tf.models.file_checks import is_file
 from gmpq_tf.policy import BitwidthPolicy, PolicyError
-from gmpq_tf.policy_file import read_renaming
+from gmpq_tf.policy.file import read_renaming
 
 
 def read_policy(

@@ -20,27 +20,26 @@ from typing import Any, Literal
 import keras
 
 from gmpq_tf.data import DataConfig, Dataset, load_dataset
+from gmpq_tf.data.datasets import find_spec
 from gmpq_tf.data.folder import load_folder
-from gmpq_tf.data.registry import find_spec
 from gmpq_tf.distribution import support_workers
-from gmpq_tf.export.app import run_main
-from gmpq_tf.export.flags import from_flags
-from gmpq_tf.export.run_config import RunConfig
-from gmpq_tf.export.stage import Stage
 from gmpq_tf.models import MODELS, PUBLISHED, build_pretrained, load_model
-from gmpq_tf.names import suggest
-
-from .devices import (
+from gmpq_tf.run.app import run_main
+from gmpq_tf.run.devices import (
     check_batch,
     devices,
     is_chief,
     open_shared_stage,
     wait_for_workers,
 )
-from .first_look import look
-from .inputs import check_model, file_identity, load_inputs, model_path
-from .loop import fit_epochs, save_model
-from .recipe import (
+from gmpq_tf.run.flags import from_flags
+from gmpq_tf.run.loop import fit_epochs, save_model
+from gmpq_tf.run.run_config import RunConfig
+from gmpq_tf.run.stage import Stage
+from gmpq_tf.spelling import suggest
+from gmpq_tf.train.first_look import look
+from gmpq_tf.train.inputs import check_model, file_identity, load_inputs, model_path
+from gmpq_tf.train.recipe import (
     OptimizerName,
     Schedule,
     TrainingConfig,

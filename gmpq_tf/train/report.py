@@ -19,20 +19,19 @@ import gmpq_tf.layers  # noqa: F401  registers the layers that the model files n
 from gmpq_tf.attribution import split_head
 from gmpq_tf.cost import Cost, count_cost
 from gmpq_tf.data import DataConfig, load_dataset
-from gmpq_tf.export.app import run_main
-from gmpq_tf.export.errors import StageError
-from gmpq_tf.export.flags import from_flags
-from gmpq_tf.export.records import command, read_json, recorded_data, versions
-from gmpq_tf.export.run_config import WorkdirConfig, set_threads
 from gmpq_tf.files import write_json
 from gmpq_tf.graph import GraphError
 from gmpq_tf.models import load_model
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.report import format_table, read_summary, write_report
-
-from .attribute import write_attribution
-from .evaluate import RESULT, model_folders
-from .inputs import PRETRAINED
+from gmpq_tf.run.app import run_main
+from gmpq_tf.run.errors import StageError
+from gmpq_tf.run.flags import from_flags
+from gmpq_tf.run.records import command, read_json, recorded_data, versions
+from gmpq_tf.run.run_config import WorkdirConfig, set_threads
+from gmpq_tf.train.attribute import write_attribution
+from gmpq_tf.train.evaluate import RESULT, model_folders
+from gmpq_tf.train.inputs import PRETRAINED
 
 ATTRIBUTION = "attribution.npz"
 

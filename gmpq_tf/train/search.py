@@ -16,12 +16,20 @@ from typing import Any
 import keras
 
 from gmpq_tf.data import DataConfig, Dataset
-from gmpq_tf.export.app import run_main
-from gmpq_tf.export.flags import from_flags
-from gmpq_tf.export.records import versions
-from gmpq_tf.export.run_config import RunConfig
-from gmpq_tf.export.stage import Stage
 from gmpq_tf.files import write_json
+from gmpq_tf.run.app import run_main
+from gmpq_tf.run.devices import (
+    check_batch,
+    devices,
+    is_chief,
+    open_shared_stage,
+    wait_for_workers,
+)
+from gmpq_tf.run.flags import from_flags
+from gmpq_tf.run.loop import TrainingDivergedError, fit_epochs, policy_results
+from gmpq_tf.run.records import versions
+from gmpq_tf.run.run_config import RunConfig
+from gmpq_tf.run.stage import Stage
 from gmpq_tf.search import (
     DivergenceError,
     PolicySearch,
@@ -30,18 +38,9 @@ from gmpq_tf.search import (
     TemperatureScheduler,
 )
 from gmpq_tf.space import SearchSpace
-
-from .devices import (
-    check_batch,
-    devices,
-    is_chief,
-    open_shared_stage,
-    wait_for_workers,
-)
-from .first_look import look
-from .inputs import data_from_flags, file_identity, load_inputs, model_path
-from .loop import TrainingDivergedError, fit_epochs, policy_results
-from .recipe import (
+from gmpq_tf.train.first_look import look
+from gmpq_tf.train.inputs import data_from_flags, file_identity, load_inputs, model_path
+from gmpq_tf.train.recipe import (
     OptimizerName,
     TrainingConfig,
     make_loss,

@@ -37,22 +37,21 @@ from pathlib import Path
 from typing import Any
 
 from gmpq_tf.data import DataConfig
-from gmpq_tf.export.app import run_main
-from gmpq_tf.export.errors import StageError
-from gmpq_tf.export.flags import field_types, from_flags, word_for_none
-from gmpq_tf.export.records import fingerprint, read_json
-from gmpq_tf.export.run_config import RunConfig, WorkdirConfig
-from gmpq_tf.export.stage import Stage
-from gmpq_tf.export.workdir import LOCKED
 from gmpq_tf.files import parse_json, read_text, write_atomic, write_json
 from gmpq_tf.models import load_model
-from gmpq_tf.names import suggest
 from gmpq_tf.report.plots import plot_front, png_bytes
 from gmpq_tf.report.read import ResultRow
-
-from .evaluate import EvaluateConfig
-from .finetune import FinetuneConfig
-from .search import SearchConfig
+from gmpq_tf.run.app import run_main
+from gmpq_tf.run.errors import StageError
+from gmpq_tf.run.flags import field_types, from_flags, word_for_none
+from gmpq_tf.run.records import fingerprint, read_json
+from gmpq_tf.run.run_config import RunConfig, WorkdirConfig
+from gmpq_tf.run.stage import Stage
+from gmpq_tf.run.workdir import LOCKED
+from gmpq_tf.spelling import suggest
+from gmpq_tf.train.evaluate import EvaluateConfig
+from gmpq_tf.train.finetune import FinetuneConfig
+from gmpq_tf.train.search import SearchConfig
 
 TRAININGS = ("search", "finetune")
 STAGES = {

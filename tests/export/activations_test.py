@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 from keras import layers, ops
 
-from gmpq_tf.export.exporter import export_tflite
-from gmpq_tf.export.runtime import TFLiteModel
+from gmpq_tf.export.tflite.exporter import export_tflite
+from gmpq_tf.export.tflite.runtime import TFLiteModel
 from tests.export.nets import student_of
 
 X = np.random.default_rng(0).uniform(-1, 2, (16, 8, 8, 3)).astype("float32")

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from gmpq_tf.export.errors import ExportError
-from gmpq_tf.export.exporter import export_tflite
-from gmpq_tf.export.lowering import lower
-from gmpq_tf.export.runtime import TFLiteModel
+from gmpq_tf.export.tflite.exporter import export_tflite
+from gmpq_tf.export.tflite.lowering import lower
+from gmpq_tf.export.tflite.runtime import TFLiteModel
 from gmpq_tf.transform import snap_biases
 from tests.export.nets import NETS, L, conv_bn, images, student_of
 

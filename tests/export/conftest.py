@@ -2,7 +2,7 @@
 
 import pytest
 
-from gmpq_tf.export import exporter
+from gmpq_tf.export.tflite import exporter
 
 
 @pytest.fixture(autouse=True)

@@ -2,10 +2,10 @@ import keras
 import numpy as np
 import pytest
 
-from gmpq_tf.export.convolutions import keras_layout, stored_layout
-from gmpq_tf.export.flatbuffer import read_model, tensor_type
-from gmpq_tf.export.lowering import lower
-from gmpq_tf.export.verify import local_deviations
+from gmpq_tf.export.tflite.convolutions import keras_layout, stored_layout
+from gmpq_tf.export.tflite.flatbuffer import read_model, tensor_type
+from gmpq_tf.export.tflite.lowering import lower
+from gmpq_tf.export.tflite.verify import local_deviations
 from gmpq_tf.transform import snap_biases
 from tests.export.nets import student_of
 

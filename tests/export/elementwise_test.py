@@ -8,10 +8,10 @@ from keras import ops
 
 import gmpq_tf as gmpq
 from gmpq_tf.export.errors import ExportError
-from gmpq_tf.export.exporter import export_tflite
-from gmpq_tf.export.flatbuffer import read_model
-from gmpq_tf.export.lowering import lower
-from gmpq_tf.export.verify import local_deviations
+from gmpq_tf.export.tflite.exporter import export_tflite
+from gmpq_tf.export.tflite.flatbuffer import read_model
+from gmpq_tf.export.tflite.lowering import lower
+from gmpq_tf.export.tflite.verify import local_deviations
 from gmpq_tf.quantizers import InputQuantizer
 from tests.export.nets import images, student_of
 from tests.transform.models import batch_of, gates, preactivation, separable_layer

@@ -7,8 +7,8 @@ import pytest
 from ai_edge_litert.schema_py_generated import BuiltinOperator, Conv2DOptionsT
 
 from gmpq_tf.export.errors import ExportError
-from gmpq_tf.export.exporter import export_tflite
-from gmpq_tf.export.flatbuffer import (
+from gmpq_tf.export.tflite.exporter import export_tflite
+from gmpq_tf.export.tflite.flatbuffer import (
     FileBuilder,
     Quantization,
     pack_int2,
@@ -16,8 +16,8 @@ from gmpq_tf.export.flatbuffer import (
     read_model,
     tensor_type,
 )
-from gmpq_tf.export.lowering import lower
-from gmpq_tf.export.runtime import TFLiteModel
+from gmpq_tf.export.tflite.lowering import lower
+from gmpq_tf.export.tflite.runtime import TFLiteModel
 from gmpq_tf.transform import snap_biases
 from tests.export.nets import NETS, conv_bn, images, randomize, student_of
 
@@ -205,7 +205,7 @@ def test_latency_of_every_storage_and_of_the_float_model(tmp_path, measures_late
 
 
 def test_a_storage_that_the_runtime_lacks_does_not_stop_another(measures_latency):
-    from gmpq_tf.export.exporter import measure_latency
+    from gmpq_tf.export.tflite.exporter import measure_latency
 
     student = student_of(NETS["plain"](), 4, 4)
     contents = {"fast": lower(student).content, "smallest": b"of a newer runtime"}
@@ -310,7 +310,7 @@ def test_saved_student_exports_the_same_file(tmp_path):
 
 
 def test_a_wrong_layer_is_named_and_the_old_file_stays(tmp_path, monkeypatch):
-    import gmpq_tf.export.convolutions as convolutions
+    import gmpq_tf.export.tflite.convolutions as convolutions
 
     path = tmp_path / "m.tflite"
     path.write_bytes(b"a good file")
@@ -331,7 +331,7 @@ def test_a_wrong_layer_is_named_and_the_old_file_stays(tmp_path, monkeypatch):
 
 
 def test_wrong_codes_are_found(tmp_path, monkeypatch):
-    import gmpq_tf.export.convolutions as convolutions
+    import gmpq_tf.export.tflite.convolutions as convolutions
 
     add = convolutions.add_kernel
 
@@ -413,7 +413,7 @@ def test_pixels_scaled_to_halves_of_the_grid_export(tmp_path):
 
 
 def test_the_agreement_asked_for_is_the_callers(tmp_path, monkeypatch):
-    from gmpq_tf.export import exporter
+    from gmpq_tf.export.tflite import exporter
 
     compare = exporter.compare_outputs
     monkeypatch.setattr(

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from gmpq_tf.export.errors import ExportError
-from gmpq_tf.export.flatbuffer import (
+from gmpq_tf.export.tflite.flatbuffer import (
     FileBuilder,
     Quantization,
     pack_int2,
@@ -15,7 +15,7 @@ from gmpq_tf.export.flatbuffer import (
     unpack_int4,
     with_outputs,
 )
-from gmpq_tf.export.runtime import TFLiteModel
+from gmpq_tf.export.tflite.runtime import TFLiteModel
 
 
 def quantize_file(metadata=None):

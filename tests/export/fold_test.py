@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from gmpq_tf.export.errors import ExportError
-from gmpq_tf.export.fold import affine, fold_layer, normalization
+from gmpq_tf.export.integers.fold import affine, fold_layer, normalization
 from gmpq_tf.layers import QuantConv2D, QuantDepthwiseConv2D
 from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from gmpq_tf.export.grids import Grid
+from gmpq_tf.export.integers.grids import Grid
 
 
 @pytest.mark.parametrize("bits", range(2, 9))

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from gmpq_tf.export.errors import ExportError
-from gmpq_tf.export.lowering import lower
-from gmpq_tf.export.runtime import TFLiteModel
+from gmpq_tf.export.tflite.lowering import lower
+from gmpq_tf.export.tflite.runtime import TFLiteModel
 from gmpq_tf.transform import snap_biases
 from tests.export.nets import NETS, L, student_of
 from tests.export.nets import images as images_of

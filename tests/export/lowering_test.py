@@ -2,7 +2,7 @@ import keras
 import pytest
 
 from gmpq_tf.export.errors import ExportError
-from gmpq_tf.export.lowering import lower
+from gmpq_tf.export.tflite.lowering import lower
 from tests.export.nets import student_of
 
 L = keras.layers

@@ -10,11 +10,11 @@ import pytest
 
 from gmpq_tf.data import InputScaling
 from gmpq_tf.export.errors import ExportError
-from gmpq_tf.export.exporter import export_tflite
-from gmpq_tf.export.flatbuffer import read_metadata, read_model
-from gmpq_tf.export.lowering import lower
-from gmpq_tf.export.metadata import facts
-from gmpq_tf.export.runtime import TFLiteModel
+from gmpq_tf.export.tflite.exporter import export_tflite
+from gmpq_tf.export.tflite.flatbuffer import read_metadata, read_model
+from gmpq_tf.export.tflite.lowering import lower
+from gmpq_tf.export.tflite.metadata import facts
+from gmpq_tf.export.tflite.runtime import TFLiteModel
 from tests.export.nets import L, student_of
 
 NAMES = ["cat", "dög", "big bird", "x"]

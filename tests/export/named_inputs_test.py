@@ -12,9 +12,9 @@ from keras import layers
 import gmpq_tf as gmpq
 from gmpq_tf.export import tfmot
 from gmpq_tf.export.errors import ExportError
-from gmpq_tf.export.exporter import export_tflite
 from gmpq_tf.export.float_model import float_tflite
-from gmpq_tf.export.runtime import TFLiteModel
+from gmpq_tf.export.tflite.exporter import export_tflite
+from gmpq_tf.export.tflite.runtime import TFLiteModel
 from gmpq_tf.graph import searchable_names
 
 N = 40

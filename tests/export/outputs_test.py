@@ -9,10 +9,10 @@ import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
-from gmpq_tf.export import exporter
 from gmpq_tf.export.errors import ExportError
-from gmpq_tf.export.exporter import export_tflite
-from gmpq_tf.export.outputs import Tally, summary
+from gmpq_tf.export.tflite import exporter
+from gmpq_tf.export.tflite.exporter import export_tflite
+from gmpq_tf.export.tflite.outputs import Tally, summary
 from gmpq_tf.task import Binary, Classes, Numbers, Output
 from gmpq_tf.transform import snap_biases
 from tests.export.nets import student_of

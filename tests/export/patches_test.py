@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from gmpq_tf.export import convolutions
-from gmpq_tf.export.lowering import lower
-from gmpq_tf.export.patches import same_padding
-from gmpq_tf.export.runtime import TFLiteModel
+from gmpq_tf.export.tflite import convolutions
+from gmpq_tf.export.tflite.lowering import lower
+from gmpq_tf.export.tflite.patches import same_padding
+from gmpq_tf.export.tflite.runtime import TFLiteModel
 from gmpq_tf.transform import snap_biases
 from tests.export.nets import images, student_of
 

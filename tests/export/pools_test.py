@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import pytest
 
-from gmpq_tf.export.lowering import lower
-from gmpq_tf.export.verify import local_deviations
+from gmpq_tf.export.tflite.lowering import lower
+from gmpq_tf.export.tflite.verify import local_deviations
 from tests.export.nets import images, student_of
 
 L = keras.layers

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import gmpq_tf as gmpq
-from gmpq_tf.export.exporter import export_tflite
-from gmpq_tf.export.runtime import TFLiteModel
+from gmpq_tf.export.tflite.exporter import export_tflite
+from gmpq_tf.export.tflite.runtime import TFLiteModel
 from tests.export.random_models import random_images, random_model, random_policy
 
 SEEDS = range(20)

@@ -9,7 +9,7 @@ from keras import layers, ops
 
 import gmpq_tf as gmpq
 from gmpq_tf.export.errors import ExportError
-from gmpq_tf.export.lowering import LOWERINGS, lower
+from gmpq_tf.export.tflite.lowering import LOWERINGS, lower
 from gmpq_tf.transform.exportable import KINDS
 
 X = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("float32")

@@ -12,15 +12,15 @@ import tensorflow as tf
 
 from gmpq_tf.export import tfmot
 from gmpq_tf.export.errors import ExportError
-from gmpq_tf.export.fake_quantizers import (
+from gmpq_tf.export.integers.fold import trained_codes
+from gmpq_tf.export.tflite.lowering import LOWERINGS
+from gmpq_tf.export.tflite.runtime import TFLiteModel
+from gmpq_tf.export.tfmot.fake_quantizers import (
     InputFakeQuantizer,
     KernelFakeQuantizer,
     PolicyQuantizeConfig,
 )
-from gmpq_tf.export.fold import trained_codes
-from gmpq_tf.export.lowering import LOWERINGS
-from gmpq_tf.export.runtime import TFLiteModel
-from gmpq_tf.export.translate import ARGUMENTS, OPERATIONS
+from gmpq_tf.export.tfmot.translate import ARGUMENTS, OPERATIONS
 from gmpq_tf.graph import searchable_names
 from gmpq_tf.policy import BitwidthPolicy, PolicyError
 from gmpq_tf.transform import calibrate, quantize_model

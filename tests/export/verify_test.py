@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 
 from gmpq_tf.export.errors import ExportError
-from gmpq_tf.export.grids import Grid, Value
-from gmpq_tf.export.integer_graph import Check
-from gmpq_tf.export.verify import (
+from gmpq_tf.export.integers.grids import Grid, Value
+from gmpq_tf.export.tflite.integer_graph import Check
+from gmpq_tf.export.tflite.verify import (
     Deviation,
     TFLiteModel,
     compare,

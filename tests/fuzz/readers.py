@@ -14,16 +14,17 @@ from PIL import Image
 
 from gmpq_tf.data.errors import DataError
 from gmpq_tf.data.folder import check_files
-from gmpq_tf.export.errors import ExportError, StageError
-from gmpq_tf.export.flatbuffer import FileBuilder, Quantization, read_metadata
-from gmpq_tf.export.records import read_json, read_record, recorded_data
-from gmpq_tf.export.runtime import TFLiteModel
+from gmpq_tf.export.errors import ExportError
+from gmpq_tf.export.tflite.flatbuffer import FileBuilder, Quantization, read_metadata
+from gmpq_tf.export.tflite.runtime import TFLiteModel
 from gmpq_tf.files import DamagedFileError, read_arrays, read_jsonl, write_arrays
 from gmpq_tf.models import ModelFileError, WeightsError, load_model
-from gmpq_tf.models.weight_files import read_weight_file
+from gmpq_tf.models.foreign.files import read_weight_file
 from gmpq_tf.policy import BitwidthPolicy, PolicyError
-from gmpq_tf.policy_file import read_renaming
+from gmpq_tf.policy.file import read_renaming
 from gmpq_tf.report import read
+from gmpq_tf.run.errors import StageError
+from gmpq_tf.run.records import read_json, read_record, recorded_data
 from gmpq_tf.train.sweep import read_points
 from tests.fuzz.model_files import members, saved, zipped
 from tests.fuzz.mutations import damage, splice

@@ -14,13 +14,13 @@ import pytest
 
 from gmpq_tf.data.errors import DataError
 from gmpq_tf.data.folder import check_files
-from gmpq_tf.export.errors import StageError
-from gmpq_tf.export.records import recorded_data
-from gmpq_tf.export.run_config import WorkdirConfig
-from gmpq_tf.export.stage import open_stage
 from gmpq_tf.models import ModelFileError, WeightsError, load_model
-from gmpq_tf.models.weight_files import read_weight_file
+from gmpq_tf.models.foreign.files import read_weight_file
 from gmpq_tf.report.read import ReportError, read_attribution
+from gmpq_tf.run.errors import StageError
+from gmpq_tf.run.records import recorded_data
+from gmpq_tf.run.run_config import WorkdirConfig
+from gmpq_tf.run.stage import open_stage
 from gmpq_tf.train.sweep import read_points
 from tests.fuzz.limits import limited
 from tests.fuzz.model_files import members, saved, with_config, zipped

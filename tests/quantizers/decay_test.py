@@ -11,7 +11,7 @@ from keras import layers, optimizers
 import gmpq_tf as gmpq
 from gmpq_tf.export import tfmot
 from gmpq_tf.graph import searchable_names
-from gmpq_tf.transform.distill import Distiller
+from gmpq_tf.search.distill import Distiller
 
 X = np.random.default_rng(0).uniform(0, 1, (8, 5, 5, 1)).astype("float32")
 Y = np.arange(8) % 3

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from gmpq_tf.export.fake_quantizers import InputFakeQuantizer, KernelFakeQuantizer
+from gmpq_tf.export.tfmot.fake_quantizers import InputFakeQuantizer, KernelFakeQuantizer
 from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
 from gmpq_tf.quantizers.line_search import least_error_step
 from gmpq_tf.transform.calibrate import Observer, best_grid

@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 import gmpq_tf as gmpq
-from gmpq_tf.export.runtime import TFLiteModel
 from gmpq_tf.export.tflite import ExportError, export_tflite
+from gmpq_tf.export.tflite.runtime import TFLiteModel
 from gmpq_tf.layers import MixedConv2D, QuantConv2D
 from gmpq_tf.quantizers import (
     INPUT_QUANTIZERS,

@@ -4,7 +4,7 @@ import keras
 import pytest
 
 from gmpq_tf.data import DataConfig
-from gmpq_tf.export.run_config import RunConfig
+from gmpq_tf.run.run_config import RunConfig
 
 
 def small_model(classes=10, activation=None):

@@ -8,9 +8,9 @@ import keras
 import pytest
 from absl import flags
 
-from gmpq_tf.export.flags import define_flags
 from gmpq_tf.models import ModelFileError
 from gmpq_tf.policy import BitwidthPolicy, PolicyError
+from gmpq_tf.run.flags import define_flags
 from gmpq_tf.train.cost import COLUMNS, CostConfig, describe_cost, main
 
 LAYERS = {"first": (8, 8), "middle": (3, 4), "last": (2, 5)}

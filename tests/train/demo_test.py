@@ -10,9 +10,9 @@ import pytest
 
 from gmpq_tf.cost import count_cost
 from gmpq_tf.data import load_dataset
-from gmpq_tf.export.errors import StageError
-from gmpq_tf.export.run_config import RunConfig
 from gmpq_tf.policy import BitwidthPolicy
+from gmpq_tf.run.errors import StageError
+from gmpq_tf.run.run_config import RunConfig
 from gmpq_tf.train.attribute import to_pixels
 from gmpq_tf.train.demo import DemoConfig, demo, with_preset
 from gmpq_tf.train.evaluate import EvaluateConfig, evaluate, model_folders

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from gmpq_tf.data import DataConfig
-from gmpq_tf.export.errors import StageError
-from gmpq_tf.export.run_config import WorkdirConfig
+from gmpq_tf.run.errors import StageError
+from gmpq_tf.run.run_config import WorkdirConfig
 from gmpq_tf.train.evaluate import EvaluateConfig, compare, describe, evaluate
 from gmpq_tf.train.report import ReportConfig, report
 from gmpq_tf.train.sweep import read_points

@@ -7,8 +7,8 @@ from PIL import Image
 
 from gmpq_tf.data import DataConfig, load_dataset, scale_images
 from gmpq_tf.data.scaling import InputScaling
-from gmpq_tf.export.run_config import RunConfig
 from gmpq_tf.files import read_jsonl
+from gmpq_tf.run.run_config import RunConfig
 from gmpq_tf.train.finetune import FinetuneConfig, finetune
 from gmpq_tf.train.first_look import look
 from gmpq_tf.train.pretrain import PretrainConfig, pretrain

@@ -8,10 +8,10 @@ from absl import flags
 from PIL import Image
 
 from gmpq_tf.data import DataConfig, DataError, load_dataset
-from gmpq_tf.export.errors import StageError
-from gmpq_tf.export.flags import define_flags
-from gmpq_tf.export.run_config import WorkdirConfig
-from gmpq_tf.export.stage import open_stage
+from gmpq_tf.run.errors import StageError
+from gmpq_tf.run.flags import define_flags
+from gmpq_tf.run.run_config import WorkdirConfig
+from gmpq_tf.run.stage import open_stage
 from gmpq_tf.train.inputs import (
     check_model,
     data_from_flags,

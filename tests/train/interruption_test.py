@@ -17,11 +17,11 @@ import pytest
 from absl import flags
 
 import gmpq_tf.files
-from gmpq_tf.export.app import guarded
-from gmpq_tf.export.run_config import RunConfig
+from gmpq_tf.run.app import guarded
+from gmpq_tf.run.loop import EpochBackup, StopAtNaN
+from gmpq_tf.run.run_config import RunConfig
 from gmpq_tf.search import RiskConfig
 from gmpq_tf.train.finetune import FinetuneConfig, finetune
-from gmpq_tf.train.loop import EpochBackup, StopAtNaN
 from gmpq_tf.train.search import SearchConfig, search
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from gmpq_tf.data import DataConfig, DataError, load_dataset
-from gmpq_tf.export.errors import StageError
 from gmpq_tf.models import build_model
+from gmpq_tf.run.errors import StageError
 from gmpq_tf.train.pretrain import PretrainConfig, float_model, pretrain
 
 

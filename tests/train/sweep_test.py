@@ -13,10 +13,10 @@ import pytest
 
 from gmpq_tf.cost import count_cost
 from gmpq_tf.data import DataConfig
-from gmpq_tf.export.app import StopRequested, stopped_by_signals
-from gmpq_tf.export.errors import StageError
-from gmpq_tf.export.run_config import WorkdirConfig
 from gmpq_tf.policy import BitwidthPolicy
+from gmpq_tf.run.app import StopRequested, stopped_by_signals
+from gmpq_tf.run.errors import StageError
+from gmpq_tf.run.run_config import WorkdirConfig
 from gmpq_tf.train.report import ReportConfig, report
 from gmpq_tf.train.sweep import (
     Children,

@@ -6,8 +6,8 @@ import pytest
 from keras import layers
 
 from gmpq_tf.attribution import split_head
+from gmpq_tf.search.distill import Distiller, binary_gap, soft_cross_entropy
 from gmpq_tf.train.recipe import gives_logits, make_loss
-from gmpq_tf.transform.distill import Distiller, binary_gap, soft_cross_entropy
 from gmpq_tf.transform.rewrite import flattened, logits_of, scores_of
 
 IMAGE = (8, 8, 3)

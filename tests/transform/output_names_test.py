@@ -6,8 +6,8 @@ import pytest
 from keras import layers
 
 import gmpq_tf as gmpq
-from gmpq_tf.export.lowering import lower
-from gmpq_tf.export.runtime import TFLiteModel
+from gmpq_tf.export.tflite.lowering import lower
+from gmpq_tf.export.tflite.runtime import TFLiteModel
 from gmpq_tf.transform.rewrite import NamedOutputs
 
 X = np.random.default_rng(0).normal(size=(8, 6, 6, 3)).astype("float32")

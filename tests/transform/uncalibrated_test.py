@@ -8,7 +8,7 @@ from keras import layers
 
 import gmpq_tf as gmpq
 from gmpq_tf.graph import searchable_names
-from gmpq_tf.transform.distill import Distiller
+from gmpq_tf.search.distill import Distiller
 
 X = np.random.default_rng(0).uniform(0, 1, (8, 5, 5, 1)).astype("float32")
 Y = np.arange(8) % 3

@@ -1,0 +1,291 @@
+"""Writes the .tflite file of a fine-tuned model and compares it with the Keras model.
+
+Reads <workdir>/<name>/model.keras, as `python -m train.finetune` leaves it, and writes
+model.tflite and export_report.json beside it. Every stored weight code is compared with
+the trained one, and the file is run on held-out images; a file that deviates is not
+kept. With --format=tfmot it writes model_tfmot.h5 for TFMOT, with
+--format=litert_recipe model_float.tflite and recipe.json for the LiteRT quantizer.
+
+  python -m export.tflite --workdir=runs/digits
+  python -m export.tflite --workdir=runs/digits --storage=smallest
+
+In Python, `export_tflite` does the same for a model in memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+
+from gmpq_tf.data import DataConfig, Dataset, load_dataset
+from gmpq_tf.export.float_model import float_tflite
+from gmpq_tf.export.litert_recipe import recipe, write_recipe
+from gmpq_tf.export.tflite.exporter import (
+    LATENCY_RUNS,
+    LEAST_AGREEMENT,
+    REPORT_NAME,
+    export_tflite,
+)
+from gmpq_tf.export.tflite.outputs import NEAR_STEPS
+from gmpq_tf.export.tfmot import write_tfmot
+from gmpq_tf.files import remove_temporaries, replace_files, write_json
+from gmpq_tf.models import load_model
+from gmpq_tf.policy import BitwidthPolicy
+from gmpq_tf.run.app import run_main
+from gmpq_tf.run.errors import StageError
+from gmpq_tf.run.flags import from_flags
+from gmpq_tf.run.records import fingerprint, read_json, recorded_data
+from gmpq_tf.run.run_config import WorkdirConfig, set_threads
+from gmpq_tf.run.workdir import claim
+from gmpq_tf.task.kinds import OutputKindName
+
+TensorKind = Literal["float32", "int8", "uint8"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """What file is written.
+
+    Args:
+        name: Folder in the workdir that holds the fine-tuned model.
+        format: What is written: a tflite file, a model for tfmot (needs the extra
+            gmpq-tf[tfmot]), or a litert_recipe.
+        storage: How a tflite file stores kernels: fast (one byte a weight), packed
+            (half a byte where they have 4 bits or fewer) or smallest (and a quarter
+            where they have 2).
+        scale_codes: Store kernel codes times a power of two, for runtimes whose kernels
+            round twice (without XNNPACK).
+        batch: Images that the file takes at a time, written into every shape; none for
+            any number.
+        runtime: The runtime it is for: litert, or micro (TFLite Micro: a fixed batch,
+            of one image unless --batch says more, and scaled codes).
+        latency_runs: Timed runs of each storage and of the float model; 0 for none.
+        input_type: Type of the input tensor.
+        output_type: Type of the output tensor.
+        least_agreement: Share of equal decisions, or of near numbers, below which no
+            file is written.
+        output_kind: What the output says: classes (the largest score decides), binary
+            (each number is a probability, decided at 0.5), binary_logit (decided at 0)
+            or numbers; none: what the model and the labels say.
+        near_steps: Numbers so many steps of the output's grid apart are near.
+        verify_images: Images, held out if there are any, on which the file is compared
+            with the Keras model; 0 uses random inputs.
+    """
+
+    name: str = "finetune"
+    format: Literal["tflite", "tfmot", "litert_recipe"] = "tflite"
+    storage: Literal["fast", "packed", "smallest"] = "fast"
+    scale_codes: bool = False
+    batch: int | None = None
+    runtime: Literal["litert", "micro"] = "litert"
+    latency_runs: int = LATENCY_RUNS
+    least_agreement: float = LEAST_AGREEMENT
+    output_kind: OutputKindName | None = None
+    near_steps: float = NEAR_STEPS
+    input_type: TensorKind = "float32"
+    output_type: TensorKind = "float32"
+    verify_images: int = 512
+
+    def __post_init__(self) -> None:
+        for name in ("verify_images", "latency_runs"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"{name} must be 0 or more. Received: {name}={getattr(self, name)}."
+                )
+        if self.batch is not None and self.batch < 1:
+            raise ValueError(
+                "batch must be 1 image or more, or none for any number. "
+                f"Received: batch={self.batch}."
+            )
+        if not 0 <= self.least_agreement <= 1:
+            raise ValueError(
+                "least_agreement must be 0 to 1. "
+                f"Received: least_agreement={self.least_agreement}."
+            )
+        if not self.near_steps >= 0:
+            raise ValueError(
+                f"near_steps must be 0 or more. Received: near_steps={self.near_steps}."
+            )
+
+
+def export(config: ExportConfig, data: DataConfig, run: WorkdirConfig) -> Path:
+    """Writes a fine-tuned model in the format asked for, unless it is up to date.
+
+    Args:
+        config: which model, what file.
+        data: the images, scaled as the model was trained with.
+        run: where.
+
+    Returns:
+        The path of the file; beside a .tflite lies export_report.json.
+
+    Raises:
+        ValueError: there is no model, it cannot be expressed in the format, or the file
+            does not compute what it does.
+    """
+    folder = Path(run.workdir) / config.name
+    source, path = folder / "model.keras", folder / FILES[config.format]
+    _check_source(source)
+    record = folder / f"export_{config.format}.json"
+    identity = _identity(config, data, source)
+    if not run.overwrite and _is_current(record, path, identity):
+        print(f"{path} is up to date.")
+        return path
+    claim(Path(run.workdir) / "config" / f"{config.name}.export.lock", folder)
+    for written in (path, folder / REPORT_NAME, record):
+        remove_temporaries(written)
+    WRITERS[config.format](load_model(source), path, config, data)
+    write_json(record, {**identity, "file": fingerprint(path)})
+    return path
+
+
+def write_tflite(
+    student: keras.Model, path: Path, config: ExportConfig, data: DataConfig
+) -> None:
+    """Writes the .tflite file and its report, and says how it went."""
+    dataset = load_dataset(data)
+    with dataset.naming_damaged_images():
+        report = export_tflite(
+            student,
+            path,
+            storage=config.storage,
+            input_type=config.input_type,
+            output_type=config.output_type,
+            verify_data=verification_images(dataset, config.verify_images),
+            metadata=metadata(path.parent, dataset),
+            scale_codes=config.scale_codes,
+            batch=config.batch,
+            runtime=config.runtime,
+            class_names=class_names(student, dataset),
+            scaling=dataset.config.input_scaling(),
+            latency_runs=config.latency_runs,
+            least_agreement=config.least_agreement,
+            output_kinds=config.output_kind,
+            near_steps=config.near_steps,
+        )
+    print(f"{report.file_bytes} bytes")
+    for output in report.outputs:
+        print(f"  {output}")
+    for name, milliseconds in report.latency_ms.items():
+        print(f"  {name}: {milliseconds:.3f} ms an image")
+
+
+def write_for_tfmot(
+    student: keras.Model, path: Path, config: ExportConfig, data: DataConfig
+) -> None:
+    """Writes the tf_keras model that TFMOT users train on."""
+    write_tfmot(student, BitwidthPolicy.load(path.parent / "policy.json"), path)
+
+
+def write_for_litert(
+    student: keras.Model, path: Path, config: ExportConfig, data: DataConfig
+) -> None:
+    """Writes the recipe, and the float model whose tensors it names."""
+    policy = BitwidthPolicy.load(path.parent / "policy.json")
+    content = float_tflite(student)
+    rules = recipe(student, policy, float_file=content)
+    with replace_files(path.with_name("model_float.tflite"), path) as temporaries:
+        temporaries[0].write_bytes(content)
+        write_recipe(temporaries[1], rules)
+
+
+FILES = {
+    "tflite": "model.tflite",
+    "tfmot": "model_tfmot.h5",
+    "litert_recipe": "recipe.json",
+}
+WRITERS = {
+    "tflite": write_tflite,
+    "tfmot": write_for_tfmot,
+    "litert_recipe": write_for_litert,
+}
+
+
+def verification_images(dataset: Dataset, count: int) -> Any:
+    """Returns batches of held-out images and labels, or None for random inputs.
+
+    Args:
+        dataset: the images.
+        count: how many; 0 for none.
+
+    Returns:
+        A `tf.data.Dataset` of (images, labels), or None.
+    """
+    if not count:
+        return None
+    held_out = dataset.sizes["validation"] > 0
+    batches = dataset.validation() if held_out else dataset.calibration(count)
+    size = min(count, dataset.config.batch_size)
+    return batches.unbatch().take(count).batch(size)
+
+
+def class_names(student: keras.Model, dataset: Dataset) -> tuple[str, ...]:
+    """Returns the names of the scores of a model: those of the classes, if as many."""
+    names = tuple(dataset.class_names)
+    fits = any(tuple(o.shape[1:]) == (len(names),) for o in student.outputs)
+    return names if fits else ()
+
+
+def metadata(folder: Path, dataset: Dataset) -> dict[str, Any]:
+    """Returns what the file says of itself: input scaling, classes, policy.
+
+    Args:
+        folder: of the fine-tuned model.
+        dataset: the images it was trained on.
+
+    Returns:
+        Plain JSON values.
+    """
+    policy = BitwidthPolicy.load(folder / "policy.json")
+    bits = {name: [b.weight_bits, b.activation_bits] for name, b in policy.items()}
+    return {
+        "input_scaling": dataset.config.input_scaling().to_config(),
+        "class_names": list(dataset.class_names),
+        "policy": {"model": policy.model, "layers": bits},
+    }
+
+
+def _check_source(source: Path) -> None:
+    if not source.is_file():
+        raise StageError(
+            "The fine-tuned model must be there. "
+            f"Received: {str(source)!r}, which does not exist. "
+            "Run `python -m train.finetune` with this --workdir and --name first."
+        )
+
+
+def _identity(config: ExportConfig, data: DataConfig, source: Path) -> dict[str, Any]:
+    scaling = {"scaling": data.scaling, "mean": data.mean, "std": data.std}
+    options = dataclasses.asdict(config) | {"dataset": data.dataset, **scaling}
+    return {"config": options, "model": fingerprint(source)}
+
+
+def _is_current(record: Path, path: Path, identity: dict[str, Any]) -> bool:
+    if not path.exists():
+        return False
+    return read_json(record) == {**identity, "file": fingerprint(path)}
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command; flags must have been parsed.
+
+    Args:
+        argv: not used.
+    """
+    run, config = from_flags(WorkdirConfig), from_flags(ExportConfig)
+    set_threads(run.threads)
+    recorded = recorded_data(run.workdir, config.name)
+    path = export(config, from_flags(DataConfig, inherited=recorded), run)
+    print(f"Exported: {path}")
+
+
+def run() -> None:
+    """Entry point of `gmpq-export`."""
+    run_main(main, __doc__, ExportConfig, DataConfig, WorkdirConfig)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,1 @@
+"""What every integer target shares: grids, folded weights, layouts."""

@@ -1,0 +1,310 @@
+"""Convolutions and dense layers as TFLite operators, and their kernels in the file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from gmpq_tf.export.errors import ExportError
+from gmpq_tf.export.integers.fold import Folded, fold_layer
+from gmpq_tf.export.integers.grids import Grid, clamps, grid_of
+from gmpq_tf.export.tflite.flatbuffer import PACKING, FileBuilder, Quantization
+from gmpq_tf.export.tflite.integer_graph import (
+    FUSED,
+    IntegerGraph,
+    Kernel,
+    beyond_kernels,
+    fused_activation,
+)
+from gmpq_tf.export.tflite.patches import lower_patches
+from gmpq_tf.graph import Call
+
+SAME, VALID = schema.Padding.SAME, schema.Padding.VALID
+
+
+# XNNPACK refuses an operator whose accumulator unit is 256 output steps or more.
+LARGEST_RATIO = 200.0
+# Just below it, one unit saturates every grid as well as a larger one would.
+SATURATING_RATIO = 255.75
+PATCHES_BYTES = 500  # what the operators of `lower_patches` take in a file
+# Below, laying out patches takes longer than the convolution, and saves little.
+FEWEST_FILTERS = 32
+CODES_A_BYTE = {"INT4": 2, "INT2": 4}
+
+
+def lower_layer(net: IntegerGraph, call: Call) -> None:
+    """Convolution or dense layer, BatchNormalization and ReLU in one kernel."""
+    layer = call.layer
+    check_layer(call)
+    source = net.move(call, grid_of(layer.input_quantizer), private=True)
+    assert source.grid is not None
+    fused = net.fuse(call)
+    target = net.next_grid(fused.index, call.name)
+    folded, stored = fold(net, call, fused.batch_norm, source.grid, target)
+    codes, axis = stored_layout(stored.kind, folded.codes.reshape(stored.shape))
+    kernel = add_kernel(
+        net.file,
+        f"{call.name}_kernel",
+        codes,
+        Quantization(tuple(folded.scale), 0, axis),
+        stored.type,
+    )
+    bias = net.file.constant(
+        None,
+        folded.bias,
+        Quantization(tuple(folded.scale * source.grid.step)),
+    )
+    net.kernels.append(Kernel(layer, call.name, kernel, folded, stored.kind))
+    if stored.kind != call.kind:
+        before, after = (net.graph.shapes[i] for i in (call.inputs[0], call.outputs[0]))
+        source = lower_patches(net, source, before, after, layer)
+    code, options = KERNELS[stored.kind](layer, net.graph.shapes[call.inputs[0]])
+    options.fusedActivationFunction = fused_activation(fused.activation, target)
+    net.emit(
+        code,
+        [source.tensor, kernel, bias],
+        fused.index,
+        target,
+        options,
+        call.name,
+        clamped=clamps(fused.activation, target),
+        version=kernel_version(code, layer, stored.type),
+        slack=folded.slack,
+        cap=fused.cap,
+    )
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How the kernel of a layer is stored.
+
+    Args:
+        kind: stock Keras class of the layer that the file computes it as.
+        shape: of the kernel in that layer's layout.
+        type: "INT8", "INT4" or "INT2".
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    type: str
+
+
+def stored_as(net: IntegerGraph, call: Call) -> Stored:
+    """What storage asks for, as far as the runtime computes it correctly.
+
+    INT4 convolutions run in built-in kernels, which round twice (up to 25 % of the
+    codes of ResNet-8's layers are a step off), and INT2 ones do not load: both are
+    written as a dense layer over patches, which XNNPACK computes as exactly as INT8
+    ones, and faster than INT4 convolutions. Kernels with groups, depthwise ones and
+    those that gain too little from it stay INT8.
+    """
+    layer, shape = call.layer, tuple(call.layer.kernel.shape)
+    unpacked = Stored(call.kind, shape, "INT8")
+    grouped = call.kind == "DepthwiseConv2D" or getattr(layer, "groups", 1) > 1
+    kind = packed_type(net.storage, layer.kernel_quantizer.bits[0], shape)
+    if kind is None or grouped:
+        return unpacked
+    if call.kind == "Conv2D":
+        packed = math.prod(shape) // CODES_A_BYTE[kind] + PATCHES_BYTES
+        pays = packed < math.prod(shape) and shape[3] >= FEWEST_FILTERS
+        if not pays and not is_pointwise(call):
+            return unpacked
+        shape = (math.prod(shape[:3]), shape[3])
+    return Stored("Dense", shape, kind)
+
+
+def packed_type(storage: str, bits: int, shape: tuple[int, ...]) -> str | None:
+    """Smallest type of a dense kernel that XNNPACK computes, if below INT8.
+
+    It takes rows that fill whole bytes. Others run in built-in kernels, which round
+    twice.
+
+    Args:
+        storage: "fast", "packed" or "smallest".
+        bits: of the codes.
+        shape: of the kernel; the last axis is that of the outputs.
+    """
+    kinds = {"fast": {}, "packed": {"INT4": 4}, "smallest": {"INT2": 2, "INT4": 4}}
+    for kind, most in kinds[storage].items():
+        if bits <= most and math.prod(shape[:-1]) % CODES_A_BYTE[kind] == 0:
+            return kind
+    return None
+
+
+def is_pointwise(call: Call) -> bool:
+    """Whether a convolution is a dense layer applied to every pixel."""
+    layer = call.layer
+    return math.prod((*layer.kernel_size, *layer.strides)) == 1
+
+
+def fold(
+    net: IntegerGraph, call: Call, batch_norm: Any | None, source: Grid, target: Grid
+) -> tuple[Folded, Stored]:
+    """`fold_layer`, and how to store it; scaled codes where something needs them."""
+    layer, stored = call.layer, stored_as(net, call)
+    folded = fold_layer(layer, batch_norm, source.step, target.step)
+    refused = folded.scale.max() * source.step / target.step >= LARGEST_RATIO
+    if refused:
+        stored = Stored(call.kind, tuple(layer.kernel.shape), "INT8")
+    if refused or net.scale_codes:
+        largest = {"INT8": 127, "INT4": 7, "INT2": 1}[stored.type]
+        folded = fold_layer(layer, batch_norm, source.step, target.step, largest)
+    return saturated(folded, call.name, source.step / target.step), stored
+
+
+def saturated(folded: Folded, name: str, ratio: float) -> Folded:
+    """The same layer with steps small enough for the runtime.
+
+    Where one unit of the accumulator is 256 output steps or more, a sum is either zero
+    or saturates, and so it does with 255.75, if biases are whole units.
+
+    Args:
+        folded: the layer.
+        name: its name.
+        ratio: step of its input over that of its output.
+
+    Raises:
+        ExportError: biases are not, so that results would be wrong.
+    """
+    largest, unit = SATURATING_RATIO / ratio, float(folded.scale.max()) * ratio
+    if (folded.scale <= largest).all():
+        return folded
+    # A hundredth of a unit is what float32 biases leave.
+    if folded.slack > max(0.5, unit / 100):
+        raise ExportError(beyond_kernels(name, unit))
+    return replace(folded, scale=np.minimum(folded.scale, largest))
+
+
+def check_layer(call: Call) -> None:
+    """Refuse layers that have no quantizers, or a layout TFLite lacks."""
+    layer = call.layer
+    quantizers = [getattr(layer, f"{k}_quantizer", None) for k in ("input", "kernel")]
+    if None in quantizers or any(len(q.bits) != 1 for q in quantizers if q):
+        raise ExportError(
+            "Every convolution and dense layer must have one input quantizer and one "
+            f"kernel quantizer. Received: layer={call.name!r} "
+            f"({type(layer).__name__}). Export what gmpq_tf.quantize_model returned."
+        )
+    if getattr(layer, "data_format", "channels_last") != "channels_last":
+        raise ExportError(
+            "Channels must be last. "
+            f"Received: layer={call.name!r} with data_format={layer.data_format!r}. "
+            "Build the model with data_format='channels_last'."
+        )
+    if call.activation not in FUSED:
+        raise ExportError(
+            "An activation inside a layer must be linear, relu or relu6. "
+            f"Received: layer={call.name!r} with activation={call.activation!r}. "
+            "Export what gmpq_tf.quantize_model returned, which splits it off."
+        )
+
+
+def add_kernel(
+    file: FileBuilder, name: str, codes: np.ndarray, meaning: Quantization, kind: str
+) -> int:
+    """Add a kernel in INT8, INT4 (two codes a byte) or INT2 (four)."""
+    return file.tensor(name, codes.shape, kind, meaning, PACKING[kind](codes))
+
+
+def stored_layout(kind: str, kernel: np.ndarray) -> tuple[np.ndarray, int]:
+    """Kernel in the layout of TFLite, and its axis of output channels."""
+    if kind == "Dense":
+        return kernel.T, 0
+    if kind == "Conv2D":
+        return kernel.transpose(3, 0, 1, 2), 0
+    height, width = kernel.shape[:2]
+    return kernel.reshape(1, height, width, -1), 3
+
+
+def keras_layout(kind: str, kernel: np.ndarray, shape: tuple) -> np.ndarray:
+    """Inverse of `stored_layout`, for a Keras kernel of the given shape."""
+    if kind == "Dense":
+        return kernel.T
+    if kind == "Conv2D":
+        return kernel.transpose(1, 2, 3, 0)
+    return kernel.reshape(shape)
+
+
+def kernel_version(code: str, layer: Any, kind: str) -> int | None:
+    """Operator version that a runtime must know to run a layer."""
+    if kind == "INT2":
+        return 14
+    if code == "FULLY_CONNECTED":
+        return 12  # one step a channel
+    return 6 if getattr(layer, "groups", 1) > 1 and code == "CONV_2D" else None
+
+
+def conv_options(layer: Any, shape: tuple) -> tuple[str, Any]:
+    """Operator and options of a Conv2D."""
+    return "CONV_2D", window(schema.Conv2DOptionsT(), layer)
+
+
+def depthwise_options(layer: Any, shape: tuple) -> tuple[str, Any]:
+    """Operator and options of a DepthwiseConv2D."""
+    options = window(schema.DepthwiseConv2DOptionsT(), layer)
+    options.depthMultiplier = layer.depth_multiplier
+    return "DEPTHWISE_CONV_2D", options
+
+
+def dense_options(layer: Any, shape: tuple) -> tuple[str, Any]:
+    """Operator and options of a Dense."""
+    options = schema.FullyConnectedOptionsT()
+    options.keepNumDims = len(shape) > 2
+    return "FULLY_CONNECTED", options
+
+
+KERNELS: dict[str, Callable[[Any, tuple], tuple[str, Any]]] = {
+    "Conv2D": conv_options,
+    "DepthwiseConv2D": depthwise_options,
+    "Dense": dense_options,
+}
+
+
+def window(options: Any, layer: Any) -> Any:
+    """Copy padding, strides and dilation of a convolution."""
+    options.padding = SAME if layer.padding == "same" else VALID
+    options.strideH, options.strideW = layer.strides
+    options.dilationHFactor, options.dilationWFactor = layer.dilation_rate
+    return options
+
+
+def add_depthwise(
+    net: IntegerGraph,
+    call: Call,
+    codes: np.ndarray,
+    scale: np.ndarray,
+    bias: np.ndarray,
+    grid: Grid,
+    options: Any,
+    cap: float | None = None,
+) -> None:
+    """A depthwise convolution that stands for another layer."""
+    source = net.input(call)
+    assert source.grid is not None
+    file, name = net.file, call.name
+    ratio = float(scale.max()) * source.grid.step / grid.step
+    if ratio >= LARGEST_RATIO:
+        raise ExportError(beyond_kernels(name, ratio))
+    # INT4 would save a few bytes and be computed by kernels that round twice.
+    kernel = add_kernel(
+        file, f"{name}_kernel", codes, Quantization(tuple(scale), 0, 3), "INT8"
+    )
+    unit = Quantization(tuple(scale * source.grid.step))
+    operands = [source.tensor, kernel, file.constant(None, bias, unit)]
+    nonnegative = source.grid.low >= 0 and (codes >= 0).all() and (bias >= 0).all()
+    net.emit(
+        "DEPTHWISE_CONV_2D",
+        operands,
+        call.outputs[0],
+        grid,
+        options,
+        name,
+        clamped=bool(nonnegative or options.fusedActivationFunction) and grid.low <= 0,
+        slack=ratio / 2,
+        cap=cap,
+    )

@@ -1,0 +1,427 @@
+"""The integer graph of a file: its tensors, and which of Keras's each stands for.
+
+Every tensor keeps the step it was trained with. Operators are added by the modules
+that `lowering` lists.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from gmpq_tf.export.errors import ExportError
+from gmpq_tf.export.integers.fold import Folded
+from gmpq_tf.export.integers.grids import Grid, Value, grid_of, quantization
+from gmpq_tf.export.tflite.flatbuffer import FileBuilder, Quantization
+from gmpq_tf.export.tflite.metadata import Described
+from gmpq_tf.graph import Call, Graph, read_graph
+from gmpq_tf.transform.placement import cap_of, is_fused, is_transparent
+from gmpq_tf.transform.rewrite import NamedOutputs
+
+FUSED = {"linear": 0, "relu": 1, "relu6": 3}  # schema.ActivationFunctionType
+# Pixels scaled to -1..1 lie on halves of their grid, where every kernel rounds its way.
+INPUT_SLACK = 0.25
+# Steps of an operator's result in one of what it reads (of its products, if it
+# multiplies) below which every kernel of the runtime computes it. Above, 32-bit numbers
+# overflow without a word, or the process ends.
+LARGEST_RATIOS = {"ADD": 2.0**6, "MUL": 2.0**14, "QUANTIZE": 2.0**20}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Where the kernel of a layer went.
+
+    Args:
+        layer: the Keras layer.
+        name: its name in the graph.
+        tensor: number of the kernel's tensor in the file.
+        folded: how stored codes relate to trained ones.
+        kind: stock Keras class whose layout the stored kernel has.
+    """
+
+    layer: Any
+    name: str
+    tensor: int
+    folded: Folded
+    kind: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """A tensor of the file that must equal one of the Keras graph, put on a grid.
+
+    Args:
+        name: layer that makes it.
+        kind: of that layer.
+        index: number of the Keras tensor.
+        value: the tensor of the file.
+        slack: steps by which rounding inside the operator may move a value before it
+            is rounded to the grid.
+        reader: the only call that reads it so; None: every call does.
+    """
+
+    name: str
+    kind: str
+    index: int
+    value: Value
+    slack: float = 0.0
+    reader: Call | None = None
+
+
+@dataclass(frozen=True)
+class Fused:
+    """What is computed inside one kernel: BatchNormalization, activation, result.
+
+    Args:
+        batch_norm: the layer, or None.
+        activation: a key of `FUSED`.
+        index: Keras tensor of the result.
+        cap: its largest value, where no activation of TFLite says it.
+    """
+
+    batch_norm: Any | None
+    activation: str
+    index: int
+    cap: float | None = None
+
+
+class IntegerGraph:
+    """The file being written, and which of its tensors stands for which of Keras."""
+
+    def __init__(
+        self,
+        student: Any,
+        storage: str = "fast",
+        scale_codes: bool = False,
+        batch: int | None = None,
+        runtime: str = "litert",
+    ) -> None:
+        self.student = student
+        self.storage, self.scale_codes = storage, scale_codes
+        self.graph = read_graph(student)
+        self.runtime = runtime
+        default = 1 if runtime == "micro" else None
+        self.batch = batch or fixed_batch(self.graph) or default
+        self._grids: dict[int, Grid | None] = {}  # of the file's inputs and outputs
+        self.consumers = self.graph.consumers()
+        self.producers = self.graph.producers()
+        self.file = FileBuilder()
+        self.values: dict[int, Value] = {}
+        self.done: set[int] = set()  # calls computed inside the kernel of another
+        self.kernels: list[Kernel] = []
+        self.checks: list[Check] = []
+        self.input_grids: list[Grid] = []
+        self.output_steps: list[float] = []
+        self.stands_for: dict[int, int] = {}  # made-up tensor -> the Keras one
+        self._moved: dict[tuple[Value, Grid, bool], Value] = {}
+
+    def add_inputs(self, input_type: str) -> dict[str, int]:
+        """Add the model's inputs; returns name -> tensor."""
+        named = {}
+        pairs = zip(self.graph.inputs, self.graph.input_names, strict=True)
+        for index, name in pairs:
+            grid = self.next_grid(index, name)
+            self.input_grids.append(grid)
+            named[name] = self._add_input(index, name, grid, input_type)
+            self._grids[named[name]] = grid
+        return named
+
+    def _add_input(self, index: int, name: str, grid: Grid, input_type: str) -> int:
+        shape = self.shape(index, name)
+        if input_type == "int8":
+            tensor = self.file.tensor(name, shape, "INT8", quantization(grid))
+            value = self.clamp_below(Value(tensor, grid, grid.zero_point), shape, name)
+            self.values[index] = value
+            return tensor
+        if input_type == "uint8":
+            shifted = quantization(grid, grid.zero_point + 128)
+            tensor = self.file.tensor(name, shape, "UINT8", shifted)
+        else:
+            tensor = self.file.tensor(name, shape, "FLOAT32")
+        self.emit(
+            "QUANTIZE",
+            [tensor],
+            index,
+            grid,
+            name=f"{name}_codes",
+            slack=INPUT_SLACK,
+        )
+        return tensor
+
+    def add_outputs(self, output_type: str) -> dict[str, int]:
+        """Convert the model's outputs to the type wanted; returns name -> tensor."""
+        named: dict[str, int] = {}
+        for position, index in enumerate(self.graph.outputs):
+            name = self._output_name(index, named, position)
+            value = self.values[index]
+            self.output_steps.append(value.grid.step if value.grid else 1 / 256)
+            named[name] = self._add_output(index, name, value, output_type)
+            self._grids[named[name]] = value.grid
+        return named
+
+    def described(self, named: dict[str, int]) -> list[Described]:
+        """What the standard metadata say of the file's inputs or outputs."""
+        kinds = {getattr(schema.TensorType, k.upper()): k for k in ("float32", "int8")}
+        found = []
+        for name, number in named.items():
+            tensor = self.file.tensors[number]
+            kind = kinds.get(tensor.type, "uint8")
+            shape = (self.batch, *tensor.shape[1:])
+            found.append(Described(name, shape, kind, self._grids[number]))
+        return found
+
+    def _add_output(self, index: int, name: str, value: Value, output_type: str) -> int:
+        if value.grid is None or output_type == "int8":
+            return value.tensor
+        shape = self.shape(index, name)
+        if output_type == "float32":
+            tensor = self.file.tensor(name, shape, "FLOAT32")
+            self.file.operator("DEQUANTIZE", [value.tensor], [tensor])
+            return tensor
+        shifted = quantization(value.grid, value.zero_point + 128)
+        tensor = self.file.tensor(name, shape, "UINT8", shifted)
+        self.file.operator("QUANTIZE", [value.tensor], [tensor])
+        return tensor
+
+    def _output_name(self, index: int, taken: dict, position: int) -> str:
+        """Name the model gives an output, or of the layer whose values it holds."""
+        call = self.producers.get(index)
+        if isinstance(self.student, NamedOutputs):
+            name = self.graph.output_names[position]
+            return name if name not in taken else f"{name}_{len(taken)}"
+        while call is not None and call.kind == "InputQuantizer":
+            index = call.inputs[0]
+            call = self.producers.get(index)
+        if call is None:
+            name = self.graph.input_names[self.graph.inputs.index(index)]
+        else:
+            name = call.name
+        return name if name not in taken else f"{name}_{len(taken)}"
+
+    def input(self, call: Call, position: int = 0) -> Value:
+        """The tensor a layer reads; it must be on a grid."""
+        value = self.values[call.inputs[position]]
+        if value.grid is None:
+            raise ExportError(
+                "Softmax and sigmoid can only end a model, where float is no loss. "
+                f"Received: layer={call.name!r} that reads one. Take it out, or "
+                "replace it by a ReLU."
+            )
+        return value
+
+    def shape(self, index: int, name: str) -> list[int | None]:
+        """Shape of a Keras tensor; all but the batch must be known."""
+        shape = list(self.graph.shapes[index])
+        if None in shape[1:]:
+            raise ExportError(
+                "Every size but the batch must be fixed. "
+                f"Received: shape={tuple(shape)} at {name!r}. Build the model with "
+                "keras.Input(shape=(height, width, channels))."
+            )
+        return [self.batch, *shape[1:]]
+
+    def rows(self, an_image: int) -> int | None:
+        """Rows of a tensor that has so many an image; None where the batch is open."""
+        return None if self.batch is None else self.batch * an_image
+
+    def fuse(self, call: Call) -> Fused:
+        """Follow BatchNormalization and ReLU as far as the kernel of `call` reaches."""
+        batch_norm, index, cap = None, call.outputs[0], None
+        activation = call.activation if call.activation in FUSED else "linear"
+        current = call
+        while len(self.consumers[index]) == 1 and index not in self.graph.outputs:
+            reader = self.consumers[index][0]
+            if not is_fused(current, reader, self.producers):
+                break
+            if reader.kind == "BatchNormalization":
+                batch_norm = reader.layer
+            else:
+                activation, cap = relu_name(reader), cap_of(reader)
+            self.done.add(id(reader))
+            current, index = reader, reader.outputs[0]
+        return Fused(batch_norm, activation, index, cap if cap != 6 else None)
+
+    def next_grid(self, index: int, name: str) -> Grid:
+        """The grid that the graph puts a tensor on, at its next quantizer."""
+        for reader in self.consumers[index]:
+            if reader.kind == "InputQuantizer":
+                return grid_of(reader.layer)
+            if getattr(reader.layer, "input_quantizer", None) is not None:
+                return grid_of(reader.layer.input_quantizer)
+            if is_transparent(reader):
+                return self.next_grid(reader.outputs[0], name)
+        raise ExportError(
+            "Every stored tensor needs a quantizer after it. "
+            f"Received: none after {name!r}. Build the model with "
+            "gmpq_tf.quantize_model, and export it as it is."
+        )
+
+    def emit(
+        self,
+        code: str,
+        inputs: list[int],
+        index: int,
+        grid: Grid,
+        options: Any = None,
+        name: str | None = None,
+        clamped: bool = False,
+        version: int | None = None,
+        slack: float = 0.0,
+        cap: float | None = None,
+    ) -> Value:
+        """Add an operator that writes a Keras tensor on a grid.
+
+        Args:
+            code: operator.
+            inputs: tensors it reads.
+            index: Keras tensor that it computes.
+            grid: of the result.
+            options: of the operator.
+            name: of the result; None: that of the layer.
+            clamped: nothing below the smallest code can come out.
+            version: of the operator; None: that of its 8-bit form.
+            slack: as in `Check`.
+            cap: as in `Fused`.
+        """
+        name = name or self.producers[index].name
+        self._check_ratio(code, inputs, grid.step, name)
+        shape = self.shape(index, name)
+        tensor = self.file.tensor(name, shape, "INT8", quantization(grid))
+        self.file.operator(code, inputs, [tensor], options, version)
+        value = Value(tensor, grid, grid.zero_point)
+        if not clamped:
+            value = self.clamp_below(value, shape, name)
+        if cap is not None:
+            value = self.clamp_above(value, cap, shape, name)
+        self.values[index] = value
+        call = self.producers.get(index)
+        kind = call.kind if call else "InputLayer"
+        index = self.stands_for.get(index, index)
+        self.checks.append(Check(name, kind, index, value, slack))
+        return value
+
+    def _check_ratio(
+        self, code: str, inputs: list[int], step: float, name: str
+    ) -> None:
+        """Refuse an operator that kernels would compute wrongly without a word."""
+        kinds = [self.file.tensors[i].quantization for i in inputs]
+        if code not in LARGEST_RATIOS or None in kinds:
+            return
+        steps = [kind.scale[0] for kind in kinds]
+        ratio = (math.prod(steps) if code == "MUL" else max(steps)) / step
+        if ratio >= LARGEST_RATIOS[code]:
+            raise ExportError(beyond_kernels(name, ratio))
+
+    def clamp_below(self, value: Value, shape: list, name: str) -> Value:
+        """Saturate at the smallest code: a QUANTIZE that only moves the zero point."""
+        assert value.grid is not None
+        if not value.grid.has_room_below(value.zero_point):
+            return value
+        return self.shift(value, -128 - value.grid.low, shape, f"{name}_clamped")
+
+    def clamp_above(self, value: Value, cap: float, shape: list, name: str) -> Value:
+        """Saturate at the code of `cap`, which a QUANTIZE stores as 127."""
+        assert value.grid is not None
+        grid = value.grid
+        # Rounded as the quantizer that reads the value does it.
+        scaled = np.float32(cap) * (np.float32(1) / np.float32(grid.step))
+        code = int(np.floor(scaled + np.float32(0.5)))
+        if code >= grid.high:
+            return value
+        capped = Grid(grid.step, min(grid.low, code), code)
+        moved = self.shift(value, capped.zero_point, shape, f"{name}_capped")
+        return Value(moved.tensor, capped, moved.zero_point)
+
+    def shift(self, value: Value, zero_point: int, shape: list, name: str) -> Value:
+        """The same codes around another zero point (exact)."""
+        assert value.grid is not None
+        kind = quantization(value.grid, zero_point)
+        tensor = self.file.tensor(name, shape, "INT8", kind)
+        self.file.operator("QUANTIZE", [value.tensor], [tensor])
+        return Value(tensor, value.grid, zero_point)
+
+    def move(self, call: Call, grid: Grid, private: bool) -> Value:
+        """Put what a call reads on another grid, with one integer operator.
+
+        Args:
+            call: the call.
+            grid: wanted.
+            private: no kernel that needs equal steps reads the result.
+        """
+        value, index = self.input(call), call.inputs[0]
+        assert value.grid is not None
+        if grid.holds(value.grid):
+            return value
+        key = (value, grid, private)
+        if key not in self._moved:
+            name = f"{call.name}_input" if private else call.name
+            self._moved[key] = self._requantize(value, grid, index, name, private)
+        moved = self._moved[key]
+        nested = math.log2(grid.step / value.grid.step).is_integer()
+        slack = 0.0 if nested else 0.15  # kernels round the ratio to eight bits or so
+        check = Check(call.name, "InputQuantizer", index, moved, slack, call)
+        self.checks.append(check)
+        return moved
+
+    def _requantize(
+        self, value: Value, grid: Grid, index: int, name: str, private: bool
+    ) -> Value:
+        assert value.grid is not None
+        shape = self.shape(index, name)
+        step = grid.step
+        if private and step > value.grid.step:
+            # Built-in kernels round twice, which lifts codes just below a half when the
+            # ratio is a power of two. One unit in the last place makes the first
+            # rounding exact.
+            step = float(np.nextafter(np.float32(step), np.float32(np.inf)))
+        self._check_ratio("QUANTIZE", [value.tensor], step, name)
+        meaning = Quantization((step,), grid.zero_point)
+        tensor = self.file.tensor(name, shape, "INT8", meaning)
+        self.file.operator("QUANTIZE", [value.tensor], [tensor])
+        moved = Value(tensor, grid, grid.zero_point)
+        if value.grid.low * value.grid.step < (grid.low - 0.5) * grid.step:
+            moved = self.clamp_below(moved, shape, name)
+        return moved
+
+
+def fixed_batch(graph: Graph) -> int | None:
+    """The batch a model was made for; None where it is open."""
+    sizes = (graph.shapes[index][0] for index in graph.inputs)
+    return next((size for size in sizes if size is not None), None)
+
+
+def beyond_kernels(name: str, ratio: float) -> str:
+    """Says that a layer's results are too small beside what they are made of."""
+    return (
+        "The results of a layer must not be far smaller than what they are made of, or "
+        f"the integers of TFLite overflow. Received: layer={name!r}, one unit of whose "
+        f"sums is {ratio:.3g} steps of its result. Calibrate on inputs as the model "
+        "will see them, look for a dead layer before it, and call "
+        "gmpq_tf.snap_biases(student) before the export."
+    )
+
+
+def fused_activation(name: str, grid: Grid) -> int:
+    """Number of an activation inside an operator; saturation may do for the six.
+
+    Runtimes compute `6 / step`, which overflows where all values are tiny.
+    """
+    reaches = grid.high * grid.step > 6
+    return FUSED["relu" if name == "relu6" and not reaches else name]
+
+
+def constant_shape(shape: Sequence[int | None]) -> list[int]:
+    """A shape as an operator is told it: -1 stands for an open size."""
+    return [-1 if size is None else size for size in shape]
+
+
+def relu_name(call: Call) -> str:
+    """`"linear"`, `"relu"` or `"relu6"`."""
+    if call.kind == "Activation":
+        return call.activation
+    return "relu6" if cap_of(call) == 6 else "relu"

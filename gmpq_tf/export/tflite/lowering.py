@@ -1,0 +1,176 @@
+"""Turn the graph of a quantized Keras model into TFLite operators.
+
+`LOWERINGS` says which function writes which kind of layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gmpq_tf.export.errors import ExportError
+from gmpq_tf.export.integers.grids import Grid
+from gmpq_tf.export.tflite.convolutions import lower_layer
+from gmpq_tf.export.tflite.elementwise import (
+    lower_add,
+    lower_affine,
+    lower_final,
+    lower_gate,
+    lower_multiply,
+    lower_quantizer,
+    lower_relu,
+)
+from gmpq_tf.export.tflite.integer_graph import Check, IntegerGraph, Kernel
+from gmpq_tf.export.tflite.metadata import (
+    ENTRY_NAME,
+    Facts,
+    standard_metadata,
+    with_labels,
+)
+from gmpq_tf.export.tflite.pools import lower_average, lower_max_pool
+from gmpq_tf.export.tflite.shapes import (
+    lower_alias,
+    lower_concatenate,
+    lower_cropping,
+    lower_padding,
+    lower_permute,
+    lower_reshape,
+    lower_upsampling,
+)
+from gmpq_tf.graph import Call, Graph, is_identity
+from gmpq_tf.transform.exportable import refusals
+from gmpq_tf.transform.gates import is_gate
+from gmpq_tf.transform.placement import is_final, is_fusable_relu
+
+LOWERINGS: dict[str, Callable[[IntegerGraph, Call], None]] = {
+    "Conv2D": lower_layer,
+    "DepthwiseConv2D": lower_layer,
+    "Dense": lower_layer,
+    "InputQuantizer": lower_quantizer,
+    "BatchNormalization": lower_affine,
+    "Rescaling": lower_affine,
+    "Normalization": lower_affine,
+    "Add": lower_add,
+    "Multiply": lower_multiply,
+    "Subtract": lower_affine,
+    "Divide": lower_affine,
+    "TrueDivide": lower_affine,
+    "Concatenate": lower_concatenate,
+    "MaxPooling2D": lower_max_pool,
+    "GlobalMaxPooling2D": lower_max_pool,
+    "AveragePooling2D": lower_average,
+    "GlobalAveragePooling2D": lower_average,
+    "Flatten": lower_reshape,
+    "Reshape": lower_reshape,
+    "Permute": lower_permute,
+    "ZeroPadding2D": lower_padding,
+    "Cropping2D": lower_cropping,
+    "UpSampling2D": lower_upsampling,
+}
+ACTIVATIONS = ("ReLU", "Softmax", "sigmoid", "hard_sigmoid", "silu", "hard_silu")
+
+
+# Kernels of Micro round a sum to a whole number first, and then to the step: where sums
+# are small, of 4 bits times 4, values beside a half end a step off.
+ROUNDS_TWICE = 0.05
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A whole model: the file's content, and what to verify in it."""
+
+    content: bytes
+    graph: Graph
+    kernels: list[Kernel]
+    checks: list[Check]
+    input_grids: list[Grid]
+    output_steps: list[float]
+    runs_in: str = "xnnpack"  # kernels of the runtime that it is for
+
+
+def lower(
+    student: Any,
+    storage: str = "fast",
+    input_type: str = "float32",
+    output_type: str = "float32",
+    metadata: dict | None = None,
+    scale_codes: bool = False,
+    batch: int | None = None,
+    runtime: str = "litert",
+    known: Facts | None = None,
+) -> Lowered:
+    """Write a quantized model as TFLite operators.
+
+    Args:
+        student: calibrated model from `gmpq_tf.quantize_model`.
+        storage: "fast": kernels in INT8; "packed": those of 4 bits or fewer in INT4;
+            "smallest": those of 2 bits in INT2.
+        input_type: "float32", "int8" or "uint8".
+        output_type: likewise.
+        metadata: stored in the file as JSON.
+        scale_codes: multiply kernel codes by a power of two.
+        batch: images that the file takes at a time; None: any number, or that of the
+            model where it is fixed.
+        runtime: "litert", or "micro" for TFLite Micro: one image at a time where
+            nothing says otherwise, and `scale_codes`.
+        known: class names and scaling, for the standard metadata.
+
+    Raises:
+        ExportError: layers that have no integer counterpart; all are named.
+    """
+    micro = runtime == "micro"
+    net = IntegerGraph(student, storage, scale_codes or micro, batch, runtime)
+    check_kinds(net.graph)
+    inputs = net.add_inputs(input_type)
+    for call in net.graph.calls:
+        add_call(net, call, output_type)
+    outputs = net.add_outputs(output_type)
+    described = net.described(inputs), net.described(outputs)
+    known = known or Facts()
+    standard = standard_metadata(student.name, *described, known)
+    content = net.file.finish(inputs, outputs, metadata or {}, {ENTRY_NAME: standard})
+    return Lowered(
+        with_labels(content, described[1], known),
+        net.graph,
+        net.kernels,
+        [replace(c, slack=c.slack + ROUNDS_TWICE) for c in net.checks]
+        if micro
+        else net.checks,
+        net.input_grids,
+        net.output_steps,
+        "reference" if micro else "xnnpack",
+    )
+
+
+def add_call(net: IntegerGraph, call: Call, output_type: str) -> None:
+    """Add what one layer computes, with what is fused into it."""
+    if id(call) in net.done:
+        return
+    if is_final(net.graph, call, net.consumers[call.outputs[0]]):
+        lower_final(net, call, output_type)
+    elif is_identity(call):
+        lower_alias(net, call)
+    elif is_gate(call):
+        lower_gate(net, call)
+    elif is_fusable_relu(call):
+        lower_relu(net, call)
+    else:
+        LOWERINGS[call.kind](net, call)
+
+
+def check_kinds(graph: Graph) -> None:
+    """Name every layer that has no integer counterpart, in one error.
+
+    Raises:
+        ExportError: there is one.
+    """
+    found = refusals(graph)
+    names = [f"{name!r} {reason}" for name, reason in found.items()]
+    if names:
+        raise ExportError(
+            "Every layer must have an integer TFLite counterpart. "
+            f"Received: layer={', '.join(names)}. Kinds that export: "
+            f"{', '.join(sorted({*LOWERINGS, *ACTIVATIONS}))}. Replace the layers "
+            "before quantize_model; a softmax can only end a model."
+        )

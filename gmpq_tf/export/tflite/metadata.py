@@ -1,0 +1,269 @@
+"""Standard metadata of TFLite files: what MediaPipe and ML Kit read of a model.
+
+A flatbuffer of its own (identifier M001) in the entry TFLITE_METADATA of the model, and
+label files in a zip archive after the model. Field numbers are those of the schema in
+https://github.com/tensorflow/tflite-support, metadata_schema.fbs.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import flatbuffers
+import numpy as np
+
+from gmpq_tf.data import InputScaling, pixel_affine
+from gmpq_tf.export.errors import ExportError
+from gmpq_tf.export.integers.grids import Grid
+
+ENTRY_NAME = "TFLITE_METADATA"
+LABELS_FILE = "labels.txt"
+FILE_IDENTIFIER = b"M001"
+MIN_PARSER_VERSION = "1.0.0"
+COLOR_SPACES = {1: 2, 3: 1}  # channels -> GRAYSCALE, RGB
+NORMALIZATION, FEATURES, IMAGE, AXIS_LABELS = 1, 1, 2, 2
+# The oldest date that a zip archive can hold: the same model is the same file.
+NO_DATE = (1980, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Described:
+    """What is known of an input or an output.
+
+    Args:
+        name: of the tensor.
+        shape: [batch, ...]; None where it is open.
+        kind: "float32", "int8" or "uint8".
+        grid: of its values; None: probabilities in float.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    kind: str
+    grid: Grid | None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a file's users are told beyond its tensors.
+
+    Args:
+        class_names: one a score; empty: not known.
+        scaling: how pixels become what the model reads; None: not known, or no pixels.
+    """
+
+    class_names: tuple[str, ...] = ()
+    scaling: InputScaling | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.class_names:
+            if not isinstance(name, str) or "\n" in name or not name.strip():
+                raise ExportError(
+                    "A class name must be one line of text. "
+                    f"Received: class_names with {name!r}. Rename that class."
+                )
+
+
+def facts(class_names: Any = None, scaling: Any = None) -> Facts:
+    """`Facts` of what a caller gives.
+
+    Args:
+        class_names: texts, in the order of the scores; None: not known.
+        scaling: an `InputScaling`, its configuration, or its kind, e.g. "0..1".
+
+    Raises:
+        ExportError: names that are no texts.
+        DataError: a scaling that does not exist.
+    """
+    if isinstance(class_names, str):
+        raise ExportError(
+            "class_names must be a list of texts. "
+            f"Received: class_names={class_names!r}. Write [{class_names!r}]."
+        )
+    if isinstance(scaling, str):
+        scaling = InputScaling(scaling)
+    elif isinstance(scaling, dict):
+        scaling = InputScaling.from_config(scaling)
+    return Facts(tuple(class_names or ()), scaling)
+
+
+def standard_metadata(
+    name: str, inputs: Sequence[Described], outputs: Sequence[Described], known: Facts
+) -> bytes:
+    """The metadata of a model, and nothing that is not known of it.
+
+    Args:
+        name: of the model.
+        inputs: in the order of the file.
+        outputs: likewise.
+        known: class names and scaling.
+
+    Raises:
+        ExportError: no output has as many scores as there are names.
+    """
+    _check_names(outputs, known)
+    writer = Writer()
+    subgraph = writer.table(
+        {
+            2: writer.vector([_input(writer, i, inputs, known) for i in inputs]),
+            3: writer.vector([_output(writer, o, known) for o in outputs]),
+        }
+    )
+    model = writer.table(
+        {
+            0: writer.text(name),
+            1: writer.text("Made by gmpq_tf."),
+            3: writer.vector([subgraph]),
+            7: writer.text(MIN_PARSER_VERSION),
+        }
+    )
+    writer.builder.Finish(model, file_identifier=FILE_IDENTIFIER)
+    return bytes(writer.builder.Output())
+
+
+def with_labels(content: bytes, outputs: Sequence[Described], known: Facts) -> bytes:
+    """A file with its class names after it, as a zip archive of stored entries."""
+    if not any(is_labelled(output, known) for output in outputs):
+        return content
+    stream = io.BytesIO(content)
+    with zipfile.ZipFile(stream, "a", zipfile.ZIP_STORED) as archive:
+        entry = zipfile.ZipInfo(LABELS_FILE, NO_DATE)
+        archive.writestr(entry, "\n".join(known.class_names) + "\n")
+    return stream.getvalue()
+
+
+def is_labelled(output: Described, known: Facts) -> bool:
+    """Whether the class names are those of an output's scores."""
+    names = known.class_names
+    return bool(names) and len(output.shape) == 2 and output.shape[1] == len(names)
+
+
+def takes_pixels(tensor: Described, inputs: Sequence[Described], known: Facts) -> bool:
+    """Whether an input is an image whose pixels a runtime can make right.
+
+    One that fills integer inputs with pixels as they are does so only where the codes
+    of the grid are the pixels.
+    """
+    image = len(tensor.shape) == 4 and tensor.shape[3] in COLOR_SPACES
+    if not image or len(inputs) > 1 or known.scaling is None:
+        return False
+    mean, std = pixel_statistics(known.scaling)
+    if len(mean) not in (1, tensor.shape[3]):
+        return False
+    if tensor.kind == "float32":
+        return True
+    assert tensor.grid is not None
+    pixels: np.ndarray = np.array([[0.0], [255.0]])
+    codes = (pixels - mean) / std / tensor.grid.step - tensor.grid.low
+    return tensor.grid.high - tensor.grid.low == 255 and bool(
+        np.all(np.abs(codes - pixels) < 0.5)
+    )
+
+
+def pixel_statistics(scaling: InputScaling) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation with `model_input = (pixel - mean) / std`, pixels 0..255."""
+    scale, offset = (np.asarray(v, "float64") for v in pixel_affine(scaling))
+    mean, std = -offset / scale, 1 / scale
+    equal: bool = np.ptp(mean) == 0 and np.ptp(std) == 0
+    return (mean[:1], std[:1]) if equal else (mean, std)  # MediaPipe takes but one
+
+
+class Writer:
+    """Writes tables of a flatbuffer by the numbers of their fields."""
+
+    def __init__(self) -> None:
+        self.builder = flatbuffers.Builder(1024)
+
+    def text(self, value: str) -> Callable[[int], None]:
+        """A field that holds a text."""
+        return self.reference(self.builder.CreateString(value))
+
+    def floats(self, values: Any) -> Callable[[int], None]:
+        """A field that holds float32 numbers."""
+        array: np.ndarray = np.asarray(values, "float32").ravel()
+        return self.reference(self.builder.CreateNumpyVector(array))
+
+    def vector(self, tables: Sequence[int]) -> Callable[[int], None]:
+        """A field that holds tables."""
+        self.builder.StartVector(4, len(tables), 4)
+        for table in reversed(tables):
+            self.builder.PrependUOffsetTRelative(table)
+        return self.reference(self.builder.EndVector())
+
+    def reference(self, offset: int) -> Callable[[int], None]:
+        """A field that holds a table, text or vector."""
+        return lambda slot: self.builder.PrependUOffsetTRelativeSlot(slot, offset, 0)
+
+    def byte(self, value: int) -> Callable[[int], None]:
+        """A field that holds an enumeration."""
+        return lambda slot: self.builder.PrependUint8Slot(slot, value, 0)
+
+    def table(self, fields: dict[int, Callable[[int], None]]) -> int:
+        """Write a table; returns where it lies."""
+        self.builder.StartObject(max(fields) + 1 if fields else 0)
+        for slot, add in sorted(fields.items()):
+            add(slot)
+        return self.builder.EndObject()
+
+    def union(self, kind: int, table: int) -> dict[int, Callable[[int], None]]:
+        """The two first fields of a table that hold a union."""
+        return {0: self.byte(kind), 1: self.reference(table)}
+
+
+def _input(
+    writer: Writer, tensor: Described, inputs: Sequence[Described], known: Facts
+) -> int:
+    fields = {0: writer.text(tensor.name)}
+    if not takes_pixels(tensor, inputs, known):
+        return writer.table(fields)
+    assert known.scaling is not None and tensor.shape[3] is not None
+    mean, std = pixel_statistics(known.scaling)
+    color = writer.table({0: writer.byte(COLOR_SPACES[tensor.shape[3]])})
+    fields[3] = writer.reference(writer.table(writer.union(IMAGE, color)))
+    normalization = writer.table({0: writer.floats(mean), 1: writer.floats(std)})
+    unit = writer.table(writer.union(NORMALIZATION, normalization))
+    fields[4] = writer.vector([unit])
+    ends = _integer_ends(tensor.kind) or ((0 - mean) / std, (255 - mean) / std)
+    fields[5] = _stats(writer, *ends)
+    return writer.table(fields)
+
+
+def _output(writer: Writer, tensor: Described, known: Facts) -> int:
+    fields = {0: writer.text(tensor.name)}
+    feature = writer.table({})
+    fields[3] = writer.reference(writer.table(writer.union(FEATURES, feature)))
+    grid = tensor.grid
+    ends = (0.0, 1.0) if grid is None else (grid.low * grid.step, grid.high * grid.step)
+    fields[5] = _stats(writer, *ends)
+    if is_labelled(tensor, known):
+        labels = {0: writer.text(LABELS_FILE), 2: writer.byte(AXIS_LABELS)}
+        fields[6] = writer.vector([writer.table(labels)])
+    return writer.table(fields)
+
+
+def _stats(writer: Writer, low: Any, high: Any) -> Callable[[int], None]:
+    fields = {0: writer.floats(high), 1: writer.floats(low)}
+    return writer.reference(writer.table(fields))
+
+
+def _integer_ends(kind: str) -> tuple[int, int] | None:
+    if kind == "float32":
+        return None
+    return int(np.iinfo(kind).min), int(np.iinfo(kind).max)
+
+
+def _check_names(outputs: Sequence[Described], known: Facts) -> None:
+    count = len(known.class_names)
+    widths = [output.shape[-1] for output in outputs]
+    binary = count == 2 and 1 in widths  # one score for the second of two classes
+    if count and not binary and not any(is_labelled(o, known) for o in outputs):
+        raise ExportError(
+            "class_names must be as many as an output of shape [batch, classes] has "
+            f"scores. Received: {count} class_names, outputs of shapes "
+            f"{[output.shape for output in outputs]}. Pass the names of the classes in "
+            "the order of the scores."
+        )

@@ -1,0 +1,302 @@
+"""Compare what a file returns with what its Keras model does, output by output."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import keras
+import numpy as np
+
+from gmpq_tf.export.tflite.lowering import Lowered
+from gmpq_tf.export.tflite.runtime import TFLiteModel
+from gmpq_tf.graph import read_graph
+from gmpq_tf.task import Numbers, Output, TaskError, match_labels
+from gmpq_tf.transform.batches import Batch, ModelInputs
+
+BUILTIN_IMAGES = 256
+# Numbers this many steps of their output's grid apart are near: 1.6 % of its 256.
+NEAR_STEPS = 4.0
+
+
+@dataclass(frozen=True)
+class OutputReport:
+    """How one output of a file compares with that of the Keras model.
+
+    Figures of decisions are None where the output is plain numbers, those of numbers
+    where it decides something, and those of labels where there are none.
+
+    Args:
+        name: of the output.
+        kind: "classes", "binary" or "numbers".
+        known_from: "stated", "graph", "loss", "labels" or "assumed".
+        compared: what is compared, in words.
+        agreement: share of equal decisions of Keras and the file.
+        builtin_agreement: likewise with the built-in kernels, on at most 256 or so.
+        ties: share of decisions that differ, but between scores that are equal in Keras
+            or in the file.
+        near: share of numbers within `near_steps` steps of each other.
+        builtin_near: likewise with the built-in kernels.
+        near_steps: steps.
+        step: of the output's grid; 1/256 after a final softmax or sigmoid, None where
+            it is not known.
+        max_steps: largest difference in steps.
+        mean_steps: mean difference in steps.
+        max_error: largest difference.
+        mean_error: mean difference.
+        relative_error: mean difference over the range of Keras's numbers.
+        keras_accuracy: share of right decisions.
+        tflite_accuracy: likewise of the file.
+        keras_error: mean difference of the numbers from their labels.
+        tflite_error: likewise of the file.
+    """
+
+    name: str
+    kind: str
+    known_from: str
+    compared: str
+    agreement: float | None
+    builtin_agreement: float | None
+    ties: float | None
+    near: float | None
+    builtin_near: float | None
+    near_steps: float | None
+    step: float | None
+    max_steps: float | None
+    mean_steps: float | None
+    max_error: float
+    mean_error: float
+    relative_error: float | None
+    keras_accuracy: float | None
+    tflite_accuracy: float | None
+    keras_error: float | None
+    tflite_error: float | None
+
+    @property
+    def alike(self) -> float:
+        """Share of what is alike: equal decisions and ties, or near numbers."""
+        if self.agreement is None:
+            return 1.0 if self.near is None else self.near
+        return self.agreement + (self.ties or 0.0)
+
+    def __str__(self) -> str:
+        if self.agreement is not None:
+            figures = f"agreement {100 * self.agreement:.2f} %"
+            if self.ties:
+                figures += f" and {100 * self.ties:.2f} % ties"
+            if self.keras_accuracy is not None and self.tflite_accuracy is not None:
+                figures += (
+                    f", accuracy {100 * self.keras_accuracy:.2f} % of Keras, "
+                    f"{100 * self.tflite_accuracy:.2f} % of the file"
+                )
+        else:
+            figures = f"mean error {self.mean_error:.3g}"
+            if self.relative_error is not None:
+                figures += f" ({100 * self.relative_error:.2f} % of the range)"
+            figures += f", largest {self.max_error:.3g}"
+            if self.mean_steps is not None:
+                figures += f"; {self.mean_steps:.2f} steps"
+            if self.keras_error is not None and self.tflite_error is not None:
+                figures += (
+                    f"; from the labels {self.keras_error:.4g} of Keras, "
+                    f"{self.tflite_error:.4g} of the file"
+                )
+        return f"{self.name}: {figures} ({self.compared})"
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """How the outputs of a file compare with those of the Keras model.
+
+    Figures of decisions are those of the output that is alike least. Where no output
+    decides anything, agreement is the share of near numbers, and the others are None.
+    """
+
+    images: int
+    agreement: float | None
+    builtin_agreement: float | None
+    ties: float | None
+    max_steps: float | None
+    mean_steps: float | None
+    keras_accuracy: float | None
+    tflite_accuracy: float | None
+    outputs: tuple[OutputReport, ...]
+
+
+def compare_outputs(
+    student: Any,
+    lowered: Lowered,
+    described: Sequence[Output],
+    batches: Iterable[Batch],
+    near_steps: float = NEAR_STEPS,
+) -> Outputs:
+    """Run Keras, the runtime's and built-in kernels on the same inputs, and compare.
+
+    Args:
+        student: the Keras model.
+        lowered: the file made of it.
+        described: what its outputs are.
+        batches: inputs and labels.
+        near_steps: up to how many steps numbers are near.
+
+    Raises:
+        TaskError: labels that do not fit what the outputs are.
+    """
+    fast = TFLiteModel(lowered.content, kernels=lowered.runs_in)
+    builtin = TFLiteModel(lowered.content, use_xnnpack=False)
+    tallies = [
+        Tally(output, step, near_steps)
+        for output, step in zip(described, lowered.output_steps, strict=True)
+    ]
+    inputs, graph, images = ModelInputs(lowered.graph), read_graph(student), 0
+    for arrays, labels in batches:
+        fast.check(arrays)
+        # Compiling the model pays from the second batch on.
+        run = student.predict_on_batch if images else partial(student, training=False)
+        wanted = as_arrays(run(inputs.structured(arrays)))
+        received = as_arrays(fast.predict(arrays))
+        own_labels = match_labels(graph, labels)
+        for row in zip(tallies, wanted, received, own_labels, strict=True):
+            tally, want, have, own = row
+            tally.add(want, have, own)
+        if images < BUILTIN_IMAGES:
+            others = as_arrays(builtin.predict(arrays))
+            for tally, want, have in zip(tallies, wanted, others, strict=True):
+                tally.add_builtin(want, have)
+        images += len(arrays[0])
+    return summary(images, [tally.report() for tally in tallies])
+
+
+def summary(images: int, reports: Sequence[OutputReport]) -> Outputs:
+    """The figures of a whole file from those of its outputs."""
+    deciding = [r for r in reports if r.agreement is not None]
+    near = min(_known(r.near for r in reports), default=None)
+    builtin_near = min(_known(r.builtin_near for r in reports), default=None)
+    worst = min(deciding, key=lambda r: r.alike, default=None)
+    judged = [r for r in deciding if r.keras_accuracy is not None]
+    right = judged[0] if len(judged) == 1 else None
+    return Outputs(
+        images,
+        worst.agreement if worst else near,
+        min(_known(r.builtin_agreement for r in deciding), default=builtin_near),
+        worst.ties if worst else None,
+        max(_known(r.max_steps for r in reports), default=None),
+        max(_known(r.mean_steps for r in reports), default=None),
+        right.keras_accuracy if right else None,
+        right.tflite_accuracy if right else None,
+        tuple(reports),
+    )
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+class Tally:
+    """Sums over batches of what `OutputReport` says of one output.
+
+    Args:
+        output: what the output is.
+        step: of its grid; None: not known.
+        near_steps: up to how many steps numbers are near.
+    """
+
+    def __init__(
+        self, output: Output, step: float | None, near_steps: float = NEAR_STEPS
+    ) -> None:
+        self.output, self.kind = output, output.kind
+        self.step, self.near_steps = step, near_steps
+        self.sums: dict[str, float] = defaultdict(float)
+        self.counts: dict[str, int] = defaultdict(int)
+        self.largest, self.low, self.high = 0.0, np.inf, -np.inf
+
+    def add(
+        self, want: np.ndarray, have: np.ndarray, labels: np.ndarray | None = None
+    ) -> None:
+        """Add a batch of Keras's numbers, of the file's and of labels."""
+        off = np.abs(want.astype("float64") - have)
+        self._mean("error", off)
+        self.largest = max(self.largest, float(off.max()))
+        self.low = min(self.low, float(want.min()))
+        self.high = max(self.high, float(want.max()))
+        self._alike("", want, have)
+        if labels is None:
+            return
+        for name, scores in (("keras", want), ("tflite", have)):
+            if isinstance(self.kind, Numbers):
+                self._mean(f"{name}_error", np.abs(scores - numbers(scores, labels)))
+            else:
+                self._mean(f"{name}_accuracy", self.kind.right(scores, labels))
+
+    def add_builtin(self, want: np.ndarray, have: np.ndarray) -> None:
+        """Add a batch of Keras's numbers and the built-in kernels'."""
+        self._alike("builtin_", want, have)
+
+    def _alike(self, prefix: str, want: np.ndarray, have: np.ndarray) -> None:
+        if not isinstance(self.kind, Numbers):
+            differ = self.kind.decide(want) != self.kind.decide(have)
+            tie = (self.kind.margin(want) == 0) | (self.kind.margin(have) == 0)
+            self._mean(f"{prefix}agreement", ~differ)
+            self._mean(f"{prefix}ties", differ & tie)
+        elif self.step is not None:
+            # A step, of a number that is itself rounded, is a hair more or less.
+            limit = (self.near_steps + 0.01) * self.step
+            self._mean(f"{prefix}near", np.abs(want - have) <= limit)
+
+    def _mean(self, name: str, values: np.ndarray) -> None:
+        self.sums[name] += float(np.sum(values, dtype="float64"))
+        self.counts[name] += values.size
+
+    def __getitem__(self, name: str) -> float | None:
+        return self.sums[name] / self.counts[name] if self.counts[name] else None
+
+    def report(self) -> OutputReport:
+        """The comparison over all batches."""
+        mean, step = self["error"] or 0.0, self.step
+        span = self.high - self.low
+        return OutputReport(
+            name=self.output.name,
+            kind=self.kind.name,
+            known_from=self.output.known_from,
+            compared=self.output.compared,
+            agreement=self["agreement"],
+            builtin_agreement=self["builtin_agreement"],
+            ties=self["ties"],
+            near=self["near"],
+            builtin_near=self["builtin_near"],
+            near_steps=None if self.kind.decides or not step else self.near_steps,
+            step=step,
+            max_steps=self.largest / step if step else None,
+            mean_steps=mean / step if step else None,
+            max_error=self.largest,
+            mean_error=mean,
+            relative_error=mean / span if span > 0 else None,
+            keras_accuracy=self["keras_accuracy"],
+            tflite_accuracy=self["tflite_accuracy"],
+            keras_error=self["keras_error"],
+            tflite_error=self["tflite_error"],
+        )
+
+
+def numbers(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Labels of plain numbers, in the shape of these.
+
+    Raises:
+        TaskError: they have another.
+    """
+    bare = scores.shape[:-1] if scores.shape[-1] == 1 else scores.shape
+    if labels.shape not in (scores.shape, bare):
+        raise TaskError(
+            f"Labels of numbers must have their shape {scores.shape}. "
+            f"Received: labels of shape {labels.shape}. Pass those of the images, or "
+            "say what the output is."
+        )
+    return labels.reshape(scores.shape)
+
+
+def as_arrays(value: Any) -> list[np.ndarray]:
+    """Flat list of a model's outputs."""
+    return [np.asarray(part) for part in keras.tree.flatten(value)]

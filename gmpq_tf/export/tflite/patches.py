@@ -1,0 +1,133 @@
+"""Patches under the windows of a convolution, side by side in the channels.
+
+A dense layer over them is the convolution, and XNNPACK computes dense layers in INT4
+and INT2 as exactly as in INT8, where INT4 convolutions run in kernels that round twice.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from gmpq_tf.export.integers.grids import Value
+from gmpq_tf.export.tflite.integer_graph import IntegerGraph, constant_shape
+
+HEIGHT, WIDTH = 1, 2
+
+
+def lower_patches(
+    net: IntegerGraph, source: Value, shape: tuple, output: tuple, layer: Any
+) -> Value:
+    """Add the operators that lay out a tensor for a convolution without groups.
+
+    Columns and then rows are gathered in the order in which windows read them, so that
+    windows no longer overlap; the channels of the result run as the kernel's
+    [height, width, channels] do.
+
+    Args:
+        net: the file being written.
+        source: [batch, height, width, channels], on a grid.
+        shape: its shape.
+        output: shape of the convolution's result.
+        layer: the convolution: kernel size, strides, dilation and padding.
+
+    Returns:
+        [batch, output height, output width, kernel height * width * channels].
+    """
+    moved = Moved(net, source, list(shape))
+    axes = list(zip((HEIGHT, WIDTH), windows(layer), strict=True))
+    if layer.padding == "same":
+        moved.pad([same_padding(shape[a], output[a], *window) for a, window in axes])
+    for axis, window in reversed(axes):
+        moved.gather(axis, read_order(output[axis], *window))
+    moved.join(layer.kernel_size)
+    return moved.value
+
+
+def windows(layer: Any) -> list[tuple[int, int, int]]:
+    """(size, stride, dilation) of a convolution's window along height and width."""
+    parts = (layer.kernel_size, layer.strides, layer.dilation_rate)
+    return list(zip(*parts, strict=True))
+
+
+def same_padding(
+    size: int, output: int, window: int, stride: int, dilation: int
+) -> tuple[int, int]:
+    """Zeros before and after, as TensorFlow's "SAME" adds them."""
+    reach = (output - 1) * stride + (window - 1) * dilation + 1
+    total = max(reach - size, 0)
+    return total // 2, total - total // 2
+
+
+def read_order(count: int, size: int, stride: int, dilation: int) -> np.ndarray:
+    """Positions that `count` windows read, window after window."""
+    starts: np.ndarray = np.arange(count)[:, None] * stride
+    return (starts + np.arange(size) * dilation).ravel()
+
+
+class Moved:
+    """A tensor whose values are moved about, always on one grid."""
+
+    def __init__(self, net: IntegerGraph, value: Value, shape: list) -> None:
+        self.file, self.value = net.file, value
+        self.shape = [net.batch, *shape[1:]]
+        self.quantization = net.file.tensors[value.tensor].quantization
+
+    def pad(self, amounts: list[tuple[int, int]]) -> None:
+        """Pad height and width with zeros."""
+        if any(map(sum, amounts)):
+            for axis, pair in zip((HEIGHT, WIDTH), amounts, strict=True):
+                self.shape[axis] += sum(pair)
+            self._add("PAD", [(0, 0), *amounts, (0, 0)])
+
+    def gather(self, axis: int, positions: np.ndarray) -> None:
+        """Take the values at some positions of an axis."""
+        if np.array_equal(positions, np.arange(self.shape[axis])):
+            return
+        self.shape[axis] = len(positions)
+        options = schema.GatherOptionsT()
+        options.axis = axis
+        self._add("GATHER", positions, options)
+
+    def join(self, size: tuple[int, int]) -> None:
+        """Put the pixels of blocks of a size side by side in the channels."""
+        height, width = size
+        if height == width:
+            if height > 1:
+                self._divide(height, width)
+                options = schema.SpaceToDepthOptionsT()
+                options.blockSize = height
+                self._add("SPACE_TO_DEPTH", None, options)
+            return
+        if height > 1:  # the pixels of a row lie side by side as they are
+            _, rows, columns, channels = self.shape
+            self._view([rows // height, height, columns // width, width * channels])
+            blocks = [self.shape[i] for i in (0, 1, 3, 2, 4)]
+            self.shape = blocks
+            self._add("TRANSPOSE", [0, 1, 3, 2, 4])
+            self._view([*blocks[1:3], height * width * channels])
+            return
+        self._divide(height, width)
+        self._view(self.shape[1:])
+
+    def _divide(self, height: int, width: int) -> None:
+        batch, rows, columns, channels = self.shape
+        self.shape = [batch, rows // height, columns // width]
+        self.shape.append(height * width * channels)
+
+    def _view(self, shape: list) -> None:
+        self.shape = [self.shape[0], *shape]
+        self._add("RESHAPE", constant_shape(self.shape))
+
+    def _add(self, code: str, argument: Any, options: Any = None) -> None:
+        """An operator on the current tensor, with a constant argument."""
+        inputs = [self.value.tensor]
+        if argument is not None:
+            inputs.append(self.file.integers(argument))
+        tensor = self.file.tensor(None, self.shape, "INT8")
+        # The very same step: XNNPACK refuses to move values to another one.
+        self.file.tensors[tensor].quantization = self.quantization
+        self.file.operator(code, inputs, [tensor], options)
+        self.value = Value(tensor, self.value.grid, self.value.zero_point)

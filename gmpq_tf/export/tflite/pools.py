@@ -1,0 +1,170 @@
+"""Pooling layers as TFLite operators."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from gmpq_tf.export.errors import ExportError
+from gmpq_tf.export.integers.fold import AVERAGE_CODE
+from gmpq_tf.export.integers.grids import Grid, Value, quantization
+from gmpq_tf.export.tflite.convolutions import LARGEST_RATIO, SAME, VALID, add_depthwise
+from gmpq_tf.export.tflite.flatbuffer import Quantization
+from gmpq_tf.export.tflite.integer_graph import (
+    Check,
+    IntegerGraph,
+    beyond_kernels,
+    constant_shape,
+)
+from gmpq_tf.export.tflite.shapes import flat, view
+from gmpq_tf.graph import Call
+
+
+def lower_max_pool(net: IntegerGraph, call: Call) -> None:
+    """MaxPooling2D; a global one has a window as large as the image."""
+    layer = call.layer
+    options = schema.Pool2DOptionsT()
+    if call.kind == "GlobalMaxPooling2D":
+        size = stride = tuple(net.graph.shapes[call.inputs[0]][1:3])
+        options.padding = VALID
+    else:
+        size, stride = layer.pool_size, layer.strides
+        options.padding = SAME if layer.padding == "same" else VALID
+    options.filterHeight, options.filterWidth = size
+    options.strideH, options.strideW = stride
+    if len(net.graph.shapes[call.outputs[0]]) == 4:
+        return view(net, call, "MAX_POOL_2D", [], options)
+    flat(net, call, lambda inner: view(net, inner, "MAX_POOL_2D", [], options))
+
+
+def lower_average(net: IntegerGraph, call: Call) -> None:
+    """Average pooling as a depthwise convolution or dense layer, which are exact.
+
+    MEAN and AVERAGE_POOL_2D round halves away from zero, and MEAN rounds the zero point
+    on its own: 2 to 19 % of their codes are one step off. Here the codes of the kernel
+    are 7 and its step 1 / (7 n). Where the steps nest, so that halves occur, a bias of
+    one unit (less than the distance of the next value) lifts them upwards.
+    """
+    shape = net.graph.shapes[call.inputs[0]]
+    size, stride = average_window(call, shape)
+    if not covers_only_image(call, shape, size, stride):
+        return lower_padded_average(net, call)
+    grid = net.next_grid(call.outputs[0], call.name)
+    if tuple(size) == tuple(shape[1:3]):
+        return add_mean(net, call, math.prod(size), grid)
+    add_average(net, call, size, stride, grid)
+
+
+def average_window(call: Call, shape: tuple) -> tuple[tuple, tuple]:
+    """Size and stride of an average pool; a global one covers the image."""
+    if call.kind == "GlobalAveragePooling2D":
+        return tuple(shape[1:3]), tuple(shape[1:3])
+    return tuple(call.layer.pool_size), tuple(call.layer.strides)
+
+
+def covers_only_image(call: Call, shape: tuple, size: tuple, stride: tuple) -> bool:
+    """Whether no window reaches into padding, which an average leaves out."""
+    if getattr(call.layer, "padding", "valid") == "valid":
+        return True
+    steps = [math.ceil(n / s) - 1 for n, s in zip(shape[1:3], stride, strict=True)]
+    ends = [t * s + k for t, s, k in zip(steps, stride, size, strict=True)]
+    return all(end <= n for end, n in zip(ends, shape[1:3], strict=True))
+
+
+def add_mean(net: IntegerGraph, call: Call, pixels: int, grid: Grid) -> None:
+    """Mean of whole images: channels first, then a dense layer with one output.
+
+    Its kernel has one code a pixel, a depthwise one has one a pixel and channel.
+    """
+    source, index = net.input(call), call.outputs[0]
+    assert source.grid is not None
+    file, channels = net.file, net.graph.shapes[call.inputs[0]][3]
+    meaning = file.tensors[source.tensor].quantization
+    shape = net.shape(call.inputs[0], call.name)
+
+    def moved(code: str, tensor: int, argument: list, shape: list) -> int:
+        result = file.tensor(None, shape, "INT8")
+        file.tensors[result].quantization = meaning
+        file.operator(code, [tensor, file.integers(argument)], [result])
+        return result
+
+    first = moved(
+        "TRANSPOSE", source.tensor, [0, 3, 1, 2], [net.batch, channels, *shape[1:3]]
+    )
+    flattened = [net.rows(channels), pixels]
+    rows = moved("RESHAPE", first, constant_shape(flattened), flattened)
+    scale = np.full(1, 1 / (AVERAGE_CODE * pixels))
+    codes: np.ndarray = np.full((1, pixels), AVERAGE_CODE, np.int8)
+    kernel = file.constant(f"{call.name}_kernel", codes, Quantization(tuple(scale)))
+    ratio = float(scale[0]) * source.grid.step / grid.step
+    if ratio >= LARGEST_RATIO:
+        raise ExportError(beyond_kernels(call.name, ratio))
+    nested = math.log2(grid.step / source.grid.step).is_integer()
+    unit = Quantization(tuple(scale * source.grid.step))
+    bias = file.constant(None, np.full(1, int(nested), np.int32), unit)
+    means = file.tensor(None, [net.rows(channels), 1], "INT8", quantization(grid))
+    file.operator(
+        "FULLY_CONNECTED",
+        [rows, kernel, bias],
+        [means],
+        schema.FullyConnectedOptionsT(),
+    )
+    final = net.shape(index, call.name)
+    tensor = file.tensor(call.name, final, "INT8", quantization(grid))
+    shape_operand = file.integers(constant_shape(final))
+    file.operator("RESHAPE", [means, shape_operand], [tensor])
+    value = Value(tensor, grid, grid.zero_point)
+    if source.grid.low < 0 or grid.low > 0:
+        value = net.clamp_below(value, final, call.name)
+    net.values[index] = value
+    net.checks.append(Check(call.name, call.kind, index, value, ratio / 2))
+
+
+def add_average(
+    net: IntegerGraph, call: Call, size: tuple, stride: tuple, grid: Grid
+) -> None:
+    """The depthwise convolution of `lower_average`."""
+    source, channels = net.input(call), net.graph.shapes[call.inputs[0]][3]
+    assert source.grid is not None
+    scale = np.full(channels, 1 / (AVERAGE_CODE * math.prod(size)))
+    codes = np.full((1, *size, channels), AVERAGE_CODE, np.int8)
+    options = schema.DepthwiseConv2DOptionsT()
+    options.padding, options.depthMultiplier = VALID, 1
+    options.strideH, options.strideW = stride
+    nested = math.log2(grid.step / source.grid.step).is_integer()
+    bias = np.full(channels, int(nested), np.int32)
+    add_depthwise(net, call, codes, scale, bias, grid, options)
+
+
+def lower_padded_average(net: IntegerGraph, call: Call) -> None:
+    """Average pooling that reaches into padding, which it leaves out.
+
+    In UINT8, where no stored integer is negative, so that halves round upwards as in
+    Keras; from INT8 and back only the zero point moves.
+    """
+    if net.runtime == "micro":
+        raise ExportError(
+            "TFLite Micro cannot average over the edge of an image as Keras does. "
+            f"Received: layer={call.name!r} with padding='same', whose windows reach "
+            "beyond the image. Use padding='valid', or a DepthwiseConv2D."
+        )
+    source, index = net.input(call), call.outputs[0]
+    assert source.grid is not None
+    options = schema.Pool2DOptionsT()
+    options.padding = SAME
+    options.filterHeight, options.filterWidth = call.layer.pool_size
+    options.strideH, options.strideW = call.layer.strides
+    meaning = quantization(source.grid, source.zero_point + 128)
+    before = net.shape(call.inputs[0], call.name)
+    after = net.shape(index, call.name)
+    lifted = net.file.tensor(f"{call.name}_lifted", before, "UINT8", meaning)
+    pooled = net.file.tensor(f"{call.name}_pooled", after, "UINT8", meaning)
+    net.file.operator("QUANTIZE", [source.tensor], [lifted])
+    net.file.operator("AVERAGE_POOL_2D", [lifted], [pooled], options)
+    meaning = quantization(source.grid, source.zero_point)
+    tensor = net.file.tensor(call.name, after, "INT8", meaning)
+    net.file.operator("QUANTIZE", [pooled], [tensor])
+    net.values[index] = Value(tensor, source.grid, source.zero_point)
+    net.checks.append(Check(call.name, call.kind, index, net.values[index]))

@@ -1,0 +1,209 @@
+"""Run TFLite files."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+from gmpq_tf.export.errors import ExportError
+from gmpq_tf.export.tflite.flatbuffer import read_file
+from gmpq_tf.inputs import InputError, match_inputs
+
+WARM_UP_RUNS = 3
+# Those of TFLite Micro are the reference ones.
+KERNELS = {
+    "xnnpack": OpResolverType.AUTO,
+    "builtin": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+    "reference": OpResolverType.BUILTIN_REF,
+}
+
+
+class TFLiteModel:
+    """A `.tflite` file ready to run.
+
+    Args:
+        path: the file, or its bytes.
+        num_threads: threads of the interpreter.
+        use_xnnpack: the default kernels; False: the built-in ones.
+        kernels: "xnnpack", "builtin", or "reference" for the plain ones that TFLite
+            Micro computes with too; None: as `use_xnnpack` says.
+
+    Raises:
+        ExportError: the file is missing or not a TFLite model.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | bytes,
+        num_threads: int = 1,
+        use_xnnpack: bool = True,
+        kernels: str | None = None,
+    ) -> None:
+        content = path if isinstance(path, bytes) else read_file(path)
+        kernels = kernels or ("xnnpack" if use_xnnpack else "builtin")
+        try:
+            self.interpreter = Interpreter(
+                model_content=content,
+                num_threads=num_threads,
+                experimental_op_resolver_type=KERNELS[kernels],
+            )
+            self.interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            raise ExportError(
+                "The file must be a TFLite model that the runtime knows. "
+                f"Received: {_shown(path)} ({str(error)[:200]}). Export it again."
+            ) from error
+        self.inputs = self.interpreter.get_input_details()
+        self.outputs = self.interpreter.get_output_details()
+
+    @property
+    def batch(self) -> int | None:
+        """Images that the file takes at a time; None: any number."""
+        size = int(self.inputs[0]["shape_signature"][0])
+        return None if size < 0 else size
+
+    def predict(self, x: Any, batch_size: int = 64) -> Any:
+        """Run the model.
+
+        Args:
+            x: [images, ...]; floats as the Keras model takes them, or integers of the
+                input's own type. Where the model has several inputs, a dict by name,
+                or a list in the order of the file: that of `student.inputs` in what
+                `export_tflite` wrote; TensorFlow's converter sorts by name.
+            batch_size: images a run, where the file does not fix them.
+
+        Returns:
+            Floats [images, ...] (integers are dequantized); a list where the model has
+            several outputs.
+
+        Raises:
+            ExportError: the shape or a name does not fit the model.
+        """
+        arrays = self._arrays(x)
+        self.check(arrays)
+        runs = [
+            self.run([a[start : start + batch_size] for a in arrays])
+            for start in range(0, len(arrays[0]), batch_size)
+        ]
+        results = [np.concatenate(parts) for parts in zip(*runs, strict=True)]
+        return results[0] if len(results) == 1 else results
+
+    def _arrays(self, x: Any) -> list[np.ndarray]:
+        """Arrays in the order of the file's inputs."""
+        if not isinstance(x, Mapping):
+            return [np.asarray(a) for a in (x if isinstance(x, (list, tuple)) else [x])]
+        names = self.input_names
+        try:
+            pairs = match_inputs(names, x, names, str)
+        except InputError as error:
+            raise ExportError(str(error)) from error
+        return [np.asarray(value) for _, value in pairs]
+
+    @property
+    def input_names(self) -> list[str]:
+        """Names of the inputs, of the file's signature where it has one."""
+        names = {detail["index"]: detail["name"] for detail in self.inputs}
+        for key in list(self.interpreter.get_signature_list())[:1]:
+            details = self.interpreter.get_signature_runner(key).get_input_details()
+            names.update({d["index"]: name for name, d in details.items()})
+        return [names[detail["index"]] for detail in self.inputs]
+
+    def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Run one batch; returns every output as floats."""
+        stored = self.stored(arrays)
+        return [_floats(*pair) for pair in zip(self.outputs, stored, strict=True)]
+
+    def stored(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Run one batch; returns every output as the file holds it.
+
+        A file whose batch is fixed runs as often as it takes, the last time on copies
+        of the last image if need be.
+        """
+        if self.batch is None:
+            return self._invoke(arrays)
+        count, size = len(arrays[0]), self.batch
+        runs = []
+        for start in range(0, count, size):
+            rows = np.minimum(np.arange(start, start + size), count - 1)
+            runs.append(self._invoke([array[rows] for array in arrays]))
+        return [np.concatenate(parts)[:count] for parts in zip(*runs, strict=True)]
+
+    def _invoke(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        if list(self.inputs[0]["shape"]) != list(arrays[0].shape):
+            for detail, array in zip(self.inputs, arrays, strict=True):
+                self.interpreter.resize_tensor_input(detail["index"], array.shape)
+            self.interpreter.allocate_tensors()
+            self.inputs = self.interpreter.get_input_details()
+        for detail, array in zip(self.inputs, arrays, strict=True):
+            self.interpreter.set_tensor(detail["index"], _to_input(detail, array))
+        self.interpreter.invoke()
+        return [self.interpreter.get_tensor(d["index"]) for d in self.outputs]
+
+    def check(self, arrays: Sequence[np.ndarray]) -> None:
+        """Raise `ExportError` unless the arrays have the shapes of the inputs."""
+        wanted = [tuple(d["shape"][1:].tolist()) for d in self.inputs]
+        received = [a.shape[1:] for a in arrays]
+        if wanted != received or len({len(a) for a in arrays}) != 1:
+            raise ExportError(
+                f"Inputs must have the shapes {[('images', *s) for s in wanted]}. "
+                f"Received: shapes={[a.shape for a in arrays]}. Resize the images as "
+                "in training."
+            )
+        if not len(arrays[0]):
+            raise ExportError(
+                "There must be at least one input. Received: 0 images. Pass some."
+            )
+
+
+def latencies(
+    contents: Mapping[str, bytes], runs: int, num_threads: int = 1
+) -> dict[str, float]:
+    """Median seconds of an image in each of some files, alone or in a fixed batch.
+
+    The files take turns, so that what else the machine does hits all of them alike.
+
+    Args:
+        contents: name -> bytes of a file; all have the same inputs.
+        runs: timed runs of each file.
+        num_threads: threads of each interpreter.
+
+    Returns:
+        name -> seconds.
+    """
+    models = {n: TFLiteModel(c, num_threads) for n, c in contents.items()}
+    images = {name: model.batch or 1 for name, model in models.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for run in range(WARM_UP_RUNS + runs):
+        for name, model in models.items():
+            start = time.perf_counter()
+            model.interpreter.invoke()
+            if run >= WARM_UP_RUNS:
+                seconds[name].append((time.perf_counter() - start) / images[name])
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _to_input(detail: Mapping[str, Any], array: np.ndarray) -> np.ndarray:
+    kind = detail["dtype"]
+    if kind == np.float32 or array.dtype == kind:
+        return array.astype(kind, copy=False)
+    scale, zero_point = detail["quantization"]
+    limits = np.iinfo(kind)
+    codes = np.floor(array / np.float32(scale) + 0.5) + zero_point
+    return np.clip(codes, limits.min, limits.max).astype(kind)
+
+
+def _floats(detail: Mapping[str, Any], values: np.ndarray) -> np.ndarray:
+    if values.dtype == np.float32:
+        return values
+    scale, zero_point = detail["quantization"]
+    return (values.astype("float32") - zero_point) * np.float32(scale)
+
+
+def _shown(path: Any) -> str:
+    return f"{len(path)} bytes" if isinstance(path, bytes) else f"path={str(path)!r}"

@@ -1,0 +1,128 @@
+"""Layers that move values and compute none: reshape, pad, crop, repeat, join."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from gmpq_tf.export.errors import ExportError
+from gmpq_tf.export.integers.grids import Grid, Value, quantization
+from gmpq_tf.export.tflite.integer_graph import IntegerGraph, constant_shape
+from gmpq_tf.graph import Call
+
+
+def lower_alias(net: IntegerGraph, call: Call) -> None:
+    """A layer that does nothing in inference."""
+    net.values[call.outputs[0]] = net.input(call)
+
+
+def view(
+    net: IntegerGraph, call: Call, code: str, extra: list[int], options: Any
+) -> None:
+    """An operator whose result stays on the grid of its input."""
+    source, index = net.input(call), call.outputs[0]
+    assert source.grid is not None
+    kind = quantization(source.grid, source.zero_point)
+    shape = net.shape(index, call.name)
+    tensor = net.file.tensor(call.name, shape, "INT8", kind)
+    net.file.operator(code, [source.tensor, *extra], [tensor], options)
+    net.values[index] = Value(tensor, source.grid, source.zero_point)
+
+
+def lower_reshape(net: IntegerGraph, call: Call) -> None:
+    """Flatten, Reshape: the batch is left open unless it is fixed."""
+    shape = constant_shape(net.shape(call.outputs[0], call.name))
+    options = schema.ReshapeOptionsT()
+    options.newShape = shape
+    view(net, call, "RESHAPE", [net.file.integers(shape)], options)
+
+
+def flat(net: IntegerGraph, call: Call, compute: Callable[[Call], None]) -> None:
+    """Compute [batch, 1, 1, channels], then drop the two axes."""
+    graph, (batch, channels) = net.graph, net.graph.shapes[call.outputs[0]]
+    middle = graph.new_tensor((batch, 1, 1, channels), "float32")
+    inner = replace(call, outputs=(middle,))
+    net.producers[middle] = inner
+    net.stands_for[middle] = call.outputs[0]
+    net.consumers[middle] = []
+    compute(inner)
+    outer = Call(call.layer, f"{call.name}_flat", (), {}, (middle,), call.outputs)
+    lower_reshape(net, outer)
+
+
+def lower_permute(net: IntegerGraph, call: Call) -> None:
+    """Permute: axes are counted from 1 in Keras, the batch left out."""
+    order = net.file.integers([0, *call.layer.dims])
+    view(net, call, "TRANSPOSE", [order], schema.TransposeOptionsT())
+
+
+def lower_padding(net: IntegerGraph, call: Call) -> None:
+    """ZeroPadding2D."""
+    pads = np.array([(0, 0), *call.layer.padding, (0, 0)])
+    paddings = net.file.integers(pads)
+    view(net, call, "PAD", [paddings], schema.PadOptionsT())
+
+
+def lower_cropping(net: IntegerGraph, call: Call) -> None:
+    """Cropping2D."""
+    (top, _), (left, _) = call.layer.cropping
+    size = constant_shape(net.shape(call.outputs[0], call.name))
+    operands = [
+        net.file.integers([0, top, left, 0]),
+        net.file.integers(size),
+    ]
+    view(net, call, "SLICE", operands, schema.SliceOptionsT())
+
+
+def lower_upsampling(net: IntegerGraph, call: Call) -> None:
+    """UpSampling2D by repetition."""
+    if call.layer.interpolation != "nearest":
+        raise ExportError(
+            "UpSampling2D must repeat pixels. "
+            f"Received: layer={call.name!r} with "
+            f"interpolation={call.layer.interpolation!r}. Use 'nearest'."
+        )
+    size = net.shape(call.outputs[0], call.name)[1:3]
+    view(
+        net,
+        call,
+        "RESIZE_NEAREST_NEIGHBOR",
+        [net.file.integers(size)],
+        schema.ResizeNearestNeighborOptionsT(),
+    )
+
+
+def lower_concatenate(net: IntegerGraph, call: Call) -> None:
+    """Concatenation of tensors that are on one grid."""
+    operands = [net.input(call, i) for i in range(len(call.inputs))]
+    first = max(operands, key=lambda v: _span(v.grid))
+    assert first.grid is not None
+    tensors = []
+    for value, index in zip(operands, call.inputs, strict=True):
+        assert value.grid is not None
+        if value.grid.step != first.grid.step:
+            raise ExportError(
+                "The operands of a concatenation must share one grid. "
+                f"Received: layer={call.name!r} with steps {first.grid.step} and "
+                f"{value.grid.step}. Export what gmpq_tf.quantize_model returned."
+            )
+        if value.zero_point != first.zero_point:
+            shape = net.shape(index, call.name)
+            value = net.shift(value, first.zero_point, shape, f"{call.name}_operand")
+        tensors.append(value.tensor)
+    options = schema.ConcatenationOptionsT()
+    options.axis = call.layer.axis
+    index = call.outputs[0]
+    kind = quantization(first.grid, first.zero_point)
+    shape = net.shape(index, call.name)
+    tensor = net.file.tensor(call.name, shape, "INT8", kind)
+    net.file.operator("CONCATENATION", tensors, [tensor], options)
+    net.values[index] = Value(tensor, first.grid, first.zero_point)
+
+
+def _span(grid: Grid | None) -> int:
+    return 0 if grid is None else grid.high - grid.low

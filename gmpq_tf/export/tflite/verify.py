@@ -1,0 +1,236 @@
+"""Run TFLite files, and compare them with the Keras models they were made from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import keras
+import numpy as np
+
+from gmpq_tf.export.integers.fold import trained_codes
+from gmpq_tf.export.integers.grids import Grid
+from gmpq_tf.export.tflite.convolutions import keras_layout
+from gmpq_tf.export.tflite.flatbuffer import (
+    read_model,
+    stored_bytes,
+    stored_codes,
+    tensor_type,
+    with_outputs,
+)
+from gmpq_tf.export.tflite.integer_graph import Check, Kernel
+from gmpq_tf.export.tflite.lowering import Lowered
+from gmpq_tf.export.tflite.runtime import TFLiteModel
+from gmpq_tf.graph import infer
+
+RANDOM_INPUTS = 64
+LOCAL_IMAGES = 16
+# Share of codes that may be one step off: ties and the float sums of Keras, and more
+# where rounding inside the operator moves values. A wrong operator is far off.
+OFF_TOLERANCE = 0.05
+OFF_PER_SLACK = 4
+FAR_TOLERANCE = 0.001
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer of an exported model.
+
+    Args:
+        name: of the layer.
+        kind: its stock Keras class.
+        weight_bits: of the policy.
+        activation_bits: of the policy, for the layer's input.
+        stored_type: "INT8", "INT4" or "INT2".
+        stored_bytes: of the kernel in the file.
+        code_factor: power of two by which codes are multiplied in the file (and their
+            step divided); 1 unless `scale_codes` was asked for.
+        codes_equal: whether the file's codes are the trained ones times that factor
+            (and -1 where BatchNormalization turns a channel around).
+        constant_channels: channels that BatchNormalization has switched off.
+        output_agreement: share of output codes equal to Keras, given equal inputs.
+    """
+
+    name: str
+    kind: str
+    weight_bits: int
+    activation_bits: int
+    stored_type: str
+    stored_bytes: int
+    code_factor: int
+    codes_equal: bool
+    constant_channels: int
+    output_agreement: float | None = None
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """Differences of one tensor between Keras and the file, given equal inputs.
+
+    Args:
+        name: layer that makes it.
+        kind: of that layer.
+        off: share of codes that differ.
+        far: share that differ by more than one step and the slack.
+        slack: steps by which rounding the bias may move a value.
+    """
+
+    name: str
+    kind: str
+    off: float
+    far: float
+    slack: float
+
+    @property
+    def excessive(self) -> bool:
+        """Whether rounding cannot explain it."""
+        return (
+            self.off > OFF_TOLERANCE + OFF_PER_SLACK * self.slack
+            or self.far > FAR_TOLERANCE
+        )
+
+
+def layer_reports(
+    lowered: Lowered, deviations: Iterable[Deviation]
+) -> list[LayerReport]:
+    """One row a layer, from the bytes of the file."""
+    model = read_model(lowered.content)
+    agreement = {d.name: 1 - d.off for d in deviations if d.kind != "InputQuantizer"}
+    rows: dict[str, LayerReport] = {}
+    for kernel in lowered.kernels:
+        equal = codes_equal(model, kernel)
+        before = rows.get(kernel.name)
+        rows[kernel.name] = LayerReport(
+            kernel.name,
+            kernel.layer.searchable_kind,
+            kernel.layer.kernel_quantizer.bits[0],
+            kernel.layer.input_quantizer.bits[0],
+            tensor_type(model, kernel.tensor),
+            stored_bytes(model, kernel.tensor),
+            kernel.folded.factor,
+            equal and (before is None or before.codes_equal),
+            int(np.sum(kernel.folded.signs == 0)),
+            agreement.get(kernel.name),
+        )
+    return list(rows.values())
+
+
+def codes_equal(model: Any, kernel: Kernel) -> bool:
+    """Whether a stored kernel is the trained one, times its factor and signs."""
+    codes, _ = trained_codes(kernel.layer)
+    stored = keras_layout(kernel.kind, stored_codes(model, kernel.tensor), codes.shape)
+    signs: np.ndarray = kernel.folded.signs.astype("int32")
+    channels = signs.size
+    wanted = codes.reshape(-1, channels) * signs * kernel.folded.factor
+    return bool(np.array_equal(stored.reshape(-1, channels), wanted))
+
+
+def mean_deviations(
+    lowered: Lowered, batches: Iterable[Sequence[np.ndarray]]
+) -> list[Deviation]:
+    """`local_deviations` over batches of one size, as a model may take one image."""
+    found = [local_deviations(lowered, arrays) for arrays in batches]
+    return [
+        replace(
+            same[0],
+            off=float(np.mean([d.off for d in same])),
+            far=float(np.mean([d.far for d in same])),
+        )
+        for same in zip(*found, strict=True)
+    ]
+
+
+def local_deviations(lowered: Lowered, arrays: Sequence[np.ndarray]) -> list[Deviation]:
+    """Compare layer by layer: each Keras layer gets the inputs the file's layer had.
+
+    So a difference is made where it is found, and differences do not pile up.
+
+    Args:
+        lowered: the model.
+        arrays: in the order of the model's inputs.
+    """
+    stored = stored_tensors(lowered, arrays)
+    graph, found = lowered.graph, []
+    shared = {c.index: c for c in lowered.checks if c.reader is None}
+    private = {id(c.reader): c for c in lowered.checks if c.reader is not None}
+
+    def replaced(check: Check, value: Any) -> Any:
+        codes = stored[check.value.tensor]
+        found.append(compare(check, np.asarray(value), codes))
+        return dequantize(check, codes).reshape(value.shape)
+
+    tensors: dict[int, Any] = {}
+    for index, array in zip(graph.inputs, arrays, strict=True):
+        tensors[index] = np.asarray(array, graph.dtypes[index])
+        if index in shared:
+            tensors[index] = replaced(shared[index], tensors[index])
+    for call in graph.calls:
+        operands = {i: tensors[i] for i in call.inputs}
+        if id(call) in private:
+            check = private[id(call)]
+            operands[check.index] = replaced(check, operands[check.index])
+        result = infer(call, operands)
+        for index, tensor in zip(call.outputs, keras.tree.flatten(result), strict=True):
+            value = np.asarray(tensor)
+            if index in shared:
+                value = replaced(shared[index], value)
+            tensors[index] = value
+    return found
+
+
+def stored_tensors(
+    lowered: Lowered, arrays: Sequence[np.ndarray]
+) -> dict[int, np.ndarray]:
+    """Content of every tensor to check, from a copy of the file that returns them."""
+    wanted = sorted({check.value.tensor for check in lowered.checks})
+    content = with_outputs(lowered.content, wanted)
+    model = TFLiteModel(content, kernels=lowered.runs_in)
+    model.check(arrays)
+    return dict(zip(wanted, model.stored(arrays), strict=True))
+
+
+def compare(check: Check, value: np.ndarray, stored: np.ndarray) -> Deviation:
+    """Shares of the codes of a tensor that differ from the Keras value on its grid."""
+    grid = check.value.grid
+    assert grid is not None
+    wanted = np.clip(
+        np.floor(value.astype("float64") / grid.step + 0.5), grid.low, grid.high
+    )
+    codes: np.ndarray = stored.astype("int32").ravel() - check.value.zero_point
+    off = np.abs(wanted.ravel() - codes)
+    return Deviation(
+        check.name,
+        check.kind,
+        float(np.mean(off > 0)),
+        float(np.mean(off > 1 + check.slack)),
+        check.slack,
+    )
+
+
+def dequantize(check: Check, stored: np.ndarray) -> np.ndarray:
+    """Values of a stored tensor."""
+    grid = check.value.grid
+    assert grid is not None
+    codes: np.ndarray = stored.astype("float32") - check.value.zero_point
+    return codes * np.float32(grid.step)
+
+
+def random_inputs(
+    student: Any, grids: Sequence[Grid], seed: int
+) -> dict[str, np.ndarray]:
+    """Inputs by name, spread evenly over the calibrated range of each."""
+    generator = np.random.default_rng(seed)
+    return {
+        tensor.name: generator.uniform(
+            grid.low * grid.step,
+            grid.high * grid.step,
+            (RANDOM_INPUTS, *tensor.shape[1:]),
+        ).astype("float32")
+        for tensor, grid in zip(student.inputs, grids, strict=True)
+    }
+
+
+def as_list(value: Any) -> list:
+    """Flat list of a model's outputs."""
+    return list(keras.tree.flatten(value))

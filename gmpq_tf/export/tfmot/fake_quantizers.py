@@ -1,0 +1,424 @@
+"""The quantizers of a student in the form that TFMOT asks for.
+
+TFMOT's own quantizers set the smallest and the largest value, round the zero point and
+leave the bits to the converter: below 8 bits that is not the grid that was trained.
+These compute what `gmpq_tf.quantizers` computes, on variables of a tf_keras layer. They
+need neither TFMOT nor tf_keras: `export.tfmot` declares them to both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from gmpq_tf.export.errors import ExportError
+from gmpq_tf.layers import QUANT_LAYERS
+from gmpq_tf.policy import check_bits
+from gmpq_tf.quantizers import INPUT_QUANTIZERS, KERNEL_QUANTIZERS
+from gmpq_tf.quantizers.grid import (
+    code_limit,
+    lowest_code,
+    power_of_two,
+    symmetric_limit,
+)
+from gmpq_tf.quantizers.input_quantizer import DEFAULT_INPUT_QUANTIZER, DEFAULT_RANGE
+from gmpq_tf.quantizers.kernel_quantizer import DEFAULT_KERNEL_QUANTIZER
+from gmpq_tf.quantizers.line_search import (
+    ACTIVATION_FRACTIONS,
+    KERNEL_FRACTIONS,
+    SILENT,
+)
+from gmpq_tf.quantizers.lsq import lsq, lsq_kernel, scale_gradient
+from gmpq_tf.quantizers.max_abs import max_abs, max_abs_step
+from gmpq_tf.quantizers.mixture import mixture, weighted_sum
+from gmpq_tf.quantizers.pact import pact
+from gmpq_tf.spelling import lookup
+
+# tf_keras's name of the kernel of each kind of layer that a policy quantizes.
+KERNEL_NAMES = {
+    "Conv2D": "kernel",
+    "DepthwiseConv2D": "depthwise_kernel",
+    "Dense": "kernel",
+}
+SAMPLE = 65_536  # values of the first batch that a range is fitted to
+
+Variables = Mapping[str, Any]
+
+
+def _check_ours(
+    registry: Mapping[str, Callable], method: str, ours: Sequence[Callable]
+) -> None:
+    """Refuse a function that somebody registered: tf_keras would not call it."""
+    if lookup(registry, method, "quantizer") not in ours:
+        names = [name for name, function in registry.items() if function in ours]
+        raise ExportError(
+            "tf_keras computes with the quantizers of gmpq_tf alone. "
+            f"Received: method={method!r}. Use one of {', '.join(names)}."
+        )
+
+
+class InputFakeQuantizer:
+    """Activations on a grid, as `gmpq_tf.quantizers.InputQuantizer` puts them.
+
+    Args:
+        bits: 2 to 8.
+        signed: True or False; None: the zero lies where `zero_code` says.
+        method: a name in `INPUT_QUANTIZERS`.
+        power_of_two: round the step to a power of two.
+        learn_range: whether training changes the range.
+        first_batch: whether the first training batch sets a range that was never
+            calibrated; until then each batch is put on a grid fitted to itself.
+
+    Raises:
+        ValueError: bits or a method that do not exist.
+    """
+
+    def __init__(
+        self,
+        bits: int,
+        signed: bool | None = None,
+        method: str = DEFAULT_INPUT_QUANTIZER,
+        power_of_two: bool = False,
+        learn_range: bool = True,
+        first_batch: bool = True,
+    ) -> None:
+        _check_ours(INPUT_QUANTIZERS, method, (pact, lsq))
+        self.bits, self.signed, self.method = check_bits("bits", bits), signed, method
+        self.power_of_two, self.learn_range = power_of_two, learn_range
+        self.first_batch = first_batch
+        self.variables: Variables = {}
+        self._owner: Any = None
+
+    def build(self, tensor_shape: Any, name: str, layer: Any) -> Variables:
+        """Create the range in a tf_keras layer; names as in the student."""
+        if self._owner is layer:  # loading a .keras file builds a QuantizeLayer twice
+            return self.variables
+        self._owner, add = layer, _adder(layer, name)
+        self.variables = {
+            "log2_range": add("log2_range", (1,), math.log2(6.0), self.learn_range),
+            "zero_code": add("zero_code", (1,), 0.0),
+            "calibrated": add("calibrated", (), 0.0),
+        }
+        return self.variables
+
+    def __call__(
+        self, inputs: tf.Tensor, training: bool, weights: Variables, **kwargs: Any
+    ) -> tf.Tensor:
+        """Put `inputs` on the grid; `weights` is what `build` returned."""
+        log2, zeros = self._range(inputs, training, weights)
+        features = math.prod(d for d in inputs.shape[1:] if d is not None)
+        limit = code_limit(self.bits, bool(self.signed))
+        log2 = scale_gradient(log2, 1 / math.sqrt(limit * max(features, 1)))
+        quantize = mixture(
+            (self.bits,), self.signed, self.method, self.power_of_two, self.learn_range
+        )
+        return quantize(inputs, tf.exp(log2 * math.log(2.0)), zeros, tf.ones([1]))
+
+    def _range(
+        self, inputs: tf.Tensor, training: bool, weights: Variables
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        kept = [tf.convert_to_tensor(weights[k]) for k in ("log2_range", "zero_code")]
+        if not self.first_batch:
+            return kept[0], kept[1]
+
+        def fitted() -> list[tf.Tensor]:
+            found = self._fit(tf.stop_gradient(inputs))
+            if training:
+                weights["log2_range"].assign(found[0])
+                weights["zero_code"].assign(found[1])
+                weights["calibrated"].assign(1.0)
+            return found
+
+        found = tf.cond(weights["calibrated"] > 0, lambda: kept, fitted)
+        return found[0], found[1]
+
+    def _fit(self, inputs: tf.Tensor) -> list[tf.Tensor]:
+        """Logarithm of the range, and code of the zero, as `calibrate` finds them."""
+        low = tf.minimum(tf.reduce_min(inputs), 0.0)
+        high = tf.maximum(tf.reduce_max(inputs), 0.0)
+        limit = float(code_limit(self.bits, bool(self.signed)))
+        silent = tf.maximum(-low, high) < SILENT
+        high = tf.where(silent, DEFAULT_RANGE, high)
+        if self.signed is None:
+            step = tf.maximum(high - low, 1e-6) / limit
+            if self.power_of_two:
+                step = power_of_two_above(step)
+            zero = tf.round(-low / step)
+            return [tf.math.log(step[None] * limit) / math.log(2.0), zero[None]]
+        span = tf.maximum(high, -low) if self.signed else high
+        step = least_error_step(
+            tf.reshape(inputs, [-1, 1])[:SAMPLE],
+            tf.maximum(span, 1e-6)[None] / limit,
+            float(lowest_code(self.bits, bool(self.signed))),
+            limit,
+            ACTIVATION_FRACTIONS,
+            self.power_of_two,
+        )
+        step = tf.where(silent, DEFAULT_RANGE / limit, step)
+        return [tf.math.log(step * limit) / math.log(2.0), tf.zeros([1])]
+
+    def get_config(self) -> dict[str, Any]:
+        """Plain JSON configuration."""
+        names = "bits signed method power_of_two learn_range first_batch".split()
+        return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> InputFakeQuantizer:
+        """Inverse of `get_config`."""
+        return cls(**config)
+
+
+class KernelFakeQuantizer:
+    """Kernels on a grid, as `gmpq_tf.quantizers.KernelQuantizer` puts them.
+
+    Args:
+        bits: 2 to 8.
+        method: a name in `KERNEL_QUANTIZERS`.
+        shared_axes: first axes of the kernel, which share one step; None: those of the
+            kind of layer, which `PolicyQuantizeConfig` fills in.
+        first_batch: as for `InputFakeQuantizer`, for learned steps.
+
+    Raises:
+        ValueError: bits or a method that do not exist.
+    """
+
+    def __init__(
+        self,
+        bits: int,
+        method: str = DEFAULT_KERNEL_QUANTIZER,
+        shared_axes: Sequence[int] | None = None,
+        first_batch: bool = True,
+    ) -> None:
+        _check_ours(KERNEL_QUANTIZERS, method, (max_abs, lsq_kernel))
+        self.bits, self.method = check_bits("bits", bits), method
+        self.shared_axes = None if shared_axes is None else tuple(shared_axes)
+        self.first_batch = first_batch
+        self.variables: Variables = {}
+
+    @property
+    def learned(self) -> bool:
+        """Whether the steps are variables."""
+        return self.method == "lsq"
+
+    def build(self, tensor_shape: Any, name: str, layer: Any) -> Variables:
+        """Create the learned steps in a tf_keras layer; names as in the student."""
+        assert self.shared_axes is not None
+        if self.learned:
+            add, sizes = _adder(layer, name), enumerate(tuple(tensor_shape))
+            shape = [1 if axis in self.shared_axes else size for axis, size in sizes]
+            self.variables = {
+                "log2_step": add("log2_step", (1, *shape), -4.0, True),
+                "calibrated": add("calibrated", (), 0.0),
+            }
+        return self.variables
+
+    def __call__(
+        self, inputs: tf.Tensor, training: bool, weights: Variables, **kwargs: Any
+    ) -> tf.Tensor:
+        """Put a kernel on the grid; `weights` is what `build` returned."""
+        kernel = tf.convert_to_tensor(inputs)
+        limit = symmetric_limit(self.bits)
+        steps = self._steps(kernel, training, weights)
+        # One column a step: the axes that share one come first.
+        columns = tf.reshape(kernel, [-1, steps.shape[1]])
+        gradient = self.method if self.learned else None
+        quantize = weighted_sum(1, gradient, half_even=True, clip=self.learned)
+        limits = tf.constant([limit], kernel.dtype)
+        codes = quantize(columns, steps, -limits, limits, tf.ones([1]))
+        return tf.reshape(codes, kernel.shape)
+
+    def _steps(
+        self, kernel: tf.Tensor, training: bool, weights: Variables
+    ) -> tf.Tensor:
+        """Steps [1, columns]."""
+        if not self.learned:
+            step = max_abs_step(kernel, self.bits, self.shared_axes)
+            return tf.reshape(tf.stop_gradient(step), [1, -1])
+        log2 = self._log2_step(kernel, training, weights)
+        group = math.prod(kernel.shape) / math.prod(log2.shape)
+        log2 = scale_gradient(log2, 1 / math.sqrt(group * symmetric_limit(self.bits)))
+        return tf.reshape(tf.exp(log2 * math.log(2.0)), [1, -1])
+
+    def _log2_step(
+        self, kernel: tf.Tensor, training: bool, weights: Variables
+    ) -> tf.Tensor:
+        kept = tf.convert_to_tensor(weights["log2_step"])
+        if not self.first_batch:
+            return kept
+
+        def fitted() -> tf.Tensor:
+            found = self._fit(tf.stop_gradient(kernel), kept.shape)
+            if training:
+                weights["log2_step"].assign(found)
+                weights["calibrated"].assign(1.0)
+            return found
+
+        return tf.cond(weights["calibrated"] > 0, lambda: kept, fitted)
+
+    def _fit(self, kernel: tf.Tensor, shape: Any) -> tf.Tensor:
+        """Logarithms of the steps of least squared error."""
+        limit = float(symmetric_limit(self.bits))
+        columns = tf.reshape(kernel, [-1, math.prod(shape)])
+        largest = max_abs_step(columns, self.bits, [0])[0]
+        step = least_error_step(columns, largest, -limit, limit, KERNEL_FRACTIONS)
+        return tf.reshape(tf.math.log(step) / math.log(2.0), shape)
+
+    def get_config(self) -> dict[str, Any]:
+        """Plain JSON configuration."""
+        axes = None if self.shared_axes is None else list(self.shared_axes)
+        return {
+            "bits": self.bits,
+            "method": self.method,
+            "shared_axes": axes,
+            "first_batch": self.first_batch,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> KernelFakeQuantizer:
+        """Inverse of `get_config`."""
+        return cls(**config)
+
+
+class PolicyQuantizeConfig:
+    """What TFMOT quantizes in one Conv2D, DepthwiseConv2D or Dense: input and kernel.
+
+    TFMOT knows quantizers of weights, activations and outputs, but the bits of a policy
+    are those of a layer's input. So the activation given to TFMOT is the identity, and
+    the layer computes with its result instead of its input.
+
+    Args:
+        kernel_quantizer: of the kernel.
+        input_quantizer: of the layer's input.
+    """
+
+    def __init__(
+        self, kernel_quantizer: KernelFakeQuantizer, input_quantizer: InputFakeQuantizer
+    ) -> None:
+        self.kernel_quantizer = kernel_quantizer
+        self.input_quantizer = input_quantizer
+        self.kernel: Any = None  # the float one; TFMOT hides it behind the quantized
+
+    def get_weights_and_quantizers(self, layer: Any) -> list[tuple]:
+        """The kernel."""
+        kind = quantized_kind(layer)
+        self.kernel = getattr(layer, KERNEL_NAMES[kind])
+        if self.kernel_quantizer.shared_axes is None:
+            self.kernel_quantizer.shared_axes = QUANT_LAYERS[kind].shared_axes
+        return [(self.kernel, self.kernel_quantizer)]
+
+    def set_quantize_weights(self, layer: Any, quantize_weights: Sequence) -> None:
+        """Compute with the quantized kernel."""
+        setattr(layer, KERNEL_NAMES[quantized_kind(layer)], quantize_weights[0])
+
+    def get_activations_and_quantizers(self, layer: Any) -> list[tuple]:
+        """The layer's input, as an identity."""
+        return [(linear, self.input_quantizer)]
+
+    def set_quantize_activations(
+        self, layer: Any, quantize_activations: Sequence
+    ) -> None:
+        """Compute with the quantized input."""
+        compute, quantize = type(layer).call, quantize_activations[0]
+
+        def call(inputs: Any) -> Any:
+            return compute(layer, quantize(inputs))
+
+        layer.call = call
+
+    def get_output_quantizers(self, layer: Any) -> list:
+        """None: the layers that read the output quantize it."""
+        return []
+
+    def get_config(self) -> dict[str, Any]:
+        """Plain JSON configuration."""
+        return {
+            "kernel_quantizer": self.kernel_quantizer.get_config(),
+            "input_quantizer": self.input_quantizer.get_config(),
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> PolicyQuantizeConfig:
+        """Inverse of `get_config`."""
+        return cls(
+            KernelFakeQuantizer.from_config(config["kernel_quantizer"]),
+            InputFakeQuantizer.from_config(config["input_quantizer"]),
+        )
+
+
+def linear(x: Any) -> Any:
+    """The identity, under a name that TFMOT knows as an activation."""
+    return x
+
+
+def quantized_kind(layer: Any) -> str:
+    """Kind of a tf_keras layer that a policy can quantize.
+
+    Raises:
+        ExportError: it is another.
+    """
+    kind = type(layer).__name__
+    if kind not in KERNEL_NAMES:
+        raise ExportError(
+            f"A policy quantizes {', '.join(KERNEL_NAMES)}. "
+            f"Received: layer={layer.name!r} of kind {kind}. Annotate other layers "
+            "with TFMOT's own configurations."
+        )
+    return kind
+
+
+def least_error_step(
+    columns: tf.Tensor,
+    largest: tf.Tensor,
+    low: float,
+    high: float,
+    fractions: np.ndarray,
+    nested: bool = False,
+) -> tf.Tensor:
+    """`line_search.least_error_step` in a graph.
+
+    Args:
+        columns: values [rows, columns]; each column has a step of its own.
+        largest: step that clips nothing, [columns].
+        low: smallest code.
+        high: largest code.
+        fractions: of the largest step, to try.
+        nested: consider powers of two only.
+
+    Returns:
+        Positive steps, [columns].
+    """
+    tried = tf.constant(fractions, tf.float32)
+
+    def try_next(i, best, least):  # type: ignore[no-untyped-def]
+        step = largest * tried[i]
+        step = power_of_two(step) if nested else step
+        codes = tf.round(tf.clip_by_value(columns / step, low, high))
+        error = tf.reduce_sum(tf.square(codes * step - columns), axis=0)
+        better = tf.where(error < least, step, best)
+        return i + 1, better, tf.minimum(error, least)
+
+    start = (0, largest, tf.fill(tf.shape(largest), np.float32(np.inf)))
+    return tf.while_loop(lambda i, *_: i < len(fractions), try_next, start)[1]
+
+
+def power_of_two_above(step: tf.Tensor) -> tf.Tensor:
+    """The smallest power of two that is no smaller."""
+    near = power_of_two(step)
+    return tf.where(near < step, 2.0 * near, near)
+
+
+def _adder(layer: Any, name: str) -> Callable[..., Any]:
+    def add(suffix: str, shape: tuple, initial: float, trainable: bool = False) -> Any:
+        return layer.add_weight(
+            name=f"{name}_{suffix}",
+            shape=shape,
+            dtype="float32",
+            initializer=tf.constant_initializer(initial),
+            trainable=trainable,
+        )
+
+    return add

@@ -1,0 +1,52 @@
+"""Models by name."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from gmpq_tf.models.digits import digits_cnn
+from gmpq_tf.models.mobilenet_v2 import mobilenet_v2
+from gmpq_tf.models.resnet import (
+    resnet8,
+    resnet18,
+    resnet20,
+    resnet50,
+    resnet50_v1_5,
+    resnet56,
+)
+from gmpq_tf.models.vgg import vgg16
+from gmpq_tf.spelling import lookup
+
+MODELS: dict[str, Callable[..., keras.Model]] = {
+    "digits_cnn": digits_cnn,
+    "mobilenet_v2": mobilenet_v2,
+    "resnet8": resnet8,
+    "resnet18": resnet18,
+    "resnet20": resnet20,
+    "resnet50": resnet50,
+    "resnet50_v1_5": resnet50_v1_5,
+    "resnet56": resnet56,
+    "vgg16": vgg16,
+}
+
+
+def build_model(
+    name: str, input_shape: tuple[int, int, int], num_classes: int, **options: Any
+) -> keras.Model:
+    """Build a model with new weights.
+
+    Args:
+        name: A name in `MODELS`.
+        input_shape: Height, width, channels.
+        num_classes: Number of outputs, which are logits unless the options say so.
+        **options: Arguments of that model's own function.
+
+    Returns:
+        A functional Keras model whose layer names depend on nothing but `name`.
+
+    Raises:
+        ValueError: There is no such model.
+    """
+    builder = lookup(MODELS, name, "model")
+    return builder(tuple(input_shape), num_classes, **options)

@@ -1,0 +1,1 @@
+"""Weights and models that other frameworks and older Keras versions wrote."""

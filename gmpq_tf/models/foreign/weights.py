@@ -1,0 +1,209 @@
+"""Built-in networks with published or stored weights, every tensor accounted for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from gmpq_tf.models.builtin import MODELS, build_model
+from gmpq_tf.models.foreign.files import (
+    WeightFile,
+    WeightsError,
+    file_of_model,
+    read_weight_file,
+)
+from gmpq_tf.models.foreign.layouts import LAYOUTS, Layout
+from gmpq_tf.models.foreign.match import (
+    Slots,
+    assign,
+    check_names,
+    check_shapes,
+    convert,
+    find_slots,
+    hint,
+    new_classifier,
+    stored_layers,
+)
+from gmpq_tf.spelling import lookup, suggest
+
+PUBLISHED = "imagenet"  # What `weights` says instead of a path.
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A network with weights.
+
+    Args:
+        model: The network.
+        notes: Sentences for the log: what was loaded, what was left new, which images
+            the weights expect.
+    """
+
+    model: keras.Model
+    notes: tuple[str, ...]
+
+
+def build_pretrained(
+    name: str,
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    weights: str | Path,
+    channels: str = "rgb",
+    **options: Any,
+) -> Pretrained:
+    """Build a built-in model and give it weights.
+
+    The classifier alone may differ: with another number of classes than the weights
+    have it is left as initialized (of VGG-16, whose first dense layer depends on the
+    size of the image, all dense layers are with another size).
+
+    Args:
+        name: A name in `MODELS`.
+        input_shape: Height, width, channels.
+        num_classes: Number of outputs.
+        weights: `"imagenet"`: those that keras.applications publishes; or a file: see
+            `read_weight_file`.
+        channels: Order of colours that the weights in a file expect, `"rgb"` or
+            `"bgr"`; the model reads red, green, blue in any case.
+        **options: Arguments of that model's own function.
+
+    Returns:
+        The model, and what to tell its user.
+
+    Raises:
+        WeightsError: No such weights, a tensor is missing, left over or of another
+            shape, or the download failed.
+        ValueError: There is no such model.
+    """
+    lookup(MODELS, name, "model")
+    _check_channels(channels)
+    published = str(weights) == PUBLISHED
+    file = _download(name, options) if published else read_weight_file(weights)
+    layout = _choose_layout(name, file)
+    file = _renamed_by_order(file, layout)
+    model = build_model(name, input_shape, num_classes, **{**layout.options, **options})
+    slots = find_slots(model, layout)
+    check_names(name, slots, file)
+    new = new_classifier(model, slots, file)
+    kept = {key: slot for key, slot in slots.items() if key[0] not in new}
+    check_shapes(name, kept, file)
+    order = layout.channels if published else channels
+    values = convert(model, layout, kept, file)
+    assign(model, values, reverse_channels=order == "bgr")
+    return Pretrained(model, _notes(layout, file, slots, new, order))
+
+
+def _check_channels(channels: str) -> None:
+    if channels not in ("rgb", "bgr"):
+        raise ValueError(
+            "`channels` must be 'rgb' or 'bgr'. "
+            f"Received: channels={channels!r}. {suggest(channels, ('rgb', 'bgr'))}"
+        )
+
+
+def _download(name: str, options: Mapping[str, Any]) -> WeightFile:
+    """Let keras.applications fetch the weights that it publishes."""
+    layouts = [x for x in LAYOUTS.get(name, ()) if x.library == "keras"]
+    if not layouts:
+        known = [n for n, rows in LAYOUTS.items() if rows[0].library == "keras"]
+        raise WeightsError(
+            "weights='imagenet' needs a model that keras.applications publishes. "
+            f"Received: model={name!r}; published: {', '.join(known)}. "
+            "Pass other weights as a file: weights=FILE."
+        )
+    network = _network(layouts[0])
+    arguments = {key: options[key] for key in ("alpha",) if key in options}
+    try:
+        model = network(weights=PUBLISHED, **arguments)
+    except Exception as error:  # Keras raises a bare Exception where a download fails.
+        remedy = "pass it as a file: weights=FILE (--weights=FILE)"
+        if layouts[0].channels == "bgr":
+            remedy += " with channels='bgr' (--weights_channels=bgr)"
+        raise WeightsError(
+            f"The weights of {layouts[0].source} could not be fetched. "
+            f"Received: {' '.join(str(error).split())[:300]}. "
+            f"Download that file where there is a network and {remedy}."
+        ) from error
+    return file_of_model(model, PUBLISHED)
+
+
+def _network(layout: Layout) -> Any:
+    return getattr(keras.applications, layout.source.rsplit(".", 1)[-1])
+
+
+def _choose_layout(name: str, file: WeightFile) -> Layout:
+    """The layout whose names a file uses: another library's, or our own."""
+    rows = [x for x in LAYOUTS.get(name, ()) if x.library == file.library]
+    if file.library == "torchvision":
+        if not rows:
+            raise WeightsError(
+                f"A state dict must be of a model with weights in torchvision. "
+                f"Received: {file.origin} for model={name!r}.{hint(name, file)}"
+            )
+        return rows[0]
+    stored = set(stored_layers(file))
+    for layout in rows:
+        theirs, ours = set(layout.layers.values()), set(layout.layers)
+        same_count = file.ordered and len(stored) == len(theirs)
+        if same_count or len(theirs & stored) > len(ours & stored):
+            return layout
+    return _own_layout(name, file)
+
+
+def _own_layout(name: str, file: WeightFile) -> Layout:
+    if file.model_name in MODELS and file.model_name != name:
+        raise WeightsError(
+            "Weights must be of the model they are loaded into. "
+            f"Received: {file.origin}, of {file.model_name!r}, for model={name!r}. "
+            f"Use model={file.model_name!r}."
+        )
+    padded = any(layer.endswith("_depthwise_pad") for layer in file.layers)
+    options = {"padding": "symmetric"} if padded and name == "mobilenet_v2" else {}
+    return Layout(f"gmpq_tf {name}", {}, epsilon=None, scaling="", options=options)
+
+
+def _renamed_by_order(file: WeightFile, layout: Layout) -> WeightFile:
+    """Rename the layers of a Keras 2 file as Keras itself matches them: by order.
+
+    The file that is published for MobileNetV2 has names that no network has any more.
+    """
+    stored, theirs = stored_layers(file), set(layout.layers.values())
+    if not file.ordered or len(stored) != len(theirs) or set(stored) == theirs:
+        return file
+    reference = _network(layout)(weights=None, input_shape=(32, 32, 3), classes=2)
+    order = [layer.name for layer in reference.layers if layer.weights]
+    names = dict(zip(stored, order, strict=True))
+    parts = {name: name.rpartition("/") for name in file.tensors}
+    tensors = {
+        f"{names[layer]}/{variable}": file.tensors[name]
+        for name, (layer, _, variable) in parts.items()
+    }
+    return dataclasses.replace(file, tensors=tensors)
+
+
+def _notes(
+    layout: Layout,
+    file: WeightFile,
+    slots: Slots,
+    new: Sequence[str],
+    channels: str,
+) -> tuple[str, ...]:
+    notes = [f"Weights: {file.origin}, laid out as {layout.source}."]
+    if new:
+        slot = slots[new[0], "kernel"]
+        notes.append(
+            f"Left at a new initialization: {', '.join(new)} ({slot.name} is stored as "
+            f"{file.tensors[slot.name].shape}, needed as {slot.shape})."
+        )
+    if layout.scaling:
+        notes.append(f"Weights published for it expect {layout.scaling}.")
+        if layout.channels != channels:
+            notes.append(
+                f"They also expect channels={layout.channels!r} "
+                f"(--weights_channels={layout.channels})."
+            )
+    return tuple(notes)

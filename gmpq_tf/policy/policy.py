@@ -1,0 +1,327 @@
+"""A policy: how many bits each layer's weights and activations get."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from gmpq_tf.align import align
+from gmpq_tf.bits import (
+    LAYER_KEYS,
+    LayerBits,
+    PolicyError,
+    ReadOnlyDict,
+    check_candidates,
+    check_layer_bits,
+    check_pinned,
+    layer_candidates,
+)
+from gmpq_tf.files import write_json
+from gmpq_tf.float_layers import float_bit_ops
+from gmpq_tf.graph import layer_macs, searchable_names
+from gmpq_tf.policy.diff import (
+    HEADER,
+    PolicyDiff,
+    RankCorrelation,
+    diff_layers,
+    rank_correlation,
+)
+from gmpq_tf.policy.draw import draw_bits
+from gmpq_tf.policy.file import FORMAT, KEYS, check_object, read_policy_file
+from gmpq_tf.policy.renaming import check_same_names, new_names
+from gmpq_tf.spelling import suggest
+
+LONGEST_MESSAGE = 2000
+
+
+@dataclass(frozen=True, repr=False)
+class BitwidthPolicy(Mapping[str, LayerBits]):
+    """The bit-widths of every searchable layer of a model, by layer name.
+
+    A mapping: `policy["conv1"].weight_bits`, `for name in policy`, `policy.items()`.
+    Two policies are equal when they give the same model the same bits, whoever made
+    them. Only the layer names decide where a policy may be used: one that was searched
+    on 32-pixel images serves the same network at any image size, width or number of
+    classes.
+
+    Args:
+        model: name of the model the policy is for.
+        layers: layer name -> `LayerBits` or `(weight_bits, activation_bits)`.
+        made_by: where the policy comes from (strategy, config, seed, versions): plain
+            JSON values.
+
+    Raises:
+        PolicyError: a value is of the wrong type or a bit-width not in 2 to 8.
+    """
+
+    model: str
+    layers: Mapping[str, LayerBits | tuple[int, int]]
+    made_by: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, str) or not self.model:
+            raise PolicyError(
+                "A policy must name its model. "
+                f"Received: model={self.model!r:.80}. Pass the model's name."
+            )
+        object.__setattr__(self, "layers", _checked_layers(self.layers))
+        object.__setattr__(self, "made_by", _checked_provenance(self.made_by))
+
+    def __getitem__(self, name: str) -> LayerBits:
+        if name not in self.layers:
+            raise KeyError(
+                f"The policy for {self.model!r} has no such layer. "
+                f"Received: name={name!r}. {suggest(str(name), self.layers)}"
+            )
+        return cast(LayerBits, self.layers[name])  # made so on construction
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.layers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __hash__(self) -> int:
+        return hash((self.model, frozenset(self.layers.items())))
+
+    def __repr__(self) -> str:
+        bits = ", ".join(
+            f"{name}: W{layer.weight_bits}/A{layer.activation_bits}"
+            for name, layer in self.items()
+        )
+        return f"BitwidthPolicy({self.model!r}, {{{bits}}})"
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def table(self) -> str:
+        """Returns the bits of every layer as lines of aligned columns."""
+        rows = [
+            (n, str(b.weight_bits), str(b.activation_bits)) for n, b in self.items()
+        ]
+        return align(HEADER, rows)
+
+    @classmethod
+    def uniform(
+        cls,
+        model: Any,
+        weight_bits: int,
+        activation_bits: int,
+        pinned: Mapping[str, tuple[int, int]] | None = None,
+    ) -> "BitwidthPolicy":
+        """Returns the policy that treats every layer alike.
+
+        Args:
+            model: a built functional Keras model.
+            weight_bits: bits of every kernel, 2 to 8.
+            activation_bits: bits of every layer's input, 2 to 8.
+            pinned: layer name -> (weight_bits, activation_bits) of the exceptions; None
+                is the first and last searchable layer at (8, 8), {} is no exception.
+
+        Returns:
+            The policy of `model`, its layers in graph order.
+
+        Raises:
+            PolicyError: a bit-width not in 2 to 8, or a pinned layer not in the model.
+        """
+        names = searchable_names(model)
+        pinned = check_pinned(names, pinned)
+        layers = {n: pinned.get(n, (weight_bits, activation_bits)) for n in names}
+        config = {"weight_bits": weight_bits, "activation_bits": activation_bits}
+        return cls(model.name, layers, {"strategy": "uniform", "config": config})
+
+    @classmethod
+    def random(
+        cls,
+        model: Any,
+        bit_ops_budget: float,
+        seed: int,
+        weight_bits: tuple[int, ...] = (2, 3, 4),
+        activation_bits: tuple[int, ...] = (2, 3, 4),
+        pinned: Mapping[str, tuple[int, int]] | None = None,
+    ) -> "BitwidthPolicy":
+        """Draws a policy at random that spends a budget: the baseline of any search.
+
+        Args:
+            model: a built functional Keras model.
+            bit_ops_budget: bit operations of one example, of which at most 3 % are left
+                where the candidates allow: up to 1 a fraction of full precision, above
+                1 a count.
+            seed: of the draw; the same one draws the same policy.
+            weight_bits: candidates of every kernel, each 2 to 8, none twice.
+            activation_bits: candidates of every layer's input, likewise.
+            pinned: layer name -> (weight_bits, activation_bits) of layers that are not
+                drawn; None is the first and last at (8, 8), {} is none.
+
+        Returns:
+            The policy of `model`, its layers in graph order.
+
+        Raises:
+            PolicyError: a candidate or a pinned layer cannot be used.
+            BudgetError: every policy of these candidates costs more.
+        """
+        names = searchable_names(model)
+        candidates = layer_candidates(names, weight_bits, activation_bits, pinned)
+        macs, float_ops = layer_macs(model), float_bit_ops(model)
+        bits = draw_bits(macs, candidates, bit_ops_budget, seed, float_ops)
+        space = {
+            "weight_bits": check_candidates("weight_bits", weight_bits),
+            "activation_bits": check_candidates("activation_bits", activation_bits),
+            "pinned": None if pinned is None else {n: bits[n] for n in pinned},
+        }
+        config = {"space": space, "bit_ops_budget": bit_ops_budget}
+        made_by = {"strategy": "random", "config": config, "seed": seed}
+        return cls(model.name, bits, made_by)
+
+    def check(self, names: Iterable[str]) -> None:
+        """Raises unless the policy covers exactly these layers.
+
+        Args:
+            names: the searchable layers of the model the policy is to be used on.
+
+        Raises:
+            PolicyError: the policy lacks one of them or names another layer.
+        """
+        check_same_names(self.model, self, list(names))
+
+    def rename(self, renaming: str | Mapping[str, str]) -> "BitwidthPolicy":
+        """Returns the policy for a network whose layers are called otherwise.
+
+        Args:
+            renaming: text to put before every name, such as `"backbone_"`, or old name
+                -> new name; layers that are no key keep their names.
+
+        Returns:
+            The same bits under the new names, in the same order.
+
+        Raises:
+            PolicyError: a key is no layer of the policy, a new name is not text, or two
+                layers would share one name.
+        """
+        renamed = new_names(self, renaming)
+        layers = {renamed[name]: bits for name, bits in self.items()}
+        given = renaming if isinstance(renaming, str) else dict(renaming)
+        return BitwidthPolicy(self.model, layers, {**self.made_by, "renamed": given})
+
+    def merge(self, other: "BitwidthPolicy") -> "BitwidthPolicy":
+        """Returns the policy of the layers of both, like `dict | dict`.
+
+        To use the policy of a backbone in a larger model, put it over one for all of
+        its layers: `BitwidthPolicy.uniform(detector, 8, 8).merge(backbone_policy)`.
+
+        Args:
+            other: whose bits are taken for layers that both name.
+
+        Returns:
+            A policy for this one's model: its layers, then those only `other` names.
+
+        Raises:
+            PolicyError: `other` is no policy.
+        """
+        _check_policy(other)
+        config = {"policy": self.made_by, "other": other.made_by}
+        return BitwidthPolicy(
+            self.model,
+            {**self.layers, **other.layers},
+            {"strategy": "merge", "config": config},
+        )
+
+    def diff(self, other: "BitwidthPolicy") -> PolicyDiff:
+        """Returns what differs from this policy to another.
+
+        Args:
+            other: the policy after; this one is before.
+
+        Returns:
+            A `PolicyDiff`: false where nothing differs, readable as `str`.
+
+        Raises:
+            PolicyError: `other` is no policy.
+        """
+        _check_policy(other)
+        return diff_layers(self, other)
+
+    def rank_correlation(self, other: "BitwidthPolicy") -> RankCorrelation:
+        """Returns Spearman's correlation with another policy over shared layers.
+
+        Args:
+            other: any policy that shares layers.
+
+        Returns:
+            A `RankCorrelation` of weight bits and of activation bits; NaN where either
+            policy gives all shared layers the same bits, or where only one is shared.
+
+        Raises:
+            PolicyError: `other` is no policy or shares no layer.
+        """
+        _check_policy(other)
+        return rank_correlation(self, other)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the policy as JSON, whole or not at all.
+
+        Args:
+            path: the file to make or to replace; missing folders are made.
+        """
+        layers = {
+            name: {key: getattr(bits, key) for key in LAYER_KEYS}
+            for name, bits in self.items()
+        }
+        values = (FORMAT, self.model, layers, self.made_by)
+        write_json(path, dict(zip(KEYS, values, strict=True)))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "BitwidthPolicy":
+        """Reads a policy and checks every key and value of it.
+
+        Args:
+            path: a file made by `save`.
+
+        Returns:
+            The policy.
+
+        Raises:
+            PolicyError: the file is not a policy of format 1.
+            FileNotFoundError: there is no such file.
+        """
+        try:
+            return cls(*read_policy_file(path))
+        except PolicyError as error:
+            text = str(error)[:LONGEST_MESSAGE]  # values in a file may be long
+            raise PolicyError(f"{path}: {text}") from error
+
+
+def _check_policy(other: Any) -> None:
+    if not isinstance(other, BitwidthPolicy):
+        raise PolicyError(
+            "The other policy must be a BitwidthPolicy. "
+            f"Received: other={other!r:.80}. Pass BitwidthPolicy.load(path)."
+        )
+
+
+def _checked_layers(layers: Any) -> Mapping[str, LayerBits]:
+    if not isinstance(layers, Mapping) or not layers:
+        raise PolicyError(
+            "A policy must map at least one layer name to its bits. "
+            f"Received: layers={layers!r:.80}. "
+            "Pass {name: (weight_bits, activation_bits)}."
+        )
+    return ReadOnlyDict({n: check_layer_bits(n, bits) for n, bits in layers.items()})
+
+
+def _checked_provenance(made_by: Any) -> Mapping[str, Any]:
+    check_object("made_by", made_by)
+    try:
+        # Through text and back: a saved and loaded policy says the same.
+        text = json.dumps(made_by, allow_nan=False)
+        return json.loads(text, object_hook=ReadOnlyDict)
+    except (TypeError, ValueError) as error:
+        raise PolicyError(
+            f"made_by must hold plain JSON values ({error}). "
+            f"Received: made_by={made_by!r:.80}. "
+            "Use text, finite numbers, lists, dicts."
+        ) from error

@@ -1,0 +1,122 @@
+"""Layer names: whether a policy's are a model's, and what they become elsewhere."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from gmpq_tf.bits import PolicyError
+from gmpq_tf.spelling import suggest
+
+
+def check_same_names(policy: str, names: Collection[str], wanted: list[str]) -> None:
+    """Raises unless a policy names exactly the searchable layers of a model.
+
+    Args:
+        policy: what the message calls the policy.
+        names: the layers it names.
+        wanted: the searchable layers of the model.
+
+    Raises:
+        PolicyError: names differ; it says how many match and what may help.
+    """
+    unknown = [name for name in names if name not in wanted]
+    missing = [name for name in wanted if name not in names]
+    if unknown or missing:
+        near = suggest(*((unknown[0], wanted) if unknown else (missing[0], names)))
+        matches = len(wanted) - len(missing)
+        raise PolicyError(
+            "A policy must name exactly the searchable layers of the model. "
+            f"Received: the policy for {policy!r}, of which {matches} layers match "
+            f"the model's {len(wanted)}, with unknown={shorten(unknown)}, "
+            f"missing={shorten(missing)}. {near} {_remedy(unknown, missing, matches)}"
+        )
+
+
+def new_names(names: Collection[str], renaming: Any) -> dict[str, str]:
+    """Returns what each layer is called after a renaming, checked.
+
+    Args:
+        names: the layers of the policy.
+        renaming: text to put before every name, or old name -> new name; layers that
+            are no key keep their names.
+
+    Returns:
+        Old name -> new name, for every layer, in the same order.
+
+    Raises:
+        PolicyError: a key is no layer, a new name is not text, or two layers would
+            share one name.
+    """
+    if isinstance(renaming, str) and renaming:
+        return {name: f"{renaming}{name}" for name in names}
+    if not isinstance(renaming, Mapping):
+        raise PolicyError(
+            "Layers must be renamed by a prefix or by a mapping. "
+            f"Received: {renaming!r:.80}. Pass 'backbone_' or {{old name: new name}}."
+        )
+    for old, new in renaming.items():
+        _check_renamed(names, old, new)
+    renamed = {name: renaming.get(name, name) for name in names}
+    _check_distinct(renamed)
+    return renamed
+
+
+def shorten(names: list[str], limit: int = 5) -> str:
+    """Returns a list of names as text, of which only the first few are written out.
+
+    Args:
+        names: the names.
+        limit: how many to write out.
+
+    Returns:
+        such as "['a', 'b'] and 7 more".
+    """
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return f"{names[:limit]}{more}"
+
+
+def _check_renamed(names: Collection[str], old: Any, new: Any) -> None:
+    if old not in names:
+        raise PolicyError(
+            "A renamed layer must be one of the policy's. "
+            f"Received: {old!r} -> {new!r}. {suggest(str(old), names)}"
+        )
+    if not isinstance(new, str) or not new:
+        raise PolicyError(
+            "A layer name must be text. "
+            f"Received: {old!r} -> {new!r}. Use the name of the Keras layer."
+        )
+
+
+def _check_distinct(renamed: Mapping[str, str]) -> None:
+    first: dict[str, str] = {}
+    for old, new in renamed.items():
+        if new in first:
+            raise PolicyError(
+                "No two layers may get one name. "
+                f"Received: {first[new]!r} and {old!r} -> {new!r}. "
+                "Give one of them another name."
+            )
+        first[new] = old
+
+
+def _remedy(unknown: list[str], missing: list[str], matches: int) -> str:
+    """What to do about names that differ; a renaming only where one is likely."""
+    search = "use the model it was searched on, or search again for this model."
+    if not unknown or not missing:
+        return search.capitalize()
+    added, removed = _added_prefix(unknown, missing), _added_prefix(missing, unknown)
+    if added and not matches:  # a prefix would spoil those that match
+        rename = f"policy.rename({added!r}) (--rename_layers=prefix={added})"
+    elif removed:
+        rename = f"policy.rename({{n: n.removeprefix({removed!r}) for n in policy}})"
+    else:
+        rename = "policy.rename({old: new}) (--rename_layers=FILE)"
+    return f"Where only names differ, rename the layers: {rename}; otherwise {search}"
+
+
+def _added_prefix(names: list[str], longer: list[str]) -> str:
+    """The text before every name that makes it one of the longer ones, or ""."""
+    found = [name for name in longer if name.endswith(names[0])]
+    prefixes = [name.removesuffix(names[0]) for name in found]
+    whole = [p for p in prefixes if all(f"{p}{name}" in longer for name in names)]
+    return whole[0] if whole else ""

@@ -1,0 +1,363 @@
+"""What a person sees of a training of hours: a display on a terminal, lines in a file.
+
+Nothing here depends on the search: `TrainingProgress` is a Keras callback for any
+model, and shows what a `PolicySearch` logs beyond the usual.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from time import perf_counter
+from typing import Any, TextIO
+
+import keras
+import numpy as np
+from tqdm import tqdm
+
+from gmpq_tf.spelling import suggest
+
+KINDS = ("auto", "bar", "line", "none")
+INTERVALS = {"bar": 0.2, "line": 60.0}  # seconds between updates within an epoch
+HEADER_EVERY = 20  # epochs
+# What comes first, in this order; other metrics follow as they are logged.
+FIRST = ("loss", "accuracy", "val_loss", "val_accuracy")
+SEARCH = (
+    "expected_bit_ops",
+    "task_risk",
+    "complexity_risk",
+    "generalization_risk",
+    "zeta",
+    "rank_distance",
+    "p",
+)
+
+
+class TrainingProgress(keras.callbacks.Callback):
+    """Shows where a training is, how fast it goes and how long it will take.
+
+    On a terminal: a bar with the epoch, the step, the time left for the epoch and for
+    the whole run, images/s and the metrics; of a search also the expected bit
+    operations against the budget, the risks and zeta. In a file: a line a minute. In
+    both one row after each epoch with everything that is logged. Use it in place of
+    Keras's own display:
+
+        search.fit(data, epochs=25, verbose=0, callbacks=[gmpq.TrainingProgress()])
+
+    Args:
+        kind: "bar", "line" or "none"; "auto": bar on a terminal, lines elsewhere.
+        batch_size: images in a step; None: speeds are shown in steps.
+        file: where to write; None: standard output.
+
+    Raises:
+        ValueError: the kind is unknown.
+    """
+
+    def __init__(
+        self,
+        kind: str = "auto",
+        batch_size: int | None = None,
+        file: TextIO | None = None,
+    ) -> None:
+        super().__init__()
+        if kind not in KINDS:
+            raise ValueError(
+                f"kind must be one of {', '.join(KINDS)}. Received: kind={kind!r}. "
+                f"{suggest(kind, KINDS)}"
+            )
+        self.asked, self.batch_size, self.file = kind, batch_size, file
+        self.pace = Pace()
+        self._screen: Screen | None = None
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Looks where the output goes."""
+        self._out = self.file or sys.stdout
+        found = "bar" if self._out.isatty() else "line"
+        self.kind = found if self.asked == "auto" else self.asked
+        self.pace, self._header, self._rows, self._due = Pace(), "", 0, 0.0
+        self._screen = Screen(self._out) if self.kind == "bar" else None
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Starts the clock of the epoch."""
+        now = perf_counter()
+        self.pace.begin(now)
+        self.epoch, self.epochs = epoch, self.params["epochs"]
+        if self.kind == "line":  # a short epoch has its row, and no lines before
+            self._due = now + INTERVALS["line"]
+        elif self._screen and not self._rows:
+            self._show({})
+
+    def on_train_batch_end(self, batch: int, logs: Mapping | None = None) -> None:
+        """Updates the display when it is due."""
+        now = perf_counter()
+        self.pace.step(now, batch + 1)
+        if self.kind != "none" and now >= self._due:
+            self._due = now + INTERVALS[self.kind]
+            self._show(logs or {})
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        """Says what comes after the last step."""
+        if self._screen:
+            self._screen.draw(f"{self._where()}  validation", 1.0, "")
+
+    def on_epoch_end(self, epoch: int, logs: Mapping | None = None) -> None:
+        """Writes the epoch's row."""
+        self.pace.end(perf_counter())
+        if self.kind == "none":
+            return
+        columns = self._columns(logs or {})
+        widths = [max(len(name), len(text), 8) for name, text in columns.items()]
+        header = aligned(columns, widths)
+        if header != self._header or self._rows % HEADER_EVERY == 0:
+            self._print(header)
+        self._header, self._rows = header, self._rows + 1
+        self._print(aligned(columns.values(), widths))
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Clears the bar."""
+        self.close()
+
+    def close(self) -> None:
+        """Clears the bar; to be called where `fit` may end with an error."""
+        if self._screen:
+            self._screen.close()
+        self._screen = None
+
+    def _columns(self, logs: Mapping) -> dict[str, str]:
+        """Heading -> text of an epoch's row."""
+        budget = getattr(self.model, "budget", None)
+        name, speed = self._speed()
+        return {
+            "epoch": f"{self.epoch + 1}/{self.epochs}",
+            "seconds": f"{self.pace.seconds:.1f}",
+            name: speed,
+            "learning_rate": number(self.model.optimizer.learning_rate),
+            **metric_columns(logs, budget),
+            "left": duration(self.pace.left_after_epoch(self._epochs_to_come())),
+        }
+
+    def _show(self, logs: Mapping) -> None:
+        total = self._total()
+        where = f"{self._where()}  {self.pace.steps}/{total or '?'}"
+        lines = status(logs, getattr(self.model, "budget", None))
+        if self._screen:
+            share = self.pace.steps / total if total else 0.0
+            self._screen.draw(where, share, self._speed_and_time(total), lines)
+        else:
+            self._print("  ".join([where, self._speed_and_time(total), *lines]))
+
+    def _speed_and_time(self, total: int) -> str:
+        if not self.pace.seconds_per_step:
+            return "starting"
+        name, speed = self._speed()
+        if not total:
+            return f"{speed} {name}"
+        epoch = duration(self.pace.left_in_epoch(total))
+        run = duration(self.pace.left_in_run(total, self._epochs_to_come()))
+        return f"left: epoch {epoch}, run {run}; {speed} {name}"
+
+    def _where(self) -> str:
+        return f"Epoch {self.epoch + 1}/{self.epochs}"
+
+    def _epochs_to_come(self) -> int:
+        return self.epochs - self.epoch - 1
+
+    def _total(self) -> int:
+        """Steps of an epoch; 0 where nobody knows yet."""
+        return self.params.get("steps") or self.pace.steps_before
+
+    def _speed(self) -> tuple[str, str]:
+        rate = self.pace.steps_per_second
+        if self.batch_size is None:
+            return "steps/s", f"{rate:.2f}"
+        return "images/s", f"{rate * self.batch_size:.0f}"
+
+    def _print(self, text: str) -> None:
+        if self._screen:
+            self._screen.print(text)
+        else:
+            print(text, file=self._out, flush=True)
+
+
+class Pace:
+    """Measures the speed of a training and tells the time left.
+
+    The first step of a run builds and compiles the graph and says nothing about the
+    others, so it counts only where the first epoch has no other.
+    """
+
+    def __init__(self) -> None:
+        self.seconds_per_step = 0.0
+        self.between_epochs = 0.0  # validation, backup
+        self.seconds = 0.0  # of the last whole epoch
+        self.steps = self.steps_before = 0  # of this epoch and of the one before
+        self._warm = False
+
+    def begin(self, now: float) -> None:
+        """Starts an epoch at a time in seconds."""
+        self.steps_before, self.steps = self.steps, 0
+        self._began = self._last = now
+        self._since = (now, 0)
+
+    def step(self, now: float, steps: int) -> None:
+        """Notes that so many steps of the epoch are done."""
+        since, before = self._since
+        if self._warm:
+            self.seconds_per_step = (now - since) / (steps - before)
+        else:
+            self._warm, self._since = True, (now, steps)
+        self.steps, self._last = steps, now
+
+    def end(self, now: float) -> None:
+        """Ends the epoch, validation included."""
+        self.seconds, self.between_epochs = now - self._began, now - self._last
+        if self.steps and not self.seconds_per_step:
+            self.seconds_per_step = (self._last - self._began) / self.steps
+
+    @property
+    def steps_per_second(self) -> float:
+        """Speed in this epoch; 0 before it can be told."""
+        return 1 / self.seconds_per_step if self.seconds_per_step else 0.0
+
+    def left_in_epoch(self, total: int) -> float:
+        """Seconds left of the training steps of this epoch, of so many steps."""
+        return self.seconds_per_step * max(total - self.steps, 0)
+
+    def left_in_run(self, total: int, epochs: int) -> float:
+        """Seconds left of this epoch and of so many epochs after it."""
+        later = epochs * (self.seconds_per_step * total + self.between_epochs)
+        return self.left_in_epoch(total) + self.between_epochs + later
+
+    def left_after_epoch(self, epochs: int) -> float:
+        """Seconds that so many epochs like the one just ended will take."""
+        return epochs * (self.seconds_per_step * self.steps + self.between_epochs)
+
+
+class Screen:
+    """The last lines of a terminal: one with a bar, plain ones below it.
+
+    Args:
+        file: the terminal.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self._file, self._lines = file, list[tqdm]()
+
+    def draw(
+        self, left: str, share: float, right: str, below: Sequence[str] = ()
+    ) -> None:
+        """Draws `left |bar| right`, and the lines below if there are any.
+
+        Args:
+            left: text before the bar.
+            share: how much of the bar is full, 0 to 1.
+            right: text after the bar.
+            below: further lines; none: they stay as they are.
+        """
+        formats = [f"{left} |{{bar}}| {right}", *below]
+        # Unlike tqdm's own, right on terminals that give their width as 0.
+        width = shutil.get_terminal_size().columns
+        for line, text in zip(self._at_least(len(formats)), formats, strict=False):
+            line.n, line.bar_format, line.ncols = share, text, width
+            line.refresh()
+
+    def print(self, text: str) -> None:
+        """Writes a line above the bar, to stay."""
+        tqdm.write(text, file=self._file)
+        self._file.flush()
+
+    def close(self) -> None:
+        """Clears the lines."""
+        for line in reversed(self._lines):
+            line.close()
+        self._lines = []
+
+    def _at_least(self, count: int) -> list[tqdm]:
+        for position in range(len(self._lines), count):
+            line = tqdm(
+                total=1,
+                file=self._file,
+                position=position,
+                leave=False,
+                bar_format=" ",
+            )
+            self._lines.append(line)
+        return self._lines
+
+
+def status(logs: Mapping, budget: float | None = None) -> list[str]:
+    """Returns the metrics in one line, and those of a search in a second one.
+
+    Args:
+        logs: name -> value, as Keras gives them to callbacks.
+        budget: bit operations.
+
+    Returns:
+        No line, one or two.
+    """
+    values = {k: number(v) for k, v in logs.items() if k not in SEARCH}
+    first = [f"{name} {values[name]}" for name in ordered(values)]
+    if "expected_bit_ops" in logs:
+        first.append(f"{gbops(logs['expected_bit_ops'], budget)} GBOPs")
+    risks = [
+        f"{label(name)} {number(logs[name])}" for name in SEARCH[1:] if name in logs
+    ]
+    lines = ["  ".join(first), "risks: " + "  ".join(risks) if risks else ""]
+    return [line for line in lines if line]
+
+
+def metric_columns(logs: Mapping, budget: float | None = None) -> dict[str, str]:
+    """Returns what is logged as columns: heading -> text.
+
+    Args:
+        logs: name -> value.
+        budget: bit operations, for the heading of the expected ones.
+    """
+    columns = {}
+    for name in ordered(logs):
+        if name == "expected_bit_ops":
+            heading = f"GBOPs of {number(budget / 1e9)}" if budget else "GBOPs"
+            columns[heading] = number(logs[name] / 1e9)
+        else:
+            columns[label(name)] = number(logs[name])
+    return columns
+
+
+def ordered(names: Mapping) -> list[str]:
+    """Returns names of metrics: the usual first, those of a search last."""
+    usual = [name for name in FIRST if name in names]
+    search = [name for name in SEARCH if name in names]
+    return usual + [n for n in names if n not in FIRST + SEARCH] + search
+
+
+def label(name: str) -> str:
+    """Returns a metric's name without the word that only makes lines longer."""
+    return name.removesuffix("_risk").removesuffix("_distance")
+
+
+def gbops(bit_ops: float, budget: float | None = None) -> str:
+    """Returns bit operations in 10^9, such as "0.1380 of 0.1369" with a budget."""
+    spent = number(bit_ops / 1e9)
+    return f"{spent} of {number(budget / 1e9)}" if budget else spent
+
+
+def aligned(texts: Any, widths: Sequence[int]) -> str:
+    """Returns texts flush right in columns of the given widths."""
+    return "  ".join(t.rjust(w) for t, w in zip(texts, widths, strict=True))
+
+
+def number(value: Any) -> str:
+    """Returns four digits of a value; three and a power of ten where it is far off 1.
+
+    Eight characters at most, nine where it is negative.
+    """
+    value = float(np.asarray(value))  # a replicated variable is no number to float
+    if value == 0 or 1e-3 <= abs(value) < 1e3:
+        return f"{value:#.4g}".rstrip(".")
+    return f"{value:.0f}" if 1e3 <= abs(value) < 1e5 else f"{value:.2e}"
+
+
+def duration(seconds: float) -> str:
+    """Returns `MM:SS`, or `H:MM:SS` from an hour on."""
+    return tqdm.format_interval(round(seconds))

@@ -1,0 +1,1 @@
+"""How a command lives: flags, workdir, stages, locks, devices, training loop, logs."""

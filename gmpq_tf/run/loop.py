@@ -1,0 +1,285 @@
+"""Training that logs each epoch, survives interruption and stops at NaN."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from gmpq_tf.cost import count_cost
+from gmpq_tf.data import Dataset
+from gmpq_tf.distribution import support_workers, synchronized_statistics
+from gmpq_tf.files import (
+    DamagedFileError,
+    check_space,
+    read_arrays,
+    read_jsonl,
+    replace_file,
+    write_arrays,
+)
+from gmpq_tf.first_trace import build_before_tracing
+from gmpq_tf.policy import BitwidthPolicy
+from gmpq_tf.run.devices import is_chief, training_batches
+from gmpq_tf.run.metrics_log import metrics_logs
+from gmpq_tf.run.run_config import RunConfig
+from gmpq_tf.run.stage import Stage, backup_before
+from gmpq_tf.search import TrainingProgress
+from gmpq_tf.search.divergence import listed, not_finite
+from gmpq_tf.transform.precision import Precision, computing_in
+
+
+class TrainingDivergedError(ValueError):
+    """The loss became NaN or infinite."""
+
+
+class EpochBackup(keras.callbacks.Callback):
+    """Saves after each epoch all that training depends on, and restores it.
+
+    Unlike `keras.callbacks.BackupAndRestore` it tells the epoch before `fit`, so that
+    the data can start there, keeps the state of every optimizer and random number
+    generator, replaces the old state only by a whole new one, and keeps the state of
+    the epoch before, from which it goes on should the last be damaged.
+
+    Args:
+        path: the `.npz` file; that of the epoch before lies beside it.
+        writes: False: restore only, as all workers but one do.
+
+    Raises:
+        DamagedFileError: there are backups, and none of them is whole.
+    """
+
+    def __init__(self, path: Path, writes: bool = True) -> None:
+        super().__init__()
+        self.path, self.writes = path, writes
+        self._state = read_backup(path)
+        # The first epoch not in the backup; 0 where there is none.
+        self.epoch = int(self._state.pop("epoch", 0))
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Restores the backup, or makes sure that the first one will fit."""
+        variables = training_variables(self.model)
+        if self.epoch:
+            self._restore(variables)
+        elif self.writes:
+            check_space(self.path, sum(v.numpy().nbytes for v in variables))
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Replaces the backup."""
+        if not self.writes:
+            return
+        values = [variable.numpy() for variable in training_variables(self.model)]
+        arrays = {str(index): value for index, value in enumerate(values)}
+        arrays["epoch"] = np.array(epoch + 1)
+        whole = write_arrays(self.path.with_name("next.npz"), arrays)
+        if self.path.exists():
+            self.path.replace(backup_before(self.path))
+        whole.replace(self.path)
+
+    def _restore(self, variables: list) -> None:
+        shapes = {str(i): tuple(v.shape) for i, v in enumerate(variables)}
+        if shapes != {name: value.shape for name, value in self._state.items()}:
+            raise ValueError(
+                "A backup must be of the model that is trained. "
+                f"Received: {self.path}, of other weights. "
+                "Use --overwrite to start the stage again."
+            )
+        for index, variable in enumerate(variables):
+            variable.assign(self._state.pop(str(index)))
+
+
+def read_backup(path: Path) -> dict[str, np.ndarray]:
+    """Reads the backup of a stage, or that of the epoch before if it is damaged.
+
+    Args:
+        path: the backup.
+
+    Returns:
+        Name -> array; nothing where there is no backup.
+
+    Raises:
+        DamagedFileError: there are backups, and none of them is whole.
+    """
+    damaged = None
+    for file in filter(Path.exists, (path, backup_before(path))):
+        try:
+            arrays = read_arrays(file)
+        except DamagedFileError as error:
+            damaged = damaged or error
+            continue
+        if damaged:
+            print(f"{damaged}\nGoing on from the epoch before.", file=sys.stderr)
+        return arrays
+    if damaged:
+        raise DamagedFileError(
+            f"{damaged} Or use --overwrite to start the stage again."
+        ) from damaged
+    return {}
+
+
+class StopAtNaN(keras.callbacks.Callback):
+    """Ends training with an error when the loss or a weight is not a finite number.
+
+    The weights of the last whole epoch remain in the backup.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.epoch = 0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Notes the epoch, for the message."""
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Looks at the loss."""
+        loss = float((logs or {}).get("loss", 0.0))
+        if not math.isfinite(loss):
+            raise TrainingDivergedError(
+                "The loss must stay a finite number. "
+                f"Received: loss={loss} at step {batch + 1} of epoch {self.epoch + 1}. "
+                "The state after the last whole epoch is kept. Lower --learning_rate "
+                "and start again with --overwrite; check the images for NaN."
+            )
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Looks at the weights: fused kernels may turn NaN into 0 before the loss."""
+        check_weights(self.model)
+
+
+def check_weights(model: keras.Model) -> None:
+    """Refuses a model whose weights are not finite.
+
+    Raises:
+        TrainingDivergedError: a weight is NaN or infinite, though no loss was.
+    """
+    if broken := not_finite(model.weights):
+        raise TrainingDivergedError(
+            "A trained model must have finite weights. "
+            f"Received: not finite: {listed(broken)}. Lower --learning_rate and start "
+            "again with --overwrite; check the images for NaN."
+        )
+
+
+def training_variables(model: keras.Model) -> list:
+    """All variables training depends on: weights, random states, optimizer states.
+
+    Args:
+        model: a compiled model, maybe with an `importance_optimizer`.
+
+    Returns:
+        The variables, each once, in a stable order.
+    """
+    model.optimizer.build(model.trainable_variables)
+    optimizers = [model.optimizer, getattr(model, "importance_optimizer", None)]
+    variables = list(model.variables)
+    for optimizer in optimizers:
+        variables += optimizer.variables if optimizer is not None else []
+    metrics = {id(variable) for variable in model.metrics_variables}
+    unique = {id(variable): variable for variable in variables}
+    return [v for key, v in unique.items() if key not in metrics]
+
+
+def fit_epochs(
+    model: keras.Model,
+    dataset: Dataset,
+    stage: Stage,
+    epochs: int,
+    run: RunConfig,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    precision: Precision = "float32",
+) -> None:
+    """Trains a compiled model, from where an interrupted run of the stage stopped.
+
+    Args:
+        model: a compiled model.
+        dataset: its images; the validation split may be empty.
+        stage: whose folder gets metrics.jsonl, metrics.csv and the backup.
+        epochs: the epoch to stop at.
+        run: how to show progress, and whether to write TensorBoard events.
+        callbacks: more callbacks, called before the others.
+        precision: what layers compute in; see `computing_in`.
+
+    Raises:
+        TrainingDivergedError: the loss became NaN or infinite.
+    """
+    chief = is_chief()
+    backup = EpochBackup(stage.backup, writes=chief)
+    start = backup.epoch
+    kind = run.progress if chief else "none"
+    progress = TrainingProgress(kind, dataset.config.batch_size)
+    watching = [*callbacks, StopAtNaN()]
+    if chief:
+        watching += metrics_logs(stage.folder, start, run.tensorboard)
+    if chief and start:
+        print(resume_note(stage, start, epochs), flush=True)
+    support_workers(model)
+    batches = training_batches(dataset, start)
+    build_before_tracing(model, batches)
+    with (
+        synchronized_statistics(model),
+        computing_in(model, precision),
+        closing(progress),
+    ):
+        model.fit(
+            batches,
+            steps_per_epoch=dataset.steps_per_epoch,
+            initial_epoch=start,
+            epochs=epochs,
+            validation_data=(
+                dataset.validation() if dataset.sizes["validation"] else None
+            ),
+            callbacks=[*watching, backup, progress],  # shown: what is kept
+            shuffle=False,  # the data set shuffles by itself
+            verbose=0,
+        )
+
+
+def resume_note(stage: Stage, start: int, epochs: int) -> str:
+    """Returns the line that says where an interrupted stage goes on."""
+    if start < epochs:
+        return f"{stage.folder} goes on with epoch {start + 1} of {epochs}."
+    return f"{stage.folder} has done its {epochs} epochs and is being finished."
+
+
+def save_model(model: keras.Model, path: Path) -> None:
+    """Writes a model without the state of its training.
+
+    Args:
+        model: a functional or Sequential model of one input and one output.
+        path: the .keras file to make or to replace.
+
+    Raises:
+        TrainingDivergedError: a weight is NaN or infinite.
+    """
+    check_weights(model)
+    plain = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+    with replace_file(path) as temporary:
+        plain.save(temporary)
+
+
+def policy_results(
+    stage: Stage, model: keras.Model, policy: BitwidthPolicy
+) -> dict[str, Any]:
+    """Returns the cost of a stage's policy and the metrics of its last epoch.
+
+    Args:
+        stage: whose folder holds metrics.jsonl.
+        model: the float model.
+        policy: of that model.
+
+    Returns:
+        Plain JSON values: bit_ops, weight_bytes, last_epoch.
+    """
+    cost = count_cost(model, policy)
+    epochs = read_jsonl(stage.folder / "metrics.jsonl")
+    return {
+        "bit_ops": cost.bit_ops,
+        "weight_bytes": cost.weight_bytes,
+        "last_epoch": epochs[-1] if epochs else None,
+    }

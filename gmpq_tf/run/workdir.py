@@ -1,0 +1,90 @@
+"""A folder that can be written to, by one process at a time."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+from gmpq_tf.run.errors import StageError
+
+LOCKED = "Another process is at work"
+_held: list[Any] = []  # lock files; closing one gives it back
+
+
+def check_writable(folder: Path) -> None:
+    """Refuses a folder in which nothing could be saved, before anything is computed.
+
+    Args:
+        folder: need not be there, but must be possible to make.
+
+    Raises:
+        StageError: it is a file, or it or its parent cannot be written to.
+    """
+    path = next(p for p in (folder, *folder.absolute().parents) if _is_there(p))
+    if path.is_dir() and os.access(path, os.W_OK | os.X_OK):
+        return
+    cause = "cannot be written to" if path.is_dir() else "is a file"
+    raise StageError(
+        "The workdir must be a folder that can be written to. "
+        f"Received: {folder}; {path} {cause}. "
+        "Change its permissions, or use another --workdir."
+    )
+
+
+def claim(path: Path, folder: Path) -> None:
+    """Claims a folder for this process, until it ends however it ends.
+
+    Args:
+        path: the lock file; it stays.
+        folder: what is claimed, for the message.
+
+    Raises:
+        StageError: another process has claimed it, or the disk cannot lock files.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+        held = _lock(file)
+    except OSError as error:
+        raise StageError(
+            "The workdir must be on a disk that can be written to and can lock files. "
+            f"Received: {path} ({error.strerror}). Use another --workdir."
+        ) from error
+    if not held:
+        file.close()
+        raise StageError(
+            f"A stage must be run by one process at a time. Received: {folder}. "
+            f"{LOCKED} there: let it finish, or use another --workdir or --name."
+        )
+    _held.append(file)
+
+
+def _lock(file: Any) -> bool:
+    """Locks a file, unless another process has."""
+    try:
+        _lock_or_raise(file)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            raise
+        return False
+    return True
+
+
+def _lock_or_raise(file: Any) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        file.seek(0)
+        # The stubs of other systems lack it.
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    else:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_there(path: Path) -> bool:
+    # Path.exists raises where a parent may not be looked into.
+    return os.access(path, os.F_OK)
