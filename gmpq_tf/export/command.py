@@ -34,6 +34,7 @@ from gmpq_tf.export.tfmot import write_tfmot
 from gmpq_tf.files import remove_temporaries, replace_files, write_json
 from gmpq_tf.models import load_model
 from gmpq_tf.policy import BitwidthPolicy
+from gmpq_tf.report.layout import POLICY
 from gmpq_tf.run.app import run_main
 from gmpq_tf.run.errors import StageError
 from gmpq_tf.run.flags import from_flags
@@ -177,14 +178,14 @@ def write_for_tfmot(
     student: keras.Model, path: Path, config: ExportConfig, data: DataConfig
 ) -> None:
     """Writes the tf_keras model that TFMOT users train on."""
-    write_tfmot(student, BitwidthPolicy.load(path.parent / "policy.json"), path)
+    write_tfmot(student, BitwidthPolicy.load(path.parent / POLICY), path)
 
 
 def write_for_litert(
     student: keras.Model, path: Path, config: ExportConfig, data: DataConfig
 ) -> None:
     """Writes the recipe, and the float model whose tensors it names."""
-    policy = BitwidthPolicy.load(path.parent / "policy.json")
+    policy = BitwidthPolicy.load(path.parent / POLICY)
     content = float_tflite(student)
     rules = recipe(student, policy, float_file=content)
     with replace_files(path.with_name("model_float.tflite"), path) as temporaries:
@@ -239,7 +240,7 @@ def metadata(folder: Path, dataset: Dataset) -> dict[str, Any]:
     Returns:
         Plain JSON values.
     """
-    policy = BitwidthPolicy.load(folder / "policy.json")
+    policy = BitwidthPolicy.load(folder / POLICY)
     bits = {name: [b.weight_bits, b.activation_bits] for name, b in policy.items()}
     return {
         "input_scaling": dataset.config.input_scaling().to_config(),

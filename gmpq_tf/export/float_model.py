@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.integers.fold import normalization, trained_codes
-from gmpq_tf.export.tflite.convolutions import check_layer
+from gmpq_tf.export.integers.layouts import check_layer
 from gmpq_tf.graph import (
     Call,
     Graph,

@@ -33,7 +33,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.float_model import FloatKernel, float_graph, float_tflite
-from gmpq_tf.export.tflite.convolutions import stored_layout
+from gmpq_tf.export.integers.layouts import stored_layout
 from gmpq_tf.export.tflite.flatbuffer import read_model
 from gmpq_tf.files import write_json
 from gmpq_tf.graph import (

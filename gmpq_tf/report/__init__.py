@@ -9,7 +9,8 @@ from gmpq_tf.report.plots import (
     plot_pretraining,
     plot_search,
 )
-from gmpq_tf.report.read import ReportError, ResultRow, Summary, read_summary
+from gmpq_tf.report.read import read_summary
+from gmpq_tf.report.schema import ReportError, ResultRow, Summary
 from gmpq_tf.report.table import format_table
 
 __all__ = [

@@ -11,7 +11,9 @@ from matplotlib.figure import Figure
 
 from gmpq_tf.files import write_atomic
 from gmpq_tf.report import plots, read
-from gmpq_tf.report.read import ReportError, ResultRow, Summary
+from gmpq_tf.report.layout import COST
+from gmpq_tf.report.read_maps import read_attribution
+from gmpq_tf.report.schema import ReportError, ResultRow, Summary
 from gmpq_tf.report.table import format_percent, table_cells
 
 STYLE = """
@@ -62,7 +64,7 @@ def _draw_accuracy(workdir: Path, summary: Summary) -> Figure:
 
 
 def _draw_policy(workdir: Path, summary: Summary) -> Figure:
-    has_cost = (workdir / read.COST).is_file()
+    has_cost = (workdir / COST).is_file()
     macs = read.read_macs(workdir) if has_cost else None
     return plots.plot_policy(read.read_policy(workdir), macs)
 
@@ -79,7 +81,7 @@ def _draw_search(workdir: Path, summary: Summary) -> Figure:
 def _draw_attribution(workdir: Path, summary: Summary) -> Figure:
     if summary.attribution is None:
         raise ReportError("this run recorded no attribution maps.")
-    return plots.plot_attribution(read.read_attribution(workdir, summary.attribution))
+    return plots.plot_attribution(read_attribution(workdir, summary.attribution))
 
 
 def _draw_pretraining(workdir: Path, summary: Summary) -> Figure:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from gmpq_tf.policy import BitwidthPolicy
-from gmpq_tf.report.read import (
+from gmpq_tf.report.schema import (
     AttributionMaps,
     LayerImportances,
     ReportError,

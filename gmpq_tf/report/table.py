@@ -4,7 +4,7 @@ import math
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from gmpq_tf.report.read import ResultRow
+from gmpq_tf.report.schema import ResultRow
 
 HEADER = ("model", "accuracy", "GBOPs", "weights", "file", ".tflite", "agreement")
 NAME_WIDTH = 26  # leaves a row within 88 columns; longer names go on below

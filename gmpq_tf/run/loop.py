@@ -25,6 +25,7 @@ from gmpq_tf.files import (
 )
 from gmpq_tf.first_trace import build_before_tracing
 from gmpq_tf.policy import BitwidthPolicy
+from gmpq_tf.report.layout import METRICS
 from gmpq_tf.run.devices import is_chief, training_batches
 from gmpq_tf.run.metrics_log import metrics_logs
 from gmpq_tf.run.run_config import RunConfig
@@ -277,7 +278,7 @@ def policy_results(
         Plain JSON values: bit_ops, weight_bytes, last_epoch.
     """
     cost = count_cost(model, policy)
-    epochs = read_jsonl(stage.folder / "metrics.jsonl")
+    epochs = read_jsonl(stage.folder / METRICS)
     return {
         "bit_ops": cost.bit_ops,
         "weight_bytes": cost.weight_bytes,

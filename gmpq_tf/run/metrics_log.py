@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from gmpq_tf.files import append_jsonl, read_jsonl, write_atomic
+from gmpq_tf.report.layout import METRICS
 
 VALIDATION = "val_"
 
@@ -126,7 +127,7 @@ def metrics_logs(
         start_epoch: first epoch to come; what is kept of it and of later ones goes.
         tensorboard: whether to write TensorBoard events too.
     """
-    metrics = folder / "metrics.jsonl"
+    metrics = folder / METRICS
     logs: list[keras.callbacks.Callback] = [MetricsLog(metrics, start_epoch)]
     if tensorboard:
         logs.append(TensorBoardLog(folder / "tensorboard", metrics))

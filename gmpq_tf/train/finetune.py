@@ -22,6 +22,7 @@ from gmpq_tf.data import DataConfig, Dataset
 from gmpq_tf.files import read_jsonl
 from gmpq_tf.graph import searchable_names
 from gmpq_tf.policy import BitwidthPolicy
+from gmpq_tf.report.layout import METRICS, POLICY, SEARCHED_POLICY
 from gmpq_tf.run.app import run_main
 from gmpq_tf.run.devices import (
     check_batch,
@@ -51,7 +52,6 @@ from gmpq_tf.train.recipe import (
 from gmpq_tf.transform import calibrate, quantize_model, snap_biases
 
 VERIFIED_BATCHES = 16  # of training images, where none are held out
-SEARCHED_POLICY = "search/policy.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +142,7 @@ def finetune(config: FinetuneConfig, data: DataConfig, run: RunConfig) -> Stage:
         return stage
     keras.utils.set_random_seed(data.seed)
     if is_chief():
-        policy.save(stage.folder / "policy.json")
+        policy.save(stage.folder / POLICY)
     student = quantize_model(model, policy)
     with dataset.naming_damaged_images():
         if not stage.epochs:
@@ -200,7 +200,7 @@ def snap_student(
         images, key = dataset.train(config.epochs).take(VERIFIED_BATCHES), "accuracy"
     if config.precision != "float32":
         trainee.make_test_function(force=True)  # that of `fit` computes in it
-    epochs = read_jsonl(stage.folder / "metrics.jsonl")
+    epochs = read_jsonl(stage.folder / METRICS)
     before = epochs[-1].get("val_accuracy") if epochs else None
     if before is None:
         before = _accuracy(trainee, images)

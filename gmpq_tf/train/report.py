@@ -24,6 +24,7 @@ from gmpq_tf.graph import GraphError
 from gmpq_tf.models import load_model
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.report import format_table, read_summary, write_report
+from gmpq_tf.report.layout import ATTRIBUTION, COST, POLICY, SUMMARY
 from gmpq_tf.run.app import run_main
 from gmpq_tf.run.errors import StageError
 from gmpq_tf.run.flags import from_flags
@@ -32,8 +33,6 @@ from gmpq_tf.run.run_config import WorkdirConfig, set_threads
 from gmpq_tf.train.attribute import write_attribution
 from gmpq_tf.train.evaluate import RESULT, model_folders
 from gmpq_tf.train.inputs import PRETRAINED
-
-ATTRIBUTION = "attribution.npz"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +75,7 @@ def report(config: ReportConfig, data: DataConfig, run: WorkdirConfig) -> Path:
     attribution = None
     if config.attribution_images:
         attribution = attribute(workdir, folders, model, data, config)
-    write_json(workdir / "cost.json", dataclasses.asdict(cost))
+    write_json(workdir / COST, dataclasses.asdict(cost))
     rows = [result_row(workdir / folder, model) for folder in folders]
     summary = {
         "dataset": data.dataset,
@@ -88,7 +87,7 @@ def report(config: ReportConfig, data: DataConfig, run: WorkdirConfig) -> Path:
         "command": command(),
         "versions": versions(),
     }
-    write_json(workdir / "summary.json", summary)
+    write_json(workdir / SUMMARY, summary)
     print(format_table(read_summary(workdir).rows))
     return write_report(workdir)
 
@@ -125,9 +124,9 @@ def row_name(folder: Path) -> str:
         Such as "float", "searched", "uniform W3A3" or, for other strategies, the name
         of the folder.
     """
-    if not (folder / "policy.json").exists():
+    if not (folder / POLICY).exists():
         return "float" if folder.name == "pretrain" else folder.name
-    made_by = BitwidthPolicy.load(folder / "policy.json").made_by
+    made_by = BitwidthPolicy.load(folder / POLICY).made_by
     bits = [_inside(made_by, "config", f"{x}_bits") for x in ("weight", "activation")]
     if made_by.get("strategy") == "uniform" and None not in bits:
         name = "uniform W{}A{}".format(*bits)
@@ -137,7 +136,7 @@ def row_name(folder: Path) -> str:
 
 def row_cost(folder: Path, model: keras.Model) -> Cost:
     """Returns the cost of the float model under a folder's policy, if it has one."""
-    path = folder / "policy.json"
+    path = folder / POLICY
     return count_cost(model, BitwidthPolicy.load(path) if path.exists() else None)
 
 
@@ -169,7 +168,7 @@ def attribute(
             workdir / f / "model.keras"
         )
         for f in folders
-        if (workdir / f / "policy.json").exists()
+        if (workdir / f / POLICY).exists()
     }
     dataset = load_dataset(data)
     path = workdir / ATTRIBUTION

@@ -17,6 +17,7 @@ import keras
 
 from gmpq_tf.data import DataConfig, Dataset
 from gmpq_tf.files import write_json
+from gmpq_tf.report.layout import IMPORTANCES, POLICY
 from gmpq_tf.run.app import run_main
 from gmpq_tf.run.devices import (
     check_batch,
@@ -130,8 +131,8 @@ def search(config: SearchConfig, data: DataConfig, run: RunConfig) -> Stage:
     # On every worker: it reads what they hold together.
     policy = searcher.policy({"seed": data.seed, "versions": versions()})
     if is_chief():
-        write_json(stage.folder / "importances.json", searcher.importances())
-        policy.save(stage.folder / "policy.json")
+        write_json(stage.folder / IMPORTANCES, searcher.importances())
+        policy.save(stage.folder / POLICY)
         stage.finish(policy_results(stage, model, policy))
     wait_for_workers()
     return stage
@@ -208,7 +209,7 @@ def main(argv: list[str]) -> None:
     run, config = from_flags(RunConfig), from_flags(SearchConfig)
     with devices(run):
         stage = search(config, data_from_flags(run, config.model), run)
-    print(f"Policy: {stage.folder / 'policy.json'}")
+    print(f"Policy: {stage.folder / POLICY}")
 
 
 def run() -> None:

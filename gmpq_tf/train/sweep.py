@@ -20,52 +20,25 @@ work through a common folder alone: each takes the points that no other is worki
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import functools
-import io
-import itertools
 import json
-import math
 import re
-import subprocess
-import sys
-import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-from gmpq_tf.data import DataConfig
-from gmpq_tf.files import parse_json, read_text, write_atomic, write_json
+from gmpq_tf.files import write_json
 from gmpq_tf.models import load_model
-from gmpq_tf.report.plots import plot_front, png_bytes
-from gmpq_tf.report.read import ResultRow
 from gmpq_tf.run.app import run_main
 from gmpq_tf.run.errors import StageError
-from gmpq_tf.run.flags import field_types, from_flags, word_for_none
+from gmpq_tf.run.flags import from_flags
 from gmpq_tf.run.records import fingerprint, read_json
-from gmpq_tf.run.run_config import RunConfig, WorkdirConfig
-from gmpq_tf.run.stage import Stage
-from gmpq_tf.run.workdir import LOCKED
-from gmpq_tf.spelling import suggest
-from gmpq_tf.train.evaluate import EvaluateConfig
-from gmpq_tf.train.finetune import FinetuneConfig
-from gmpq_tf.train.search import SearchConfig
+from gmpq_tf.run.run_config import WorkdirConfig
+from gmpq_tf.train.sweep_points import Children, run_point
+from gmpq_tf.train.sweep_results import write_results
+from gmpq_tf.train.sweep_spec import Point, read_points
 
-TRAININGS = ("search", "finetune")
-STAGES = {
-    "search": (SearchConfig, DataConfig, RunConfig),
-    "finetune": (FinetuneConfig, DataConfig, RunConfig),
-    "evaluate": (EvaluateConfig, DataConfig, WorkdirConfig),
-}
-# What the sweep decides itself.
-TAKEN = frozenset(["workdir", "overwrite", "model", "policy", "name", "names"])
 RECORD = "sweep.json"
-MOST_POINTS = 10_000
-COLUMNS = ("point", "accuracy", "bit_ops", "weight_bytes", "images", "split")
-Flags = dict[str, Any]
-Point = dict[str, Flags]  # stage -> its flags
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,168 +126,6 @@ def sweep(config: SweepConfig, run: WorkdirConfig) -> Path:
     return path
 
 
-def read_points(spec: Path) -> dict[str, Point]:
-    """Reads a specification.
-
-    Args:
-        spec: the JSON file.
-
-    Returns:
-        Name of each point -> its flags, by stage.
-
-    Raises:
-        StageError: the file is no specification, or a flag is unknown.
-    """
-    content = _read_spec(spec)
-    common = {stage: _checked(content.get(stage, {}), stage) for stage in STAGES}
-    if ("grid" in content) == ("points" in content):
-        raise StageError(
-            "A specification must have either a grid or points. "
-            f"Received: {spec} with {', '.join(content) or 'nothing'}."
-        )
-    choices = _listed(content) if "points" in content else _combinations(content)
-    width = len(str(len(choices) - 1))
-    points = {}
-    for number, choice in enumerate(choices):
-        point = {stage: dict(flags) for stage, flags in common.items()}
-        for key, value in _checked_values("a point", choice).items():
-            for stage, flag in _stages_of(key):
-                point[stage][flag] = value
-        _check_decides(point)
-        points[f"{number:0{width}}_{_label(choice)}"] = point
-    return points
-
-
-def _check_decides(point: Point) -> None:
-    """Refuses points that would be finished without an accuracy to draw."""
-    if point["evaluate"].get("output_kind") == "numbers":
-        raise StageError(
-            "A sweep draws accuracies, which numbers do not have. "
-            "Received: evaluate.output_kind=numbers. Leave it out."
-        )
-
-
-def _read_spec(spec: Path) -> dict[str, Any]:
-    try:
-        content = parse_json(read_text(spec))
-    except (OSError, ValueError) as error:
-        raise StageError(
-            f"A specification must be a JSON file. Received: {spec}: {error}. "
-            "See --help for one."
-        ) from error
-    keys = [*STAGES, "grid", "points"]
-    if not isinstance(content, dict) or any(key not in keys for key in content):
-        named = content if isinstance(content, dict) else ("no object",)
-        unknown = next(key for key in named if key not in keys)[:80]
-        raise StageError(
-            f"A specification must have the keys {', '.join(keys)} only. "
-            f"Received: {unknown!r} in {spec}. {suggest(unknown, keys)}"
-        )
-    return content
-
-
-def _listed(content: Flags) -> list[Flags]:
-    points = content["points"]
-    if not isinstance(points, list) or not points:
-        raise StageError(
-            "Points must be a list of objects, each from flags to values. "
-            f"Received: points={points!r:.80}. Write [{{'search.eta': 100}}]."
-        )
-    _check_count(len(points))
-    return points
-
-
-def _combinations(content: Flags) -> list[Flags]:
-    grid = content["grid"]
-    valid = isinstance(grid, dict) and grid
-    if not valid or not all(isinstance(v, list) and v for v in grid.values()):
-        raise StageError(
-            "A grid must map each flag to a list of values. "
-            f"Received: grid={grid!r:.80}. Write {{'search.eta': [0, 100]}}."
-        )
-    _check_count(math.prod(len(values) for values in grid.values()))
-    values = itertools.product(*grid.values())
-    return [dict(zip(grid, chosen, strict=True)) for chosen in values]
-
-
-def _check_count(count: int) -> None:
-    if count > MOST_POINTS:
-        raise StageError(
-            f"A sweep must have at most {MOST_POINTS} points. Received: {count}. "
-            "Give fewer values, or several specifications."
-        )
-
-
-def _stages_of(key: str) -> list[tuple[str, str]]:
-    """(stage, flag) pairs that a key such as `search.eta` or `seed` stands for."""
-    stage, _, flag = key.rpartition(".")
-    stages = [stage] if stage else [s for s in TRAININGS if flag in flag_names(s)]
-    for name in stages or TRAININGS:
-        _checked({flag: None}, name)
-    return [(name, flag) for name in stages]
-
-
-def _checked(flags: Any, stage: str) -> Flags:
-    """Flags of a stage, each of which it must know."""
-    known = flag_names(stage) if stage in STAGES else []
-    for flag in _checked_values(stage, flags):
-        if flag not in known:
-            raise StageError(
-                "A flag must be one of the stage's that the sweep leaves open. "
-                f"Received: {f'{stage}.{flag}':.80}. "
-                f"{suggest(flag[:80], known or STAGES)}"
-            )
-    return dict(flags)
-
-
-def _checked_values(name: str, flags: Any) -> Flags:
-    """Flags whose values are what a command line can give."""
-    valid = isinstance(flags, dict)
-    if not valid or not all(map(_is_value, flags.values())):
-        raise StageError(
-            "Flags must be an object from names to texts, numbers, true, false, null "
-            f"or lists of them. Received: {name} with {flags!r:.80}. "
-            "Write such as {'search.eta': 100}."
-        )
-    return flags
-
-
-def _is_value(value: Any) -> bool:
-    if isinstance(value, list):
-        return all(_is_value(item) and not isinstance(item, list) for item in value)
-    text = "" if value is None else value  # no process can be given a NUL
-    return isinstance(text, int | float) or (isinstance(text, str) and "\0" not in text)
-
-
-@functools.cache
-def flag_names(stage: str) -> list[str]:
-    """Names of the flags of a stage that a specification may give."""
-    return sorted({name for cls in STAGES[stage] for name in field_types(cls)} - TAKEN)
-
-
-@functools.cache
-def _words_for_none() -> dict[str, str]:
-    """Flag -> the text that gives it no value."""
-    classes = {cls for stage in STAGES.values() for cls in stage}
-    types = {name: hint for cls in classes for name, hint in field_types(cls).items()}
-    return {name: word_for_none(hint) or "none" for name, hint in types.items()}
-
-
-def _label(choice: Flags) -> str:
-    """Part of a folder name that says what was chosen."""
-    pairs = [f"{key.rpartition('.')[2]}={_text(key, v)}" for key, v in choice.items()]
-    # ASCII, because a file name may have 255 bytes, however few letters they are.
-    return re.sub(r"[^\w.=,+-]+", "-", "_".join(pairs), flags=re.ASCII)[:100]
-
-
-def _text(key: str, value: Any) -> str:
-    """A value as a command line gives it."""
-    if isinstance(value, list):
-        return ",".join(map(str, value))
-    flag = key.rpartition(".")[2]
-    return _words_for_none().get(flag, "none") if value is None else str(value)
-
-
 def check_same_sweep(workdir: Path, points: Mapping[str, Point], model: Path) -> None:
     """Records what is swept, or refuses a folder of another sweep.
 
@@ -336,147 +147,6 @@ def check_same_sweep(workdir: Path, points: Mapping[str, Point], model: Path) ->
         )
     if not before:
         write_json(path, now)
-
-
-class Children:
-    """The processes that run the stages; a stop reaches all that there are."""
-
-    def __init__(self) -> None:
-        self.stopped = False
-        self._lock = threading.Lock()
-        self._running: set[subprocess.Popen] = set()
-
-    def run(self, command: list[str]) -> subprocess.CompletedProcess | None:
-        """Runs a command to its end.
-
-        Args:
-            command: the program and its arguments.
-
-        Returns:
-            What it wrote and its exit code; None once the children are stopped.
-        """
-        with self._lock:
-            if self.stopped:
-                return None
-            process = subprocess.Popen(  # noqa: S603  our own, its flags checked
-                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            )
-            self._running.add(process)
-        output = process.communicate()
-        with self._lock:
-            self._running.remove(process)
-        return subprocess.CompletedProcess(command, process.returncode, *output)
-
-    def stop(self) -> None:
-        """Asks every process to stop, and starts no more."""
-        with self._lock:
-            self.stopped = True
-            for process in self._running:
-                process.terminate()
-
-
-def run_point(
-    folder: Path, point: Point, training: Flags, common: Flags, children: Children
-) -> str | None:
-    """Runs the stages of one point, each in a process of its own.
-
-    Args:
-        folder: workdir of the point.
-        point: its flags.
-        training: flags of every training.
-        common: flags of every stage.
-        children: runs the processes.
-
-    Returns:
-        None, or what the stage that failed said; a point that another process is
-        working on, or whose processes were stopped, is no failure.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    for stage in STAGES:
-        given = training if stage in TRAININGS else {"names": "finetune"}
-        flags = common | given | {"workdir": folder} | point[stage]
-        command = [f"--{flag}={_text(flag, value)}" for flag, value in flags.items()]
-        done = _run_stage(stage, command, folder / f"{stage}.log", children)
-        if done is None or children.stopped:
-            return None
-        if LOCKED in done.stderr:
-            print(f"{folder.name}: another process is working on it", flush=True)
-            return None
-        if done.returncode:
-            lines = done.stderr.strip().splitlines() or ["(no message)"]
-            errors = [line for line in lines if line.startswith("Error")] or lines[-1:]
-            return f"{folder.name}, {stage}: {errors[-1]}"
-    print(f"{folder.name}: finished", flush=True)
-    return None
-
-
-def _run_stage(stage: str, flags: list[str], log: Path, children: Children) -> Any:
-    module = f"{__package__}.{stage}"
-    done = children.run([sys.executable, "-m", module, *flags])
-    if done is not None:
-        write_atomic(log, done.stdout + done.stderr)
-    return done
-
-
-def write_results(workdir: Path, names: list[str]) -> Path:
-    """Writes sweep.csv and accuracy_bops.png of the points that are finished.
-
-    Args:
-        workdir: folder of the sweep.
-        names: the points, in order.
-
-    Returns:
-        The path of sweep.csv.
-    """
-    folders = [workdir / "points" / name for name in names]
-    rows = [row for folder in folders if (row := point_row(folder))]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    path = write_atomic(workdir / "sweep.csv", text.getvalue())
-    if rows:
-        drawn = [[_result_row(row) for row in some] for some in (rows, front(rows))]
-        write_atomic(workdir / "accuracy_bops.png", png_bytes(plot_front(*drawn)))
-    return path
-
-
-def point_row(folder: Path) -> Flags | None:
-    """Row of a point in sweep.csv, None where it is not finished."""
-    evaluation = read_json(folder / "finetune" / "evaluation.json")
-    if not {"accuracy", "images", "split"} <= evaluation.keys():
-        return None
-    # Counted on the float model: the student has quantizers' variables beside weights.
-    cost = Stage(folder, "finetune").results()
-    return {
-        "point": folder.name,
-        "accuracy": evaluation["accuracy"],
-        "bit_ops": cost["bit_ops"],
-        "weight_bytes": cost["weight_bytes"],
-        "images": evaluation["images"],
-        "split": evaluation["split"],
-    }
-
-
-def front(rows: list[Flags]) -> list[Flags]:
-    """The points that no other beats: more accurate, or cheaper (Pareto front).
-
-    Args:
-        rows: with `accuracy` and `bit_ops`.
-
-    Returns:
-        Those rows, cheapest first.
-    """
-    best: list[Flags] = []
-    for row in sorted(rows, key=lambda row: (row["bit_ops"], -row["accuracy"])):
-        if not best or row["accuracy"] > best[-1]["accuracy"]:
-            best.append(row)
-    return best
-
-
-def _result_row(row: Flags) -> ResultRow:
-    values = [row[key] for key in ("accuracy", "bit_ops", "weight_bytes")]
-    return ResultRow(row["point"], *values)
 
 
 def main(argv: list[str]) -> None:

@@ -22,10 +22,11 @@ from gmpq_tf.models import ModelFileError, WeightsError, load_model
 from gmpq_tf.models.foreign.files import read_weight_file
 from gmpq_tf.policy import BitwidthPolicy, PolicyError
 from gmpq_tf.policy.file import read_renaming
-from gmpq_tf.report import read
+from gmpq_tf.report import ReportError, read
+from gmpq_tf.report.read_maps import read_attribution
 from gmpq_tf.run.errors import StageError
 from gmpq_tf.run.records import read_json, read_record, recorded_data
-from gmpq_tf.train.sweep import read_points
+from gmpq_tf.train.sweep_spec import read_points
 from tests.fuzz.model_files import members, saved, zipped
 from tests.fuzz.mutations import damage, splice
 
@@ -231,25 +232,25 @@ READERS = {
         "evaluation.json", ROW, lambda folder: read_json(folder / "evaluation.json"), ()
     ),
     "summary": json_reader(
-        "summary.json", SUMMARY, read.read_summary, read.ReportError
+        "summary.json", SUMMARY, read.read_summary, ReportError
     ),
     "searched policy": json_reader(
-        "search/policy.json", POLICY, read.read_policy, read.ReportError
+        "search/policy.json", POLICY, read.read_policy, ReportError
     ),
     "macs": json_reader(
         "cost.json",
         {"layers": [{"name": "conv", "macs": 5}, {"name": "dense", "macs": 6}]},
         read.read_macs,
-        read.ReportError,
+        ReportError,
     ),
     "importances": json_reader(
-        "search/importances.json", IMPORTANCES, read.read_importances, read.ReportError
+        "search/importances.json", IMPORTANCES, read.read_importances, ReportError
     ),
     "metrics": Reader(
         "search/metrics.jsonl",
         lambda: b'{"epoch": 0, "loss": 2.5}\n{"epoch": 1, "loss": null}\n',
         lambda folder: read.read_metrics(folder, "search"),
-        read.ReportError,
+        ReportError,
         (spliced_lines, damage),
     ),
     "json lines": Reader(
@@ -262,8 +263,8 @@ READERS = {
     "attribution": Reader(
         "attribution.npz",
         attribution,
-        lambda folder: read.read_attribution(folder, "attribution.npz"),
-        read.ReportError,
+        lambda folder: read_attribution(folder, "attribution.npz"),
+        ReportError,
         (damaged_member, damage),
     ),
     "sweep": json_reader(

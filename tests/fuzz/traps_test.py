@@ -16,7 +16,8 @@ from gmpq_tf.data.errors import DataError
 from gmpq_tf.data.folder import check_files
 from gmpq_tf.models import ModelFileError, WeightsError, load_model
 from gmpq_tf.models.foreign.files import read_weight_file
-from gmpq_tf.report.read import ReportError, read_attribution
+from gmpq_tf.report import ReportError
+from gmpq_tf.report.read_maps import read_attribution
 from gmpq_tf.run.errors import StageError
 from gmpq_tf.run.records import recorded_data
 from gmpq_tf.run.run_config import WorkdirConfig

@@ -21,7 +21,7 @@ from gmpq_tf.report import (
     plot_search,
 )
 from gmpq_tf.report.plots import plot_front, png_bytes
-from gmpq_tf.report.read import AttributionMaps, LayerImportances
+from gmpq_tf.report.schema import AttributionMaps, LayerImportances
 
 
 def policy_of(count):

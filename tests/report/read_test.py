@@ -8,13 +8,13 @@ import pytest
 
 from gmpq_tf.report import ReportError, ResultRow, Summary, read_summary
 from gmpq_tf.report.read import (
-    read_attribution,
     read_float_layers,
     read_importances,
     read_macs,
     read_metrics,
     read_policy,
 )
+from gmpq_tf.report.read_maps import read_attribution
 
 ROW = {"name": "float", "accuracy": 0.98, "bit_ops": 1024, "weight_bytes": 400}
 SUMMARY = {

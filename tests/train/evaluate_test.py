@@ -13,7 +13,7 @@ from gmpq_tf.run.errors import StageError
 from gmpq_tf.run.run_config import WorkdirConfig
 from gmpq_tf.train.evaluate import EvaluateConfig, compare, describe, evaluate
 from gmpq_tf.train.report import ReportConfig, report
-from gmpq_tf.train.sweep import read_points
+from gmpq_tf.train.sweep_spec import read_points
 
 L = keras.layers
 X = np.random.default_rng(0).uniform(-1, 1, (48, 6)).astype("float32")

@@ -18,16 +18,10 @@ from gmpq_tf.run.app import StopRequested, stopped_by_signals
 from gmpq_tf.run.errors import StageError
 from gmpq_tf.run.run_config import WorkdirConfig
 from gmpq_tf.train.report import ReportConfig, report
-from gmpq_tf.train.sweep import (
-    Children,
-    SweepConfig,
-    check_same_sweep,
-    flag_names,
-    front,
-    read_points,
-    run_point,
-    sweep,
-)
+from gmpq_tf.train.sweep import SweepConfig, check_same_sweep, sweep
+from gmpq_tf.train.sweep_points import Children, run_point
+from gmpq_tf.train.sweep_results import front
+from gmpq_tf.train.sweep_spec import flag_names, read_points
 
 DIGITS = DataConfig("digits", batch_size=256)
 TINY = {

@@ -13,9 +13,9 @@ from ai_edge_litert import schema_py_generated as schema
 from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.integers.fold import Folded, fold_layer
 from gmpq_tf.export.integers.grids import Grid, clamps, grid_of
+from gmpq_tf.export.integers.layouts import check_layer, stored_layout
 from gmpq_tf.export.tflite.flatbuffer import PACKING, FileBuilder, Quantization
 from gmpq_tf.export.tflite.integer_graph import (
-    FUSED,
     IntegerGraph,
     Kernel,
     beyond_kernels,
@@ -180,54 +180,11 @@ def saturated(folded: Folded, name: str, ratio: float) -> Folded:
     return replace(folded, scale=np.minimum(folded.scale, largest))
 
 
-def check_layer(call: Call) -> None:
-    """Refuse layers that have no quantizers, or a layout TFLite lacks."""
-    layer = call.layer
-    quantizers = [getattr(layer, f"{k}_quantizer", None) for k in ("input", "kernel")]
-    if None in quantizers or any(len(q.bits) != 1 for q in quantizers if q):
-        raise ExportError(
-            "Every convolution and dense layer must have one input quantizer and one "
-            f"kernel quantizer. Received: layer={call.name!r} "
-            f"({type(layer).__name__}). Export what gmpq_tf.quantize_model returned."
-        )
-    if getattr(layer, "data_format", "channels_last") != "channels_last":
-        raise ExportError(
-            "Channels must be last. "
-            f"Received: layer={call.name!r} with data_format={layer.data_format!r}. "
-            "Build the model with data_format='channels_last'."
-        )
-    if call.activation not in FUSED:
-        raise ExportError(
-            "An activation inside a layer must be linear, relu or relu6. "
-            f"Received: layer={call.name!r} with activation={call.activation!r}. "
-            "Export what gmpq_tf.quantize_model returned, which splits it off."
-        )
-
-
 def add_kernel(
     file: FileBuilder, name: str, codes: np.ndarray, meaning: Quantization, kind: str
 ) -> int:
     """Add a kernel in INT8, INT4 (two codes a byte) or INT2 (four)."""
     return file.tensor(name, codes.shape, kind, meaning, PACKING[kind](codes))
-
-
-def stored_layout(kind: str, kernel: np.ndarray) -> tuple[np.ndarray, int]:
-    """Kernel in the layout of TFLite, and its axis of output channels."""
-    if kind == "Dense":
-        return kernel.T, 0
-    if kind == "Conv2D":
-        return kernel.transpose(3, 0, 1, 2), 0
-    height, width = kernel.shape[:2]
-    return kernel.reshape(1, height, width, -1), 3
-
-
-def keras_layout(kind: str, kernel: np.ndarray, shape: tuple) -> np.ndarray:
-    """Inverse of `stored_layout`, for a Keras kernel of the given shape."""
-    if kind == "Dense":
-        return kernel.T
-    if kind == "Conv2D":
-        return kernel.transpose(1, 2, 3, 0)
-    return kernel.reshape(shape)
 
 
 def kernel_version(code: str, layer: Any, kind: str) -> int | None:

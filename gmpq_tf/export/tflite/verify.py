@@ -11,7 +11,7 @@ import numpy as np
 
 from gmpq_tf.export.integers.fold import trained_codes
 from gmpq_tf.export.integers.grids import Grid
-from gmpq_tf.export.tflite.convolutions import keras_layout
+from gmpq_tf.export.integers.layouts import keras_layout
 from gmpq_tf.export.tflite.flatbuffer import (
     read_model,
     stored_bytes,

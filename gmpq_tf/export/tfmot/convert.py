@@ -28,7 +28,7 @@ import numpy as np
 import tensorflow as tf
 
 from gmpq_tf.export.errors import ExportError
-from gmpq_tf.export.tflite.convolutions import check_layer
+from gmpq_tf.export.integers.layouts import check_layer
 from gmpq_tf.export.tflite.exporter import ExportReport
 from gmpq_tf.export.tflite.exporter import export_tflite as export_student
 from gmpq_tf.export.tflite.lowering import lower

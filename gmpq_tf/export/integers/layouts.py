@@ -1,0 +1,54 @@
+"""Checks of the layers an integer file can hold, and the layout of their kernels."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gmpq_tf.export.errors import ExportError
+from gmpq_tf.graph import Call
+
+# Activations that a layer's operator clamps to by itself.
+FUSABLE = ("linear", "relu", "relu6")
+
+
+def check_layer(call: Call) -> None:
+    """Refuse layers that have no quantizers, or a layout TFLite lacks."""
+    layer = call.layer
+    quantizers = [getattr(layer, f"{k}_quantizer", None) for k in ("input", "kernel")]
+    if None in quantizers or any(len(q.bits) != 1 for q in quantizers if q):
+        raise ExportError(
+            "Every convolution and dense layer must have one input quantizer and one "
+            f"kernel quantizer. Received: layer={call.name!r} "
+            f"({type(layer).__name__}). Export what gmpq_tf.quantize_model returned."
+        )
+    if getattr(layer, "data_format", "channels_last") != "channels_last":
+        raise ExportError(
+            "Channels must be last. "
+            f"Received: layer={call.name!r} with data_format={layer.data_format!r}. "
+            "Build the model with data_format='channels_last'."
+        )
+    if call.activation not in FUSABLE:
+        raise ExportError(
+            "An activation inside a layer must be linear, relu or relu6. "
+            f"Received: layer={call.name!r} with activation={call.activation!r}. "
+            "Export what gmpq_tf.quantize_model returned, which splits it off."
+        )
+
+
+def stored_layout(kind: str, kernel: np.ndarray) -> tuple[np.ndarray, int]:
+    """Kernel in the layout of TFLite, and its axis of output channels."""
+    if kind == "Dense":
+        return kernel.T, 0
+    if kind == "Conv2D":
+        return kernel.transpose(3, 0, 1, 2), 0
+    height, width = kernel.shape[:2]
+    return kernel.reshape(1, height, width, -1), 3
+
+
+def keras_layout(kind: str, kernel: np.ndarray, shape: tuple) -> np.ndarray:
+    """Inverse of `stored_layout`, for a Keras kernel of the given shape."""
+    if kind == "Dense":
+        return kernel.T
+    if kind == "Conv2D":
+        return kernel.transpose(1, 2, 3, 0)
+    return kernel.reshape(shape)

@@ -1,0 +1,9 @@
+"""Names of the files that the stages of a run leave in its workdir."""
+
+SUMMARY = "summary.json"
+COST = "cost.json"
+ATTRIBUTION = "attribution.npz"
+METRICS = "metrics.jsonl"  # in the folder of each training
+POLICY = "policy.json"  # in the folder of each search and fine-tuning
+IMPORTANCES = "importances.json"  # in the folder of the search
+SEARCHED_POLICY = f"search/{POLICY}"

@@ -1,0 +1,247 @@
+"""What a report needs to know of a run, and the checks of values read from files."""
+
+import difflib
+import math
+import numbers
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+
+REMEDY = (
+    "Run its stages and then `python -m train.report`; `make demo` or "
+    "`python -m train.demo` runs them all."
+)
+FLOAT_MAX = sys.float_info.max  # a whole number of JSON may be larger
+LONGEST_MESSAGE = 2000
+
+
+class ReportError(ValueError):
+    """A file of the run is missing or does not say what a report needs."""
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """One line of the result table.
+
+    Args:
+        name: what was measured, such as "uniform W3A3".
+        accuracy: top-1 of the Keras model, 0..1.
+        bit_ops: MACs times bits times bits, more than 0.
+        weight_bytes: bytes of the weights at the policy's bits, more than 0.
+        file_bytes: bytes of the shipped file, or None.
+        tflite_accuracy: top-1 of the shipped file, 0..1, or None.
+        agreement: share of images on which file and Keras agree, 0..1, or None.
+
+    Raises:
+        ReportError: a value is of the wrong kind or out of its range.
+    """
+
+    name: str
+    accuracy: float
+    bit_ops: float
+    weight_bytes: float
+    file_bytes: float | None = None
+    tflite_accuracy: float | None = None
+    agreement: float | None = None
+
+    def __post_init__(self) -> None:
+        check_text("name", self.name)
+        check_number("accuracy", self.accuracy, 0, 1)
+        check_number("bit_ops", self.bit_ops, 1)
+        check_number("weight_bytes", self.weight_bytes, 1)
+        check_number("file_bytes", self.file_bytes, 1, optional=True)
+        check_number("tflite_accuracy", self.tflite_accuracy, 0, 1, optional=True)
+        check_number("agreement", self.agreement, 0, 1, optional=True)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What `summary.json` says of a run.
+
+    Args:
+        dataset: name of the data set the rows were measured on.
+        model: name of the model.
+        full_precision_bit_ops: bit operations at 32 x 32 bits, more than 0.
+        rows: the result table, at least one row.
+        attribution: name of the attribution file in the workdir, or None.
+        bit_ops_budget: the search's budget (at most 1: a fraction of full
+            precision; above: a count), or None.
+        command: the command that made the run, or None.
+        versions: package name -> version.
+
+    Raises:
+        ReportError: a value is of the wrong kind or out of its range.
+    """
+
+    dataset: str
+    model: str
+    full_precision_bit_ops: float
+    rows: tuple[ResultRow, ...]
+    attribution: str | None = None
+    bit_ops_budget: float | None = None
+    command: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_text("dataset", self.dataset)
+        check_text("model", self.model)
+        check_number("full_precision_bit_ops", self.full_precision_bit_ops, 1)
+        check_number("bit_ops_budget", self.bit_ops_budget, 0, optional=True)
+        check_text("attribution", self.attribution, optional=True)
+        check_text("command", self.command, optional=True)
+        check_kind("versions", self.versions, Mapping)
+        if not self.rows:
+            raise ReportError(
+                f"rows must hold at least one row. Received: []. {REMEDY}"
+            )
+
+
+@dataclass(frozen=True)
+class LayerImportances:
+    """Branch probabilities of one searched layer.
+
+    Args:
+        weight_bits: candidate bits of the weights.
+        weight_probabilities: one for each of them, 0..1.
+        activation_bits: candidate bits of the activations.
+        activation_probabilities: one for each of them, 0..1.
+
+    Raises:
+        ReportError: bits and probabilities do not pair up, or are out of range.
+    """
+
+    weight_bits: tuple[int, ...]
+    weight_probabilities: tuple[float, ...]
+    activation_bits: tuple[int, ...]
+    activation_probabilities: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for kind in ("weight", "activation"):
+            bits = getattr(self, f"{kind}_bits")
+            probabilities = getattr(self, f"{kind}_probabilities")
+            if not bits or len(bits) != len(probabilities):
+                raise ReportError(
+                    f"{kind}_probabilities must give one number for each of "
+                    f"{kind}_bits. Received: {kind}_bits={bits!r:.80}, "
+                    f"{kind}_probabilities={probabilities!r:.80}. Search again."
+                )
+            for bit, probability in zip(bits, probabilities, strict=True):
+                check_number(f"{kind}_bits", bit, 1, 32)
+                check_number(f"{kind}_probabilities", probability, 0, 1.001)
+
+
+@dataclass(frozen=True)
+class AttributionMaps:
+    """Images and what the networks look at in them.
+
+    Args:
+        images: [N, H, W, C] uint8, C 1 or 3.
+        labels: [N] class numbers.
+        maps: name ("teacher", "searched", "uniform") -> [N, h, w], the teacher first.
+        rank_distances: student name -> [N].
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    maps: Mapping[str, np.ndarray]
+    rank_distances: Mapping[str, np.ndarray]
+
+
+def check_kind(key: str, value: object, kind: type) -> None:
+    """Requires a JSON value of one kind.
+
+    Args:
+        key: what the value is called.
+        value: the value.
+        kind: what it must be: Mapping, list or str.
+
+    Raises:
+        ReportError: it is of another.
+    """
+    if not isinstance(value, kind):
+        names = {"Mapping": "an object", "list": "a list", "str": "a text"}
+        raise ReportError(
+            f"{key} must be {names[kind.__name__]}. "
+            f"Received: {key}={value!r:.80}. {REMEDY}"
+        )
+
+
+def check_text(key: str, value: object, optional: bool = False) -> None:
+    """Requires a text that is not empty.
+
+    Args:
+        key: what the value is called.
+        value: the value.
+        optional: whether None will do.
+
+    Raises:
+        ReportError: it is something else.
+    """
+    if optional and value is None:
+        return
+    check_kind(key, value, str)
+    if not str(value).strip():
+        raise ReportError(f"{key} must not be empty. Received: {key}=''. {REMEDY}")
+
+
+def check_number(
+    key: str,
+    value: object,
+    low: float,
+    high: float = math.inf,
+    optional: bool = False,
+) -> None:
+    """Requires a finite number in a range.
+
+    Args:
+        key: what the value is called.
+        value: the value.
+        low: the least it may be.
+        high: the most it may be.
+        optional: whether None will do.
+
+    Raises:
+        ReportError: it is something else.
+    """
+    if optional and value is None:
+        return
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not low <= cast(float, value) <= min(high, FLOAT_MAX):
+        between = f"from {low:g} to {high:g}" if high < math.inf else f"{low:g} or more"
+        raise ReportError(
+            f"{key} must be a number {between}. Received: {key}={value!r:.80}. {REMEDY}"
+        )
+
+
+@contextmanager
+def named(where: str) -> Iterator[None]:
+    """Puts the place in front of what a reader found wrong there."""
+    try:
+        yield
+    except ValueError as error:
+        raise ReportError(f"{where}: {error}"[:LONGEST_MESSAGE]) from error
+
+
+def take(data: Mapping[str, Any], key: str) -> Any:
+    """Looks a required key up.
+
+    Args:
+        data: a JSON object.
+        key: the key.
+
+    Returns:
+        its value.
+
+    Raises:
+        ReportError: the key is not there; the nearest one that is, is named.
+    """
+    if key in data:
+        return data[key]
+    near = difflib.get_close_matches(key, data, n=1)
+    hint = f" Did you mean to write {key} for {near[0]}?" if near else ""
+    keys = f"{sorted(data)}"[:200]
+    raise ReportError(f"key {key!r} is required. Received: keys={keys}.{hint} {REMEDY}")

@@ -1,0 +1,194 @@
+"""The specification of a sweep: a grid of flags, or a list of points."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from gmpq_tf.data import DataConfig
+from gmpq_tf.files import parse_json, read_text
+from gmpq_tf.run.errors import StageError
+from gmpq_tf.run.flags import field_types, word_for_none
+from gmpq_tf.run.run_config import RunConfig, WorkdirConfig
+from gmpq_tf.spelling import suggest
+from gmpq_tf.train.evaluate import EvaluateConfig
+from gmpq_tf.train.finetune import FinetuneConfig
+from gmpq_tf.train.search import SearchConfig
+
+TRAININGS = ("search", "finetune")
+STAGES = {
+    "search": (SearchConfig, DataConfig, RunConfig),
+    "finetune": (FinetuneConfig, DataConfig, RunConfig),
+    "evaluate": (EvaluateConfig, DataConfig, WorkdirConfig),
+}
+# What the sweep decides itself.
+TAKEN = frozenset(["workdir", "overwrite", "model", "policy", "name", "names"])
+MOST_POINTS = 10_000
+Flags = dict[str, Any]
+Point = dict[str, Flags]  # stage -> its flags
+
+
+def read_points(spec: Path) -> dict[str, Point]:
+    """Reads a specification.
+
+    Args:
+        spec: the JSON file.
+
+    Returns:
+        Name of each point -> its flags, by stage.
+
+    Raises:
+        StageError: the file is no specification, or a flag is unknown.
+    """
+    content = _read_spec(spec)
+    common = {stage: _checked(content.get(stage, {}), stage) for stage in STAGES}
+    if ("grid" in content) == ("points" in content):
+        raise StageError(
+            "A specification must have either a grid or points. "
+            f"Received: {spec} with {', '.join(content) or 'nothing'}."
+        )
+    choices = _listed(content) if "points" in content else _combinations(content)
+    width = len(str(len(choices) - 1))
+    points = {}
+    for number, choice in enumerate(choices):
+        point = {stage: dict(flags) for stage, flags in common.items()}
+        for key, value in _checked_values("a point", choice).items():
+            for stage, flag in _stages_of(key):
+                point[stage][flag] = value
+        _check_decides(point)
+        points[f"{number:0{width}}_{_label(choice)}"] = point
+    return points
+
+
+def _check_decides(point: Point) -> None:
+    """Refuses points that would be finished without an accuracy to draw."""
+    if point["evaluate"].get("output_kind") == "numbers":
+        raise StageError(
+            "A sweep draws accuracies, which numbers do not have. "
+            "Received: evaluate.output_kind=numbers. Leave it out."
+        )
+
+
+def _read_spec(spec: Path) -> dict[str, Any]:
+    try:
+        content = parse_json(read_text(spec))
+    except (OSError, ValueError) as error:
+        raise StageError(
+            f"A specification must be a JSON file. Received: {spec}: {error}. "
+            "See --help for one."
+        ) from error
+    keys = [*STAGES, "grid", "points"]
+    if not isinstance(content, dict) or any(key not in keys for key in content):
+        named = content if isinstance(content, dict) else ("no object",)
+        unknown = next(key for key in named if key not in keys)[:80]
+        raise StageError(
+            f"A specification must have the keys {', '.join(keys)} only. "
+            f"Received: {unknown!r} in {spec}. {suggest(unknown, keys)}"
+        )
+    return content
+
+
+def _listed(content: Flags) -> list[Flags]:
+    points = content["points"]
+    if not isinstance(points, list) or not points:
+        raise StageError(
+            "Points must be a list of objects, each from flags to values. "
+            f"Received: points={points!r:.80}. Write [{{'search.eta': 100}}]."
+        )
+    _check_count(len(points))
+    return points
+
+
+def _combinations(content: Flags) -> list[Flags]:
+    grid = content["grid"]
+    valid = isinstance(grid, dict) and grid
+    if not valid or not all(isinstance(v, list) and v for v in grid.values()):
+        raise StageError(
+            "A grid must map each flag to a list of values. "
+            f"Received: grid={grid!r:.80}. Write {{'search.eta': [0, 100]}}."
+        )
+    _check_count(math.prod(len(values) for values in grid.values()))
+    values = itertools.product(*grid.values())
+    return [dict(zip(grid, chosen, strict=True)) for chosen in values]
+
+
+def _check_count(count: int) -> None:
+    if count > MOST_POINTS:
+        raise StageError(
+            f"A sweep must have at most {MOST_POINTS} points. Received: {count}. "
+            "Give fewer values, or several specifications."
+        )
+
+
+def _stages_of(key: str) -> list[tuple[str, str]]:
+    """(stage, flag) pairs that a key such as `search.eta` or `seed` stands for."""
+    stage, _, flag = key.rpartition(".")
+    stages = [stage] if stage else [s for s in TRAININGS if flag in flag_names(s)]
+    for name in stages or TRAININGS:
+        _checked({flag: None}, name)
+    return [(name, flag) for name in stages]
+
+
+def _checked(flags: Any, stage: str) -> Flags:
+    """Flags of a stage, each of which it must know."""
+    known = flag_names(stage) if stage in STAGES else []
+    for flag in _checked_values(stage, flags):
+        if flag not in known:
+            raise StageError(
+                "A flag must be one of the stage's that the sweep leaves open. "
+                f"Received: {f'{stage}.{flag}':.80}. "
+                f"{suggest(flag[:80], known or STAGES)}"
+            )
+    return dict(flags)
+
+
+def _checked_values(name: str, flags: Any) -> Flags:
+    """Flags whose values are what a command line can give."""
+    valid = isinstance(flags, dict)
+    if not valid or not all(map(_is_value, flags.values())):
+        raise StageError(
+            "Flags must be an object from names to texts, numbers, true, false, null "
+            f"or lists of them. Received: {name} with {flags!r:.80}. "
+            "Write such as {'search.eta': 100}."
+        )
+    return flags
+
+
+def _is_value(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(_is_value(item) and not isinstance(item, list) for item in value)
+    text = "" if value is None else value  # no process can be given a NUL
+    return isinstance(text, int | float) or (isinstance(text, str) and "\0" not in text)
+
+
+@functools.cache
+def flag_names(stage: str) -> list[str]:
+    """Names of the flags of a stage that a specification may give."""
+    return sorted({name for cls in STAGES[stage] for name in field_types(cls)} - TAKEN)
+
+
+@functools.cache
+def _words_for_none() -> dict[str, str]:
+    """Flag -> the text that gives it no value."""
+    classes = {cls for stage in STAGES.values() for cls in stage}
+    types = {name: hint for cls in classes for name, hint in field_types(cls).items()}
+    return {name: word_for_none(hint) or "none" for name, hint in types.items()}
+
+
+def _label(choice: Flags) -> str:
+    """Part of a folder name that says what was chosen."""
+    pairs = [f"{key.rpartition('.')[2]}={as_flag(key, v)}" for key, v in choice.items()]
+    # ASCII, because a file name may have 255 bytes, however few letters they are.
+    return re.sub(r"[^\w.=,+-]+", "-", "_".join(pairs), flags=re.ASCII)[:100]
+
+
+def as_flag(key: str, value: Any) -> str:
+    """A value as a command line gives it."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    flag = key.rpartition(".")[2]
+    return _words_for_none().get(flag, "none") if value is None else str(value)
