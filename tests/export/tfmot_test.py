@@ -15,11 +15,13 @@ from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.integers.fold import trained_codes
 from gmpq_tf.export.tflite.lowering import LOWERINGS
 from gmpq_tf.export.tflite.runtime import TFLiteModel
+from gmpq_tf.export.tfmot import convert
 from gmpq_tf.export.tfmot.fake_quantizers import (
     InputFakeQuantizer,
     KernelFakeQuantizer,
     PolicyQuantizeConfig,
 )
+from gmpq_tf.export.tfmot.libraries import libraries
 from gmpq_tf.export.tfmot.translate import ARGUMENTS, OPERATIONS
 from gmpq_tf.graph import searchable_names
 from gmpq_tf.policy import BitwidthPolicy, PolicyError
@@ -37,7 +39,7 @@ L = keras.layers
 
 @pytest.fixture(scope="module")
 def library():
-    return tfmot._libraries()
+    return libraries()
 
 
 def mixed_policy(model):
@@ -338,7 +340,7 @@ def test_a_student_that_computes_something_else_is_refused(tmp_path, monkeypatch
     _, policy, student = prepared("plain")
     quantized = tfmot.quantize_apply(student, policy)
     student.get_layer("b").bias.assign_add(np.full(8, 3.0))
-    monkeypatch.setattr(tfmot, "to_student", lambda model: student)
+    monkeypatch.setattr(convert, "to_student", lambda model: student)
     with pytest.raises(ExportError, match=r"whose outputs \d+\.\d% differ"):
         tfmot.export_tflite(quantized, tmp_path / "m.tflite")
     assert not list(tmp_path.iterdir())
@@ -447,15 +449,15 @@ def test_unusable_paths_are_refused(tmp_path):
 
 def test_a_missing_extra_names_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "tf_keras", None)
-    tfmot._libraries.cache_clear()
+    libraries.cache_clear()
     try:
         with pytest.raises(ExportError, match=r"pip install gmpq-tf\[tfmot\]"):
             tfmot.quantize_configs(BitwidthPolicy("m", {"a": (4, 4)}))
         assert "TF_USE_LEGACY_KERAS" not in os.environ
     finally:
         monkeypatch.undo()
-        tfmot._libraries.cache_clear()
-        tfmot._libraries()
+        libraries.cache_clear()
+        libraries()
 
 
 FRESH_PROCESS = """
