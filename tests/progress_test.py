@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import gmpq_tf as gmpq
+from gmpq_tf import progress
 from gmpq_tf.progress import Pace, number
-from gmpq_tf.search import PolicySearch, TrainingProgress, progress
+from gmpq_tf.search import PolicySearch, TrainingProgress
 
 SEARCH_LOGS = {
     "loss": 1.25,

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from gmpq_tf.export.tflite.convolutions import keras_layout, stored_layout
+from gmpq_tf.export.integers.layouts import keras_layout, stored_layout
 from gmpq_tf.export.tflite.flatbuffer import read_model, tensor_type
 from gmpq_tf.export.tflite.lowering import lower
 from gmpq_tf.export.tflite.verify import local_deviations

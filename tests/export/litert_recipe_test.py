@@ -10,6 +10,7 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 from gmpq_tf.export.errors import ExportError
+from gmpq_tf.export.integers.layouts import keras_layout
 from gmpq_tf.export.litert_recipe import (
     float_tflite,
     is_recovered,
@@ -17,7 +18,6 @@ from gmpq_tf.export.litert_recipe import (
     recipe,
     write_recipe,
 )
-from gmpq_tf.export.tflite.convolutions import keras_layout
 from gmpq_tf.export.tflite.flatbuffer import read_model, tensor_type
 from gmpq_tf.export.tflite.runtime import TFLiteModel
 from gmpq_tf.graph import is_searchable, read_graph

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from gmpq_tf.data import DataConfig
+from gmpq_tf.run import devices
 from gmpq_tf.run.errors import StageError
 from gmpq_tf.run.run_config import RunConfig
-from gmpq_tf.train import devices
 
 CLUSTER = {"worker": ["a:1", "b:1"]}
 

@@ -6,10 +6,10 @@ import sys
 import keras
 import numpy as np
 import pytest
-from tests.search.progress_test import Terminal
 
 from gmpq_tf.data import load_dataset
 from gmpq_tf.files import read_jsonl
+from gmpq_tf.run import loop
 from gmpq_tf.run.loop import (
     EpochBackup,
     TrainingDivergedError,
@@ -18,7 +18,7 @@ from gmpq_tf.run.loop import (
 )
 from gmpq_tf.run.run_config import RunConfig
 from gmpq_tf.run.stage import Stage, backup_before
-from gmpq_tf.train import loop
+from tests.progress_test import Terminal
 
 
 def compiled(learning_rate=1e-3):

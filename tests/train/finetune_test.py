@@ -9,9 +9,9 @@ import pytest
 from gmpq_tf.cost import count_cost
 from gmpq_tf.data import load_dataset
 from gmpq_tf.policy import BitwidthPolicy, PolicyError
+from gmpq_tf.run import loop
 from gmpq_tf.run.errors import StageError
 from gmpq_tf.train import finetune as finetune_module
-from gmpq_tf.train import loop
 from gmpq_tf.train.finetune import FinetuneConfig, choose_policy, finetune
 from tests.train.conftest import small_model
 

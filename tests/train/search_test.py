@@ -7,9 +7,9 @@ import pytest
 
 from gmpq_tf.cost import bit_ops_range, count_cost
 from gmpq_tf.policy import BitwidthPolicy
+from gmpq_tf.run import loop
 from gmpq_tf.search import BudgetError, RiskConfig
 from gmpq_tf.space import SearchSpace
-from gmpq_tf.train import loop
 from gmpq_tf.train.search import SearchConfig, search
 
 
