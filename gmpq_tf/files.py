@@ -53,7 +53,7 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         is in any case as it was before.
     """
     path = Path(path)
-    # Not the process number: machines that share a folder count from 1 each.
+    # Not the process id: two machines that share a folder may have equal ones.
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -176,7 +176,8 @@ def write_arrays(
 
     Args:
         path: the `.npz` file to make or to replace.
-        arrays: name -> array, of numbers; one more, named "count", is added.
+        arrays: name -> array of numbers, of any shape; one more, named "count", is
+            added.
 
     Returns:
         The path written.
@@ -194,7 +195,7 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         path: a file made by `write_arrays`.
 
     Returns:
-        Name -> array.
+        Name -> array, of the shape and type written.
 
     Raises:
         DamagedFileError: a byte is missing or changed.

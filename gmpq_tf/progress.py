@@ -102,7 +102,6 @@ class TrainingProgress(keras.callbacks.Callback):
             self._screen.draw(f"{self._where()}  validation", 1.0, "")
 
     def on_epoch_end(self, epoch: int, logs: Mapping | None = None) -> None:
-        """Writes the epoch's row."""
         self.pace.end(perf_counter())
         if self.kind == "none":
             return
@@ -115,7 +114,6 @@ class TrainingProgress(keras.callbacks.Callback):
         self._print(aligned(columns.values(), widths))
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Clears the bar."""
         self.close()
 
     def close(self) -> None:

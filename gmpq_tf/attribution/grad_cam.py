@@ -37,7 +37,7 @@ def attribution_map(feature: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
 
 
 def wide(value: Any) -> tf.Tensor:
-    """A tensor in float32 where its type is narrower."""
+    """A tensor of any shape, in float32 where its type is narrower."""
     value = tf.convert_to_tensor(value)
     return tf.cast(value, tf.float32) if value.dtype.size < 4 else value
 

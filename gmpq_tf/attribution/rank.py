@@ -73,5 +73,4 @@ class AttributionRankDistance(keras.metrics.Mean):
         )
 
     def get_config(self) -> dict:
-        """Plain JSON configuration."""
         return {**super().get_config(), "top_k": self.top_k}

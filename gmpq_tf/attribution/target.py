@@ -49,7 +49,8 @@ def normalized(maps: tf.Tensor, p: tf.Tensor | float = 1.0) -> tf.Tensor:
         [B, H, W], each map summing to 1 (or 0), in float32 at least.
     """
     maps = wide(maps)
-    # Constant, since no scale changes the result: so no square of it is ever taken.
+    # Not differentiated: the result does not depend on it, and its gradient would
+    # square it and overflow.
     largest = tf.stop_gradient(tf.reduce_max(maps, axis=(1, 2), keepdims=True))
     bright = tf.cast(largest >= _FAINT, maps.dtype)
     scaled = maps / (largest * bright + (1 - bright))
@@ -112,6 +113,14 @@ def resize_maps(maps: tf.Tensor, height: int, width: int) -> tf.Tensor:
     """Bilinear resize, half-pixel centres, written as two matrix products.
 
     `tf.image.resize` has no XLA kernel for this on every device; the values agree.
+
+    Args:
+        maps: [B, h, w], float.
+        height: of the result, in pixels.
+        width: of the result, in pixels.
+
+    Returns:
+        [B, height, width].
     """
     if (maps.shape[1], maps.shape[2]) == (height, width):
         return maps

@@ -84,8 +84,7 @@ def pixel_affine(scaling: InputScaling) -> tuple[np.ndarray, np.ndarray]:
         scaling: The input scaling.
 
     Returns:
-        Two float32 arrays, of one number a channel with `"mean_std"` and of one number
-        for all channels otherwise.
+        Two float32 arrays [C] with `"mean_std"`, [1] (all channels alike) otherwise.
     """
     if scaling.kind == "mean_std":
         mean, std = np.array(scaling.mean), np.array(scaling.std)

@@ -35,9 +35,17 @@ class Share:
         return self.index * part, (self.index + 1) * part
 
     def holds(self, position: tf.Tensor, batch_size: int, size: int) -> tf.Tensor:
-        """Whether positions in an epoch of `size` images are of this part.
+        """Whether positions in an epoch belong to this share.
 
-        Of a last, smaller batch no part is, unless it is the whole.
+        A last, smaller batch belongs to no share, unless the share is the whole batch.
+
+        Args:
+            position: Places in the epoch, int64 of any shape.
+            batch_size: Images of a whole batch, over all shares.
+            size: Images of the epoch.
+
+        Returns:
+            bool of the shape of `position`.
         """
         if self.count == 1:
             return tf.ones_like(position, tf.bool)
@@ -201,7 +209,7 @@ class FileSplit:
         return self.take(kept), self.take(held)
 
     def take(self, indices: np.ndarray) -> "FileSplit":
-        """Return the files at `indices`."""
+        """Return the files at `indices`, int64 [n], in that order."""
         paths = tuple(self.paths[index] for index in indices)
         return FileSplit(paths, self.labels[indices], self.decode)
 
@@ -246,7 +254,8 @@ def stratified_split(
         seed: Decides which.
 
     Returns:
-        Sorted indices of the images kept and of those held out.
+        Sorted indices, int64 [size - count] of the images kept and [count] of those
+        held out.
     """
     random = np.random.default_rng(seed)
     held = []
@@ -259,7 +268,12 @@ def stratified_split(
 
 
 def window_at(crop: Crop | None, position: tf.Tensor) -> Window | None:
-    """Return the crop of the image at one place in the epoch, or None for none."""
+    """Return the crop of one image, or None for none.
+
+    Args:
+        crop: What cuts the images of an epoch.
+        position: Place of the image in the epoch, int64 scalar.
+    """
     return None if crop is None else lambda shape: crop(shape, position)
 
 
@@ -279,7 +293,7 @@ def order_of(size: Any, seed: Any) -> tf.Tensor:
         seed: Two integers, or None for the stored order.
 
     Returns:
-        A permutation of 0 to `size` - 1, int64.
+        int64 [size], a permutation of 0 to `size` - 1.
     """
     indices = tf.range(tf.cast(size, tf.int64))
     if seed is None:

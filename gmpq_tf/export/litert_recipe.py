@@ -184,7 +184,11 @@ def exact_algorithm(kernel: FloatKernel, stored: int) -> str | None:
 
 
 def is_recovered(codes: np.ndarray) -> bool:
-    """Whether the smallest gap between absolute codes (and 0) divides all of them."""
+    """Whether the smallest gap between absolute codes (and 0) divides all of them.
+
+    Args:
+        codes: of one channel, integers [n].
+    """
     gaps = np.diff(np.unique(np.append(codes, 0)))
     return gaps.size == 0 or int(gaps.min()) == math.gcd(*codes.tolist())
 

@@ -1,4 +1,4 @@
-"""What is known of a model file before Keras reads it: no code, no trap, no bomb."""
+"""Checks of a model file before Keras opens it: no code, no path outside, no bomb."""
 
 from __future__ import annotations
 

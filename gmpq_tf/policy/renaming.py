@@ -1,4 +1,4 @@
-"""Layer names: whether a policy's are a model's, and what they become elsewhere."""
+"""Checks that a policy names a model's layers, and renames them."""
 
 from collections.abc import Collection, Mapping
 from typing import Any

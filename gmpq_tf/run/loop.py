@@ -71,7 +71,6 @@ class EpochBackup(keras.callbacks.Callback):
             check_space(self.path, sum(v.numpy().nbytes for v in variables))
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Replaces the backup."""
         if not self.writes:
             return
         values = [variable.numpy() for variable in training_variables(self.model)]
@@ -101,7 +100,7 @@ def read_backup(path: Path) -> dict[str, np.ndarray]:
         path: the backup.
 
     Returns:
-        Name -> array; nothing where there is no backup.
+        Name -> array of any shape; nothing where there is no backup.
 
     Raises:
         DamagedFileError: there are backups, and none of them is whole.
@@ -138,7 +137,6 @@ class StopAtNaN(keras.callbacks.Callback):
         self.epoch = epoch
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Looks at the loss."""
         loss = float((logs or {}).get("loss", 0.0))
         if not math.isfinite(loss):
             raise TrainingDivergedError(
@@ -235,7 +233,8 @@ def fit_epochs(
             validation_data=(
                 dataset.validation() if dataset.sizes["validation"] else None
             ),
-            callbacks=[*watching, backup, progress],  # shown: what is kept
+            # The display is last: an epoch is shown once it is saved.
+            callbacks=[*watching, backup, progress],
             shuffle=False,  # the data set shuffles by itself
             verbose=0,
         )

@@ -46,11 +46,9 @@ class MetricsLog(keras.callbacks.Callback):
             path.with_suffix(".csv").unlink(missing_ok=True)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Starts the clock."""
         self.started = perf_counter()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Writes the line."""
         seconds = round(perf_counter() - self.started, 2)
         values = {key: float(value) for key, value in (logs or {}).items()}
         values["learning_rate"] = float(np.asarray(self.model.optimizer.learning_rate))
@@ -91,11 +89,9 @@ class TensorBoardLog(keras.callbacks.Callback):
             self._write(record)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Adds the epoch."""
         self._write(read_jsonl(self.metrics)[-1])
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Closes the files."""
         for writer in self._writers.values():
             writer.close()
 

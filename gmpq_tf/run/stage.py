@@ -19,7 +19,9 @@ from gmpq_tf.run.workdir import check_writable, claim
 
 RESERVED_NAMES = ("config", "report")
 # They do not change what is computed, so a run may go on with others.
-PRACTICAL = frozenset(("data_dir", "cache", "download", "path", "snap_tolerance"))
+MAY_CHANGE_ON_RESUME = frozenset(
+    ("data_dir", "cache", "download", "path", "snap_tolerance")
+)
 # They matter after the last epoch only: a stage may be finished with others.
 LATE = frozenset(("statistics_images",))
 _ABSENT = "(absent)"
@@ -219,7 +221,7 @@ def _check_same(stage: Stage, before: Any, now: Any) -> None:
     old, new = _flat(before), _flat(now)
     # An option that came later is None where it changes nothing.
     keys = [k for k in {**old, **new} if old.get(k) != new.get(k)]
-    free = PRACTICAL if stage.finished else PRACTICAL | LATE
+    free = MAY_CHANGE_ON_RESUME if stage.finished else MAY_CHANGE_ON_RESUME | LATE
     keys = [key for key in keys if key.split(".")[-1] not in free]
     if keys:
         lines = [f"  {k}: {old.get(k, _ABSENT)} -> {new.get(k, _ABSENT)}" for k in keys]

@@ -62,7 +62,6 @@ class Distiller(keras.Model):
         self._frozen = SimpleNamespace(front=front, both=both, teacher=teacher_logits)
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        """The student's output."""
         return self.student(inputs, training=training)
 
     def train_step(self, data: Any) -> dict:
@@ -129,14 +128,30 @@ def shared_front(
 
 
 def soft_cross_entropy(target_logits: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Mean over the batch of `KL(softmax(target_logits) || softmax(logits))`."""
+    """Mean over the batch of `KL(softmax(target_logits) || softmax(logits))`.
+
+    Args:
+        target_logits: [..., C], of the teacher.
+        logits: [..., C], of the student.
+
+    Returns:
+        Scalar, float32, in nats.
+    """
     log_targets = tf.nn.log_softmax(tf.cast(target_logits, tf.float32))
     gap = log_targets - tf.nn.log_softmax(tf.cast(logits, tf.float32))
     return tf.reduce_mean(tf.reduce_sum(tf.exp(log_targets) * gap, axis=-1))
 
 
 def binary_gap(target_logits: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Mean over the batch of the summed `KL(sigmoid(target) || sigmoid(logit))`."""
+    """Mean over the batch of the summed `KL(sigmoid(target) || sigmoid(logit))`.
+
+    Args:
+        target_logits: [..., units], of the teacher.
+        logits: [..., units], of the student.
+
+    Returns:
+        Scalar, float32, in nats.
+    """
     pairs = [tf.stack([tf.zeros_like(z), z], axis=-1) for z in (target_logits, logits)]
     units = float(target_logits.shape[-1] or 1)
     return units * soft_cross_entropy(*pairs)

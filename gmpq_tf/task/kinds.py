@@ -32,11 +32,25 @@ class Classes:
     decides: ClassVar[bool] = True
 
     def decide(self, scores: np.ndarray) -> np.ndarray:
-        """The class of each decision, `argmax_c scores`: the first of equal ones."""
+        """The class of each decision, `argmax_c scores`: the first of equal ones.
+
+        Args:
+            scores: [B, ...] with the classes along `axis`.
+
+        Returns:
+            int64, of the shape of `scores` without that axis.
+        """
         return np.argmax(scores, axis=self.axis)
 
     def margin(self, scores: np.ndarray) -> np.ndarray:
-        """How far the largest score lies above the next; 0: a tie."""
+        """How far the largest score lies above the next; 0: a tie.
+
+        Args:
+            scores: [B, ...] with the classes along `axis`.
+
+        Returns:
+            Of the shape of `scores` without that axis, in units of the scores.
+        """
         if scores.shape[self.axis] < 2:
             return np.full(self.decide(scores).shape, np.inf)
         ordered = np.moveaxis(np.partition(scores, -2, axis=self.axis), self.axis, -1)
@@ -95,11 +109,11 @@ class Binary:
     decides: ClassVar[bool] = True
 
     def decide(self, scores: np.ndarray) -> np.ndarray:
-        """Whether each score is above the threshold."""
+        """Whether each score is above the threshold; bool of the shape of `scores`."""
         return np.asarray(scores) > self.threshold
 
     def margin(self, scores: np.ndarray) -> np.ndarray:
-        """How far each score lies from the threshold; 0: a tie."""
+        """How far each score lies from the threshold, same shape; 0: a tie."""
         gap = np.abs(np.asarray(scores) - self.threshold)
         return np.where(gap <= _EQUAL * max(self.threshold, _EQUAL), 0.0, gap)
 

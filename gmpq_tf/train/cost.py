@@ -258,11 +258,11 @@ def format_json(
         "total": rows[-1],
     }
     if policy is not None and other is not None:
-        content["comparison"] = compare(policy, other)
+        content["comparison"] = policy_comparison(policy, other)
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
-def compare(policy: BitwidthPolicy, other: BitwidthPolicy) -> Record:
+def policy_comparison(policy: BitwidthPolicy, other: BitwidthPolicy) -> Record:
     """Returns what differs between two policies as plain values.
 
     Args:

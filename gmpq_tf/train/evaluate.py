@@ -87,14 +87,14 @@ def evaluate(
     with dataset.naming_damaged_images():
         if config.output_kind is None:
             look(model, dataset, name)
-        measured = compare(model, tflite, batches, config.output_kind)
+        measured = measure_both(model, tflite, batches, config.output_kind)
     result = {"split": config.split, **measured}
     result["file_bytes"] = path.stat().st_size if tflite else None
     write_json(folder / RESULT, {**result, "identity": identity})
     return result
 
 
-def compare(
+def measure_both(
     model: keras.Model,
     tflite: TFLiteModel | None,
     batches: Iterable,

@@ -159,6 +159,9 @@ def input_batches(
         inputs: of the model.
         data: see above.
         batches: how many to use; None: all.
+
+    Yields:
+        One array [B, ...] for each input of the model, in its order.
     """
     exactly = inputs.batch_size
     pairs: Iterable

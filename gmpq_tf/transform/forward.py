@@ -55,6 +55,9 @@ class Forward:
 
         Args:
             number: of the call; not smaller than the last one asked for.
+
+        Yields:
+            [B, ...], float32.
         """
         fits, found = self._bytes_at(number) <= self.memory, []
         for kept in self.kept:

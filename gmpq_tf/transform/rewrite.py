@@ -63,7 +63,6 @@ class NamedOutputs(keras.Model):
 
     @classmethod
     def from_config(cls, config: dict, custom_objects: Any = None) -> NamedOutputs:
-        """Rebuild from `get_config`."""
         config = dict(config)
         names = config.pop("output_names")
         model = super().from_config(config, custom_objects=custom_objects)

@@ -8,7 +8,7 @@ from gmpq_tf.export.tflite.integer_graph import Check
 from gmpq_tf.export.tflite.verify import (
     Deviation,
     TFLiteModel,
-    compare,
+    deviation_of,
 )
 from tests.export.flatbuffer_test import quantize_file
 
@@ -18,7 +18,7 @@ def test_compare_counts_codes_off_and_far():
     check = Check("a", "Conv2D", 0, Value(0, grid, 112))
     value = np.array([0.0, 0.5, 1.0, 99.0], "float32")
     stored = np.array([112, 114, 117, 127], "int8")
-    deviation = compare(check, value, stored)
+    deviation = deviation_of(check, value, stored)
     assert (deviation.off, deviation.far) == (0.5, 0.25)
     assert deviation.excessive
 

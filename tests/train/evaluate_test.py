@@ -11,7 +11,7 @@ from PIL import Image
 from gmpq_tf.data import DataConfig
 from gmpq_tf.run.errors import StageError
 from gmpq_tf.run.run_config import WorkdirConfig
-from gmpq_tf.train.evaluate import EvaluateConfig, compare, describe, evaluate
+from gmpq_tf.train.evaluate import EvaluateConfig, describe, evaluate, measure_both
 from gmpq_tf.train.report import ReportConfig, report
 from gmpq_tf.train.sweep_spec import read_points
 
@@ -53,21 +53,21 @@ def model_of(units, activation):
 def test_decisions_are_those_of_the_model(units, activation, decide, compared):
     model = model_of(units, activation)
     by = 0.1 * np.arange(1, units + 1, dtype="float32")
-    result = compare(model, Off(model, by), batches())
+    result = measure_both(model, Off(model, by), batches())
     keras_says, file_says = decide(np.asarray(model(X))), decide(model(X).numpy() + by)
     assert result["accuracy"] == pytest.approx(np.mean(keras_says == Y))
     assert result["tflite_accuracy"] == pytest.approx(np.mean(file_says == Y))
     assert result["agreement"] == pytest.approx(np.mean(keras_says == file_says))
     assert (result["images"], result["compared"]) == (48, compared)
     assert compared in describe("a", {**result, "split": "test"})
-    alone = compare(model, None, batches())
+    alone = measure_both(model, None, batches())
     assert alone["accuracy"] == result["accuracy"]
     assert alone["tflite_accuracy"] is alone["agreement"] is None
 
 
 def test_numbers_have_errors_and_no_accuracy():
     model = model_of(3, None)
-    result = compare(model, Off(model, 0.25), batches(), "numbers")
+    result = measure_both(model, Off(model, 0.25), batches(), "numbers")
     assert (
         result["accuracy"] is result["tflite_accuracy"] is result["agreement"] is None
     )

@@ -165,7 +165,14 @@ def takes_pixels(tensor: Described, inputs: Sequence[Described], known: Facts) -
 
 
 def pixel_statistics(scaling: InputScaling) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation with `model_input = (pixel - mean) / std`, pixels 0..255."""
+    """Mean and deviation with `model_input = (pixel - mean) / std`, pixels 0..255.
+
+    Args:
+        scaling: of the input.
+
+    Returns:
+        Two float64 arrays: [C], or [1] where the channels are alike.
+    """
     scale, offset = (np.asarray(v, "float64") for v in pixel_affine(scaling))
     mean, std = -offset / scale, 1 / scale
     equal: bool = np.ptp(mean) == 0 and np.ptp(std) == 0

@@ -157,7 +157,7 @@ def local_deviations(lowered: Lowered, arrays: Sequence[np.ndarray]) -> list[Dev
 
     def replaced(check: Check, value: Any) -> Any:
         codes = stored[check.value.tensor]
-        found.append(compare(check, np.asarray(value), codes))
+        found.append(deviation_of(check, np.asarray(value), codes))
         return dequantize(check, codes).reshape(value.shape)
 
     tensors: dict[int, Any] = {}
@@ -190,7 +190,7 @@ def stored_tensors(
     return dict(zip(wanted, model.stored(arrays), strict=True))
 
 
-def compare(check: Check, value: np.ndarray, stored: np.ndarray) -> Deviation:
+def deviation_of(check: Check, value: np.ndarray, stored: np.ndarray) -> Deviation:
     """Shares of the codes of a tensor that differ from the Keras value on its grid."""
     grid = check.value.grid
     assert grid is not None
