@@ -30,7 +30,7 @@ class Augmentation:
     crop: RandomWindow | None = None
 
     def largest_shift(self, side: int) -> int:
-        """Return the largest shift in pixels for images of `side` pixels."""
+        """Returns the largest shift in pixels for images of `side` pixels."""
         share = side // self.shift_divisor if self.shift_divisor else 0
         return max(self.shift_pixels, share)
 
@@ -57,7 +57,7 @@ def augment_batch(
     seed: tf.Tensor,
     share: Share = WHOLE,
 ) -> tf.Tensor:
-    """Shift every image by its own random offset, and mirror half of them.
+    """Shifts every image by its own random offset, and mirrors half of them.
 
     The same seed gives the same result. Shifting in is zeros, as padding by the largest
     shift and cropping at random. `augmentation.crop` is not for whole batches.
@@ -91,6 +91,6 @@ def augment_batch(
 
 
 def _window(batch: tf.Tensor, side: int, shift: int, seed: tf.Tensor) -> tf.Tensor:
-    """Return the padded positions that each image keeps: `[batch, side]`."""
+    """Returns the padded positions that each image keeps: `[batch, side]`."""
     first = tf.random.stateless_uniform([batch, 1], seed, 0, 2 * shift + 1, tf.int32)
     return first + tf.range(side)

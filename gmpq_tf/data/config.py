@@ -83,7 +83,7 @@ class DataConfig:
         return self.data_dir is None if self.download is None else self.download
 
     def input_scaling(self) -> InputScaling:
-        """Return the input scaling; with `"mean_std"`, mean and std must be known."""
+        """Returns the input scaling; with `"mean_std"`, mean and std must be known."""
         return InputScaling(self.scaling, _tuple(self.mean), _tuple(self.std))
 
 
@@ -100,7 +100,7 @@ def _check_integer(name: str, value: int, low: int) -> None:
 
 
 def _checked_size(size: Any) -> int | tuple[int, int] | None:
-    """Return the side of a square as a number, another size as a pair."""
+    """Returns the side of a square as a number, another size as a pair."""
     if isinstance(size, tuple | list) and len(size) == 2:
         for side in size:
             _check_integer("image_size", side, low=1)

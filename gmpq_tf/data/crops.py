@@ -16,7 +16,7 @@ RATIO_RANGE = (3 / 4, 4 / 3)
 
 
 def center_window(shape: tf.Tensor, share: float, ratio: float = 1.0) -> tf.Tensor:
-    """Return the square, or the rectangle of a given shape, in the middle.
+    """Returns the square, or the rectangle of a given shape, in the middle.
 
     With a share of 0.875, resized to 224 pixels: what resizing the shorter side to 256
     and keeping the middle 224 x 224 pixels gives.
@@ -36,7 +36,7 @@ def center_window(shape: tf.Tensor, share: float, ratio: float = 1.0) -> tf.Tens
 def random_square_window(
     shape: tf.Tensor, seed: tf.Tensor, ratio: float = 1.0
 ) -> tf.Tensor:
-    """Return a square of 0.875 of the shorter side, anywhere (section 4.1).
+    """Returns a square of 0.875 of the shorter side, anywhere (section 4.1).
 
     Args:
         shape: Height and width of the image, int32 `[2]`.
@@ -56,7 +56,7 @@ def random_square_window(
 def random_resized_window(
     shape: tf.Tensor, seed: tf.Tensor, ratio: float = 1.0
 ) -> tf.Tensor:
-    """Return a part of 8 to 100 % of the area, 3:4 to 4:3 (Szegedy et al., 2015).
+    """Returns a part of 8 to 100 % of the area, 3:4 to 4:3 (Szegedy et al., 2015).
 
     Unlike torchvision's RandomResizedCrop, TensorFlow draws the height evenly, not the
     area, and the ratio evenly, not its logarithm.
@@ -82,7 +82,7 @@ def random_resized_window(
 
 
 def cut(image: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
-    """Return the part of an image inside a window.
+    """Returns the part of an image inside a window.
 
     Args:
         image: `[height, width, channels]`.

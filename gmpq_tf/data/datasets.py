@@ -12,7 +12,7 @@ from gmpq_tf.data.tfds_sets import load_tfds
 
 
 def _photographs(name: str, num_classes: int, **options: Any) -> DatasetSpec:
-    """Return the row of a TFDS set of photographs, read as ImageNet's usually are.
+    """Returns the row of a TFDS set of photographs, read as ImageNet's usually are.
 
     The evaluated part is what resizing the shorter side to 256 pixels and cutting the
     middle 224 x 224 gives.
@@ -69,7 +69,7 @@ DATASETS: dict[str, DatasetSpec] = {row.name: row for row in _ROWS}
 
 
 def find_spec(name: str) -> DatasetSpec:
-    """Return the row of a data set.
+    """Returns the row of a data set.
 
     Args:
         name: A name in `DATASETS`, the path of a folder, or a TFDS name; a row counts
@@ -89,7 +89,7 @@ def find_spec(name: str) -> DatasetSpec:
 
 
 def with_defaults(config: DataConfig, spec: DatasetSpec) -> DataConfig:
-    """Fill in what a configuration leaves to the data set.
+    """Fills in what a configuration leaves to the data set.
 
     Args:
         config: The configuration.

@@ -47,7 +47,7 @@ class ImageDecoder:
         )
 
     def __call__(self, encoded: tf.Tensor, window: Window | None = None) -> tf.Tensor:
-        """Decode one image.
+        """Decodes one image.
 
         Args:
             encoded: A scalar string.
@@ -94,18 +94,18 @@ class ImageDecoder:
         return cut(image, window(self._picture(tf.shape(image))))
 
     def _picture(self, shape: tf.Tensor) -> tf.Tensor:
-        """Return height and width above the banner."""
+        """Returns height and width above the banner."""
         return tf.stack([tf.maximum(shape[0] - self.banner, 1), shape[1]])
 
 
 def height_width(size: int | Sequence[int]) -> tuple[int, int]:
-    """Return height and width of a size: a pair, or the side of a square."""
+    """Returns height and width of a size: a pair, or the side of a square."""
     height, width = (size, size) if isinstance(size, int) else size
     return height, width
 
 
 def to_grey(images: tf.Tensor) -> tf.Tensor:
-    """Return the lightness of RGB images, of grey ones their values (ITU-R BT.601).
+    """Returns the lightness of RGB images, of grey ones their values (ITU-R BT.601).
 
     Args:
         images: uint8 `[..., 3]`.
@@ -119,7 +119,7 @@ def to_grey(images: tf.Tensor) -> tf.Tensor:
 
 
 def resize(images: tf.Tensor, size: int | Sequence[int]) -> tf.Tensor:
-    """Resize uint8 images, bilinear and anti-aliased, if they have another size.
+    """Resizes uint8 images, bilinear and anti-aliased, if they have another size.
 
     Args:
         images: uint8 `[height, width, channels]`, with or without a batch before.

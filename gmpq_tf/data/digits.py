@@ -8,7 +8,7 @@ from gmpq_tf.data.splits import ArraySplit, stratified_split
 
 
 def load_digits(config: DataConfig, spec: DatasetSpec) -> Raw:
-    """Load scikit-learn's 1,797 handwritten digits; 20 % of each class are the test.
+    """Loads scikit-learn's 1,797 handwritten digits; 20 % of each class are the test.
 
     Source: Alpaydin and Kaynak, UCI repository, 1998; pixels 0..16 become 0..255.
     """

@@ -88,7 +88,7 @@ class FgvcAircraft(tfds.core.GeneratorBasedBuilder):
 
 
 def check_md5(path: Path) -> None:
-    """Refuse an archive that is not the published one.
+    """Refuses an archive that is not the published one.
 
     Args:
         path: The archive.

@@ -39,7 +39,7 @@ MAX_PIXELS = 2**26
 
 
 def load_folder(config: DataConfig, spec: DatasetSpec) -> Raw:
-    """Load class folders of images, or such under `train` and `validation` or `test`.
+    """Loads class folders of images, or such under `train` and `validation` or `test`.
 
     Without a `train` folder 20 % of each class become the test split. Images are read
     as RGB, as grey if all of them are or if `config.channels` says so.
@@ -70,7 +70,7 @@ def load_folder(config: DataConfig, spec: DatasetSpec) -> Raw:
 
 
 def check_files(paths: tuple[str, ...], whole: bool = False) -> set[str]:
-    """Refuse files that are not readable images.
+    """Refuses files that are not readable images.
 
     Args:
         paths: Image files.
@@ -109,7 +109,7 @@ def _check_name(path: str) -> None:
 
 
 def _readable_mode(path: str, whole: bool) -> str | None:
-    """Return Pillow's mode of an image, None if it cannot be read."""
+    """Returns Pillow's mode of an image, None if it cannot be read."""
     if not Path(path).is_file():  # A pipe would be waited for.
         return None
     try:
@@ -171,7 +171,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def _folder_parts(root: Path) -> dict[str, Path]:
-    """Return the folders that hold class folders, by split."""
+    """Returns the folders that hold class folders, by split."""
     if not (root / "train").is_dir():
         return {"train": root}
     names = {"validation": ("validation", "val"), "test": ("test",)}

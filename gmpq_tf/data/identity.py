@@ -8,7 +8,7 @@ from gmpq_tf.data.stream import StreamSplit
 
 
 def identity_of(split: Split) -> str:
-    """Return 16 hex digits that change with what a split holds.
+    """Returns 16 hex digits that change with what a split holds.
 
     Of files these are class, name, size and time of the last change; of a TFDS set its
     version and the examples that are taken; of arrays the values.

@@ -73,7 +73,7 @@ class Dataset:
         return {n: self.splits[n].size if n in self.splits else 0 for n in names}
 
     def identity(self, name: str) -> str:
-        """Return 16 hex digits that change with the images of a split.
+        """Returns 16 hex digits that change with the images of a split.
 
         Args:
             name: `"train"`, `"validation"` or `"test"`; "" for one that is missing.
@@ -89,7 +89,7 @@ class Dataset:
     def train(
         self, start_epoch: int = 0, epochs: int | None = None, share: Share = WHOLE
     ) -> tf.data.Dataset:
-        """Return shuffled, augmented training batches of full size, epoch after epoch.
+        """Returns shuffled, augmented training batches of full size, epoch after epoch.
 
         Order and augmentation of epoch k depend only on the seed and on k, so that
         training resumed at epoch k sees what it would have seen.
@@ -118,15 +118,15 @@ class Dataset:
         return _shared(counted.prefetch(tf.data.AUTOTUNE))
 
     def validation(self) -> tf.data.Dataset:
-        """Return the held-out batches, in stored order, the last one maybe smaller."""
+        """Returns the held-out batches, in stored order, the last one maybe smaller."""
         return self._plain("validation")
 
     def test(self) -> tf.data.Dataset:
-        """Return the test batches, in stored order, the last one maybe smaller."""
+        """Returns the test batches, in stored order, the last one maybe smaller."""
         return self._plain("test")
 
     def calibration(self, count: int = 512) -> tf.data.Dataset:
-        """Return random training images without augmentation, in batches.
+        """Returns random training images without augmentation, in batches.
 
         Args:
             count: Number of images; all of them if there are fewer.
@@ -137,7 +137,7 @@ class Dataset:
 
     @contextmanager
     def naming_damaged_images(self) -> Iterator[None]:
-        """Say which image it was, where the block ends since one cannot be decoded.
+        """Says which image it was, where the block ends since one cannot be decoded.
 
         Images that are not kept in memory are decoded as they are needed, and what
         TensorFlow raises then names no file. All images are read once more to find it.
@@ -224,7 +224,7 @@ class Dataset:
 def load_dataset(
     config: DataConfig, reads: Sequence[int | None] | None = None
 ) -> Dataset:
-    """Load a data set.
+    """Loads a data set.
 
     Args:
         config: What to load and how.
@@ -255,7 +255,7 @@ def load_dataset(
 def _as_read(
     config: DataConfig, spec: DatasetSpec, reads: Sequence[int | None] | None
 ) -> DataConfig:
-    """Fill in the size of images that have none of their own."""
+    """Fills in the size of images that have none of their own."""
     sized = config.image_size is not None or spec.image_size is not None
     if sized or spec.source is not load_folder or reads is None:
         return config
@@ -275,7 +275,7 @@ def _asked(config: DataConfig, reads: Sequence[int | None] | None) -> int | None
 
 
 def check_num_classes(model_output_shape: tuple[Any, ...], dataset: Dataset) -> None:
-    """Refuse a model whose outputs are not the classes of a data set.
+    """Refuses a model whose outputs are not the classes of a data set.
 
     Args:
         model_output_shape: Such as `model.output_shape`: `(None, classes)`.
@@ -294,7 +294,7 @@ def check_num_classes(model_output_shape: tuple[Any, ...], dataset: Dataset) -> 
 
 
 def check_labels(split: ArraySplit, num_classes: int, name: str) -> None:
-    """Refuse labels that are not classes.
+    """Refuses labels that are not classes.
 
     Args:
         split: Images and labels in memory.
@@ -328,7 +328,7 @@ def _augmentation(config: DataConfig) -> Augmentation:
 
 
 def _crop(augmentation: Augmentation, seed: tf.Tensor, ratio: float) -> Crop | None:
-    """Return the crop of an epoch: its seed and an image's place in it decide."""
+    """Returns the crop of an epoch: its seed and an image's place in it decide."""
     window = augmentation.crop
     if window is None:
         return None
@@ -336,7 +336,7 @@ def _crop(augmentation: Augmentation, seed: tf.Tensor, ratio: float) -> Crop | N
 
 
 def _prepared(name: str, split: Split, raw: Raw, config: DataConfig) -> Split:
-    """Return a split, in memory if it may and can be, with its labels checked."""
+    """Returns a split, in memory if it may and can be, with its labels checked."""
     cropped = name == "train" and _augmentation(config).crop is not None
     may_cache = config.cache and (split.keeps_all or not cropped)
     if may_cache and not isinstance(split, ArraySplit) and _fits(split, raw):
@@ -356,7 +356,7 @@ def _in_memory(split: Split, shape: tuple[int, int, int]) -> ArraySplit:
 
 
 def _refuse_damaged(name: str, split: Split) -> None:
-    """Decode every image of a split that is not in memory."""
+    """Decodes every image of a split that is not in memory."""
     if isinstance(split, ArraySplit):
         return
     if isinstance(split, FileSplit):

@@ -52,7 +52,7 @@ class InputScaling:
             )
 
     def to_config(self) -> dict[str, Any]:
-        """Return the scaling as a dict of plain JSON types."""
+        """Returns the scaling as a dict of plain JSON types."""
         listed = {"mean": self.mean, "std": self.std}
         return {"kind": self.kind} | {
             key: None if value is None else list(value) for key, value in listed.items()
@@ -60,7 +60,7 @@ class InputScaling:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "InputScaling":
-        """Return the scaling that `to_config` described.
+        """Returns the scaling that `to_config` described.
 
         Args:
             config: The keys `kind`, `mean` and `std`; the last two may be absent.
@@ -78,7 +78,7 @@ class InputScaling:
 
 
 def pixel_affine(scaling: InputScaling) -> tuple[np.ndarray, np.ndarray]:
-    """Return scale and offset such that `model_input = pixel * scale + offset`.
+    """Returns scale and offset such that `model_input = pixel * scale + offset`.
 
     Args:
         scaling: The input scaling.
@@ -94,7 +94,7 @@ def pixel_affine(scaling: InputScaling) -> tuple[np.ndarray, np.ndarray]:
 
 
 def scale_images(images: Any, scaling: InputScaling) -> tf.Tensor:
-    """Turn stored pixels into model inputs.
+    """Turns stored pixels into model inputs.
 
     Args:
         images: Pixels in 0..255, any numeric type, `[..., channels]`.

@@ -77,7 +77,7 @@ class Split(Protocol):
         crop: Crop | None = None,
         share: Share = WHOLE,
     ) -> Any:
-        """Return a `tf.data.Dataset` of (uint8 NHWC images, int64 labels).
+        """Returns a `tf.data.Dataset` of (uint8 NHWC images, int64 labels).
 
         Args:
             batch_size: Images in a batch.
@@ -88,7 +88,7 @@ class Split(Protocol):
         """
 
     def hold_out(self, count: int, seed: int) -> tuple["Split", "Split"]:
-        """Return this split without `count` images, and those images.
+        """Returns this split without `count` images, and those images.
 
         Args:
             count: 0 to `size`.
@@ -126,7 +126,7 @@ class ArraySplit:
         crop: Crop | None = None,
         share: Share = WHOLE,
     ) -> tf.data.Dataset:
-        """Return batches of (uint8 images, int64 labels); see `Split.batches`."""
+        """Returns batches of (uint8 images, int64 labels); see `Split.batches`."""
         images, labels = self._tensors
         places = _places(self.size, batch_size, seed, share)
         part = batch_size // share.count
@@ -144,7 +144,7 @@ class ArraySplit:
         return parts.batch(part, drop_remainder)
 
     def hold_out(self, count: int, seed: int) -> tuple["ArraySplit", "ArraySplit"]:
-        """Return this split without `count` random images, and those images."""
+        """Returns this split without `count` random images, and those images."""
         kept, held = random_parts(self.size, count, seed)
         return (
             ArraySplit(self.images[kept], self.labels[kept]),
@@ -190,7 +190,7 @@ class FileSplit:
         crop: Crop | None = None,
         share: Share = WHOLE,
     ) -> tf.data.Dataset:
-        """Return batches of (uint8 images, int64 labels); see `Split.batches`."""
+        """Returns batches of (uint8 images, int64 labels); see `Split.batches`."""
         with tf.init_scope(), tf.device("CPU"):
             paths = tf.constant(self.paths, tf.string)
             labels = tf.constant(self.labels)
@@ -204,18 +204,18 @@ class FileSplit:
         return images.batch(batch_size // share.count, drop_remainder)
 
     def hold_out(self, count: int, seed: int) -> tuple["FileSplit", "FileSplit"]:
-        """Return this split without `count` random files, and those files."""
+        """Returns this split without `count` random files, and those files."""
         kept, held = random_parts(self.size, count, seed)
         return self.take(kept), self.take(held)
 
     def take(self, indices: np.ndarray) -> "FileSplit":
-        """Return the files at `indices`, int64 [n], in that order."""
+        """Returns the files at `indices`, int64 [n], in that order."""
         paths = tuple(self.paths[index] for index in indices)
         return FileSplit(paths, self.labels[indices], self.decode)
 
 
 def read_into_memory(split: Split, shape: tuple[int, int, int]) -> ArraySplit:
-    """Decode every image of a split.
+    """Decodes every image of a split.
 
     Args:
         split: Any split.
@@ -246,7 +246,7 @@ def read_into_memory(split: Split, shape: tuple[int, int, int]) -> ArraySplit:
 def stratified_split(
     labels: np.ndarray, fraction: float, seed: int = _TEST_SEED
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Split indices so that each class is held out in the same proportion.
+    """Splits indices so that each class is held out in the same proportion.
 
     Args:
         labels: int `[size]`.
@@ -268,7 +268,7 @@ def stratified_split(
 
 
 def window_at(crop: Crop | None, position: tf.Tensor) -> Window | None:
-    """Return the crop of one image, or None for none.
+    """Returns the crop of one image, or None for none.
 
     Args:
         crop: What cuts the images of an epoch.
@@ -286,7 +286,7 @@ def _places(size: int, batch_size: int, seed: Any, share: Share) -> tf.data.Data
 
 
 def order_of(size: Any, seed: Any) -> tf.Tensor:
-    """Return the order of an epoch, the same wherever and whenever it is asked for.
+    """Returns the order of an epoch, the same wherever and whenever it is asked for.
 
     Args:
         size: Number of images.
@@ -302,7 +302,7 @@ def order_of(size: Any, seed: Any) -> tf.Tensor:
 
 
 def random_parts(size: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split 0 to `size` - 1 at random.
+    """Splits 0 to `size` - 1 at random.
 
     Args:
         size: Number of images.

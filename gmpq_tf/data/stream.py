@@ -63,7 +63,7 @@ class StreamSplit:
         crop: Crop | None = None,
         share: Share = WHOLE,
     ) -> tf.data.Dataset:
-        """Return batches of (uint8 images, int64 labels); see `Split.batches`."""
+        """Returns batches of (uint8 images, int64 labels); see `Split.batches`."""
 
         def read(position: tf.Tensor, example: Any) -> tuple[tf.Tensor, tf.Tensor]:
             encoded, label = example
@@ -81,7 +81,7 @@ class StreamSplit:
         return images.batch(batch_size // share.count, drop_remainder)
 
     def hold_out(self, count: int, seed: int) -> tuple["StreamSplit", "StreamSplit"]:
-        """Return this split without `count` examples, and those examples.
+        """Returns this split without `count` examples, and those examples.
 
         They are random ones, as of a split in memory; of more than 100,000 examples a
         run in stored order, since reading past the others would take too long.
@@ -131,7 +131,7 @@ def _chosen(examples: tf.data.Dataset, chosen: np.ndarray) -> tf.data.Dataset:
 def _shuffled(
     examples: tf.data.Dataset, window: int, seed: tf.Tensor
 ) -> tf.data.Dataset:
-    """Shuffle within windows, whose first has a random length.
+    """Shuffles within windows, whose first has a random length.
 
     `Dataset.shuffle` would not do: its order depends on the global seed too.
     """

@@ -14,7 +14,7 @@ _HIDDEN_TEST_LABELS = frozenset({"imagenet2012", "imagenet2012_subset"})
 
 
 def load_tfds(config: DataConfig, spec: DatasetSpec) -> Raw:
-    """Load an image classification set through TensorFlow Datasets.
+    """Loads an image classification set through TensorFlow Datasets.
 
     A set with only a training split gives its last 20 % as the test split; one without
     a test split uses its validation split as such.
@@ -37,7 +37,7 @@ def load_tfds(config: DataConfig, spec: DatasetSpec) -> Raw:
 
 
 def make_builder(config: DataConfig, name: str) -> Any:
-    """Return the TFDS builder of a set, prepared or not.
+    """Returns the TFDS builder of a set, prepared or not.
 
     Args:
         config: `data_dir`, and the name to show in errors.
@@ -150,7 +150,7 @@ def _required_side(spec: DatasetSpec) -> int:
 
 
 def _tfds_ranges(builder: Any) -> dict[str, tuple[str, int, int]]:
-    """Return the TFDS split and the examples in it that each split takes."""
+    """Returns the TFDS split and the examples in it that each split takes."""
     sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
     names = {"train": "train", "validation": "validation", "test": "test"}
     if builder.name in _HIDDEN_TEST_LABELS:

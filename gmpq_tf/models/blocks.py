@@ -19,7 +19,7 @@ def conv(
     use_bias: bool = False,
     symmetric: bool = False,
 ) -> Any:
-    """Apply a He-initialized convolution whose output has the size of its input / step.
+    """Applies a He-initialized convolution whose output is of size input / step.
 
     Args:
         x: Feature map `[batch, height, width, channels]`.
@@ -44,7 +44,7 @@ def conv(
 
 
 def depthwise(x: Any, strides: int, name: str, symmetric: bool = False) -> Any:
-    """Apply a He-initialized 3x3 depthwise convolution, padded as `conv` pads."""
+    """Applies a He-initialized 3x3 depthwise convolution, padded as `conv` pads."""
     x, padding = _padded(x, 3, strides, name, symmetric)
     return layers.DepthwiseConv2D(
         3,
@@ -59,26 +59,26 @@ def depthwise(x: Any, strides: int, name: str, symmetric: bool = False) -> Any:
 def _padded(
     x: Any, kernel: int, strides: int, name: str, symmetric: bool
 ) -> tuple[Any, str]:
-    """Return the input of a convolution and the padding that is left to do."""
+    """Returns the input of a convolution and the padding that is left to do."""
     if not symmetric or strides == 1 or kernel == 1:
         return x, "same"
     return layers.ZeroPadding2D(kernel // 2, name=f"{name}_pad")(x), "valid"
 
 
 def batch_norm(x: Any, name: str, epsilon: float = BATCH_NORM_EPSILON) -> Any:
-    """Apply batch normalization over the channels."""
+    """Applies batch normalization over the channels."""
     return layers.BatchNormalization(
         momentum=BATCH_NORM_MOMENTUM, epsilon=epsilon, name=name
     )(x)
 
 
 def relu(x: Any, name: str, max_value: float | None = None) -> Any:
-    """Apply a rectifier, clipped above where `max_value` is given."""
+    """Applies a rectifier, clipped above where `max_value` is given."""
     return layers.ReLU(max_value, name=name)(x)
 
 
 def head(x: Any, num_classes: int, activation: str | None) -> Any:
-    """Average the last feature map and classify it.
+    """Averages the last feature map and classifies it.
 
     Args:
         x: Feature map `[batch, height, width, channels]`.
@@ -90,7 +90,7 @@ def head(x: Any, num_classes: int, activation: str | None) -> Any:
 
 
 def is_small(input_shape: tuple[int, int, int], stem: str) -> bool:
-    """Return whether the stem should keep the size of the image.
+    """Returns whether the stem should keep the size of the image.
 
     Args:
         input_shape: Height, width, channels.

@@ -34,7 +34,7 @@ MODELS: dict[str, Callable[..., keras.Model]] = {
 def build_model(
     name: str, input_shape: tuple[int, int, int], num_classes: int, **options: Any
 ) -> keras.Model:
-    """Build a model with new weights.
+    """Builds a model with new weights.
 
     Args:
         name: A name in `MODELS`.

@@ -11,7 +11,7 @@ def digits_cnn(
     num_classes: int,
     classifier_activation: str | None = None,
 ) -> keras.Model:
-    """Build six convolutions: a residual pair, a depthwise and pointwise pair.
+    """Builds six convolutions: a residual pair, a depthwise and pointwise pair.
 
     Args:
         input_shape: Height, width, channels; such as (8, 8, 1), which leaves a last

@@ -77,7 +77,7 @@ _OTHER_FORMATS = {
 
 
 def check_model_path(path: Path, names: Iterable[str] = ()) -> None:
-    """Refuse what is no `.keras` or `.h5` file, with the way to get one.
+    """Refuses what is no `.keras` or `.h5` file, with the way to get one.
 
     Args:
         path: What was given as a model.
@@ -144,7 +144,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def expand_user(path: str | Path) -> Path:
-    """Return a path with `~` written out, or as it is where there is no such user.
+    """Returns a path with `~` written out, or as it is where there is no such user.
 
     Args:
         path: any path.
@@ -156,7 +156,7 @@ def expand_user(path: str | Path) -> Path:
 
 
 def read_config(path: Path) -> Any:
-    """Return the configuration of the model in a file.
+    """Returns the configuration of the model in a file.
 
     Args:
         path: A `.keras` or `.h5` file.
@@ -185,7 +185,7 @@ def has_lambda(config: Any) -> bool:
 
 
 def lambda_layers(config: Any) -> list[str]:
-    """Return the names of the layers that hold Python code.
+    """Returns the names of the layers that hold Python code.
 
     Args:
         config: JSON.
@@ -222,7 +222,7 @@ def _is_code(item: dict[str, Any]) -> bool:
 
 
 def unknown_module(config: Any) -> str | None:
-    """Return the module of a custom class that nobody has imported, None if none.
+    """Returns the module of a custom class that nobody has imported, None if none.
 
     Older releases of Keras would import it, which runs what lies in it.
 
@@ -253,7 +253,7 @@ def _objects(config: Any) -> Iterator[dict[str, Any]]:
 
 
 def check_zip(path: Path) -> None:
-    """Refuse an archive that unpacks to far more than it is, or outside of its folder.
+    """Refuses an archive that unpacks to far more than it is, or outside of its folder.
 
     Args:
         path: A `.keras` or `.npz` file.
@@ -275,7 +275,7 @@ def check_zip(path: Path) -> None:
 
 
 def check_hdf5(path: Path) -> None:
-    """Refuse a file whose HDF5 part hangs, crashes or misleads the HDF5 library.
+    """Refuses a file whose HDF5 part hangs, crashes or misleads the HDF5 library.
 
     Args:
         path: An HDF5 file, or a `.keras` file that holds one.
@@ -299,7 +299,7 @@ def check_hdf5(path: Path) -> None:
 
 
 def check_size(path: Path, config: Any, read_from: Path | None = None) -> None:
-    """Refuse a model of far more weights than its file can hold.
+    """Refuses a model of far more weights than its file can hold.
 
     Builds the model once without values, which takes a fourth of the time of loading.
 

@@ -26,7 +26,7 @@ def load_model(
     num_classes: int | None = None,
     **options: Any,
 ) -> keras.Model:
-    """Build a built-in model, or read a model from a file without running its code.
+    """Builds a built-in model, or reads one from a file without running its code.
 
     Args:
         name_or_path: A name in `MODELS`, or the path of a `.keras` or `.h5` file.
@@ -74,7 +74,7 @@ def _read_model(path: Path) -> keras.Model:
 
 
 def _checked_config(path: Path) -> Any:
-    """Return the configuration of a file that does no more than be read.
+    """Returns the configuration of a file that does no more than be read.
 
     Keras's safe mode refuses most others, but not in every version and file format.
     """

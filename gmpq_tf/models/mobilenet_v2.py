@@ -27,7 +27,7 @@ def mobilenet_v2(
     classifier_activation: str | None = None,
     padding: str = "same",
 ) -> keras.Model:
-    """Build MobileNetV2.
+    """Builds MobileNetV2.
 
     Args:
         input_shape: Height, width, channels.
@@ -63,7 +63,7 @@ def mobilenet_v2(
 def _block(
     x: Any, expansion: int, filters: int, strides: int, name: str, symmetric: bool
 ) -> Any:
-    """Apply an inverted residual: expand, filter depthwise, project."""
+    """Applies an inverted residual: expand, filter depthwise, project."""
     y, channels = x, x.shape[-1]
     if expansion != 1:
         y = conv(y, expansion * channels, 1, 1, f"{name}_expand")
@@ -91,6 +91,6 @@ def _is_symmetric(padding: str) -> bool:
 
 
 def _channels(channels: float) -> int:
-    """Round to a multiple of 8, by no more than 10 % down."""
+    """Rounds to a multiple of 8, by no more than 10 % down."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded

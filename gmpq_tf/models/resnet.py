@@ -30,7 +30,7 @@ def resnet8(
     num_classes: int,
     classifier_activation: str | None = None,
 ) -> keras.Model:
-    """Build the ResNet-8 of MLPerf Tiny (Banbury et al., arXiv:2106.07597).
+    """Builds the ResNet-8 of MLPerf Tiny (Banbury et al., arXiv:2106.07597).
 
     As there, convolutions have a bias and shortcuts no batch normalization, so that its
     published weights fit layer for layer.
@@ -56,7 +56,7 @@ def resnet18(
     stem: str = "auto",
     classifier_activation: str | None = None,
 ) -> keras.Model:
-    """Build ResNet-18.
+    """Builds ResNet-18.
 
     Args:
         input_shape: Height, width, channels.
@@ -78,7 +78,7 @@ def resnet20(
     num_classes: int,
     classifier_activation: str | None = None,
 ) -> keras.Model:
-    """Build ResNet-20 for CIFAR (section 4.2), with 1x1 convolutions as shortcuts.
+    """Builds ResNet-20 for CIFAR (section 4.2), with 1x1 convolutions as shortcuts.
 
     Args:
         input_shape: Height, width, channels.
@@ -93,7 +93,7 @@ def resnet56(
     num_classes: int,
     classifier_activation: str | None = None,
 ) -> keras.Model:
-    """Build ResNet-56 for CIFAR (section 4.2), with 1x1 convolutions as shortcuts.
+    """Builds ResNet-56 for CIFAR (section 4.2), with 1x1 convolutions as shortcuts.
 
     Args:
         input_shape: Height, width, channels.
@@ -109,7 +109,7 @@ def resnet50(
     stem: str = "auto",
     classifier_activation: str | None = None,
 ) -> keras.Model:
-    """Build ResNet-50 as published: blocks shrink in their first 1x1 convolution.
+    """Builds ResNet-50 as published: blocks shrink in their first 1x1 convolution.
 
     Args:
         input_shape: Height, width, channels.
@@ -128,7 +128,7 @@ def resnet50_v1_5(
     stem: str = "auto",
     classifier_activation: str | None = None,
 ) -> keras.Model:
-    """Build ResNet-50 v1.5, torchvision's: blocks shrink in their 3x3 convolution.
+    """Builds ResNet-50 v1.5, torchvision's: blocks shrink in their 3x3 convolution.
 
     Args:
         input_shape: Height, width, channels.
@@ -169,7 +169,7 @@ def _resnet50(
 
 
 def _stem(inputs: Any, stem: str) -> tuple[Any, dict[str, Any]]:
-    """Apply the first layers; return also how the blocks pad and normalize.
+    """Applies the first layers; return also how the blocks pad and normalize.
 
     For small images no weights are published, and `same` needs no layer to pad.
     """
@@ -202,7 +202,7 @@ def _block(
     symmetric: bool = False,
     epsilon: float = BATCH_NORM_EPSILON,
 ) -> Any:
-    """Apply a basic block: two 3x3 convolutions beside a shortcut."""
+    """Applies a basic block: two 3x3 convolutions beside a shortcut."""
     y = _conv_bn_relu(x, filters, 3, strides, name, "1", use_bias, symmetric, epsilon)
     y = conv(y, filters, 3, 1, f"{name}_conv2", use_bias)
     y = batch_norm(y, f"{name}_bn2", epsilon)
@@ -222,7 +222,7 @@ def _bottleneck(
     symmetric: bool = False,
     epsilon: float = BATCH_NORM_EPSILON,
 ) -> Any:
-    """Apply a bottleneck block: 1x1, 3x3 and 1x1 convolution beside a shortcut."""
+    """Applies a bottleneck block: 1x1, 3x3 and 1x1 convolution beside a shortcut."""
     first, second = (1, strides) if shrink_in_3x3 else (strides, 1)
     style: dict[str, Any] = {"symmetric": symmetric, "epsilon": epsilon}
     y = _conv_bn_relu(x, filters, 1, first, name, "1", **style)

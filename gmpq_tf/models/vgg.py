@@ -17,7 +17,7 @@ def vgg16(
     num_classes: int,
     classifier_activation: str | None = None,
 ) -> keras.Model:
-    """Build VGG-16.
+    """Builds VGG-16.
 
     Unlike the paper there is no dropout between the dense layers, as in
     keras.applications.
@@ -45,6 +45,6 @@ def vgg16(
 
 
 def _halve(x: Any, name: str) -> Any:
-    """Apply a 2x2 maximum pool, which leaves a side of one pixel as it is."""
+    """Applies a 2x2 maximum pool, which leaves a side of one pixel as it is."""
     padding = "same" if min(x.shape[1:3]) < 2 else "valid"
     return layers.MaxPooling2D(2, padding=padding, name=name)(x)

@@ -71,7 +71,7 @@ class Output:
 def outputs_of(
     model: Any, stated: Any = None, labels: Any = None, loss: Any = None
 ) -> list[Output]:
-    """Say what each output of a model is.
+    """Says what each output of a model is.
 
     A softmax gives class scores, wherever reshaping and nesting put it. Else the loss
     says it, if the model is compiled: cross-entropy of classes, binary cross-entropy,

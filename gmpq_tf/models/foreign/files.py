@@ -47,7 +47,7 @@ class WeightFile:
 
 
 def read_weight_file(path: str | Path) -> WeightFile:
-    """Read a weight file.
+    """Reads a weight file.
 
     Args:
         path: A model or weights of Keras (`.keras`, `.weights.h5`, `.h5`), or a
@@ -77,7 +77,7 @@ def read_weight_file(path: str | Path) -> WeightFile:
 
 
 def file_of_model(model: keras.Model, origin: str) -> WeightFile:
-    """Return the tensors of a Keras model as if read from a file.
+    """Returns the tensors of a Keras model as if read from a file.
 
     Args:
         model: Its layers are not nested.
@@ -108,7 +108,7 @@ def _config_of(file: Any) -> str:
 
 
 def _read_layer_groups(path: Path, root: Any, config: Any) -> WeightFile:
-    """Read what Keras 2 wrote: a group a layer, in the order of the network."""
+    """Reads what Keras 2 wrote: a group a layer, in the order of the network."""
     datasets = _datasets(root)
     names = [_text(name) for name in root.attrs["layer_names"]]
     stored = {
@@ -126,7 +126,7 @@ def _read_layer_groups(path: Path, root: Any, config: Any) -> WeightFile:
 
 
 def _read_weights_h5(path: Path, file: Any) -> WeightFile:
-    """Read what Keras 3 writes: `layers/conv2d_1/vars/0`, the name an attribute."""
+    """Reads what Keras 3 writes: `layers/conv2d_1/vars/0`, the name an attribute."""
     arrays: dict[str, list[np.ndarray]] = {}
     others: dict[str, np.ndarray] = {}
     for name, dataset in sorted(_datasets(file).items(), key=_natural):
@@ -221,7 +221,7 @@ def _variable_names(values: Sequence[np.ndarray]) -> Iterable[str]:
 
 
 def _natural(item: tuple[str, Any]) -> list[tuple[int, str]]:
-    """Sort key that puts conv2d_2 before conv2d_10."""
+    """Sorts key that puts conv2d_2 before conv2d_10."""
     parts = item[0].replace("_", "/").split("/")
     return [(int(p) if p.isdigit() else -1, p) for p in parts]
 

@@ -48,7 +48,7 @@ Values = dict[tuple[str, str], np.ndarray]
 
 
 def find_slots(model: keras.Model, layout: Layout) -> Slots:
-    """Return where each variable of a model lies in a file.
+    """Returns where each variable of a model lies in a file.
 
     Args:
         model: Built by one of `MODELS`.
@@ -82,7 +82,7 @@ def _slot(
 
 
 def new_classifier(model: keras.Model, slots: Slots, file: WeightFile) -> list[str]:
-    """Return the dense layers that other classes or another image size leave new.
+    """Returns the dense layers that other classes or another image size leave new.
 
     Args:
         model: The model to fill.
@@ -106,7 +106,7 @@ def new_classifier(model: keras.Model, slots: Slots, file: WeightFile) -> list[s
 
 
 def check_names(name: str, slots: Slots, file: WeightFile) -> None:
-    """Refuse a file that lacks a tensor or has one too many.
+    """Refuses a file that lacks a tensor or has one too many.
 
     Args:
         name: Of the model, for the message.
@@ -138,7 +138,7 @@ def _shortened(sentence: str, length: int = 200) -> str:
 
 
 def check_shapes(name: str, slots: Slots, file: WeightFile) -> None:
-    """Refuse a file with a tensor of another shape.
+    """Refuses a file with a tensor of another shape.
 
     Args:
         name: Of the model, for the message.
@@ -160,7 +160,7 @@ def check_shapes(name: str, slots: Slots, file: WeightFile) -> None:
 
 
 def hint(name: str, file: WeightFile) -> str:
-    """Return a sentence that says which other model a file is of, or nothing."""
+    """Returns a sentence that says which other model a file is of, or nothing."""
     stored = set(stored_layers(file))
     for other, layouts in LAYOUTS.items():
         for layout in layouts:
@@ -173,7 +173,7 @@ def hint(name: str, file: WeightFile) -> str:
 def convert(
     model: keras.Model, layout: Layout, slots: Slots, file: WeightFile
 ) -> Values:
-    """Return the values of our variables.
+    """Returns the values of our variables.
 
     What the source computes and ours cannot hold is folded into what ours has: another
     epsilon into gamma, the bias of a convolution into the moving mean.
@@ -198,7 +198,7 @@ def convert(
 def _match_epsilon(
     layer: keras.layers.Layer, epsilon: float | None, values: Values
 ) -> None:
-    """Scale gamma so that gamma / sqrt(variance + epsilon) is the source's."""
+    """Scales gamma so that gamma / sqrt(variance + epsilon) is the source's."""
     if epsilon is not None:
         # In float64, because variances may be as small as epsilon.
         variance: np.ndarray = values[layer.name, "moving_variance"].astype(float)
@@ -207,7 +207,7 @@ def _match_epsilon(
 
 
 def _fold_bias(layer: keras.layers.Layer, values: Values) -> None:
-    """Subtract a bias from the mean that the normalization after it subtracts."""
+    """Subtracts a bias from the mean that the normalization after it subtracts."""
     bias = values.pop((layer.name, "bias"))
     normalization = (
         f"{layer.name}_bn"
@@ -219,7 +219,7 @@ def _fold_bias(layer: keras.layers.Layer, values: Values) -> None:
 
 
 def assign(model: keras.Model, values: Values, reverse_channels: bool) -> None:
-    """Give a model its values.
+    """Gives a model its values.
 
     Args:
         model: The model to fill.
@@ -237,6 +237,6 @@ def assign(model: keras.Model, values: Values, reverse_channels: bool) -> None:
 
 
 def stored_layers(file: WeightFile) -> dict[str, None]:
-    """Return the layers that have tensors, in the order of the file."""
+    """Returns the layers that have tensors, in the order of the file."""
     mark = "/" if file.library == "keras" else "."
     return dict.fromkeys(name.rpartition(mark)[0] for name in file.tensors)

@@ -55,7 +55,7 @@ def build_pretrained(
     channels: str = "rgb",
     **options: Any,
 ) -> Pretrained:
-    """Build a built-in model and give it weights.
+    """Builds a built-in model and gives it weights.
 
     The classifier alone may differ: with another number of classes than the weights
     have it is left as initialized (of VGG-16, whose first dense layer depends on the
@@ -106,7 +106,7 @@ def _check_channels(channels: str) -> None:
 
 
 def _download(name: str, options: Mapping[str, Any]) -> WeightFile:
-    """Let keras.applications fetch the weights that it publishes."""
+    """Lets keras.applications fetch the weights that it publishes."""
     layouts = [x for x in LAYOUTS.get(name, ()) if x.library == "keras"]
     if not layouts:
         known = [n for n, rows in LAYOUTS.items() if rows[0].library == "keras"]
