@@ -310,7 +310,8 @@ def random_parts(size: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarr
         seed: Decides which.
 
     Returns:
-        Sorted indices of the images kept and of those held out.
+        Sorted indices, int64 [size - count] of the images kept and [count] of those
+        held out.
     """
     indices = np.random.default_rng(seed).permutation(size)
     return np.sort(indices[count:]), np.sort(indices[:count])

@@ -48,6 +48,12 @@ def bounded_power(log2: tf.Tensor) -> tf.Tensor:
     Learned ranges and steps pass through it, so that neither they nor their reciprocals
     overflow, however far training moves the logarithm. The gradient is that of
     `2^log2` at the bound, so that training may come back.
+
+    Args:
+        log2: logarithms to base 2 of ranges or steps, float of any shape.
+
+    Returns:
+        Positive numbers of the same shape.
     """
     fixed = tf.stop_gradient(log2)
     bounded = tf.clip_by_value(fixed, -LOG2_LIMIT, LOG2_LIMIT)
@@ -56,7 +62,11 @@ def bounded_power(log2: tf.Tensor) -> tf.Tensor:
 
 
 def finite_step(step: tf.Tensor) -> tf.Tensor:
-    """A step kept within what float16 has room for; in wider floats as it is."""
+    """A step kept within what float16 has room for; in wider floats as it is.
+
+    Args:
+        step: positive, of any shape.
+    """
     if step.dtype != tf.float16:
         return step
     return tf.clip_by_value(step, *(tf.constant(s, step.dtype) for s in FLOAT16_STEPS))
@@ -67,6 +77,12 @@ def power_of_two(step: tf.Tensor) -> tf.Tensor:
 
     Two grids whose steps are powers of two nest: moving a tensor from one to the other
     in int8 is exact under XNNPACK.
+
+    Args:
+        step: positive, of any shape.
+
+    Returns:
+        Powers of two, of the same shape and type.
     """
     log2 = tf.math.log(tf.cast(step, tf.float32)) / math.log(2.0)
     # Built from its exponent bits: pow(2, n) is off by one unit on some back ends.

@@ -52,7 +52,12 @@ def lsq_kernel(kernel: tf.Tensor, step: tf.Tensor, bits: int) -> tf.Tensor:
 
 
 def scale_gradient(value: tf.Tensor, factor: float | tf.Tensor) -> tf.Tensor:
-    """Return `value` with its gradient multiplied by `factor` (LSQ, section 2.2)."""
+    """Return `value` with its gradient multiplied by `factor` (LSQ, section 2.2).
+
+    Args:
+        value: float of any shape.
+        factor: scalar, 0 or more.
+    """
     factor = tf.cast(factor, value.dtype)
     scaled = value * factor
     # In this order the value keeps every bit: what is added to it is exactly 0.

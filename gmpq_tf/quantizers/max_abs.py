@@ -17,6 +17,15 @@ def max_abs_step(
 
     `s = max|w| / (2^(b-1) - 1)`, over `axes` (kept with size 1; None: all of them).
     A kernel that is all zero gets a tiny positive step.
+
+    Args:
+        kernel: weights, any shape.
+        bits: 2 to 8.
+        axes: axes that share a step.
+
+    Returns:
+        Positive steps that broadcast against the kernel: a scalar, or its shape with
+        size 1 along `axes`.
     """
     largest = tf.reduce_max(tf.abs(kernel), axis=axes, keepdims=axes is not None)
     tiny = tf.constant(1e-6, kernel.dtype)

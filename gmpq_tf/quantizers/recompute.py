@@ -15,7 +15,7 @@ def keeping_arguments(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Te
     it, such as a convolution's output, is not computed twice.
 
     Args:
-        function: of tensors alone, to one tensor.
+        function: of tensors alone, of any shapes, to one tensor.
 
     Returns:
         A function of the same tensors, differentiable any number of times.

@@ -26,12 +26,18 @@ def round_half_up(x: tf.Tensor) -> tf.Tensor:
 
     Activations use it because int8 kernels that move a tensor to a coarser grid round
     halves up, so training and deployment agree on ties.
+
+    Args:
+        x: codes, float of any shape.
+
+    Returns:
+        Whole numbers of the shape and type of `x`.
     """
     return straight_through(floor_half_up(x), x)
 
 
 def floor_half_up(x: tf.Tensor) -> tf.Tensor:
-    """`floor(x + 1/2)`, without a gradient of its own."""
+    """`floor(x + 1/2)`, without a gradient of its own; any shape, type of `x`."""
     # bfloat16 has no room for the half beside codes above 128.
     wide = tf.cast(x, tf.float32) if x.dtype.size < 4 else x
     return tf.cast(tf.floor(wide + tf.constant(0.5, wide.dtype)), x.dtype)
@@ -41,5 +47,11 @@ def round_half_even(x: tf.Tensor) -> tf.Tensor:
     """Round to the nearest integer, halves to even, with the identity's gradient.
 
     Kernels use it: it is odd-symmetric, so `q(-w) = -q(w)` everywhere.
+
+    Args:
+        x: codes, float of any shape.
+
+    Returns:
+        Whole numbers of the shape and type of `x`.
     """
     return straight_through(tf.round(x), x)

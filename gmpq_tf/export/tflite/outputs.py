@@ -216,7 +216,13 @@ class Tally:
     def add(
         self, want: np.ndarray, have: np.ndarray, labels: np.ndarray | None = None
     ) -> None:
-        """Add a batch of Keras's numbers, of the file's and of labels."""
+        """Add a batch.
+
+        Args:
+            want: what Keras computes, [B, ...].
+            have: what the file computes, of the same shape.
+            labels: of the batch, [B] or [B, ...], or None.
+        """
         off = np.abs(want.astype("float64") - have)
         self._mean("error", off)
         self.largest = max(self.largest, float(off.max()))
@@ -232,7 +238,7 @@ class Tally:
                 self._mean(f"{name}_accuracy", self.kind.right(scores, labels))
 
     def add_builtin(self, want: np.ndarray, have: np.ndarray) -> None:
-        """Add a batch of Keras's numbers and the built-in kernels'."""
+        """Add a batch of Keras's numbers and the built-in kernels', [B, ...] each."""
         self._alike("builtin_", want, have)
 
     def _alike(self, prefix: str, want: np.ndarray, have: np.ndarray) -> None:
@@ -298,5 +304,5 @@ def numbers(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def as_arrays(value: Any) -> list[np.ndarray]:
-    """Flat list of a model's outputs."""
+    """Flat list of a model's outputs, each [B, ...]."""
     return [np.asarray(part) for part in keras.tree.flatten(value)]

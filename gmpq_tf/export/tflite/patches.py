@@ -62,7 +62,7 @@ def same_padding(
 
 
 def read_order(count: int, size: int, stride: int, dilation: int) -> np.ndarray:
-    """Positions that `count` windows read, window after window."""
+    """Positions that `count` windows of `size` read: int64 [count * size]."""
     starts: np.ndarray = np.arange(count)[:, None] * stride
     return (starts + np.arange(size) * dilation).ravel()
 
@@ -83,7 +83,7 @@ class Moved:
             self._add("PAD", [(0, 0), *amounts, (0, 0)])
 
     def gather(self, axis: int, positions: np.ndarray) -> None:
-        """Take the values at some positions of an axis."""
+        """Take the values at positions, int64 [n], of an axis."""
         if np.array_equal(positions, np.arange(self.shape[axis])):
             return
         self.shape[axis] = len(positions)
