@@ -1,0 +1,44 @@
+"""Codes of fewer than eight bits, several a byte."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+
+def pack_int4(codes: np.ndarray) -> bytes:
+    """Store codes -8..7 two a byte, the first in the low nibble; an odd one alone."""
+    flat: np.ndarray = codes.astype(np.int8).ravel()
+    flat = np.append(flat, np.zeros(flat.size % 2, np.int8)).view(np.uint8) & 0xF
+    return (flat[0::2] | (flat[1::2] << 4)).astype(np.uint8).tobytes()
+
+
+def unpack_int4(data: np.ndarray, count: int) -> np.ndarray:
+    """Inverse of `pack_int4`: the first `count` codes, int8."""
+    data = data.astype(np.uint8)
+    nibbles = np.stack([data & 0xF, data >> 4], axis=-1).ravel()[:count]
+    return ((nibbles.astype(np.int8) ^ 8) - 8).astype(np.int8)
+
+
+def pack_int2(codes: np.ndarray) -> bytes:
+    """Store codes -2..1 four a byte, the first in the lowest bits."""
+    flat: np.ndarray = codes.astype(np.int8).ravel()
+    flat = np.append(flat, np.zeros(-flat.size % 4, np.int8)).view(np.uint8) & 0x3
+    shifts: np.ndarray = np.arange(0, 8, 2, dtype=np.uint8)
+    return np.bitwise_or.reduce(flat.reshape(-1, 4) << shifts, axis=1).tobytes()
+
+
+def unpack_int2(data: np.ndarray, count: int) -> np.ndarray:
+    """Inverse of `pack_int2`: the first `count` codes, int8."""
+    shifts: np.ndarray = np.arange(0, 8, 2, dtype=np.uint8)
+    pairs = (data.astype(np.uint8)[:, None] >> shifts).ravel()[:count] & 0x3
+    return ((pairs.astype(np.int8) ^ 2) - 2).astype(np.int8)
+
+
+PACKING: dict[str, Callable[[np.ndarray], bytes]] = {
+    "INT8": lambda codes: np.ascontiguousarray(codes, np.int8).tobytes(),
+    "INT4": pack_int4,
+    "INT2": pack_int2,
+}
+UNPACKING = {"INT4": unpack_int4, "INT2": unpack_int2}
