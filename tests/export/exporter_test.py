@@ -7,6 +7,7 @@ import pytest
 from ai_edge_litert.schema_py_generated import BuiltinOperator, Conv2DOptionsT
 
 from gmpq_tf.export.errors import ExportError
+from gmpq_tf.export.tflite import exporter
 from gmpq_tf.export.tflite.exporter import export_tflite
 from gmpq_tf.export.tflite.flatbuffer import (
     FileBuilder,
@@ -210,6 +211,31 @@ def test_a_storage_that_the_runtime_lacks_does_not_stop_another(measures_latency
     student = student_of(NETS["plain"](), 4, 4)
     contents = {"fast": lower(student).content, "smallest": b"of a newer runtime"}
     assert set(measure_latency(student, contents, 1)) == {"fast", "float"}
+
+
+@pytest.mark.parametrize(
+    ("runtime", "storage", "wanted"),
+    [
+        ("litert", "fast", ["fast", "packed", "smallest"]),
+        ("litert", "smallest", ["smallest", "fast", "packed"]),
+        ("micro", "fast", ["fast"]),
+    ],
+)
+def test_the_student_is_lowered_once_a_storage(
+    tmp_path, monkeypatch, runtime, storage, wanted
+):
+    lowered = []
+
+    def counting(student, storage, *choices):
+        lowered.append(storage)
+        return lower(student, storage, *choices)
+
+    monkeypatch.setattr(exporter, "lower", counting)
+    student = student_of(NETS["plain"](), 4, 4)
+    path = tmp_path / "m.tflite"
+    report = export_tflite(student, path, storage, runtime=runtime)
+    assert lowered == wanted
+    assert report.storage_bytes[storage] == report.file_bytes == path.stat().st_size
 
 
 def test_packed_keeps_wider_kernels_in_int8(tmp_path):

@@ -1,0 +1,113 @@
+"""Whether a file may be kept: what refuses it, and what it says then."""
+
+from __future__ import annotations
+
+import warnings
+
+from gmpq_tf.export.errors import ExportError
+from gmpq_tf.export.tflite.lowering import Lowered
+from gmpq_tf.export.tflite.outputs import OutputReport, Outputs
+from gmpq_tf.export.tflite.verify import Deviation, LayerReport
+
+# Mean distance of biases from whole units above which they were never rounded to them:
+# 0.25 where they lie anywhere, 0.06 and less where only float32 moved them.
+LOOSE_UNITS = 0.1
+
+
+def check_layers(layers: list[LayerReport], deviations: list[Deviation]) -> None:
+    """Refuses a file of which a layer stores or computes something else."""
+    for layer in layers:
+        if not layer.codes_equal:
+            raise ExportError(
+                "Stored kernel codes must be the trained ones. "
+                f"Received: layer={layer.name!r}, whose codes in the file differ. "
+                "Nothing was written; please report the layer's configuration."
+            )
+    first = next((d for d in deviations if d.excessive), None)
+    if first is not None:
+        raise ExportError(
+            "Every layer of the file must compute what the Keras layer does. "
+            f"Received: layer={first.name!r} ({first.kind}), of whose output codes "
+            f"{first.off:.1%} are off, {first.far:.1%} by more than one step. "
+            "Nothing was written; please report the layer's configuration."
+        )
+
+
+def check_outputs(outputs: Outputs, deviations: list[Deviation], least: float) -> None:
+    """Refuse a file that decides or computes something else than the Keras model."""
+    plain = outputs.outputs and all(o.agreement is None for o in outputs.outputs)
+    alike = 1.0 if plain or outputs.agreement is None else outputs.agreement
+    if alike + (outputs.ties or 0.0) < least:
+        raise ExportError(_disagreement(outputs, deviations, least))
+    for output in outputs.outputs:
+        if output.near is not None and output.near < least:
+            raise ExportError(_distance(output, outputs.images, deviations, least))
+
+
+def _disagreement(outputs: Outputs, deviations: list[Deviation], least: float) -> str:
+    deciding = [o for o in outputs.outputs if o.agreement is not None]
+    output = min(deciding, key=lambda o: o.alike)
+    return (
+        "The file must decide as the Keras model does on "
+        f"{least:.0%} of the images. "
+        f"Received: agreement={outputs.agreement:.1%} on {outputs.images} images, "
+        f"output={output.name!r} ({output.compared}). {_rounding(deviations)}, so the "
+        "scores are too close to call: fine-tune longer, give layers more bits, or, if "
+        f"the accuracy of both is the same, lower least_agreement.{_reading(output)}"
+    )
+
+
+def _distance(
+    output: OutputReport, images: int, deviations: list[Deviation], least: float
+) -> str:
+    share = output.relative_error
+    return (
+        f"The numbers of the file must be within {output.near_steps:g} steps of the "
+        f"Keras model's in {least:.0%} of all. Received: {output.near:.1%} on {images} "
+        f"images, output={output.name!r}, whose step is {output.step:.3g}: mean error "
+        f"{output.mean_error:.3g}"
+        + (f" ({share:.1%} of the range)" if share is not None else "")
+        + f", largest {output.max_error:.3g}. {_rounding(deviations)}, and it adds up: "
+        "call snap_biases, fine-tune longer, give layers more bits, or, if the error "
+        f"will do, raise near_steps or lower least_agreement.{_reading(output)}"
+    )
+
+
+def _rounding(deviations: list[Deviation]) -> str:
+    worst = max(deviations, key=lambda d: d.off)
+    return (
+        "Given equal inputs every layer is right but for rounding (most of it at "
+        f"{worst.name!r}, {worst.off:.2%} of whose codes are a step off)"
+    )
+
+
+def _reading(output: OutputReport) -> str:
+    """What to do should the output be something else."""
+    if output.known_from == "stated":
+        return ""
+    source = "" if output.known_from == "assumed" else f" by its {output.known_from}"
+    return (
+        f" The output was taken for {output.kind}{source}; should it be something "
+        "else, say so with output_kinds."
+    )
+
+
+def unsnapped(lowered: Lowered) -> list[str]:
+    """Layers with biases, if those of most of them were never rounded."""
+    biased = {k.name for k in lowered.kernels if k.folded.bias.any()}
+    loose = [k.name for k in lowered.kernels if k.folded.loose > LOOSE_UNITS]
+    loose = list(dict.fromkeys(loose))
+    return loose if 2 * len(loose) > len(biased) else []
+
+
+def warn_unsnapped(layers: list[str]) -> None:
+    """Warns that biases were never rounded, and says what mends it."""
+    shown = ", ".join(map(repr, layers[:5])) + (", ..." if len(layers) > 5 else "")
+    warnings.warn(
+        f"The biases of {len(layers)} layer(s) were never rounded to what integer "
+        f"kernels add: {shown}. The file rounds them, the Keras model does not, and "
+        "some codes come out a step apart. Call gmpq_tf.snap_biases(student, images) "
+        "after fine-tuning, before saving and exporting.",
+        UserWarning,
+        stacklevel=3,
+    )

@@ -1,0 +1,83 @@
+"""What `export_tflite` may be asked for; the rest is refused before any work."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import keras
+
+from gmpq_tf.export.errors import ExportError
+from gmpq_tf.spelling import suggest
+from gmpq_tf.transform.calibrate import input_quantizers, is_calibrated
+
+STORAGES = ("fast", "packed", "smallest")
+# TFLite Micro has no INT2, and rounds what it reads of INT4 convolutions twice.
+STORAGES_OF = {"litert": STORAGES, "micro": ("fast",)}
+TYPES = ("float32", "int8", "uint8")
+
+
+def check_batch(batch: Any) -> None:
+    """Refuses a batch that is no whole number of images."""
+    if batch is not None and (type(batch) is not int or batch < 1):
+        raise ExportError(
+            "batch must be a whole number of images, 1 or more. "
+            f"Received: batch={batch!r}. Leave it out for any number."
+        )
+
+
+def check_choices(
+    storage: str, input_type: str, output_type: str, runtime: str
+) -> None:
+    """Refuses words that are none of the choices, and storages the runtime lacks."""
+    choices = {
+        "runtime": (runtime, tuple(STORAGES_OF)),
+        "storage": (storage, STORAGES),
+        "input_type": (input_type, TYPES),
+        "output_type": (output_type, TYPES),
+    }
+    for what, (value, valid) in choices.items():
+        if value not in valid:
+            raise ExportError(
+                f"{what} must be one of {', '.join(valid)}. "
+                f"Received: {what}={value!r}. {suggest(str(value), valid)}"
+            )
+    if storage not in STORAGES_OF[runtime]:
+        raise ExportError(
+            f"storage must be {' or '.join(STORAGES_OF[runtime])} with "
+            f"runtime={runtime!r}, which cannot compute INT2, and INT4 only with codes "
+            f"off by one. Received: storage={storage!r}. Leave it out."
+        )
+
+
+def check_metadata(metadata: Any) -> None:
+    """Refuses metadata that JSON cannot hold."""
+    try:
+        json.dumps(metadata)
+    except (TypeError, ValueError) as error:
+        raise ExportError(
+            "metadata must be plain JSON values. "
+            f"Received: metadata={metadata!r:.200} ({error}). Convert arrays to lists."
+        ) from error
+
+
+def check_student(student: Any) -> None:
+    """Refuses what is no quantized, calibrated Keras model."""
+    if not isinstance(student, keras.Model):
+        raise ExportError(
+            "student must be a Keras model. "
+            f"Received: student={type(student).__name__}. Load it with "
+            "keras.models.load_model after importing gmpq_tf."
+        )
+    if not input_quantizers(student):
+        raise ExportError(
+            "The model must be quantized. "
+            f"Received: model={student.name!r} without quantizers. "
+            "Pass what gmpq_tf.quantize_model(model, policy) returned."
+        )
+    if not is_calibrated(student):
+        raise ExportError(
+            "Every activation range must have been set from data. "
+            f"Received: model={student.name!r}, not calibrated. "
+            "Call gmpq_tf.calibrate(student, dataset) first."
+        )

@@ -1,0 +1,87 @@
+"""The report of an export, and how it is written beside the file."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gmpq_tf.export.errors import ExportError
+from gmpq_tf.export.tflite.outputs import OutputReport
+from gmpq_tf.export.tflite.verify import LayerReport
+from gmpq_tf.files import json_text, replace_files
+
+REPORT_NAME = "export_report.json"
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written, and how it compares with the Keras model.
+
+    Args:
+        path: the file.
+        storage: "fast", "packed" or "smallest".
+        input_type: type of the file's inputs.
+        output_type: type of its outputs.
+        file_bytes: size of the file.
+        data: "given", or "random" where the caller had no images.
+        images: how many inputs were compared.
+        agreement: share of equal decisions of Keras and the file, in the output in
+            which it is least; where none decides anything, the share of its numbers
+            within `near_steps` steps.
+        builtin_agreement: likewise with the built-in kernels, on at most 256 or so.
+        ties: share of decisions that differ, but between scores that are equal in Keras
+            or in the file.
+        max_steps: largest difference of an output, in steps of its grid.
+        mean_steps: mean difference, in the output in which it is largest.
+        keras_accuracy: share of right decisions, where there are labels and one output
+            that decides something.
+        tflite_accuracy: likewise of the file.
+        outputs: one row an output: what it is, and what was compared.
+        unsnapped_layers: layers whose biases were not rounded before by `snap_biases`.
+        layers: one row a layer.
+        storage_bytes: size of the file in each storage.
+        latency_ms: median milliseconds of one image in each storage and in the float
+            model ("float"), one thread, measured in turns; {} where not asked for. One
+            that the runtime or TensorFlow's converter refuses is missing.
+        runtime: "litert" or "micro": whose kernels `agreement` is of.
+    """
+
+    path: str
+    storage: str
+    input_type: str
+    output_type: str
+    file_bytes: int
+    data: str
+    images: int
+    agreement: float | None
+    builtin_agreement: float | None
+    ties: float | None
+    max_steps: float | None
+    mean_steps: float | None
+    keras_accuracy: float | None
+    tflite_accuracy: float | None
+    outputs: tuple[OutputReport, ...]
+    unsnapped_layers: tuple[str, ...]
+    layers: tuple[LayerReport, ...]
+    storage_bytes: dict[str, int]
+    latency_ms: dict[str, float]
+    runtime: str = "litert"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"format": 1, **dataclasses.asdict(self)}
+
+
+def write_export(path: Path, content: bytes, report: ExportReport) -> None:
+    """Writes the file and, beside it, its report: both or none."""
+    try:
+        with replace_files(path, path.with_name(REPORT_NAME)) as temporaries:
+            temporaries[0].write_bytes(content)
+            temporaries[1].write_text(json_text(report.to_json()), encoding="utf-8")
+    except OSError as error:
+        raise ExportError(
+            "The path must be writable. "
+            f"Received: path={str(path)!r} ({error}). Choose another folder."
+        ) from error
