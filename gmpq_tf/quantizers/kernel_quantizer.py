@@ -13,7 +13,11 @@ import tensorflow as tf
 from gmpq_tf.policy import check_bits
 from gmpq_tf.quantizers import own
 from gmpq_tf.quantizers.grid import bounded_power, finite_step, symmetric_limit
-from gmpq_tf.quantizers.line_search import KERNEL_FRACTIONS, least_error_step
+from gmpq_tf.quantizers.line_search import (
+    KERNEL_FRACTIONS,
+    least_error_step,
+    least_error_steps,
+)
 from gmpq_tf.quantizers.lsq import lsq_kernel, scale_gradient
 from gmpq_tf.quantizers.max_abs import max_abs, max_abs_step
 from gmpq_tf.quantizers.mixture import weighted_sum
@@ -208,26 +212,27 @@ class KernelQuantizer(keras.layers.Layer):
     def _best_log2_step(self, kernel: np.ndarray, bits: int) -> np.ndarray:
         limit = symmetric_limit(bits)
         largest = np.abs(kernel).max(axis=self.shared_axes, keepdims=True)
-        base = np.maximum(largest, 1e-6) / limit
-
-        def error_of(step: np.ndarray) -> np.ndarray:
-            error = self._quantized(kernel, step, bits) - kernel
-            return np.square(error).sum(axis=self.shared_axes, keepdims=True)
-
-        steps = (base * fraction for fraction in KERNEL_FRACTIONS)
-        best = least_error_step(steps, error_of)
+        if self.fused:
+            columns = kernel.reshape(-1, largest.size)
+            best = least_error_steps(columns, limit).reshape(largest.shape)
+        else:
+            base = np.maximum(largest, 1e-6) / limit
+            best = least_error_step(
+                (base * fraction for fraction in KERNEL_FRACTIONS),
+                lambda step: self._squared_error(kernel, step, bits),
+            )
         dead = largest < best / 2  # every code is zero, whatever the step
         most = largest.max()
         default = most / limit if not dead.all() else 2.0**DEFAULT_LOG2_STEP
         return np.log2(np.where(dead, default, best))
 
-    def _quantized(self, kernel: np.ndarray, step: np.ndarray, bits: int) -> np.ndarray:
-        """The kernel on a learned grid, in NumPy."""
-        if self.fused:
-            limit = symmetric_limit(bits)
-            return np.round(np.clip(kernel / step, -limit, limit)) * step
+    def _squared_error(
+        self, kernel: np.ndarray, step: np.ndarray, bits: int
+    ) -> np.ndarray:
+        """Of each group of weights that shares a step, on a learned grid."""
         tensors = tf.constant(kernel), tf.constant(step, tf.float32)
-        return np.asarray(self._own(*tensors, bits))
+        error = np.asarray(self._own(*tensors, bits)) - kernel
+        return np.square(error).sum(axis=self.shared_axes, keepdims=True)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         """Shape is unchanged."""

@@ -32,3 +32,65 @@ def least_error_step(
         best = np.where(error < least, step, best)
         least = np.minimum(error, least)
     return best
+
+
+def least_error_steps(columns: np.ndarray, limit: int) -> np.ndarray:
+    """Of each column, the step that `least_error_step` finds on a symmetric grid.
+
+    `argmin_s sum_i (round(clip(w_i / s, -limit, limit)) s - w_i)^2` over
+    `KERNEL_FRACTIONS` of the step that clips nothing, bit for bit as if all were tried
+    in float64. A first pass in float32, whose error is bounded, leaves one or two of
+    the 81 fractions for each column.
+
+    Args:
+        columns: finite weights, float32 [rows, columns].
+        limit: largest code.
+
+    Returns:
+        Positive steps, float64 [columns].
+    """
+    largest = np.maximum(np.abs(columns).max(axis=0), np.float32(1e-6))
+    base = largest / limit
+    norms, slack = _error_norms(np.abs(columns) / largest, limit)
+    near = norms - slack <= (norms + slack).min(axis=0)
+    best, least = base * KERNEL_FRACTIONS[-1], np.full(len(base), np.inf)
+    for fraction, chosen in zip(KERNEL_FRACTIONS, near, strict=True):
+        (where,) = np.nonzero(chosen)
+        if not where.size:
+            continue
+        if where.size == 1 < len(base):
+            where = np.repeat(where, 2)  # NumPy sums a lone column in another order
+        kept = np.take(columns, where, axis=1)
+        steps = base[where] * fraction
+        error = np.round(np.clip(kept / steps, -limit, limit)) * steps - kept
+        total = np.square(error).sum(axis=0)
+        better = total < least[where]
+        best[where] = np.where(better, steps, best[where])
+        least[where] = np.where(better, total, least[where])
+    return best
+
+
+def _error_norms(sizes: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Norm of each column's error at each fraction, and by how much it may be wrong.
+
+    Args:
+        sizes: absolute weights over the largest of their column, float32.
+        limit: largest code.
+
+    Returns:
+        Two float64 arrays [fractions, columns], in units of the largest weight.
+    """
+    rows, count = sizes.shape
+    scaled, codes = np.empty_like(sizes), np.empty_like(sizes)
+    norms: np.ndarray = np.empty((len(KERNEL_FRACTIONS), count))
+    for i, fraction in enumerate(KERNEL_FRACTIONS):
+        np.multiply(sizes, np.float32(limit / fraction), out=scaled)
+        np.minimum(np.rint(scaled, out=codes), np.float32(limit), out=codes)
+        np.square(np.subtract(scaled, codes, out=scaled), out=scaled)
+        norms[i] = np.sqrt(scaled.sum(axis=0), dtype="float64") * (fraction / limit)
+    # The distance to the nearest code changes by no more than the weight does: three
+    # roundings of it, those of the sum, which NumPy adds in pairs in one column, and
+    # squares too small for float32.
+    unit, added = 2.0**-24, rows if count > 1 else 64
+    size = np.sqrt(np.square(sizes, dtype="float64").sum(axis=0))
+    return norms, unit * (4 * size + added * norms) + 2.0**-60 * rows**0.5

@@ -6,7 +6,11 @@ import tensorflow as tf
 
 from gmpq_tf.export.tfmot.fake_quantizers import InputFakeQuantizer, KernelFakeQuantizer
 from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
-from gmpq_tf.quantizers.line_search import least_error_step
+from gmpq_tf.quantizers.line_search import (
+    KERNEL_FRACTIONS,
+    least_error_step,
+    least_error_steps,
+)
 from gmpq_tf.transform.calibrate import Observer, best_grid
 
 RANDOM = np.random.default_rng(0)
@@ -18,6 +22,40 @@ def test_each_element_is_searched_alone_and_the_first_of_equals_wins():
     steps = [np.full(3, s) for s in (1.0, 2.0, 4.0, 8.0)]
     found = least_error_step(steps, lambda step: np.abs(step - wanted))
     np.testing.assert_array_equal(found, [2.0, 2.0, 8.0])
+
+
+def on_a_grid(shape):
+    """Weights that some of the steps tried hold exactly: errors next to nothing."""
+    return (RANDOM.integers(-7, 8, shape) * 2.0**-5).astype("float32")
+
+
+KERNELS = {
+    "normal": RANDOM.normal(size=(288, 24)),
+    "one column": RANDOM.normal(size=(3000, 1)),
+    "depthwise": RANDOM.laplace(size=(9, 400)),
+    "two rows": RANDOM.normal(size=(2, 300)),
+    "one row": RANDOM.normal(size=(1, 50)),
+    "outliers": RANDOM.standard_t(1.5, size=(64, 40)),
+    "on a grid": on_a_grid((36, 50)),
+    "a dead column": RANDOM.normal(size=(27, 3)) * [1, 0, 1],
+    "next to nothing": RANDOM.normal(size=(27, 8)) * 10.0 ** -np.arange(2, 40, 5),
+    "huge": RANDOM.normal(size=(27, 4)) * [1e5, 1e20, 1e30, 1e37],
+}
+
+
+@pytest.mark.parametrize("limit", [1, 3, 7, 15, 31, 63, 127])
+@pytest.mark.parametrize("name", KERNELS)
+def test_steps_of_kernels_are_bit_for_bit_those_of_trying_all(name, limit):
+    kernel = KERNELS[name].astype("float32")
+    base = np.maximum(np.abs(kernel).max(axis=0), 1e-6) / limit
+    tried = base * KERNEL_FRACTIONS[:, None]
+    errors = [
+        np.square(np.round(np.clip(kernel / step, -limit, limit)) * step - kernel)
+        for step in tried
+    ]
+    first = np.argmin([error.sum(axis=0) for error in errors], axis=0)
+    expected = tried[first, np.arange(kernel.shape[1])]
+    np.testing.assert_array_equal(least_error_steps(kernel, limit), expected)
 
 
 class WithoutSampling(Observer):
