@@ -12,13 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from gmpq_tf.budget import FULL_PRECISION_BITS, bit_ops
-from gmpq_tf.graph import Call, Graph, is_searchable, is_stock, read_graph
+from gmpq_tf.graph import Call, Graph, is_searchable, layer_kind, read_graph
+from gmpq_tf.layer_kinds import kind_of
 
-# Their weights scale and shift; as elsewhere, they are not counted as multiply-adds.
-ELEMENTWISE = frozenset(
-    "BatchNormalization LayerNormalization RMSNormalization GroupNormalization "
-    "UnitNormalization Normalization PReLU InputQuantizer".split()
-)
 Shapes = Sequence[tuple]
 
 
@@ -101,13 +97,9 @@ def _computes(layer: Any) -> bool:
     """Whether a layer multiplies by kernels, or tensors with each other."""
     if _formula(layer) is not None:
         return True
-    if type(layer).__name__ in ELEMENTWISE and (is_stock(layer) or _ours(layer)):
+    if kind_of(layer_kind(layer)).elementwise:
         return False
     return any(len(weight.shape) > 1 for weight in getattr(layer, "weights", []))
-
-
-def _ours(layer: Any) -> bool:
-    return type(layer).__module__.startswith("gmpq_tf.")
 
 
 def _formula(layer: Any) -> Callable[..., int | None] | None:

@@ -12,19 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gmpq_tf.inputs import InputError, check_names, match_inputs
+from gmpq_tf.layer_kinds import ACTIVATION, KINDS, Kind, Role, kind_of, names
 
-SEARCHABLE_KINDS = ("Conv2D", "DepthwiseConv2D", "Dense")
+SEARCHABLE_KINDS = tuple(k.name for k in KINDS.values() if k.role is Role.KERNEL)
 SEPARABLE_KIND = "SeparableConv2D"
-# Layers of Keras that change nothing in inference.
-IDENTITY_KINDS = frozenset(
-    "Identity Dropout SpatialDropout1D SpatialDropout2D SpatialDropout3D AlphaDropout "
-    "GaussianNoise GaussianDropout ActivityRegularization AugMix CutMix MixUp "
-    "RandAugment RandomBrightness RandomColorDegeneration RandomColorJitter "
-    "RandomContrast RandomElasticTransform RandomErasing RandomFlip RandomGaussianBlur "
-    "RandomGrayscale RandomHue RandomInvert RandomPerspective RandomPosterization "
-    "RandomRotation RandomSaturation RandomSharpness RandomShear RandomTranslation "
-    "RandomZoom".split()
-)
+IDENTITY_KINDS = names(Role.IDENTITY)  # layers that change nothing in inference
 # Packages whose classes and functions do what their names say.
 LIBRARIES = "gmpq_tf keras tf_keras tensorflow tensorflow_model_optimization".split()
 # Other names of activations, in Keras and in TensorFlow.
@@ -70,6 +62,16 @@ class Call:
     def kind(self) -> str:
         """Class name of the layer, e.g. `"Add"`."""
         return layer_kind(self.layer)
+
+    @property
+    def row(self) -> Kind:
+        """What the layer's kind means to quantization."""
+        return kind_of(self.kind)
+
+    @property
+    def role(self) -> Role:
+        """What the layer does, as far as quantization goes."""
+        return self.row.role
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,7 +213,7 @@ def activation_name(activation: Any) -> str:
 
 def _name_of_activation_layer(layer: Any) -> str:
     kind = layer_kind(layer)
-    if kind == "Activation":
+    if kind == ACTIVATION:
         return activation_name(layer.activation)
     if kind == "ReLU":
         names = {None: "relu", 6.0: "relu6"}
@@ -308,7 +310,7 @@ def is_frozen_norm(call: Call) -> bool:
     It is not trainable, alone or with the model it is in, or it is called with
     `training=False`, which `fit` of Keras 3 overrules.
     """
-    if call.kind != "BatchNormalization":
+    if call.role is not Role.NORM:
         return False
     return call.kwargs.get("training") is False or not call.layer.trainable
 

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Each row is one place in the order; the modules of one row do not import each other.
 ORDER = [
     ("spelling", "align", "distribution", "first_trace", "version"),
-    ("files", "progress"),
+    ("files", "layer_kinds", "progress"),
     ("inputs",),
     ("graph",),
     ("bits", "budget"),

@@ -22,6 +22,7 @@ from gmpq_tf.graph import (
     is_searchable,
     read_graph,
 )
+from gmpq_tf.layer_kinds import Role
 from gmpq_tf.transform.placement import is_fused
 from gmpq_tf.transform.rewrite import clone_layer, copy_weights, rebuild
 
@@ -126,7 +127,7 @@ def float_graph(model: Any) -> tuple[Graph, list[FloatKernel]]:
     calls, kernels, seen = [], [], set()
     for call in graph.calls:
         name = call.name
-        if call.kind == "InputQuantizer" or id(call) in gone:
+        if call.role is Role.QUANTIZER or id(call) in gone:
             name = free_name(f"{name}_gone", taken)
             args = (Ref(call.inputs[0]),)
             call = replace(call, layer=Gone(name=name), name=name, args=args, kwargs={})
@@ -172,8 +173,8 @@ def _folded_norm(graph: Graph, call: Call) -> Call | None:
     if not is_searchable(call.layer) or call.outputs[0] in graph.outputs:
         return None
     readers = [c for c in graph.calls if call.outputs[0] in c.inputs]
-    alone = len(readers) == 1 and readers[0].kind == "BatchNormalization"
-    folds = alone and is_fused(call, readers[0], graph.producers())
+    alone = len(readers) == 1 and readers[0].role is Role.NORM
+    folds = alone and is_fused(call, readers[0])
     return readers[0] if folds else None
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gmpq_tf.graph import Call, Graph, Ref, is_searchable, read_graph
+from gmpq_tf.layer_kinds import ACTIVATION, Role
 from gmpq_tf.spelling import suggest
 from gmpq_tf.task.kinds import (
     Binary,
@@ -247,7 +248,7 @@ def _of_graph(
     if kind is not None or not call.inputs:
         return kind
     passes = {*SAME, *RESHAPES, "Permute", "Concatenate"}
-    linear = call.kind == "Activation" and call.activation == "linear"
+    linear = call.kind == ACTIVATION and call.activation == "linear"
     if is_searchable(call.layer) or (call.kind not in passes and not linear):
         return None
     kinds = {_of_graph(graph, producers, i) for i in call.inputs}
@@ -262,7 +263,7 @@ def _of_graph(
 def _of_activation(call: Call, rank: int) -> OutputKind | None:
     names = {_plain(call.activation), _plain(call.kind)}
     if names & SOFTMAXES:
-        own = None if call.kind == "Activation" else _axis_of(call.layer)
+        own = None if call.kind == ACTIVATION else _axis_of(call.layer)
         axis = -1 if own is None else own
         return Classes(axis if axis < 0 else axis - rank)
     return Binary(0.5) if names & SIGMOIDS else None
@@ -279,7 +280,7 @@ def _moved_axis(call: Call, axis: int, before: tuple, after: tuple) -> int | Non
     """Where the axis of classes lies after a call; None where it is an axis no more."""
     if call.kind == "Permute":
         return (0, *call.layer.dims).index(axis)
-    if call.kind == "Concatenate":
+    if call.role is Role.JOIN:
         own = call.layer.axis % len(after)
         return None if own == axis else axis
     if call.kind not in RESHAPES:  # pools take away axes before the last
@@ -421,7 +422,7 @@ def _maker(producers: Mapping[int, Call], index: int) -> tuple[Call | None, list
     """The call that makes a tensor, and the names of quantizers between the two."""
     quantizers = []
     call = producers.get(index)
-    while call is not None and call.kind == "InputQuantizer":
+    while call is not None and call.role is Role.QUANTIZER:
         quantizers.append(call.name)
         call = producers.get(call.inputs[0])
     return call, quantizers

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from gmpq_tf.graph import read_graph
+from gmpq_tf.layer_kinds import Role
 from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
 from gmpq_tf.quantizers.grid import code_limit
 from gmpq_tf.quantizers.input_quantizer import DEFAULT_RANGE
@@ -20,7 +21,7 @@ from gmpq_tf.quantizers.line_search import (
     least_error_step,
 )
 from gmpq_tf.transform.batches import ModelInputs, input_batches, is_arrays
-from gmpq_tf.transform.placement import PREPROCESSING, is_transparent
+from gmpq_tf.transform.placement import is_transparent
 
 CALIBRATION_IMAGES = 512
 SAMPLES_PER_BATCH = 16_384
@@ -172,11 +173,11 @@ def _scaled_inputs(model: keras.Model) -> set[int]:
     scaled: set[int] = set()
     found: set[int] = set()
     for call in read_graph(model).calls:
-        if call.kind in PREPROCESSING:
+        if call.row.of_images:
             scaled.update(call.outputs)
         elif call.inputs and call.inputs[0] in scaled:
             found.add(id(getattr(call.layer, "input_quantizer", call.layer)))
-            if call.kind == "InputQuantizer" or is_transparent(call):
+            if call.role is Role.QUANTIZER or is_transparent(call):
                 scaled.update(call.outputs)
     return found
 

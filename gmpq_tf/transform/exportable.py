@@ -5,19 +5,10 @@ from __future__ import annotations
 import warnings
 
 from gmpq_tf.graph import Call, Graph, KernelPart, is_identity
+from gmpq_tf.layer_kinds import LOWERED, Role
 from gmpq_tf.transform.gates import curve, is_gate
 from gmpq_tf.transform.placement import is_final, is_fusable_relu
 
-# Kinds that the export has an operator for.
-KINDS = frozenset(
-    "Conv2D DepthwiseConv2D Dense InputQuantizer BatchNormalization Rescaling "
-    "Normalization Add Multiply Subtract Divide TrueDivide Concatenate MaxPooling2D "
-    "GlobalMaxPooling2D AveragePooling2D GlobalAveragePooling2D Flatten Reshape "
-    "Permute ZeroPadding2D Cropping2D UpSampling2D".split()
-)
-SCALING = frozenset(
-    "BatchNormalization Rescaling Normalization Subtract Divide TrueDivide".split()
-)
 QUANTIZERS = ("input_quantizer", "kernel_quantizer")
 
 
@@ -28,9 +19,9 @@ def is_lowered(call: Call) -> bool:
     """
     if is_gate(call) or is_fusable_relu(call) or is_identity(call):
         return True
-    if call.kind in ("Subtract", "Divide", "TrueDivide") and len(call.inputs) != 1:
+    if call.role is Role.SCALING and len(call.inputs) != 1:
         return False
-    return call.kind in KINDS
+    return call.role in LOWERED
 
 
 def refusals(graph: Graph) -> dict[str, str]:
@@ -52,7 +43,8 @@ def refusals(graph: Graph) -> dict[str, str]:
 
 def _refusal(graph: Graph, call: Call) -> str | None:
     if not is_lowered(call):
-        note = f" (activation {call.activation!r})" if call.kind == "Activation" else ""
+        plain = call.role is Role.CURVE and hasattr(call.layer, "activation")
+        note = f" (activation {call.activation!r})" if plain else ""
         return f"of kind {call.kind}{note}"
     layer = call.layer
     for quantizer in (layer, *map(vars(layer).get, QUANTIZERS)):
@@ -62,16 +54,15 @@ def _refusal(graph: Graph, call: Call) -> str | None:
     order = getattr(layer, "data_format", config.get("data_format"))
     if order == "channels_first" and not is_identity(call) and call.kind != "Flatten":
         return "with channels first"
-    if call.kind in ("Add", "Multiply") and len(call.inputs) > 2:
-        return f"of {len(call.inputs)} tensors, write it as several of two"
-    if call.kind == "UpSampling2D" and layer.interpolation != "nearest":
-        return f"with interpolation={layer.interpolation!r}, use 'nearest'"
-    scales = call.kind in SCALING or curve(call) == "hard_sigmoid"
-    scales = scales or (call.kind in ("Add", "Multiply") and len(call.inputs) == 1)
-    if scales and len(graph.shapes[call.outputs[0]]) not in (2, 4):
+    refused = call.row.refuses(layer, len(call.inputs))
+    if refused is not None:
+        return refused
+    # BatchNormalization after a dense layer is folded into it, whatever the rank.
+    scales = call.role is Role.SCALING or curve(call) == "hard_sigmoid"
+    alone = len(call.inputs) == 1
+    if scales or (alone and call.role in (Role.SUM, Role.PRODUCT)):
         shape = graph.shapes[call.outputs[0]]
-        # One that follows a dense layer is folded into it, whatever the rank.
-        if call.kind != "BatchNormalization":
+        if len(shape) not in (2, 4):
             return f"which scales a tensor of shape {shape}, reshape before it"
     if any(None in graph.shapes[i][1:] for i in call.outputs):
         return "with an open size, give keras.Input a fixed shape"

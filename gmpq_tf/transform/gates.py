@@ -19,32 +19,23 @@ from gmpq_tf.graph import (
     Ref,
     activation_name,
     free_name,
-    is_searchable,
     unary_call,
 )
+from gmpq_tf.layer_kinds import Role, function_of
 
-# Keras operation -> the name of the same activation.
-OPERATIONS = {
-    "Sigmoid": "sigmoid",
-    "HardSigmoid": "hard_sigmoid",
-    "Silu": "silu",
-    "HardSilu": "hard_silu",
-}
-GATES = frozenset(["sigmoid", "hard_sigmoid"])  # values from 0 to 1
-GATE_OF = {"silu": "sigmoid", "hard_silu": "hard_sigmoid"}
 SIXTH = 1 / 6
 
 
 def curve(call: Call) -> str | None:
     """Name of the activation that a call is, whether a layer or an operation."""
-    if is_searchable(call.layer):
+    if call.role is not Role.CURVE:
         return None
-    return call.activation if call.kind == "Activation" else OPERATIONS.get(call.kind)
+    return call.row.function or activation_name(call.layer)
 
 
 def is_gate(call: Call) -> bool:
     """Whether a call is a sigmoid or a hard sigmoid."""
-    return curve(call) in GATES
+    return function_of(curve(call)).gate
 
 
 def split_gates(graph: Graph) -> Graph:
@@ -59,7 +50,7 @@ def split_gates(graph: Graph) -> Graph:
     taken = {call.name for call in graph.calls}
     layers: dict[int, tuple[Any, Any]] = {}
     for call in graph.calls:
-        gate = GATE_OF.get(curve(call) or "")
+        gate = function_of(curve(call)).gated_by
         if gate is None:
             split.calls.append(call)
             continue
@@ -119,11 +110,7 @@ def _hard_sigmoid(
 
 
 def _is_relu6(call: Call) -> bool:
-    if call.kind == "ReLU":
-        return activation_name(call.layer) == "relu6"
-    return call.kind == "Relu6" or (
-        call.kind == "Activation" and call.activation == "relu6"
-    )
+    return curve(call) == "relu6"
 
 
 def operand(call: Call, *kinds: str) -> float | None:

@@ -12,18 +12,9 @@ from gmpq_tf.graph import (
     is_searchable,
     relu_cap,
 )
+from gmpq_tf.layer_kinds import Role, function_of
 from gmpq_tf.transform.gates import curve, is_gate
 from gmpq_tf.transform.signedness import nonnegative_tensors
-
-# Operations that only move values: they neither need nor lose a grid.
-MOVING_KINDS = frozenset(
-    "MaxPooling2D GlobalMaxPooling2D Flatten Reshape Permute ZeroPadding2D "
-    "Cropping2D".split()
-)
-# Scaling of inputs inside a model.
-PREPROCESSING = frozenset(["Rescaling", "Normalization"])
-# Activations that end a model: what follows them is read by people, not by kernels.
-FINAL = frozenset(["softmax", "sigmoid"])
 
 
 @dataclass(frozen=True)
@@ -89,13 +80,13 @@ def place_quantizers(graph: Graph) -> Placement:
     for index in _tensors_in_order(graph):
         producer, readers = producers.get(index), consumers[index]
         source = grids.get(producer.inputs[0]) if producer and producer.inputs else None
-        if producer is not None and producer.kind == "Concatenate":
+        if producer is not None and producer.role is Role.JOIN:
             grids[index] = placement.on_operand[id(producer)]
         elif producer is not None and keeps_grid(producer) and source:
             grids[index] = source
         elif producer is not None and source and _keeps_steps(graph, producer):
             grids[index] = placement.on_output[index] = source
-        elif _is_stored(graph, index, producer, producers, readers):
+        elif _is_stored(graph, index, producer, readers):
             sign = _sign(index, nonnegative, raw)
             nests = any(_requantizes(graph, c, consumers) for c in readers)
             name = _grid_name(graph, index, producer)
@@ -103,7 +94,7 @@ def place_quantizers(graph: Graph) -> Placement:
             grid = Grid(name, sign, nests or unit, unit)
             grids[index] = placement.on_output[index] = grid
         for call in readers:
-            if call.kind == "Concatenate" and id(call) not in placement.on_operand:
+            if call.role is Role.JOIN and id(call) not in placement.on_operand:
                 signed = not all(i in nonnegative for i in call.inputs)
                 placement.on_operand[id(call)] = Grid(
                     f"{call.name}_quantizer", signed, True
@@ -116,21 +107,20 @@ def place_quantizers(graph: Graph) -> Placement:
     return placement
 
 
-def is_fused(call: Call, reader: Call, producers: dict[int, Call]) -> bool:
+def is_fused(call: Call, reader: Call) -> bool:
     """Whether TFLite computes `reader` inside the kernel of `call`.
 
     BatchNormalization folds into the convolution before it; ReLU and ReLU6 into a
     convolution, an addition of two tensors, or a BatchNormalization (which without a
     convolution before it is a depthwise one itself).
     """
-    if call.activation != "linear" and is_searchable(call.layer):
+    if call.role is Role.KERNEL and call.activation != "linear":
         return False
-    if reader.kind == "BatchNormalization":
-        return is_searchable(call.layer)
-    if not is_fusable_relu(reader):
+    if call.role is Role.SUM and len(call.inputs) != 2:
         return False
-    adds = call.kind == "Add" and len(call.inputs) == 2
-    return is_searchable(call.layer) or adds or call.kind == "BatchNormalization"
+    if reader.role is Role.CURVE and not is_fusable_relu(reader):
+        return False
+    return call.role in reader.row.fuses_into
 
 
 def is_fusable_relu(call: Call) -> bool:
@@ -141,21 +131,19 @@ def is_fusable_relu(call: Call) -> bool:
     if call.kind == "ReLU":
         cap = relu_cap(call.layer)
         return is_plain_relu(call.layer) and (cap is None or cap > 0)
-    if call.kind == "Activation":
-        return call.activation in ("relu", "relu6", "linear")
-    return call.kind in ("Relu", "Relu6")
+    return call.role is Role.CURVE and function_of(curve(call)).fused
 
 
 def cap_of(call: Call) -> float | None:
     """The largest value that a fusable ReLU lets through; None: all do."""
     if call.kind == "ReLU":
         return relu_cap(call.layer)
-    return 6.0 if call.kind == "Relu6" or call.activation == "relu6" else None
+    return 6.0 if curve(call) == "relu6" else None
 
 
 def is_transparent(call: Call) -> bool:
     """Whether a call commutes with quantization: it neither needs nor loses a grid."""
-    return is_identity(call) or call.kind in MOVING_KINDS
+    return is_identity(call) or call.role is Role.MOVE
 
 
 def is_local_pool(graph: Graph, call: Call) -> bool:
@@ -163,7 +151,7 @@ def is_local_pool(graph: Graph, call: Call) -> bool:
 
     One window over the whole image is a mean, whose kernel may change the grid.
     """
-    if call.kind != "AveragePooling2D":
+    if call.role is not Role.POOL or not hasattr(call.layer, "pool_size"):
         return False
     image, windows = (graph.shapes[i][1:3] for i in (call.inputs[0], call.outputs[0]))
     return tuple(call.layer.pool_size) != tuple(image) or tuple(windows) != (1, 1)
@@ -181,7 +169,6 @@ def _is_stored(
     graph: Graph,
     index: int,
     producer: Call | None,
-    producers: dict[int, Call],
     readers: list[Call],
 ) -> bool:
     if producer is not None and is_gate(producer):
@@ -191,9 +178,9 @@ def _is_stored(
     if len(readers) != 1:
         return len(readers) > 1
     reader = readers[0]
-    if producer is not None and is_fused(producer, reader, producers):
+    if producer is not None and is_fused(producer, reader):
         return False
-    own = is_searchable(reader.layer) or reader.kind == "Concatenate"
+    own = is_searchable(reader.layer) or reader.role is Role.JOIN
     return not own and not is_transparent(reader)
 
 
@@ -213,7 +200,7 @@ def is_final(graph: Graph, call: Call, readers: list[Call]) -> bool:
     """
     if readers or call.outputs[0] not in graph.outputs or is_searchable(call.layer):
         return False
-    return call.activation in FINAL or call.kind in ("Softmax", "Sigmoid")
+    return function_of(curve(call) or call.activation).ends
 
 
 def keeps_grid(call: Call) -> bool:
@@ -221,8 +208,8 @@ def keeps_grid(call: Call) -> bool:
 
     Of a ReLU that is fused into the call before it the input is on none.
     """
-    if call.kind == "UpSampling2D":
-        return call.layer.interpolation == "nearest"
+    if call.role is Role.REPEAT:
+        return call.row.refuses(call.layer, 1) is None
     if is_fusable_relu(call):
         return cap_of(call) is None
     return is_transparent(call)
@@ -237,7 +224,7 @@ def _requantizes(graph: Graph, call: Call, consumers: dict[int, list[Call]]) -> 
     """
     if curve(call) == "hard_sigmoid":
         return True
-    if is_searchable(call.layer) or call.kind == "Concatenate":
+    if is_searchable(call.layer) or call.role is Role.JOIN:
         return True
     if is_local_pool(graph, call):
         return True
@@ -260,7 +247,7 @@ def _raw_inputs(graph: Graph) -> set[int]:
     """Model inputs, and what only moves or rescales their values."""
     raw = set(graph.inputs)
     for call in graph.calls:
-        moves = is_transparent(call) or call.kind in PREPROCESSING
+        moves = is_transparent(call) or call.row.of_images
         if moves and call.inputs and call.inputs[0] in raw:
             raw.update(call.outputs)
     return raw

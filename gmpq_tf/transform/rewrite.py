@@ -26,14 +26,8 @@ from gmpq_tf.graph import (
     read_graph,
     unary_call,
 )
+from gmpq_tf.layer_kinds import ACTIVATION, function_of, kind_of
 from gmpq_tf.transform.precision import in_float32, made_in_float32
-
-# What leaves whole numbers as they are, whatever type holds them.
-WHOLE_KINDS = frozenset(
-    "MaxPooling2D GlobalMaxPooling2D Flatten Reshape Permute ZeroPadding2D Cropping2D "
-    "Concatenate GetItem Squeeze ExpandDims Transpose Stack Split Cast".split()
-)
-FUSED_ACTIVATIONS = ("linear", "relu", "relu6")
 
 
 @keras.saving.register_keras_serializable("gmpq_tf")
@@ -145,7 +139,7 @@ def _check_whole_numbers(graph: Graph) -> None:
             continue
         if all(graph.dtypes[i].startswith(others) for i in call.outputs):
             continue
-        if call.kind not in WHOLE_KINDS and not is_identity(call):
+        if not call.row.whole and not is_identity(call):
             types = sorted({graph.dtypes[i] for i in call.inputs})
             raise GraphError(
                 "Inputs of whole numbers must be made floats before they are computed "
@@ -236,7 +230,7 @@ def split_activations(graph: Graph) -> Graph:
     taken = {call.name for call in graph.calls}
     made: dict[int, tuple[str, Any]] = {}
     for call in map(_unwrapped, graph.calls):
-        if not is_searchable(call.layer) or call.activation in FUSED_ACTIVATIONS:
+        if not is_searchable(call.layer) or function_of(call.activation).fused:
             split.calls.append(call)
             continue
         activation = _innermost(call.layer.activation)
@@ -260,14 +254,14 @@ def _activation(function: Any, name: str) -> Any:
 
 def _innermost(activation: Any) -> Any:
     """The function or layer inside `Activation` layers."""
-    while type(activation).__name__ == "Activation" and is_stock(activation):
+    while type(activation).__name__ == ACTIVATION and is_stock(activation):
         activation = activation.activation
     return activation
 
 
 def _unwrapped(call: Call) -> Call:
     """A call of `Activation(layer)` as one of that layer."""
-    if call.kind != "Activation" or call.activation in FUSED_ACTIVATIONS:
+    if call.kind != ACTIVATION or function_of(call.activation).fused:
         return call
     inner = _innermost(call.layer)
     return replace(call, layer=inner) if isinstance(inner, keras.layers.Layer) else call
@@ -339,15 +333,16 @@ def _scores_before(output: Any) -> tuple[Any, str]:
         layer_kind(layer),
         activation_name(getattr(layer, "activation", None)),
     )
-    passes = kind in IDENTITY_KINDS or (kind == "Activation" and activation == "linear")
+    passes = kind in IDENTITY_KINDS or (kind == ACTIVATION and activation == "linear")
     if passes and node.input_tensors:
         scores, name = _scores_before(node.input_tensors[0])
         return (output, name) if name == "linear" else (scores, name)
-    if kind in ("Softmax", "Sigmoid"):
-        return node.input_tensors[0], kind.lower()
-    if activation not in ("softmax", "sigmoid"):
+    own = kind_of(kind).function or ""
+    if function_of(own).ends:
+        return node.input_tensors[0], own
+    if not function_of(activation).ends:
         return output, "linear"
-    if kind == "Activation":
+    if kind == ACTIVATION:
         return node.input_tensors[0], activation
     return _without_activation(layer)(node.input_tensors[0]), activation
 

@@ -6,20 +6,7 @@ import keras
 import numpy as np
 
 from gmpq_tf.graph import Call, Graph, is_stock
-
-NONNEGATIVE_ACTIVATIONS = frozenset(
-    "relu relu6 softmax sigmoid hard_sigmoid exponential softplus".split()
-)
-NONNEGATIVE_OPERATIONS = frozenset(
-    "Relu Relu6 Softmax Sigmoid HardSigmoid Abs Exp Square".split()
-)
-# Operations whose output is non-negative whenever all their inputs are.
-SIGN_KEEPING = frozenset(
-    "Add Average Concatenate Maximum Minimum Multiply Dot MaxPooling2D "
-    "AveragePooling2D GlobalAveragePooling2D GlobalMaxPooling2D Flatten Reshape "
-    "Permute Dropout SpatialDropout2D ActivityRegularization Identity ZeroPadding2D "
-    "Cropping2D UpSampling2D RepeatVector InputQuantizer Mean Max Sum".split()
-)
+from gmpq_tf.layer_kinds import function_of
 
 
 def nonnegative_tensors(graph: Graph) -> set[int]:
@@ -39,17 +26,11 @@ def _is_nonnegative(call: Call, known: set[int]) -> bool:
     ours = type(call.layer).__module__.startswith("gmpq_tf.")
     if not ours and not is_stock(call.layer):
         return False  # somebody's own layer may do anything
-    if call.kind == "ReLU":
-        return not call.layer.negative_slope and call.layer.threshold >= 0
-    if (
-        call.activation in NONNEGATIVE_ACTIVATIONS
-        or call.kind in NONNEGATIVE_OPERATIONS
-    ):
+    row = call.row
+    if row.nonnegative(call.layer) or function_of(call.activation).nonnegative:
         return True
-    if call.kind not in SIGN_KEEPING or _has_negative_constant(call):
+    if not row.keeps_sign(call.layer) or _has_negative_constant(call):
         return False
-    if getattr(call.layer, "interpolation", "nearest") not in ("nearest", "bilinear"):
-        return False  # bicubic and the like overshoot
     return all(i in known for i in call.inputs)
 
 

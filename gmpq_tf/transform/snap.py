@@ -12,6 +12,7 @@ import numpy as np
 
 from gmpq_tf.graph import Call, Graph, is_frozen_norm, is_searchable, read_graph
 from gmpq_tf.inputs import InputError
+from gmpq_tf.layer_kinds import Role
 from gmpq_tf.transform.batches import ModelInputs, input_batches
 from gmpq_tf.transform.calibrate import (
     CalibrationError,
@@ -75,7 +76,7 @@ def snap_biases(
                 if _are_of_other_data(before, _statistics(norm)):
                     other.append(reader.name)
             _snap(call.layer, norm)
-        elif call.kind == "BatchNormalization" and uses[id(call.layer)] == 1:
+        elif call.role is Role.NORM and uses[id(call.layer)] == 1:
             step = input_step(graph, call)
             if step is not None and id(call.layer) not in folded:
                 _snap_norm(call.layer, 0.0, np.asarray(step / AFFINE_CODE))
@@ -108,13 +109,13 @@ def input_step(graph: Graph, call: Call) -> float | None:
     producer = producers.get(call.inputs[0])
     while producer is not None and _keeps_values(producer):
         producer = producers.get(producer.inputs[0])
-    if producer is None or producer.kind != "InputQuantizer":
+    if producer is None or producer.role is not Role.QUANTIZER:
         return None
     return producer.layer.step()
 
 
 def _keeps_values(call: Call) -> bool:
-    joins = call.kind == "Concatenate"  # of operands that are on one grid
+    joins = call.role is Role.JOIN  # of operands that are on one grid
     return bool(call.inputs) and (joins or keeps_grid(call))
 
 
@@ -193,6 +194,6 @@ def _batch_norm(graph: Graph, call: Call) -> Call | None:
     """The BatchNormalization that folds into a call."""
     readers = graph.consumers()[call.outputs[0]]
     linear = call.activation == "linear"
-    if linear and len(readers) == 1 and readers[0].kind == "BatchNormalization":
+    if linear and len(readers) == 1 and readers[0].role is Role.NORM:
         return readers[0]
     return None

@@ -10,7 +10,7 @@ from keras import layers, ops
 import gmpq_tf as gmpq
 from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.tflite.lowering import LOWERINGS, lower
-from gmpq_tf.transform.exportable import KINDS
+from gmpq_tf.layer_kinds import LOWERED, names
 
 X = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("float32")
 # Layer or function of an image of 4 channels -> whether files can hold it.
@@ -87,4 +87,4 @@ def test_channels_first_is_warned_of():
 
 
 def test_the_early_list_is_that_of_the_operators():
-    assert {*LOWERINGS} == KINDS
+    assert {*LOWERINGS} == names(*LOWERED)

@@ -20,6 +20,7 @@ from gmpq_tf.export.tflite.integer_graph import (
 )
 from gmpq_tf.export.tflite.shapes import flat, lower_alias, lower_reshape, view
 from gmpq_tf.graph import Call
+from gmpq_tf.layer_kinds import Role
 from gmpq_tf.layers.unit_quantizer import UNIT_STEP
 from gmpq_tf.transform.gates import curve
 from gmpq_tf.transform.placement import cap_of
@@ -128,7 +129,7 @@ def lower_multiply(net: IntegerGraph, call: Call) -> None:
 def check_two(call: Call) -> None:
     """Refuse sums and products of more tensors than two."""
     if len(call.inputs) != 2:
-        what = "A product" if call.kind == "Multiply" else "An addition"
+        what = "A product" if call.role is Role.PRODUCT else "An addition"
         raise ExportError(
             f"{what} must have two operands, because TFLite rounds after each. "
             f"Received: layer={call.name!r} with {len(call.inputs)}. Write it as "
@@ -166,7 +167,7 @@ def lower_final(net: IntegerGraph, call: Call, output_type: str) -> None:
     source, index = net.input(call), call.outputs[0]
     assert source.grid is not None
     shape = net.shape(index, call.name)
-    softmax = "softmax" in (call.activation, call.kind.lower())
+    softmax = "softmax" in (curve(call), call.activation)
     code = "SOFTMAX" if softmax else "LOGISTIC"
     options: Any = schema.SoftmaxOptionsT() if softmax else None
     if softmax:

@@ -20,6 +20,8 @@ from gmpq_tf.export.integers.grids import Grid, Value, grid_of, quantization
 from gmpq_tf.export.tflite.flatbuffer import FileBuilder, Quantization
 from gmpq_tf.export.tflite.metadata import Described
 from gmpq_tf.graph import Call, Graph, read_graph
+from gmpq_tf.layer_kinds import Role
+from gmpq_tf.transform.gates import curve
 from gmpq_tf.transform.placement import cap_of, is_fused, is_transparent
 from gmpq_tf.transform.rewrite import NamedOutputs
 
@@ -194,7 +196,7 @@ class IntegerGraph:
         if isinstance(self.student, NamedOutputs):
             name = self.graph.output_names[position]
             return name if name not in taken else f"{name}_{len(taken)}"
-        while call is not None and call.kind == "InputQuantizer":
+        while call is not None and call.role is Role.QUANTIZER:
             index = call.inputs[0]
             call = self.producers.get(index)
         if call is None:
@@ -236,9 +238,9 @@ class IntegerGraph:
         current = call
         while len(self.consumers[index]) == 1 and index not in self.graph.outputs:
             reader = self.consumers[index][0]
-            if not is_fused(current, reader, self.producers):
+            if not is_fused(current, reader):
                 break
-            if reader.kind == "BatchNormalization":
+            if reader.role is Role.NORM:
                 batch_norm = reader.layer
             else:
                 activation, cap = relu_name(reader), cap_of(reader)
@@ -249,7 +251,7 @@ class IntegerGraph:
     def next_grid(self, index: int, name: str) -> Grid:
         """The grid that the graph puts a tensor on, at its next quantizer."""
         for reader in self.consumers[index]:
-            if reader.kind == "InputQuantizer":
+            if reader.role is Role.QUANTIZER:
                 return grid_of(reader.layer)
             if getattr(reader.layer, "input_quantizer", None) is not None:
                 return grid_of(reader.layer.input_quantizer)
@@ -422,6 +424,6 @@ def constant_shape(shape: Sequence[int | None]) -> list[int]:
 
 def relu_name(call: Call) -> str:
     """`"linear"`, `"relu"` or `"relu6"`."""
-    if call.kind == "Activation":
-        return call.activation
+    if curve(call) == "linear":
+        return "linear"
     return "relu6" if cap_of(call) == 6 else "relu"

@@ -39,6 +39,7 @@ from gmpq_tf.export.tflite.shapes import (
     lower_upsampling,
 )
 from gmpq_tf.graph import Call, Graph, is_identity
+from gmpq_tf.layer_kinds import FUNCTIONS, LOWERED, names
 from gmpq_tf.transform.exportable import refusals
 from gmpq_tf.transform.gates import is_gate
 from gmpq_tf.transform.placement import is_final, is_fusable_relu
@@ -68,9 +69,11 @@ LOWERINGS: dict[str, Callable[[IntegerGraph, Call], None]] = {
     "Cropping2D": lower_cropping,
     "UpSampling2D": lower_upsampling,
 }
-ACTIVATIONS = ("ReLU", "Softmax", "sigmoid", "hard_sigmoid", "silu", "hard_silu")
-
-
+# What else exports, wherever it is written.
+ACTIVATIONS = ("ReLU", "Softmax", *(f.name for f in FUNCTIONS.values() if f.exports))
+_unknown = set(LOWERINGS) ^ names(*LOWERED)
+if _unknown:
+    raise TypeError(f"Every kind of KINDS that is lowered has its function: {_unknown}")
 # Kernels of Micro round a sum to a whole number first, and then to the step: where sums
 # are small, of 4 bits times 4, values beside a half end a step off.
 ROUNDS_TWICE = 0.05

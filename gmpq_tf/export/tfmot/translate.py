@@ -6,55 +6,18 @@ from typing import Any
 
 from gmpq_tf.export.errors import ExportError
 from gmpq_tf.graph import Call, Graph
+from gmpq_tf.layer_kinds import KINDS, Role, kind_of, names
 from gmpq_tf.spelling import suggest
 
 ACTIVATIONS = ("linear", "relu", "relu6", "softmax", "sigmoid")
-_WINDOW = "kernel_size strides padding dilation_rate use_bias activation"
-_PENALTIES = "bias_regularizer bias_constraint"
 # Kind of layer -> the arguments that Keras 3 and tf_keras both know, and both keep as
 # attributes of the same names.
-ARGUMENTS = {
-    "Conv2D": f"filters groups {_WINDOW} kernel_regularizer kernel_constraint "
-    f"{_PENALTIES}",
-    "DepthwiseConv2D": f"depth_multiplier {_WINDOW} depthwise_regularizer "
-    f"depthwise_constraint {_PENALTIES}",
-    "Dense": "units use_bias activation kernel_regularizer kernel_constraint "
-    f"{_PENALTIES}",
-    "BatchNormalization": "axis momentum epsilon center scale beta_regularizer "
-    "gamma_regularizer beta_constraint gamma_constraint",
-    "Rescaling": "scale offset",
-    "Add": "",
-    "Concatenate": "axis",
-    "MaxPooling2D": "pool_size strides padding",
-    "AveragePooling2D": "pool_size strides padding",
-    "GlobalMaxPooling2D": "keepdims",
-    "GlobalAveragePooling2D": "keepdims",
-    "Flatten": "",
-    "Reshape": "target_shape",
-    "Permute": "dims",
-    "ZeroPadding2D": "padding",
-    "Cropping2D": "cropping",
-    "UpSampling2D": "size interpolation",
-    "Activation": "activation",
-    "ReLU": "max_value negative_slope threshold",
-    "Softmax": "axis",
-    "Dropout": "rate",
-    "SpatialDropout2D": "rate",
-    "GaussianNoise": "stddev",
-    "GaussianDropout": "rate",
-    "ActivityRegularization": "l1 l2",
-    "Identity": "",
-}
+ARGUMENTS = {k.name: k.arguments for k in KINDS.values() if k.arguments is not None}
 # Keras 3 functions on symbolic tensors, as layers.
 OPERATIONS: dict[str, tuple[str, dict]] = {
-    "Relu": ("ReLU", {}),
-    "Relu6": ("ReLU", {"max_value": 6.0}),
-    "Sigmoid": ("Activation", {"activation": "sigmoid"}),
+    k.name: (k.twin[0], dict(k.twin[1])) for k in KINDS.values() if k.twin is not None
 }
-MERGES = frozenset(["Add", "Concatenate"])
-TRAINING = frozenset(  # kinds whose call takes `training`
-    "BatchNormalization Dropout SpatialDropout2D GaussianNoise GaussianDropout".split()
-)
+MERGES = names(Role.SUM, Role.JOIN)
 
 
 def describe(call: Call, graph: Graph) -> tuple[str, dict[str, Any]]:
@@ -148,5 +111,5 @@ def make_layer(library: Any, kind: str, arguments: dict, call: Call) -> Any:
 
 def training_of(kind: str, kwargs: dict) -> dict[str, bool]:
     """The `training=` that a call was built with, if any."""
-    fixed = kwargs.get("training") if kind in TRAINING else None
+    fixed = kwargs.get("training") if kind_of(kind).trains else None
     return {} if fixed is None else {"training": bool(fixed)}

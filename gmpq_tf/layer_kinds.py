@@ -1,0 +1,307 @@
+"""What each kind of Keras layer means to quantization: one row a kind.
+
+Graphs, signs, placement, export and costs ask here. A new kind is a row, the function
+that lowers it (`gmpq_tf.export.tflite.lowering`), and a case of the conformance test
+(`tests/export/conformance_test.py`). This module imports neither TensorFlow nor Keras.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+
+class Role(Enum):
+    """What a layer does with the values it reads, as far as quantization goes."""
+
+    KERNEL = "multiplies by a kernel whose bits are searched"
+    NORM = "scales each channel by statistics"
+    SCALING = "scales and shifts by constants"
+    SUM = "adds two tensors, or a constant"
+    PRODUCT = "multiplies two tensors, or by a constant"
+    JOIN = "puts tensors side by side, on one grid"
+    POOL = "averages"
+    MOVE = "moves values or picks the largest, whether before rounding or after"
+    REPEAT = "repeats values that are on a grid"
+    IDENTITY = "does nothing in inference"
+    CURVE = "is an activation function"
+    QUANTIZER = "puts a tensor on a grid"
+    FLOAT = "has no integer counterpart"
+
+
+# Roles that an operator of TFLite stands for whatever the call's settings.
+LOWERED = frozenset(Role) - {Role.IDENTITY, Role.CURVE, Role.FLOAT}
+# Whether something holds for a layer of a kind, with the settings it has.
+Test = Callable[[Any], bool]
+# Why a layer cannot be computed in integers, if so: (layer, tensors it reads) -> text.
+Check = Callable[[Any, int], "str | None"]
+_WINDOW = "kernel_size strides padding dilation_rate use_bias activation"
+_PENALTIES = "bias_regularizer bias_constraint"
+
+
+def always(layer: Any) -> bool:
+    """Whatever the layer's settings."""
+    return True
+
+
+def never(layer: Any) -> bool:
+    """For no layer."""
+    return False
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of layer, or of a Keras operation on tensors.
+
+    Args:
+        name: of the class.
+        role: what it does.
+        keeps_sign: of a layer: its output is non-negative wherever all its inputs are.
+        nonnegative: of a layer: its output always is.
+        whole: whole numbers stay what they are, whatever type holds them.
+        of_images: scales inputs inside the model.
+        elementwise: its weights scale and shift, and are not counted as multiply-adds.
+        fuses_into: roles whose kernels compute it, where it alone reads their result.
+        function: key of `FUNCTIONS`: the activation that it is.
+        arguments: names of those that Keras 3 and tf_keras both know, and both keep as
+            attributes of the same names; None: the export through TFMOT refuses it.
+        trains: its call takes `training`.
+        twin: for an operation, the layer and its arguments that compute the same.
+        refuses: why a layer of this kind cannot be computed in integers, if so.
+    """
+
+    name: str
+    role: Role
+    keeps_sign: Test = never
+    nonnegative: Test = never
+    whole: bool = False
+    of_images: bool = False
+    elementwise: bool = False
+    fuses_into: tuple[Role, ...] = ()
+    function: str | None = None
+    arguments: str | None = None
+    trains: bool = False
+    twin: tuple[str, tuple[tuple[str, Any], ...]] | None = None
+    refuses: Check = lambda layer, tensors: None
+
+    @property
+    def moves(self) -> bool:
+        """Whether it commutes with quantization: it neither needs nor loses a grid."""
+        return self.role in (Role.MOVE, Role.IDENTITY)
+
+
+@dataclass(frozen=True)
+class Function:
+    """An activation function, by the name that `graph.activation_name` gives it.
+
+    Args:
+        name: of the function.
+        nonnegative: its values always are.
+        fused: kernels compute it on their results.
+        ends: stays float where it ends a model, read by people.
+        gate: its values lie from 0 to 1, on a grid of 1/256.
+        gated_by: `f(x) = x g(x)`, and this is `g`.
+    """
+
+    name: str
+    nonnegative: bool = False
+    fused: bool = False
+    ends: bool = False
+    gate: bool = False
+    gated_by: str | None = None
+
+    @property
+    def exports(self) -> bool:
+        """Whether it is computed in integers, in one operator or in two."""
+        return self.gate or self.gated_by is not None
+
+
+def _is_rectifier(layer: Any) -> bool:
+    return not layer.negative_slope and layer.threshold >= 0
+
+
+def _stays_between(layer: Any) -> bool:
+    return layer.interpolation in ("nearest", "bilinear")  # others overshoot
+
+
+def _of_two(layer: Any, tensors: int) -> str | None:
+    many = tensors > 2
+    return f"of {tensors} tensors, write it as several of two" if many else None
+
+
+def _nearest(layer: Any, tensors: int) -> str | None:
+    if layer.interpolation == "nearest":
+        return None
+    return f"with interpolation={layer.interpolation!r}, use 'nearest'"
+
+
+_RELU = (Role.KERNEL, Role.SUM, Role.NORM)  # these kernels compute ReLU, too
+_POOL_ARGUMENTS = "pool_size strides padding"
+_FUNCTIONS = (
+    Function("linear", fused=True),
+    Function("relu", nonnegative=True, fused=True),
+    Function("relu6", nonnegative=True, fused=True),
+    Function("softmax", nonnegative=True, ends=True),
+    Function("sigmoid", nonnegative=True, ends=True, gate=True),
+    Function("hard_sigmoid", nonnegative=True, gate=True),
+    Function("silu", gated_by="sigmoid"),
+    Function("hard_silu", gated_by="hard_sigmoid"),
+    Function("exponential", nonnegative=True),
+    Function("softplus", nonnegative=True),
+)
+_KINDS = (
+    Kind(
+        "Conv2D",
+        Role.KERNEL,
+        arguments=f"filters groups {_WINDOW} kernel_regularizer kernel_constraint "
+        f"{_PENALTIES}",
+    ),
+    Kind(
+        "DepthwiseConv2D",
+        Role.KERNEL,
+        arguments=f"depth_multiplier {_WINDOW} depthwise_regularizer "
+        f"depthwise_constraint {_PENALTIES}",
+    ),
+    Kind(
+        "Dense",
+        Role.KERNEL,
+        arguments="units use_bias activation kernel_regularizer kernel_constraint "
+        f"{_PENALTIES}",
+    ),
+    Kind("InputQuantizer", Role.QUANTIZER, keeps_sign=always, elementwise=True),
+    Kind(
+        "BatchNormalization",
+        Role.NORM,
+        elementwise=True,
+        fuses_into=(Role.KERNEL,),
+        arguments="axis momentum epsilon center scale beta_regularizer "
+        "gamma_regularizer beta_constraint gamma_constraint",
+        trains=True,
+    ),
+    Kind("Rescaling", Role.SCALING, of_images=True, arguments="scale offset"),
+    Kind("Normalization", Role.SCALING, of_images=True, elementwise=True),
+    Kind("Subtract", Role.SCALING),
+    Kind("Divide", Role.SCALING),
+    Kind("TrueDivide", Role.SCALING),
+    Kind("Add", Role.SUM, keeps_sign=always, arguments="", refuses=_of_two),
+    Kind("Multiply", Role.PRODUCT, keeps_sign=always, refuses=_of_two),
+    Kind("Concatenate", Role.JOIN, keeps_sign=always, whole=True, arguments="axis"),
+    Kind("AveragePooling2D", Role.POOL, keeps_sign=always, arguments=_POOL_ARGUMENTS),
+    Kind("GlobalAveragePooling2D", Role.POOL, keeps_sign=always, arguments="keepdims"),
+    *(
+        Kind(name, Role.MOVE, keeps_sign=always, whole=True, arguments=arguments)
+        for name, arguments in (
+            ("MaxPooling2D", _POOL_ARGUMENTS),
+            ("GlobalMaxPooling2D", "keepdims"),
+            ("Flatten", ""),
+            ("Reshape", "target_shape"),
+            ("Permute", "dims"),
+            ("ZeroPadding2D", "padding"),
+            ("Cropping2D", "cropping"),
+        )
+    ),
+    Kind(
+        "UpSampling2D",
+        Role.REPEAT,
+        keeps_sign=_stays_between,
+        arguments="size interpolation",
+        refuses=_nearest,
+    ),
+    # Activations in a call of their own.
+    Kind("Activation", Role.CURVE, fuses_into=_RELU, arguments="activation"),
+    Kind(
+        "ReLU",
+        Role.CURVE,
+        nonnegative=_is_rectifier,
+        fuses_into=_RELU,
+        arguments="max_value negative_slope threshold",
+    ),
+    Kind(
+        "Softmax", Role.CURVE, nonnegative=always, function="softmax", arguments="axis"
+    ),
+    Kind(
+        "Relu",
+        Role.CURVE,
+        nonnegative=always,
+        fuses_into=_RELU,
+        function="relu",
+        twin=("ReLU", ()),
+    ),
+    Kind(
+        "Relu6",
+        Role.CURVE,
+        nonnegative=always,
+        fuses_into=_RELU,
+        function="relu6",
+        twin=("ReLU", (("max_value", 6.0),)),
+    ),
+    Kind(
+        "Sigmoid",
+        Role.CURVE,
+        nonnegative=always,
+        function="sigmoid",
+        twin=("Activation", (("activation", "sigmoid"),)),
+    ),
+    Kind("HardSigmoid", Role.CURVE, nonnegative=always, function="hard_sigmoid"),
+    Kind("Silu", Role.CURVE, function="silu"),
+    Kind("HardSilu", Role.CURVE, function="hard_silu"),
+    # Nothing in inference.
+    *(
+        Kind(name, Role.IDENTITY, keeps_sign=always, arguments=arguments)
+        for name, arguments in (("ActivityRegularization", "l1 l2"), ("Identity", ""))
+    ),
+    *(
+        Kind(name, Role.IDENTITY, keeps_sign=always, arguments="rate", trains=True)
+        for name in ("Dropout", "SpatialDropout2D")
+    ),
+    Kind("GaussianNoise", Role.IDENTITY, arguments="stddev", trains=True),
+    Kind("GaussianDropout", Role.IDENTITY, arguments="rate", trains=True),
+    *(
+        Kind(name, Role.IDENTITY)
+        for name in (
+            "SpatialDropout1D SpatialDropout3D AlphaDropout AugMix CutMix MixUp "
+            "RandAugment RandomBrightness RandomColorDegeneration RandomColorJitter "
+            "RandomContrast RandomElasticTransform RandomErasing RandomFlip "
+            "RandomGaussianBlur RandomGrayscale RandomHue RandomInvert "
+            "RandomPerspective RandomPosterization RandomRotation RandomSaturation "
+            "RandomSharpness RandomShear RandomTranslation RandomZoom"
+        ).split()
+    ),
+    # Float: of these only signs, whole numbers and costs are known.
+    *(
+        Kind(name, Role.FLOAT, keeps_sign=always)
+        for name in "Average Maximum Minimum Dot RepeatVector Mean Max Sum".split()
+    ),
+    *(Kind(name, Role.FLOAT, nonnegative=always) for name in "Abs Exp Square".split()),
+    *(
+        Kind(name, Role.FLOAT, whole=True)
+        for name in "GetItem Squeeze ExpandDims Transpose Stack Split Cast".split()
+    ),
+    *(
+        Kind(name, Role.FLOAT, elementwise=True)
+        for name in (
+            "LayerNormalization RMSNormalization GroupNormalization "
+            "UnitNormalization PReLU"
+        ).split()
+    ),
+)
+ACTIVATION = "Activation"  # of whose layers the function is an argument
+KINDS = {kind.name: kind for kind in _KINDS}
+FUNCTIONS = {function.name: function for function in _FUNCTIONS}
+
+
+def kind_of(name: str) -> Kind:
+    """The row of a kind; one that nobody knows is float."""
+    return KINDS.get(name) or Kind(name, Role.FLOAT)
+
+
+def function_of(name: str | None) -> Function:
+    """The row of an activation function; one that nobody knows is plain."""
+    return FUNCTIONS.get(name or "") or Function(name or "")
+
+
+def names(*roles: Role) -> frozenset[str]:
+    """Names of the kinds that have one of some roles."""
+    return frozenset(kind.name for kind in _KINDS if kind.role in roles)
