@@ -16,6 +16,7 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
+from gmpq_tf.metric_names import EXPECTED_BIT_OPS, SEARCH
 from gmpq_tf.spelling import suggest
 
 KINDS = ("auto", "bar", "line", "none")
@@ -23,15 +24,6 @@ INTERVALS = {"bar": 0.2, "line": 60.0}  # seconds between updates within an epoc
 HEADER_EVERY = 20  # epochs
 # What comes first, in this order; other metrics follow as they are logged.
 FIRST = ("loss", "accuracy", "val_loss", "val_accuracy")
-SEARCH = (
-    "expected_bit_ops",
-    "task_risk",
-    "complexity_risk",
-    "generalization_risk",
-    "zeta",
-    "rank_distance",
-    "p",
-)
 
 
 class TrainingProgress(keras.callbacks.Callback):
@@ -296,10 +288,12 @@ def status(logs: Mapping, budget: float | None = None) -> list[str]:
     """
     values = {k: number(v) for k, v in logs.items() if k not in SEARCH}
     first = [f"{name} {values[name]}" for name in ordered(values)]
-    if "expected_bit_ops" in logs:
-        first.append(f"{gbops(logs['expected_bit_ops'], budget)} GBOPs")
+    if EXPECTED_BIT_OPS in logs:
+        first.append(f"{gbops(logs[EXPECTED_BIT_OPS], budget)} GBOPs")
     risks = [
-        f"{label(name)} {number(logs[name])}" for name in SEARCH[1:] if name in logs
+        f"{label(name)} {number(logs[name])}"
+        for name in SEARCH
+        if name in logs and name != EXPECTED_BIT_OPS
     ]
     lines = ["  ".join(first), "risks: " + "  ".join(risks) if risks else ""]
     return [line for line in lines if line]
@@ -314,7 +308,7 @@ def metric_columns(logs: Mapping, budget: float | None = None) -> dict[str, str]
     """
     columns = {}
     for name in ordered(logs):
-        if name == "expected_bit_ops":
+        if name == EXPECTED_BIT_OPS:
             heading = f"GBOPs of {number(budget / 1e9)}" if budget else "GBOPs"
             columns[heading] = number(logs[name] / 1e9)
         else:

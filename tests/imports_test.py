@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Each row is one place in the order; the modules of one row do not import each other.
 ORDER = [
-    ("spelling", "align", "distribution", "first_trace", "version"),
+    ("spelling", "align", "distribution", "first_trace", "metric_names", "version"),
     ("files", "layer_kinds", "progress"),
     ("inputs",),
     ("graph",),

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
+from gmpq_tf import metric_names
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.report.schema import (
     AttributionMaps,
@@ -27,21 +28,23 @@ Metrics = Mapping[int, Mapping[str, float]]
 
 # Panels of the search picture: title -> (metric, name in the legend).
 SEARCH_PANELS: dict[str, tuple[tuple[str, str], ...]] = {
-    "task risk": (("task_risk", ""),),
-    "complexity risk": (("complexity_risk", ""),),
-    "generalization risk": (("generalization_risk", ""),),
-    "expected cost (GBOPs)": (("expected_bit_ops", "expected"),),
+    **{name.replace("_", " "): ((name, ""),) for name in metric_names.RISKS},
+    "expected cost (GBOPs)": ((metric_names.EXPECTED_BIT_OPS, "expected"),),
     "accuracy (%)": (("accuracy", "training"), ("val_accuracy", "held out")),
-    "attribution rank distance": (("rank_distance", ""),),
-    "exponent p": (("p", ""),),
-    "zeta (weight of complexity)": (("zeta", ""),),
+    "attribution rank distance": ((metric_names.RANK_DISTANCE, ""),),
+    "exponent p": ((metric_names.EXPONENT, ""),),
+    "zeta (weight of complexity)": ((metric_names.ZETA, ""),),
 }
 PRETRAIN_PANELS: dict[str, tuple[tuple[str, str], ...]] = {
     "loss": (("loss", "training"), ("val_loss", "held out")),
     "accuracy (%)": SEARCH_PANELS["accuracy (%)"],
 }
 # Metrics logged raw and drawn in the unit of their panel.
-UNITS = {"accuracy": 100.0, "val_accuracy": 100.0, "expected_bit_ops": 1e-9}
+UNITS = {
+    "accuracy": 100.0,
+    "val_accuracy": 100.0,
+    metric_names.EXPECTED_BIT_OPS: 1e-9,
+}
 
 
 def png_bytes(figure: Figure) -> bytes:

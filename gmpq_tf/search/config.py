@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
+
+from gmpq_tf.spelling import suggest
 
 ATTRIBUTION_CLASSES = ("label", "predicted")
 MAP_SIZES = ("input", "native")
@@ -60,6 +63,42 @@ class RiskConfig:
         _check_choice("attribution_class", self.attribution_class, ATTRIBUTION_CLASSES)
         _check_choice("map_size", self.map_size, MAP_SIZES)
         _check_choice("teacher_dtype", self.teacher_dtype, TEACHER_DTYPES)
+
+
+def chosen_risk(risk: RiskConfig | None, **options: Any) -> RiskConfig:
+    """The options of a search, given in one object or one by one.
+
+    Args:
+        risk: all of them; None: those named.
+        **options: fields of `RiskConfig`.
+
+    Raises:
+        TypeError: an option that does not exist.
+        ValueError: an option out of range, or both ways at once.
+    """
+    defaults = {field.name: field.default for field in fields(RiskConfig)}
+    for name, value in options.items():
+        if name not in defaults:
+            raise TypeError(
+                "An option must be one that the search knows. "
+                f"Received: {name}={value!r}. {suggest(name, defaults)}"
+            )
+    if risk is None:
+        return RiskConfig(**options)
+    if not isinstance(risk, RiskConfig):
+        raise TypeError(
+            "risk must hold the options of a search. "
+            f"Received: risk={risk!r}. Pass a gmpq_tf.search.RiskConfig, or the "
+            "options by their names."
+        )
+    given = [name for name, value in options.items() if value != defaults[name]]
+    if given:
+        raise ValueError(
+            "Options must be given in risk=RiskConfig(...) or by name, not both ways. "
+            f"Received: risk={risk!r} and {given[0]}={options[given[0]]!r}. Use "
+            f"dataclasses.replace(risk, {given[0]}=...)."
+        )
+    return risk
 
 
 def _check_range(name: str, value: float, low: float, exclusive: bool = False) -> None:

@@ -58,7 +58,8 @@ class FirstSteps(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Start counting."""
-        self.counts = self.model.map_count
+        guide = self.model.generalization
+        self.counts = guide and guide.map_count
         self.looks, self.warned = 0, set[str]()
         if self.counts is not None:
             self.counts.reset_state()
@@ -86,9 +87,9 @@ class FirstSteps(keras.callbacks.Callback):
             empty: share of teacher maps of zeros.
         """
         self.looks += 1
-        search = self.model
-        scores = search.num_scores
-        if strangers and not search.independent_labels:
+        guide = self.model.generalization
+        scores = guide.num_scores
+        if strangers and not guide.independent_labels:
             self._warn(
                 "labels",
                 f"{strangers:.1%} of the labels of the first {images:.0f} images are "
@@ -108,7 +109,7 @@ class FirstSteps(keras.callbacks.Callback):
                 f"{empty:.1%} of the teacher's attribution maps of the first "
                 f"{images:.0f} images are all zero ({strangers:.1%} for want of a "
                 "class; in the others no active channel of the layer "
-                f"{search.feature_name!r} speaks for the class), so the generalization "
+                f"{guide.feature_name!r} speaks for the class), so the generalization "
                 "risk hardly guides the search. Check that labels and image scaling "
                 "are those that the model was trained with, name another "
                 "feature_layer, or search with eta=0.",

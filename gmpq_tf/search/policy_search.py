@@ -3,55 +3,41 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from types import SimpleNamespace
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from gmpq_tf.attribution import (
-    AttributionRankDistance,
-    capacity_exponent,
-    generalization_risk,
-    grad_cam,
-    labels_to_classes,
-    resize_maps,
-    split_head,
-)
-from gmpq_tf.budget import FULL_PRECISION_BITS, Candidates, bit_ops, resolve_budget
+from gmpq_tf import metric_names
+from gmpq_tf.budget import Candidates
 from gmpq_tf.distribution import replica_count
 from gmpq_tf.first_trace import build_before_tracing
-from gmpq_tf.float_layers import float_bit_ops
-from gmpq_tf.graph import GraphError, layer_macs, read_graph
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.quantizers.input_quantizer import DEFAULT_INPUT_QUANTIZER
 from gmpq_tf.quantizers.kernel_quantizer import DEFAULT_KERNEL_QUANTIZER
-from gmpq_tf.search.config import RiskConfig
-from gmpq_tf.search.divergence import (
-    WatchedMean,
-    check_converged,
-    check_temperature,
-    nan_of_labels,
-)
-from gmpq_tf.search.first_steps import FirstSteps, MapCount
-from gmpq_tf.search.knapsack import most_probable_bits
+from gmpq_tf.search.config import RiskConfig, chosen_risk
+from gmpq_tf.search.divergence import WatchedMean, check_converged, nan_of_labels
+from gmpq_tf.search.first_steps import FirstSteps
+from gmpq_tf.search.importances import Importances
 from gmpq_tf.search.optimizers import (
     check_optimizers,
     check_precision,
     describe_optimizer,
 )
-from gmpq_tf.search.zeta import adapted_zeta, damped_zeta
+from gmpq_tf.search.problem import SearchProblem
+from gmpq_tf.search.risks import Complexity, Generalization, Risk, Step, exponent
 from gmpq_tf.space import SearchSpace
 from gmpq_tf.task import Binary, outputs_of
 from gmpq_tf.transform import build_hypernet, calibrate
 from gmpq_tf.transform.calibrate import first_images, is_calibrated
-from gmpq_tf.transform.front import leading_layers, misplaced_layers, split_front
 from gmpq_tf.transform.rewrite import flat_copy
 from gmpq_tf.version import __version__
 
+TOTAL = "loss_total"
+# What `evaluate` does not compute.
+NOT_EVALUATED = (TOTAL, *metric_names.RISKS, metric_names.RANK_DISTANCE)
 DEFAULT_QUANTIZERS = {
     "input_quantizer": DEFAULT_INPUT_QUANTIZER,
     "kernel_quantizer": DEFAULT_KERNEL_QUANTIZER,
@@ -78,12 +64,26 @@ class PolicySearch(keras.Model):
         input_quantizer: a name in `INPUT_QUANTIZERS`; None: the default.
         kernel_quantizer: a name in `KERNEL_QUANTIZERS`; None: the default.
         name: of the Keras model.
-        **risk: fields of `RiskConfig`: zeta, eta, bit_ops_budget, p, top_k, ...; with
-            `bit_ops_budget` zeta adapts by itself, with `eta=0` this is EdMIPS.
+        risk: all options below in one object, instead of them.
+        zeta: weight of the complexity risk; with a budget, where it starts.
+        eta: weight of the generalization risk; 0 searches by EdMIPS, without a teacher.
+        bit_ops_budget: bit operations the policy may cost: up to 1 a fraction of full
+            precision (32 x 32 bits), above 1 a count. None: zeta stays as given.
+        p: exponent of the teacher's map; None: the capacity-aware p of eq. 8.
+        top_k: pixels of the teacher's map that count, the highest first.
+        attribution_class: class whose score is attributed, "label" or "predicted".
+        map_size: compare maps at the resolution of the "input", or "native".
+        weight_capacity: Q_w0 of eq. 8, in bits.
+        activation_capacity: Q_a0 of eq. 8, in bits.
+        feature_layer: layer whose output is attributed; None: the last feature map.
+        teacher_dtype: what the float model computes in, "float32" or "bfloat16".
+        **unknown: refused, with the nearest name of an option.
 
     Raises:
         GraphError: not a functional classifier with a feature map to attribute.
         BudgetError: no policy of the space meets the budget.
+        TypeError: an option that does not exist.
+        ValueError: an option out of range, or given twice.
     """
 
     def __init__(
@@ -93,61 +93,64 @@ class PolicySearch(keras.Model):
         input_quantizer: str | None = None,
         kernel_quantizer: str | None = None,
         name: str | None = None,
-        **risk: Any,
+        *,
+        risk: RiskConfig | None = None,
+        zeta: float = RiskConfig.zeta,
+        eta: float = RiskConfig.eta,
+        bit_ops_budget: float | None = RiskConfig.bit_ops_budget,
+        p: float | None = RiskConfig.p,
+        top_k: int = RiskConfig.top_k,
+        attribution_class: str = RiskConfig.attribution_class,
+        map_size: str = RiskConfig.map_size,
+        weight_capacity: float = RiskConfig.weight_capacity,
+        activation_capacity: float = RiskConfig.activation_capacity,
+        feature_layer: str | None = RiskConfig.feature_layer,
+        teacher_dtype: str = RiskConfig.teacher_dtype,
+        **unknown: Any,
     ) -> None:
         # Under a global mixed_float16 Keras would scale the loss, of which the second
         # optimizer knows nothing.
         super().__init__(name=name, dtype="float32")
-        self.risk = RiskConfig(**risk)
-        self.space = space or SearchSpace()
+        self.risk = chosen_risk(
+            risk,
+            zeta=zeta,
+            eta=eta,
+            bit_ops_budget=bit_ops_budget,
+            p=p,
+            top_k=top_k,
+            attribution_class=attribution_class,
+            map_size=map_size,
+            weight_capacity=weight_capacity,
+            activation_capacity=activation_capacity,
+            feature_layer=feature_layer,
+            teacher_dtype=teacher_dtype,
+            **unknown,
+        )
         methods = {
             "input_quantizer": input_quantizer,
             "kernel_quantizer": kernel_quantizer,
         }
         self.quantizers = {key: value for key, value in methods.items() if value}
-        self.macs = layer_macs(model)
-        self.candidates = self.space.candidates(model)
-        self.float_ops = float_bit_ops(model)
-        check_choices(model.name, self.candidates)
-        self.budget = None
-        if self.risk.bit_ops_budget is not None:
-            self.budget = resolve_budget(
-                self.risk.bit_ops_budget, self.macs, self.candidates, self.float_ops
-            )
-        self._zeta_scale = self.risk.zeta or RiskConfig.zeta
-        self.hypernet = build_hypernet(model, self.space, **self.quantizers)
+        self.problem = SearchProblem.of(model, space, self.risk.bit_ops_budget)
+        self.hypernet = build_hypernet(model, self.problem.space, **self.quantizers)
         self.output_names = list(self.hypernet.output_names)
         # As text, which Keras does not track; before freezing, which changes it.
         serialize = keras.saving.serialize_keras_object
         self._model_config = json.dumps(serialize(flat_copy(model)))
-        self.teacher = None
-        # In namespaces, which Keras does not track: every layer is saved once.
-        self._watched = SimpleNamespace(maps=None)
+        self.branches = Importances(self.hypernet, self.problem.macs)
+        self.complexity = Complexity(self.problem, self.risk.zeta, self.add_weight)
+        self.generalization = None
+        self.risks: tuple[Risk, ...] = (self.complexity,)
         if self.risk.eta:
-            self.teacher = flat_copy(model, self.risk.teacher_dtype)
-            self.teacher.trainable = False
-            self._split(self.hypernet, self.teacher)
-            self._watched.maps = MapCount()
-        self.independent_labels = False
+            self.generalization = Generalization(self.hypernet, model, self.risk)
+            self.risks += (self.generalization,)
+        # Keras tracks what the model itself names.
+        self.teacher = self.generalization and self.generalization.teacher
         self.epochs_trained = 0
-        self.zeta = self.add_weight(
-            name="zeta",
-            shape=(),
-            initializer=keras.initializers.Constant(self.risk.zeta),
-            trainable=False,
-            dtype="float32",
-            aggregation="only_first_replica",  # all of them compute the same
-        )
         self.risk_metrics = {
-            key: WatchedMean(name=key)
-            for key in (
-                "loss_total",
-                "task_risk",
-                "complexity_risk",
-                "generalization_risk",
-            )
+            key: WatchedMean(name=key) for key in (TOTAL, *metric_names.RISKS)
         }
-        self.rank_metric = AttributionRankDistance()
+        self.rank_metric = self.generalization and self.generalization.rank_metric
         self.built = True
 
     def compile(
@@ -184,21 +187,41 @@ class PolicySearch(keras.Model):
                 "importance_optimizer": describe_optimizer(importance_optimizer),
             }
         )
-        if self.teacher is not None:
-            kind = outputs_of(self.teacher, loss=loss)[0].kind
-            self.independent_labels = isinstance(kind, Binary)
+        if self.generalization is not None:
+            kind = outputs_of(self.generalization.teacher, loss=loss)[0].kind
+            self.generalization.independent_labels = isinstance(kind, Binary)
         self.optimizer.build(self.network_variables)
         self.importance_optimizer.build(self.importance_variables)
 
     @property
+    def space(self) -> SearchSpace:
+        """The candidate bit-widths."""
+        return self.problem.space
+
+    @property
+    def candidates(self) -> Candidates:
+        """(Weight bits, activation bits) that each layer may take."""
+        return self.problem.candidates
+
+    @property
+    def macs(self) -> Mapping[str, int]:
+        """Multiply-adds of each searched layer for one example."""
+        return self.problem.macs
+
+    @property
+    def budget(self) -> float | None:
+        """Bit operations that the policy may cost; None: any."""
+        return self.problem.budget
+
+    @property
+    def zeta(self) -> keras.Variable:
+        """Weight of the complexity risk, a scalar."""
+        return self.complexity.zeta
+
+    @property
     def importance_variables(self) -> list[keras.Variable]:
         """The trainable importances of every searched layer."""
-        return [
-            variable
-            for layer in self.mixed_layers()
-            for variable in (layer.kernel_importance, layer.input_importance)
-            if variable.trainable
-        ]
+        return self.branches.variables
 
     @property
     def network_variables(self) -> list[keras.Variable]:
@@ -210,19 +233,35 @@ class PolicySearch(keras.Model):
 
     def mixed_layers(self) -> list[Any]:
         """Layers of the hypernet that hold quantizers, in graph order."""
-        return [self.hypernet.get_layer(name) for name in self.macs]
+        return list(self.branches.layers)
 
     @property
     def temperature(self) -> float:
         """Temperature of the branch probabilities; 1 is the paper's softmax."""
-        return float(np.asarray(self.mixed_layers()[0].kernel_branches.temperature))
+        return self.branches.temperature
 
     def set_temperature(self, value: float) -> None:
         """Set the temperature of every layer's branch probabilities, >= 1e-6."""
-        check_temperature(value)
-        for layer in self.mixed_layers():
-            layer.kernel_branches.temperature.assign(value)
-            layer.input_branches.temperature.assign(value)
+        self.branches.set_temperature(value)
+
+    def importances(self) -> dict:
+        """Candidate bits and branch probabilities of each layer, as plain JSON."""
+        return self.branches.to_json()
+
+    def expected_bit_ops(self) -> tf.Tensor:
+        """Bit operations expected under the importances (eq. 7), a scalar.
+
+        With those of layers that stay float.
+        """
+        return self.problem.expected_bit_ops(self.branches.expected_bits())
+
+    def full_bit_ops(self) -> float:
+        """Bit operations of the full-precision model."""
+        return self.problem.full_bit_ops()
+
+    def exponent(self) -> tf.Tensor:
+        """The exponent p of the target: fixed, or eq. 8."""
+        return exponent(self.risk, self.branches.expected_bits())
 
     def calibrate(self, dataset: Iterable, batches: int | None = None) -> None:
         """Set every range of the hypernet from data; see `gmpq.calibrate`."""
@@ -246,7 +285,7 @@ class PolicySearch(keras.Model):
         """
         if not is_calibrated(self.hypernet):
             self.calibrate(first_images(self.hypernet, x))
-        self.risk_metrics["loss_total"].forget()
+        self.risk_metrics[TOTAL].forget()
         build_before_tracing(self, x, y)
         # An interrupted search goes on from an epoch that another process ended.
         self.epochs_trained = kwargs.get("initial_epoch", self.epochs_trained)
@@ -263,72 +302,37 @@ class PolicySearch(keras.Model):
     def load_weights(self, *args: Any, **kwargs: Any) -> None:
         """As `keras.Model.load_weights`; an earlier divergence is forgotten."""
         super().load_weights(*args, **kwargs)
-        self.risk_metrics["loss_total"].forget()
+        self.risk_metrics[TOTAL].forget()
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """The hypernet's output."""
         return self.hypernet(inputs, training=training)
 
-    def expected_bit_ops(self) -> tf.Tensor:
-        """Bit operations expected under the importances (eq. 7), a scalar.
-
-        With those of layers that stay float.
-        """
-        terms = [
-            bit_ops(float(self.macs[layer.name]), *layer.expected_bits())
-            for layer in self.mixed_layers()
-        ]
-        return tf.add_n(terms) + float(self.float_ops)
-
-    def full_bit_ops(self) -> float:
-        """Bit operations of the full-precision model."""
-        searched = bit_ops(sum(self.macs.values()), *[FULL_PRECISION_BITS] * 2)
-        return float(searched + self.float_ops)
-
-    def exponent(self) -> tf.Tensor:
-        """The exponent p of the target: fixed, or eq. 8."""
-        if self.risk.p is not None:
-            return tf.constant(self.risk.p, tf.float32)
-        bits = [layer.expected_bits() for layer in self.mixed_layers()]
-        return capacity_exponent(
-            bits, self.risk.weight_capacity, self.risk.activation_capacity
-        )
-
     def train_step(self, data: Any) -> dict:
         """One step on weights and importances together (section 4.1)."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        seen = self._augmented(x)  # the same image for the hypernet and the teacher
-        teacher_maps = self._teacher_maps(seen, y)
+        step = self._begin(x, y)
         network, importances = self.network_variables, self.importance_variables
         with tf.GradientTape() as tape:
-            output, maps = self._forward(seen, y)
+            output = self._forward(step)
             task = self.compute_loss(
                 x=x, y=y, y_pred=output, sample_weight=sample_weight
             )
-            expected = self.expected_bit_ops()
-            complexity = expected / self.full_bit_ops()
-            generalization = tf.zeros([])
-            if maps is not None:
-                generalization = generalization_risk(
-                    maps, teacher_maps, self.exponent(), self.risk.top_k
-                )
-            zeta = self._weight_of_complexity(expected)
-            guidance = zeta * complexity + self.risk.eta * generalization
+            step.bits = self.branches.expected_bits()
+            guidance = sum(risk.weighted(step) for risk in self.risks)
             # Gradients of replicas are added; Keras divides the task loss for that.
             share = task + guidance / replica_count()
         gradients = tape.gradient(share, network + importances)
         self.optimizer.apply(gradients[: len(network)], network)
         self.importance_optimizer.apply(gradients[len(network) :], importances)
-        if self.budget is not None:
-            self.zeta.assign(
-                adapted_zeta(self.zeta, *self._searched(expected), self._zeta_scale)
-            )
+        for risk in self.risks:
+            risk.update(step)
         task = task * replica_count()
-        risks = (task + guidance, task, complexity, generalization)
-        self._update_metrics(x, y, output, sample_weight, risks)
-        if maps is not None:
-            self.rank_metric.update_state(teacher_maps, maps)
-        return self._logs(expected, zeta)
+        step.values |= {TOTAL: task + guidance, metric_names.TASK_RISK: task}
+        for name, metric in self.risk_metrics.items():  # without a teacher R_G is 0
+            metric.update_state(step.values.get(name, 0.0))
+        self.compute_metrics(x, y, output, sample_weight)
+        return self._logs(step)
 
     @property
     def losses(self) -> list[Any]:
@@ -347,109 +351,25 @@ class PolicySearch(keras.Model):
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         return loss + nan_of_labels(y)
 
-    def _searched(self, expected: tf.Tensor) -> tuple[tf.Tensor, float]:
-        """Expected bit operations and budget of the layers that are searched alone."""
-        assert self.budget is not None
-        return expected - float(self.float_ops), self.budget - self.float_ops
+    def _begin(self, x: Any, y: Any) -> Step:
+        """A batch as the random layers at the front of the model make it."""
+        guide = self.generalization
+        if guide is None:
+            return Step(x, y)
+        images = guide.augmented(x)  # the same for the hypernet and the teacher
+        return Step(images, y, teacher_maps=guide.teacher_maps(images, y))
 
-    def _weight_of_complexity(self, expected: tf.Tensor) -> tf.Tensor:
-        """Zeta of this step; no gradient flows through its controller."""
-        zeta = tf.convert_to_tensor(self.zeta)
-        if self.budget is None:
-            return zeta
-        return damped_zeta(
-            zeta, *self._searched(tf.stop_gradient(expected)), self._zeta_scale
-        )
+    def _forward(self, step: Step) -> tf.Tensor:
+        """The hypernet's output; its maps are noted in the step."""
+        if self.generalization is None:
+            return self.hypernet(step.images, training=True)
+        output, step.maps = self.generalization.forward(step.images, step.labels)
+        return output
 
-    def _augmented(self, x: Any) -> Any:
-        """What the random layers at the front of the model make of a batch."""
-        front = self._student_parts.front if self.risk.eta else None
-        return x if front is None else front(x, training=True)
-
-    def _forward(self, seen: Any, y: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
-        if not self.risk.eta:
-            return self.hypernet(seen, training=True), None
-        parts = self._student_parts
-        feature = parts.backbone(seen, training=True)
-        maps, (_, output) = grad_cam(
-            parts.head, feature, self._classes(y), training=True
-        )
-        return output, self._at_map_size(maps)
-
-    def _teacher_maps(self, seen: Any, y: Any) -> tf.Tensor | None:
-        if not self.risk.eta:
-            return None
-        parts, classes = self._teacher_parts, self._classes(y)
-        feature = parts.backbone(seen, training=False)
-        maps, _ = grad_cam(parts.head, feature, classes, training=False)
-        self._watched.maps.update_state(maps, classes, self.num_scores)
-        return tf.stop_gradient(self._at_map_size(maps))
-
-    def _classes(self, y: Any) -> tf.Tensor | None:
-        if self.risk.attribution_class == "predicted":
-            return None
-        labels = keras.tree.flatten(y)
-        if len(labels) != 1 or labels[0] is None:
-            raise ValueError(
-                "Attribution maps need the label of each image. "
-                f"Received: y={type(y).__name__} with {len(labels)} parts. Pass "
-                "labels, or search with attribution_class='predicted' or eta=0."
-            )
-        return labels_to_classes(labels[0], self.num_scores, self.independent_labels)
-
-    @property
-    def num_scores(self) -> int:
-        """Scores that the model has: its classes, or 1 where one logit tells two."""
-        return int(self._student_parts.head.outputs[0].shape[-1])
-
-    @property
-    def map_count(self) -> MapCount | None:
-        """What `FirstSteps` looks at; None without a teacher."""
-        return self._watched.maps
-
-    @property
-    def feature_name(self) -> str:
-        """Name of the layer that is attributed."""
-        return self._teacher_parts.backbone.output._keras_history.operation.name
-
-    def _at_map_size(self, maps: tf.Tensor) -> tf.Tensor:
-        shapes = [t.shape for t in self.hypernet.inputs if len(t.shape) == 4]
-        if self.risk.map_size == "native" or not shapes:
-            return maps
-        return resize_maps(maps, *shapes[0][1:3])
-
-    def _split(self, student: keras.Model, teacher: keras.Model) -> None:
-        """Split both models where the image, and where the feature map is made."""
-        graph = read_graph(student)
-        misplaced = misplaced_layers(graph)
-        if misplaced:
-            raise GraphError(
-                "Layers that change images at random must stand before the first layer "
-                "with weights, so that teacher and hypernet see the same image. "
-                f"Received: {', '.join(misplaced)}. Move them to the front, or search "
-                "with eta=0 (no attribution)."
-            )
-        front = leading_layers(graph)
-        self._student_parts = split_parts(student, self.risk.feature_layer, front)
-        self._teacher_parts = split_parts(teacher, self.risk.feature_layer, front)
-
-    def _update_metrics(
-        self, x: Any, y: Any, output: tf.Tensor, sample_weight: Any, risks: tuple
-    ) -> None:
-        for metric, value in zip(self.risk_metrics.values(), risks, strict=True):
-            metric.update_state(value)
-        self.compute_metrics(x, y, output, sample_weight)
-
-    def _logs(self, expected: tf.Tensor, zeta: tf.Tensor) -> dict:
+    def _logs(self, step: Step) -> dict:
         logs = self.get_metrics_result()
-        logs["loss"] = self.risk_metrics["loss_total"].result()
-        logs.pop("loss_total", None)
-        if not self.risk.eta:
-            logs.pop("rank_distance", None)
-        logs["expected_bit_ops"] = expected
-        logs["p"] = self.exponent()
-        logs["zeta"] = zeta
-        return logs
+        logs["loss"] = logs.pop(TOTAL)
+        return {**logs, **step.noted, metric_names.EXPONENT: self.exponent()}
 
     def test_step(self, data: Any) -> dict:
         """Task loss and metrics of the hypernet."""
@@ -459,25 +379,11 @@ class PolicySearch(keras.Model):
             x=x, y=y, y_pred=output, sample_weight=sample_weight, training=False
         )
         images = tf.shape(keras.tree.flatten(x)[0])[0]  # the last batch may be smaller
-        self.risk_metrics["task_risk"].update_state(
-            task * replica_count(), sample_weight=images
-        )
+        task_risk = self.risk_metrics[metric_names.TASK_RISK]
+        task_risk.update_state(task * replica_count(), sample_weight=images)
         logs = self.compute_metrics(x, y, output, sample_weight)
         kept = {k: v for k, v in logs.items() if k not in NOT_EVALUATED}
-        return {**kept, "loss": self.risk_metrics["task_risk"].result()}
-
-    def importances(self) -> dict:
-        """Candidate bits and branch probabilities of each layer, as plain JSON."""
-        layers = {}
-        for layer in self.mixed_layers():
-            weights, inputs = (np.asarray(p) for p in layer.branch_probabilities())
-            layers[layer.name] = {
-                "weight_bits": list(layer.weight_bits),
-                "weight_probabilities": [float(p) for p in weights],
-                "activation_bits": list(layer.activation_bits),
-                "activation_probabilities": [float(p) for p in inputs],
-            }
-        return {"layers": layers}
+        return {**kept, "loss": task_risk.result()}
 
     def policy(self, made_by: Mapping[str, Any] | None = None) -> BitwidthPolicy:
         """The policy of the largest importances (section 3.3), within the budget.
@@ -493,16 +399,7 @@ class PolicySearch(keras.Model):
                 the last `fit` is not finite.
         """
         check_converged(self)
-        probabilities = {
-            layer.name: tuple(np.asarray(p) for p in layer.branch_probabilities())
-            for layer in self.mixed_layers()
-        }
-        bits = most_probable_bits(
-            probabilities,
-            self.candidates,
-            self.macs,
-            None if self.budget is None else self.budget - self.float_ops,
-        )
+        bits = self.problem.most_probable_bits(self.branches.probabilities())
         strategy = "gmpq" if self.risk.eta else "edmips"
         config = {**vars(self.risk), "space": self.space.to_config()}
         return BitwidthPolicy(
@@ -559,46 +456,3 @@ class PolicySearch(keras.Model):
         )
         space = SearchSpace.from_config(config.pop("space"))
         return cls(model, space, **config)
-
-
-NOT_EVALUATED = (
-    "loss_total",
-    "task_risk",
-    "complexity_risk",
-    "generalization_risk",
-    "rank_distance",
-)
-
-
-def split_parts(
-    model: keras.Model, feature_layer: str | None, leading: Sequence[str] = ()
-) -> SimpleNamespace:
-    """`split_front` and `split_head` as a namespace: `front`, `backbone`, `head`."""
-    front, _ = split_front(model, leading, model.outputs)
-    backbone, head = split_head(model, feature_layer, leading)
-    return SimpleNamespace(front=front, backbone=backbone, head=head)
-
-
-def check_choices(name: str, candidates: Candidates) -> None:
-    """Refuse a model without layers to search, and warn where none has a choice.
-
-    Args:
-        name: of the model.
-        candidates: weight and activation bits of each layer.
-
-    Raises:
-        GraphError: there is no layer.
-    """
-    if not candidates:
-        raise GraphError(
-            "A search needs a Conv2D, DepthwiseConv2D or Dense layer. "
-            f"Received: model={name!r} without one."
-        )
-    if all(len(bits) == 1 for pair in candidates.values() for bits in pair):
-        warnings.warn(
-            "Nothing is left to search: each layer has one candidate for its weights "
-            "and one for its activations, by weight_bits, activation_bits and the "
-            "pinned layers of the space. Give more candidates, or take the policy as "
-            "it is.",
-            stacklevel=3,
-        )

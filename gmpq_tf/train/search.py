@@ -119,7 +119,7 @@ def search(config: SearchConfig, data: DataConfig, run: RunConfig) -> Stage:
     scaling = dataset.config.input_scaling().to_config()
     # Built before the stage is opened: an impossible budget leaves nothing behind.
     keras.utils.set_random_seed(data.seed)
-    searcher = PolicySearch(model, config.space, **dataclasses.asdict(config.risk))
+    searcher = PolicySearch(model, config.space, risk=config.risk)
     stage = open_shared_stage(run, STAGE, resolved, scaling)
     if stage.finished:
         print(f"{stage.folder} is finished already.")

@@ -65,11 +65,11 @@ class TestLabels:
         half = [np.concatenate([-k / 2, k / 2], axis=-1) for k in (kernel, bias)]
         two.get_layer("head").set_weights(half)
         pair = searching(two, eta=10.0, space=EIGHT)
-        expected = 2 * pair._teacher_maps(x, tf.constant(y)).numpy()
+        expected = 2 * pair.generalization.teacher_maps(x, tf.constant(y)).numpy()
         binary = keras.losses.BinaryCrossentropy(from_logits=activation is None)
         search = searching(one, binary, eta=10.0, space=EIGHT)
         for labels in (y, y[:, None], y.astype("float32"), y.astype(bool), 2 * y - 1):
-            maps = search._teacher_maps(x, tf.constant(labels))
+            maps = search.generalization.teacher_maps(x, tf.constant(labels))
             np.testing.assert_allclose(maps, expected, atol=1e-6)
         risk = fitted(search, x, y)["generalization_risk"][0]
         assert risk == pytest.approx(
@@ -86,7 +86,7 @@ class TestLabels:
             ("sigmoid", "sparse_categorical_crossentropy", False),
         ]:
             search = searching(classifier(3, activation), loss)
-            assert search.independent_labels == known, (activation, loss)
+            assert search.generalization.independent_labels == known, (activation, loss)
 
     def test_several_labels_an_image(self):
         x, y = images()
@@ -94,14 +94,14 @@ class TestLabels:
         rows[:, 1] = 1.0
         search = searching(classifier(3, "sigmoid"), "binary_crossentropy", eta=10.0)
         fitted(search, x, rows)
-        parts = search._teacher_parts
+        parts = search.generalization.teacher_parts
         feature = parts.backbone(x, training=False)
         with tf.GradientTape() as tape:
             tape.watch(feature)
             score = tf.reduce_sum(parts.head(feature)[0] * rows)
         alpha = tf.reduce_mean(tape.gradient(score, feature), (1, 2))
         expected = tf.nn.relu(tf.einsum("bhwc,bc->bhw", feature, alpha))
-        got = search._teacher_maps(x, tf.constant(rows))
+        got = search.generalization.teacher_maps(x, tf.constant(rows))
         np.testing.assert_allclose(got, expected, atol=1e-6)
 
     def test_labels_may_be_in_a_list(self):
@@ -139,8 +139,8 @@ def positive(model):
 
 def alike(search, seen, y, teacher_sees=None):
     """Share of images whose maps of hypernet and teacher have a cosine above 0.99."""
-    _, ours = search._forward(seen, tf.constant(y))
-    theirs = search._teacher_maps(
+    _, ours = search.generalization.forward(seen, tf.constant(y))
+    theirs = search.generalization.teacher_maps(
         seen if teacher_sees is None else teacher_sees, tf.constant(y)
     )
     ours, theirs = (np.reshape(maps, [len(y), -1]) for maps in (ours, theirs))
@@ -173,16 +173,24 @@ class TestRandomLayers:
         search = searching(model, eta=1.0, space=EIGHT)
         x, y = images()
         search.calibrate([x])
-        moved = search._augmented(x)
+        moved = search.generalization.augmented(x)
         assert np.abs(keras.tree.flatten(moved)[0] - x).max() > 0.05
         assert alike(search, moved, y) > 0.8
-        assert alike(search, moved, y, teacher_sees=search._augmented(x)) < 0.8
+        assert (
+            alike(search, moved, y, teacher_sees=search.generalization.augmented(x))
+            < 0.8
+        )
 
     def test_augmentation_goes_on_in_training_and_not_in_inference(self):
         search = searching(classifier(front=FRONTS["flip"]()), eta=1.0)
         x, y = images()
         search.calibrate([x])
-        assert np.abs(search._augmented(x) - search._augmented(x)).max() > 0.1
+        assert (
+            np.abs(
+                search.generalization.augmented(x) - search.generalization.augmented(x)
+            ).max()
+            > 0.1
+        )
         inferred = [search(x, training=False) for _ in range(2)]
         np.testing.assert_array_equal(*inferred)
         fitted(search, x, y)
@@ -193,9 +201,9 @@ class TestRandomLayers:
         noise = [layers.SpatialDropout2D(0.5), layers.GaussianNoise(0.3)]
         search = searching(classifier(middle=noise), eta=1.0)
         x, y = images()
-        assert search._student_parts.front is None
+        assert search.generalization.student_parts.front is None
         fitted(search, x, y)
-        maps = [search._teacher_maps(x, tf.constant(y)) for _ in range(2)]
+        maps = [search.generalization.teacher_maps(x, tf.constant(y)) for _ in range(2)]
         np.testing.assert_array_equal(*maps)
 
     def test_a_random_layer_behind_weights_is_refused_by_name(self):
@@ -212,8 +220,8 @@ class TestRandomLayers:
         fitted(search, x, y)
         search.save(tmp_path / "s.keras")
         loaded = keras.models.load_model(tmp_path / "s.keras")
-        assert loaded._student_parts.front is not None
-        assert alike(loaded, loaded._augmented(x), y) > 0.8
+        assert loaded.generalization.student_parts.front is not None
+        assert alike(loaded, loaded.generalization.augmented(x), y) > 0.8
 
 
 class TestTaskRisk:

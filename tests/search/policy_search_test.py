@@ -318,7 +318,7 @@ def test_teacher_maps_are_those_of_the_model_given(data):
     search = PolicySearch(classifier(), eta=1.0)
     model = classifier()
     search.teacher.set_weights(model.get_weights())
-    ours = search._teacher_parts.backbone(data[0], training=False)
+    ours = search.generalization.teacher_parts.backbone(data[0], training=False)
     theirs = split_head(model)[0](data[0], training=False)
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
@@ -329,7 +329,9 @@ def test_a_bfloat16_teacher_has_the_maps_of_the_float_one(data, tmp_path):
         PolicySearch(model, eta=1.0, teacher_dtype=dtype)
         for dtype in ("float32", "bfloat16")
     )
-    maps = [search._teacher_maps(*data).numpy() for search in (plain, narrow)]
+    maps = [
+        search.generalization.teacher_maps(*data).numpy() for search in (plain, narrow)
+    ]
     assert maps[1].dtype == "float32"
     assert 0 < np.abs(maps[1] - maps[0]).max() < 0.03 * maps[0].max()
     orders = [m.reshape(len(m), -1) for m in maps]

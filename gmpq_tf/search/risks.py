@@ -1,0 +1,275 @@
+"""The risks that guide a search: what each weighs in a step, and its value.
+
+A risk is an object with a `name`, a `weight(step)` and a `value(step)`, whose products
+are added to the task loss (eq. 6). What it notes in the step is logged with them, and
+`update(step)` is called once the gradients have been applied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from gmpq_tf import metric_names
+from gmpq_tf.attribution import (
+    AttributionRankDistance,
+    capacity_exponent,
+    generalization_risk,
+    grad_cam,
+    labels_to_classes,
+    resize_maps,
+    split_head,
+)
+from gmpq_tf.graph import GraphError, read_graph
+from gmpq_tf.search.config import RiskConfig
+from gmpq_tf.search.first_steps import MapCount
+from gmpq_tf.search.problem import SearchProblem
+from gmpq_tf.search.zeta import adapted_zeta, damped_zeta
+from gmpq_tf.transform.front import leading_layers, misplaced_layers, split_front
+from gmpq_tf.transform.rewrite import flat_copy
+
+Bits = Sequence[tuple[tf.Tensor, tf.Tensor]]
+
+
+@dataclass
+class Step:
+    """What the risks of one training step are computed from.
+
+    Args:
+        images: what the hypernet sees, as the model takes it.
+        labels: as `fit` was given them.
+        teacher_maps: of the float model, [B, H, W]; None without a teacher.
+        maps: of the hypernet, [B, H, W]; None without a teacher.
+        bits: expected (weight bits, activation bits) of each layer, scalars.
+        values: name of a risk -> its value, once it has been computed, a scalar.
+        noted: name of another metric -> its value, likewise.
+    """
+
+    images: Any
+    labels: Any
+    teacher_maps: tf.Tensor | None = None
+    maps: tf.Tensor | None = None
+    bits: Bits = ()
+    values: dict[str, tf.Tensor] = field(default_factory=dict)
+    noted: dict[str, tf.Tensor] = field(default_factory=dict)
+
+
+class Risk:
+    """One summand of eq. 6 beside the task loss."""
+
+    name: str
+
+    def weight(self, step: Step) -> tf.Tensor | float:
+        """What the value is multiplied with, a scalar without a gradient."""
+        raise NotImplementedError
+
+    def value(self, step: Step) -> tf.Tensor:
+        """The risk, a scalar."""
+        raise NotImplementedError
+
+    def weighted(self, step: Step) -> tf.Tensor:
+        """Weight times value, a scalar; the value is noted in the step."""
+        weight, value = self.weight(step), self.value(step)
+        step.values[self.name] = value
+        return weight * value
+
+    def update(self, step: Step) -> None:
+        """Change the state of the risk; the gradients have been applied."""
+
+
+class Complexity(Risk):
+    """`R_C`: expected bit operations (eq. 7) as a fraction of full precision.
+
+    Args:
+        problem: costs and budget; with a budget the weight follows it.
+        zeta: the weight, or where it starts.
+        add_weight: makes the variable of it, as `keras.Model.add_weight`.
+    """
+
+    name = metric_names.COMPLEXITY_RISK
+
+    def __init__(
+        self,
+        problem: SearchProblem,
+        zeta: float,
+        add_weight: Callable[..., keras.Variable],
+    ) -> None:
+        self.problem, self.scale = problem, zeta or RiskConfig.zeta
+        self.zeta = add_weight(
+            name=metric_names.ZETA,
+            shape=(),
+            initializer=keras.initializers.Constant(zeta),
+            trainable=False,
+            dtype="float32",
+            aggregation="only_first_replica",  # all of them compute the same
+        )
+
+    def expected(self, step: Step) -> tf.Tensor:
+        """Expected bit operations, those of float layers among them; a scalar."""
+        name = metric_names.EXPECTED_BIT_OPS
+        if name not in step.noted:
+            step.noted[name] = self.problem.expected_bit_ops(step.bits)
+        return step.noted[name]
+
+    def value(self, step: Step) -> tf.Tensor:
+        """`E[BOPs] / BOPs of full precision`, a scalar."""
+        return self.expected(step) / self.problem.full_bit_ops()
+
+    def weight(self, step: Step) -> tf.Tensor:
+        """Zeta of this step; no gradient flows through its controller."""
+        zeta = tf.convert_to_tensor(self.zeta)
+        budget = self.problem.searched_budget()
+        if budget is not None:
+            searched = self._searched(tf.stop_gradient(self.expected(step)))
+            zeta = damped_zeta(zeta, searched, budget, self.scale)
+        step.noted[metric_names.ZETA] = zeta
+        return zeta
+
+    def update(self, step: Step) -> None:
+        """Let zeta follow the budget."""
+        budget = self.problem.searched_budget()
+        if budget is not None:
+            searched = self._searched(self.expected(step))
+            self.zeta.assign(adapted_zeta(self.zeta, searched, budget, self.scale))
+
+    def _searched(self, expected: tf.Tensor) -> tf.Tensor:
+        """Expected bit operations of the layers that are searched alone."""
+        return expected - float(self.problem.float_ops)
+
+
+class Generalization(Risk):
+    """`R_G`: distance of the hypernet's attribution map from that of the float model.
+
+    Owns the float model, frozen and in inference mode, and both models split where
+    random layers end and where the feature map is made.
+
+    Args:
+        hypernet: from `build_hypernet`.
+        model: the float model; it is copied.
+        config: the options of the risk.
+    """
+
+    name = metric_names.GENERALIZATION_RISK
+
+    def __init__(
+        self, hypernet: keras.Model, model: keras.Model, config: RiskConfig
+    ) -> None:
+        self.config = config
+        self.teacher = flat_copy(model, config.teacher_dtype)
+        self.teacher.trainable = False
+        front = _random_front(hypernet)
+        self.student_parts = split_parts(hypernet, config.feature_layer, front)
+        self.teacher_parts = split_parts(self.teacher, config.feature_layer, front)
+        self.map_size = None
+        shapes = [t.shape for t in hypernet.inputs if len(t.shape) == 4]
+        if config.map_size == "input" and shapes:
+            self.map_size = shapes[0][1:3]
+        self.independent_labels = False
+        self.map_count = MapCount()
+        self.rank_metric = AttributionRankDistance()
+
+    @property
+    def num_scores(self) -> int:
+        """Scores that the model has: its classes, or 1 where one logit tells two."""
+        return int(self.student_parts.head.outputs[0].shape[-1])
+
+    @property
+    def feature_name(self) -> str:
+        """Name of the layer that is attributed."""
+        return self.teacher_parts.backbone.output._keras_history.operation.name
+
+    def augmented(self, images: Any) -> Any:
+        """What the random layers at the front of the model make of a batch."""
+        front = self.student_parts.front
+        return images if front is None else front(images, training=True)
+
+    def forward(self, images: Any, labels: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        """Output of the hypernet in training, and its maps [B, H, W].
+
+        Args:
+            images: what `augmented` returned.
+            labels: as `fit` was given them.
+        """
+        parts = self.student_parts
+        feature = parts.backbone(images, training=True)
+        maps, (_, output) = grad_cam(
+            parts.head, feature, self.classes(labels), training=True
+        )
+        return output, self._resized(maps)
+
+    def teacher_maps(self, images: Any, labels: Any) -> tf.Tensor:
+        """Maps of the float model, [B, H, W]; arguments as those of `forward`."""
+        parts, classes = self.teacher_parts, self.classes(labels)
+        feature = parts.backbone(images, training=False)
+        maps, _ = grad_cam(parts.head, feature, classes, training=False)
+        self.map_count.update_state(maps, classes, self.num_scores)
+        return tf.stop_gradient(self._resized(maps))
+
+    def classes(self, labels: Any) -> tf.Tensor | None:
+        """Classes to attribute, as `labels_to_classes`; None: those predicted."""
+        if self.config.attribution_class == "predicted":
+            return None
+        leaves = keras.tree.flatten(labels)
+        if len(leaves) != 1 or leaves[0] is None:
+            raise ValueError(
+                "Attribution maps need the label of each image. "
+                f"Received: y={type(labels).__name__} with {len(leaves)} parts. Pass "
+                "labels, or search with attribution_class='predicted' or eta=0."
+            )
+        return labels_to_classes(leaves[0], self.num_scores, self.independent_labels)
+
+    def weight(self, step: Step) -> float:
+        """Eta."""
+        return self.config.eta
+
+    def value(self, step: Step) -> tf.Tensor:
+        """`generalization_risk` of the batch, a scalar."""
+        p = exponent(self.config, step.bits)
+        return generalization_risk(step.maps, step.teacher_maps, p, self.config.top_k)
+
+    def update(self, step: Step) -> None:
+        """Note how far the ranks of the maps are apart."""
+        self.rank_metric.update_state(step.teacher_maps, step.maps)
+
+    def _resized(self, maps: tf.Tensor) -> tf.Tensor:
+        return maps if self.map_size is None else resize_maps(maps, *self.map_size)
+
+
+def exponent(config: RiskConfig, bits: Bits) -> tf.Tensor:
+    """The exponent p of the target: fixed, or eq. 8.
+
+    Args:
+        config: p, or the capacities.
+        bits: expected (weight bits, activation bits) of each layer, scalars.
+    """
+    if config.p is not None:
+        return tf.constant(config.p, tf.float32)
+    return capacity_exponent(bits, config.weight_capacity, config.activation_capacity)
+
+
+def split_parts(
+    model: keras.Model, feature_layer: str | None, leading: Sequence[str] = ()
+) -> SimpleNamespace:
+    """`split_front` and `split_head` as a namespace: `front`, `backbone`, `head`."""
+    front, _ = split_front(model, leading, model.outputs)
+    backbone, head = split_head(model, feature_layer, leading)
+    return SimpleNamespace(front=front, backbone=backbone, head=head)
+
+
+def _random_front(model: keras.Model) -> list[str]:
+    """Leading layers up to the last random one, where each image is made."""
+    graph = read_graph(model)
+    misplaced = misplaced_layers(graph)
+    if misplaced:
+        raise GraphError(
+            "Layers that change images at random must stand before the first layer "
+            "with weights, so that teacher and hypernet see the same image. "
+            f"Received: {', '.join(misplaced)}. Move them to the front, or search "
+            "with eta=0 (no attribution)."
+        )
+    return leading_layers(graph)
