@@ -46,7 +46,7 @@ __all__ = list(_HOMES)
 
 def _register_classes() -> None:
     """Imports every module that defines a Keras class, if Keras is in use."""
-    if "keras" in sys.modules:
+    if sys.modules.get("keras") is not None:
         importlib.import_module("gmpq_tf.search")
 
 

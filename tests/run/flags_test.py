@@ -156,7 +156,7 @@ def test_the_dataclass_still_refuses_what_it_does():
 
 
 COMMANDS = [
-    "gmpq_tf.export.tflite",
+    "gmpq_tf.export.command",
     *(
         f"gmpq_tf.train.{name}"
         for name in ("cost", "demo", "evaluate", "finetune", "pretrain")
