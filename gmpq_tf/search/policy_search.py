@@ -260,7 +260,7 @@ class PolicySearch(keras.Model):
         return self.problem.full_bit_ops()
 
     def exponent(self) -> tf.Tensor:
-        """The exponent p of the target: fixed, or eq. 8."""
+        """The exponent p of the target, a scalar: fixed, or eq. 8."""
         return exponent(self.risk, self.branches.expected_bits())
 
     def calibrate(self, dataset: Iterable, batches: int | None = None) -> None:
@@ -305,7 +305,6 @@ class PolicySearch(keras.Model):
         self.risk_metrics[TOTAL].forget()
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        """The hypernet's output."""
         return self.hypernet(inputs, training=training)
 
     def train_step(self, data: Any) -> dict:
@@ -347,7 +346,7 @@ class PolicySearch(keras.Model):
         sample_weight: Any = None,
         training: bool = True,
     ) -> tf.Tensor:
-        """Keras's loss; NaN where a label is, which XLA would take for a class."""
+        """Keras's loss, a scalar; NaN where a label is, which XLA would take for a class."""
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         return loss + nan_of_labels(y)
 

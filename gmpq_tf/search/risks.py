@@ -121,7 +121,7 @@ class Complexity(Risk):
         return self.expected(step) / self.problem.full_bit_ops()
 
     def weight(self, step: Step) -> tf.Tensor:
-        """Zeta of this step; no gradient flows through its controller."""
+        """Zeta of this step, a scalar; no gradient flows through its controller."""
         zeta = tf.convert_to_tensor(self.zeta)
         budget = self.problem.searched_budget()
         if budget is not None:
@@ -211,7 +211,7 @@ class Generalization(Risk):
         return tf.stop_gradient(self._resized(maps))
 
     def classes(self, labels: Any) -> tf.Tensor | None:
-        """Classes to attribute, as `labels_to_classes`; None: those predicted."""
+        """Classes to attribute, [B], as `labels_to_classes`; None: those predicted."""
         if self.config.attribution_class == "predicted":
             return None
         leaves = keras.tree.flatten(labels)
@@ -224,7 +224,6 @@ class Generalization(Risk):
         return labels_to_classes(leaves[0], self.num_scores, self.independent_labels)
 
     def weight(self, step: Step) -> float:
-        """Eta."""
         return self.config.eta
 
     def value(self, step: Step) -> tf.Tensor:

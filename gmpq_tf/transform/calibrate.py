@@ -58,7 +58,7 @@ class Observer:
 
     @property
     def sample(self) -> np.ndarray:
-        """The values sampled so far, and both extremes."""
+        """The values sampled so far, and both extremes: float32 [n]."""
         return np.concatenate([*self.samples, [self.low, self.high]]).astype("float32")
 
 

@@ -129,7 +129,12 @@ def codes_equal(model: Any, kernel: Kernel) -> bool:
 def mean_deviations(
     lowered: Lowered, batches: Iterable[Sequence[np.ndarray]]
 ) -> list[Deviation]:
-    """`local_deviations` over batches of one size, as a model may take one image."""
+    """`local_deviations` over batches of one size, as a model may take one image.
+
+    Args:
+        lowered: the model.
+        batches: each one array [B, ...] an input of the model.
+    """
     found = [local_deviations(lowered, arrays) for arrays in batches]
     return [
         replace(
@@ -144,11 +149,12 @@ def mean_deviations(
 def local_deviations(lowered: Lowered, arrays: Sequence[np.ndarray]) -> list[Deviation]:
     """Compare layer by layer: each Keras layer gets the inputs the file's layer had.
 
-    So a difference is made where it is found, and differences do not pile up.
+    Every layer gets the file's own inputs, so an error shows at the layer that makes
+    it.
 
     Args:
         lowered: the model.
-        arrays: in the order of the model's inputs.
+        arrays: [B, ...] each, in the order of the model's inputs.
     """
     stored = stored_tensors(lowered, arrays)
     graph, found = lowered.graph, []
@@ -182,7 +188,15 @@ def local_deviations(lowered: Lowered, arrays: Sequence[np.ndarray]) -> list[Dev
 def stored_tensors(
     lowered: Lowered, arrays: Sequence[np.ndarray]
 ) -> dict[int, np.ndarray]:
-    """Content of every tensor to check, from a copy of the file that returns them."""
+    """Content of every tensor to check, from a copy of the file that returns them.
+
+    Args:
+        lowered: the model.
+        arrays: [B, ...] each, in the order of the model's inputs.
+
+    Returns:
+        Number of the tensor -> its integers, of its shape.
+    """
     wanted = sorted({check.value.tensor for check in lowered.checks})
     content = with_outputs(lowered.content, wanted)
     model = TFLiteModel(content, kernels=lowered.runs_in)
@@ -191,7 +205,13 @@ def stored_tensors(
 
 
 def deviation_of(check: Check, value: np.ndarray, stored: np.ndarray) -> Deviation:
-    """Shares of the codes of a tensor that differ from the Keras value on its grid."""
+    """Shares of the codes of a tensor that differ from the Keras value on its grid.
+
+    Args:
+        check: the tensor, its grid, and how many codes it may be off.
+        value: what Keras computes, [B, ...].
+        stored: the integers of the file, of the same shape.
+    """
     grid = check.value.grid
     assert grid is not None
     wanted = np.clip(
@@ -209,7 +229,7 @@ def deviation_of(check: Check, value: np.ndarray, stored: np.ndarray) -> Deviati
 
 
 def dequantize(check: Check, stored: np.ndarray) -> np.ndarray:
-    """Values of a stored tensor."""
+    """Values of the integers of a tensor: float32 of their shape."""
     grid = check.value.grid
     assert grid is not None
     codes: np.ndarray = stored.astype("float32") - check.value.zero_point
@@ -219,7 +239,7 @@ def dequantize(check: Check, stored: np.ndarray) -> np.ndarray:
 def random_inputs(
     student: Any, grids: Sequence[Grid], seed: int
 ) -> dict[str, np.ndarray]:
-    """Inputs by name, spread evenly over the calibrated range of each."""
+    """Inputs by name, [N, ...], spread evenly over the calibrated range of each."""
     generator = np.random.default_rng(seed)
     return {
         tensor.name: generator.uniform(

@@ -8,21 +8,21 @@ import numpy as np
 
 
 def pack_int4(codes: np.ndarray) -> bytes:
-    """Store codes -8..7 two a byte, the first in the low nibble; an odd one alone."""
+    """Store codes -8..7, [n], two a byte: the first in the low nibble, an odd one alone."""
     flat: np.ndarray = codes.astype(np.int8).ravel()
     flat = np.append(flat, np.zeros(flat.size % 2, np.int8)).view(np.uint8) & 0xF
     return (flat[0::2] | (flat[1::2] << 4)).astype(np.uint8).tobytes()
 
 
 def unpack_int4(data: np.ndarray, count: int) -> np.ndarray:
-    """Inverse of `pack_int4`: the first `count` codes, int8."""
+    """Inverse of `pack_int4`: the first codes of bytes, int8 [count]."""
     data = data.astype(np.uint8)
     nibbles = np.stack([data & 0xF, data >> 4], axis=-1).ravel()[:count]
     return ((nibbles.astype(np.int8) ^ 8) - 8).astype(np.int8)
 
 
 def pack_int2(codes: np.ndarray) -> bytes:
-    """Store codes -2..1 four a byte, the first in the lowest bits."""
+    """Store codes -2..1, [n], four a byte, the first in the lowest bits."""
     flat: np.ndarray = codes.astype(np.int8).ravel()
     flat = np.append(flat, np.zeros(-flat.size % 4, np.int8)).view(np.uint8) & 0x3
     shifts: np.ndarray = np.arange(0, 8, 2, dtype=np.uint8)
@@ -30,7 +30,7 @@ def pack_int2(codes: np.ndarray) -> bytes:
 
 
 def unpack_int2(data: np.ndarray, count: int) -> np.ndarray:
-    """Inverse of `pack_int2`: the first `count` codes, int8."""
+    """Inverse of `pack_int2`: the first codes of bytes, int8 [count]."""
     shifts: np.ndarray = np.arange(0, 8, 2, dtype=np.uint8)
     pairs = (data.astype(np.uint8)[:, None] >> shifts).ravel()[:count] & 0x3
     return ((pairs.astype(np.int8) ^ 2) - 2).astype(np.int8)

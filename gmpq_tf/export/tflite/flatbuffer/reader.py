@@ -79,7 +79,7 @@ def with_outputs(content: bytes, tensors: Sequence[int]) -> bytes:
 
 
 def stored_codes(model: Any, tensor: int) -> np.ndarray:
-    """Integer codes of a constant INT8, INT4 or INT2 tensor of a model read back."""
+    """Codes of a constant INT8, INT4 or INT2 tensor, int8 of the tensor's shape."""
     entry = model.subgraphs[0].tensors[tensor]
     data = np.asarray(model.buffers[entry.buffer].data, np.uint8)
     kind = tensor_type(model, tensor)

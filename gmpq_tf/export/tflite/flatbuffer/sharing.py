@@ -97,7 +97,7 @@ class SharingBuilder(flatbuffers.Builder):
         self.options: dict[tuple[str, str], int] = {}
 
     def vector(self, values: np.ndarray) -> int:
-        """Offset of a vector with these values."""
+        """Offset of a vector with these values, [n]."""
         key = (values.dtype.str, values.tobytes())
         if key not in self.written:
             self.written[key] = self.CreateNumpyVector(values)

@@ -97,7 +97,7 @@ class FileBuilder:
         values: np.ndarray,
         quantization: Quantization | None = None,
     ) -> int:
-        """Add a constant tensor of int8, int32 or float32 values."""
+        """Add a constant tensor of int8, int32 or float32 values of any shape."""
         kinds = {np.dtype(t): kind for kind, t in NUMPY_TYPES.items()}
         data = np.ascontiguousarray(values).tobytes()
         return self.tensor(name, values.shape, kinds[values.dtype], quantization, data)
