@@ -346,7 +346,7 @@ class PolicySearch(keras.Model):
         sample_weight: Any = None,
         training: bool = True,
     ) -> tf.Tensor:
-        """Keras's loss, a scalar; NaN where a label is, which XLA would take for a class."""
+        """Keras's loss, a scalar; NaN where a label is, which XLA takes for a class."""
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         return loss + nan_of_labels(y)
 

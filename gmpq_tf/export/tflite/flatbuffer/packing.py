@@ -8,7 +8,7 @@ import numpy as np
 
 
 def pack_int4(codes: np.ndarray) -> bytes:
-    """Store codes -8..7, [n], two a byte: the first in the low nibble, an odd one alone."""
+    """Store codes -8..7, [n], two a byte: the first in the low nibble, a last alone."""
     flat: np.ndarray = codes.astype(np.int8).ravel()
     flat = np.append(flat, np.zeros(flat.size % 2, np.int8)).view(np.uint8) & 0xF
     return (flat[0::2] | (flat[1::2] << 4)).astype(np.uint8).tobytes()
