@@ -1,15 +1,68 @@
-"""Budgets of bit operations: what one means."""
+"""Budgets as people say them: `0.0107`, "W4A4", "60kB", "2.5ms", several at once."""
 
-from collections.abc import Mapping, Sequence
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+from gmpq_tf.bits import MAX_BITS, MIN_BITS
 
 FULL_PRECISION_BITS = 32
 SLACK = 0.03  # a policy lands within this fraction below its budget
 Candidates = Mapping[str, tuple[Sequence[int], Sequence[int]]]
 
+BIT_OPS, FILE_BYTES = "bit_ops", "file_bytes"
+STORAGES = ("fast", "packed", "smallest")  # of kernels in a .tflite file
+BYTES: dict[str, float] = {
+    "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9,
+    "KiB": 2**10, "MiB": 2**20, "GiB": 2**30,
+}  # fmt: skip
+BOPS: dict[str, float] = {
+    "BOPs": 1,
+    "kBOPs": 10**3,
+    "MBOPs": 10**6,
+    "GBOPs": 10**9,
+    "TBOPs": 10**12,
+}
+TIMES = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+# What a unit measures -> unit -> how many of the unit that tables count in.
+UNITS: dict[str, dict[str, float]] = {
+    "bit operations": BOPS,
+    "bytes": BYTES,
+    "ms": TIMES,
+}
+# The resource that an amount without a name is of: bytes are those of the file.
+SAID_OF = {"bit operations": BIT_OPS, "bytes": FILE_BYTES, "ms": "latency_ms"}
+PERCENT = "%"
+NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
+FORMS = "0.0107, '1.07%', 'W4A4', '0.5GBOPs', '60kB' or '2.5ms'"
+LONGEST = 80  # characters of a budget that a message repeats
+
 
 class BudgetError(ValueError):
-    """A budget that no policy of the space can meet."""
+    """A budget that cannot be read, or that no policy of the space can meet."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One budget as it was said.
+
+    Args:
+        said: what the user gave.
+        resource: a key of `COST_TABLES`.
+        amount: in the unit in which tables count, or the fraction; None with `bits`.
+        fraction: whether `amount` is a fraction of the float model's cost.
+        unit: what `amount` was said in, a key of `UNITS`; None: a plain number.
+        bits: (weight bits, activation bits) of the uniform policy whose cost is meant.
+    """
+
+    said: Any
+    resource: str
+    amount: float | None = None
+    fraction: bool = False
+    unit: str | None = None
+    bits: tuple[int, int] | None = None
 
 
 def bit_ops(macs: Any, weight_bits: Any, activation_bits: Any) -> Any:
@@ -26,46 +79,168 @@ def bit_ops(macs: Any, weight_bits: Any, activation_bits: Any) -> Any:
     return macs * weight_bits * activation_bits
 
 
-def resolve_budget(
-    budget: float,
-    macs: Mapping[str, int],
-    candidates: Candidates,
-    float_ops: int = 0,
-) -> float:
-    """Returns a budget in bit operations, or refuses it with the reachable range.
+def parse_budget(budget: Any, what: str = "budget") -> tuple[Budget, ...]:
+    """Reads a budget, or several.
 
     Args:
-        budget: up to 1 a fraction of full precision, above 1 a count.
-        macs: multiply-adds of each layer.
-        candidates: (weight bits, activation bits) each layer may take.
-        float_ops: bit operations of layers that stay float, which the budget includes.
+        budget: a number (up to 1 a fraction of the bit operations of full precision,
+            above 1 a count), "5%" of them, "W4A4" for what that uniform policy costs,
+            "0.5GBOPs", "60kB" of file, "2.5ms"; "resource=amount"; several as a text
+            with commas, a sequence, or a dict {resource: amount}.
+        what: name of the option, for messages.
 
     Returns:
-        Bit operations, those of float layers among them.
+        One `Budget` a resource, in the order given.
 
     Raises:
-        BudgetError: every policy of the space costs more.
+        BudgetError: it is none of those, not positive, or one resource is named twice.
     """
-    full = float_ops + sum(
-        bit_ops(m, FULL_PRECISION_BITS, FULL_PRECISION_BITS) for m in macs.values()
-    )
-    count = budget * full if budget <= 1 else float(budget)
-    low, high = (
-        float_ops + sum(bit_ops(m, *map(end, candidates[n])) for n, m in macs.items())
-        for end in (min, max)
-    )
-    if not count >= low:  # refuses NaN too
+    budgets = tuple(_parsed(budget, what))
+    if not budgets:
+        raise _unreadable(budget, what)
+    names = [each.resource for each in budgets]
+    for name in names:
+        if names.count(name) > 1:
+            raise BudgetError(
+                "A resource can have one budget. "
+                f"Received: {what}={_short(budget)}, which names {name} "
+                f"{names.count(name)} times. Leave all but one out, or say another "
+                "resource, such as 'weight_bytes=60kB'."
+            )
+    return budgets
+
+
+def plain_budget(budget: Any) -> Any:
+    """Returns a budget as plain JSON values, which `parse_budget` reads alike.
+
+    Args:
+        budget: as `parse_budget` takes it, or None.
+    """
+    if isinstance(budget, Mapping):
+        return {name: plain_budget(value) for name, value in budget.items()}
+    if isinstance(budget, (tuple, list)):
+        return [plain_budget(value) for value in budget]
+    return budget.item() if getattr(budget, "ndim", None) == 0 else budget
+
+
+def _parsed(budget: Any, what: str) -> Iterable[Budget]:
+    if isinstance(budget, Mapping):
+        return [_one(v, what, resource=_name(k, what)) for k, v in budget.items()]
+    if isinstance(budget, str):
+        return [_from_text(part, what) for part in budget.split(",")]
+    if isinstance(budget, (tuple, list)):
+        return [each for part in budget for each in _parsed(part, what)]
+    return [_one(budget, what)]
+
+
+def _from_text(text: str, what: str) -> Budget:
+    name, equals, amount = text.rpartition("=")
+    if equals:
+        return _one(amount, what, text.strip(), _name(name.strip(), what))
+    return _one(text, what)
+
+
+def _name(resource: Any, what: str) -> str:
+    if not isinstance(resource, str) or not resource:
         raise BudgetError(
-            "No policy of the space meets the budget. "
-            f"Received: bit_ops_budget={budget!r}, which is {count / 1e9:.4g} GBOPs. "
-            f"The space reaches {low / 1e9:.4g} to {high / 1e9:.4g} GBOPs (fractions "
-            f"{low / full:.4g} to {high / full:.4g} of full precision): raise the "
-            f"budget, allow fewer bits, or pin fewer layers.{_float_note(float_ops)}"
+            "The key of a budget must be the name of a resource. "
+            f"Received: {what} with {_short(resource)}. "
+            "Pass such as {'bit_ops': 'W4A4', 'file_bytes': '60kB'}."
         )
-    return count
+    return resource
 
 
-def _float_note(float_ops: int) -> str:
-    if not float_ops:
-        return ""
-    return f" Layers that stay float take {float_ops / 1e9:.4g} GBOPs of it."
+def _one(
+    value: Any, what: str, said: Any = None, resource: str | None = None
+) -> Budget:
+    """One amount, of a resource that is named or follows from its unit."""
+    said = value if said is None else said
+    if isinstance(value, str):
+        text = value.strip()
+        if bits := _uniform_bits(text, what):
+            return Budget(said, resource or BIT_OPS, bits=bits)
+        match = re.fullmatch(rf"({NUMBER})\s*([^\s0-9.+-]*)", text)
+        if match is None:
+            raise _unreadable(value, what)
+        number, unit = float(match[1]), match[2]
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        number, unit = float(value), ""
+    elif hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        return _one(value.item(), what, resource=resource)  # a NumPy scalar
+    else:
+        raise _unreadable(value, what)
+    if not 0 < number < math.inf:
+        raise BudgetError(
+            "A budget must be a finite number above 0. "
+            f"Received: {what}={_short(said)}. Give such as {FORMS}."
+        )
+    if unit == PERCENT:
+        return Budget(said, resource or BIT_OPS, number / 100, fraction=True)
+    if not unit:
+        resource = resource or BIT_OPS
+        # Of other resources a number is a count: half a millisecond is no half.
+        return Budget(said, resource, number, resource == BIT_OPS and number <= 1)
+    kind, scale = _unit(unit, value, what)
+    return Budget(said, resource or SAID_OF[kind], number * scale, unit=kind)
+
+
+def _uniform_bits(text: str, what: str) -> tuple[int, int] | None:
+    match = re.fullmatch(r"[wW]([0-9]+)\s*/?\s*[aA]([0-9]+)", text)
+    if match is None:
+        return None
+    bits = int(match[1][:3]), int(match[2][:3])
+    valid = range(MIN_BITS, MAX_BITS + 1)
+    if bits[0] not in valid or bits[1] not in valid:
+        near = _uniform_text(bits)
+        raise BudgetError(
+            f"Bit-widths must be {MIN_BITS} to {MAX_BITS}. "
+            f"Received: {what}={_short(text)}. Did you mean {near!r}?"
+        )
+    return bits
+
+
+def _uniform_text(bits: Iterable[int]) -> str:
+    weights, inputs = (min(max(b, MIN_BITS), MAX_BITS) for b in bits)
+    return f"W{weights}A{inputs}"
+
+
+def _unit(unit: str, value: Any, what: str) -> tuple[str, float]:
+    for kind, scales in UNITS.items():
+        for name, scale in scales.items():
+            # No prefix differs from another by its case but m and M, which nobody says.
+            if unit == name or (
+                kind == "bit operations"
+                and unit[:1] == name[:1]
+                and unit.lower() == name.lower()
+            ):
+                return kind, scale
+    raise _unreadable(value, what)
+
+
+def _unreadable(value: Any, what: str) -> BudgetError:
+    near = _nearest(value) if isinstance(value, str) else ""
+    return BudgetError(
+        "A budget must be a number, a share, a uniform policy, or an amount with its "
+        f"unit. Received: {what}={_short(value)}. {near}Give such as {FORMS}, or "
+        "several with commas between them."
+    )
+
+
+def _nearest(text: str) -> str:
+    """What a text that cannot be read may have meant, as a sentence."""
+    text = text.strip()[:LONGEST]
+    match = re.fullmatch(rf"({NUMBER})\s*([A-Za-z]+)", text)
+    if match:
+        for scales in UNITS.values():
+            for name in scales:
+                if match[2].lower() == name.lower():
+                    return f"Did you mean '{match[1]}{name}'? "
+    digits = re.findall(r"[0-9]", text)
+    if re.search(r"[wWaA]", text) and digits:
+        return f"Did you mean {_uniform_text(map(int, (digits[0], digits[-1])))!r}? "
+    return ""
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST else text[:LONGEST] + "..."

@@ -10,3 +10,8 @@ RANK_DISTANCE = "rank_distance"
 EXPONENT = "p"
 # As displays order them.
 SEARCH = (EXPECTED_BIT_OPS, *RISKS, ZETA, RANK_DISTANCE, EXPONENT)
+
+
+def expected(resource: str) -> str:
+    """Name of the expected cost of a resource, a key of `COST_TABLES`."""
+    return f"expected_{resource}"

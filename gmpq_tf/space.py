@@ -120,15 +120,23 @@ def _layer_names(model_or_names: Any) -> list[str]:
 
 
 def random_policy(
-    model: Any, space: SearchSpace, budget: float, seed: int
+    model: Any,
+    space: SearchSpace,
+    budget: Any,
+    seed: int,
+    storage: str | None = None,
+    latency_table: str | None = None,
 ) -> BitwidthPolicy:
     """Draws a policy of a space at random: the baseline that any search must beat.
 
     Args:
         model: a built functional Keras model.
         space: candidate bit-widths of its layers.
-        budget: bit operations: up to 1 a fraction of full precision, above 1 a count.
+        budget: bit operations: up to 1 a fraction of full precision, above 1 a count;
+            or as people say it, see `gmpq_tf.budget`.
         seed: of the draw.
+        storage: as in `TableOptions`.
+        latency_table: likewise.
 
     Returns:
         A policy that costs no more than the budget.
@@ -136,6 +144,15 @@ def random_policy(
     Raises:
         BudgetError: no policy of the space is that cheap.
     """
+    number = isinstance(budget, (int, float))
     return BitwidthPolicy.random(
-        model, budget, seed, space.weight_bits, space.activation_bits, space.pinned
+        model,
+        budget if number else None,
+        seed,
+        space.weight_bits,
+        space.activation_bits,
+        space.pinned,
+        None if number else budget,
+        storage,
+        latency_table,
     )

@@ -1,66 +1,100 @@
-"""Bits drawn at random within a budget: the baseline that any search must beat."""
+"""Bits drawn at random within budgets: the baseline that any search must beat."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from gmpq_tf.budget import SLACK, Candidates, bit_ops, resolve_budget
+from gmpq_tf.budget import SLACK, Candidates
+from gmpq_tf.cost_tables import ALL_BITS
+from gmpq_tf.limits import Limit, exceeded, no_policy
 
 RESTARTS = 200
-Bits = dict[str, tuple[int, int]]
+Pair = tuple[int, int]
+Bits = dict[str, Pair]
 
 
-def draw_bits(
-    macs: Mapping[str, int],
-    candidates: Candidates,
-    budget: float,
-    seed: int,
-    float_ops: int = 0,
-) -> Bits:
+def draw_bits(candidates: Candidates, limits: Sequence[Limit], seed: int) -> Bits:
     """Draws the bits of every layer at random and moves them, at random, to a budget.
 
-    Bits are first lowered until the cost is within the budget, then raised as long as
-    any of them can be. The first draw that lands at most 3 % below the budget is taken,
-    or the nearest of 200 where the candidates have none that near.
+    Bits are first lowered until the cost is within every limit, then raised as long as
+    any of them can be. The first draw that lands at most 3 % below the first limit is
+    taken, or the nearest of 200 where the candidates have none that near.
 
     Args:
-        macs: multiply-adds of each layer.
         candidates: (weight bits, activation bits) each layer may take.
-        budget: bit operations: up to 1 a fraction of full precision, above 1 a count.
+        limits: at least one, each of which some policy keeps.
         seed: of the draw.
-        float_ops: bit operations of layers that stay float, which the budget includes.
 
     Returns:
-        Layer name -> (weight bits, activation bits), which cost at most the budget.
+        Layer name -> (weight bits, activation bits), which keep every limit.
 
     Raises:
-        BudgetError: no choice among the candidates is that cheap.
+        BudgetError: no draw kept them all.
     """
-    limit = resolve_budget(budget, macs, candidates, float_ops) - float_ops
-    best: Bits = {}
+    meters = [Meter(limit) for limit in limits]
+    first, best = meters[0], Bits()
     for restart in range(RESTARTS):
-        bits = _draw(candidates, macs, limit, random.Random(f"{seed}/{restart}"))
-        if not best or _cost(bits, macs) > _cost(best, macs):
+        bits = _draw(candidates, meters, random.Random(f"{seed}/{restart}"))
+        if bits is None or exceeded(limits, bits):
+            continue
+        if not best or first.cost(bits) > first.cost(best):
             best = bits
-        if _cost(best, macs) >= (1 - SLACK) * limit:
+        nothing_left = not _moves(bits, candidates, +1)
+        if first.cost(best) >= (1 - SLACK) * first.budget or nothing_left:
             break
+    if not best:
+        raise no_policy(limits, ())
     return best
 
 
+@dataclass(frozen=True)
+class Meter:
+    """What the layers may cost, and do."""
+
+    limit: Limit
+
+    @property
+    def budget(self) -> float:
+        """What is left for the layers."""
+        return self.limit.for_layers
+
+    def cost(self, bits: Bits) -> float:
+        """Cost of some layers."""
+        return self.limit.table.of_layers(bits)
+
+    def change(self, bits: Bits, move: Bits) -> float:
+        """By how much a move changes it."""
+        at = self.limit.table.at
+        return sum(at(name, *new) - at(name, *bits[name]) for name, new in move.items())
+
+
 def _draw(
-    candidates: Candidates, macs: Mapping[str, int], limit: float, rng: random.Random
-) -> Bits:
+    candidates: Candidates, meters: Sequence[Meter], rng: random.Random
+) -> Bits | None:
     bits = {n: (rng.choice(w), rng.choice(a)) for n, (w, a) in candidates.items()}
-    while _cost(bits, macs) > limit:
-        bits |= rng.choice(_moves(bits, candidates, -1))
-    while raises := _affordable(_moves(bits, candidates, +1), bits, macs, limit):
+    # More steps than bit-widths are passed only where more bits cost less.
+    for _ in range(2 * len(bits) * len(ALL_BITS)):
+        over = [m for m in meters if m.cost(bits) > m.budget]
+        if not over:
+            break
+        moves = _moves(bits, candidates, -1) or [
+            move
+            for move in _moves(bits, candidates, +1)
+            if any(m.change(bits, move) < 0 for m in over)
+        ]
+        if not moves:
+            return None
+        bits |= rng.choice(moves)
+    while raises := _affordable(_moves(bits, candidates, +1), bits, meters):
         bits |= rng.choice(raises)
     return bits
 
 
-def _affordable(
-    moves: list[Bits], bits: Bits, macs: Mapping[str, int], limit: float
-) -> list[Bits]:
-    return [move for move in moves if _cost({**bits, **move}, macs) <= limit]
+def _affordable(moves: list[Bits], bits: Bits, meters: Sequence[Meter]) -> list[Bits]:
+    left = [(m, m.budget - m.cost(bits)) for m in meters]
+    return [
+        move for move in moves if all(m.change(bits, move) <= rest for m, rest in left)
+    ]
 
 
 def _moves(bits: Bits, candidates: Candidates, direction: int) -> list[Bits]:
@@ -76,7 +110,3 @@ def _moves(bits: Bits, candidates: Candidates, direction: int) -> list[Bits]:
                 )
                 moves.append({name: moved})
     return moves
-
-
-def _cost(bits: Bits, macs: Mapping[str, int]) -> int:
-    return sum(bit_ops(macs[name], *pair) for name, pair in bits.items())

@@ -17,9 +17,11 @@ from gmpq_tf.bits import (
     check_pinned,
     layer_candidates,
 )
+from gmpq_tf.budget import BudgetError, plain_budget
+from gmpq_tf.cost_tables import TableOptions
 from gmpq_tf.files import write_json
-from gmpq_tf.float_layers import float_bit_ops
-from gmpq_tf.graph import layer_macs, searchable_names
+from gmpq_tf.graph import searchable_names
+from gmpq_tf.limits import given_budget, limits_of, records
 from gmpq_tf.policy.diff import (
     HEADER,
     PolicyDiff,
@@ -138,11 +140,14 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
     def random(
         cls,
         model: Any,
-        bit_ops_budget: float,
-        seed: int,
+        bit_ops_budget: float | None = None,
+        seed: int = 0,
         weight_bits: tuple[int, ...] = (2, 3, 4),
         activation_bits: tuple[int, ...] = (2, 3, 4),
         pinned: Mapping[str, tuple[int, int]] | None = None,
+        budget: Any = None,
+        storage: str | None = None,
+        latency_table: str | None = None,
     ) -> "BitwidthPolicy":
         """Draws a policy at random that spends a budget: the baseline of any search.
 
@@ -150,12 +155,16 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
             model: a built functional Keras model.
             bit_ops_budget: bit operations of one example, of which at most 3 % are left
                 where the candidates allow: up to 1 a fraction of full precision, above
-                1 a count.
+                1 a count; None: `budget` says it.
             seed: of the draw; the same one draws the same policy.
             weight_bits: candidates of every kernel, each 2 to 8, none twice.
             activation_bits: candidates of every layer's input, likewise.
             pinned: layer name -> (weight_bits, activation_bits) of layers that are not
                 drawn; None is the first and last at (8, 8), {} is none.
+            budget: as people say it, such as "W4A4" or ("W4A4", "60kB"); of the first
+                at most 3 % are left, the others are kept. See `gmpq_tf.budget`.
+            storage: as in `TableOptions`.
+            latency_table: likewise.
 
         Returns:
             The policy of `model`, its layers in graph order.
@@ -166,14 +175,23 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
         """
         names = searchable_names(model)
         candidates = layer_candidates(names, weight_bits, activation_bits, pinned)
-        macs, float_ops = layer_macs(model), float_bit_ops(model)
-        bits = draw_bits(macs, candidates, bit_ops_budget, seed, float_ops)
+        given, what = given_budget(budget, bit_ops_budget)
+        options = TableOptions(storage, latency_table)
+        if given is None:
+            raise BudgetError(
+                "A random policy needs a budget. "
+                "Received: budget=None. Give such as budget='W3A3'."
+            )
+        limits = limits_of(model, candidates, given, pinned, options, what)
+        bits = draw_bits(candidates, limits, seed)
         space = {
             "weight_bits": check_candidates("weight_bits", weight_bits),
             "activation_bits": check_candidates("activation_bits", activation_bits),
             "pinned": None if pinned is None else {n: bits[n] for n in pinned},
         }
-        config = {"space": space, "bit_ops_budget": bit_ops_budget}
+        config = {"space": space, what: plain_budget(given)}
+        if what == "budget":
+            config["limits"] = records(limits, bits)
         made_by = {"strategy": "random", "config": config, "seed": seed}
         return cls(model.name, bits, made_by)
 

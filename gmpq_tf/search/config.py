@@ -6,6 +6,9 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
+from gmpq_tf.budget import parse_budget, plain_budget
+from gmpq_tf.cost_tables import TableOptions
+from gmpq_tf.limits import given_budget
 from gmpq_tf.spelling import suggest
 
 ATTRIBUTION_CLASSES = ("label", "predicted")
@@ -21,7 +24,8 @@ class RiskConfig:
         zeta: weight of the complexity risk; with a budget, where it starts.
         eta: weight of the generalization risk; 0 searches by EdMIPS, without a teacher.
         bit_ops_budget: bit operations the policy may cost: up to 1 a fraction of full
-            precision (32 x 32 bits), above 1 a count. None: zeta stays as given.
+            precision (32 x 32 bits), above 1 a count. None: zeta stays as given, or
+            follows budget.
         p: exponent of the teacher's map; None: the capacity-aware p of eq. 8.
         top_k: pixels of the teacher's map that count, the highest first.
         attribution_class: class whose score is attributed: "label", or "predicted" as
@@ -34,6 +38,13 @@ class RiskConfig:
             with more than one pixel that the whole model passes through.
         teacher_dtype: what the frozen float model computes in, float32 or bfloat16;
             the latter, of 8 significant bits, is faster on devices that have it.
+        budget: what the policy may cost, instead of bit_ops_budget: the same numbers,
+            or such as 5%, W4A4, 0.5GBOPs, 60kB (of the .tflite file), 2.5ms, or
+            weight_bytes=60kB; several with commas between them, all of which it keeps.
+        storage: of the .tflite file that a budget of bytes or milliseconds is about:
+            fast, packed or smallest. None: smallest where the file's bytes are
+            budgeted, else fast.
+        latency_table: JSON file that gmpq-latency wrote, for a budget of milliseconds.
     """
 
     zeta: float = 50.0
@@ -47,6 +58,9 @@ class RiskConfig:
     activation_capacity: float = 6.0
     feature_layer: str | None = None
     teacher_dtype: str = "float32"
+    budget: str | None = None
+    storage: str | None = None
+    latency_table: str | None = None
 
     def __post_init__(self) -> None:
         _check_range("zeta", self.zeta, 0.0)
@@ -63,6 +77,11 @@ class RiskConfig:
         _check_choice("attribution_class", self.attribution_class, ATTRIBUTION_CLASSES)
         _check_choice("map_size", self.map_size, MAP_SIZES)
         _check_choice("teacher_dtype", self.teacher_dtype, TEACHER_DTYPES)
+        given_budget(self.budget, self.bit_ops_budget)
+        if self.budget is not None:
+            object.__setattr__(self, "budget", plain_budget(self.budget))
+            parse_budget(self.budget)
+        TableOptions(self.storage, self.latency_table)
 
 
 def chosen_risk(risk: RiskConfig | None, **options: Any) -> RiskConfig:

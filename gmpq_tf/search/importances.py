@@ -38,6 +38,10 @@ class Importances:
         """Expected (weight bits, activation bits) of each layer, scalars (eq. 7)."""
         return [layer.expected_bits() for layer in self.layers]
 
+    def branch_probabilities(self) -> list[tuple[tf.Tensor, tf.Tensor]]:
+        """(pi_w, pi_a) of each layer, tensors [branches]."""
+        return [layer.branch_probabilities() for layer in self.layers]
+
     def probabilities(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Layer name -> (pi_w, pi_a), arrays [branches]."""
         return {

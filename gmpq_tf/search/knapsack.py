@@ -1,4 +1,4 @@
-"""The most probable policy within a budget: a multiple-choice knapsack."""
+"""The most probable policy within its budgets: a multiple-choice knapsack."""
 
 from __future__ import annotations
 
@@ -8,31 +8,36 @@ from itertools import product
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from gmpq_tf.budget import SLACK, BudgetError, Candidates, bit_ops
+from gmpq_tf.budget import SLACK, Candidates
+from gmpq_tf.limits import Limit, no_policy
+
+Pair = tuple[int, int]
+Choices = Mapping[str, list[tuple[Pair, float]]]
 
 
 def most_probable_bits(
     probabilities: Mapping[str, tuple[np.ndarray, np.ndarray]],
     candidates: Candidates,
-    macs: Mapping[str, int],
-    budget: float | None = None,
-) -> dict[str, tuple[int, int]]:
-    """The policy of highest probability under the importances, within a budget.
+    limits: Sequence[Limit] = (),
+) -> dict[str, Pair]:
+    """The policy of highest probability under the importances, within its budgets.
 
     Maximizes `sum_k log pi_w[k] + log pi_a[k]`; without a budget that is the branch
-    with the largest importance in each layer (section 3.3). With one, the bit
-    operations must lie in `[(1 - SLACK) budget, budget]`, or as near below the budget
-    as the space allows: a multiple-choice knapsack, solved exactly. What it leaves of
-    the budget is then spent on the cheapest layers.
+    with the largest importance in each layer (section 3.3). With budgets, every cost
+    must be within its limit, and that of the first at most 3 % below it, or as near
+    below as the space allows: a multiple-choice knapsack, solved exactly. What it
+    leaves is then spent on the cheapest layers.
 
     Args:
-        probabilities: (pi_w, pi_a) of each layer.
+        probabilities: (pi_w, pi_a) of each layer, [candidates] each.
         candidates: bit-widths those belong to.
-        macs: multiply-adds of each layer.
-        budget: bit operations, or None.
+        limits: of the costs; () for none.
 
     Returns:
         Layer name -> (weight bits, activation bits).
+
+    Raises:
+        BudgetError: no policy keeps all limits.
     """
     choices = {
         name: [
@@ -44,102 +49,163 @@ def most_probable_bits(
         ]
         for name, bits in candidates.items()
     }
-    if budget is None:
+    limits = [each for each in limits if not each.table.is_fixed(candidates)]
+    if not limits:
         return {n: max(pairs, key=lambda c: c[1])[0] for n, pairs in choices.items()}
-    return spend_budget(knapsack(choices, macs, budget), candidates, macs, budget)
+    return spend_budget(knapsack(choices, limits), candidates, limits)
 
 
 def spend_budget(
-    bits: Mapping[str, tuple[int, int]],
-    candidates: Candidates,
-    macs: Mapping[str, int],
-    budget: float,
-) -> dict[str, tuple[int, int]]:
-    """Raise bits, the cheapest step first, until no step fits the budget.
+    bits: Mapping[str, Pair], candidates: Candidates, limits: Sequence[Limit]
+) -> dict[str, Pair]:
+    """Raise bits, the step that costs the first budget least first, until none fits.
 
     Layers with few multiply-adds hardly feel the complexity risk, so their importances
-    say little; what the budget leaves over gives them precision for nothing.
+    say little; what the budgets leave over gives them precision for nothing.
+
+    Args:
+        bits: a policy that keeps the limits.
+        candidates: (weight bits, activation bits) each layer may take.
+        limits: at least one.
+
+    Returns:
+        Layer name -> (weight bits, activation bits), none fewer than before.
     """
     bits = dict(bits)
     while True:
-        left = budget - sum(bit_ops(macs[n], *pair) for n, pair in bits.items())
+        left = [each.for_layers - each.table.of_layers(bits) for each in limits]
         steps = [
-            (bit_ops(macs[name], *new) - bit_ops(macs[name], *bits[name]), name, new)
+            (_added(limits, name, bits[name], new), name, new)
             for name in bits
             for new in _raised(bits[name], candidates[name])
         ]
-        affordable = [step for step in steps if step[0] <= left]
+        affordable = [
+            (added[0], name, new)
+            for added, name, new in steps
+            if all(cost <= rest for cost, rest in zip(added, left, strict=True))
+        ]
         if not affordable:
             return bits
         _, name, new = min(affordable)
         bits[name] = new
 
 
-def _raised(
-    pair: tuple[int, int], candidates: tuple[Sequence[int], Sequence[int]]
-) -> list[tuple[int, int]]:
+def _added(limits: Sequence[Limit], name: str, old: Pair, new: Pair) -> list[float]:
+    """What a layer's step from one pair to another adds to each cost."""
+    return [each.table.at(name, *new) - each.table.at(name, *old) for each in limits]
+
+
+def _raised(pair: Pair, candidates: tuple[Sequence[int], Sequence[int]]) -> list[Pair]:
     """The pair with its weight bits, or its activation bits, at the next candidate."""
     weights = [w for w in candidates[0] if w > pair[0]][:1]
     inputs = [a for a in candidates[1] if a > pair[1]][:1]
     return [(w, pair[1]) for w in weights] + [(pair[0], a) for a in inputs]
 
 
-def knapsack(
-    choices: Mapping[str, list[tuple[tuple[int, int], float]]],
-    macs: Mapping[str, int],
-    budget: float,
-) -> dict[str, tuple[int, int]]:
-    """The choices of highest total value whose cost lies in the band of the budget.
+def knapsack(choices: Choices, limits: Sequence[Limit]) -> dict[str, Pair]:
+    """The choices of highest total value that keep all limits.
 
     Args:
         choices: layer name -> (bit-widths, value) pairs, of which one is taken.
-        macs: multiply-adds of each layer.
-        budget: bit operations.
+        limits: at least one.
 
     Returns:
-        Layer name -> bit-widths, with a cost in `[(1 - SLACK) budget, budget]`, or as
-        near below the budget as the space allows.
+        Layer name -> bit-widths. The cost of the first limit lies in
+        `[(1 - SLACK) limit, limit]`, or as near below it as the space allows.
 
     Raises:
-        BudgetError: every choice costs more.
+        BudgetError: no choices keep them all.
     """
-    rows = [(n, pair, value) for n, pairs in choices.items() for pair, value in pairs]
-    costs = np.array([bit_ops(macs[n], *pair) / budget for n, pair, _ in rows])
-    values = np.array([value for _, _, value in rows])
-    names = list(choices)
-    one_each = np.array([[float(n == name) for n, _, _ in rows] for name in names])
-    chosen = _solve(values, costs, one_each, 1 - SLACK)
+    problem = Problem(choices, limits)
+    chosen = problem.solve(problem.values, 1 - SLACK)
     if chosen is None:  # the space has no policy that near: take the nearest below
-        nearest = _solve(costs, costs, one_each, 0.0)
+        nearest = problem.solve(problem.costs[0], 0.0)
         if nearest is None:
-            raise BudgetError(
-                "No policy meets the budget. "
-                f"Received: budget={budget / 1e9:.4g} GBOPs."
+            raise no_policy(limits, blocking(choices, limits))
+        least = float(problem.costs[0][nearest].sum()) * (1 - SLACK)
+        chosen = problem.solve(problem.values, least)
+        chosen = nearest if chosen is None else chosen
+    return problem.bits(chosen)
+
+
+def check_limits(candidates: Candidates, limits: Sequence[Limit]) -> None:
+    """Refuses limits that no policy of a space keeps at once.
+
+    Args:
+        candidates: (weight bits, activation bits) each layer may take.
+        limits: each of which some policy keeps.
+
+    Raises:
+        BudgetError: there is none for all; it says which to raise.
+    """
+    limits = [each for each in limits if not each.table.is_fixed(candidates)]
+    if len(limits) > 1:
+        pairs = {n: list(product(*bits)) for n, bits in candidates.items()}
+        choices = {n: [(pair, 0.0) for pair in each] for n, each in pairs.items()}
+        problem = Problem(choices, limits)
+        if problem.solve(problem.values, 0.0) is None:
+            raise no_policy(limits, blocking(choices, limits))
+
+
+def blocking(choices: Choices, limits: Sequence[Limit]) -> list[Limit]:
+    """Limits without any one of which the others could be kept."""
+    found = []
+    for left_out in limits:
+        problem = Problem(choices, [each for each in limits if each is not left_out])
+        if problem.solve(problem.values, 0.0) is not None:
+            found.append(left_out)
+    return found
+
+
+class Problem:
+    """Choices and limits as arrays.
+
+    Args:
+        choices: layer name -> (bit-widths, value) pairs.
+        limits: of the costs.
+    """
+
+    def __init__(self, choices: Choices, limits: Sequence[Limit]) -> None:
+        self.rows = [(n, *choice) for n, pairs in choices.items() for choice in pairs]
+        self.values = np.array([value for _, _, value in self.rows])
+        # In shares of what each limit leaves for the layers.
+        self.costs = np.array(
+            [
+                [each.table.at(n, *pair) / each.for_layers for n, pair, _ in self.rows]
+                for each in limits
+            ]
+        ).reshape(len(limits), len(self.rows))
+        self.one_each = np.array(
+            [[float(n == name) for n, _, _ in self.rows] for name in choices]
+        )
+
+    def bits(self, chosen: np.ndarray) -> dict[str, Pair]:
+        """The bit-widths of a mask."""
+        return {self.rows[i][0]: self.rows[i][1] for i in np.flatnonzero(chosen)}
+
+    def solve(self, values: np.ndarray, least: float) -> np.ndarray | None:
+        """Mask of the best choices within the limits; None without any.
+
+        Args:
+            values: [rows], of which the sum is made largest.
+            least: share of the first limit that must be spent.
+        """
+        low = np.full(len(self.costs), -np.inf)
+        low[:1] = least
+        for high in (1.0, 1.0 - 1e-5):  # the solver may overstep a limit by about 1e-6
+            constraints = [LinearConstraint(self.one_each, 1, 1)]
+            if len(self.costs):
+                constraints.insert(0, LinearConstraint(self.costs, low, high))
+            result = milp(
+                -values,
+                constraints=constraints,
+                integrality=np.ones(len(values)),
+                bounds=Bounds(0, 1),
+                options={"time_limit": 60.0, "mip_rel_gap": 1e-6},
             )
-        chosen = _solve(
-            values, costs, one_each, float(costs[nearest].sum()) * (1 - SLACK)
-        )
-    return {rows[i][0]: rows[i][1] for i in np.flatnonzero(chosen)}
-
-
-def _solve(
-    values: np.ndarray, costs: np.ndarray, one_each: np.ndarray, low: float
-) -> np.ndarray | None:
-    """Mask of the best choices with total cost in [low, 1]; None without any."""
-    for high in (1.0, 1.0 - 1e-5):  # the solver may overstep a limit by about 1e-6
-        result = milp(
-            -values,
-            constraints=[
-                LinearConstraint(costs[None], low, high),
-                LinearConstraint(one_each, 1, 1),
-            ],
-            integrality=np.ones(len(values)),
-            bounds=Bounds(0, 1),
-            options={"time_limit": 60.0, "mip_rel_gap": 1e-6},
-        )
-        if result.x is None:
-            return None
-        chosen = np.round(result.x).astype(bool)
-        if costs[chosen].sum() <= 1 + 1e-12:
-            return chosen
-    return None
+            if result.x is None:
+                return None
+            chosen = np.round(result.x).astype(bool)
+            if (self.costs[:, chosen].sum(axis=1) <= 1 + 1e-12).all():
+                return chosen
+        return None

@@ -12,8 +12,10 @@ import tensorflow as tf
 
 from gmpq_tf import metric_names
 from gmpq_tf.budget import Candidates
+from gmpq_tf.cost_tables import CostTable, TableOptions
 from gmpq_tf.distribution import replica_count
 from gmpq_tf.first_trace import build_before_tracing
+from gmpq_tf.limits import Limit, records
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.quantizers.input_quantizer import DEFAULT_INPUT_QUANTIZER
 from gmpq_tf.quantizers.kernel_quantizer import DEFAULT_KERNEL_QUANTIZER
@@ -27,7 +29,7 @@ from gmpq_tf.search.optimizers import (
     describe_optimizer,
 )
 from gmpq_tf.search.problem import SearchProblem
-from gmpq_tf.search.risks import Complexity, Generalization, Risk, Step, exponent
+from gmpq_tf.search.risks import Generalization, Risk, Step, complexities, exponent
 from gmpq_tf.space import SearchSpace
 from gmpq_tf.task import Binary, outputs_of
 from gmpq_tf.transform import build_hypernet, calibrate
@@ -68,7 +70,8 @@ class PolicySearch(keras.Model):
         zeta: weight of the complexity risk; with a budget, where it starts.
         eta: weight of the generalization risk; 0 searches by EdMIPS, without a teacher.
         bit_ops_budget: bit operations the policy may cost: up to 1 a fraction of full
-            precision (32 x 32 bits), above 1 a count. None: zeta stays as given.
+            precision (32 x 32 bits), above 1 a count. None: zeta stays as given, or
+            follows `budget`.
         p: exponent of the teacher's map; None: the capacity-aware p of eq. 8.
         top_k: pixels of the teacher's map that count, the highest first.
         attribution_class: class whose score is attributed, "label" or "predicted".
@@ -77,6 +80,12 @@ class PolicySearch(keras.Model):
         activation_capacity: Q_a0 of eq. 8, in bits.
         feature_layer: layer whose output is attributed; None: the last feature map.
         teacher_dtype: what the float model computes in, "float32" or "bfloat16".
+        budget: what the policy may cost, instead of `bit_ops_budget`, as people say
+            it: "W4A4", "60kB" of file, "2.5ms", ("W4A4", "60kB"), {"bit_ops": 0.01,
+            "weight_bytes": "60kB"}; all are kept. See `gmpq_tf.budget`.
+        storage: of the file that bytes and milliseconds are about, "fast", "packed" or
+            "smallest"; None: "smallest" where the file's bytes are budgeted.
+        latency_table: JSON file of `gmpq-latency`, for a budget of milliseconds.
         **unknown: refused, with the nearest name of an option.
 
     Raises:
@@ -106,6 +115,9 @@ class PolicySearch(keras.Model):
         activation_capacity: float = RiskConfig.activation_capacity,
         feature_layer: str | None = RiskConfig.feature_layer,
         teacher_dtype: str = RiskConfig.teacher_dtype,
+        budget: Any = RiskConfig.budget,
+        storage: str | None = RiskConfig.storage,
+        latency_table: str | None = RiskConfig.latency_table,
         **unknown: Any,
     ) -> None:
         # Under a global mixed_float16 Keras would scale the loss, of which the second
@@ -124,6 +136,9 @@ class PolicySearch(keras.Model):
             activation_capacity=activation_capacity,
             feature_layer=feature_layer,
             teacher_dtype=teacher_dtype,
+            budget=budget,
+            storage=storage,
+            latency_table=latency_table,
             **unknown,
         )
         methods = {
@@ -131,16 +146,22 @@ class PolicySearch(keras.Model):
             "kernel_quantizer": kernel_quantizer,
         }
         self.quantizers = {key: value for key, value in methods.items() if value}
-        self.problem = SearchProblem.of(model, space, self.risk.bit_ops_budget)
+        self.problem = SearchProblem.of(
+            model,
+            space,
+            self.risk.bit_ops_budget,
+            self.risk.budget,
+            TableOptions(self.risk.storage, self.risk.latency_table),
+        )
         self.hypernet = build_hypernet(model, self.problem.space, **self.quantizers)
         self.output_names = list(self.hypernet.output_names)
         # As text, which Keras does not track; before freezing, which changes it.
         serialize = keras.saving.serialize_keras_object
         self._model_config = json.dumps(serialize(flat_copy(model)))
-        self.branches = Importances(self.hypernet, self.problem.macs)
-        self.complexity = Complexity(self.problem, self.risk.zeta, self.add_weight)
-        self.generalization = None
-        self.risks: tuple[Risk, ...] = (self.complexity,)
+        self.branches = Importances(self.hypernet, self.problem.candidates)
+        priced = complexities(self.problem, self.risk.zeta, self.add_weight)
+        self.complexity, self.generalization = priced[0], None
+        self.risks: tuple[Risk, ...] = priced
         if self.risk.eta:
             self.generalization = Generalization(self.hypernet, model, self.risk)
             self.risks += (self.generalization,)
@@ -148,7 +169,10 @@ class PolicySearch(keras.Model):
         self.teacher = self.generalization and self.generalization.teacher
         self.epochs_trained = 0
         self.risk_metrics = {
-            key: WatchedMean(name=key) for key in (TOTAL, *metric_names.RISKS)
+            key: WatchedMean(name=key)
+            for key in dict.fromkeys(
+                (TOTAL, *metric_names.RISKS, *(risk.name for risk in priced))
+            )
         }
         self.rank_metric = self.generalization and self.generalization.rank_metric
         self.built = True
@@ -206,7 +230,8 @@ class PolicySearch(keras.Model):
     @property
     def macs(self) -> Mapping[str, int]:
         """Multiply-adds of each searched layer for one example."""
-        return self.problem.macs
+        table, candidates = self.problem.bit_ops, self.problem.candidates
+        return {n: int(table.macs(n, c) or 0) for n, c in candidates.items()}
 
     @property
     def budget(self) -> float | None:
@@ -214,8 +239,13 @@ class PolicySearch(keras.Model):
         return self.problem.budget
 
     @property
+    def limits(self) -> tuple[Limit, ...]:
+        """What the policy may cost, of each resource that has a budget."""
+        return self.problem.limits
+
+    @property
     def zeta(self) -> keras.Variable:
-        """Weight of the complexity risk, a scalar."""
+        """Weight of the (first) complexity risk, a scalar."""
         return self.complexity.zeta
 
     @property
@@ -253,7 +283,18 @@ class PolicySearch(keras.Model):
 
         With those of layers that stay float.
         """
-        return self.problem.expected_bit_ops(self.branches.expected_bits())
+        return self.expected_cost(self.problem.bit_ops)
+
+    def expected_cost(self, table: CostTable) -> tf.Tensor:
+        """Cost expected under the importances (eq. 7), a scalar.
+
+        Args:
+            table: of a resource, such as `limits[0].table`.
+        """
+        branches = self.branches
+        return self.problem.expected(
+            table, branches.expected_bits(), branches.branch_probabilities()
+        )
 
     def full_bit_ops(self) -> float:
         """Bit operations of the full-precision model."""
@@ -318,6 +359,7 @@ class PolicySearch(keras.Model):
                 x=x, y=y, y_pred=output, sample_weight=sample_weight
             )
             step.bits = self.branches.expected_bits()
+            step.probabilities = self.branches.branch_probabilities()
             guidance = sum(risk.weighted(step) for risk in self.risks)
             # Gradients of replicas are added; Keras divides the task loss for that.
             share = task + guidance / replica_count()
@@ -368,7 +410,10 @@ class PolicySearch(keras.Model):
     def _logs(self, step: Step) -> dict:
         logs = self.get_metrics_result()
         logs["loss"] = logs.pop(TOTAL)
-        return {**logs, **step.noted, metric_names.EXPONENT: self.exponent()}
+        noted = step.noted
+        if metric_names.EXPECTED_BIT_OPS not in noted:
+            noted = {metric_names.EXPECTED_BIT_OPS: self.expected_bit_ops(), **noted}
+        return {**logs, **noted, metric_names.EXPONENT: self.exponent()}
 
     def test_step(self, data: Any) -> dict:
         """Task loss and metrics of the hypernet."""
@@ -381,14 +426,15 @@ class PolicySearch(keras.Model):
         task_risk = self.risk_metrics[metric_names.TASK_RISK]
         task_risk.update_state(task * replica_count(), sample_weight=images)
         logs = self.compute_metrics(x, y, output, sample_weight)
-        kept = {k: v for k, v in logs.items() if k not in NOT_EVALUATED}
+        left_out = {*NOT_EVALUATED, *self.risk_metrics}
+        kept = {k: v for k, v in logs.items() if k not in left_out}
         return {**kept, "loss": task_risk.result()}
 
     def policy(self, made_by: Mapping[str, Any] | None = None) -> BitwidthPolicy:
-        """The policy of the largest importances (section 3.3), within the budget.
+        """The policy of the largest importances (section 3.3), within the budgets.
 
         With a budget it is the most probable policy whose cost lies within 3 % below
-        it, or as near below it as the space allows.
+        it, or as near below it as the space allows; it keeps all further ones.
 
         Args:
             made_by: provenance to record; strategy and options are added.
@@ -400,7 +446,9 @@ class PolicySearch(keras.Model):
         check_converged(self)
         bits = self.problem.most_probable_bits(self.branches.probabilities())
         strategy = "gmpq" if self.risk.eta else "edmips"
-        config = {**vars(self.risk), "space": self.space.to_config()}
+        config: dict[str, Any] = {**vars(self.risk), "space": self.space.to_config()}
+        if self.risk.budget is not None:
+            config["limits"] = records(self.limits, bits)
         return BitwidthPolicy(
             self.hypernet.name,
             bits,

@@ -1,4 +1,4 @@
-"""What a search looks for: the bits of a model's layers, within a budget."""
+"""What a search looks for: the bits of a model's layers, within budgets."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from gmpq_tf.budget import FULL_PRECISION_BITS, Candidates, bit_ops, resolve_budget
-from gmpq_tf.float_layers import float_bit_ops
-from gmpq_tf.graph import GraphError, layer_macs
-from gmpq_tf.search.knapsack import most_probable_bits
+from gmpq_tf.budget import BIT_OPS, Candidates, bit_ops
+from gmpq_tf.cost_tables import CostTable, TableOptions, cost_table
+from gmpq_tf.graph import GraphError
+from gmpq_tf.limits import Limit, given_budget, limits_of
+from gmpq_tf.search.knapsack import check_limits, most_probable_bits
 from gmpq_tf.space import SearchSpace
 
+Pair = tuple[Any, Any]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class SearchProblem:
-    """Candidates, costs and budget of a model; nothing of how it is searched.
+    """Candidates, costs and budgets of a model; nothing of how it is searched.
 
     Args:
         model_name: name of the float model.
         space: candidate bit-widths.
         candidates: (weight bits, activation bits) of each layer, in graph order.
-        macs: multiply-adds of each layer for one example.
-        float_ops: bit operations of layers that stay float.
-        budget: bit operations that a policy may cost, those of float layers among
-            them; None: any.
+        bit_ops: what policies cost in bit operations, whatever the budgets are of.
+        limits: what policies may cost; () for any cost.
     """
 
     model_name: str
     space: SearchSpace
     candidates: Candidates
-    macs: Mapping[str, int]
-    float_ops: int
-    budget: float | None = None
+    bit_ops: CostTable
+    limits: tuple[Limit, ...] = ()
 
     @classmethod
     def of(
@@ -44,6 +44,8 @@ class SearchProblem:
         model: keras.Model,
         space: SearchSpace | None = None,
         bit_ops_budget: float | None = None,
+        budget: Any = None,
+        options: TableOptions | None = None,
     ) -> SearchProblem:
         """The problem of a float model.
 
@@ -51,53 +53,76 @@ class SearchProblem:
             model: built functional model.
             space: candidate bit-widths; None: the default.
             bit_ops_budget: up to 1 a fraction of full precision, above 1 a count.
+            budget: as `parse_budget` takes it, instead.
+            options: what cost tables have to know besides the model.
 
         Raises:
             GraphError: the model has no layer to search.
-            BudgetError: no policy of the space meets the budget.
+            BudgetError: no policy of the space keeps the budgets.
         """
         space = space or SearchSpace()
-        candidates, macs = space.candidates(model), layer_macs(model)
-        float_ops = float_bit_ops(model)
+        candidates, table = space.candidates(model), cost_table(BIT_OPS, model)
         check_choices(model.name, candidates)
-        budget = None
-        if bit_ops_budget is not None:
-            budget = resolve_budget(bit_ops_budget, macs, candidates, float_ops)
-        return cls(model.name, space, candidates, macs, float_ops, budget)
+        given, what = given_budget(budget, bit_ops_budget)
+        limits = limits_of(model, candidates, given, space.pinned, options, what)
+        check_limits(candidates, limits)
+        return cls(model.name, space, candidates, table, limits)
 
-    def expected_bit_ops(self, bits: Sequence[tuple[Any, Any]]) -> tf.Tensor:
-        """Bit operations expected under the importances (eq. 7), a scalar.
+    def priced(self) -> tuple[tuple[CostTable, Limit | None], ...]:
+        """The tables that guide a search, and the limit of each.
 
-        With those of layers that stay float.
+        Those of the budgets that bits can change; without any, bit operations.
+        """
+        found = [
+            (each.table, each)
+            for each in self.limits
+            if not each.table.is_fixed(self.candidates)
+        ]
+        return tuple(found) or ((self.bit_ops, None),)
+
+    @property
+    def budget(self) -> float | None:
+        """Bit operations that a policy may cost; None: any."""
+        found = [each.budget for each in self.limits if each.resource == BIT_OPS]
+        return found[0] if found else None
+
+    def expected(
+        self, table: CostTable, bits: Sequence[Pair], probabilities: Sequence[Pair]
+    ) -> tf.Tensor:
+        """Cost expected under the importances, `sum_k pi_w^T C_k pi_a` (eq. 7).
+
+        With the constant part; a scalar.
 
         Args:
+            table: of the resource.
             bits: (weight bits, activation bits) expected in each layer, in the order
-                of `macs`; scalars.
+                of `candidates`; scalars.
+            probabilities: (pi_w, pi_a) of each layer, [candidates] each.
         """
-        terms = [
-            bit_ops(float(macs), *pair)
-            for macs, pair in zip(self.macs.values(), bits, strict=True)
-        ]
-        return tf.add_n(terms) + float(self.float_ops)
+        terms = []
+        layers = zip(self.candidates.items(), bits, probabilities, strict=True)
+        for (name, pair), mean, (weights, inputs) in layers:
+            macs = table.macs(name, pair)
+            if macs is not None:
+                terms.append(bit_ops(macs, *mean))
+            else:
+                costs = tf.constant(table.of(name, pair), tf.float32)
+                row = tf.linalg.matvec(costs, inputs)
+                terms.append(tf.reduce_sum(weights * row))
+        return tf.add_n(terms) + float(table.constant)
 
     def full_bit_ops(self) -> float:
         """Bit operations of the full-precision model."""
-        searched = bit_ops(sum(self.macs.values()), *[FULL_PRECISION_BITS] * 2)
-        return float(searched + self.float_ops)
-
-    def searched_budget(self) -> float | None:
-        """Bit operations that the budget leaves to the searched layers."""
-        return None if self.budget is None else self.budget - self.float_ops
+        assert self.bit_ops.full is not None
+        return float(self.bit_ops.full)
 
     def most_probable_bits(self, probabilities: Mapping[str, Any]) -> dict:
-        """The most probable bits within the budget; see `knapsack`.
+        """The most probable bits within the budgets; see `knapsack`.
 
         Args:
             probabilities: (pi_w, pi_a) of each layer, arrays [branches].
         """
-        return most_probable_bits(
-            probabilities, self.candidates, self.macs, self.searched_budget()
-        )
+        return most_probable_bits(probabilities, self.candidates, self.limits)
 
 
 def check_choices(name: str, candidates: Candidates) -> None:

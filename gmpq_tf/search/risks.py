@@ -25,7 +25,9 @@ from gmpq_tf.attribution import (
     resize_maps,
     split_head,
 )
+from gmpq_tf.cost_tables import CostTable
 from gmpq_tf.graph import GraphError, read_graph
+from gmpq_tf.limits import Limit
 from gmpq_tf.search.config import RiskConfig
 from gmpq_tf.search.first_steps import MapCount
 from gmpq_tf.search.problem import SearchProblem
@@ -46,6 +48,7 @@ class Step:
         teacher_maps: of the float model, [B, H, W]; None without a teacher.
         maps: of the hypernet, [B, H, W]; None without a teacher.
         bits: expected (weight bits, activation bits) of each layer, scalars.
+        probabilities: (pi_w, pi_a) of each layer, [branches] each.
         values: name of a risk -> its value, once it has been computed, a scalar.
         noted: name of another metric -> its value, likewise.
     """
@@ -55,6 +58,7 @@ class Step:
     teacher_maps: tf.Tensor | None = None
     maps: tf.Tensor | None = None
     bits: Bits = ()
+    probabilities: Bits = ()
     values: dict[str, tf.Tensor] = field(default_factory=dict)
     noted: dict[str, tf.Tensor] = field(default_factory=dict)
 
@@ -83,25 +87,35 @@ class Risk:
 
 
 class Complexity(Risk):
-    """`R_C`: expected bit operations (eq. 7) as a fraction of full precision.
+    """`R_C`: an expected cost (eq. 7) as a fraction of full precision.
 
     Args:
-        problem: costs and budget; with a budget the weight follows it.
+        problem: candidates and costs.
+        table: of the cost.
+        limit: which the weight follows; None: it stays.
         zeta: the weight, or where it starts.
         add_weight: makes the variable of it, as `keras.Model.add_weight`.
+        suffix: of the metrics' names and of the variable's.
     """
-
-    name = metric_names.COMPLEXITY_RISK
 
     def __init__(
         self,
         problem: SearchProblem,
+        table: CostTable,
+        limit: Limit | None,
         zeta: float,
         add_weight: Callable[..., keras.Variable],
+        suffix: str = "",
     ) -> None:
-        self.problem, self.scale = problem, zeta or RiskConfig.zeta
+        self.problem, self.table, self.limit = problem, table, limit
+        self.name = metric_names.COMPLEXITY_RISK + suffix
+        self.metric = metric_names.ZETA + suffix
+        self.scale = zeta or RiskConfig.zeta
+        self.full = table.full or table.range(problem.candidates)[1]
+        # Those of all budgets, this one among them.
+        self.beside: tuple[Complexity, ...] = (self,)
         self.zeta = add_weight(
-            name=metric_names.ZETA,
+            name=self.metric,
             shape=(),
             initializer=keras.initializers.Constant(zeta),
             trainable=False,
@@ -110,36 +124,73 @@ class Complexity(Risk):
         )
 
     def expected(self, step: Step) -> tf.Tensor:
-        """Expected bit operations, those of float layers among them; a scalar."""
-        name = metric_names.EXPECTED_BIT_OPS
+        """Expected cost, its constant part included; a scalar."""
+        name = metric_names.expected(self.table.resource)
         if name not in step.noted:
-            step.noted[name] = self.problem.expected_bit_ops(step.bits)
+            step.noted[name] = self.problem.expected(
+                self.table, step.bits, step.probabilities
+            )
         return step.noted[name]
 
     def value(self, step: Step) -> tf.Tensor:
-        """`E[BOPs] / BOPs of full precision`, a scalar."""
-        return self.expected(step) / self.problem.full_bit_ops()
+        """Expected cost over that of full precision, a scalar."""
+        return self.expected(step) / self.full
 
     def weight(self, step: Step) -> tf.Tensor:
         """Zeta of this step, a scalar; no gradient flows through its controller."""
         zeta = tf.convert_to_tensor(self.zeta)
-        budget = self.problem.searched_budget()
-        if budget is not None:
-            searched = self._searched(tf.stop_gradient(self.expected(step)))
-            zeta = damped_zeta(zeta, searched, budget, self.scale)
-        step.noted[metric_names.ZETA] = zeta
+        if self.limit is not None:
+            searched = tf.stop_gradient(self._searched(step))
+            zeta = damped_zeta(zeta, searched, self.limit.for_layers, self.scale)
+            zeta = self._bounded(step, zeta)
+        step.noted[self.metric] = zeta
         return zeta
 
     def update(self, step: Step) -> None:
         """Let zeta follow the budget."""
-        budget = self.problem.searched_budget()
-        if budget is not None:
-            searched = self._searched(self.expected(step))
-            self.zeta.assign(adapted_zeta(self.zeta, searched, budget, self.scale))
+        if self.limit is not None:
+            zeta = adapted_zeta(
+                self.zeta, self._searched(step), self.limit.for_layers, self.scale
+            )
+            self.zeta.assign(self._bounded(step, zeta))
 
-    def _searched(self, expected: tf.Tensor) -> tf.Tensor:
-        """Expected bit operations of the layers that are searched alone."""
-        return expected - float(self.problem.float_ops)
+    def _searched(self, step: Step) -> tf.Tensor:
+        """Expected cost of the layers that are searched alone."""
+        return self.expected(step) - float(self.table.constant)
+
+    def _bounded(self, step: Step, zeta: tf.Tensor) -> tf.Tensor:
+        """Of several budgets the tightest is spent, neither more nor less.
+
+        The others only bound: their zeta is never negative.
+        """
+        if len(self.beside) == 1:
+            return zeta
+        spent = tf.stop_gradient(tf.stack([each._spent(step) for each in self.beside]))
+        own = spent[self.beside.index(self)]
+        return tf.where(own >= tf.reduce_max(spent), zeta, tf.maximum(zeta, 0.0))
+
+    def _spent(self, step: Step) -> tf.Tensor:
+        assert self.limit is not None
+        return self._searched(step) / self.limit.for_layers
+
+
+def complexities(
+    problem: SearchProblem, zeta: float, add_weight: Callable[..., keras.Variable]
+) -> tuple[Complexity, ...]:
+    """One risk a budget, each with its own zeta; without budgets that of eq. 7.
+
+    Args:
+        problem: candidates, costs and budgets.
+        zeta: as in `Complexity`.
+        add_weight: likewise.
+    """
+    risks: list[Complexity] = []
+    for table, limit in problem.priced():
+        suffix = f"_{table.resource}" if risks else ""
+        risks.append(Complexity(problem, table, limit, zeta, add_weight, suffix))
+    for risk in risks:
+        risk.beside = tuple(risks)
+    return tuple(risks)
 
 
 class Generalization(Risk):

@@ -5,11 +5,10 @@ from itertools import product
 import numpy as np
 import pytest
 
-from gmpq_tf.search.knapsack import (
-    SLACK,
-    most_probable_bits,
-    spend_budget,
-)
+from gmpq_tf.cost_tables import bit_ops_table
+from gmpq_tf.limits import Limit
+from gmpq_tf.search import knapsack
+from gmpq_tf.search.knapsack import SLACK
 
 MACS = {"first": 500, "a": 3000, "b": 1700, "c": 900}
 CANDIDATES = {
@@ -18,6 +17,19 @@ CANDIDATES = {
     "b": ((2, 3, 4), (2, 3, 4)),
     "c": ((2, 4), (3,)),
 }
+
+
+def limits_of(macs: dict, budget: float | None) -> list:
+    return [] if budget is None else [Limit(bit_ops_table(macs), budget)]
+
+
+def most_probable_bits(probabilities, candidates, macs, budget=None) -> dict:
+    limits = limits_of(macs, budget)
+    return knapsack.most_probable_bits(probabilities, candidates, limits)
+
+
+def spend_budget(bits, candidates, macs, budget) -> dict:
+    return knapsack.spend_budget(bits, candidates, limits_of(macs, budget))
 
 
 def random_probabilities(seed: int) -> dict:

@@ -1,0 +1,276 @@
+"""What each layer costs at each bit-width, of every resource a budget can be of.
+
+`COST_TABLES` has one row a resource. Expected costs, reachable ranges, the choice of a
+policy and reports read the tables; nothing else knows what a resource is.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from gmpq_tf.bits import MAX_BITS, MIN_BITS, LayerBits, check_pinned
+from gmpq_tf.budget import (
+    BIT_OPS,
+    FILE_BYTES,
+    FULL_PRECISION_BITS,
+    STORAGES,
+    Budget,
+    BudgetError,
+    Candidates,
+    bit_ops,
+)
+from gmpq_tf.float_layers import float_bit_ops
+from gmpq_tf.graph import kernel_size, layer_macs, searchable_layers, searchable_names
+from gmpq_tf.spelling import suggest
+
+ALL_BITS = range(MIN_BITS, MAX_BITS + 1)
+Bits = Mapping[str, "LayerBits | tuple[int, int]"]
+
+
+@dataclass(frozen=True, eq=False)
+class CostTable:
+    """What a model costs of one resource, layer by layer and bit by bit.
+
+    Args:
+        resource: a key of `COST_TABLES`.
+        unit: of all costs here: "bit operations", "bytes" or "ms".
+        layers: layer name -> [7, 7]: its cost at 2 to 8 weight bits (rows) and 2 to 8
+            activation bits (columns), for one example.
+        constant: cost of all that no policy changes.
+        full: cost of the float model, of which fractions are; None: not known.
+        note: what a message about a budget adds, such as what the constant is.
+    """
+
+    resource: str
+    unit: str
+    layers: Mapping[str, Any]
+    constant: float = 0.0
+    full: float | None = None
+    note: str = ""
+    _rows: dict[str, list[list[float]]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        rows = {}
+        for name, values in self.layers.items():
+            array = np.asarray(values, "float64")
+            if array.shape != (len(ALL_BITS),) * 2 or not np.isfinite(array).all():
+                raise ValueError(
+                    "A layer must have a finite cost at 2 to 8 weight bits and 2 to 8 "
+                    f"activation bits, [7, 7]. Received: {self.resource} of {name!r} "
+                    f"of shape {array.shape}. Fill np.zeros((7, 7))."
+                )
+            rows[name] = array.tolist()
+        object.__setattr__(self, "_rows", rows)
+
+    def at(self, name: str, weight_bits: int, activation_bits: int) -> float:
+        """Returns the cost of one layer.
+
+        Args:
+            name: of the layer.
+            weight_bits: 2 to 8.
+            activation_bits: 2 to 8.
+        """
+        return self._rows[name][weight_bits - MIN_BITS][activation_bits - MIN_BITS]
+
+    def of(self, name: str, candidates: tuple[Any, Any]) -> np.ndarray:
+        """Returns the costs of one layer at its candidates, `C_k` of eq. 7.
+
+        Args:
+            name: of the layer.
+            candidates: (weight bits, activation bits) it may take.
+
+        Returns:
+            [weight candidates, activation candidates].
+        """
+        weights, inputs = candidates
+        return np.array([[self.at(name, w, a) for a in inputs] for w in weights])
+
+    def cost(self, bits: Bits) -> float:
+        """Returns what a policy costs, with the constant part.
+
+        Args:
+            bits: layer name -> `LayerBits` or (weight bits, activation bits).
+        """
+        return self.constant + self.of_layers(bits)
+
+    def of_layers(self, bits: Bits) -> float:
+        """Returns what the layers of a policy cost, without the constant part."""
+        return sum(self.at(name, *_pair(pair)) for name, pair in bits.items())
+
+    def expected(
+        self, probabilities: Mapping[str, tuple[Any, Any]], candidates: Candidates
+    ) -> float:
+        """Returns the expected cost `constant + sum_k pi_w^T C_k pi_a` (eq. 7).
+
+        Args:
+            probabilities: layer name -> (pi_w, pi_a), one number a candidate.
+            candidates: (weight bits, activation bits) of each layer.
+        """
+        terms = (
+            np.asarray(w) @ self.of(name, candidates[name]) @ np.asarray(a)
+            for name, (w, a) in probabilities.items()
+        )
+        return self.constant + float(sum(terms))
+
+    def macs(self, name: str, candidates: tuple[Any, Any]) -> float | None:
+        """Returns `m` where every cost is `m` times both bit-widths, else None.
+
+        The expectation of such costs is `m E[w] E[a]`: the form of eq. 7, which takes
+        fewer roundings in float32.
+        """
+        costs = self.of(name, candidates)
+        products = np.outer(*candidates)
+        unit = costs[0, 0] / products[0, 0]
+        return float(unit) if np.array_equal(costs, unit * products) else None
+
+    def range(self, candidates: Candidates) -> tuple[float, float]:
+        """Returns the least and the most that policies of a space cost.
+
+        Args:
+            candidates: (weight bits, activation bits) each layer may take.
+        """
+        tables = [self.of(name, pair) for name, pair in candidates.items()]
+        low, high = (sum(float(end(t)) for t in tables) for end in (np.min, np.max))
+        return self.constant + low, self.constant + high
+
+    def is_fixed(self, candidates: Candidates) -> bool:
+        """Whether all policies of a space cost the same."""
+        return all(np.ptp(self.of(n, pair)) == 0 for n, pair in candidates.items())
+
+    def uniform(
+        self, weight_bits: int, activation_bits: int, pinned: Mapping | None = None
+    ) -> float:
+        """Returns the cost of the policy that treats every layer alike.
+
+        Args:
+            weight_bits: 2 to 8.
+            activation_bits: 2 to 8.
+            pinned: layer name -> bits of the exceptions; None: both ends at (8, 8).
+        """
+        bits = dict.fromkeys(self.layers, (weight_bits, activation_bits))
+        return self.cost({**bits, **check_pinned(self.layers, pinned)})
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """What a table has to know besides the model.
+
+    Args:
+        storage: "fast", "packed" or "smallest": of the file that is to be exported;
+            None: "smallest" where a budget is of the file's bytes, else "fast".
+        latency_table: JSON file that `gmpq-latency` wrote; None: none.
+    """
+
+    storage: str | None = None
+    latency_table: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.storage not in (None, *STORAGES):
+            raise BudgetError(
+                f"storage must be one of {', '.join(STORAGES)}. "
+                f"Received: storage={self.storage!r}. "
+                f"{suggest(str(self.storage), STORAGES)}"
+            )
+
+    def for_budgets(self, budgets: Iterable[Budget]) -> TableOptions:
+        """Returns the same with a storage, chosen for the budgets where none is."""
+        sized = any(each.resource == FILE_BYTES for each in budgets)
+        chosen = self.storage or ("smallest" if sized else "fast")
+        return TableOptions(chosen, self.latency_table)
+
+
+Builder = Callable[[Any, TableOptions], CostTable]
+
+
+def bit_ops_table(
+    macs: Mapping[str, int], float_ops: float = 0, full: float | None = None
+) -> CostTable:
+    """Returns the table of bit operations, `macs * weight bits * activation bits`.
+
+    Args:
+        macs: multiply-adds of each layer.
+        float_ops: bit operations of layers that stay float.
+        full: bit operations at 32 x 32 bits; None: what follows from the others.
+    """
+    products = np.outer(ALL_BITS, ALL_BITS)
+    if full is None:
+        wide = FULL_PRECISION_BITS, FULL_PRECISION_BITS
+        full = float_ops + sum(bit_ops(m, *wide) for m in macs.values())
+    note = f"Layers that stay float take {float_ops / 1e9:.4g} GBOPs of it."
+    return CostTable(
+        BIT_OPS,
+        "bit operations",
+        {name: count * products for name, count in macs.items()},
+        float_ops,
+        full,
+        note if float_ops else "",
+    )
+
+
+def _bit_ops(model: Any, options: TableOptions) -> CostTable:
+    return bit_ops_table(layer_macs(model), float_bit_ops(model))
+
+
+def _weight_bytes(model: Any, options: TableOptions) -> CostTable:
+    """Kernels at their bits, `ceil(bits * weights / 8)`; all else at 32 bits."""
+    layers = zip(searchable_names(model), searchable_layers(model), strict=True)
+    sizes = {name: kernel_size(layer) for name, layer in layers}
+    params = sum(math.prod(weight.shape) for weight in model.weights)
+    other = 4 * (params - sum(sizes.values()))
+    columns = {
+        name: [[-(-bits * size // 8)] * len(ALL_BITS) for bits in ALL_BITS]
+        for name, size in sizes.items()
+    }
+    note = "It counts bits, which a file may store in wider containers: see file_bytes."
+    return CostTable("weight_bytes", "bytes", columns, other, 4 * params, note)
+
+
+# A row that is text, "module:function", is imported when it is used: it needs more than
+# a model's graph.
+COST_TABLES: dict[str, Builder | str] = {
+    BIT_OPS: _bit_ops,
+    "weight_bytes": _weight_bytes,
+}
+
+
+def cost_table(
+    resource: str, model: Any, options: TableOptions | None = None
+) -> CostTable:
+    """Returns the cost table of a resource.
+
+    Args:
+        resource: a key of `COST_TABLES`.
+        model: a built functional Keras model.
+        options: what the table has to know besides.
+
+    Raises:
+        BudgetError: there is no such resource, or an option it needs is missing.
+    """
+    if resource not in COST_TABLES:
+        raise BudgetError(
+            f"A resource must be one of {', '.join(COST_TABLES)}. "
+            f"Received: resource={resource!r}. {suggest(str(resource), COST_TABLES)}"
+        )
+    builder = COST_TABLES[resource]
+    if isinstance(builder, str):
+        module, _, name = builder.partition(":")
+        builder = getattr(importlib.import_module(module), name)
+    return builder(model, options or TableOptions())
+
+
+def pairs_of(candidates: tuple[Any, Any]) -> Iterator[tuple[int, int]]:
+    """Yields every (weight bits, activation bits) of a layer's candidates."""
+    return product(*candidates)
+
+
+def _pair(bits: LayerBits | tuple[int, int]) -> tuple[int, int]:
+    if isinstance(bits, LayerBits):
+        return bits.weight_bits, bits.activation_bits
+    return bits
