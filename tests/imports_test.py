@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = [
     ("spelling", "align", "distribution", "first_trace", "metric_names", "version"),
     ("files", "layer_kinds", "progress"),
-    ("inputs",),
+    ("inputs", "latency"),
     ("graph",),
     ("bits",),
     ("budget",),

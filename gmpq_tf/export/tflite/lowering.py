@@ -90,6 +90,9 @@ class Lowered:
     input_grids: list[Grid]
     output_steps: list[float]
     runs_in: str = "xnnpack"  # kernels of the runtime that it is for
+    # (layer, first operator, one past its last), in the file's order; no layer's: the
+    # operators of inputs and outputs.
+    spans: tuple[tuple[str, int, int], ...] = ()
 
 
 def lower(
@@ -126,8 +129,10 @@ def lower(
     net = IntegerGraph(student, storage, scale_codes or micro, batch, runtime)
     check_kinds(net.graph)
     inputs = net.add_inputs(input_type)
+    ends = [0, len(net.file.operators)]
     for call in net.graph.calls:
         add_call(net, call, output_type)
+        ends.append(len(net.file.operators))
     outputs = net.add_outputs(output_type)
     described = net.described(inputs), net.described(outputs)
     known = known or Facts()
@@ -143,7 +148,15 @@ def lower(
         net.input_grids,
         net.output_steps,
         "reference" if micro else "xnnpack",
+        spans_of(net, [*ends, len(net.file.operators)]),
     )
+
+
+def spans_of(net: IntegerGraph, ends: list[int]) -> tuple[tuple[str, int, int], ...]:
+    """Which operators each layer wrote: of inputs, the calls in turn, and outputs."""
+    names = ["", *(call.name for call in net.graph.calls), ""]
+    spans = zip(names, ends[:-1], ends[1:], strict=True)
+    return tuple(span for span in spans if span[1] < span[2])
 
 
 def add_call(net: IntegerGraph, call: Call, output_type: str) -> None:

@@ -1,0 +1,280 @@
+"""Measured times of the operators of exported files, and what follows for a model.
+
+`gmpq-latency` measures them; reading and adding them up needs neither TensorFlow nor
+Keras.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from gmpq_tf.files import parse_json, read_text, write_json
+
+FORMAT = 1
+# Storage of a file -> (most weight bits, bits of the container they are stored in).
+CONTAINERS = {
+    "fast": ((8, 8),),
+    "packed": ((4, 4), (8, 8)),
+    "smallest": ((2, 2), (4, 4), (8, 8)),
+}
+WIDTHS = ("8", "4", "2")
+
+
+class LatencyError(ValueError):
+    """A table of latencies that cannot be used."""
+
+
+def container_bits(storage: str, weight_bits: int) -> int:
+    """Returns the bits that a file has for each weight of a kernel, at the best.
+
+    Args:
+        storage: "fast", "packed" or "smallest".
+        weight_bits: 2 to 8.
+
+    Raises:
+        LatencyError: there is no such storage.
+    """
+    if storage not in CONTAINERS or not 2 <= weight_bits <= 8:
+        raise LatencyError(
+            f"storage must be one of {', '.join(CONTAINERS)}, weight bits 2 to 8. "
+            f"Received: storage={storage!r}, weight_bits={weight_bits!r}."
+        )
+    return next(bits for most, bits in CONTAINERS[storage] if weight_bits <= most)
+
+
+@dataclass(frozen=True)
+class MeasuredModel:
+    """Which operators a model's file consists of.
+
+    Args:
+        name: of the model.
+        macs: layer name -> multiply-adds: they tell models apart.
+        layers: layer name -> {"8", "4", "2": keys of the operators of its kernel where
+            8, 4 or 2 bits are wanted for a weight}; the export takes the wider
+            container where the runtime needs it.
+        rest: keys of all other operators, at 8 bits.
+    """
+
+    name: str
+    macs: Mapping[str, int]
+    layers: Mapping[str, Mapping[str, tuple[str, ...]]]
+    rest: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Measured milliseconds of operators, on one device.
+
+    Args:
+        device: what the user calls the device, such as "this machine" or "phone".
+        threads: of the runtime.
+        runtime: {"name", "version"}.
+        processor: architecture, such as "x86_64".
+        created: date and time, ISO 8601.
+        rows: key of an operator (codes, shapes, types, options) -> milliseconds.
+        models: what the measured models consist of.
+    """
+
+    device: str
+    threads: int
+    runtime: Mapping[str, str]
+    processor: str
+    created: str
+    rows: Mapping[str, float] = field(default_factory=dict)
+    models: tuple[MeasuredModel, ...] = ()
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> LatencyTable:
+        """Reads a table.
+
+        Args:
+            path: a JSON file that `gmpq-latency` wrote.
+
+        Raises:
+            LatencyError: the file is missing, or no such table.
+        """
+        try:
+            return _parse(parse_json(read_text(path)))
+        except (OSError, ValueError) as error:
+            raise LatencyError(
+                "A latency table must be a file that gmpq-latency wrote. "
+                f"Received: path={str(path)!r} ({error}). Measure again."
+            ) from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the table; the file is whole or as it was."""
+        write_json(path, self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain JSON values."""
+        return {
+            "format": FORMAT,
+            "device": self.device,
+            "threads": self.threads,
+            "runtime": dict(self.runtime),
+            "processor": self.processor,
+            "created": self.created,
+            "rows": [{"key": key, "ms": ms} for key, ms in self.rows.items()],
+            "models": [
+                {
+                    "name": model.name,
+                    "macs": dict(model.macs),
+                    "layers": {
+                        name: {width: list(keys) for width, keys in widths.items()}
+                        for name, widths in model.layers.items()
+                    },
+                    "rest": list(model.rest),
+                }
+                for model in self.models
+            ],
+        }
+
+    def missing(self, keys: Iterable[str]) -> list[str]:
+        """Returns the keys that were not measured, each once."""
+        return [key for key in dict.fromkeys(keys) if key not in self.rows]
+
+    def predict(self, keys: Iterable[str]) -> float:
+        """Returns the milliseconds of a file of these operators: their sum.
+
+        Args:
+            keys: of its operators.
+
+        Raises:
+            LatencyError: one was not measured.
+        """
+        keys = list(keys)
+        if absent := self.missing(keys):
+            raise LatencyError(
+                "Every operator of a file must have been measured. "
+                f"Received: {len(absent)} that were not, such as {absent[0]!r:.120}. "
+                "Run gmpq-latency with this model and the same --output."
+            )
+        return sum(self.rows[key] for key in keys)
+
+    def model(self, macs: Mapping[str, int]) -> MeasuredModel:
+        """Returns what a model consists of.
+
+        Args:
+            macs: layer name -> multiply-adds, as `gmpq_tf.graph.layer_macs` counts
+                them.
+
+        Raises:
+            LatencyError: the model was not measured, or for images of another size.
+        """
+        for model in self.models:
+            if dict(model.macs) == dict(macs):
+                return model
+        known = ", ".join(
+            f"{m.name} ({sum(m.macs.values()):,} MACs)" for m in self.models
+        )
+        raise LatencyError(
+            "The table must hold the model, for images of the same size. "
+            f"Received: a model of {len(macs)} layers and {sum(macs.values()):,} MACs; "
+            f"the table holds {known or 'none'}. Run gmpq-latency with this --model, "
+            "--image_size and the table as --output."
+        )
+
+    def layer_ms(
+        self,
+        model: MeasuredModel,
+        layer: str,
+        weight_bits: int,
+        activation_bits: int,
+        storage: str,
+    ) -> float:
+        """Returns the milliseconds of a layer's kernel, with its patches if it has any.
+
+        Args:
+            model: from `model`.
+            layer: its name.
+            weight_bits: 2 to 8.
+            activation_bits: 2 to 8; files hold activations in eight bits, so no kernel
+                is faster with fewer.
+            storage: "fast", "packed" or "smallest".
+        """
+        return self.predict(
+            model.layers[layer][str(container_bits(storage, weight_bits))]
+        )
+
+    def rest_ms(self, model: MeasuredModel) -> float:
+        """Returns the milliseconds of all that no policy changes."""
+        return self.predict(model.rest)
+
+    def with_rows(self, rows: Mapping[str, float], created: str) -> LatencyTable:
+        """Returns the table with more rows; what was measured again is replaced."""
+        return replace(self, rows={**self.rows, **rows}, created=created)
+
+    def with_model(self, model: MeasuredModel) -> LatencyTable:
+        """Returns the table with a model, in place of one of the same MACs."""
+        others = [m for m in self.models if dict(m.macs) != dict(model.macs)]
+        return replace(self, models=(*others, model))
+
+
+def _parse(value: Any) -> LatencyTable:
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        found = value.get("format") if isinstance(value, dict) else type(value).__name__
+        raise ValueError(f"its format must be {FORMAT}, not {found!r}")
+    runtime = _typed(value, "runtime", dict)
+    threads = _typed(value, "threads", int)
+    if threads < 1:
+        raise ValueError(f"threads must be 1 or more, not {threads}")
+    rows: dict[str, float] = {}
+    for row in _typed(value, "rows", list):
+        key, ms = _typed(row, "key", str), _number(row, "ms")
+        if key in rows:
+            raise ValueError(f"an operator is there twice: {key!r:.80}")
+        rows[key] = ms
+    table = LatencyTable(
+        device=_typed(value, "device", str),
+        threads=threads,
+        runtime={name: _typed(runtime, name, str) for name in ("name", "version")},
+        processor=_typed(value, "processor", str),
+        created=_typed(value, "created", str),
+        rows=rows,
+        models=tuple(map(_parse_model, _typed(value, "models", list))),
+    )
+    for model in table.models:
+        kernels = (keys for widths in model.layers.values() for keys in widths.values())
+        table.predict(key for keys in (model.rest, *kernels) for key in keys)
+    return table
+
+
+def _parse_model(value: Any) -> MeasuredModel:
+    macs, layers = _typed(value, "macs", dict), _typed(value, "layers", dict)
+    if set(macs) != set(layers):
+        raise ValueError("macs and layers must name the same layers")
+    return MeasuredModel(
+        _typed(value, "name", str),
+        {name: _typed(macs, name, int) for name in macs},
+        {
+            name: {width: _keys(widths, width) for width in WIDTHS}
+            for name, widths in layers.items()
+        },
+        _keys(value, "rest"),
+    )
+
+
+def _keys(value: Any, name: str) -> tuple[str, ...]:
+    keys = _typed(value, name, list)
+    if not all(isinstance(key, str) for key in keys):
+        raise ValueError(f"{name!r} must list texts")
+    return tuple(keys)
+
+
+def _typed(value: Any, name: str, kind: type) -> Any:
+    found = value.get(name) if isinstance(value, dict) else None
+    if not isinstance(found, kind) or isinstance(found, bool):
+        raise ValueError(f"{name!r} must be {kind.__name__}, not {found!r:.80}")
+    return found
+
+
+def _number(value: Any, name: str) -> float:
+    found = value.get(name) if isinstance(value, dict) else None
+    good = isinstance(found, (int, float)) and not isinstance(found, bool)
+    if not good or not math.isfinite(found) or found < 0:
+        raise ValueError(f"{name!r} must be a time, 0 or more, not {found!r:.80}")
+    return float(found)
