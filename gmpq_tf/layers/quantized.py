@@ -129,7 +129,7 @@ class Quantized:
         x, w = self.input_quantizer, self.kernel_quantizer
         if not self._quantizes_both() or not len(x.bits) == len(w.bits) == 1:
             return False
-        return x.on_grid and w.on_grid and (w.fused or w.learned)
+        return x.on_grid and w.on_grid and w.is_known_to_graph
 
     def quantize_input(self, inputs: tf.Tensor) -> tf.Tensor:
         """Activations as the layer computes with them."""

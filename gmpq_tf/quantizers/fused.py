@@ -5,25 +5,49 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import tensorflow as tf
 
 # XLA fuses each direction into few loops over the input; compiling takes about 0.2 s a
 # shape, so short runs on small tensors are quicker with GMPQ_XLA_QUANTIZERS=0.
+# This is what holds outside `xla_quantizers`.
 USE_XLA = os.environ.get("GMPQ_XLA_QUANTIZERS", "1") != "0"
+_chosen: ContextVar[bool | None] = ContextVar("xla_quantizers", default=None)
 CHUNK = 4096  # elements; some twenty buffers of it stay in a processor's second cache
 
 Terms = Callable[..., Sequence[tf.Tensor]]
+
+
+@contextmanager
+def xla_quantizers(enabled: bool) -> Iterator[None]:
+    """Compile the quantizers by XLA, or not, in what is traced inside the block.
+
+    Args:
+        enabled: overrides the environment variable `GMPQ_XLA_QUANTIZERS`.
+    """
+    token = _chosen.set(enabled)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def uses_xla() -> bool:
+    """Whether the quantizers are compiled by XLA, here and now."""
+    chosen = _chosen.get()
+    return USE_XLA if chosen is None else chosen
 
 
 def compiled(function: Callable) -> Callable:
     """`function` as one XLA computation, or as it is where XLA is off."""
 
     @functools.wraps(function)
-    def call(*args):  # type: ignore[no-untyped-def]
-        return (fast if USE_XLA else plain)(*args)
+    def call(*args: Any) -> Any:
+        return (fast if uses_xla() else plain)(*args)
 
     fast = tf.function(function, jit_compile=True, autograph=False)
     plain = tf.function(function, autograph=False)
@@ -49,7 +73,7 @@ def sums(
     Returns:
         One tensor a term, [..., channels].
     """
-    if not USE_XLA:
+    if not uses_xla():
         return _plain_sums(terms, parameters, arrays, channels)
     leaves = [*tf.nest.flatten(parameters), *arrays]
 

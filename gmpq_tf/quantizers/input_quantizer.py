@@ -11,19 +11,28 @@ import numpy as np
 import tensorflow as tf
 
 from gmpq_tf.policy import check_bits
-from gmpq_tf.quantizers import own
-from gmpq_tf.quantizers.grid import bounded_power, code_limit, lowest_code
+from gmpq_tf.quantizers.grid import bounded_power, code_limit
 from gmpq_tf.quantizers.lsq import lsq, scale_gradient
-from gmpq_tf.quantizers.mixture import mixture, step_and_codes
+from gmpq_tf.quantizers.method import FunctionInput, InputMethod
+from gmpq_tf.quantizers.mixture import step_and_codes
 from gmpq_tf.quantizers.pact import pact
 from gmpq_tf.spelling import lookup
 
-# Functions `(x, input_range, bits, signed)` that return `code * step`, where the step
-# is `input_range` over the largest code.
-INPUT_QUANTIZERS: dict[str, Callable] = {"pact": pact, "lsq": lsq}
-FUSED = {pact: "pact", lsq: "lsq"}  # those that `mixture` computes in one pass
+# Rows, or functions `(x, input_range, bits, signed)` that return `code * step`, where
+# the step is `input_range` over the largest code.
+INPUT_QUANTIZERS: dict[str, InputMethod | Callable] = {"pact": pact, "lsq": lsq}
 DEFAULT_INPUT_QUANTIZER = "lsq"
 DEFAULT_RANGE = 6.0
+
+
+def input_method(name: str) -> InputMethod:
+    """The row of `INPUT_QUANTIZERS` with this name.
+
+    Raises:
+        ValueError: there is none; the nearest name is given.
+    """
+    found = lookup(INPUT_QUANTIZERS, name, "input quantizer")
+    return found if isinstance(found, InputMethod) else FunctionInput(found)
 
 
 @keras.saving.register_keras_serializable("gmpq_tf")
@@ -37,8 +46,8 @@ class InputQuantizer(keras.layers.Layer):
         bits: a bit-width, or the candidate bit-widths, each 2 to 8.
         signed: True or False; None lets calibration place the zero (for model inputs,
             whose sign no graph tells), the range then being `max - min`, fixed.
-        method: a name in `INPUT_QUANTIZERS`. Another function than those of the library
-            is called as it is, forward and backward.
+        method: a name in `INPUT_QUANTIZERS`. A registered function is called as it is,
+            forward and backward.
         power_of_two: keep the step a power of two and fixed, so that this grid nests
             in that of a tensor already quantized. (Learned, ranges settle exactly
             between two powers, where training sees now one step, now the other.)
@@ -64,17 +73,14 @@ class InputQuantizer(keras.layers.Layer):
         self.bits = tuple(check_bits("bits", b) for b in candidates)
         self.signed = signed
         self.method = method
-        self._function = lookup(INPUT_QUANTIZERS, method, "input quantizer")
+        self.row = input_method(method)
         self.power_of_two = bool(power_of_two)
         self.learn_range = bool(learn_range) and not power_of_two and signed is not None
         self.calibrate_first = bool(calibrate_first)
         self._seen_calibrated = False
         self.observer: Callable[[np.ndarray], None] | None = None
-        self.fused = self._function in FUSED
         # Whether values are rounded to the nearest code, as integer kernels do it.
-        self.on_grid = self.fused or own.check_input_quantizer(
-            self._function, method, self.bits, bool(signed)
-        )
+        self.on_grid = self.row.check(method, self.bits, bool(signed))
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Create one range a branch, and the calibration state."""
@@ -147,25 +153,14 @@ class InputQuantizer(keras.layers.Layer):
 
     def compute(self, inputs: tf.Tensor, parameters: Sequence[tf.Tensor]) -> tf.Tensor:
         """Quantize `inputs` with `parameters`, reading no variable."""
-        settings = self.power_of_two, self.learn_range
-        if self.fused:
-            gradient = FUSED[self._function]
-            quantize = mixture(self.bits, self.signed, gradient, *settings)
-        else:
-            quantize = own.mixture(self.bits, self.signed, self._function, *settings)
+        quantize = self.row.mixture(
+            self.bits, self.signed, self.power_of_two, self.learn_range
+        )
         return quantize(inputs, *parameters)
 
-    def squared_error(self, values: np.ndarray, branch: int, step: float) -> float:
-        """Mean squared error of values on a branch's grid, were its step this one."""
-        bits, signed = self.bits[branch], bool(self.signed)
-        limit = code_limit(bits, signed)
-        if self.fused:
-            low = lowest_code(bits, signed)
-            codes = np.floor(np.clip(values / np.float32(step), low, limit) + 0.5)
-            return float(np.mean(np.square(codes * np.float32(step) - values)))
-        ranges = tf.constant(step * limit, tf.float32)
-        found = self._function(tf.constant(values), ranges, bits, signed)
-        return float(np.mean(np.square(np.asarray(found) - values)))
+    def fit(self, values: np.ndarray, branch: int, steps: Sequence[float]) -> float:
+        """Of some steps, the first of least squared error on values of a branch."""
+        return self.row.fit(values, steps, self.bits[branch], bool(self.signed))
 
     def _gradient_scales(self, features: int) -> np.ndarray:
         """LSQ's `1 / sqrt(features * code_limit)` of each branch."""

@@ -15,6 +15,9 @@ ACTIVATION_FRACTIONS = np.geomspace(0.02, 1.0, 60)
 SILENT = 1e-8  # activations that are zero on every grid tried
 KERNEL_FRACTIONS = np.linspace(0.2, 1.0, 81)
 
+# Codes nearest to weights in units of a step, written to the second argument.
+Nearest = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
 
 def least_error_step(
     steps: Iterable[np.ndarray], error_of: Callable[[np.ndarray], np.ndarray]
@@ -34,24 +37,24 @@ def least_error_step(
     return best
 
 
-def least_error_steps(columns: np.ndarray, limit: int) -> np.ndarray:
-    """Of each column, the step that `least_error_step` finds on a symmetric grid.
+def least_error_steps(columns: np.ndarray, limit: int, nearest: Nearest) -> np.ndarray:
+    """Of each column, the step that `least_error_step` finds.
 
-    `argmin_s sum_i (round(clip(w_i / s, -limit, limit)) s - w_i)^2` over
-    `KERNEL_FRACTIONS` of the step that clips nothing, bit for bit as if all were tried
-    in float64. A first pass in float32, whose error is bounded, leaves one or two of
-    the 81 fractions for each column.
+    `argmin_s sum_i (nearest(w_i / s) s - w_i)^2` over `KERNEL_FRACTIONS` of the step
+    that clips nothing, bit for bit as if all were tried in float64. A first pass in
+    float32, whose error is bounded, leaves one or two of the 81 fractions a column.
 
     Args:
         columns: finite weights, float32 [rows, columns].
         limit: largest code.
+        nearest: of the codes, which are as many below zero as above, in any float.
 
     Returns:
         Positive steps, float64 [columns].
     """
     largest = np.maximum(np.abs(columns).max(axis=0), np.float32(1e-6))
     base = largest / limit
-    norms, slack = _error_norms(np.abs(columns) / largest, limit)
+    norms, slack = _error_norms(np.abs(columns) / largest, limit, nearest)
     near = norms - slack <= (norms + slack).min(axis=0)
     best, least = base * KERNEL_FRACTIONS[-1], np.full(len(base), np.inf)
     for fraction, chosen in zip(KERNEL_FRACTIONS, near, strict=True):
@@ -62,7 +65,8 @@ def least_error_steps(columns: np.ndarray, limit: int) -> np.ndarray:
             where = np.repeat(where, 2)  # NumPy sums a lone column in another order
         kept = np.take(columns, where, axis=1)
         steps = base[where] * fraction
-        error = np.round(np.clip(kept / steps, -limit, limit)) * steps - kept
+        scaled = kept / steps
+        error = nearest(scaled, scaled) * steps - kept
         total = np.square(error).sum(axis=0)
         better = total < least[where]
         best[where] = np.where(better, steps, best[where])
@@ -70,12 +74,15 @@ def least_error_steps(columns: np.ndarray, limit: int) -> np.ndarray:
     return best
 
 
-def _error_norms(sizes: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
+def _error_norms(
+    sizes: np.ndarray, limit: int, nearest: Nearest
+) -> tuple[np.ndarray, np.ndarray]:
     """Norm of each column's error at each fraction, and by how much it may be wrong.
 
     Args:
         sizes: absolute weights over the largest of their column, float32.
         limit: largest code.
+        nearest: as above.
 
     Returns:
         Two float64 arrays [fractions, columns], in units of the largest weight.
@@ -85,8 +92,8 @@ def _error_norms(sizes: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]
     norms: np.ndarray = np.empty((len(KERNEL_FRACTIONS), count))
     for i, fraction in enumerate(KERNEL_FRACTIONS):
         np.multiply(sizes, np.float32(limit / fraction), out=scaled)
-        np.minimum(np.rint(scaled, out=codes), np.float32(limit), out=codes)
-        np.square(np.subtract(scaled, codes, out=scaled), out=scaled)
+        np.subtract(scaled, nearest(scaled, codes), out=scaled)
+        np.square(scaled, out=scaled)
         norms[i] = np.sqrt(scaled.sum(axis=0), dtype="float64") * (fraction / limit)
     # The distance to the nearest code changes by no more than the weight does: three
     # roundings of it, those of the sum, which NumPy adds in pairs in one column, and

@@ -5,12 +5,12 @@ from __future__ import annotations
 import tensorflow as tf
 
 from gmpq_tf.quantizers.grid import code_limit, lowest_code, symmetric_limit
+from gmpq_tf.quantizers.method import GridInput, GridKernel
+from gmpq_tf.quantizers.mixture import lsq_step_gradient
 from gmpq_tf.quantizers.straight_through import round_half_even, round_half_up
 
 
-def lsq(
-    x: tf.Tensor, input_range: tf.Tensor, bits: int, signed: bool = False
-) -> tf.Tensor:
+class Lsq(GridInput):
     """Quantize activations to `bits` with the LSQ gradient.
 
     `v = clip(x / s, lo, hi)`, `q = round(v) s` with `s = a / hi`;
@@ -29,13 +29,20 @@ def lsq(
     Unlike the paper the learned variable is the range, in the logarithm, so that one
     learning rate suits every scale.
     """
-    limit = tf.cast(code_limit(bits, signed), x.dtype)
-    step, low = input_range / limit, tf.cast(lowest_code(bits, signed), x.dtype)
-    codes = tf.minimum(tf.maximum(x / step, low), limit)
-    return round_half_up(codes) * step
+
+    step_gradient = staticmethod(lsq_step_gradient)
+
+    def __call__(
+        self, x: tf.Tensor, input_range: tf.Tensor, bits: int, signed: bool = False
+    ) -> tf.Tensor:
+        """Quantize `x` to one bit-width."""
+        limit = tf.cast(code_limit(bits, signed), x.dtype)
+        step, low = input_range / limit, tf.cast(lowest_code(bits, signed), x.dtype)
+        codes = tf.minimum(tf.maximum(x / step, low), limit)
+        return round_half_up(codes) * step
 
 
-def lsq_kernel(kernel: tf.Tensor, step: tf.Tensor, bits: int) -> tf.Tensor:
+class LsqKernel(GridKernel):
     """Quantize a kernel to the codes `-(2^(b-1)-1) .. 2^(b-1)-1` of a learned step.
 
     Args:
@@ -46,9 +53,15 @@ def lsq_kernel(kernel: tf.Tensor, step: tf.Tensor, bits: int) -> tf.Tensor:
     Source: Esser et al., ICLR 2020, equations 1-3. Unlike the paper the grid is
     symmetric (one code fewer), as TFLite stores kernels.
     """
-    limit = tf.cast(symmetric_limit(bits), kernel.dtype)
-    codes = tf.minimum(tf.maximum(kernel / step, -limit), limit)
-    return round_half_even(codes) * step
+
+    def __call__(self, kernel: tf.Tensor, step: tf.Tensor, bits: int) -> tf.Tensor:
+        """Quantize a kernel to one bit-width."""
+        limit = tf.cast(symmetric_limit(bits), kernel.dtype)
+        codes = tf.minimum(tf.maximum(kernel / step, -limit), limit)
+        return round_half_even(codes) * step
+
+
+lsq, lsq_kernel = Lsq(), LsqKernel()
 
 
 def scale_gradient(value: tf.Tensor, factor: float | tf.Tensor) -> tf.Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from gmpq_tf.quantizers.grid import finite_step, symmetric_limit
+from gmpq_tf.quantizers.method import GridKernel
 from gmpq_tf.quantizers.straight_through import round_half_even, straight_through
 
 
@@ -33,9 +34,7 @@ def max_abs_step(
     return finite_step(tf.maximum(largest, tiny) / limit)
 
 
-def max_abs(
-    kernel: tf.Tensor, bits: int, axes: Sequence[int] | None = None
-) -> tf.Tensor:
+class MaxAbs(GridKernel):
     """Quantize a kernel with `max_abs_step`; the gradient is the identity.
 
     Args:
@@ -46,9 +45,26 @@ def max_abs(
     Source: Krishnamoorthi, "Quantizing deep convolutional networks for efficient
     inference", 2018, section 2.3.
     """
-    step = tf.stop_gradient(max_abs_step(kernel, bits, axes))
-    limit = tf.cast(symmetric_limit(bits), kernel.dtype)
-    codes = kernel / step
-    # Rounding may put the largest weight a hair outside; its gradient stays.
-    codes = straight_through(tf.clip_by_value(codes, -limit, limit), codes)
-    return round_half_even(codes) * step
+
+    learned = False
+    follows_in_graph = True
+
+    def __call__(
+        self, kernel: tf.Tensor, bits: int, axes: Sequence[int] | None = None
+    ) -> tf.Tensor:
+        """Quantize a kernel to one bit-width."""
+        step = tf.stop_gradient(max_abs_step(kernel, bits, axes))
+        limit = tf.cast(symmetric_limit(bits), kernel.dtype)
+        codes = kernel / step
+        # Rounding may put the largest weight a hair outside; its gradient stays.
+        codes = straight_through(tf.clip_by_value(codes, -limit, limit), codes)
+        return round_half_even(codes) * step
+
+    def following_step(
+        self, kernel: tf.Tensor, bits: int, axes: Sequence[int]
+    ) -> tf.Tensor:
+        """As `max_abs_step`."""
+        return max_abs_step(kernel, bits, axes)
+
+
+max_abs = MaxAbs()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -16,22 +16,25 @@ from gmpq_tf.quantizers.grid import (
 )
 from gmpq_tf.quantizers.straight_through import floor_half_up
 
+# Codes, values and whether they are inside [branches, rows, channels], smallest and
+# largest codes [branches, 1, 1] -> slope of code times step, by the step.
+StepGradient = Callable[..., tf.Tensor]
+Rounded = Callable[[tf.Tensor], tf.Tensor]
+
 
 def mixture(
     bits: tuple[int, ...],
     signed: bool | None,
-    method: str,
+    gradient: str | StepGradient,
     nested: bool,
     learn_range: bool,
 ) -> Callable[..., tf.Tensor]:
     """The function `x, ranges, zero_codes, probabilities -> sum_j pi_j q_j(x)` (eq. 5).
 
-    Values and gradients are those of the sum of `pact` or of `lsq`.
-
     Args:
         bits: bit-width of each branch.
         signed: as for `InputQuantizer`.
-        method: "pact" or "lsq": which gradient the ranges get.
+        gradient: what the ranges get: a name in `STEP_GRADIENTS`, or such a function.
         nested: steps are rounded to powers of two.
         learn_range: False: ranges get no gradient.
 
@@ -39,9 +42,12 @@ def mixture(
         A function of `x` (any shape, channels last), `ranges` and `zero_codes`
         [branches], `probabilities` [branches; ignored where there is one branch].
     """
-    add = weighted_sum(len(bits), method if learn_range else None)
+    slope = STEP_GRADIENTS[gradient] if isinstance(gradient, str) else gradient
+    add = weighted_sum(len(bits), slope if learn_range else None)
 
-    def call(x, ranges, zeros, probabilities):  # type: ignore[no-untyped-def]
+    def call(
+        x: tf.Tensor, ranges: tf.Tensor, zeros: tf.Tensor, probabilities: tf.Tensor
+    ) -> tf.Tensor:
         grids = [
             step_and_codes(ranges[j], zeros[j], b, signed, nested)
             for j, b in enumerate(bits)
@@ -71,96 +77,163 @@ def step_and_codes(
 
 @functools.cache
 def weighted_sum(
-    branches: int, gradient: str | None, half_even: bool = False, clip: bool = True
-) -> Callable[..., tf.Tensor]:
+    branches: int,
+    step_gradient: StepGradient | None,
+    rounded: Rounded = floor_half_up,
+    clip: bool = True,
+) -> WeightedSum:
+    """The one `WeightedSum` of these settings, which is compiled once a shape."""
+    return WeightedSum(branches, step_gradient, rounded, clip)
+
+
+class WeightedSum:
     """The function `x, steps, lows, highs, weights -> sum_j w_j q_j(x)`.
 
     `q_j(x) = round(min(max(x / s_j, lo_j), hi_j)) s_j`. Only the inputs are kept for
     the backward pass, which recomputes the branches: memory does not grow with their
     number. (Without XLA, what is computed meanwhile does: it is not fused.)
 
+    Branches are an axis, not terms written out one by one: XLA makes a loop of one body
+    of it, which compiles faster and needs a quarter of the temporaries for seven.
+
     Args:
         branches: number of terms; a single one has weight 1.
-        gradient: a name in `STEP_GRADIENTS`; None: steps get no gradient.
-        half_even: round halves to even instead of up.
+        step_gradient: as `lsq_step_gradient`; None: steps get no gradient.
+        rounded: codes [branches, rows, channels] of clipped values in units of a step;
+            one object for each, by which what was compiled is found again.
         clip: False: the gradient of `x` is that of the identity everywhere, for steps
             that follow the largest value.
-
-    Returns:
-        A function of `x` (channels last), `steps` [branches, channels or 1], `lows`,
-        `highs` and `weights` [branches].
     """
-    several = branches > 1
-    rounded = tf.round if half_even else floor_half_up
 
-    # Branches are an axis, not terms written out one by one: XLA turns it into a loop
-    # of one body, which compiles faster and leaves less behind (a quarter for seven).
-    def branches_of(x, steps, lows, highs):  # type: ignore[no-untyped-def]
-        """`x / step` as it is and clipped, each [branches, rows, channels]."""
-        scaled = x * (1 / steps[:, None])  # one division instead of one an element
-        return scaled, tf.minimum(tf.maximum(scaled, column(lows)), column(highs))
+    def __init__(
+        self,
+        branches: int,
+        step_gradient: StepGradient | None,
+        rounded: Rounded,
+        clip: bool,
+    ) -> None:
+        self.several = branches > 1
+        self.step_gradient = step_gradient
+        self.rounded = rounded
+        self.clip = clip
+        self._forward = compiled(self.forward)
+        self._input_gradient = compiled(self.input_gradient)
+        self._parameter_gradients = compiled(self.parameter_gradients)
+        self._call = tf.custom_gradient(self._value_and_backward)
 
-    @compiled
-    def forward(x, steps, lows, highs, weights):  # type: ignore[no-untyped-def]
+    def __call__(
+        self,
+        x: tf.Tensor,
+        steps: tf.Tensor,
+        lows: tf.Tensor,
+        highs: tf.Tensor,
+        weights: tf.Tensor | None = None,
+    ) -> tf.Tensor:
+        """The weighted sum, differentiable any number of times.
+
+        Args:
+            x: any shape, channels last.
+            steps: positive, [branches, channels or 1].
+            lows: smallest codes, [branches].
+            highs: largest codes, [branches].
+            weights: [branches]; not looked at where there is one branch.
+
+        Returns:
+            A tensor like `x`.
+        """
+        if not self.several:
+            weights = tf.ones([1], x.dtype)
+        return self._call(x, steps, lows, highs, weights)
+
+    def _value_and_backward(self, *inputs: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+        _, steps, lows, highs, weights = inputs
+
+        def backward(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            of_steps, of_weights = tf.zeros_like(steps), tf.zeros_like(weights)
+            if self.step_gradient is not None or self.several:
+                of_steps, of_weights = self._parameter_gradients(*inputs, upstream)
+            # Apart, so that a second derivative of the first walks no loop of sums.
+            of_x = self._input_gradient(*inputs, upstream) if self.clip else upstream
+            return of_x, of_steps, tf.zeros_like(lows), tf.zeros_like(highs), of_weights
+
+        return self._forward(*inputs), backward
+
+    def forward(
+        self,
+        x: tf.Tensor,
+        steps: tf.Tensor,
+        lows: tf.Tensor,
+        highs: tf.Tensor,
+        weights: tf.Tensor,
+    ) -> tf.Tensor:
+        """The sum, of the shape of `x`."""
         rows = tf.reshape(x, [-1, steps.shape[1]])
-        _, clipped = branches_of(rows, steps, lows, highs)
+        _, clipped = scaled_and_clipped(rows, steps, lows, highs)
         scales = (steps * weights[:, None])[:, None]
-        return tf.reshape(tf.reduce_sum(rounded(clipped) * scales, 0), tf.shape(x))
+        total = tf.reduce_sum(self.rounded(clipped) * scales, 0)
+        return tf.reshape(total, tf.shape(x))
 
-    @compiled
-    def input_gradient(x, steps, lows, highs, weights, upstream):  # type: ignore[no-untyped-def]
+    def input_gradient(
+        self,
+        x: tf.Tensor,
+        steps: tf.Tensor,
+        lows: tf.Tensor,
+        highs: tf.Tensor,
+        weights: tf.Tensor,
+        upstream: tf.Tensor,
+    ) -> tf.Tensor:
+        """`upstream` times the weights of the branches that do not clip."""
         rows = tf.reshape(x, [-1, steps.shape[1]])
-        scaled, clipped = branches_of(rows, steps, lows, highs)
+        scaled, clipped = scaled_and_clipped(rows, steps, lows, highs)
         # No comparison: a reduction of comparisons is not vectorized.
         inside = 1 - tf.sign(tf.abs(scaled - clipped))
         share = tf.reduce_sum(inside * column(weights), 0)
         return upstream * tf.reshape(share, tf.shape(x))
 
-    def terms_to_sum(grids, x, upstream):  # type: ignore[no-untyped-def]
-        steps, lows, highs = grids
-        scaled, clipped = branches_of(x, steps, lows, highs)
-        codes = rounded(clipped)
-        found = []
-        if gradient is not None:
-            inside = tf.cast(tf.equal(clipped, scaled), x.dtype)
-            slope = STEP_GRADIENTS[gradient](
-                codes, clipped, inside, column(lows), column(highs)
-            )
-            found.append(upstream * slope)
-        if several:
-            found.append(upstream * codes)
-        return found
-
-    @compiled
-    def parameter_gradients(x, steps, lows, highs, weights, upstream):  # type: ignore[no-untyped-def]
+    def parameter_gradients(
+        self,
+        x: tf.Tensor,
+        steps: tf.Tensor,
+        lows: tf.Tensor,
+        highs: tf.Tensor,
+        weights: tf.Tensor,
+        upstream: tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Gradients of the steps [branches, channels or 1] and weights [branches]."""
         of_steps, of_weights = tf.zeros_like(steps), tf.zeros_like(weights)
         channels = steps.shape[1]
-        totals = sums(terms_to_sum, (steps, lows, highs), (x, upstream), channels)
-        if gradient is not None:
+        totals = sums(self._terms, (steps, lows, highs), (x, upstream), channels)
+        if self.step_gradient is not None:
             of_steps = weights[:, None] * totals[0]
-        if several:
+        if self.several:
             of_weights = tf.reduce_sum(steps * totals[-1], axis=1)
         return of_steps, of_weights
 
-    @tf.custom_gradient
-    def call(x, steps, lows, highs, weights):  # type: ignore[no-untyped-def]
-        inputs = (x, steps, lows, highs, weights)
+    def _terms(
+        self, grids: Sequence[tf.Tensor], x: tf.Tensor, upstream: tf.Tensor
+    ) -> list[tf.Tensor]:
+        """What `parameter_gradients` sums over the rows, [branches, rows, channels]."""
+        steps, lows, highs = grids
+        scaled, clipped = scaled_and_clipped(x, steps, lows, highs)
+        codes = self.rounded(clipped)
+        found = []
+        if self.step_gradient is not None:
+            inside = tf.cast(tf.equal(clipped, scaled), x.dtype)
+            slope = self.step_gradient(
+                codes, clipped, inside, column(lows), column(highs)
+            )
+            found.append(upstream * slope)
+        if self.several:
+            found.append(upstream * codes)
+        return found
 
-        def backward(upstream):  # type: ignore[no-untyped-def]
-            of_steps, of_weights = tf.zeros_like(steps), tf.zeros_like(weights)
-            if gradient is not None or several:
-                of_steps, of_weights = parameter_gradients(*inputs, upstream)
-            # Apart, so that a second derivative of the first walks no loop of sums.
-            of_x = input_gradient(*inputs, upstream) if clip else upstream
-            return of_x, of_steps, tf.zeros_like(lows), tf.zeros_like(highs), of_weights
 
-        return forward(*inputs), backward
-
-    if several:
-        return call
-    return lambda x, *grid_and_weights: call(
-        x, *grid_and_weights[:3], tf.ones([1], x.dtype)
-    )
+def scaled_and_clipped(
+    x: tf.Tensor, steps: tf.Tensor, lows: tf.Tensor, highs: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """`x / step` as it is and clipped, each [branches, rows, channels]."""
+    scaled = x * (1 / steps[:, None])  # one division instead of one an element
+    return scaled, tf.minimum(tf.maximum(scaled, column(lows)), column(highs))
 
 
 def column(values: tf.Tensor) -> tf.Tensor:
@@ -168,18 +241,30 @@ def column(values: tf.Tensor) -> tf.Tensor:
     return values[:, None, None]
 
 
-def lsq_step_gradient(codes, clipped, inside, low, high):  # type: ignore[no-untyped-def]
+def lsq_step_gradient(
+    codes: tf.Tensor,
+    clipped: tf.Tensor,
+    inside: tf.Tensor,
+    low: tf.Tensor,
+    high: tf.Tensor,
+) -> tf.Tensor:
     """`dq/ds` of LSQ: `round(v) - v` inside, `lo` or `hi` outside."""
     return codes - inside * clipped  # finite even where `x / step` overflows
 
 
-def pact_step_gradient(codes, clipped, inside, low, high):  # type: ignore[no-untyped-def]
+def pact_step_gradient(
+    codes: tf.Tensor,
+    clipped: tf.Tensor,
+    inside: tf.Tensor,
+    low: tf.Tensor,
+    high: tf.Tensor,
+) -> tf.Tensor:
     """`dq/ds` of PACT: `hi` at and above the range, `lo` at and below a signed one."""
     beyond = tf.where(clipped <= low, low, tf.zeros_like(clipped))
     return tf.where(clipped >= high, high, beyond)
 
 
-STEP_GRADIENTS: dict[str, Callable] = {
+STEP_GRADIENTS: dict[str, StepGradient] = {
     "pact": pact_step_gradient,
     "lsq": lsq_step_gradient,
 }

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from gmpq_tf.quantizers.grid import code_limit, lowest_code, symmetric_limit
+from gmpq_tf.quantizers.grid import code_limit, lowest_code
 from gmpq_tf.quantizers.mixture import step_and_codes
 
 TOLERANCE = 1e-3  # of a step, by which a value may miss its code
@@ -28,7 +28,9 @@ def mixture(
     begins at zero, and moved back.
     """
 
-    def term(x, input_range, zero, width):  # type: ignore[no-untyped-def]
+    def term(
+        x: tf.Tensor, input_range: tf.Tensor, zero: tf.Tensor, width: int
+    ) -> tf.Tensor:
         step, *_ = step_and_codes(input_range, zero, width, signed, nested)
         if nested:
             limit = code_limit(width, bool(signed))
@@ -40,7 +42,9 @@ def mixture(
         shift = tf.stop_gradient(zero * step)
         return function(x + shift, input_range, width, False) - shift
 
-    def call(x, ranges, zeros, probabilities):  # type: ignore[no-untyped-def]
+    def call(
+        x: tf.Tensor, ranges: tf.Tensor, zeros: tf.Tensor, probabilities: tf.Tensor
+    ) -> tf.Tensor:
         terms = [term(x, ranges[j], zeros[j], b) for j, b in enumerate(bits)]
         return weighted(terms, probabilities)
 
@@ -82,9 +86,21 @@ def check_input_quantizer(
 
 
 def check_kernel_quantizer(
-    function: Callable, method: str, bits: Sequence[int]
+    function: Callable,
+    method: str,
+    bits: Sequence[int],
+    limits: Sequence[int],
+    learned: bool,
 ) -> bool:
     """Try a registered kernel quantizer on a few values of each bit-width.
+
+    Args:
+        function: `(kernel, step, bits)` if its steps are learned, else
+            `(kernel, bits, axes)`.
+        method: its name.
+        bits: to try.
+        limits: the largest code of each.
+        learned: whether steps are.
 
     Returns:
         Whether its values are whole multiples of a step.
@@ -94,15 +110,14 @@ def check_kernel_quantizer(
     """
     whole = True
     arguments: tuple[object, ...]
-    for width in bits:
-        limit = symmetric_limit(width)
+    for width, limit in zip(bits, limits, strict=True):
         values, _ = _around(-limit, limit)
-        if takes_step(function):
+        if learned:
             takes, arguments = "(kernel, step, bits)", (tf.ones([1, 1]), width)
         else:
             takes, arguments = "(kernel, bits, axes)", (width, (0,))
         found = _try(function, method, takes, values[:, None], *arguments)
-        steps = np.ones(1) if takes_step(function) else _steps(found, limit, (0,))
+        steps = np.ones(1) if learned else _steps(found, limit, (0,))
         whole &= bool(np.isfinite(steps).all() and _on_grid(found, steps, limit))
     return whole
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import tensorflow as tf
 
 from gmpq_tf.quantizers.grid import code_limit, lowest_code
+from gmpq_tf.quantizers.method import GridInput
+from gmpq_tf.quantizers.mixture import pact_step_gradient
 from gmpq_tf.quantizers.straight_through import round_half_up, straight_through
 
 
-def pact(
-    x: tf.Tensor, input_range: tf.Tensor, bits: int, signed: bool = False
-) -> tf.Tensor:
+class Pact(GridInput):
     """Quantize activations to `bits` with the PACT gradient.
 
     `y = clip(x, 0, a)`, `q = round(y / s) s` with `s = a / (2^b - 1)`;
@@ -30,9 +30,19 @@ def pact(
     Source: Choi et al., "PACT: Parameterized Clipping Activation for Quantized Neural
     Networks", 2018, equations 1-3.
     """
-    limit = tf.cast(code_limit(bits, signed), x.dtype)
-    low = input_range * (tf.cast(lowest_code(bits, signed), x.dtype) / limit)
-    clipped = tf.minimum(tf.maximum(x, low), input_range)
-    step = tf.stop_gradient(input_range) / limit
-    codes = round_half_up(tf.stop_gradient(clipped) / step)
-    return straight_through(codes * step, clipped)
+
+    step_gradient = staticmethod(pact_step_gradient)
+
+    def __call__(
+        self, x: tf.Tensor, input_range: tf.Tensor, bits: int, signed: bool = False
+    ) -> tf.Tensor:
+        """Quantize `x` to one bit-width."""
+        limit = tf.cast(code_limit(bits, signed), x.dtype)
+        low = input_range * (tf.cast(lowest_code(bits, signed), x.dtype) / limit)
+        clipped = tf.minimum(tf.maximum(x, low), input_range)
+        step = tf.stop_gradient(input_range) / limit
+        codes = round_half_up(tf.stop_gradient(clipped) / step)
+        return straight_through(codes * step, clipped)
+
+
+pact = Pact()

@@ -15,11 +15,7 @@ from gmpq_tf.layer_kinds import Role
 from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
 from gmpq_tf.quantizers.grid import code_limit
 from gmpq_tf.quantizers.input_quantizer import DEFAULT_RANGE
-from gmpq_tf.quantizers.line_search import (
-    ACTIVATION_FRACTIONS,
-    SILENT,
-    least_error_step,
-)
+from gmpq_tf.quantizers.line_search import ACTIVATION_FRACTIONS, SILENT
 from gmpq_tf.transform.batches import ModelInputs, input_batches, is_arrays
 from gmpq_tf.transform.placement import is_transparent
 
@@ -209,11 +205,7 @@ def best_grid(
     steps = largest * (np.ones(1) if observer.silent else ACTIVATION_FRACTIONS) / limit
     if quantizer.power_of_two:
         steps = np.unique(2.0 ** np.round(np.log2(steps)))
-    sample = observer.sample
-    best = least_error_step(
-        steps, lambda s: np.float64(quantizer.squared_error(sample, branch, float(s)))
-    )
-    return float(best), 0
+    return quantizer.fit(observer.sample, branch, steps), 0
 
 
 def _share_of_halves(values: np.ndarray, step: float) -> float:

@@ -106,9 +106,43 @@ def test_memory_does_not_grow_with_the_branches():
     assert kept[7] - kept[2] < 0.5 * KERNEL.nbytes
 
 
-def test_axes_that_share_a_step_come_first():
-    with pytest.raises(ValueError, match="Received: shared_axes=\\(1, 2\\)"):
-        KernelQuantizer(4, shared_axes=(1, 2))
+@pytest.mark.parametrize("method", sorted(KERNEL_QUANTIZERS))
+@pytest.mark.parametrize("last", [(0, 1, 3), (1, 2), (0,), (1, 2, 3), (3,)])
+def test_any_axes_share_a_step(method, last):
+    """As with these axes first, which the other tests know; gradients too."""
+    order = [*last, *(i for i in range(4) if i not in last)]
+    moved = KERNEL.transpose(order)
+
+    def values_and_slopes(kernel, axes):
+        layer = KernelQuantizer((2, 4), method, axes)
+        layer.build(kernel.shape)
+        layer.fit_steps(kernel)
+        x = tf.constant(kernel)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x, probabilities=tf.constant([0.3, 0.7]))
+            loss = tf.reduce_sum(y * y)
+        watched = [x, *(v.value for v in layer.trainable_variables)]
+        return y, layer.codes(kernel, 1), *tape.gradient(loss, watched)
+
+    found = values_and_slopes(KERNEL, last)
+    expected = values_and_slopes(moved, tuple(range(len(last))))
+    for value, wanted in zip(found[:3], expected[:3], strict=True):
+        np.testing.assert_array_equal(np.transpose(value, order), wanted)
+    for slope, wanted in zip(found[3:], expected[3:], strict=True):
+        slope = np.transpose(slope, [0, *(i + 1 for i in order)])
+        np.testing.assert_allclose(slope, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("axes", [(1, 0), (0, 0), (-1,)])
+def test_axes_are_ascending_axes_of_the_kernel(axes):
+    with pytest.raises(ValueError, match=r"Received: shared_axes=\("):
+        KernelQuantizer(4, shared_axes=axes)
+
+
+def test_axes_the_kernel_lacks_are_refused():
+    with pytest.raises(ValueError, match=r"axes 0 to 3. Received: shared_axes=\(0, 4"):
+        KernelQuantizer(4, shared_axes=(0, 4)).build(KERNEL.shape)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

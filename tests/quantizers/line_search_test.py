@@ -11,6 +11,7 @@ from gmpq_tf.quantizers.line_search import (
     least_error_step,
     least_error_steps,
 )
+from gmpq_tf.quantizers.lsq import lsq_kernel
 from gmpq_tf.transform.calibrate import Observer, best_grid
 
 RANDOM = np.random.default_rng(0)
@@ -43,9 +44,10 @@ KERNELS = {
 }
 
 
-@pytest.mark.parametrize("limit", [1, 3, 7, 15, 31, 63, 127])
+@pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("name", KERNELS)
-def test_steps_of_kernels_are_bit_for_bit_those_of_trying_all(name, limit):
+def test_steps_of_kernels_are_bit_for_bit_those_of_trying_all(name, bits):
+    limit = 2 ** (bits - 1) - 1
     kernel = KERNELS[name].astype("float32")
     base = np.maximum(np.abs(kernel).max(axis=0), 1e-6) / limit
     tried = base * KERNEL_FRACTIONS[:, None]
@@ -55,7 +57,8 @@ def test_steps_of_kernels_are_bit_for_bit_those_of_trying_all(name, limit):
     ]
     first = np.argmin([error.sum(axis=0) for error in errors], axis=0)
     expected = tried[first, np.arange(kernel.shape[1])]
-    np.testing.assert_array_equal(least_error_steps(kernel, limit), expected)
+    found = least_error_steps(kernel, limit, lsq_kernel.nearest(bits))
+    np.testing.assert_array_equal(found, expected)
 
 
 class WithoutSampling(Observer):

@@ -11,7 +11,6 @@ import numpy as np
 
 from gmpq_tf.export.errors import ExportError
 from gmpq_tf.graph import Call, Ref
-from gmpq_tf.quantizers.grid import symmetric_limit
 from gmpq_tf.transform.gates import curve
 from gmpq_tf.transform.snap import AFFINE_CODE
 
@@ -141,7 +140,7 @@ def fold_layer(
     `scale = step |f|`, `bias = f b + o`, a negative `f` negates the channel's codes.
 
     Args:
-        layer: Quant layer; its kernel has `b`-bit codes of step `step`.
+        layer: Quant layer; its kernel has codes of step `step`.
         batch_norm: the layer that follows, or None.
         input_step: step of the layer's input.
         output_step: step of the tensor the layer writes.
@@ -154,8 +153,8 @@ def fold_layer(
     codes, step = trained_codes(layer)
     multiple = 1
     if largest_code is not None:
-        limit = symmetric_limit(layer.kernel_quantizer.bits[0])
-        multiple = 2 ** int(math.log2(largest_code // limit))
+        own = layer.kernel_quantizer.largest_code()
+        multiple = 2 ** int(math.log2(largest_code // own))
     codes, step = codes * np.int8(multiple), step / multiple
     channels = step.size
     factor, offset = np.ones(channels), np.zeros(channels)

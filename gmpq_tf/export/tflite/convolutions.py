@@ -35,6 +35,8 @@ PATCHES_BYTES = 500  # what the operators of `lower_patches` take in a file
 # Below, laying out patches takes longer than the convolution, and saves little.
 FEWEST_FILTERS = 32
 CODES_A_BYTE = {"INT4": 2, "INT2": 4}
+# Largest code on both sides of zero of each type that stores a kernel.
+LARGEST_CODES = {"INT8": 127, "INT4": 7, "INT2": 1}
 
 
 def lower_layer(net: IntegerGraph, call: Call) -> None:
@@ -106,7 +108,7 @@ def stored_as(net: IntegerGraph, call: Call) -> Stored:
     layer, shape = call.layer, tuple(call.layer.kernel.shape)
     unpacked = Stored(call.kind, shape, "INT8")
     grouped = call.kind == "DepthwiseConv2D" or getattr(layer, "groups", 1) > 1
-    kind = packed_type(net.storage, layer.kernel_quantizer.bits[0], shape)
+    kind = packed_type(net.storage, layer.kernel_quantizer.largest_code(), shape)
     if kind is None or grouped:
         return unpacked
     if call.kind == "Conv2D":
@@ -118,7 +120,7 @@ def stored_as(net: IntegerGraph, call: Call) -> Stored:
     return Stored("Dense", shape, kind)
 
 
-def packed_type(storage: str, bits: int, shape: tuple[int, ...]) -> str | None:
+def packed_type(storage: str, largest_code: int, shape: tuple[int, ...]) -> str | None:
     """Smallest type of a dense kernel that XNNPACK computes, if below INT8.
 
     It takes rows that fill whole bytes. Others run in built-in kernels, which round
@@ -126,12 +128,15 @@ def packed_type(storage: str, bits: int, shape: tuple[int, ...]) -> str | None:
 
     Args:
         storage: "fast", "packed" or "smallest".
-        bits: of the codes.
+        largest_code: of the kernel, by the quantizer that made it.
         shape: of the kernel; the last axis is that of the outputs.
     """
-    kinds = {"fast": {}, "packed": {"INT4": 4}, "smallest": {"INT2": 2, "INT4": 4}}
-    for kind, most in kinds[storage].items():
-        if bits <= most and math.prod(shape[:-1]) % CODES_A_BYTE[kind] == 0:
+    kinds = {"fast": (), "packed": ("INT4",), "smallest": ("INT2", "INT4")}
+    for kind in kinds[storage]:
+        if (
+            largest_code <= LARGEST_CODES[kind]
+            and math.prod(shape[:-1]) % CODES_A_BYTE[kind] == 0
+        ):
             return kind
     return None
 
@@ -152,7 +157,7 @@ def fold(
     if refused:
         stored = Stored(call.kind, tuple(layer.kernel.shape), "INT8")
     if refused or net.scale_codes:
-        largest = {"INT8": 127, "INT4": 7, "INT2": 1}[stored.type]
+        largest = LARGEST_CODES[stored.type]
         folded = fold_layer(layer, batch_norm, source.step, target.step, largest)
     return saturated(folded, call.name, source.step / target.step), stored
 

@@ -23,19 +23,23 @@ from gmpq_tf.quantizers.grid import (
     code_limit,
     lowest_code,
     power_of_two,
-    symmetric_limit,
 )
-from gmpq_tf.quantizers.input_quantizer import DEFAULT_INPUT_QUANTIZER, DEFAULT_RANGE
-from gmpq_tf.quantizers.kernel_quantizer import DEFAULT_KERNEL_QUANTIZER
+from gmpq_tf.quantizers.input_quantizer import (
+    DEFAULT_INPUT_QUANTIZER,
+    DEFAULT_RANGE,
+    input_method,
+)
+from gmpq_tf.quantizers.kernel_quantizer import (
+    DEFAULT_KERNEL_QUANTIZER,
+    kernel_method,
+)
 from gmpq_tf.quantizers.line_search import (
     ACTIVATION_FRACTIONS,
     KERNEL_FRACTIONS,
     SILENT,
 )
-from gmpq_tf.quantizers.lsq import lsq, lsq_kernel, scale_gradient
-from gmpq_tf.quantizers.max_abs import max_abs, max_abs_step
-from gmpq_tf.quantizers.mixture import mixture, weighted_sum
-from gmpq_tf.quantizers.pact import pact
+from gmpq_tf.quantizers.lsq import scale_gradient
+from gmpq_tf.quantizers.method import InputMethod, KernelMethod
 from gmpq_tf.spelling import lookup
 
 # tf_keras's name of the kernel of each kind of layer that a policy quantizes.
@@ -49,12 +53,10 @@ SAMPLE = 65_536  # values of the first batch that a range is fitted to
 Variables = Mapping[str, Any]
 
 
-def _check_ours(
-    registry: Mapping[str, Callable], method: str, ours: Sequence[Callable]
-) -> None:
+def _check_row(registry: Mapping[str, Any], kind: type, method: str) -> None:
     """Refuse a function that somebody registered: tf_keras would not call it."""
-    if lookup(registry, method, "quantizer") not in ours:
-        names = [name for name, function in registry.items() if function in ours]
+    if not isinstance(lookup(registry, method, "quantizer"), kind):
+        names = [name for name, row in registry.items() if isinstance(row, kind)]
         raise ExportError(
             "tf_keras computes with the quantizers of gmpq_tf alone. "
             f"Received: method={method!r}. Use one of {', '.join(names)}."
@@ -86,7 +88,7 @@ class InputFakeQuantizer:
         learn_range: bool = True,
         first_batch: bool = True,
     ) -> None:
-        _check_ours(INPUT_QUANTIZERS, method, (pact, lsq))
+        _check_row(INPUT_QUANTIZERS, InputMethod, method)
         self.bits, self.signed, self.method = check_bits("bits", bits), signed, method
         self.power_of_two, self.learn_range = power_of_two, learn_range
         self.first_batch = first_batch
@@ -113,8 +115,8 @@ class InputFakeQuantizer:
         features = math.prod(d for d in inputs.shape[1:] if d is not None)
         limit = code_limit(self.bits, bool(self.signed))
         log2 = scale_gradient(log2, 1 / math.sqrt(limit * max(features, 1)))
-        quantize = mixture(
-            (self.bits,), self.signed, self.method, self.power_of_two, self.learn_range
+        quantize = input_method(self.method).mixture(
+            (self.bits,), self.signed, self.power_of_two, self.learn_range
         )
         return quantize(inputs, tf.exp(log2 * math.log(2.0)), zeros, tf.ones([1]))
 
@@ -141,6 +143,7 @@ class InputFakeQuantizer:
         low = tf.minimum(tf.reduce_min(inputs), 0.0)
         high = tf.maximum(tf.reduce_max(inputs), 0.0)
         limit = float(code_limit(self.bits, bool(self.signed)))
+        lowest = float(lowest_code(self.bits, bool(self.signed)))
         silent = tf.maximum(-low, high) < SILENT
         high = tf.where(silent, DEFAULT_RANGE, high)
         if self.signed is None:
@@ -153,8 +156,7 @@ class InputFakeQuantizer:
         step = least_error_step(
             tf.reshape(inputs, [-1, 1])[:SAMPLE],
             tf.maximum(span, 1e-6)[None] / limit,
-            float(lowest_code(self.bits, bool(self.signed))),
-            limit,
+            lambda x, s: tf.round(tf.clip_by_value(x / s, lowest, limit)) * s,
             ACTIVATION_FRACTIONS,
             self.power_of_two,
         )
@@ -178,8 +180,8 @@ class KernelFakeQuantizer:
     Args:
         bits: 2 to 8.
         method: a name in `KERNEL_QUANTIZERS`.
-        shared_axes: first axes of the kernel, which share one step; None: those of the
-            kind of layer, which `PolicyQuantizeConfig` fills in.
+        shared_axes: axes of the kernel that share one step; None: those of the kind of
+            layer, which `PolicyQuantizeConfig` fills in.
         first_batch: as for `InputFakeQuantizer`, for learned steps.
 
     Raises:
@@ -193,8 +195,10 @@ class KernelFakeQuantizer:
         shared_axes: Sequence[int] | None = None,
         first_batch: bool = True,
     ) -> None:
-        _check_ours(KERNEL_QUANTIZERS, method, (max_abs, lsq_kernel))
+        _check_row(KERNEL_QUANTIZERS, KernelMethod, method)
         self.bits, self.method = check_bits("bits", bits), method
+        self._row = kernel_method(method)
+        self._row.check(method, (self.bits,))
         self.shared_axes = None if shared_axes is None else tuple(shared_axes)
         self.first_batch = first_batch
         self.variables: Variables = {}
@@ -202,7 +206,7 @@ class KernelFakeQuantizer:
     @property
     def learned(self) -> bool:
         """Whether the steps are variables."""
-        return self.method == "lsq"
+        return self._row.learned
 
     def build(self, tensor_shape: Any, name: str, layer: Any) -> Variables:
         """Create the learned steps in a tf_keras layer; names as in the student."""
@@ -221,27 +225,27 @@ class KernelFakeQuantizer:
     ) -> tf.Tensor:
         """Put a kernel on the grid; `weights` is what `build` returned."""
         kernel = tf.convert_to_tensor(inputs)
-        limit = symmetric_limit(self.bits)
-        steps = self._steps(kernel, training, weights)
-        # One column a step: the axes that share one come first.
-        columns = tf.reshape(kernel, [-1, steps.shape[1]])
-        gradient = self.method if self.learned else None
-        quantize = weighted_sum(1, gradient, half_even=True, clip=self.learned)
-        limits = tf.constant([limit], kernel.dtype)
-        codes = quantize(columns, steps, -limits, limits, tf.ones([1]))
-        return tf.reshape(codes, kernel.shape)
+        steps = self._steps(kernel, training, weights)[None]
+        return self._row.mixture(
+            kernel, steps, (self.bits,), tf.ones([1]), self._axes()
+        )
+
+    def _axes(self) -> tuple[int, ...]:
+        assert self.shared_axes is not None
+        return self.shared_axes
 
     def _steps(
         self, kernel: tf.Tensor, training: bool, weights: Variables
     ) -> tf.Tensor:
-        """Steps [1, columns]."""
+        """Steps, shaped to broadcast against the kernel."""
         if not self.learned:
-            step = max_abs_step(kernel, self.bits, self.shared_axes)
-            return tf.reshape(tf.stop_gradient(step), [1, -1])
-        log2 = self._log2_step(kernel, training, weights)
+            step = self._row.following_step(kernel, self.bits, self._axes())
+            return tf.stop_gradient(step)
+        log2 = self._log2_step(kernel, training, weights)[0]
         group = math.prod(kernel.shape) / math.prod(log2.shape)
-        log2 = scale_gradient(log2, 1 / math.sqrt(group * symmetric_limit(self.bits)))
-        return tf.reshape(tf.exp(log2 * math.log(2.0)), [1, -1])
+        limit = self._row.largest_code(self.bits)
+        log2 = scale_gradient(log2, 1 / math.sqrt(group * limit))
+        return tf.exp(log2 * math.log(2.0))
 
     def _log2_step(
         self, kernel: tf.Tensor, training: bool, weights: Variables
@@ -261,10 +265,15 @@ class KernelFakeQuantizer:
 
     def _fit(self, kernel: tf.Tensor, shape: Any) -> tf.Tensor:
         """Logarithms of the steps of least squared error."""
-        limit = float(symmetric_limit(self.bits))
-        columns = tf.reshape(kernel, [-1, math.prod(shape)])
-        largest = max_abs_step(columns, self.bits, [0])[0]
-        step = least_error_step(columns, largest, -limit, limit, KERNEL_FRACTIONS)
+        axes, limit = self._axes(), self._row.largest_code(self.bits)
+        largest = tf.reduce_max(tf.abs(kernel), axis=axes, keepdims=True)
+        step = least_error_step(
+            kernel,
+            tf.maximum(largest, 1e-6) / limit,
+            lambda w, s: self._row.values(w, s, self.bits, axes),
+            KERNEL_FRACTIONS,
+            axes=axes,
+        )
         return tf.reshape(tf.math.log(step) / math.log(2.0), shape)
 
     def get_config(self) -> dict[str, Any]:
@@ -371,33 +380,35 @@ def quantized_kind(layer: Any) -> str:
 
 
 def least_error_step(
-    columns: tf.Tensor,
+    values: tf.Tensor,
     largest: tf.Tensor,
-    low: float,
-    high: float,
+    quantize: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
     fractions: np.ndarray,
     nested: bool = False,
+    axes: Sequence[int] = (0,),
 ) -> tf.Tensor:
     """`line_search.least_error_step` in a graph.
 
     Args:
-        columns: values [rows, columns]; each column has a step of its own.
-        largest: step that clips nothing, [columns].
-        low: smallest code.
-        high: largest code.
+        values: to be put on a grid, any shape.
+        largest: steps that clip nothing, shaped to broadcast against the values.
+        quantize: the values at some steps of that shape.
         fractions: of the largest step, to try.
         nested: consider powers of two only.
+        axes: of the values that share a step.
 
     Returns:
-        Positive steps, [columns].
+        Positive steps, of the shape of `largest`.
     """
     tried = tf.constant(fractions, tf.float32)
 
-    def try_next(i, best, least):  # type: ignore[no-untyped-def]
+    def try_next(
+        i: tf.Tensor, best: tf.Tensor, least: tf.Tensor
+    ) -> tuple[tf.Tensor, ...]:
         step = largest * tried[i]
         step = power_of_two(step) if nested else step
-        codes = tf.round(tf.clip_by_value(columns / step, low, high))
-        error = tf.reduce_sum(tf.square(codes * step - columns), axis=0)
+        squares = tf.square(quantize(values, step) - values)
+        error = tf.reshape(tf.reduce_sum(squares, axis=axes), tf.shape(step))
         better = tf.where(error < least, step, best)
         return i + 1, better, tf.minimum(error, least)
 
