@@ -23,8 +23,8 @@ from gmpq_tf.graph import (
     read_graph,
 )
 from gmpq_tf.layer_kinds import Role
-from gmpq_tf.transform.placement import is_fused
 from gmpq_tf.transform.rewrite import clone_layer, copy_weights, rebuild
+from gmpq_tf.transform.units import unit_of
 
 STOCK = {
     "Conv2D": keras.layers.Conv2D,
@@ -122,7 +122,8 @@ def float_graph(model: Any) -> tuple[Graph, list[FloatKernel]]:
     except GraphError as error:
         raise ExportError(str(error)) from error
     taken = {call.name for call in graph.calls}
-    norms = {id(call): _folded_norm(graph, call) for call in graph.calls}
+    together = unit_of(graph)
+    norms = {i: u.batch_norm for i, u in together.items() if u.call.role is Role.KERNEL}
     gone = {id(norm) for norm in norms.values() if norm is not None}
     calls, kernels, seen = [], [], set()
     for call in graph.calls:
@@ -166,16 +167,6 @@ def float_kernel(call: Call, norm: Call | None) -> FloatKernel:
 def _rounded(step: np.ndarray) -> np.ndarray:
     mantissa, exponent = np.frexp(step)
     return np.ldexp(np.round(mantissa * 2**STEP_MANTISSA), exponent - STEP_MANTISSA)
-
-
-def _folded_norm(graph: Graph, call: Call) -> Call | None:
-    """The BatchNormalization that folds into a call."""
-    if not is_searchable(call.layer) or call.outputs[0] in graph.outputs:
-        return None
-    readers = [c for c in graph.calls if call.outputs[0] in c.inputs]
-    alone = len(readers) == 1 and readers[0].role is Role.NORM
-    folds = alone and is_fused(call, readers[0])
-    return readers[0] if folds else None
 
 
 def _stock_layer(call: Call, name: str) -> Any:

@@ -7,7 +7,8 @@ import warnings
 from gmpq_tf.graph import Call, Graph, KernelPart, is_identity
 from gmpq_tf.layer_kinds import LOWERED, Role
 from gmpq_tf.transform.gates import curve, is_gate
-from gmpq_tf.transform.placement import is_final, is_fusable_relu
+from gmpq_tf.transform.placement import is_final
+from gmpq_tf.transform.units import is_fusable_relu
 
 QUANTIZERS = ("input_quantizer", "kernel_quantizer")
 

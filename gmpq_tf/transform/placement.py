@@ -8,13 +8,12 @@ from gmpq_tf.graph import (
     Call,
     Graph,
     is_identity,
-    is_plain_relu,
     is_searchable,
-    relu_cap,
 )
 from gmpq_tf.layer_kinds import Role, function_of
 from gmpq_tf.transform.gates import curve, is_gate
 from gmpq_tf.transform.signedness import nonnegative_tensors
+from gmpq_tf.transform.units import Unit, cap_of, is_fusable_relu, unit_of
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def place_quantizers(graph: Graph) -> Placement:
     placement = Placement(signed=input_signs(graph))
     nonnegative, raw = nonnegative_tensors(graph), _raw_inputs(graph)
     producers, consumers = graph.producers(), graph.consumers()
-    grids: dict[int, Grid] = {}
+    together, grids = unit_of(graph), dict[int, Grid]()
     for index in _tensors_in_order(graph):
         producer, readers = producers.get(index), consumers[index]
         source = grids.get(producer.inputs[0]) if producer and producer.inputs else None
@@ -86,7 +85,7 @@ def place_quantizers(graph: Graph) -> Placement:
             grids[index] = source
         elif producer is not None and source and _keeps_steps(graph, producer):
             grids[index] = placement.on_output[index] = source
-        elif _is_stored(graph, index, producer, readers):
+        elif _is_stored(graph, index, producer, readers, together):
             sign = _sign(index, nonnegative, raw)
             nests = any(_requantizes(graph, c, consumers) for c in readers)
             name = _grid_name(graph, index, producer)
@@ -105,40 +104,6 @@ def place_quantizers(graph: Graph) -> Placement:
         if is_searchable(call.layer) and call.inputs[0] in grids
     }
     return placement
-
-
-def is_fused(call: Call, reader: Call) -> bool:
-    """Whether TFLite computes `reader` inside the kernel of `call`.
-
-    BatchNormalization folds into the convolution before it; ReLU and ReLU6 into a
-    convolution, an addition of two tensors, or a BatchNormalization (which without a
-    convolution before it is a depthwise one itself).
-    """
-    if call.role is Role.KERNEL and call.activation != "linear":
-        return False
-    if call.role is Role.SUM and len(call.inputs) != 2:
-        return False
-    if reader.role is Role.CURVE and not is_fusable_relu(reader):
-        return False
-    return call.role in reader.row.fuses_into
-
-
-def is_fusable_relu(call: Call) -> bool:
-    """True for a ReLU, with or without a largest value, however it is written.
-
-    A layer, an `Activation` or a Keras operation.
-    """
-    if call.kind == "ReLU":
-        cap = relu_cap(call.layer)
-        return is_plain_relu(call.layer) and (cap is None or cap > 0)
-    return call.role is Role.CURVE and function_of(curve(call)).fused
-
-
-def cap_of(call: Call) -> float | None:
-    """The largest value that a fusable ReLU lets through; None: all do."""
-    if call.kind == "ReLU":
-        return relu_cap(call.layer)
-    return 6.0 if curve(call) == "relu6" else None
 
 
 def is_transparent(call: Call) -> bool:
@@ -170,6 +135,7 @@ def _is_stored(
     index: int,
     producer: Call | None,
     readers: list[Call],
+    together: dict[int, Unit],
 ) -> bool:
     if producer is not None and is_gate(producer):
         return not is_final(graph, producer, readers)
@@ -178,7 +144,7 @@ def _is_stored(
     if len(readers) != 1:
         return len(readers) > 1
     reader = readers[0]
-    if producer is not None and is_fused(producer, reader):
+    if producer is not None and together[id(producer)] is together[id(reader)]:
         return False
     own = is_searchable(reader.layer) or reader.role is Role.JOIN
     return not own and not is_transparent(reader)

@@ -21,6 +21,7 @@ from gmpq_tf.transform.calibrate import (
 )
 from gmpq_tf.transform.forward import Forward
 from gmpq_tf.transform.placement import keeps_grid
+from gmpq_tf.transform.units import unit_of
 
 FAR_LOG2, FAR_SIGMAS = 2.0, 2.0  # of most channels' variance and mean
 AFFINE_CODE = 127  # kernel code of a BatchNormalization that stands alone
@@ -59,15 +60,13 @@ def snap_biases(
     graph = read_graph(student)
     forward = None if dataset is None else _forward(graph, dataset, batches)
     uses = Counter(id(call.layer) for call in graph.calls)
-    seen: set[int] = set()
-    folded: set[int] = set()
+    together, seen = unit_of(graph), set[int]()
     other: list[str] = []
     for number, call in enumerate(graph.calls):
         if is_searchable(call.layer) and id(call.layer) not in seen:
             seen.add(id(call.layer))
-            reader = _batch_norm(graph, call)
+            reader = together[id(call)].batch_norm
             norm = reader.layer if reader else None
-            folded.add(id(norm))
             # Of layers used twice there are two distributions; theirs stay.
             alone = uses[id(call.layer)] == uses[id(norm)] == 1
             if reader and forward and alone and not is_frozen_norm(reader):
@@ -78,7 +77,7 @@ def snap_biases(
             _snap(call.layer, norm)
         elif call.role is Role.NORM and uses[id(call.layer)] == 1:
             step = input_step(graph, call)
-            if step is not None and id(call.layer) not in folded:
+            if step is not None and together[id(call)].call is call:
                 _snap_norm(call.layer, 0.0, np.asarray(step / AFFINE_CODE))
     if other:
         warnings.warn(
@@ -188,12 +187,3 @@ def _snap_norm(norm: Any, bias: np.ndarray | float, unit: np.ndarray) -> None:
     folded = bias - mean + offset
     moved = bias + offset - np.round(folded / unit) * unit
     norm.moving_mean.assign(np.where(live, moved, mean))
-
-
-def _batch_norm(graph: Graph, call: Call) -> Call | None:
-    """The BatchNormalization that folds into a call."""
-    readers = graph.consumers()[call.outputs[0]]
-    linear = call.activation == "linear"
-    if linear and len(readers) == 1 and readers[0].role is Role.NORM:
-        return readers[0]
-    return None

@@ -23,7 +23,7 @@ from gmpq_tf.graph import Call
 from gmpq_tf.layer_kinds import Role
 from gmpq_tf.layers.unit_quantizer import UNIT_STEP
 from gmpq_tf.transform.gates import curve
-from gmpq_tf.transform.placement import cap_of
+from gmpq_tf.transform.units import cap_of
 
 UNIT = Grid(UNIT_STEP, 0, 255)  # the only one that SOFTMAX and LOGISTIC write
 

@@ -22,8 +22,9 @@ from gmpq_tf.export.tflite.metadata import Described
 from gmpq_tf.graph import Call, Graph, read_graph
 from gmpq_tf.layer_kinds import Role
 from gmpq_tf.transform.gates import curve
-from gmpq_tf.transform.placement import cap_of, is_fused, is_transparent
+from gmpq_tf.transform.placement import is_transparent
 from gmpq_tf.transform.rewrite import NamedOutputs
+from gmpq_tf.transform.units import Unit, cap_of, unit_of
 
 FUSED = {"linear": 0, "relu": 1, "relu6": 3}  # schema.ActivationFunctionType
 # Pixels scaled to -1..1 lie on halves of their grid, where every kernel rounds its way.
@@ -112,6 +113,7 @@ class IntegerGraph:
         self._grids: dict[int, Grid | None] = {}  # of the file's inputs and outputs
         self.consumers = self.graph.consumers()
         self.producers = self.graph.producers()
+        self._units = unit_of(self.graph)
         self.file = FileBuilder()
         self.values: dict[int, Value] = {}
         self.done: set[int] = set()  # calls computed inside the kernel of another
@@ -232,21 +234,18 @@ class IntegerGraph:
         return None if self.batch is None else self.batch * an_image
 
     def fuse(self, call: Call) -> Fused:
-        """Follow BatchNormalization and ReLU as far as the kernel of `call` reaches."""
-        batch_norm, index, cap = None, call.outputs[0], None
-        activation = call.activation if call.activation in FUSED else "linear"
-        current = call
-        while len(self.consumers[index]) == 1 and index not in self.graph.outputs:
-            reader = self.consumers[index][0]
-            if not is_fused(current, reader):
-                break
-            if reader.role is Role.NORM:
-                batch_norm = reader.layer
-            else:
-                activation, cap = relu_name(reader), cap_of(reader)
-            self.done.add(id(reader))
-            current, index = reader, reader.outputs[0]
-        return Fused(batch_norm, activation, index, cap if cap != 6 else None)
+        """What one kernel computes with a call; its other members are then done."""
+        # Calls that a lowering makes up are alone.
+        unit = self._units.get(id(call)) or Unit(call)
+        self.done.update(id(member) for member in unit.calls[1:])
+        activation, cap = (
+            call.activation if call.activation in FUSED else "linear",
+            None,
+        )
+        if unit.activation is not None:
+            activation, cap = relu_name(unit.activation), cap_of(unit.activation)
+        norm = None if unit.batch_norm is None else unit.batch_norm.layer
+        return Fused(norm, activation, unit.result, cap if cap != 6 else None)
 
     def next_grid(self, index: int, name: str) -> Grid:
         """The grid that the graph puts a tensor on, at its next quantizer."""

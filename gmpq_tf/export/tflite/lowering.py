@@ -42,7 +42,8 @@ from gmpq_tf.graph import Call, Graph, is_identity
 from gmpq_tf.layer_kinds import FUNCTIONS, LOWERED, names
 from gmpq_tf.transform.exportable import refusals
 from gmpq_tf.transform.gates import is_gate
-from gmpq_tf.transform.placement import is_final, is_fusable_relu
+from gmpq_tf.transform.placement import is_final
+from gmpq_tf.transform.units import is_fusable_relu
 
 LOWERINGS: dict[str, Callable[[IntegerGraph, Call], None]] = {
     "Conv2D": lower_layer,

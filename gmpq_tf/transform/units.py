@@ -1,0 +1,113 @@
+"""What is computed together: a layer, its BatchNormalization, its activation.
+
+Training, rounding of biases and every export read the same answer here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gmpq_tf.graph import Call, Graph, is_plain_relu, relu_cap
+from gmpq_tf.layer_kinds import Role, function_of
+from gmpq_tf.transform.gates import curve
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """Calls that integer kernels compute as one, without storing what is between.
+
+    Args:
+        call: what the kernel computes.
+        batch_norm: the BatchNormalization that folds into it.
+        activation: the ReLU after both, in a call of its own.
+    """
+
+    call: Call
+    batch_norm: Call | None = None
+    activation: Call | None = None
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """The calls in the order in which the model makes them."""
+        found = (self.call, self.batch_norm, self.activation)
+        return tuple(call for call in found if call is not None)
+
+    @property
+    def result(self) -> int:
+        """Number of the tensor that the last call writes."""
+        return self.calls[-1].outputs[0]
+
+
+def units(graph: Graph) -> list[Unit]:
+    """Part a graph: each call is in one unit.
+
+    A call joins the one before it if it alone reads its result, the model does not
+    return that, and the kernel can compute it: see `is_fused`.
+
+    Args:
+        graph: of a float model or of a student; activations split.
+
+    Returns:
+        In the order of their first calls.
+    """
+    consumers, inside = graph.consumers(), set()
+    found = []
+    for call in graph.calls:
+        if id(call) in inside:
+            continue
+        unit = _unit(graph, call, consumers)
+        inside.update(id(member) for member in unit.calls)
+        found.append(unit)
+    return found
+
+
+def unit_of(graph: Graph) -> dict[int, Unit]:
+    """Id of each call of a graph -> its unit."""
+    return {id(call): unit for unit in units(graph) for call in unit.calls}
+
+
+def _unit(graph: Graph, call: Call, consumers: dict[int, list[Call]]) -> Unit:
+    unit = Unit(call)
+    while unit.result not in graph.outputs and len(consumers[unit.result]) == 1:
+        reader = consumers[unit.result][0]
+        if not is_fused(unit.calls[-1], reader):
+            break
+        if reader.role is Role.NORM:
+            unit = Unit(call, reader)
+        else:
+            unit = Unit(call, unit.batch_norm, reader)
+    return unit
+
+
+def is_fused(call: Call, reader: Call) -> bool:
+    """Whether the kernel of `call` computes `reader`, which alone reads its result.
+
+    BatchNormalization folds into the convolution before it; ReLU and ReLU6 into a
+    convolution, an addition of two tensors, or a BatchNormalization (which without a
+    convolution before it is a depthwise one itself).
+    """
+    if call.role is Role.KERNEL and call.activation != "linear":
+        return False
+    if call.role is Role.SUM and len(call.inputs) != 2:
+        return False
+    if reader.role is Role.CURVE and not is_fusable_relu(reader):
+        return False
+    return call.role in reader.row.fuses_into
+
+
+def is_fusable_relu(call: Call) -> bool:
+    """True for a ReLU, with or without a largest value, however it is written.
+
+    A layer, an `Activation` or a Keras operation.
+    """
+    if call.kind == "ReLU":
+        cap = relu_cap(call.layer)
+        return is_plain_relu(call.layer) and (cap is None or cap > 0)
+    return call.role is Role.CURVE and function_of(curve(call)).fused
+
+
+def cap_of(call: Call) -> float | None:
+    """The largest value that a fusable ReLU lets through; None: all do."""
+    if call.kind == "ReLU":
+        return relu_cap(call.layer)
+    return 6.0 if curve(call) == "relu6" else None
