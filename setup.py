@@ -56,6 +56,7 @@ COMMANDS = {
     "gmpq-export": "export.command",
     "gmpq-report": "train.report",
     "gmpq-cost": "train.cost",
+    "gmpq-latency": "train.latency",
     "gmpq-sweep": "train.sweep",
     "gmpq-demo": "train.demo",
 }

@@ -64,6 +64,20 @@ class MeasuredModel:
     layers: Mapping[str, Mapping[str, tuple[str, ...]]]
     rest: tuple[str, ...]
 
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain JSON values."""
+        layers = {
+            name: {width: list(keys) for width, keys in widths.items()}
+            for name, widths in self.layers.items()
+        }
+        rest = list(self.rest)
+        return {
+            "name": self.name,
+            "macs": dict(self.macs),
+            "layers": layers,
+            "rest": rest,
+        }
+
 
 @dataclass(frozen=True)
 class LatencyTable:
@@ -119,18 +133,7 @@ class LatencyTable:
             "processor": self.processor,
             "created": self.created,
             "rows": [{"key": key, "ms": ms} for key, ms in self.rows.items()],
-            "models": [
-                {
-                    "name": model.name,
-                    "macs": dict(model.macs),
-                    "layers": {
-                        name: {width: list(keys) for width, keys in widths.items()}
-                        for name, widths in model.layers.items()
-                    },
-                    "rest": list(model.rest),
-                }
-                for model in self.models
-            ],
+            "models": [model.to_json() for model in self.models],
         }
 
     def missing(self, keys: Iterable[str]) -> list[str]:
@@ -235,7 +238,7 @@ def _parse(value: Any) -> LatencyTable:
         processor=_typed(value, "processor", str),
         created=_typed(value, "created", str),
         rows=rows,
-        models=tuple(map(_parse_model, _typed(value, "models", list))),
+        models=tuple(map(parse_model, _typed(value, "models", list))),
     )
     for model in table.models:
         kernels = (keys for widths in model.layers.values() for keys in widths.values())
@@ -243,7 +246,12 @@ def _parse(value: Any) -> LatencyTable:
     return table
 
 
-def _parse_model(value: Any) -> MeasuredModel:
+def parse_model(value: Any) -> MeasuredModel:
+    """Returns a model from `MeasuredModel.to_json`.
+
+    Raises:
+        ValueError: the value is none.
+    """
     macs, layers = _typed(value, "macs", dict), _typed(value, "layers", dict)
     if set(macs) != set(layers):
         raise ValueError("macs and layers must name the same layers")

@@ -1,0 +1,70 @@
+"""Time small files with the runtime of this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from gmpq_tf.export.tflite.runtime import TFLiteModel
+
+Invoke = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How files are timed.
+
+    Args:
+        threads: of each interpreter.
+        rounds: how often each file has its turn.
+        invocations: timed runs in one turn; as many go before them unmeasured, up to 3.
+        clock: seconds.
+    """
+
+    threads: int = 1
+    rounds: int = 20
+    invocations: int = 10
+    clock: Callable[[], float] = time.perf_counter
+
+
+def open_file(content: bytes, threads: int) -> Invoke:
+    """What runs a file once, on the inputs it happens to have."""
+    return TFLiteModel(content, threads).interpreter.invoke
+
+
+def time_files(
+    contents: Mapping[str, bytes],
+    timing: Timing,
+    opened: Callable[[bytes, int], Invoke] = open_file,
+) -> dict[str, float]:
+    """Milliseconds of one run of each file: the lower quartile of its turns.
+
+    The files take turns, so that what else the machine does hits all of them alike, and
+    what it does now and then is left out.
+
+    Args:
+        contents: name -> bytes of a file.
+        timing: how often, and on how many threads.
+        opened: what makes a function of a file, that runs it.
+    """
+    invokes = {name: opened(c, timing.threads) for name, c in contents.items()}
+    turns: dict[str, list[float]] = {name: [] for name in invokes}
+    for _ in range(timing.rounds):
+        for name, invoke in invokes.items():
+            turns[name].append(_turn(invoke, timing))
+    return {name: 1000 * lower_quartile(values) for name, values in turns.items()}
+
+
+def lower_quartile(values: list[float]) -> float:
+    """The value that a quarter of all are below."""
+    return sorted(values)[len(values) // 4]
+
+
+def _turn(invoke: Invoke, timing: Timing) -> float:
+    for _ in range(min(timing.invocations, 3)):
+        invoke()
+    start = timing.clock()
+    for _ in range(timing.invocations):
+        invoke()
+    return (timing.clock() - start) / timing.invocations
