@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gmpq_tf.inputs import InputError, check_names, match_inputs
+from gmpq_tf.kernel_kinds import KERNEL_KINDS, SEPARABLE_KINDS
 from gmpq_tf.layer_kinds import ACTIVATION, KINDS, Kind, Role, kind_of, names
 
 SEARCHABLE_KINDS = tuple(k.name for k in KINDS.values() if k.role is Role.KERNEL)
-SEPARABLE_KIND = "SeparableConv2D"
 IDENTITY_KINDS = names(Role.IDENTITY)  # layers that change nothing in inference
 # Packages whose classes and functions do what their names say.
 LIBRARIES = "gmpq_tf keras tf_keras tensorflow tensorflow_model_optimization".split()
@@ -76,10 +76,10 @@ class Call:
 
 @dataclass(frozen=True, eq=False)
 class KernelPart:
-    """One of the two convolutions inside a SeparableConv2D, as a layer of its own.
+    """One of the two convolutions inside a separable one, as a layer of its own.
 
     Args:
-        source: the SeparableConv2D.
+        source: the separable layer.
         searchable_kind: stock Keras class that computes this part.
         kernel: the source's variable, in the layout of that class.
         bias: likewise, or None.
@@ -245,7 +245,7 @@ def is_identity(call: Call) -> bool:
 
 
 def is_searchable(layer: Any) -> bool:
-    """True for the Conv2D, DepthwiseConv2D and Dense layers whose bits are searched."""
+    """True for the layers of `KERNEL_KINDS`, whose bits are searched."""
     if getattr(layer, "searchable_kind", None):
         return True
     return is_stock(layer) and type(layer).__name__ in SEARCHABLE_KINDS
@@ -264,7 +264,7 @@ def read_graph(model: Any) -> Graph:
 
     Returns:
         A `Graph`. Layers keep their names; only where two nested models hold layers of
-        the same name is the name of the nested model put in front. A SeparableConv2D is
+        the same name is the name of the nested model put in front. A separable one is
         read as the two convolutions it is, `<name>_depthwise` and `<name>_pointwise`.
 
     Raises:
@@ -295,7 +295,7 @@ def read_graph(model: Any) -> Graph:
 
 
 def searchable_layers(model: Any) -> list:
-    """Conv2D, DepthwiseConv2D and Dense layers in graph order, once each."""
+    """The layers whose bits are searched, in graph order, once each."""
     return list(_searchable_calls(model).values())
 
 
@@ -323,8 +323,9 @@ def kernel_size(layer: Any) -> int:
 def layer_macs(model: Any) -> dict[str, int]:
     """Multiply-adds of one image in each searchable layer, summed over its uses.
 
-    `macs = out_height * out_width * kernel weights`, wherever the channels are; for
-    Dense the positions are the axes before the last.
+    `macs = positions * kernel weights`, wherever the channels are. Positions are the
+    pixels of the output, of a transposed convolution those of the input; for Dense they
+    are the axes before the last.
 
     Raises:
         GraphError: an output shape is not fully known.
@@ -346,8 +347,9 @@ def layer_macs(model: Any) -> dict[str, int]:
 
 
 def positions_of(graph: Graph, call: Call) -> tuple:
-    """Sizes of the axes of a call's output that are neither batch nor channels."""
-    shape = graph.shapes[call.outputs[0]]
+    """Sizes of the axes, neither batch nor channels, where a kernel is applied."""
+    places = call.inputs if KERNEL_KINDS[call.kind].of_inputs else call.outputs
+    shape = graph.shapes[places[0]]
     if getattr(call.layer, "data_format", None) == "channels_first":
         return shape[2:]
     config = call.layer.config if isinstance(call.layer, KernelPart) else {}
@@ -437,12 +439,12 @@ def _nested_inputs(node: Any, nested: Any) -> list[tuple[Any, Any]]:
 
 
 def _split_separable(graph: Graph) -> None:
-    """Put two calls in the place of each call of a SeparableConv2D."""
+    """Put two calls in the place of each call of a separable convolution."""
     taken = {call.name for call in graph.calls}
     parts: dict[int, list[tuple[KernelPart, str]]] = {}
     calls = []
     for call in graph.calls:
-        if call.kind != SEPARABLE_KIND or not is_stock(call.layer):
+        if call.kind not in SEPARABLE_KINDS or not is_stock(call.layer):
             calls.append(call)
             continue
         if id(call.layer) not in parts:
@@ -477,7 +479,7 @@ def _depthwise_shape(call: Call, graph: Graph) -> tuple:
 
 
 def separable_parts(layer: Any) -> tuple[KernelPart, KernelPart]:
-    """The depthwise and the pointwise convolution that a SeparableConv2D computes.
+    """The depthwise and the pointwise convolution that a separable one computes.
 
     `pointwise(depthwise(x)) + bias`; Chollet, "Xception", CVPR 2017, section 3.
     """
@@ -498,13 +500,14 @@ def separable_parts(layer: Any) -> tuple[KernelPart, KernelPart]:
         **common,
         **{key: config[key] for key in kept},
         **{f"kernel_{role}": config[f"pointwise_{role}"] for role in roles},
-        "kernel_size": (1, 1),
+        "kernel_size": (1,) * len(layer.kernel_size),
     }
     bias = layer.bias if layer.use_bias else None
     kernels = layer.depthwise_kernel, layer.pointwise_kernel
+    first, second = SEPARABLE_KINDS[type(layer).__name__]
     return (
-        KernelPart(layer, "DepthwiseConv2D", kernels[0], None, None, depthwise),
-        KernelPart(layer, "Conv2D", kernels[1], bias, layer.activation, pointwise),
+        KernelPart(layer, first, kernels[0], None, None, depthwise),
+        KernelPart(layer, second, kernels[1], bias, layer.activation, pointwise),
     )
 
 

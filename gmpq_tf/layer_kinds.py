@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from gmpq_tf.kernel_kinds import KERNEL_KINDS
+
 
 class Role(Enum):
     """What a layer does with the values it reads, as far as quantization goes."""
@@ -37,8 +39,6 @@ LOWERED = frozenset(Role) - {Role.IDENTITY, Role.CURVE, Role.FLOAT}
 Test = Callable[[Any], bool]
 # Why a layer cannot be computed in integers, if so: (layer, tensors it reads) -> text.
 Check = Callable[[Any, int], "str | None"]
-_WINDOW = "kernel_size strides padding dilation_rate use_bias activation"
-_PENALTIES = "bias_regularizer bias_constraint"
 
 
 def always(layer: Any) -> bool:
@@ -152,23 +152,9 @@ _FUNCTIONS = (
     Function("softplus", nonnegative=True),
 )
 _KINDS = (
-    Kind(
-        "Conv2D",
-        Role.KERNEL,
-        arguments=f"filters groups {_WINDOW} kernel_regularizer kernel_constraint "
-        f"{_PENALTIES}",
-    ),
-    Kind(
-        "DepthwiseConv2D",
-        Role.KERNEL,
-        arguments=f"depth_multiplier {_WINDOW} depthwise_regularizer "
-        f"depthwise_constraint {_PENALTIES}",
-    ),
-    Kind(
-        "Dense",
-        Role.KERNEL,
-        arguments="units use_bias activation kernel_regularizer kernel_constraint "
-        f"{_PENALTIES}",
+    *(
+        Kind(kind.name, Role.KERNEL, arguments=kind.arguments)
+        for kind in KERNEL_KINDS.values()
     ),
     Kind("InputQuantizer", Role.QUANTIZER, keeps_sign=always, elementwise=True),
     Kind(

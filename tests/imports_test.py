@@ -10,7 +10,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # Each row is one place in the order; the modules of one row do not import each other.
 ORDER = [
     ("spelling", "align", "distribution", "first_trace", "metric_names", "version"),
-    ("files", "layer_kinds", "progress"),
+    ("files", "kernel_kinds", "progress"),
+    ("layer_kinds",),
     ("inputs", "latency"),
     ("graph",),
     ("bits",),

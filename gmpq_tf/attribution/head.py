@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import keras
 
 from gmpq_tf.graph import Call, Graph, GraphError, KernelPart, read_graph
+from gmpq_tf.kernel_kinds import KERNEL_KINDS
 from gmpq_tf.spelling import suggest
 from gmpq_tf.transform.front import keras_tensor, split_front
 from gmpq_tf.transform.rewrite import flattened, logits_of
@@ -94,8 +95,8 @@ def _is_feature_map(shape: tuple) -> bool:
 
 
 def _is_inside(call: Call) -> bool:
-    """Whether a call's output lies inside a layer of the model (SeparableConv2D)."""
-    return isinstance(call.layer, KernelPart) and call.kind == "DepthwiseConv2D"
+    """Whether a call's output lies inside a layer of the model (a separable one)."""
+    return isinstance(call.layer, KernelPart) and KERNEL_KINDS[call.kind].depthwise
 
 
 def _cuts(graph: Graph, index: int) -> bool:

@@ -22,15 +22,11 @@ from gmpq_tf.graph import (
     is_searchable,
     read_graph,
 )
+from gmpq_tf.kernel_kinds import KERNEL_KINDS
 from gmpq_tf.layer_kinds import Role
 from gmpq_tf.transform.rewrite import clone_layer, copy_weights, rebuild
 from gmpq_tf.transform.units import unit_of
 
-STOCK = {
-    "Conv2D": keras.layers.Conv2D,
-    "DepthwiseConv2D": keras.layers.DepthwiseConv2D,
-    "Dense": keras.layers.Dense,
-}
 # Such a step times a code of 7 bits is exact in float32, and so are the gaps.
 STEP_MANTISSA = 17
 SMALLEST_STEP = 1e-8  # the LiteRT quantizer takes gaps of 1e-9 for zero
@@ -42,7 +38,7 @@ class FloatKernel:
 
     Args:
         name: of the layer in the student.
-        kind: "Conv2D", "DepthwiseConv2D" or "Dense".
+        kind: a name in `KERNEL_KINDS`.
         codes: trained codes in the layout of Keras; negated where
             BatchNormalization turns a channel around, 0 where it switches one off.
         kernel: `codes * step`, float32, with BatchNormalization folded into the step.
@@ -61,8 +57,12 @@ class FloatKernel:
     def groups(self) -> np.ndarray:
         """Absolute codes [steps, weights a step]."""
         codes = np.abs(self.codes.astype("int32"))
-        channels = 1 if self.per_tensor else self.bias.size
-        return codes.reshape(-1, channels).T
+        together = self.per_tensor
+        return (
+            codes.reshape(1, -1)
+            if together
+            else KERNEL_KINDS[self.kind].columns(codes).T
+        )
 
 
 class Gone(keras.layers.Identity):
@@ -153,14 +153,15 @@ def float_kernel(call: Call, norm: Call | None) -> FloatKernel:
     bias = np.asarray(layer.bias, "float64") if layer.use_bias else 0.0
     scale = _rounded(step * np.abs(factor))
     signs = np.where(scale > SMALLEST_STEP, np.sign(factor), 0).astype("int8")
-    columns = codes.reshape(-1, step.size) * signs
+    kind = KERNEL_KINDS[call.kind]
+    columns = kind.columns(codes) * signs
     return FloatKernel(
         call.name,
         call.kind,
-        columns.reshape(codes.shape),
-        (columns * scale).reshape(codes.shape).astype("float32"),
+        kind.from_columns(columns, codes.shape),
+        kind.from_columns(columns * scale, codes.shape).astype("float32"),
         (bias * factor + offset).astype("float32"),
-        norm is None and call.kind == "Dense" and bool(np.all(step == step[0])),
+        norm is None and kind.one_step and bool(np.all(step == step[0])),
     )
 
 
@@ -173,7 +174,8 @@ def _stock_layer(call: Call, name: str) -> Any:
     config = call.layer.get_config()
     for key in ("input_quantizer", "kernel_quantizer"):
         config.pop(key)
-    return STOCK[call.kind].from_config({**config, "name": name, "use_bias": True})
+    stock = getattr(keras.layers, call.kind)
+    return stock.from_config({**config, "name": name, "use_bias": True})
 
 
 def _make_layer(call: Call) -> Any:

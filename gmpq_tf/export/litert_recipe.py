@@ -40,6 +40,7 @@ from gmpq_tf.graph import (
     is_searchable,
     read_graph,
 )
+from gmpq_tf.kernel_kinds import KERNEL_KINDS
 from gmpq_tf.policy import BitwidthPolicy, LayerBits, PolicyError
 from gmpq_tf.spelling import suggest
 
@@ -47,11 +48,6 @@ ACTIVATIONS = ("static", "dynamic", "float")
 ACTIVATION_BITS = 8  # the only integer width below 16 that the tool knows
 RECOVERY = "dequantized_weight_recovery"
 MIN_MAX = "min_max_uniform_quantize"
-OPERATIONS = {
-    "Conv2D": "CONV_2D",
-    "DepthwiseConv2D": "DEPTHWISE_CONV_2D",
-    "Dense": "FULLY_CONNECTED",
-}
 OTHER_ACTIVATIONS = "activations of other than 8 bits"
 ZERO_CHANNEL = "a channel of zeros, by whose step the tool divides its bias"
 # What stays float with static activations: the file's ends, and what ends a model.
@@ -147,14 +143,14 @@ def layer_rule(
         return ZERO_CHANNEL
     stored = stored_bits(kernel.kind, bits.weight_bits, activations)
     algorithm = exact_algorithm(kernel, stored)
-    if algorithm is None and kernel.kind == "DepthwiseConv2D":
+    if algorithm is None and KERNEL_KINDS[kernel.kind].depthwise:
         return "depthwise kernels, kept only where each channel reaches code 127"
     if algorithm is None:
         return "a channel without two codes one apart, so that its step is not seen"
     return {
         # The tool ends the name of what it matches with a semicolon.
         "regex": f"^{re.escape(scope)};$",
-        "operation": OPERATIONS[kernel.kind],
+        "operation": KERNEL_KINDS[kernel.kind].recipe_operation,
         "algorithm_key": algorithm,
         "op_config": op_config(stored, activations, kernel.per_tensor),
     }
@@ -162,21 +158,23 @@ def layer_rule(
 
 def has_constant_channel(kernel: FloatKernel) -> bool:
     """Whether a channel has a bias and no weight."""
-    columns = kernel.codes.reshape(-1, kernel.bias.size)
+    columns = KERNEL_KINDS[kernel.kind].columns(kernel.codes)
     return bool(np.any(~columns.any(axis=0) & (kernel.bias != 0)))
 
 
 def stored_bits(kind: str, weight_bits: int, activations: str) -> int:
     """Bits of the stored type: 2, 4 or 8."""
-    if kind == "DepthwiseConv2D" or weight_bits > 4:
+    row = KERNEL_KINDS[kind]
+    if row.depthwise or weight_bits > 4:
         return 8
-    return 2 if weight_bits == 2 and (kind, activations) == ("Dense", "dynamic") else 4
+    dense = row.operator == "FULLY_CONNECTED"
+    return 2 if weight_bits == 2 and dense and activations == "dynamic" else 4
 
 
 def exact_algorithm(kernel: FloatKernel, stored: int) -> str | None:
     """The algorithm of the tool that represents a kernel without error, or None."""
     groups = kernel.groups
-    if kernel.kind != "DepthwiseConv2D" and all(map(is_recovered, groups)):
+    if not KERNEL_KINDS[kernel.kind].depthwise and all(map(is_recovered, groups)):
         return RECOVERY
     limit = 2 ** (stored - 1) - 1
     whole = all(limit % largest == 0 for largest in groups.max(axis=1) if largest)
@@ -262,16 +260,17 @@ def _scopes(
 
 def _is_of(operator: tuple, kind: str, wanted: np.ndarray) -> bool:
     code, _, values = operator
-    same = code == OPERATIONS[kind] and values.shape == wanted.shape
+    same = code == KERNEL_KINDS[kind].operator and values.shape == wanted.shape
     return same and np.array_equal(values, wanted)
 
 
 def _weighted_operators(content: bytes) -> Iterator[tuple[str, str, np.ndarray]]:
     """Operator, name of its output and float kernel, of each with a constant one."""
+    operators = {kind.operator for kind in KERNEL_KINDS.values()}
     names = {
         value: name
         for name, value in vars(schema.BuiltinOperator).items()
-        if name in OPERATIONS.values()
+        if name in operators
     }
     model = read_model(content)
     for graph in model.subgraphs:

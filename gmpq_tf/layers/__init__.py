@@ -1,19 +1,19 @@
 """Keras layers: Quant* compute at one bit-width, Mixed* search among several."""
 
-from gmpq_tf.layers.mixed import MixedConv2D, MixedDense, MixedDepthwiseConv2D
-from gmpq_tf.layers.quantized import QuantConv2D, QuantDense, QuantDepthwiseConv2D
+from typing import Any
+
+from gmpq_tf.layers.mixed import MIXED_LAYERS
+from gmpq_tf.layers.quantized import (
+    QUANT_LAYERS,
+    QuantConv2D,
+    QuantDense,
+    QuantDepthwiseConv2D,
+)
 from gmpq_tf.layers.unit_quantizer import UnitQuantizer
 
-QUANT_LAYERS = {
-    "Conv2D": QuantConv2D,
-    "DepthwiseConv2D": QuantDepthwiseConv2D,
-    "Dense": QuantDense,
-}
-MIXED_LAYERS = {
-    "Conv2D": MixedConv2D,
-    "DepthwiseConv2D": MixedDepthwiseConv2D,
-    "Dense": MixedDense,
-}
+MixedConv2D: Any = MIXED_LAYERS["Conv2D"]
+MixedDense: Any = MIXED_LAYERS["Dense"]
+MixedDepthwiseConv2D: Any = MIXED_LAYERS["DepthwiseConv2D"]
 
 __all__ = [
     "MIXED_LAYERS",

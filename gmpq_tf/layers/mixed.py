@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
 
-from gmpq_tf.layers.quantized import (
-    QuantConv2D,
-    QuantDense,
-    QuantDepthwiseConv2D,
-)
+from gmpq_tf.layers.quantized import QUANT_LAYERS
 from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
 
 
@@ -123,16 +120,15 @@ class Mixed:
         return tf.cast(quantized, kernel.dtype)
 
 
-@keras.saving.register_keras_serializable("gmpq_tf")
-class MixedConv2D(Mixed, QuantConv2D):
-    """Conv2D of eq. 5; quantizers hold the candidate bit-widths."""
+def _mixed(quantized: Any) -> Any:
+    """The Mixed class of a quantized layer's class: `MixedConv2D` of `QuantConv2D`."""
+    kind = quantized.searchable_kind
+    text = f"{kind} of eq. 5; quantizers hold the candidate bit-widths."
+    body = {"__doc__": text, "__module__": __name__}
+    cls = type(f"Mixed{kind}", (Mixed, quantized), body)
+    return keras.saving.register_keras_serializable("gmpq_tf")(cls)
 
 
-@keras.saving.register_keras_serializable("gmpq_tf")
-class MixedDepthwiseConv2D(Mixed, QuantDepthwiseConv2D):
-    """DepthwiseConv2D of eq. 5; quantizers hold the candidate bit-widths."""
-
-
-@keras.saving.register_keras_serializable("gmpq_tf")
-class MixedDense(Mixed, QuantDense):
-    """Dense of eq. 5; quantizers hold the candidate bit-widths."""
+MIXED_LAYERS: dict[str, Any] = {
+    kind: _mixed(quantized) for kind, quantized in QUANT_LAYERS.items()
+}

@@ -1,4 +1,4 @@
-"""Conv2D, DepthwiseConv2D and Dense with a quantizer on the input and on the kernel."""
+"""Layers of `KERNEL_KINDS` with a quantizer on the input and on the kernel."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from gmpq_tf.kernel_kinds import KERNEL_KINDS
 from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
 from gmpq_tf.quantizers.recompute import keeping_arguments
 from gmpq_tf.quantizers.straight_through import round_half_even
@@ -25,6 +26,12 @@ class Quantized:
     searchable_kind = ""
     shared_axes: tuple[int, ...] = ()
     recomputes = False  # whether quantized operands are worth their memory
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Know the axes of the kernel from the class's kind."""
+        super().__init_subclass__(**kwargs)
+        if cls.searchable_kind:
+            cls.shared_axes = KERNEL_KINDS[cls.searchable_kind].shared_axes
 
     def __init__(
         self,
@@ -169,7 +176,6 @@ class QuantConv2D(Quantized, keras.layers.Conv2D):
     """`conv(q_a(x), q_w(W)) + bias`, arguments as `keras.layers.Conv2D`."""
 
     searchable_kind = "Conv2D"
-    shared_axes = (0, 1, 2)
     recomputes = True
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
@@ -186,7 +192,6 @@ class QuantDepthwiseConv2D(Quantized, keras.layers.DepthwiseConv2D):
     """Depthwise convolution, arguments as `keras.layers.DepthwiseConv2D`."""
 
     searchable_kind = "DepthwiseConv2D"
-    shared_axes = (0, 1)
     recomputes = True
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
@@ -210,7 +215,6 @@ class QuantDense(Quantized, keras.layers.Dense):
     """`q_a(x) q_w(W) + bias`, arguments as `keras.layers.Dense`."""
 
     searchable_kind = "Dense"
-    shared_axes = (0, 1)
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Multiply the quantized input by the quantized kernel."""
@@ -219,3 +223,8 @@ class QuantDense(Quantized, keras.layers.Dense):
     def multiply(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         """Matrix product of an input and a kernel, without bias."""
         return ops.matmul(x, kernel)
+
+
+QUANT_LAYERS: dict[str, Any] = {
+    cls.searchable_kind: cls for cls in (QuantConv2D, QuantDepthwiseConv2D, QuantDense)
+}

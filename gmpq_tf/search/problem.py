@@ -13,6 +13,7 @@ import tensorflow as tf
 from gmpq_tf.budget import BIT_OPS, Candidates, bit_ops
 from gmpq_tf.cost_tables import CostTable, TableOptions, cost_table
 from gmpq_tf.graph import GraphError
+from gmpq_tf.kernel_kinds import listed
 from gmpq_tf.limits import Limit, given_budget, limits_of
 from gmpq_tf.search.knapsack import check_limits, most_probable_bits
 from gmpq_tf.space import SearchSpace
@@ -137,8 +138,7 @@ def check_choices(name: str, candidates: Candidates) -> None:
     """
     if not candidates:
         raise GraphError(
-            "A search needs a Conv2D, DepthwiseConv2D or Dense layer. "
-            f"Received: model={name!r} without one."
+            f"A search needs one of {listed()}. Received: model={name!r} without one."
         )
     if all(len(bits) == 1 for pair in candidates.values() for bits in pair):
         warnings.warn(

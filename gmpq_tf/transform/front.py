@@ -96,7 +96,7 @@ def keras_tensor(model: keras.Model, graph: Graph, index: int) -> Any:
     Args:
         model: functional, without nested models.
         graph: of the model.
-        index: of the tensor; none that lies inside a SeparableConv2D.
+        index: of the tensor; none that lies inside a separable convolution.
     """
     if index in graph.inputs:
         return model.inputs[graph.inputs.index(index)]

@@ -10,6 +10,7 @@ import keras
 
 from gmpq_tf.float_layers import float_layers, warn_uncounted
 from gmpq_tf.graph import Call, Graph, is_searchable, read_graph
+from gmpq_tf.kernel_kinds import listed
 from gmpq_tf.layers import MIXED_LAYERS
 from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
 from gmpq_tf.quantizers.input_quantizer import DEFAULT_INPUT_QUANTIZER
@@ -35,9 +36,9 @@ def build_hypernet(
 ) -> keras.Model:
     """Build the hypernet of section 3.3 from any functional Keras model.
 
-    Each Conv2D, DepthwiseConv2D and Dense becomes its Mixed layer (eq. 5); weights are
-    copied, layer names kept, nested models inlined, the input model left as it is. A
-    SeparableConv2D becomes the two layers it computes, `<name>_depthwise` and
+    Each layer of `KERNEL_KINDS` becomes its Mixed layer (eq. 5); weights are copied,
+    layer names kept, nested models inlined, the input model left as it is. A separable
+    convolution becomes the two layers it computes, `<name>_depthwise` and
     `<name>_pointwise`.
 
     Args:
@@ -113,7 +114,7 @@ def warn_unquantized(graph: Graph) -> None:
     found = float_layers(graph)
     if found:
         warnings.warn(
-            "Only Conv2D, DepthwiseConv2D and Dense are quantized; these layers stay "
+            f"Only {listed()} are quantized; these layers stay "
             f"float: {', '.join(sorted(map(str, found)))}, at 32 x 32 bits.",
             stacklevel=3,
         )

@@ -38,8 +38,8 @@ def quantize_model(
 ) -> keras.Model:
     """Build the quantized model of a policy: what is trained is what is shipped.
 
-    Each Conv2D, DepthwiseConv2D and Dense quantizes its input and its kernel to the
-    policy's bits. Every other tensor that TFLite must store (model input, operands and
+    Each layer of `KERNEL_KINDS` quantizes its input and its kernel to the policy's
+    bits. Every other tensor that TFLite must store (model input, operands and
     results of Add, Multiply and Concatenate, inputs of average pools, outputs) is put
     on an 8-bit grid, so that export changes nothing. Swish is written as `x sigmoid(x)`
     for that, hard swish as `x hard_sigmoid(x)`. Where a layer's grid follows such an

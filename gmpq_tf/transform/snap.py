@@ -12,6 +12,7 @@ import numpy as np
 
 from gmpq_tf.graph import Call, Graph, is_frozen_norm, is_searchable, read_graph
 from gmpq_tf.inputs import InputError
+from gmpq_tf.kernel_kinds import KERNEL_KINDS
 from gmpq_tf.layer_kinds import Role
 from gmpq_tf.transform.batches import ModelInputs, input_batches
 from gmpq_tf.transform.calibrate import (
@@ -125,9 +126,8 @@ def bias_unit(layer: Any) -> np.ndarray:
     """
     kernel = np.asarray(layer.kernel)
     step = np.broadcast_to(layer.kernel_quantizer.step(kernel), kernel.shape)
-    axes = 2 if layer.searchable_kind == "DepthwiseConv2D" else 1
-    first = step[(0,) * (kernel.ndim - axes)].astype("float64").ravel()
-    return first * layer.input_quantizer.step()
+    first = KERNEL_KINDS[layer.searchable_kind].columns(step)[0]
+    return first.astype("float64") * layer.input_quantizer.step()
 
 
 def _forward(graph: Graph, dataset: Any, batches: int | None) -> Forward:

@@ -11,6 +11,7 @@ import numpy as np
 
 from gmpq_tf.export.errors import ExportError
 from gmpq_tf.graph import Call, Ref
+from gmpq_tf.kernel_kinds import KERNEL_KINDS
 from gmpq_tf.transform.gates import curve
 from gmpq_tf.transform.snap import AFFINE_CODE
 
@@ -49,14 +50,8 @@ def trained_codes(layer: Any) -> tuple[np.ndarray, np.ndarray]:
     kernel = np.asarray(layer.kernel)
     quantizer = layer.kernel_quantizer
     step = np.broadcast_to(quantizer.step(kernel), kernel.shape)
-    first = step[(0,) * channels_from(layer)]
-    return quantizer.codes(kernel), first.astype("float64").ravel()
-
-
-def channels_from(layer: Any) -> int:
-    """First kernel axis that belongs to the output channels."""
-    depthwise = layer.searchable_kind == "DepthwiseConv2D"
-    return len(layer.kernel.shape) - (2 if depthwise else 1)
+    first = KERNEL_KINDS[layer.searchable_kind].columns(step)[0]
+    return quantizer.codes(kernel), first.astype("float64")
 
 
 def normalization(layer: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -165,13 +160,15 @@ def fold_layer(
     )
     _check_finite(layer.name, step, factor, bias)
     scale = step * np.abs(factor)
-    reach = np.abs(codes.astype("int64")).reshape(-1, channels).sum(axis=0) * 255
+    kind = KERNEL_KINDS[layer.searchable_kind]
+    columns = kind.columns(codes)
+    reach = np.abs(columns.astype("int64")).sum(axis=0) * 255
     constant = _constant_channels(
         layer.name, scale, bias, reach, input_step, output_step
     )
     scale = np.where(constant, output_step / input_step / 1024, scale)
     signs = np.where(constant, 0, np.where(factor < 0, -1, 1)).astype("int8")
-    signed = (codes.reshape(-1, channels) * signs).reshape(codes.shape)
+    signed = kind.from_columns(columns * signs, codes.shape)
     unit = scale * input_step
     stored = bias_codes(bias, unit)
     moved = np.abs(stored * unit - bias)

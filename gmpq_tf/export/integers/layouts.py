@@ -6,6 +6,7 @@ import numpy as np
 
 from gmpq_tf.export.errors import ExportError
 from gmpq_tf.graph import Call
+from gmpq_tf.kernel_kinds import KERNEL_KINDS
 
 # Activations that a layer's operator clamps to by itself.
 FUSABLE = ("linear", "relu", "relu6")
@@ -37,18 +38,9 @@ def check_layer(call: Call) -> None:
 
 def stored_layout(kind: str, kernel: np.ndarray) -> tuple[np.ndarray, int]:
     """Kernel in the layout of TFLite, and its axis of output channels."""
-    if kind == "Dense":
-        return kernel.T, 0
-    if kind == "Conv2D":
-        return kernel.transpose(3, 0, 1, 2), 0
-    height, width = kernel.shape[:2]
-    return kernel.reshape(1, height, width, -1), 3
+    return KERNEL_KINDS[kind].to_file(kernel)
 
 
 def keras_layout(kind: str, kernel: np.ndarray, shape: tuple) -> np.ndarray:
     """Inverse of `stored_layout`, for a Keras kernel of the given shape."""
-    if kind == "Dense":
-        return kernel.T
-    if kind == "Conv2D":
-        return kernel.transpose(1, 2, 3, 0)
-    return kernel.reshape(shape)
+    return KERNEL_KINDS[kind].from_file(kernel, shape)

@@ -23,6 +23,7 @@ from gmpq_tf.export.tflite.integer_graph import (
 )
 from gmpq_tf.export.tflite.patches import lower_patches
 from gmpq_tf.graph import Call
+from gmpq_tf.kernel_kinds import KERNEL_KINDS
 
 SAME, VALID = schema.Padding.SAME, schema.Padding.VALID
 
@@ -37,6 +38,7 @@ FEWEST_FILTERS = 32
 CODES_A_BYTE = {"INT4": 2, "INT2": 4}
 # Largest code on both sides of zero of each type that stores a kernel.
 LARGEST_CODES = {"INT8": 127, "INT4": 7, "INT2": 1}
+PACKED = ("CONV_2D", "FULLY_CONNECTED")  # operators that a dense layer stands for
 
 
 def lower_layer(net: IntegerGraph, call: Call) -> None:
@@ -65,7 +67,7 @@ def lower_layer(net: IntegerGraph, call: Call) -> None:
     if stored.kind != call.kind:
         before, after = (net.graph.shapes[i] for i in (call.inputs[0], call.outputs[0]))
         source = lower_patches(net, source, before, after, layer)
-    code, options = KERNELS[stored.kind](layer, net.graph.shapes[call.inputs[0]])
+    code, options = _operator(stored.kind, layer, net.graph.shapes[call.inputs[0]])
     options.fusedActivationFunction = fused_activation(fused.activation, target)
     net.emit(
         code,
@@ -107,11 +109,11 @@ def stored_as(net: IntegerGraph, call: Call) -> Stored:
     """
     layer, shape = call.layer, tuple(call.layer.kernel.shape)
     unpacked = Stored(call.kind, shape, "INT8")
-    grouped = call.kind == "DepthwiseConv2D" or getattr(layer, "groups", 1) > 1
+    operator = KERNEL_KINDS[call.kind].operator
     kind = packed_type(net.storage, layer.kernel_quantizer.largest_code(), shape)
-    if kind is None or grouped:
+    if kind is None or operator not in PACKED or getattr(layer, "groups", 1) > 1:
         return unpacked
-    if call.kind == "Conv2D":
+    if operator == "CONV_2D":
         packed = math.prod(shape) // CODES_A_BYTE[kind] + PATCHES_BYTES
         pays = packed < math.prod(shape) and shape[3] >= FEWEST_FILTERS
         if not pays and not is_pointwise(call):
@@ -201,29 +203,36 @@ def kernel_version(code: str, layer: Any, kind: str) -> int | None:
     return 6 if getattr(layer, "groups", 1) > 1 and code == "CONV_2D" else None
 
 
-def conv_options(layer: Any, shape: tuple) -> tuple[str, Any]:
-    """Operator and options of a Conv2D."""
-    return "CONV_2D", window(schema.Conv2DOptionsT(), layer)
+def _operator(kind: str, layer: Any, shape: tuple) -> tuple[str, Any]:
+    """Operator and options of a layer that is computed as one of a kind."""
+    operator = KERNEL_KINDS[kind].operator
+    return operator, OPTIONS[operator](layer, shape)
 
 
-def depthwise_options(layer: Any, shape: tuple) -> tuple[str, Any]:
-    """Operator and options of a DepthwiseConv2D."""
+def conv_options(layer: Any, shape: tuple) -> Any:
+    """Options of CONV_2D."""
+    return window(schema.Conv2DOptionsT(), layer)
+
+
+def depthwise_options(layer: Any, shape: tuple) -> Any:
+    """Options of DEPTHWISE_CONV_2D."""
     options = window(schema.DepthwiseConv2DOptionsT(), layer)
     options.depthMultiplier = layer.depth_multiplier
-    return "DEPTHWISE_CONV_2D", options
+    return options
 
 
-def dense_options(layer: Any, shape: tuple) -> tuple[str, Any]:
-    """Operator and options of a Dense."""
+def dense_options(layer: Any, shape: tuple) -> Any:
+    """Options of FULLY_CONNECTED."""
     options = schema.FullyConnectedOptionsT()
     options.keepNumDims = len(shape) > 2
-    return "FULLY_CONNECTED", options
+    return options
 
 
-KERNELS: dict[str, Callable[[Any, tuple], tuple[str, Any]]] = {
-    "Conv2D": conv_options,
-    "DepthwiseConv2D": depthwise_options,
-    "Dense": dense_options,
+# Operator -> (layer, shape of its input) -> options.
+OPTIONS: dict[str, Callable[[Any, tuple], Any]] = {
+    "CONV_2D": conv_options,
+    "DEPTHWISE_CONV_2D": depthwise_options,
+    "FULLY_CONNECTED": dense_options,
 }
 
 

@@ -39,6 +39,7 @@ from gmpq_tf.export.tflite.shapes import (
     lower_upsampling,
 )
 from gmpq_tf.graph import Call, Graph, is_identity
+from gmpq_tf.kernel_kinds import KERNEL_KINDS
 from gmpq_tf.layer_kinds import FUNCTIONS, LOWERED, names
 from gmpq_tf.transform.exportable import refusals
 from gmpq_tf.transform.gates import is_gate
@@ -46,9 +47,7 @@ from gmpq_tf.transform.placement import is_final
 from gmpq_tf.transform.units import is_fusable_relu
 
 LOWERINGS: dict[str, Callable[[IntegerGraph, Call], None]] = {
-    "Conv2D": lower_layer,
-    "DepthwiseConv2D": lower_layer,
-    "Dense": lower_layer,
+    **dict.fromkeys(KERNEL_KINDS, lower_layer),
     "InputQuantizer": lower_quantizer,
     "BatchNormalization": lower_affine,
     "Rescaling": lower_affine,

@@ -23,6 +23,7 @@ from gmpq_tf.export.tflite.integer_graph import Check, Kernel
 from gmpq_tf.export.tflite.lowering import Lowered
 from gmpq_tf.export.tflite.runtime import TFLiteModel
 from gmpq_tf.graph import infer
+from gmpq_tf.kernel_kinds import KERNEL_KINDS
 
 RANDOM_INPUTS = 64
 LOCAL_IMAGES = 16
@@ -121,9 +122,9 @@ def codes_equal(model: Any, kernel: Kernel) -> bool:
     codes, _ = trained_codes(kernel.layer)
     stored = keras_layout(kernel.kind, stored_codes(model, kernel.tensor), codes.shape)
     signs: np.ndarray = kernel.folded.signs.astype("int32")
-    channels = signs.size
-    wanted = codes.reshape(-1, channels) * signs * kernel.folded.factor
-    return bool(np.array_equal(stored.reshape(-1, channels), wanted))
+    kind = KERNEL_KINDS[kernel.layer.searchable_kind]
+    wanted = kind.columns(codes) * signs * kernel.folded.factor
+    return bool(np.array_equal(kind.columns(stored), wanted))
 
 
 def mean_deviations(

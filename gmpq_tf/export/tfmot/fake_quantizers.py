@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from gmpq_tf.export.errors import ExportError
-from gmpq_tf.layers import QUANT_LAYERS
+from gmpq_tf.kernel_kinds import KERNEL_KINDS
 from gmpq_tf.policy import check_bits
 from gmpq_tf.quantizers import INPUT_QUANTIZERS, KERNEL_QUANTIZERS
 from gmpq_tf.quantizers.grid import (
@@ -43,11 +43,7 @@ from gmpq_tf.quantizers.method import InputMethod, KernelMethod
 from gmpq_tf.spelling import lookup
 
 # tf_keras's name of the kernel of each kind of layer that a policy quantizes.
-KERNEL_NAMES = {
-    "Conv2D": "kernel",
-    "DepthwiseConv2D": "depthwise_kernel",
-    "Dense": "kernel",
-}
+KERNEL_NAMES = {kind.name: kind.tf_keras_kernel for kind in KERNEL_KINDS.values()}
 SAMPLE = 65_536  # values of the first batch that a range is fitted to
 
 Variables = Mapping[str, Any]
@@ -293,7 +289,7 @@ class KernelFakeQuantizer:
 
 
 class PolicyQuantizeConfig:
-    """What TFMOT quantizes in one Conv2D, DepthwiseConv2D or Dense: input and kernel.
+    """What TFMOT quantizes in one layer of `KERNEL_KINDS`: input and kernel.
 
     TFMOT knows quantizers of weights, activations and outputs, but the bits of a policy
     are those of a layer's input. So the activation given to TFMOT is the identity, and
@@ -316,7 +312,7 @@ class PolicyQuantizeConfig:
         kind = quantized_kind(layer)
         self.kernel = getattr(layer, KERNEL_NAMES[kind])
         if self.kernel_quantizer.shared_axes is None:
-            self.kernel_quantizer.shared_axes = QUANT_LAYERS[kind].shared_axes
+            self.kernel_quantizer.shared_axes = KERNEL_KINDS[kind].shared_axes
         return [(self.kernel, self.kernel_quantizer)]
 
     def set_quantize_weights(self, layer: Any, quantize_weights: Sequence) -> None:

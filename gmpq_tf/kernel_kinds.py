@@ -1,0 +1,150 @@
+"""What each kind of layer with a searched kernel is: one row a kind.
+
+Costs, quantizers, layers, snapping and every export ask here. A new kind is a row, the
+class that multiplies (`gmpq_tf.layers.quantized`), and, if it needs an operator of
+TFLite that no other kind has, the function that writes it
+(`gmpq_tf.export.tflite.convolutions`). It imports neither TensorFlow nor Keras.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+_WINDOW = "kernel_size strides padding dilation_rate use_bias activation"
+_PENALTIES = "bias_regularizer bias_constraint"
+
+
+@dataclass(frozen=True)
+class KernelKind:
+    """A kind of layer that multiplies by a kernel.
+
+    The axes of kernels are letters: h(eight), w(idth), i(nputs), o(utputs), and in a
+    depthwise kernel, whose output channels are both axes, m(ultiples of an input).
+
+    Args:
+        name: of the stock Keras class.
+        axes: of the kernel in Keras, a letter each.
+        stored: of the kernel in a TFLite file, a word each: letters in one word are one
+            axis there, and "1" is an axis of size 1.
+        operator: of TFLite.
+        arguments: names of those that Keras 3 and tf_keras both know, and both keep as
+            attributes of the same names.
+        of_inputs: whether the kernel is applied at every position of the input; else
+            it is at every position of the output.
+        one_step: whether all output channels share one step; else each has its own.
+        tf_keras_kernel: name of the kernel in the layer of tf_keras.
+        recipe: operation in recipes of the LiteRT quantizer; None: that of TFLite.
+    """
+
+    name: str
+    axes: str
+    stored: str
+    operator: str
+    arguments: str
+    of_inputs: bool = False
+    one_step: bool = False
+    tf_keras_kernel: str = "kernel"
+    recipe: str | None = None
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether each input channel is convolved on its own."""
+        return "m" in self.axes
+
+    @property
+    def recipe_operation(self) -> str:
+        """Operation in recipes of the LiteRT quantizer."""
+        return self.recipe or self.operator
+
+    @property
+    def channel_axes(self) -> tuple[int, ...]:
+        """Axes of the Keras kernel that are the output channels."""
+        letters = "im" if self.depthwise else "o"
+        return tuple(self.axes.index(letter) for letter in letters)
+
+    @property
+    def weight_axes(self) -> tuple[int, ...]:
+        """All other axes."""
+        kept = self.channel_axes
+        return tuple(axis for axis in range(len(self.axes)) if axis not in kept)
+
+    @property
+    def shared_axes(self) -> tuple[int, ...]:
+        """Axes of the Keras kernel along which weights share one step."""
+        return tuple(range(len(self.axes))) if self.one_step else self.weight_axes
+
+    def columns(self, kernel: np.ndarray) -> np.ndarray:
+        """A kernel as [weights a channel, output channels].
+
+        Args:
+            kernel: in the layout of Keras; or anything that broadcasts to a kernel.
+        """
+        order = (*self.weight_axes, *self.channel_axes)
+        moved = kernel.transpose(order)
+        channels = np.prod(moved.shape[len(self.weight_axes) :], dtype=int)
+        return moved.reshape(-1, channels)
+
+    def from_columns(self, columns: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+        """Inverse of `columns`, for a Keras kernel of the given shape."""
+        order = (*self.weight_axes, *self.channel_axes)
+        moved = columns.reshape([shape[axis] for axis in order])
+        return moved.transpose(np.argsort(order))
+
+    def to_file(self, kernel: np.ndarray) -> tuple[np.ndarray, int]:
+        """Kernel in the layout of TFLite, and its axis of output channels."""
+        words = self.stored.split()
+        order = [self.axes.index(letter) for letter in self._stored_letters()]
+        sizes = dict(zip(self.axes, kernel.shape, strict=True))
+        shape = [np.prod([sizes.get(c, 1) for c in word], dtype=int) for word in words]
+        channels = {self.axes[axis] for axis in self.channel_axes}
+        axis = next(n for n, word in enumerate(words) if set(word) == channels)
+        return kernel.transpose(order).reshape(shape), axis
+
+    def from_file(self, stored: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+        """Inverse of `to_file`, for a Keras kernel of the given shape."""
+        order = [self.axes.index(letter) for letter in self._stored_letters()]
+        moved = stored.reshape([shape[axis] for axis in order])
+        return moved.transpose(np.argsort(order))
+
+    def _stored_letters(self) -> list[str]:
+        return [letter for letter in self.stored if letter in self.axes]
+
+
+_CONV_ARGUMENTS = (
+    f"filters groups {_WINDOW} kernel_regularizer kernel_constraint {_PENALTIES}"
+)
+_DEPTHWISE_ARGUMENTS = (
+    f"depth_multiplier {_WINDOW} depthwise_regularizer depthwise_constraint "
+    f"{_PENALTIES}"
+)
+_KINDS = (
+    KernelKind("Conv2D", "hwio", "o h w i", "CONV_2D", _CONV_ARGUMENTS),
+    KernelKind(
+        "DepthwiseConv2D",
+        "hwim",
+        "1 h w im",
+        "DEPTHWISE_CONV_2D",
+        _DEPTHWISE_ARGUMENTS,
+        tf_keras_kernel="depthwise_kernel",
+    ),
+    KernelKind(
+        "Dense",
+        "io",
+        "o i",
+        "FULLY_CONNECTED",
+        f"units use_bias activation kernel_regularizer kernel_constraint {_PENALTIES}",
+        one_step=True,
+    ),
+)
+KERNEL_KINDS = {kind.name: kind for kind in _KINDS}
+# Kind that is two of these, one after the other -> those two.
+SEPARABLE_KINDS = {"SeparableConv2D": ("DepthwiseConv2D", "Conv2D")}
+
+
+def listed() -> str:
+    """The kinds in words: "Conv2D, DepthwiseConv2D and Dense"."""
+    *others, last = KERNEL_KINDS
+    return f"{', '.join(others)} and {last}"
