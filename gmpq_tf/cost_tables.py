@@ -237,6 +237,7 @@ def _weight_bytes(model: Any, options: TableOptions) -> CostTable:
 COST_TABLES: dict[str, Builder | str] = {
     BIT_OPS: _bit_ops,
     "weight_bytes": _weight_bytes,
+    FILE_BYTES: "gmpq_tf.export.tflite.file_cost:file_bytes",
 }
 
 

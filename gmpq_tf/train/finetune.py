@@ -18,9 +18,12 @@ from typing import Any
 
 import keras
 
+from gmpq_tf.budget import parse_budget
+from gmpq_tf.cost_tables import TableOptions
 from gmpq_tf.data import DataConfig, Dataset
 from gmpq_tf.files import read_jsonl
 from gmpq_tf.graph import searchable_names
+from gmpq_tf.limits import given_budget
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.report.layout import METRICS, POLICY, SEARCHED_POLICY
 from gmpq_tf.run.app import run_main
@@ -62,13 +65,18 @@ class FinetuneConfig(TrainingConfig):
         model: Float model, a .keras or .h5 file; none: the workdir's
             pretrain/model.keras.
         policy: A policy file, uniform:WEIGHT_BITS,ACTIVATION_BITS (first and last
-            layer at 8), or random:SEED (needs bit_ops_budget); none: the workdir's
+            layer at 8), or random:SEED (needs a budget); none: the workdir's
             search/policy.json.
         rename_layers: How the layers of the policy file are called in the model:
             prefix=TEXT, or a JSON file {old name: new name}.
         name: Folder in the workdir for what is made.
         bit_ops_budget: Only with policy=random:SEED: bit operations it may cost, up to
             1 as a fraction of full precision, above 1 as a count.
+        budget: Only with policy=random:SEED: what it may cost, instead of
+            bit_ops_budget, as in gmpq-search: such as W4A4, 60kB, or both with a comma.
+        storage: Only with policy=random:SEED: of the .tflite file that a budget of
+            bytes is about, as in gmpq-search.
+        latency_table: Only with policy=random:SEED: as in gmpq-search.
         weight_bits: Only with policy=random:SEED: candidates of kernels.
         activation_bits: Only with policy=random:SEED: candidates of layer inputs.
         distillation: Share of the loss that follows the float model's scores, 0 to 1.
@@ -90,6 +98,9 @@ class FinetuneConfig(TrainingConfig):
     rename_layers: str | None = None
     name: str = "finetune"
     bit_ops_budget: float | None = None
+    budget: str | None = None
+    storage: str | None = None
+    latency_table: str | None = None
     weight_bits: tuple[int, ...] = (2, 3, 4)
     activation_bits: tuple[int, ...] = (2, 3, 4)
     distillation: float = 0.0
@@ -109,9 +120,13 @@ class FinetuneConfig(TrainingConfig):
             require(
                 self,
                 "bit_ops_budget",
-                self.bit_ops_budget is not None,
+                self.bit_ops_budget is not None or self.budget is not None,
                 "given with policy=random:SEED",
             )
+        given, what = given_budget(self.budget, self.bit_ops_budget)
+        if given is not None and what == "budget":
+            parse_budget(given)
+        TableOptions(self.storage, self.latency_table)
 
 
 def finetune(config: FinetuneConfig, data: DataConfig, run: RunConfig) -> Stage:
@@ -299,8 +314,9 @@ def choose_policy(
     text = config.policy or str(Path(run.workdir) / SEARCHED_POLICY)
     if match := re.fullmatch(r"random:(\d+)", text):
         space = SearchSpace(config.weight_bits, config.activation_bits)
-        budget = config.bit_ops_budget or 0.0
-        return random_policy(model, space, budget, int(match[1]))
+        budget = config.budget or config.bit_ops_budget or 0.0
+        options = config.storage, config.latency_table
+        return random_policy(model, space, budget, int(match[1]), *options)
     return read_policy(text, model, config.rename_layers)
 
 

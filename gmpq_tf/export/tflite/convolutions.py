@@ -99,6 +99,11 @@ class Stored:
 
 
 def stored_as(net: IntegerGraph, call: Call) -> Stored:
+    """What the storage of a file asks for; see `container`."""
+    return container(net.storage, call.layer.kernel_quantizer.largest_code(), call)
+
+
+def container(storage: str, largest_code: int, call: Call) -> Stored:
     """What storage asks for, as far as the runtime computes it correctly.
 
     INT4 convolutions run in built-in kernels, which round twice (up to 25 % of the
@@ -106,11 +111,16 @@ def stored_as(net: IntegerGraph, call: Call) -> Stored:
     written as a dense layer over patches, which XNNPACK computes as exactly as INT8
     ones, and faster than INT4 convolutions. Kernels with groups, depthwise ones and
     those that gain too little from it stay INT8.
+
+    Args:
+        storage: "fast", "packed" or "smallest".
+        largest_code: of the kernel, in size.
+        call: of a convolution or dense layer.
     """
     layer, shape = call.layer, tuple(call.layer.kernel.shape)
     unpacked = Stored(call.kind, shape, "INT8")
     operator = KERNEL_KINDS[call.kind].operator
-    kind = packed_type(net.storage, layer.kernel_quantizer.largest_code(), shape)
+    kind = packed_type(storage, largest_code, shape)
     if kind is None or operator not in PACKED or getattr(layer, "groups", 1) > 1:
         return unpacked
     if operator == "CONV_2D":

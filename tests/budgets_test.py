@@ -1,0 +1,297 @@
+"""What budgets mean, as people say them, and that policies keep them."""
+
+from itertools import product
+
+import keras
+import numpy as np
+import pytest
+
+import gmpq_tf as gmpq
+from gmpq_tf.budget import BudgetError, parse_budget
+from gmpq_tf.cost import count_cost
+from gmpq_tf.cost_tables import CostTable, TableOptions, bit_ops_table, cost_table
+from gmpq_tf.export.tflite.lowering import lower
+from gmpq_tf.limits import Limit
+from gmpq_tf.policy.draw import draw_bits
+from gmpq_tf.search.knapsack import check_limits, most_probable_bits
+
+layers = keras.layers
+MACS = {"a": 1000, "b": 300, "c": 77}
+SIZES = {"a": 50, "b": 900, "c": 400}
+CANDIDATES = dict.fromkeys(MACS, ((2, 3, 4), (2, 4)))
+
+
+def bytes_table():
+    grid = {n: [[b * s / 8] * 7 for b in range(2, 9)] for n, s in SIZES.items()}
+    return CostTable("weight_bytes", "bytes", grid, 100, 4 * 1450)
+
+
+def every_policy():
+    pairs = list(product((2, 3, 4), (2, 4)))
+    return [dict(zip(MACS, c, strict=True)) for c in product(pairs, repeat=3)]
+
+
+@pytest.mark.parametrize(
+    ("said", "resource", "amount", "fraction"),
+    [
+        (0.01, "bit_ops", 0.01, True),
+        (1, "bit_ops", 1, True),
+        (5e6, "bit_ops", 5e6, False),
+        ("0.01", "bit_ops", 0.01, True),
+        (np.float32(0.5), "bit_ops", 0.5, True),
+        ("5%", "bit_ops", 0.05, True),
+        ("0.5GBOPs", "bit_ops", 5e8, False),
+        ("0.5 Gbops", "bit_ops", 5e8, False),
+        ("60kB", "file_bytes", 60_000, False),
+        (" 60 kB ", "file_bytes", 60_000, False),
+        ("1.5MB", "file_bytes", 1_500_000, False),
+        ("60000B", "file_bytes", 60_000, False),
+        ("60KiB", "file_bytes", 61_440, False),
+        ("2.5ms", "latency_ms", 2.5, False),
+        ("1s", "latency_ms", 1000, False),
+        ("weight_bytes=60kB", "weight_bytes", 60_000, False),
+        ({"latency_ms": 0.5}, "latency_ms", 0.5, False),
+        ({"weight_bytes": "20%"}, "weight_bytes", 0.2, True),
+    ],
+)
+def test_budgets_people_say(said, resource, amount, fraction):
+    (budget,) = parse_budget(said)
+    assert (budget.resource, budget.fraction) == (resource, fraction)
+    assert budget.amount == pytest.approx(amount)
+
+
+@pytest.mark.parametrize("said", ["W4A4,60kB", ["W4A4", "60kB"], ("w4/a4", "60 kB")])
+def test_several_at_once(said):
+    first, second = parse_budget(said)
+    assert (first.resource, first.bits) == ("bit_ops", (4, 4))
+    assert (second.resource, second.amount) == ("file_bytes", 60_000)
+
+
+@pytest.mark.parametrize(
+    ("said", "hint"),
+    [
+        ("60 kb", "60kB"),
+        ("60KB", "60kB"),
+        ("2.5MS", "2.5ms"),
+        ("W9A4", "W8A4"),
+        ("W1A4", "W2A4"),
+        ("4W", "W4A4"),
+        ("W4", "W4A4"),
+        ("ms", "Give such as"),
+        ("", "Give such as"),
+        ("W4A4,", "Give such as"),
+        ("\uff16\uff10kB", "Give such as"),
+        ("60kB!", "Give such as"),
+        ("-60kB", "above 0"),
+        (-1, "above 0"),
+        (0, "above 0"),
+        (float("nan"), "above 0"),
+        (float("inf"), "above 0"),
+        ("1e999", "above 0"),
+        (True, "Give such as"),
+        ([], "Give such as"),
+        ({}, "Give such as"),
+        (object(), "Give such as"),
+        ({3: 4}, "name of a resource"),
+        ("W4A4,5%", "one budget"),
+        ("x" * 10_000, "Give such as"),
+    ],
+)
+def test_nonsense_is_refused_with_a_remedy(said, hint):
+    with pytest.raises(BudgetError, match="Received: budget") as error:
+        parse_budget(said)
+    assert hint in str(error.value) and len(str(error.value)) < 500
+
+
+def test_table_against_its_definition():
+    table, rng = bit_ops_table(MACS, 500), np.random.default_rng(0)
+    costs = [table.cost(policy) for policy in every_policy()]
+    assert table.range(CANDIDATES) == (min(costs), max(costs))
+    assert table.full == 1377 * 1024 + 500
+    chances = {n: (rng.dirichlet(np.ones(3)), rng.dirichlet(np.ones(2))) for n in MACS}
+    mean = 0.0
+    for policy, cost in zip(every_policy(), costs, strict=True):
+        chance = 1.0
+        for name, (w, a) in policy.items():
+            weights, inputs = chances[name]
+            chance *= weights[(2, 3, 4).index(w)] * inputs[(2, 4).index(a)]
+        mean += chance * cost
+    assert table.expected(chances, CANDIDATES) == pytest.approx(mean)
+    assert table.uniform(4, 3, {}) == 12 * 1377 + 500
+    assert table.uniform(4, 3) == 12 * 300 + 64 * 1077 + 500
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_several_limits_against_brute_force(seed):
+    rng = np.random.default_rng(seed)
+    chances = {n: (rng.dirichlet(np.ones(3)), rng.dirichlet(np.ones(2))) for n in MACS}
+    limits = [Limit(bit_ops_table(MACS), 14_000), Limit(bytes_table(), 600)]
+    kept = [
+        policy
+        for policy in every_policy()
+        if all(each.table.cost(policy) <= each.budget for each in limits)
+    ]
+    found = most_probable_bits(chances, CANDIDATES, limits)
+    assert found in kept
+    most = max(limits[0].table.cost(policy) for policy in kept)
+    least = min(0.97 * 14_000, 0.97 * most)
+    assert limits[0].table.cost(found) >= least
+
+    def value(policy):
+        return sum(
+            np.log(chances[n][0][(2, 3, 4).index(w)])
+            + np.log(chances[n][1][(2, 4).index(a)])
+            for n, (w, a) in policy.items()
+        )
+
+    near = [policy for policy in kept if limits[0].table.cost(policy) >= least]
+    best = max(near, key=value)
+    raised = [p >= q for n in MACS for p, q in zip(found[n], best[n], strict=True)]
+    assert all(raised)
+    drawn = draw_bits(CANDIDATES, limits, seed)
+    assert drawn in kept
+
+
+def test_limits_that_exclude_each_other_are_named():
+    """More bits here cost less there: each can be kept alone."""
+    falling = CostTable(
+        "latency_ms", "ms", {n: -np.outer(range(2, 9), np.ones(7)) + 9 for n in MACS}
+    )
+    limits = [Limit(bit_ops_table(MACS), 9000), Limit(falling, 15.5)]
+    with pytest.raises(BudgetError, match=r"bit_ops of at most .* and latency_ms"):
+        check_limits(CANDIDATES, limits)
+    check_limits(CANDIDATES, [Limit(bit_ops_table(MACS), 30_000), limits[1]])
+
+
+def small(filters=32):
+    inputs = x = keras.Input((8, 8, 3))
+    for number in range(3):
+        x = layers.Conv2D(
+            filters, 3, padding="same", use_bias=False, name=f"c{number}"
+        )(x)
+        x = layers.BatchNormalization(name=f"b{number}")(x)
+        x = layers.ReLU(name=f"r{number}")(x)
+    x = layers.GlobalAveragePooling2D(name="mean")(x)
+    return keras.Model(inputs, layers.Dense(5, name="head")(x), name="small")
+
+
+def residual():
+    inputs = keras.Input((8, 8, 3))
+    stem = layers.ReLU(max_value=6, name="r")(
+        layers.Conv2D(16, 3, padding="same", name="stem")(inputs)
+    )
+    x = layers.DepthwiseConv2D(3, padding="same", name="depth")(stem)
+    x = layers.Conv2D(16, 1, name="point")(layers.ReLU(name="r2")(x))
+    x = layers.Add(name="add")([stem, x])
+    x = layers.Conv2D(48, 3, padding="same", strides=2, name="last")(x)
+    x = layers.GlobalAveragePooling2D(name="mean")(x)
+    return keras.Model(inputs, layers.Dense(5, name="head")(x), name="residual")
+
+
+def dense():
+    inputs = keras.Input((40,))
+    x = layers.Dense(65, "relu", name="a")(inputs)
+    x = layers.Dense(64, "relu", name="b")(x)
+    return keras.Model(inputs, layers.Dense(5, name="head")(x), name="dense")
+
+
+def file_of(model, policy, storage):
+    """What `gmpq-export` writes of a model after training."""
+    rng = np.random.default_rng(0)
+    student = gmpq.quantize_model(model, policy)
+    for weight in student.weights:
+        if weight.path.rpartition("/")[2] in ("bias", "beta", "gamma", "moving_mean"):
+            weight.assign(np.asarray(weight) + rng.uniform(0.01, 0.1, weight.shape))
+    gmpq.calibrate(student, rng.random((16, *model.input_shape[1:]), "float32"))
+    metadata = {
+        "input_scaling": {"kind": "0..1"},
+        "class_names": [f"class {i}" for i in range(5)],
+        "policy": {"model": model.name, "layers": {n: [8, 8] for n in policy}},
+    }
+    return len(lower(student, storage, metadata=metadata).content)
+
+
+@pytest.mark.parametrize("make", [small, residual, dense])
+@pytest.mark.parametrize("storage", ["fast", "packed", "smallest"])
+def test_file_bytes_are_never_below_the_file_and_near_it(make, storage):
+    keras.utils.set_random_seed(0)
+    model = make()
+    table = cost_table("file_bytes", model, TableOptions(storage))
+    mixed = gmpq.BitwidthPolicy.random(model, 0.9, 0, (2, 4, 5), (3, 8), {})
+    policies = [
+        gmpq.BitwidthPolicy.uniform(model, *b) for b in ((8, 8), (4, 3), (2, 2))
+    ]
+    for policy in [*policies, mixed]:
+        size = file_of(model, policy, storage)
+        # Some hundred bytes are kept for metadata; these models are tiny.
+        assert size <= table.cost(policy) <= 1.02 * size + 900
+
+
+def test_a_uniform_policy_is_a_budget_of_its_cost():
+    model = small()
+    cost = count_cost(model, gmpq.BitwidthPolicy.uniform(model, 3, 4)).bit_ops
+    search = gmpq.PolicySearch(model, budget="W3A4", eta=0.0)
+    assert search.budget == cost == search.limits[0].budget
+    assert (
+        gmpq.BitwidthPolicy.random(model, budget="W3A4").made_by["config"]["limits"][0][
+            "limit"
+        ]
+        == cost
+    )
+
+
+def images(count=32):
+    rng = np.random.default_rng(0)
+    return rng.random((count, 8, 8, 3), "float32"), rng.integers(0, 5, count)
+
+
+def searched(model, **options):
+    search = gmpq.PolicySearch(model, eta=0.0, **options)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    search.compile(keras.optimizers.SGD(0.01), keras.optimizers.SGD(0.1), loss=loss)
+    history = search.fit(*images(), batch_size=16, epochs=3, verbose=0).history
+    return search, history
+
+
+def test_a_search_keeps_bit_operations_and_the_size_of_the_file(tmp_path):
+    model = small()
+    table = cost_table("file_bytes", model, TableOptions("smallest"))
+    limit = int(table.uniform(4, 4) - 1000)
+    search, history = searched(model, budget=("W4A4", f"{limit}B"))
+    assert {"zeta", "zeta_file_bytes", "expected_bit_ops"} <= set(history)
+    assert {"expected_file_bytes", "complexity_risk_file_bytes"} <= set(history)
+    policy = search.policy()
+    assert count_cost(model, policy).bit_ops <= search.budget
+    assert file_of(model, policy, "smallest") <= limit
+    records = policy.made_by["config"]["limits"]
+    assert [r["said"] for r in records] == ["W4A4", f"{limit}B"]
+    assert all(r["cost"] <= r["limit"] for r in records)
+    search.save(tmp_path / "search.keras")
+    again = keras.models.load_model(tmp_path / "search.keras")
+    assert [float(r.zeta) for r in again.risks] == [float(r.zeta) for r in search.risks]
+    assert again.policy() == policy
+
+
+def test_a_budget_of_the_file_alone_guides_the_search():
+    model = small()
+    table = cost_table("file_bytes", model, TableOptions("smallest"))
+    low, high = table.range(gmpq.SearchSpace((2, 4)).candidates(model))
+    search, history = searched(
+        model, space=gmpq.SearchSpace((2, 4)), budget=f"{int((low + high) / 2)}B"
+    )
+    assert {"zeta", "expected_file_bytes", "expected_bit_ops"} <= set(history)
+    assert low <= table.cost(search.policy()) <= (low + high) / 2
+
+
+def test_a_budget_that_no_bits_can_change():
+    with pytest.raises(BudgetError, match="whatever its bits"):
+        gmpq.PolicySearch(small(), budget="1kB", storage="fast", eta=0.0)
+    search = gmpq.PolicySearch(small(), budget="1MB", storage="fast", eta=0.0)
+    assert search.limits[0].table.is_fixed(search.candidates)
+
+
+def test_one_budget_by_one_name():
+    with pytest.raises(BudgetError, match="given once"):
+        gmpq.PolicySearch(small(), budget="W4A4", bit_ops_budget=0.01)
+    with pytest.raises(BudgetError, match="weight_bytes"):
+        gmpq.PolicySearch(small(), budget={"weight_byte": 1e5})
