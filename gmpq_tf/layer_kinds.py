@@ -24,11 +24,13 @@ class Role(Enum):
     SUM = "adds two tensors, or a constant"
     PRODUCT = "multiplies two tensors, or by a constant"
     JOIN = "puts tensors side by side, on one grid"
+    MEAN = "averages tensors that are on one grid"
     POOL = "averages"
     MOVE = "moves values or picks the largest, whether before rounding or after"
     REPEAT = "repeats values that are on a grid"
     IDENTITY = "does nothing in inference"
     CURVE = "is an activation function"
+    LOOKUP = "computes each value from one value, by a table of its 256 codes"
     QUANTIZER = "puts a tensor on a grid"
     FLOAT = "has no integer counterpart"
 
@@ -87,9 +89,9 @@ class Kind:
     refuses: Check = lambda layer, tensors: None
 
     @property
-    def moves(self) -> bool:
-        """Whether it commutes with quantization: it neither needs nor loses a grid."""
-        return self.role in (Role.MOVE, Role.IDENTITY)
+    def shares_grid(self) -> bool:
+        """Whether all that it reads must be on one grid."""
+        return self.role in (Role.JOIN, Role.MEAN)
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ class Function:
         ends: stays float where it ends a model, read by people.
         gate: its values lie from 0 to 1, on a grid of 1/256.
         gated_by: `f(x) = x g(x)`, and this is `g`.
+        lookup: a table of 256 codes computes it.
     """
 
     name: str
@@ -111,11 +114,12 @@ class Function:
     ends: bool = False
     gate: bool = False
     gated_by: str | None = None
+    lookup: bool = False
 
     @property
     def exports(self) -> bool:
         """Whether it is computed in integers, in one operator or in two."""
-        return self.gate or self.gated_by is not None
+        return self.gate or self.lookup or self.gated_by is not None
 
 
 def _is_rectifier(layer: Any) -> bool:
@@ -131,10 +135,21 @@ def _of_two(layer: Any, tensors: int) -> str | None:
     return f"of {tensors} tensors, write it as several of two" if many else None
 
 
+def _operation(layer: Any, tensors: int) -> str | None:
+    """Of `keras.ops.average`, whose class is called as the layer's."""
+    return "along an axis" if hasattr(layer, "axis") else None
+
+
 def _nearest(layer: Any, tensors: int) -> str | None:
     if layer.interpolation == "nearest":
         return None
     return f"with interpolation={layer.interpolation!r}, use 'nearest'"
+
+
+def _one_slope(layer: Any, tensors: int) -> str | None:
+    if max(layer.alpha.shape[:-1], default=1) == 1:
+        return None
+    return f"with slopes of shape {tuple(layer.alpha.shape)}, use shared_axes=[1, 2]"
 
 
 _RELU = (Role.KERNEL, Role.SUM, Role.NORM)  # these kernels compute ReLU, too
@@ -148,6 +163,7 @@ _FUNCTIONS = (
     Function("hard_sigmoid", nonnegative=True, gate=True),
     Function("silu", gated_by="sigmoid"),
     Function("hard_silu", gated_by="hard_sigmoid"),
+    Function("leaky_relu", lookup=True),
     Function("exponential", nonnegative=True),
     Function("softplus", nonnegative=True),
 )
@@ -174,6 +190,7 @@ _KINDS = (
     Kind("Add", Role.SUM, keeps_sign=always, arguments="", refuses=_of_two),
     Kind("Multiply", Role.PRODUCT, keeps_sign=always, refuses=_of_two),
     Kind("Concatenate", Role.JOIN, keeps_sign=always, whole=True, arguments="axis"),
+    Kind("Average", Role.MEAN, keeps_sign=always, refuses=_operation),
     Kind("AveragePooling2D", Role.POOL, keeps_sign=always, arguments=_POOL_ARGUMENTS),
     Kind("GlobalAveragePooling2D", Role.POOL, keeps_sign=always, arguments="keepdims"),
     *(
@@ -233,6 +250,8 @@ _KINDS = (
     Kind("HardSigmoid", Role.CURVE, nonnegative=always, function="hard_sigmoid"),
     Kind("Silu", Role.CURVE, function="silu"),
     Kind("HardSilu", Role.CURVE, function="hard_silu"),
+    *(Kind(n, Role.LOOKUP, keeps_sign=always) for n in ("LeakyReLU", "LeakyRelu")),
+    Kind("PReLU", Role.LOOKUP, keeps_sign=always, elementwise=True, refuses=_one_slope),
     # Nothing in inference.
     *(
         Kind(name, Role.IDENTITY, keeps_sign=always, arguments=arguments)
@@ -258,9 +277,12 @@ _KINDS = (
     # Float: of these only signs, whole numbers and costs are known.
     *(
         Kind(name, Role.FLOAT, keeps_sign=always)
-        for name in "Average Maximum Minimum Dot RepeatVector Mean Max Sum".split()
+        for name in "Maximum Minimum Dot RepeatVector Mean Max Sum".split()
     ),
-    *(Kind(name, Role.FLOAT, nonnegative=always) for name in "Abs Exp Square".split()),
+    *(
+        Kind(name, Role.FLOAT, nonnegative=always)
+        for name in "Absolute Exp Square".split()
+    ),
     *(
         Kind(name, Role.FLOAT, whole=True)
         for name in "GetItem Squeeze ExpandDims Transpose Stack Split Cast".split()
@@ -268,8 +290,7 @@ _KINDS = (
     *(
         Kind(name, Role.FLOAT, elementwise=True)
         for name in (
-            "LayerNormalization RMSNormalization GroupNormalization "
-            "UnitNormalization PReLU"
+            "LayerNormalization RMSNormalization GroupNormalization UnitNormalization"
         ).split()
     ),
 )

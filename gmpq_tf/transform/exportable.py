@@ -6,7 +6,7 @@ import warnings
 
 from gmpq_tf.graph import Call, Graph, KernelPart, is_identity
 from gmpq_tf.layer_kinds import LOWERED, Role
-from gmpq_tf.transform.gates import curve, is_gate
+from gmpq_tf.transform.gates import curve, is_gate, is_lookup
 from gmpq_tf.transform.placement import is_final
 from gmpq_tf.transform.units import is_fusable_relu
 
@@ -18,7 +18,7 @@ def is_lowered(call: Call) -> bool:
 
     Two tensors are subtracted or divided by no integer kernel that is used here.
     """
-    if is_gate(call) or is_fusable_relu(call) or is_identity(call):
+    if is_gate(call) or is_lookup(call) or is_fusable_relu(call) or is_identity(call):
         return True
     if call.role is Role.SCALING and len(call.inputs) != 1:
         return False
@@ -58,6 +58,8 @@ def _refusal(graph: Graph, call: Call) -> str | None:
     refused = call.row.refuses(layer, len(call.inputs))
     if refused is not None:
         return refused
+    if call.role is Role.MEAN and len({graph.shapes[i] for i in call.inputs}) > 1:
+        return "of tensors of several shapes, bring them to one before it"
     # BatchNormalization after a dense layer is folded into it, whatever the rank.
     scales = call.role is Role.SCALING or curve(call) == "hard_sigmoid"
     alone = len(call.inputs) == 1

@@ -38,6 +38,11 @@ def is_gate(call: Call) -> bool:
     return function_of(curve(call)).gate
 
 
+def is_lookup(call: Call) -> bool:
+    """Whether a table of 256 codes computes a call, as of LeakyReLU and PReLU."""
+    return call.role is Role.LOOKUP or function_of(curve(call)).lookup
+
+
 def split_gates(graph: Graph) -> Graph:
     """Write swishes as products, and hard sigmoids spelled out as one call.
 

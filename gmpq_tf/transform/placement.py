@@ -93,7 +93,7 @@ def place_quantizers(graph: Graph) -> Placement:
             grid = Grid(name, sign, nests or unit, unit)
             grids[index] = placement.on_output[index] = grid
         for call in readers:
-            if call.role is Role.JOIN and id(call) not in placement.on_operand:
+            if call.row.shares_grid and id(call) not in placement.on_operand:
                 signed = not all(i in nonnegative for i in call.inputs)
                 placement.on_operand[id(call)] = Grid(
                     f"{call.name}_quantizer", signed, True
@@ -146,7 +146,7 @@ def _is_stored(
     reader = readers[0]
     if producer is not None and together[id(producer)] is together[id(reader)]:
         return False
-    own = is_searchable(reader.layer) or reader.role is Role.JOIN
+    own = is_searchable(reader.layer) or reader.row.shares_grid
     return not own and not is_transparent(reader)
 
 
@@ -190,7 +190,7 @@ def _requantizes(graph: Graph, call: Call, consumers: dict[int, list[Call]]) -> 
     """
     if curve(call) == "hard_sigmoid":
         return True
-    if is_searchable(call.layer) or call.role is Role.JOIN:
+    if is_searchable(call.layer) or call.row.shares_grid:
         return True
     if is_local_pool(graph, call):
         return True

@@ -50,7 +50,8 @@ def units(graph: Graph) -> list[Unit]:
     Returns:
         In the order of their first calls.
     """
-    consumers, inside = graph.consumers(), set()
+    consumers = graph.consumers()
+    inside: set[int] = set()
     found = []
     for call in graph.calls:
         if id(call) in inside:

@@ -18,7 +18,7 @@ CASES = {
     "relu": (layers.ReLU(), True),
     "relu_1": (layers.ReLU(1.0), True),
     "threshold": (layers.ReLU(threshold=0.1), False),
-    "leaky": (layers.LeakyReLU(), False),
+    "leaky": (layers.LeakyReLU(), True),
     "prelu": (layers.PReLU(), False),
     "tanh": (layers.Activation("tanh"), False),
     "gelu": (layers.Activation("gelu"), False),

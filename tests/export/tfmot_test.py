@@ -133,6 +133,7 @@ def grid_values(x, step, low, high, half_up):
 
 # Products and scaling by constants, as in squeeze-excite: TFLite only.
 REFUSED = {"Multiply", "Normalization", "Subtract", "Divide", "TrueDivide"}
+REFUSED |= {"LeakyReLU", "LeakyRelu", "PReLU", "Average"}  # TFLite only, too
 
 
 class Owner:

@@ -22,13 +22,14 @@ from gmpq_tf.export.tflite.elementwise import (
     lower_relu,
 )
 from gmpq_tf.export.tflite.integer_graph import Check, IntegerGraph, Kernel
+from gmpq_tf.export.tflite.lookup import lower_lookup
 from gmpq_tf.export.tflite.metadata import (
     ENTRY_NAME,
     Facts,
     standard_metadata,
     with_labels,
 )
-from gmpq_tf.export.tflite.pools import lower_average, lower_max_pool
+from gmpq_tf.export.tflite.pools import lower_average, lower_max_pool, lower_mean
 from gmpq_tf.export.tflite.shapes import (
     lower_alias,
     lower_concatenate,
@@ -42,7 +43,7 @@ from gmpq_tf.graph import Call, Graph, is_identity
 from gmpq_tf.kernel_kinds import KERNEL_KINDS
 from gmpq_tf.layer_kinds import FUNCTIONS, LOWERED, names
 from gmpq_tf.transform.exportable import refusals
-from gmpq_tf.transform.gates import is_gate
+from gmpq_tf.transform.gates import is_gate, is_lookup
 from gmpq_tf.transform.placement import is_final
 from gmpq_tf.transform.units import is_fusable_relu
 
@@ -58,6 +59,7 @@ LOWERINGS: dict[str, Callable[[IntegerGraph, Call], None]] = {
     "Divide": lower_affine,
     "TrueDivide": lower_affine,
     "Concatenate": lower_concatenate,
+    "Average": lower_mean,
     "MaxPooling2D": lower_max_pool,
     "GlobalMaxPooling2D": lower_max_pool,
     "AveragePooling2D": lower_average,
@@ -68,6 +70,9 @@ LOWERINGS: dict[str, Callable[[IntegerGraph, Call], None]] = {
     "ZeroPadding2D": lower_padding,
     "Cropping2D": lower_cropping,
     "UpSampling2D": lower_upsampling,
+    "LeakyReLU": lower_lookup,
+    "LeakyRelu": lower_lookup,
+    "PReLU": lower_lookup,
 }
 # What else exports, wherever it is written.
 ACTIVATIONS = ("ReLU", "Softmax", *(f.name for f in FUNCTIONS.values() if f.exports))
@@ -169,6 +174,8 @@ def add_call(net: IntegerGraph, call: Call, output_type: str) -> None:
         lower_alias(net, call)
     elif is_gate(call):
         lower_gate(net, call)
+    elif is_lookup(call):
+        lower_lookup(net, call)
     elif is_fusable_relu(call):
         lower_relu(net, call)
     else:

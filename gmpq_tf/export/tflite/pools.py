@@ -18,7 +18,13 @@ from gmpq_tf.export.tflite.integer_graph import (
     beyond_kernels,
     constant_shape,
 )
-from gmpq_tf.export.tflite.shapes import flat, view
+from gmpq_tf.export.tflite.shapes import (
+    concatenate,
+    flat,
+    lower_reshape,
+    on_one_grid,
+    view,
+)
 from gmpq_tf.graph import Call
 
 
@@ -136,6 +142,35 @@ def add_average(
     nested = math.log2(grid.step / source.grid.step).is_integer()
     bias = np.full(channels, int(nested), np.int32)
     add_depthwise(net, call, codes, scale, bias, grid, options)
+
+
+def lower_mean(net: IntegerGraph, call: Call) -> None:
+    """Average of tensors: their rows one below the other, then an average pool.
+
+    One operator adds them all, so that it rounds once, however many there are.
+    """
+    batch, *inner, channels = net.graph.shapes[call.outputs[0]]
+    first, tensors = on_one_grid(net, call)
+    assert first.grid is not None
+    many, pixels = len(tensors), math.prod(inner)
+    meaning = quantization(first.grid, first.zero_point)
+    one: list[int | None] = [net.batch, 1, pixels, channels]
+    rows = [net.file.tensor(None, one, "INT8", meaning) for _ in tensors]
+    for tensor, row in zip(tensors, rows, strict=True):
+        shape = net.file.integers(constant_shape(one))
+        net.file.operator("RESHAPE", [tensor, shape], [row])
+    stack = net.graph.new_tensor((batch, many, pixels, channels), "float32")
+    all_rows: list[int | None] = [net.batch, many, pixels, channels]
+    net.values[stack] = concatenate(
+        net, f"{call.name}_operands", first, rows, all_rows, 1
+    )
+    middle = net.graph.new_tensor((batch, 1, pixels, channels), "float32")
+    sums = Call(call.layer, call.name, (), {}, (stack,), (middle,))
+    net.producers[middle], net.consumers[middle] = sums, []
+    net.stands_for[middle] = call.outputs[0]
+    add_average(net, sums, (many, 1), (1, 1), net.next_grid(call.outputs[0], call.name))
+    flat_call = Call(call.layer, f"{call.name}_flat", (), {}, (middle,), call.outputs)
+    lower_reshape(net, flat_call)
 
 
 def lower_padded_average(net: IntegerGraph, call: Call) -> None:

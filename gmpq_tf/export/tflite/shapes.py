@@ -98,6 +98,16 @@ def lower_upsampling(net: IntegerGraph, call: Call) -> None:
 
 def lower_concatenate(net: IntegerGraph, call: Call) -> None:
     """Concatenation of tensors that are on one grid."""
+    first, tensors = on_one_grid(net, call)
+    index = call.outputs[0]
+    shape = net.shape(index, call.name)
+    net.values[index] = concatenate(
+        net, call.name, first, tensors, shape, call.layer.axis
+    )
+
+
+def on_one_grid(net: IntegerGraph, call: Call) -> tuple[Value, list[int]]:
+    """The widest of a call's operands, and tensors of all around its zero point."""
     operands = [net.input(call, i) for i in range(len(call.inputs))]
     first = max(operands, key=lambda v: _span(v.grid))
     assert first.grid is not None
@@ -106,7 +116,7 @@ def lower_concatenate(net: IntegerGraph, call: Call) -> None:
         assert value.grid is not None
         if value.grid.step != first.grid.step:
             raise ExportError(
-                "The operands of a concatenation must share one grid. "
+                f"The operands of {call.kind} must share one grid. "
                 f"Received: layer={call.name!r} with steps {first.grid.step} and "
                 f"{value.grid.step}. Export what gmpq_tf.quantize_model returned."
             )
@@ -114,14 +124,25 @@ def lower_concatenate(net: IntegerGraph, call: Call) -> None:
             shape = net.shape(index, call.name)
             value = net.shift(value, first.zero_point, shape, f"{call.name}_operand")
         tensors.append(value.tensor)
+    return first, tensors
+
+
+def concatenate(
+    net: IntegerGraph,
+    name: str,
+    first: Value,
+    tensors: list[int],
+    shape: list[int | None],
+    axis: int,
+) -> Value:
+    """Tensors on the grid of `first`, side by side."""
+    assert first.grid is not None
     options = schema.ConcatenationOptionsT()
-    options.axis = call.layer.axis
-    index = call.outputs[0]
+    options.axis = axis
     kind = quantization(first.grid, first.zero_point)
-    shape = net.shape(index, call.name)
-    tensor = net.file.tensor(call.name, shape, "INT8", kind)
+    tensor = net.file.tensor(name, shape, "INT8", kind)
     net.file.operator("CONCATENATION", tensors, [tensor], options)
-    net.values[index] = Value(tensor, first.grid, first.zero_point)
+    return Value(tensor, first.grid, first.zero_point)
 
 
 def _span(grid: Grid | None) -> int:

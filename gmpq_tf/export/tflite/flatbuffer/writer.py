@@ -23,6 +23,7 @@ from gmpq_tf.export.tflite.flatbuffer.sharing import (
 VERSIONS = {
     "ADD": 2,
     "AVERAGE_POOL_2D": 2,
+    "CAST": 1,
     "CONCATENATION": 2,
     "CONV_2D": 3,
     "DEPTHWISE_CONV_2D": 3,

@@ -1,0 +1,63 @@
+"""Activations by table: any function of one value, exact whatever the grids."""
+
+from __future__ import annotations
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from gmpq_tf.export.integers.grids import Grid, Value, quantization
+from gmpq_tf.export.tflite.integer_graph import Check, IntegerGraph
+from gmpq_tf.graph import Call
+from gmpq_tf.layer_kinds import Role
+
+CODES = 256  # of a stored value
+
+
+def lower_lookup(net: IntegerGraph, call: Call) -> None:
+    """LeakyReLU, PReLU: the result's code for each code of the input.
+
+    LEAKY_RELU and PRELU multiply by a slope of 8 to 32 bits, in XNNPACK otherwise than
+    elsewhere; a table holds what Keras computes. `CAST` and `ADD` make an index of each
+    code, `GATHER` reads the table. Channels with slopes of their own have a table each.
+    """
+    source, index = net.input(call), call.outputs[0]
+    assert source.grid is not None
+    grid = net.next_grid(index, call.name)
+    rows = table(call, source, grid)
+    file, shape = net.file, net.shape(index, call.name)
+    values = file.constant(f"{call.name}_table", rows.ravel(), quantization(grid))
+    starts: np.ndarray = CODES // 2 + CODES * np.arange(len(rows))
+    wide, place = (file.tensor(None, shape, "INT32") for _ in range(2))
+    tensor = file.tensor(call.name, shape, "INT8", quantization(grid))
+    cast = schema.CastOptionsT()
+    cast.inDataType, cast.outDataType = schema.TensorType.INT8, schema.TensorType.INT32
+    file.operator("CAST", [source.tensor], [wide], cast)
+    file.operator("ADD", [wide, file.integers(starts)], [place], schema.AddOptionsT())
+    file.operator("GATHER", [values, place], [tensor], schema.GatherOptionsT())
+    value = net.values[index] = Value(tensor, grid, grid.zero_point)
+    # Values that fall midway between two codes are compared as the quantizer rounds
+    # them in float32.
+    reader = net.consumers[index][0]
+    checked = reader.outputs[0] if reader.role is Role.QUANTIZER else index
+    net.checks.append(Check(call.name, call.kind, checked, value))
+
+
+def table(call: Call, source: Value, grid: Grid) -> np.ndarray:
+    """Stored codes of the results, int8 [channels or 1, 256].
+
+    Args:
+        call: of a layer that works on each value.
+        source: what it reads.
+        grid: of the result.
+    """
+    assert source.grid is not None
+    alpha = getattr(call.layer, "alpha", None)
+    ones = (1,) if alpha is None else alpha.shape
+    codes: np.ndarray = np.arange(-CODES // 2, CODES // 2) - source.zero_point
+    read = codes.astype("float32") * np.float32(source.grid.step)
+    stack = read.reshape(CODES, *(1 for _ in ones)) * np.ones(ones, "float32")
+    # Rounded as the quantizer that reads the value does it.
+    scaled = np.asarray(call.layer(stack)) * (np.float32(1) / np.float32(grid.step))
+    found = np.clip(np.floor(scaled + np.float32(0.5)), grid.low, grid.high)
+    stored = (found + grid.zero_point).astype("int8")
+    return stored.reshape(CODES, -1).T
