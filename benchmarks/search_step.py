@@ -50,6 +50,7 @@ class Case:
     bits: tuple[int, ...] = (2, 3, 4)
     eta: float = 100.0
     teacher_dtype: str = "float32"
+    attribution_share: float = 1.0
     jit_compile: bool = False
     steps_per_execution: int = 1
     recomputes: bool = True
@@ -68,6 +69,10 @@ CASES = {
     "search 2-8": Case("search", ALL_BITS),
     "search 2-4, eta=0": Case("search", eta=0.0),
     "search 2-8, eta=0": Case("search", ALL_BITS, eta=0.0),
+    "search 2-4, a quarter attributed": Case("search", attribution_share=0.25),
+    "search 2-8, a quarter attributed": Case(
+        "search", ALL_BITS, attribution_share=0.25
+    ),
     "search 2-4, teacher bfloat16": Case("search", teacher_dtype="bfloat16"),
     "search 2-4, operands kept": Case("search", recomputes=False),
     "search 2-4, 4 steps a call": Case("search", steps_per_execution=4),
@@ -180,7 +185,11 @@ def trained_model(model: Any, case: Case, images: Any) -> Any:
     if case.kind == "search":
         space = gmpq.SearchSpace(case.bits, case.bits)
         model = gmpq.PolicySearch(
-            model, space, eta=case.eta, teacher_dtype=case.teacher_dtype
+            model,
+            space,
+            eta=case.eta,
+            teacher_dtype=case.teacher_dtype,
+            attribution_share=case.attribution_share,
         )
         model.calibrate([images])
     model.compile(keras.optimizers.SGD(0.01, momentum=0.9), **options)

@@ -8,6 +8,7 @@ from gmpq_tf.attribution.grad_cam import (
 )
 from gmpq_tf.attribution.head import split_head
 from gmpq_tf.attribution.rank import AttributionRankDistance, rank_distance
+from gmpq_tf.attribution.share import batch_size, drawn_images
 from gmpq_tf.attribution.target import (
     capacity_exponent,
     generalization_risk,
@@ -18,7 +19,9 @@ __all__ = [
     "AttributionRankDistance",
     "are_classes",
     "attribution_map",
+    "batch_size",
     "capacity_exponent",
+    "drawn_images",
     "generalization_risk",
     "grad_cam",
     "labels_to_classes",

@@ -45,6 +45,9 @@ class RiskConfig:
             fast, packed or smallest. None: smallest where the file's bytes are
             budgeted, else fast.
         latency_table: JSON file that gmpq-latency wrote, for a budget of milliseconds.
+        attribution_share: share of each batch, above 0 and at most 1, that the
+            generalization risk is taken on: images drawn anew in each step, one at
+            least. Its mean stays what it is; a step is faster and the risk noisier.
     """
 
     zeta: float = 50.0
@@ -61,6 +64,7 @@ class RiskConfig:
     budget: str | None = None
     storage: str | None = None
     latency_table: str | None = None
+    attribution_share: float = 1.0
 
     def __post_init__(self) -> None:
         _check_range("zeta", self.zeta, 0.0)
@@ -74,6 +78,12 @@ class RiskConfig:
         _check_range(
             "activation_capacity", self.activation_capacity, 0.0, exclusive=True
         )
+        _check_range("attribution_share", self.attribution_share, 0.0, exclusive=True)
+        if self.attribution_share > 1:
+            raise ValueError(
+                "attribution_share must be at most 1, which is the whole batch. "
+                f"Received: attribution_share={self.attribution_share!r}."
+            )
         _check_choice("attribution_class", self.attribution_class, ATTRIBUTION_CLASSES)
         _check_choice("map_size", self.map_size, MAP_SIZES)
         _check_choice("teacher_dtype", self.teacher_dtype, TEACHER_DTYPES)

@@ -86,6 +86,8 @@ class PolicySearch(keras.Model):
         storage: of the file that bytes and milliseconds are about, "fast", "packed" or
             "smallest"; None: "smallest" where the file's bytes are budgeted.
         latency_table: JSON file of `gmpq-latency`, for a budget of milliseconds.
+        attribution_share: share of each batch that the generalization risk is taken
+            on, above 0; less than 1 is faster, and an unbiased estimate.
         **unknown: refused, with the nearest name of an option.
 
     Raises:
@@ -118,6 +120,7 @@ class PolicySearch(keras.Model):
         budget: Any = RiskConfig.budget,
         storage: str | None = RiskConfig.storage,
         latency_table: str | None = RiskConfig.latency_table,
+        attribution_share: float = RiskConfig.attribution_share,
         **unknown: Any,
     ) -> None:
         # Under a global mixed_float16 Keras would scale the loss, of which the second
@@ -139,6 +142,7 @@ class PolicySearch(keras.Model):
             budget=budget,
             storage=storage,
             latency_table=latency_table,
+            attribution_share=attribution_share,
             **unknown,
         )
         methods = {
@@ -398,13 +402,16 @@ class PolicySearch(keras.Model):
         if guide is None:
             return Step(x, y)
         images = guide.augmented(x)  # the same for the hypernet and the teacher
-        return Step(images, y, teacher_maps=guide.teacher_maps(images, y))
+        drawn = guide.drawn(images, self.optimizer.iterations)
+        return Step(images, y, drawn, guide.teacher_maps(images, y, drawn))
 
     def _forward(self, step: Step) -> tf.Tensor:
         """The hypernet's output; its maps are noted in the step."""
         if self.generalization is None:
             return self.hypernet(step.images, training=True)
-        output, step.maps = self.generalization.forward(step.images, step.labels)
+        output, step.maps = self.generalization.forward(
+            step.images, step.labels, step.drawn
+        )
         return output
 
     def _logs(self, step: Step) -> dict:

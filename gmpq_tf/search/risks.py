@@ -18,7 +18,9 @@ import tensorflow as tf
 from gmpq_tf import metric_names
 from gmpq_tf.attribution import (
     AttributionRankDistance,
+    batch_size,
     capacity_exponent,
+    drawn_images,
     generalization_risk,
     grad_cam,
     labels_to_classes,
@@ -45,8 +47,9 @@ class Step:
     Args:
         images: what the hypernet sees, as the model takes it.
         labels: as `fit` was given them.
-        teacher_maps: of the float model, [B, H, W]; None without a teacher.
-        maps: of the hypernet, [B, H, W]; None without a teacher.
+        drawn: places of the images that are attributed, integers [A]; None: all.
+        teacher_maps: of the float model, [A, H, W]; None without a teacher.
+        maps: of the hypernet, [A, H, W]; None without a teacher.
         bits: expected (weight bits, activation bits) of each layer, scalars.
         probabilities: (pi_w, pi_a) of each layer, [branches] each.
         values: name of a risk -> its value, once it has been computed, a scalar.
@@ -55,6 +58,7 @@ class Step:
 
     images: Any
     labels: Any
+    drawn: tf.Tensor | None = None
     teacher_maps: tf.Tensor | None = None
     maps: tf.Tensor | None = None
     bits: Bits = ()
@@ -239,23 +243,35 @@ class Generalization(Risk):
         front = self.student_parts.front
         return images if front is None else front(images, training=True)
 
-    def forward(self, images: Any, labels: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        """Output of the hypernet in training, and its maps [B, H, W].
+    def drawn(self, images: Any, step: Any) -> tf.Tensor | None:
+        """Places of the images to attribute in a step, by its number; None: all."""
+        if self.config.attribution_share == 1:
+            return None
+        return drawn_images(batch_size(images), self.config.attribution_share, step)
+
+    def forward(
+        self, images: Any, labels: Any, drawn: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Output of the hypernet in training, and its maps [A, H, W].
 
         Args:
             images: what `augmented` returned.
             labels: as `fit` was given them.
+            drawn: places of the images that are attributed, integers [A]; None: all.
         """
         parts = self.student_parts
         feature = parts.backbone(images, training=True)
         maps, (_, output) = grad_cam(
             parts.head, feature, self.classes(labels), training=True
         )
-        return output, self._resized(maps)
+        return output, self._resized(taken(maps, drawn))
 
-    def teacher_maps(self, images: Any, labels: Any) -> tf.Tensor:
-        """Maps of the float model, [B, H, W]; arguments as those of `forward`."""
-        parts, classes = self.teacher_parts, self.classes(labels)
+    def teacher_maps(
+        self, images: Any, labels: Any, drawn: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """Maps of the float model, [A, H, W]; arguments as those of `forward`."""
+        parts = self.teacher_parts
+        images, classes = taken((images, self.classes(labels)), drawn)
         feature = parts.backbone(images, training=False)
         maps, _ = grad_cam(parts.head, feature, classes, training=False)
         self.map_count.update_state(maps, classes, self.num_scores)
@@ -300,6 +316,15 @@ def exponent(config: RiskConfig, bits: Bits) -> tf.Tensor:
     if config.p is not None:
         return tf.constant(config.p, tf.float32)
     return capacity_exponent(bits, config.weight_capacity, config.activation_capacity)
+
+
+def taken(tensors: Any, places: tf.Tensor | None) -> Any:
+    """Rows of tensors, nested or None, at some places; all for None."""
+    if places is None:
+        return tensors
+    return keras.tree.map_structure(
+        lambda t: t if t is None else tf.gather(t, places), tensors
+    )
 
 
 def split_parts(

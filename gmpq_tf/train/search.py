@@ -27,15 +27,13 @@ from gmpq_tf.run.devices import (
     wait_for_workers,
 )
 from gmpq_tf.run.flags import from_flags
-from gmpq_tf.run.loop import TrainingDivergedError, fit_epochs, policy_results
+from gmpq_tf.run.loop import fit_epochs, policy_results
 from gmpq_tf.run.records import versions
 from gmpq_tf.run.run_config import RunConfig
 from gmpq_tf.run.stage import Stage
 from gmpq_tf.search import (
-    DivergenceError,
     PolicySearch,
     RiskConfig,
-    StopOnDivergence,
     TemperatureScheduler,
 )
 from gmpq_tf.space import SearchSpace
@@ -171,29 +169,23 @@ def run_search(
         jit_compile=run.jit_compile,
     )
     searcher.calibrate(dataset.calibration(config.calibration_images))
-    callbacks: list[keras.callbacks.Callback] = [StopOnDivergence()]
+    callbacks: list[keras.callbacks.Callback] = []
     if config.final_temperature != 1 and config.epochs:
         callbacks.append(TemperatureScheduler(config.final_temperature, config.epochs))
-    try:
-        fit_epochs(
-            searcher,
-            dataset,
-            stage,
-            config.epochs,
-            run,
-            callbacks,
-            config.precision,
-        )
-    except DivergenceError as error:
-        raise TrainingDivergedError(str(error)) from error
+    fit_epochs(
+        searcher, dataset, stage, config.epochs, run, callbacks, config.precision
+    )
 
 
 def resolved_config(
     config: SearchConfig, dataset: Dataset, path: Path
 ) -> dict[str, Any]:
     """Returns everything the result depends on, for `open_stage`."""
+    options = dataclasses.asdict(config)
+    if options["risk"]["attribution_share"] == 1:  # as before there was the option
+        options["risk"]["attribution_share"] = None
     return {
-        **dataclasses.asdict(config),
+        **options,
         "model": file_identity(path),
         "space": config.space.to_config(),
         "data": dataclasses.asdict(dataset.config),
