@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -30,9 +29,14 @@ from gmpq_tf.run.devices import is_chief, training_batches
 from gmpq_tf.run.metrics_log import metrics_logs
 from gmpq_tf.run.run_config import RunConfig
 from gmpq_tf.run.stage import Stage, backup_before
-from gmpq_tf.search import TrainingProgress
+from gmpq_tf.search import StopOnDivergence, TrainingProgress
 from gmpq_tf.search.divergence import listed, not_finite
 from gmpq_tf.transform.precision import Precision, computing_in
+
+REMEDY = (
+    "The state after the last whole epoch is kept. Lower --learning_rate and start "
+    "again with --overwrite; check the images for NaN and the labels for their range."
+)
 
 
 class TrainingDivergedError(ValueError):
@@ -122,35 +126,6 @@ def read_backup(path: Path) -> dict[str, np.ndarray]:
     return {}
 
 
-class StopAtNaN(keras.callbacks.Callback):
-    """Ends training with an error when the loss or a weight is not a finite number.
-
-    The weights of the last whole epoch remain in the backup.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.epoch = 0
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Notes the epoch, for the message."""
-        self.epoch = epoch
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        loss = float((logs or {}).get("loss", 0.0))
-        if not math.isfinite(loss):
-            raise TrainingDivergedError(
-                "The loss must stay a finite number. "
-                f"Received: loss={loss} at step {batch + 1} of epoch {self.epoch + 1}. "
-                "The state after the last whole epoch is kept. Lower --learning_rate "
-                "and start again with --overwrite; check the images for NaN."
-            )
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Looks at the weights: fused kernels may turn NaN into 0 before the loss."""
-        check_weights(self.model)
-
-
 def check_weights(model: keras.Model) -> None:
     """Refuses a model whose weights are not finite.
 
@@ -212,7 +187,7 @@ def fit_epochs(
     start = backup.epoch
     kind = run.progress if chief else "none"
     progress = TrainingProgress(kind, dataset.config.batch_size)
-    watching = [*callbacks, StopAtNaN()]
+    watching = [*callbacks, StopOnDivergence(TrainingDivergedError, REMEDY)]
     if chief:
         watching += metrics_logs(stage.folder, start, run.tensorboard)
     if chief and start:

@@ -9,26 +9,36 @@ from typing import Any
 import keras
 import numpy as np
 
+from gmpq_tf.metric_names import GENERALIZATION_RISK, RISKS, ZETA
 from gmpq_tf.search.divergence import LEAST_TEMPERATURE, listed, not_finite
 from gmpq_tf.search.errors import DivergenceError
 
-RISKS = ("task_risk", "complexity_risk", "generalization_risk", "zeta")
+REMEDY = (
+    "Check the images for NaN and the labels for their range, or lower the learning "
+    "rates. Checkpoints of earlier epochs are kept."
+)
 
 
 class StopOnDivergence(keras.callbacks.Callback):
-    """Stops training at the first loss that is not finite, naming the risk.
+    """Stops training at the first loss that is not finite; of a search, by the risk.
 
     After each epoch it looks at the variables too: kernels for CPUs that fuse a
     convolution with its ReLU turn NaN into 0, and the loss of a network that is all NaN
     is finite then. Put it before callbacks that save.
 
+    Args:
+        error: what is raised.
+        remedy: what the message ends with.
+
     Raises:
         DivergenceError: from `fit`; checkpoints written before stay as they are.
     """
 
-    def on_train_begin(self, logs: Any = None) -> None:
-        """Start counting epochs."""
-        self.epoch = 0
+    def __init__(
+        self, error: type[Exception] = DivergenceError, remedy: str = REMEDY
+    ) -> None:
+        super().__init__()
+        self.error, self.remedy, self.epoch = error, remedy, 0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Remember the epoch for the message."""
@@ -36,30 +46,34 @@ class StopOnDivergence(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Mapping | None = None) -> None:
         """Check the running means of the loss and of the risks."""
-        logs = logs or {}
-        if np.isfinite(float(logs.get("loss", 0.0))):
-            return
-        blown = [r for r in RISKS if not np.isfinite(float(logs.get(r, 0.0)))]
-        raise DivergenceError(
-            "The loss must stay finite. "
-            f"Received: loss={float(logs['loss'])} in epoch {self.epoch + 1}, step "
-            f"{batch + 1}; not finite: {', '.join(blown) or 'the task loss'}. Check "
-            "the images for NaN and the labels for their range, or lower the learning "
-            "rates"
-            + (" or eta" if "generalization_risk" in blown else "")
-            + ". Checkpoints of earlier epochs are kept."
-        )
+        loss = float((logs or {}).get("loss", 0.0))
+        if not np.isfinite(loss):
+            raise self.error(
+                f"The loss must stay a finite number. Received: loss={loss} "
+                f"{self._where(batch, logs or {})}. {self.remedy}"
+            )
 
     def on_epoch_end(self, epoch: int, logs: Mapping | None = None) -> None:
         """Check the variables."""
         broken = not_finite(self.model.variables)
         if broken:
-            raise DivergenceError(
-                "The variables must stay finite. "
+            raise self.error(
+                "A trained model must have finite weights. "
                 f"Received: after epoch {epoch + 1} not finite: {listed(broken)}. "
-                "Check the images for NaN, or lower the learning rates. Checkpoints of "
-                "earlier epochs are kept."
+                f"{self.remedy}"
             )
+
+    def _where(self, batch: int, logs: Mapping) -> str:
+        """Where a loss was not finite, and which risk was to blame."""
+        risks = [name for name in (*RISKS, ZETA) if name in logs]
+        if not risks:
+            return f"at step {batch + 1} of epoch {self.epoch + 1}"
+        blown = [name for name in risks if not np.isfinite(float(logs[name]))]
+        hint = ", which a smaller eta helps" if GENERALIZATION_RISK in blown else ""
+        return (
+            f"in epoch {self.epoch + 1}, step {batch + 1}; not finite: "
+            f"{', '.join(blown) or 'their sum'}{hint}"
+        )
 
 
 class ImportanceLearningRateScheduler(keras.callbacks.LearningRateScheduler):

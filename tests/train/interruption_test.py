@@ -18,9 +18,9 @@ from absl import flags
 
 import gmpq_tf.files
 from gmpq_tf.run.app import guarded
-from gmpq_tf.run.loop import EpochBackup, StopAtNaN
+from gmpq_tf.run.loop import EpochBackup
 from gmpq_tf.run.run_config import RunConfig
-from gmpq_tf.search import RiskConfig
+from gmpq_tf.search import RiskConfig, StopOnDivergence
 from gmpq_tf.train.finetune import FinetuneConfig, finetune
 from gmpq_tf.train.search import SearchConfig, search
 
@@ -305,14 +305,14 @@ def killed_while_writing(patch, name):
 
 def terminated_at(patch, epoch, step):
     """Sends SIGTERM in the middle of an epoch."""
-    look = StopAtNaN.on_train_batch_end
+    look = StopOnDivergence.on_train_batch_end
 
     def terminate(self, batch, logs=None):
         if (self.epoch, batch) == (epoch, step):
             os.kill(os.getpid(), signal.SIGTERM)
         look(self, batch, logs)
 
-    patch.setattr(StopAtNaN, "on_train_batch_end", terminate)
+    patch.setattr(StopOnDivergence, "on_train_batch_end", terminate)
 
 
 def test_a_search_stopped_in_an_epoch_and_killed_while_saving(
