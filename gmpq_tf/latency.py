@@ -282,7 +282,11 @@ def _typed(value: Any, name: str, kind: type) -> Any:
 
 def _number(value: Any, name: str) -> float:
     found = value.get(name) if isinstance(value, dict) else None
-    good = isinstance(found, (int, float)) and not isinstance(found, bool)
-    if not good or not math.isfinite(found) or found < 0:
-        raise ValueError(f"{name!r} must be a time, 0 or more, not {found!r:.80}")
-    return float(found)
+    if (
+        isinstance(found, int | float)
+        and not isinstance(found, bool)
+        and math.isfinite(found)
+        and found >= 0
+    ):
+        return float(found)
+    raise ValueError(f"{name!r} must be a time, 0 or more, not {found!r:.80}")

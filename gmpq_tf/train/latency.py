@@ -25,6 +25,7 @@ import keras
 from gmpq_tf.export.latency.phone import Folder, read_folder, write_folder
 from gmpq_tf.export.latency.programs import COPIES, Program, student_of
 from gmpq_tf.export.latency.timing import Timing, time_files
+from gmpq_tf.export.tflite.arguments import check_student
 from gmpq_tf.export.tflite.lowering import Lowered, lower
 from gmpq_tf.latency import LatencyError, LatencyTable, parse_model
 from gmpq_tf.run.app import run_main
@@ -88,6 +89,17 @@ class LatencyConfig:
                 "Files are written for a phone, or its times are read. Received: "
                 f"write_only={self.write_only!r}, read={self.read!r}. Give one of them."
             )
+        if self.read is not None and (self.model or self.policy):
+            raise ValueError(
+                "The folder says which model and policy its files are of. Received: "
+                f"read={self.read!r}, model={self.model!r}, policy={self.policy!r}. "
+                "Leave --model and --policy out."
+            )
+        if self.policy is None and self.rename_layers is not None:
+            raise ValueError(
+                "rename_layers needs a policy. Received: "
+                f"rename_layers={self.rename_layers!r}, policy=None. Give --policy."
+            )
         if self.read is None and self.model is None:
             raise ValueError(
                 "A model must be given. Received: model=None. Give a .keras or .h5 "
@@ -131,6 +143,12 @@ def measure(config: LatencyConfig, timer: Timer = time_files) -> Comparison | No
     program, table, whole = Program(), open_table(config), None
     model = counted_model(_counted(config))
     if input_quantizers(model):
+        if config.policy is not None:
+            raise ValueError(
+                "A fine-tuned model has its policy. Received: "
+                f"policy={config.policy!r}, model={config.model!r}. Leave --policy out."
+            )
+        check_student(model)
         whole = lower(model, config.storage)
     else:
         measured = program.add_model(model)

@@ -122,6 +122,10 @@ def test_a_student_is_predicted_and_measured(model_file, tmp_path):
     compared = measure(config(tmp_path / "model.keras", tmp_path), Timer())
     assert compared.predicted > 0
     assert not LatencyTable.load(tmp_path / "t.json").models
+    with pytest.raises(ValueError, match="Leave --policy out"):
+        measure(
+            config(tmp_path / "model.keras", tmp_path, policy="uniform:4,4"), Timer()
+        )
 
 
 @pytest.mark.parametrize(
@@ -144,6 +148,8 @@ def test_tables_of_two_devices_are_not_mixed(model_file, tmp_path, options, mess
         ({"model": "m", "rounds": 0}, "rounds=0"),
         ({"model": "m", "invocations": 0}, "invocations=0"),
         ({"model": "m", "runtime_threads": 0}, "runtime_threads=0"),
+        ({"model": "m", "read": "b"}, "Leave --model and --policy out"),
+        ({"model": "m", "rename_layers": "prefix=a"}, "rename_layers needs a policy"),
         ({"model": "m", "write_only": "a", "read": "b"}, "Give one of them"),
     ],
 )

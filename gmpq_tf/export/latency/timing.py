@@ -6,9 +6,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from gmpq_tf.export.tflite.runtime import TFLiteModel
-
-Invoke = Callable[[], None]
+from gmpq_tf.export.tflite.runtime import WARM_UP_RUNS, TFLiteModel
+from gmpq_tf.export.tflite.turns import Invoke, take_turns
 
 
 @dataclass(frozen=True)
@@ -49,22 +48,16 @@ def time_files(
         opened: what makes a function of a file, that runs it.
     """
     invokes = {name: opened(c, timing.threads) for name, c in contents.items()}
-    turns: dict[str, list[float]] = {name: [] for name in invokes}
-    for _ in range(timing.rounds):
-        for name, invoke in invokes.items():
-            turns[name].append(_turn(invoke, timing))
+    turns = take_turns(
+        invokes,
+        timing.rounds,
+        timing.invocations,
+        min(timing.invocations, WARM_UP_RUNS),
+        timing.clock,
+    )
     return {name: 1000 * lower_quartile(values) for name, values in turns.items()}
 
 
 def lower_quartile(values: list[float]) -> float:
     """The value that a quarter of all are below."""
     return sorted(values)[len(values) // 4]
-
-
-def _turn(invoke: Invoke, timing: Timing) -> float:
-    for _ in range(min(timing.invocations, 3)):
-        invoke()
-    start = timing.clock()
-    for _ in range(timing.invocations):
-        invoke()
-    return (timing.clock() - start) / timing.invocations

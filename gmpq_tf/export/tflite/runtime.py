@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.tflite.flatbuffer import read_file
+from gmpq_tf.export.tflite.turns import take_turns
 from gmpq_tf.inputs import InputError, match_inputs
 
 WARM_UP_RUNS = 3
@@ -177,15 +177,12 @@ def latencies(
         name -> seconds.
     """
     models = {n: TFLiteModel(c, num_threads) for n, c in contents.items()}
-    images = {name: model.batch or 1 for name, model in models.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for run in range(WARM_UP_RUNS + runs):
-        for name, model in models.items():
-            start = time.perf_counter()
-            model.interpreter.invoke()
-            if run >= WARM_UP_RUNS:
-                seconds[name].append((time.perf_counter() - start) / images[name])
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    invokes = {name: model.interpreter.invoke for name, model in models.items()}
+    turns = take_turns(invokes, WARM_UP_RUNS + runs)
+    return {
+        name: statistics.median(turns[name][WARM_UP_RUNS:]) / (model.batch or 1)
+        for name, model in models.items()
+    }
 
 
 def _to_input(detail: Mapping[str, Any], array: np.ndarray) -> np.ndarray:
