@@ -238,6 +238,8 @@ COST_TABLES: dict[str, Builder | str] = {
     BIT_OPS: _bit_ops,
     "weight_bytes": _weight_bytes,
     FILE_BYTES: "gmpq_tf.export.tflite.file_cost:file_bytes",
+    "latency_ms": "gmpq_tf.latency_cost:latency_ms",
+    "activation_bytes": "gmpq_tf.export.tflite.file_cost:activation_bytes",
 }
 
 

@@ -11,6 +11,8 @@ from gmpq_tf.budget import BudgetError, parse_budget
 from gmpq_tf.cost import count_cost
 from gmpq_tf.cost_tables import CostTable, TableOptions, bit_ops_table, cost_table
 from gmpq_tf.export.tflite.lowering import lower
+from gmpq_tf.graph import layer_macs
+from gmpq_tf.latency import LatencyTable, MeasuredModel
 from gmpq_tf.limits import Limit
 from gmpq_tf.policy.draw import draw_bits
 from gmpq_tf.search.knapsack import check_limits, most_probable_bits
@@ -295,3 +297,41 @@ def test_one_budget_by_one_name():
         gmpq.PolicySearch(small(), budget="W4A4", bit_ops_budget=0.01)
     with pytest.raises(BudgetError, match="weight_bytes"):
         gmpq.PolicySearch(small(), budget={"weight_byte": 1e5})
+
+
+def test_activation_bytes_are_the_largest_neighbours_and_no_bits_change_them():
+    model = dense()
+    table = cost_table("activation_bytes", model, TableOptions("fast"))
+    # While the input is put in codes both are alive, of 4 bytes and 1 a number; later
+    # at most 65 + 64 codes are.
+    assert table.range(gmpq.SearchSpace().candidates(model)) == (200, 200)
+    with pytest.raises(BudgetError, match="whatever its bits"):
+        gmpq.PolicySearch(model, budget={"activation_bytes": "150B"}, eta=0.0)
+
+
+def test_milliseconds_are_those_of_the_measured_table(tmp_path):
+    model = small()
+    with pytest.raises(BudgetError, match="gmpq-latency"):
+        gmpq.PolicySearch(model, budget="2.5ms", eta=0.0)
+    macs = layer_macs(model)
+    keys = {n: {w: (f"{n}{w}", "shared") for w in ("8", "4", "2")} for n in macs}
+    rows = {f"{n}{w}": float(w) for n in macs for w in ("8", "4", "2")}
+    measured = LatencyTable(
+        "desk", 1, {"name": "LiteRT", "version": "2"}, "x86_64", "2026-01-01",
+        {**rows, "shared": 0.5, "rest": 3.0},
+        (MeasuredModel("small", macs, keys, ("rest", "shared")),),
+    )  # fmt: skip
+    measured.save(tmp_path / "latency.json")
+    options = TableOptions("packed", str(tmp_path / "latency.json"))
+    table = cost_table("latency_ms", model, options)
+    assert table.uniform(8, 8) == 3.5 + 4 * 8.5
+    assert table.uniform(3, 2) == 3.5 + 2 * 8.5 + 2 * 4.5
+    search = gmpq.PolicySearch(
+        model,
+        gmpq.SearchSpace((3, 8), (4,)),
+        budget="34 ms",
+        storage="packed",
+        latency_table=options.latency_table,
+        eta=0.0,
+    )
+    assert 0.97 * 34 < table.cost(search.policy()) + 0.5 <= 34.5

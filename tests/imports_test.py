@@ -18,7 +18,7 @@ ORDER = [
     ("budget",),
     ("float_layers",),
     ("cost_tables",),
-    ("limits",),
+    ("limits", "latency_cost"),
     ("policy",),
     ("space",),
     ("cost",),

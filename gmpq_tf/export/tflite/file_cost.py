@@ -1,4 +1,4 @@
-"""How large a `.tflite` file will be under a policy: the table `file_bytes`.
+"""What a `.tflite` file will take: the tables `file_bytes` and `activation_bytes`.
 
 All but the kernels is measured, by writing the file once with 8-bit kernels; the rest
 is what containers of fewer bits change.
@@ -20,7 +20,12 @@ from gmpq_tf.cost_tables import ALL_BITS, CostTable, TableOptions
 from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.integers.grids import Grid, Value, quantization
 from gmpq_tf.export.tflite.convolutions import container
-from gmpq_tf.export.tflite.flatbuffer import PACKING, FileBuilder
+from gmpq_tf.export.tflite.flatbuffer import (
+    PACKING,
+    FileBuilder,
+    read_model,
+    tensor_type,
+)
 from gmpq_tf.export.tflite.lowering import Lowered, lower
 from gmpq_tf.export.tflite.metadata import facts
 from gmpq_tf.export.tflite.patches import lower_patches
@@ -71,19 +76,75 @@ def file_bytes(model: keras.Model, options: TableOptions) -> CostTable:
     return CostTable(FILE_BYTES, "bytes", layers, constant, 4 * params, note)
 
 
-def lowered_once(model: keras.Model) -> Lowered:
-    """Returns the file of a model with 8-bit kernels, made so that nothing is shared.
+def activation_bytes(model: keras.Model, options: TableOptions) -> CostTable:
+    """Returns the table of the activations that a file needs in memory at once.
+
+    The largest sum of the tensors that are alive while an operator runs, for one
+    example, in the order of the file: what no planner can do with less. Files hold
+    activations in eight bits, so that no policy changes it. Where a storage lays out
+    patches for packed kernels the policy that needs most is counted.
+
+    Args:
+        model: the float model.
+        options: whose storage counts; None: "fast".
+
+    Raises:
+        BudgetError: the model cannot be exported.
+    """
+    storage = options.storage or "fast"
+    files = [lowered_once(model)]
+    if storage != "fast":
+        files.append(lowered_once(model, MIN_BITS, storage))
+    peak = max(peak_bytes(each.content) for each in files)
+    zeros = np.zeros((len(ALL_BITS),) * 2)
+    note = "Files hold activations in eight bits, whatever the policy says."
+    layers = dict.fromkeys(searchable_names(model), zeros)
+    return CostTable("activation_bytes", "bytes", layers, peak, None, note)
+
+
+def peak_bytes(content: bytes) -> int:
+    """Returns the most bytes of computed tensors alive at once, for one example.
+
+    Args:
+        content: of a `.tflite` file.
+    """
+    model = read_model(content)
+    graph = model.subgraphs[0]
+    last: dict[int, int] = {}
+    for number, operator in enumerate(graph.operators):
+        last.update(dict.fromkeys(operator.inputs, number))
+    last.update(dict.fromkeys(graph.outputs, len(graph.operators)))
+    alive, most = set(map(int, graph.inputs)), 0
+    for number, operator in enumerate(graph.operators):
+        alive |= set(map(int, operator.outputs))
+        most = max(most, sum(_size(model, tensor) for tensor in alive))
+        alive = {tensor for tensor in alive if last.get(tensor, -1) > number}
+    return most
+
+
+def _size(model: Any, number: int) -> int:
+    wide = tensor_type(model, number) in ("FLOAT32", "INT32")
+    shape = model.subgraphs[0].tensors[number].shape
+    return int(np.prod(shape)) * (4 if wide else 1)
+
+
+def lowered_once(
+    model: keras.Model, weight_bits: int = ALL_BITS[-1], storage: str = "fast"
+) -> Lowered:
+    """Returns the file of a model, made so that nothing is shared.
 
     Ranges, biases and statistics differ from each other, as after training: equal ones
     would be stored once.
 
     Args:
         model: the float model.
+        weight_bits: of every kernel.
+        storage: of the file.
 
     Raises:
         BudgetError: the model cannot be exported.
     """
-    policy = BitwidthPolicy.uniform(model, ALL_BITS[-1], MIN_BITS, {})
+    policy = BitwidthPolicy.uniform(model, weight_bits, MIN_BITS, {})
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -99,10 +160,10 @@ def lowered_once(model: keras.Model) -> Lowered:
                 "policy": {"model": model.name, "layers": layers},
             }  # fmt: skip
             known = facts(names if len(widths) == 1 else None)
-            return lower(student, "fast", metadata=metadata, known=known)
+            return lower(student, storage, metadata=metadata, known=known)
     except (ExportError, GraphError) as error:
         raise BudgetError(
-            "A budget of the file's bytes needs a model that can be exported. "
+            "A budget of the file or its memory needs a model that can be exported. "
             f"Received: model={model.name!r}: {error}"
         ) from error
 

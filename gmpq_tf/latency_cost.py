@@ -1,0 +1,47 @@
+"""The table `latency_ms`: what `gmpq-latency` measured, as costs of layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gmpq_tf.budget import BudgetError
+from gmpq_tf.cost_tables import ALL_BITS, CostTable, TableOptions
+from gmpq_tf.graph import layer_macs
+from gmpq_tf.latency import LatencyError, LatencyTable
+
+
+def latency_ms(model: Any, options: TableOptions) -> CostTable:
+    """Returns the table of milliseconds of one example.
+
+    Args:
+        model: the float model.
+        options: path of the measured table, and the storage of the file.
+
+    Raises:
+        BudgetError: no table is given, or it does not hold the model.
+    """
+    if options.latency_table is None:
+        raise BudgetError(
+            "Milliseconds need a table of what this model takes on a device. "
+            "Received: latency_table=None. Measure one with gmpq-latency, and give "
+            "its path as latency_table."
+        )
+    storage = options.storage or "fast"
+    try:
+        measured = LatencyTable.load(options.latency_table)
+        rows = measured.model(layer_macs(model))
+        layers = {
+            name: [
+                [measured.layer_ms(rows, name, w, a, storage) for a in ALL_BITS]
+                for w in ALL_BITS
+            ]
+            for name in rows.macs
+        }
+        constant = measured.rest_ms(rows)
+    except LatencyError as error:
+        raise BudgetError(str(error)) from error
+    note = (
+        f"Measured on {measured.device!r} with {measured.threads} thread(s), in "
+        f"storage {storage!r}, which may matter more than the bits."
+    )
+    return CostTable("latency_ms", "ms", layers, constant, None, note)
