@@ -66,7 +66,8 @@ class Call:
     @property
     def row(self) -> Kind:
         """What the layer's kind means to quantization."""
-        return kind_of(self.kind)
+        row = kind_of(self.kind)
+        return kind_of(row.variant(self.layer) or row.name)
 
     @property
     def role(self) -> Role:

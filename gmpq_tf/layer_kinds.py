@@ -28,6 +28,7 @@ class Role(Enum):
     POOL = "averages"
     MOVE = "moves values or picks the largest, whether before rounding or after"
     REPEAT = "repeats values that are on a grid"
+    BLEND = "mixes neighbours with fixed weights"
     IDENTITY = "does nothing in inference"
     CURVE = "is an activation function"
     LOOKUP = "computes each value from one value, by a table of its 256 codes"
@@ -37,6 +38,7 @@ class Role(Enum):
 
 # Roles that an operator of TFLite stands for whatever the call's settings.
 LOWERED = frozenset(Role) - {Role.IDENTITY, Role.CURVE, Role.FLOAT}
+BILINEAR = "UpSampling2D bilinear"  # row of such layers of that kind
 # Whether something holds for a layer of a kind, with the settings it has.
 Test = Callable[[Any], bool]
 # Why a layer cannot be computed in integers, if so: (layer, tensors it reads) -> text.
@@ -71,6 +73,7 @@ class Kind:
             attributes of the same names; None: the export through TFMOT refuses it.
         trains: its call takes `training`.
         twin: for an operation, the layer and its arguments that compute the same.
+        variant: name of the row of a layer with its settings; None: this one.
         refuses: why a layer of this kind cannot be computed in integers, if so.
     """
 
@@ -86,6 +89,7 @@ class Kind:
     arguments: str | None = None
     trains: bool = False
     twin: tuple[str, tuple[tuple[str, Any], ...]] | None = None
+    variant: Callable[[Any], str | None] = lambda layer: None
     refuses: Check = lambda layer, tensors: None
 
     @property
@@ -144,6 +148,17 @@ def _nearest(layer: Any, tensors: int) -> str | None:
     if layer.interpolation == "nearest":
         return None
     return f"with interpolation={layer.interpolation!r}, use 'nearest'"
+
+
+def _doubled(layer: Any, tensors: int) -> str | None:
+    """Weights of other sizes are no binary fractions: floats round their halves."""
+    if all(size & (size - 1) == 0 for size in layer.size):
+        return None
+    return f"with size={tuple(layer.size)} and 'bilinear', use powers of two"
+
+
+def _blended(layer: Any) -> str | None:
+    return BILINEAR if layer.interpolation == "bilinear" else None
 
 
 def _one_slope(layer: Any, tensors: int) -> str | None:
@@ -211,6 +226,14 @@ _KINDS = (
         keeps_sign=_stays_between,
         arguments="size interpolation",
         refuses=_nearest,
+        variant=_blended,
+    ),
+    Kind(
+        BILINEAR,
+        Role.BLEND,
+        keeps_sign=always,
+        arguments="size interpolation",
+        refuses=_doubled,
     ),
     # Activations in a call of their own.
     Kind("Activation", Role.CURVE, fuses_into=_RELU, arguments="activation"),

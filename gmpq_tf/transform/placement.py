@@ -88,6 +88,8 @@ def place_quantizers(graph: Graph) -> Placement:
         elif _is_stored(graph, index, producer, readers, together):
             sign = _sign(index, nonnegative, raw)
             nests = any(_requantizes(graph, c, consumers) for c in readers)
+            # Weights in sixteenths have halves, whatever reads the result.
+            nests |= producer is not None and producer.role is Role.BLEND
             name = _grid_name(graph, index, producer)
             unit = producer is not None and is_gate(producer)
             grid = Grid(name, sign, nests or unit, unit)
@@ -192,7 +194,7 @@ def _requantizes(graph: Graph, call: Call, consumers: dict[int, list[Call]]) -> 
         return True
     if is_searchable(call.layer) or call.row.shares_grid:
         return True
-    if is_local_pool(graph, call):
+    if is_local_pool(graph, call) or call.role is Role.BLEND:
         return True
     if keeps_grid(call) or is_fusable_relu(call):
         return any(

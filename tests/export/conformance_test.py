@@ -56,6 +56,7 @@ CASES = {
     "ZeroPadding2D": lambda x, y: L.ZeroPadding2D(1)(y),
     "Cropping2D": lambda x, y: L.Cropping2D(1)(y),
     "UpSampling2D": lambda x, y: L.UpSampling2D(2)(y),
+    "UpSampling2D bilinear": lambda x, y: blend(y, 2),
     "Activation": lambda x, y: L.Activation("relu")(y),
     "ReLU": lambda x, y: L.ReLU(2.0)(y),
     "Softmax": None,  # ends the model
@@ -157,7 +158,7 @@ def test_what_exports_is_what_was_trained(kind, tmp_path):
     check_signs(model)
     student = student_of(model)
     made = read_graph(student if kind == "InputQuantizer" else model)
-    assert kind in {call.kind for call in made.calls}
+    assert kind in {call.row.name for call in made.calls}
     check_signs(student)
     check_file(student)
     path = tmp_path / "m.tflite"
@@ -210,6 +211,10 @@ def test_activation_functions_export_inside_layers_and_after_them(name, inside):
     check_file(student)
 
 
+def blend(x, size):
+    return L.UpSampling2D(size, interpolation="bilinear")(x)
+
+
 SLOPED = {
     "object": lambda x, y: L.Conv2D(4, 1, activation=L.LeakyReLU(0.1))(x),
     "keras op": lambda x, y: L.Conv2D(4, 1, activation=ops.leaky_relu)(x),
@@ -220,6 +225,11 @@ SLOPED = {
     "to a pool": lambda x, y: L.AveragePooling2D(2)(L.LeakyReLU(0.1)(y)),
     "twice": lambda x, y: L.LeakyReLU(0.5)(L.LeakyReLU(0.5)(y)),
     "of a sum": lambda x, y: L.LeakyReLU(0.2)(L.Add()([x, y])),
+    "bilinear to an addition": lambda x, y: L.Add()(
+        [blend(y, 4), L.UpSampling2D(4)(x)]
+    ),
+    "bilinear to one side": lambda x, y: blend(x, (1, 2)),
+    "bilinear twice": lambda x, y: blend(blend(x, 2), (4, 2)),
     "average of two": lambda x, y: L.ReLU()(L.Average()([x, y])),
     "average of features": lambda x, y: L.Reshape((1, 1, 4))(
         L.Average()([L.Dense(4)(L.Flatten()(t)) for t in (x, y)])
@@ -240,9 +250,13 @@ REASONS = {
         lambda x, y: L.Average()([y, L.GlobalAveragePooling2D(keepdims=True)(x)]),
         "of several shapes",
     ),
-    "bilinear": (
-        lambda x, y: L.UpSampling2D(2, interpolation="bilinear")(y),
-        "interpolation='bilinear', use 'nearest'",
+    "bicubic": (
+        lambda x, y: L.UpSampling2D(2, interpolation="bicubic")(y),
+        "interpolation='bicubic', use 'nearest'",
+    ),
+    "thirds": (
+        lambda x, y: L.UpSampling2D(3, interpolation="bilinear")(y),
+        "use powers of two",
     ),
     "operation": (lambda x, y: ops.average(y, 1, None)[:, None], "along an axis"),
 }

@@ -37,7 +37,7 @@ CASES = {
     "transposed": (layers.Conv2DTranspose(4, 3), False),
     "average": (layers.AveragePooling2D(2), True),
     "nearest": (layers.UpSampling2D(), True),
-    "bilinear": (layers.UpSampling2D(interpolation="bilinear"), False),
+    "bilinear": (layers.UpSampling2D(interpolation="bilinear"), True),
     "lambda": (layers.Lambda(lambda x: x * 2), False),
     "clip": (lambda x: ops.clip(x, 0, 6), False),
     "scaled": (lambda x: x * 0.5 + 1.0, True),

@@ -29,7 +29,12 @@ from gmpq_tf.export.tflite.metadata import (
     standard_metadata,
     with_labels,
 )
-from gmpq_tf.export.tflite.pools import lower_average, lower_max_pool, lower_mean
+from gmpq_tf.export.tflite.pools import (
+    lower_average,
+    lower_bilinear,
+    lower_max_pool,
+    lower_mean,
+)
 from gmpq_tf.export.tflite.shapes import (
     lower_alias,
     lower_concatenate,
@@ -41,7 +46,7 @@ from gmpq_tf.export.tflite.shapes import (
 )
 from gmpq_tf.graph import Call, Graph, is_identity
 from gmpq_tf.kernel_kinds import KERNEL_KINDS
-from gmpq_tf.layer_kinds import FUNCTIONS, LOWERED, names
+from gmpq_tf.layer_kinds import BILINEAR, FUNCTIONS, LOWERED, names
 from gmpq_tf.transform.exportable import refusals
 from gmpq_tf.transform.gates import is_gate, is_lookup
 from gmpq_tf.transform.placement import is_final
@@ -70,6 +75,7 @@ LOWERINGS: dict[str, Callable[[IntegerGraph, Call], None]] = {
     "ZeroPadding2D": lower_padding,
     "Cropping2D": lower_cropping,
     "UpSampling2D": lower_upsampling,
+    BILINEAR: lower_bilinear,
     "LeakyReLU": lower_lookup,
     "LeakyRelu": lower_lookup,
     "PReLU": lower_lookup,
@@ -179,7 +185,7 @@ def add_call(net: IntegerGraph, call: Call, output_type: str) -> None:
     elif is_fusable_relu(call):
         lower_relu(net, call)
     else:
-        LOWERINGS[call.kind](net, call)
+        LOWERINGS[call.row.name](net, call)
 
 
 def check_kinds(graph: Graph) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
@@ -171,6 +172,49 @@ def lower_mean(net: IntegerGraph, call: Call) -> None:
     add_average(net, sums, (many, 1), (1, 1), net.next_grid(call.outputs[0], call.name))
     flat_call = Call(call.layer, f"{call.name}_flat", (), {}, (middle,), call.outputs)
     lower_reshape(net, flat_call)
+
+
+def lower_bilinear(net: IntegerGraph, call: Call) -> None:
+    """Bilinear UpSampling2D by powers of two: repeat, mirror the edges, average.
+
+    RESIZE_BILINEAR rounds halves each runtime in its way. Repeated f times, the window
+    `1 2 ... 2 1` of f + 1 pixels gives each its share of both neighbours. Codes are
+    even, so that one unit of bias lifts halves upwards and nothing else.
+    """
+    source, index, sizes = net.input(call), call.outputs[0], call.layer.size
+    assert source.grid is not None
+    grid, (batch, *_) = net.next_grid(index, call.name), net.graph.shapes[index]
+    meaning = quantization(source.grid, source.zero_point)
+    rank = net.shape(index, call.name)
+    repeated = net.file.tensor(f"{call.name}_repeated", rank, "INT8", meaning)
+    net.file.operator(
+        "RESIZE_NEAREST_NEIGHBOR",
+        [source.tensor, net.file.integers(rank[1:3])],
+        [repeated],
+        schema.ResizeNearestNeighborOptionsT(),
+    )
+    pads = [size // 2 for size in sizes]
+    image = [n + 2 * p for n, p in zip(net.graph.shapes[index][1:3], pads, strict=True)]
+    channels = net.graph.shapes[index][3]
+    wide = net.graph.new_tensor((batch, *image, channels), "float32")
+    shape = net.shape(wide, call.name)
+    mirrored = net.file.tensor(f"{call.name}_mirrored", shape, "INT8", meaning)
+    options = schema.MirrorPadOptionsT()
+    options.mode = schema.MirrorPadMode.SYMMETRIC
+    paddings = net.file.integers([(0, 0), *((p, p) for p in pads), (0, 0)])
+    net.file.operator("MIRROR_PAD", [repeated, paddings], [mirrored], options)
+    net.values[wide] = Value(mirrored, source.grid, source.zero_point)
+    down, right = (np.array([1, *[2] * (s - 1), 1] if s > 1 else [2]) for s in sizes)
+    window: np.ndarray = 2 * np.outer(down, right)
+    scale = np.full(channels, 1 / window.sum())
+    codes = np.repeat(window[None, :, :, None], channels, -1).astype(np.int8)
+    pooling = schema.DepthwiseConv2DOptionsT()
+    pooling.padding, pooling.depthMultiplier = VALID, 1
+    pooling.strideH = pooling.strideW = 1
+    nested = math.log2(grid.step / source.grid.step).is_integer()
+    bias = np.full(channels, int(nested), np.int32)
+    inner = replace(call, inputs=(wide,))
+    add_depthwise(net, inner, codes, scale, bias, grid, pooling)
 
 
 def lower_padded_average(net: IntegerGraph, call: Call) -> None:

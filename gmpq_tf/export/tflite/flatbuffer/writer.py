@@ -32,6 +32,7 @@ VERSIONS = {
     "GATHER": 2,
     "LOGISTIC": 2,
     "MAX_POOL_2D": 2,
+    "MIRROR_PAD": 2,
     "MUL": 2,
     "PAD": 2,
     "QUANTIZE": 1,
