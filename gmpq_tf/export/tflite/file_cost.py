@@ -232,6 +232,6 @@ def _with_patches(calls: Iterable[Call], graph: Graph) -> int:
     net: Any = SimpleNamespace(file=file, batch=None)
     source = Value(file.tensor("x", (1,), "INT8", quantization(grid)), grid, 0)
     for call in calls:
-        shapes = (graph.shapes[i] for i in (call.inputs[0], call.outputs[0]))
-        lower_patches(net, source, *shapes, call.layer)
+        before, after = (graph.shapes[i] for i in (call.inputs[0], call.outputs[0]))
+        lower_patches(net, source, before, after, call.layer)
     return len(file.finish({"x": source.tensor}, {"y": source.tensor}, {}))
