@@ -8,8 +8,9 @@ TFLite that no other kind has, the function that writes it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -31,33 +32,31 @@ class KernelKind:
             axis there, and "1" is an axis of size 1.
         operator: of TFLite.
         arguments: names of those that Keras 3 and tf_keras both know, and both keep as
-            attributes of the same names.
+            attributes of the same names; None: the export through TFMOT refuses it.
         of_inputs: whether the kernel is applied at every position of the input; else
             it is at every position of the output.
         one_step: whether all output channels share one step; else each has its own.
         tf_keras_kernel: name of the kernel in the layer of tf_keras.
-        recipe: operation in recipes of the LiteRT quantizer; None: that of TFLite.
+        in_recipes: whether recipes of the LiteRT quantizer can say it.
+        refuses: (layer, tensors it reads) -> why it is not computed exactly in
+            integers, if so.
     """
 
     name: str
     axes: str
     stored: str
     operator: str
-    arguments: str
+    arguments: str | None
     of_inputs: bool = False
     one_step: bool = False
     tf_keras_kernel: str = "kernel"
-    recipe: str | None = None
+    in_recipes: bool = True
+    refuses: Callable[[Any, int], str | None] = lambda layer, tensors: None
 
     @property
     def depthwise(self) -> bool:
         """Whether each input channel is convolved on its own."""
         return "m" in self.axes
-
-    @property
-    def recipe_operation(self) -> str:
-        """Operation in recipes of the LiteRT quantizer."""
-        return self.recipe or self.operator
 
     @property
     def channel_axes(self) -> tuple[int, ...]:
@@ -113,6 +112,18 @@ class KernelKind:
         return [letter for letter in self.stored if letter in self.axes]
 
 
+def _transposed(layer: Any, tensors: int) -> str | None:
+    """XNNPACK leaves some windows to kernels that round twice."""
+    if max(layer.dilation_rate) > 1:
+        return "with dilation, use an upsampling and a Conv2D"
+    pairs = list(zip(layer.kernel_size, layer.strides, strict=True))
+    short = any(size < stride for size, stride in pairs)
+    odd = layer.output_padding is not None or any(k > stride for k, stride in pairs)
+    if layer.padding == "same" and short and odd:
+        return "with a kernel shorter than its stride, use padding='valid'"
+    return None
+
+
 _CONV_ARGUMENTS = (
     f"filters groups {_WINDOW} kernel_regularizer kernel_constraint {_PENALTIES}"
 )
@@ -137,6 +148,16 @@ _KINDS = (
         "FULLY_CONNECTED",
         f"units use_bias activation kernel_regularizer kernel_constraint {_PENALTIES}",
         one_step=True,
+    ),
+    KernelKind(
+        "Conv2DTranspose",
+        "hwoi",
+        "o h w i",
+        "TRANSPOSE_CONV",
+        None,
+        of_inputs=True,
+        in_recipes=False,
+        refuses=_transposed,
     ),
 )
 KERNEL_KINDS = {kind.name: kind for kind in _KINDS}

@@ -184,7 +184,7 @@ _FUNCTIONS = (
 )
 _KINDS = (
     *(
-        Kind(kind.name, Role.KERNEL, arguments=kind.arguments)
+        Kind(kind.name, Role.KERNEL, arguments=kind.arguments, refuses=kind.refuses)
         for kind in KERNEL_KINDS.values()
     ),
     Kind("InputQuantizer", Role.QUANTIZER, keeps_sign=always, elementwise=True),

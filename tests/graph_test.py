@@ -127,7 +127,8 @@ def test_what_is_searchable():
     assert is_searchable(layers.Dense(2)) and is_searchable(layers.Conv2D(2, 3))
     assert is_searchable(layers.DepthwiseConv2D(3))
     assert not is_searchable(Odd(2))
-    assert not is_searchable(layers.Conv2DTranspose(2, 3))
+    assert is_searchable(layers.Conv2DTranspose(2, 3))
+    assert not is_searchable(layers.Conv3DTranspose(2, 3))
     assert not is_searchable(layers.Conv1D(2, 3))
 
 

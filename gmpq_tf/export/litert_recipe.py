@@ -48,6 +48,7 @@ ACTIVATIONS = ("static", "dynamic", "float")
 ACTIVATION_BITS = 8  # the only integer width below 16 that the tool knows
 RECOVERY = "dequantized_weight_recovery"
 MIN_MAX = "min_max_uniform_quantize"
+OTHER_KIND = "a kind of layer that is not tried with it"
 OTHER_ACTIVATIONS = "activations of other than 8 bits"
 ZERO_CHANNEL = "a channel of zeros, by whose step the tool divides its bias"
 # What stays float with static activations: the file's ends, and what ends a model.
@@ -88,6 +89,9 @@ def recipe(
     _check_activations(activations)
     _, kernels = float_graph(model)
     _check_policy(policy, model)
+    unsaid = [k.name for k in kernels if not KERNEL_KINDS[k.kind].in_recipes]
+    if unsaid:
+        raise ExportError(_refusal(policy, dict.fromkeys(unsaid, OTHER_KIND)))
     content = float_tflite(model) if float_file is None else float_file
     rules, reasons = [], {}
     for kernel, scope in _scopes(kernels, content):
@@ -150,7 +154,7 @@ def layer_rule(
     return {
         # The tool ends the name of what it matches with a semicolon.
         "regex": f"^{re.escape(scope)};$",
-        "operation": KERNEL_KINDS[kernel.kind].recipe_operation,
+        "operation": KERNEL_KINDS[kernel.kind].operator,
         "algorithm_key": algorithm,
         "op_config": op_config(stored, activations, kernel.per_tensor),
     }

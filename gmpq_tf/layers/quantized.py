@@ -225,6 +225,34 @@ class QuantDense(Quantized, keras.layers.Dense):
         return ops.matmul(x, kernel)
 
 
-QUANT_LAYERS: dict[str, Any] = {
-    cls.searchable_kind: cls for cls in (QuantConv2D, QuantDepthwiseConv2D, QuantDense)
-}
+@keras.saving.register_keras_serializable("gmpq_tf")
+class QuantConv2DTranspose(Quantized, keras.layers.Conv2DTranspose):
+    """Transposed convolution, arguments as `keras.layers.Conv2DTranspose`."""
+
+    searchable_kind = "Conv2DTranspose"
+    recomputes = True
+
+    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """Spread each pixel of the quantized input by the quantized kernel."""
+        return self.add_bias(*self.product(inputs, training))
+
+    def multiply(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        """Transposed convolution of an input and a kernel, without bias.
+
+        Args:
+            x: [batch, height, width, inputs].
+            kernel: [kernel height, kernel width, outputs, inputs].
+        """
+        return ops.conv_transpose(
+            x,
+            kernel,
+            strides=list(self.strides),
+            padding=self.padding,
+            output_padding=self.output_padding,
+            dilation_rate=self.dilation_rate,
+            data_format=self.data_format,
+        )
+
+
+_CLASSES = (QuantConv2D, QuantDepthwiseConv2D, QuantDense, QuantConv2DTranspose)
+QUANT_LAYERS: dict[str, Any] = {cls.searchable_kind: cls for cls in _CLASSES}

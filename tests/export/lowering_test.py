@@ -21,7 +21,8 @@ def test_layer_without_integer_counterpart_is_named():
 def test_all_such_layers_are_named_at_once():
     inputs = keras.Input((8, 8, 3))
     x = L.Conv2D(4, 3, activation="gelu", name="a")(inputs)
-    x = L.Conv2DTranspose(4, 3, name="up")(L.LeakyReLU(name="leaky")(x))
+    x = L.LeakyReLU(name="leaky")(x)
+    x = L.EinsumDense("bhwi,io->bhwo", (6, 6, 4), name="up")(x)
     model = keras.Model(inputs, L.Dense(3, name="b")(L.Flatten()(x)))
     with pytest.warns(UserWarning, match=r"stay float: up"):
         student = student_of(model, 8, 8)

@@ -10,6 +10,7 @@ ARGUMENTS = {
     "Conv2D": {"filters": 5, "kernel_size": 3, "padding": "same"},
     "DepthwiseConv2D": {"kernel_size": 3, "strides": 2, "depth_multiplier": 2},
     "Dense": {"units": 5, "activation": "relu"},
+    "Conv2DTranspose": {"filters": 5, "kernel_size": 3, "strides": 2},
 }
 X = np.random.default_rng(0).normal(0.5, 1, (2, 8, 8, 3)).astype("float32")
 IMPORTANCES = {1: [0.0], 2: [0.3, -0.7], 3: [0.5, -1.0, 0.2]}
@@ -108,9 +109,9 @@ class TestEveryKind:
         np.testing.assert_array_equal(again(X), model(X))
 
     def test_one_convolution_whatever_the_branches(self, kind):
-        name = {"Conv2D": "Conv2D", "Dense": "MatMul"}.get(
-            kind, "DepthwiseConv2dNative"
-        )
+        names = {"Conv2D": "Conv2D", "Dense": "MatMul"}
+        names["Conv2DTranspose"] = "Conv2DBackpropInput"
+        name = names.get(kind, "DepthwiseConv2dNative")
         layer = mixed(kind)
         x = X if kind != "Dense" else X.reshape(-1, 3)
         graph = tf.function(layer).get_concrete_function(tf.constant(x)).graph

@@ -69,15 +69,19 @@ def lower_layer(net: IntegerGraph, call: Call) -> None:
         source = lower_patches(net, source, before, after, layer)
     code, options = _operator(stored.kind, layer, net.graph.shapes[call.inputs[0]])
     options.fusedActivationFunction = fused_activation(fused.activation, target)
+    operands = [source.tensor, kernel, bias]
+    if code == "TRANSPOSE_CONV":  # the batch said here is that of the input
+        size = [net.batch or 1, *net.graph.shapes[call.outputs[0]][1:]]
+        operands = [net.file.integers(size), kernel, source.tensor, bias]
     net.emit(
         code,
-        [source.tensor, kernel, bias],
+        operands,
         fused.index,
         target,
         options,
         call.name,
         clamped=clamps(fused.activation, target),
-        version=kernel_version(code, layer, stored.type),
+        version=kernel_version(code, layer, stored.type, options),
         slack=folded.slack,
         cap=fused.cap,
     )
@@ -204,12 +208,14 @@ def add_kernel(
     return file.tensor(name, codes.shape, kind, meaning, PACKING[kind](codes))
 
 
-def kernel_version(code: str, layer: Any, kind: str) -> int | None:
+def kernel_version(code: str, layer: Any, kind: str, options: Any) -> int | None:
     """Operator version that a runtime must know to run a layer."""
     if kind == "INT2":
         return 14
     if code == "FULLY_CONNECTED":
         return 12  # one step a channel
+    if code == "TRANSPOSE_CONV" and options.fusedActivationFunction:
+        return 4
     return 6 if getattr(layer, "groups", 1) > 1 and code == "CONV_2D" else None
 
 
@@ -238,11 +244,26 @@ def dense_options(layer: Any, shape: tuple) -> Any:
     return options
 
 
+def transposed_options(layer: Any, shape: tuple) -> Any:
+    """Options of TRANSPOSE_CONV.
+
+    Where nothing is cut off, "same" is "valid", whose kernels XNNPACK has for windows
+    shorter than their strides, too.
+    """
+    options = schema.TransposeConvOptionsT()
+    pairs = zip(layer.kernel_size, layer.strides, strict=True)
+    cuts = layer.output_padding is not None or any(k > s for k, s in pairs)
+    options.padding = SAME if layer.padding == "same" and cuts else VALID
+    options.strideH, options.strideW = layer.strides
+    return options
+
+
 # Operator -> (layer, shape of its input) -> options.
 OPTIONS: dict[str, Callable[[Any, tuple], Any]] = {
     "CONV_2D": conv_options,
     "DEPTHWISE_CONV_2D": depthwise_options,
     "FULLY_CONNECTED": dense_options,
+    "TRANSPOSE_CONV": transposed_options,
 }
 
 

@@ -43,7 +43,11 @@ from gmpq_tf.quantizers.method import InputMethod, KernelMethod
 from gmpq_tf.spelling import lookup
 
 # tf_keras's name of the kernel of each kind of layer that a policy quantizes.
-KERNEL_NAMES = {kind.name: kind.tf_keras_kernel for kind in KERNEL_KINDS.values()}
+KERNEL_NAMES = {
+    kind.name: kind.tf_keras_kernel
+    for kind in KERNEL_KINDS.values()
+    if kind.arguments is not None
+}
 SAMPLE = 65_536  # values of the first batch that a range is fitted to
 
 Variables = Mapping[str, Any]

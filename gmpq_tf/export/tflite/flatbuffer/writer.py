@@ -44,6 +44,7 @@ VERSIONS = {
     "SOFTMAX": 2,
     "SPACE_TO_DEPTH": 2,
     "TRANSPOSE": 2,
+    "TRANSPOSE_CONV": 3,
 }
 NUMPY_TYPES = {"INT8": np.int8, "INT32": np.int32, "FLOAT32": np.float32}
 
