@@ -120,7 +120,11 @@ def layer_reports(
 def codes_equal(model: Any, kernel: Kernel) -> bool:
     """Whether a stored kernel is the trained one, times its factor and signs."""
     codes, _ = trained_codes(kernel.layer)
-    stored = keras_layout(kernel.kind, stored_codes(model, kernel.tensor), codes.shape)
+    shape = codes.shape
+    if kernel.kind == "Dense":  # as which convolutions over patches are stored too
+        shape = (codes.size // shape[-1], shape[-1])
+    stored = keras_layout(kernel.kind, stored_codes(model, kernel.tensor), shape)
+    stored = stored.reshape(codes.shape)
     signs: np.ndarray = kernel.folded.signs.astype("int32")
     kind = KERNEL_KINDS[kernel.layer.searchable_kind]
     wanted = kind.columns(codes) * signs * kernel.folded.factor
