@@ -42,6 +42,7 @@ from gmpq_tf.graph import (
 )
 from gmpq_tf.kernel_kinds import KERNEL_KINDS
 from gmpq_tf.policy import BitwidthPolicy, LayerBits, PolicyError
+from gmpq_tf.quantizers.grid import symmetric_limit
 from gmpq_tf.spelling import suggest
 
 ACTIVATIONS = ("static", "dynamic", "float")
@@ -315,6 +316,13 @@ def _check_policy(policy: BitwidthPolicy, model: keras.Model) -> None:
                 "The policy must be the one the model was made with. "
                 f"Received: {name}={bits} in the policy, {trained} in the model. "
                 "Pass the policy given to gmpq_tf.quantize_model."
+            )
+        if layer.kernel_quantizer.largest_code() != symmetric_limit(bits[0]):
+            raise ExportError(
+                "A recipe rounds kernels to whole numbers of steps. "
+                f"Received: layer={name!r} with "
+                f"kernel_quantizer={layer.kernel_quantizer.method!r}, whose codes are "
+                "others. Export with gmpq_tf.export.tflite, which stores its codes."
             )
 
 

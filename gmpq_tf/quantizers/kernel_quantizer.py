@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from gmpq_tf.policy import check_bits
+from gmpq_tf.policy import PolicyError, check_bits
+from gmpq_tf.quantizers.apot import apot
 from gmpq_tf.quantizers.grid import bounded_power, finite_step
 from gmpq_tf.quantizers.lsq import lsq_kernel, scale_gradient
 from gmpq_tf.quantizers.max_abs import max_abs
@@ -23,6 +24,7 @@ from gmpq_tf.spelling import lookup
 KERNEL_QUANTIZERS: dict[str, KernelMethod | Callable] = {
     "max_abs": max_abs,
     "lsq": lsq_kernel,
+    "apot": apot,
 }
 DEFAULT_KERNEL_QUANTIZER = "lsq"
 DEFAULT_LOG2_STEP = -4.0
@@ -38,6 +40,31 @@ def kernel_method(name: str) -> KernelMethod:
     return found if isinstance(found, KernelMethod) else FunctionKernel(found)
 
 
+def check_widths(name: str, weight_bits: Mapping[str, Sequence[int]]) -> None:
+    """Refuse layers whose bits the kernel quantizer of this name has not.
+
+    Args:
+        name: in `KERNEL_QUANTIZERS`.
+        weight_bits: layer name -> bit-widths.
+
+    Raises:
+        PolicyError: there are some; all are named.
+    """
+    method, refused, reason = kernel_method(name), [], ""
+    for layer, candidates in weight_bits.items():
+        for bits in candidates:
+            try:
+                method.largest_code(bits)
+            except PolicyError as error:
+                refused.append(f"{layer} W{bits}")
+                reason = str(error)
+    if refused:
+        raise PolicyError(
+            f"The kernel quantizer {name!r} has not the bits of these layers: "
+            f"{', '.join(refused)}. {reason}"
+        )
+
+
 @keras.saving.register_keras_serializable("gmpq_tf")
 class KernelQuantizer(keras.layers.Layer):
     """Quantizes a kernel to one bit-width, or to a weighted sum of several.
@@ -49,8 +76,8 @@ class KernelQuantizer(keras.layers.Layer):
     Args:
         bits: a bit-width, or the candidate bit-widths, each 2 to 8.
         method: a name in `KERNEL_QUANTIZERS`; "lsq" learns the steps (in the
-            logarithm), "max_abs" follows the largest weight. A registered function is
-            called as it is, forward and backward.
+            logarithm), "max_abs" follows the largest weight, "apot" has sums of powers
+            of two. A registered function is called as it is, forward and backward.
         shared_axes: kernel axes that share one step, ascending: all of them for one
             step a tensor, all but the output channels for one step a channel.
 

@@ -25,6 +25,10 @@ from gmpq_tf.files import read_jsonl
 from gmpq_tf.graph import searchable_names
 from gmpq_tf.limits import given_budget
 from gmpq_tf.policy import BitwidthPolicy
+from gmpq_tf.quantizers.kernel_quantizer import (
+    DEFAULT_KERNEL_QUANTIZER,
+    kernel_method,
+)
 from gmpq_tf.report.layout import METRICS, POLICY, SEARCHED_POLICY
 from gmpq_tf.run.app import run_main
 from gmpq_tf.run.devices import (
@@ -88,6 +92,8 @@ class FinetuneConfig(TrainingConfig):
         snap_tolerance: Accuracy, 0 to 1, that measuring statistics and rounding biases
             may cost before the stage stops with an error; 1: any.
         calibration_images: Training images that set the first activation ranges.
+        kernel_quantizer: How kernels are quantized: lsq, max_abs or apot (2 to 6
+            bits), best as in the search; none: lsq.
 
     Raises:
         ValueError: a value is out of range.
@@ -108,6 +114,7 @@ class FinetuneConfig(TrainingConfig):
     statistics_images: int = 2048
     snap_tolerance: float = 0.05
     calibration_images: int = 512
+    kernel_quantizer: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,6 +123,7 @@ class FinetuneConfig(TrainingConfig):
         require(self, "statistics_images", self.statistics_images >= 0, "0 or more")
         require(self, "snap_tolerance", 0 <= self.snap_tolerance <= 1, "0 to 1")
         require(self, "calibration_images", self.calibration_images > 0, "1 or more")
+        kernel_method(self.kernel_quantizer or DEFAULT_KERNEL_QUANTIZER)
         if self.policy is not None and self.policy.startswith("random:"):
             require(
                 self,
@@ -158,7 +166,8 @@ def finetune(config: FinetuneConfig, data: DataConfig, run: RunConfig) -> Stage:
     keras.utils.set_random_seed(data.seed)
     if is_chief():
         policy.save(stage.folder / POLICY)
-    student = quantize_model(model, policy)
+    method = config.kernel_quantizer or DEFAULT_KERNEL_QUANTIZER
+    student = quantize_model(model, policy, kernel_quantizer=method)
     with dataset.naming_damaged_images():
         if not stage.epochs:
             look(model, dataset)

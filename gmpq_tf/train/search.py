@@ -17,6 +17,10 @@ import keras
 
 from gmpq_tf.data import DataConfig, Dataset
 from gmpq_tf.files import write_json
+from gmpq_tf.quantizers.kernel_quantizer import (
+    DEFAULT_KERNEL_QUANTIZER,
+    kernel_method,
+)
 from gmpq_tf.report.layout import IMPORTANCES, POLICY
 from gmpq_tf.run.app import run_main
 from gmpq_tf.run.devices import (
@@ -66,6 +70,8 @@ class SearchConfig(TrainingConfig):
             falling from 1; 1 keeps the softmax of the paper throughout, less pushes the
             mixture towards the policy that it stands for.
         calibration_images: Training images that set the first activation ranges.
+        kernel_quantizer: How kernels are quantized: lsq, max_abs or apot (2 to 6
+            bits); none: lsq.
         risk: the risks and the budget.
         space: the candidates.
 
@@ -82,6 +88,7 @@ class SearchConfig(TrainingConfig):
     importance_learning_rate: float = 0.01
     final_temperature: float = 1.0
     calibration_images: int = 512
+    kernel_quantizer: str | None = None
     risk: RiskConfig = dataclasses.field(default_factory=RiskConfig)
     space: SearchSpace = dataclasses.field(default_factory=SearchSpace)
 
@@ -90,6 +97,7 @@ class SearchConfig(TrainingConfig):
         require_positive(self, "importance_learning_rate")
         require_positive(self, "final_temperature")
         require(self, "calibration_images", self.calibration_images > 0, "1 or more")
+        kernel_method(self.kernel_quantizer or DEFAULT_KERNEL_QUANTIZER)
         # Two optimizers would scale one loss.
         narrow = self.precision == "mixed_float16"
         require(self, "precision", not narrow, "float32 or mixed_bfloat16 in a search")
@@ -117,7 +125,12 @@ def search(config: SearchConfig, data: DataConfig, run: RunConfig) -> Stage:
     scaling = dataset.config.input_scaling().to_config()
     # Built before the stage is opened: an impossible budget leaves nothing behind.
     keras.utils.set_random_seed(data.seed)
-    searcher = PolicySearch(model, config.space, risk=config.risk)
+    searcher = PolicySearch(
+        model,
+        config.space,
+        kernel_quantizer=config.kernel_quantizer,
+        risk=config.risk,
+    )
     stage = open_shared_stage(run, STAGE, resolved, scaling)
     if stage.finished:
         print(f"{stage.folder} is finished already.")

@@ -14,7 +14,10 @@ from gmpq_tf.kernel_kinds import listed
 from gmpq_tf.layers import MIXED_LAYERS
 from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
 from gmpq_tf.quantizers.input_quantizer import DEFAULT_INPUT_QUANTIZER
-from gmpq_tf.quantizers.kernel_quantizer import DEFAULT_KERNEL_QUANTIZER
+from gmpq_tf.quantizers.kernel_quantizer import (
+    DEFAULT_KERNEL_QUANTIZER,
+    check_widths,
+)
 from gmpq_tf.space import SearchSpace
 from gmpq_tf.transform.exportable import warn_of_refusals
 from gmpq_tf.transform.gates import split_gates
@@ -54,10 +57,12 @@ def build_hypernet(
 
     Raises:
         GraphError: a subclassed or unbuilt model, or a layer that cannot be rebuilt.
-        PolicyError: the space names a layer that the model lacks.
+        PolicyError: the space names a layer that the model lacks, or bits that the
+            kernel quantizer has not.
     """
     graph = split_activations(read_graph(model))
     candidates = (space or SearchSpace()).candidates(model)
+    check_widths(kernel_quantizer, {n: bits for n, (bits, _) in candidates.items()})
     signs = input_signs(graph)
     warn_unquantized(graph)
     warn_of_refusals(split_gates(graph))

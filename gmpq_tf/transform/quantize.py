@@ -11,7 +11,10 @@ from gmpq_tf.layers import QUANT_LAYERS, UnitQuantizer
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.quantizers import InputQuantizer
 from gmpq_tf.quantizers.input_quantizer import DEFAULT_INPUT_QUANTIZER
-from gmpq_tf.quantizers.kernel_quantizer import DEFAULT_KERNEL_QUANTIZER
+from gmpq_tf.quantizers.kernel_quantizer import (
+    DEFAULT_KERNEL_QUANTIZER,
+    check_widths,
+)
 from gmpq_tf.transform.exportable import warn_of_refusals
 from gmpq_tf.transform.gates import split_gates
 from gmpq_tf.transform.hypernet import (
@@ -60,9 +63,12 @@ def quantize_model(
 
     Raises:
         GraphError: a subclassed or unbuilt model, or a layer that cannot be rebuilt.
-        PolicyError: the policy is for other layers; the nearest names are given.
+        PolicyError: the policy is for other layers; the nearest names are given. Or
+            bits that the kernel quantizer has not.
     """
     policy.check(searchable_names(model))
+    widths = {name: (bits.weight_bits,) for name, bits in policy.items()}
+    check_widths(kernel_quantizer, widths)
     graph = split_gates(split_activations(read_graph(model)))
     placement = place_quantizers(graph)
     warn_unquantized(graph)

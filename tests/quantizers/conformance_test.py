@@ -1,5 +1,6 @@
 """One suite for every entry of INPUT_QUANTIZERS and KERNEL_QUANTIZERS."""
 
+import itertools
 from statistics import NormalDist
 
 import numpy as np
@@ -193,9 +194,48 @@ class TestInputLayers:
         np.testing.assert_array_equal(layer(fine), codes / 8)
 
 
+def whole_numbers(bits):
+    return np.arange(2 ** (bits - 1))
+
+
+def sums_of_powers(bits):
+    """Levels as listed in the paper's code, by hand."""
+    sets = {
+        2: [[0, 1]],
+        3: [[0, 1, 2, 4]],
+        4: [[0, 1, 4, 8], [0, 2]],
+        5: [[0, 2, 8, 32], [0, 1, 4, 16]],
+        6: [[0, 2, 16, 64], [0, 1, 8, 32], [0, 4]],
+    }
+    return np.array(sorted(map(sum, itertools.product(*sets[bits]))))
+
+
+# Kernel quantizer -> the magnitudes of its codes, and its most bits.
+LEVELS = {
+    "apot": (sums_of_powers, 6),
+    "lsq": (whole_numbers, 8),
+    "max_abs": (whole_numbers, 8),
+}
+
+
 @pytest.fixture(params=sorted(KERNEL_QUANTIZERS))
-def kernel_method(request):
+def kernel_method(request, bits):
+    if bits > LEVELS[request.param][1]:
+        with pytest.raises(ValueError, match=f"Received: bits={bits}"):
+            KernelQuantizer(bits, request.param)
+        pytest.skip("refused, as it should be")
     return request.param
+
+
+def nearest(scaled, levels):
+    """The nearest level by trying all; of two the smaller, as `argmin` has it.
+
+    Of whole numbers the even one, as TFLite's kernels have it.
+    """
+    if len(levels) == levels[-1] + 1:
+        return np.round(np.clip(scaled, -levels[-1], levels[-1]))
+    tried = np.abs(np.abs(scaled)[..., None] - levels)
+    return np.sign(scaled) * levels[np.argmin(tried, -1)]
 
 
 @pytest.mark.parametrize("axes", [PER_TENSOR, PER_CHANNEL])
@@ -212,9 +252,8 @@ class TestKernels:
         layer = self.layer(kernel_method, bits, axes, kernel)
         steps, codes = layer.step(kernel), layer.codes(kernel)
         assert steps.size == (1 if axes == PER_TENSOR else 5)
-        limit = 2 ** (bits - 1) - 1
         scaled = kernel / steps
-        expected = np.round(np.clip(scaled, -limit, limit))
+        expected = nearest(scaled, LEVELS[kernel_method][0](bits))
         np.testing.assert_array_equal(codes, expected)
         np.testing.assert_array_equal(layer(kernel), codes.astype("float32") * steps)
         assert len(np.unique(codes)) <= 2**bits
@@ -243,7 +282,7 @@ class TestKernels:
         with tf.GradientTape() as tape:
             tape.watch(x)
             y = layer(x)
-        limit = 2 ** (bits - 1) - 1
+        limit = LEVELS[kernel_method][0](bits)[-1]
         reach = np.abs(kernel / layer.step(kernel)) / limit
         slope = tape.gradient(y, x).numpy()
         edge = np.abs(reach - 1) < 1e-5
@@ -265,7 +304,8 @@ class TestKernels:
         exact = layer.codes(kernel) * layer.step(kernel)
         # A narrow float may round a weight near a tie to the neighboring code.
         error = np.abs(values.reshape(kernel.shape) - exact) / layer.step(kernel)
-        assert error.max() <= {"float16": 1.1, "bfloat16": 1.6}[dtype]
+        gap = np.diff(LEVELS[kernel_method][0](bits)).max()
+        assert error.max() <= {"float16": 1.1, "bfloat16": 1.6}[dtype] * gap
         assert np.median(error) <= 0.3
 
     def test_second_derivatives_are_finite(self, kernel_method, bits, axes):

@@ -1,0 +1,127 @@
+"""APoT: kernels of sums of powers of two, exact in int8 from 2 to 6 bits."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from gmpq_tf.policy import PolicyError
+from gmpq_tf.quantizers.grid import symmetric_limit
+from gmpq_tf.quantizers.line_search import Nearest
+from gmpq_tf.quantizers.method import GridKernel
+from gmpq_tf.quantizers.mixture import Rounded
+from gmpq_tf.quantizers.straight_through import straight_through
+
+INT8_LIMIT = 127
+MOST_BITS = 6  # of which the largest code, 100, is the last that int8 holds
+
+
+class Apot(GridKernel):
+    """Additive powers of two for kernels.
+
+    `q = sign(w) s l`, with `l` the level nearest to `|w| / s`, of two the smaller;
+    levels are all sums of one element of each set, as `levels` lists them. Within
+    `alpha = s max(l)`: `dq/dw = 1` and `dq/dalpha = (q - w) / alpha`; outside: 0 and
+    `sign(w)`.
+
+    Source: Li, Dong and Wang, "Additive Powers-of-Two Quantization", ICLR 2020,
+    equations 5-7. Unlike the paper the step is learned instead of `alpha`, in the
+    logarithm, and fitted to the weights, which are not normalized before: any scale of
+    theirs is the step's.
+    """
+
+    def __call__(self, kernel: tf.Tensor, step: tf.Tensor, bits: int) -> tf.Tensor:
+        """Quantize a kernel to one bit-width."""
+        limit = tf.cast(self.largest_code(bits), kernel.dtype)
+        scaled = tf.minimum(tf.maximum(kernel / step, -limit), limit)
+        codes = self.rounded((bits,))(scaled[None])[0]
+        return straight_through(codes, scaled) * step
+
+    def largest_code(self, bits: int) -> int:
+        """Largest level: 1, 4, 10, 48, 100 for 2 to 6 bits.
+
+        Raises:
+            PolicyError: 7 bits or more, whose levels int8 does not hold.
+        """
+        symmetric_limit(bits)  # refuses what is no bit-width
+        largest = int(levels(bits)[-1])
+        if largest > INT8_LIMIT:
+            raise PolicyError(
+                f"APoT kernels have 2 to {MOST_BITS} bits: int8 holds codes up to "
+                f"{INT8_LIMIT}. Received: bits={bits}, whose largest code is "
+                f"{largest}. Give candidates and pinned layers {MOST_BITS} weight bits "
+                "or fewer, or take kernel_quantizer='lsq'."
+            )
+        return largest
+
+    def rounded(self, bits: tuple[int, ...]) -> Rounded:
+        """Nearest levels of clipped values [branches, rows, columns], signed."""
+        return _rounded(bits)
+
+    def nearest(self, bits: int) -> Nearest:
+        """Likewise of one bit-width in NumPy."""
+        limit, table = self.largest_code(bits), _table(bits)
+
+        def look_up(scaled: np.ndarray, out: np.ndarray) -> np.ndarray:
+            halves = np.ceil(2 * np.minimum(np.abs(scaled), limit)).astype("int16")
+            return np.copysign(table[halves], scaled, out=out)
+
+        return look_up
+
+
+apot = Apot()
+
+
+@functools.cache
+def levels(bits: int) -> np.ndarray:
+    """Magnitudes of the codes, ascending: `2^(bits-1)` whole numbers from 0.
+
+    Of `B = bits - 1` bits, `n = B // 2` sets hold 0 and three powers of two, and an odd
+    bit adds one of 0 and one power. The powers are dealt out from the largest down: two
+    rounds to the sets, the odd one, the last round.
+    """
+    sets, odd = divmod(bits - 1, 2)
+    power = 2 ** (3 * sets + odd)
+    dealt: list[list[int]] = [[0] for _ in range(sets + odd)]
+    for place in [*range(sets)] * 2 + [sets] * odd + [*range(sets)]:
+        power //= 2
+        dealt[place].append(power)
+    return np.unique(functools.reduce(np.add.outer, map(np.array, dealt)))
+
+
+@functools.cache
+def _table(bits: int) -> np.ndarray:
+    """Nearest level of what rounds up to each half: thresholds are whole halves."""
+    known = levels(bits)
+    values = np.arange(2 * known[-1] + 1) / 2 - 0.25
+    return known[np.argmin(np.abs(np.subtract.outer(values, known)), 1)].astype("f")
+
+
+@functools.cache
+def _rounded(bits: tuple[int, ...]) -> Rounded:
+    """The sum of the rises of each branch's staircase, which XLA fuses."""
+    thresholds, rises = _stairs(bits)
+
+    def codes_of(clipped: tf.Tensor) -> tf.Tensor:
+        wide = tf.cast(clipped, tf.float32) if clipped.dtype.size < 4 else clipped
+        size, total = tf.abs(wide), tf.zeros_like(wide)
+        for threshold, rise in zip(thresholds, rises, strict=True):
+            above = tf.cast(size > tf.constant(threshold, wide.dtype), wide.dtype)
+            total += above * tf.constant(rise, wide.dtype)
+        return tf.cast(tf.sign(wide) * total, clipped.dtype)
+
+    return codes_of
+
+
+def _stairs(bits: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Thresholds and rises [stairs, branches, 1, 1]; too many rise by 0."""
+    stairs = 2 ** (max(bits) - 1) - 1
+    thresholds, rises = np.zeros((2, stairs, len(bits), 1, 1))
+    for branch, width in enumerate(bits):
+        known = levels(width)
+        thresholds[: len(known) - 1, branch, 0, 0] = (known[1:] + known[:-1]) / 2
+        rises[: len(known) - 1, branch, 0, 0] = np.diff(known)
+    return thresholds, rises
