@@ -8,6 +8,7 @@ TFLite that no other kind has, the function that writes it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,7 +84,7 @@ class KernelKind:
         """
         order = (*self.weight_axes, *self.channel_axes)
         moved = kernel.transpose(order)
-        channels = np.prod(moved.shape[len(self.weight_axes) :], dtype=int)
+        channels = math.prod(moved.shape[len(self.weight_axes) :])
         return moved.reshape(-1, channels)
 
     def from_columns(self, columns: np.ndarray, shape: Sequence[int]) -> np.ndarray:
@@ -97,7 +98,7 @@ class KernelKind:
         words = self.stored.split()
         order = [self.axes.index(letter) for letter in self._stored_letters()]
         sizes = dict(zip(self.axes, kernel.shape, strict=True))
-        shape = [np.prod([sizes.get(c, 1) for c in word], dtype=int) for word in words]
+        shape = [math.prod(sizes.get(c, 1) for c in word) for word in words]
         channels = {self.axes[axis] for axis in self.channel_axes}
         axis = next(n for n, word in enumerate(words) if set(word) == channels)
         return kernel.transpose(order).reshape(shape), axis
