@@ -35,6 +35,7 @@ CASES = {
     "Conv2D": lambda x, y: L.Conv2D(4, 3, padding="same")(x),
     "DepthwiseConv2D": lambda x, y: L.DepthwiseConv2D(3, activation="relu")(x),
     "Dense": lambda x, y: L.Dense(4)(y),
+    "Conv2DTranspose": lambda x, y: L.Conv2DTranspose(4, 3, 2)(x),
     "InputQuantizer": lambda x, y: L.Add()([x, y]),  # every student has some
     "BatchNormalization": lambda x, y: L.BatchNormalization()(L.MaxPooling2D()(y)),
     "Rescaling": lambda x, y: L.Rescaling(0.5, 0.1)(y),

@@ -108,7 +108,9 @@ class IntegerGraph:
         self.storage, self.scale_codes = storage, scale_codes
         self.graph = read_graph(student)
         self.runtime = runtime
-        default = 1 if runtime == "micro" else None
+        # TRANSPOSE_CONV is told the shape of its result, batch and all.
+        told = any(call.kind == "Conv2DTranspose" for call in self.graph.calls)
+        default = 1 if told or runtime == "micro" else None
         self.batch = batch or fixed_batch(self.graph) or default
         self._grids: dict[int, Grid | None] = {}  # of the file's inputs and outputs
         self.consumers = self.graph.consumers()
