@@ -24,7 +24,13 @@ from gmpq_tf.graph import GraphError
 from gmpq_tf.models import load_model
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.report import format_table, read_summary, write_report
-from gmpq_tf.report.layout import ATTRIBUTION, COST, POLICY, SUMMARY
+from gmpq_tf.report.layout import (
+    ATTRIBUTION,
+    COST,
+    POLICY,
+    SEARCHED_POLICY,
+    SUMMARY,
+)
 from gmpq_tf.run.app import run_main
 from gmpq_tf.run.errors import StageError
 from gmpq_tf.run.flags import from_flags
@@ -206,9 +212,22 @@ def float_model_path(workdir: Path, folders: list[str]) -> Path:
 
 
 def searched_budget(workdir: Path) -> float | None:
-    """Returns the budget of the workdir's search, None where there was none."""
+    """Returns the bit operations a workdir's search could spend, None if any number.
+
+    Args:
+        workdir: folder of the run.
+
+    Returns:
+        As asked for with --bit_ops_budget (at most 1: a fraction), or the count that a
+        --budget such as W4A4 came to.
+    """
     record = read_json(workdir / "config" / "search.json")
-    return _inside(record, "config", "risk", "bit_ops_budget")
+    asked = _inside(record, "config", "risk", "bit_ops_budget")
+    if asked is not None:
+        return asked
+    found = read_json(workdir / SEARCHED_POLICY)
+    limits = _inside(found, "made_by", "config", "limits") or []
+    return next((x["limit"] for x in limits if x["resource"] == "bit_ops"), None)
 
 
 def _inside(record: Any, *names: str) -> Any:

@@ -2,9 +2,11 @@
 
 Reads the float model (--model, or the workdir's pretrain/model.keras). Writes into
 <workdir>/search: policy.json, importances.json, metrics.jsonl. Defaults are the paper's
-recipe; --bit_ops_budget replaces tuning of --zeta, and --eta=0 searches by EdMIPS.
+recipe; --budget replaces tuning of --zeta (W4A4, 5%, 0.5GBOPs, 60kB of exported file,
+2.5ms, or several of them), and --eta=0 searches by EdMIPS.
 
-  python -m train.search --workdir=runs/digits --bit_ops_budget=0.011
+  python -m train.search --workdir=runs/digits --budget=W3A3
+  python -m train.search --workdir=runs/digits --budget=W4A4,60kB --storage=packed
 """
 
 from __future__ import annotations

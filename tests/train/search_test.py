@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -10,6 +11,7 @@ from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.run import loop
 from gmpq_tf.search import BudgetError, RiskConfig
 from gmpq_tf.space import SearchSpace
+from gmpq_tf.train.report import searched_budget
 from gmpq_tf.train.search import SearchConfig, search
 
 
@@ -35,6 +37,17 @@ def test_a_search_leaves_policy_importances_and_metrics(float_file, digits, quie
     assert {"task_risk", "complexity_risk", "generalization_risk", "p"} < set(line)
     assert low <= line["expected_bit_ops"] <= high
     assert search(config, digits, quiet).finished
+
+
+def test_a_budget_as_people_say_it_is_kept_and_drawn(float_file, digits, quiet):
+    config = tiny(float_file, epochs=0, risk=RiskConfig(budget="W3A3"))
+    policy = BitwidthPolicy.load(search(config, digits, quiet).folder / "policy.json")
+    model = keras.models.load_model(float_file)
+    names = list(policy)
+    bits = {name: (8, 8) if name in (names[0], names[-1]) else (3, 3) for name in names}
+    cost = count_cost(model, BitwidthPolicy(policy.model, bits)).bit_ops
+    assert searched_budget(Path(quiet.workdir)) == cost
+    assert count_cost(model, policy).bit_ops <= cost
 
 
 def test_the_recipe_of_the_paper_is_the_default():
