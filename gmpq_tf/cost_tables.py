@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -166,10 +166,12 @@ class TableOptions:
         storage: "fast", "packed" or "smallest": of the file that is to be exported;
             None: "smallest" where a budget is of the file's bytes, else "fast".
         latency_table: JSON file that `gmpq-latency` wrote; None: none.
+        kernel_quantizer: of the search, as in `KERNEL_QUANTIZERS`; None: uniform codes.
     """
 
     storage: str | None = None
     latency_table: str | None = None
+    kernel_quantizer: str | None = None
 
     def __post_init__(self) -> None:
         if self.storage not in (None, *STORAGES):
@@ -183,7 +185,7 @@ class TableOptions:
         """Returns the same with a storage, chosen for the budgets where none is."""
         sized = any(each.resource == FILE_BYTES for each in budgets)
         chosen = self.storage or ("smallest" if sized else "fast")
-        return TableOptions(chosen, self.latency_table)
+        return replace(self, storage=chosen)
 
 
 Builder = Callable[[Any, TableOptions], CostTable]

@@ -9,6 +9,8 @@ from gmpq_tf.cost_tables import ALL_BITS, CostTable, TableOptions
 from gmpq_tf.graph import layer_macs
 from gmpq_tf.latency import LatencyError, LatencyTable
 
+UNIFORM = ("lsq", "max_abs")
+
 
 def latency_ms(model: Any, options: TableOptions) -> CostTable:
     """Returns the table of milliseconds of one example.
@@ -25,6 +27,12 @@ def latency_ms(model: Any, options: TableOptions) -> CostTable:
             "Milliseconds need a table of what this model takes on a device. "
             "Received: latency_table=None. Measure one with gmpq-latency, and give "
             "its path as latency_table."
+        )
+    if options.kernel_quantizer not in (None, *UNIFORM):
+        raise BudgetError(
+            "A budget of milliseconds needs uniform kernels, which gmpq-latency times. "
+            f"Received: kernel_quantizer={options.kernel_quantizer!r}. "
+            f"Use one of {', '.join(UNIFORM)}, or a budget of bit operations or bytes."
         )
     storage = options.storage or "fast"
     try:

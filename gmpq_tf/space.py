@@ -126,6 +126,7 @@ def random_policy(
     seed: int,
     storage: str | None = None,
     latency_table: str | None = None,
+    kernel_quantizer: str | None = None,
 ) -> BitwidthPolicy:
     """Draws a policy of a space at random: the baseline that any search must beat.
 
@@ -137,6 +138,7 @@ def random_policy(
         seed: of the draw.
         storage: as in `TableOptions`.
         latency_table: likewise.
+        kernel_quantizer: likewise.
 
     Returns:
         A policy that costs no more than the budget.
@@ -155,4 +157,5 @@ def random_policy(
         None if number else budget,
         storage,
         latency_table,
+        kernel_quantizer,
     )

@@ -197,10 +197,10 @@ def dense():
     return keras.Model(inputs, layers.Dense(5, name="head")(x), name="dense")
 
 
-def file_of(model, policy, storage):
+def file_of(model, policy, storage, **quantizers):
     """What `gmpq-export` writes of a model after training."""
     rng = np.random.default_rng(0)
-    student = gmpq.quantize_model(model, policy)
+    student = gmpq.quantize_model(model, policy, **quantizers)
     for weight in student.weights:
         if weight.path.rpartition("/")[2] in ("bias", "beta", "gamma", "moving_mean"):
             weight.assign(np.asarray(weight) + rng.uniform(0.01, 0.1, weight.shape))
@@ -227,6 +227,32 @@ def test_file_bytes_are_never_below_the_file_and_near_it(make, storage):
         size = file_of(model, policy, storage)
         # Some hundred bytes are kept for metadata; these models are tiny.
         assert size <= table.cost(policy) <= 1.02 * size + 900
+
+
+def test_file_bytes_ask_the_kernel_quantizer_for_its_codes():
+    """APoT kernels of 4 bits have codes up to 10, which INT4 does not hold."""
+    keras.utils.set_random_seed(0)
+    model = dense()
+    policy = gmpq.BitwidthPolicy.uniform(model, 4, 4, {})
+    size = file_of(model, policy, "packed", kernel_quantizer="apot")
+    uniform = cost_table("file_bytes", model, TableOptions("packed"))
+    apot = cost_table("file_bytes", model, TableOptions("packed", None, "apot"))
+    assert uniform.cost(policy) < size <= apot.cost(policy) <= 1.02 * size + 900
+    search = gmpq.PolicySearch(
+        model,
+        gmpq.SearchSpace((2, 4), (4,), pinned={}),
+        budget=f"{size + 900}B",
+        storage="packed",
+        kernel_quantizer="apot",
+        eta=0.0,
+    )
+    assert search.limits[0].table.cost(policy) == apot.cost(policy)
+
+
+def test_milliseconds_are_those_of_uniform_kernels():
+    options = TableOptions("packed", "latency.json", "apot")
+    with pytest.raises(BudgetError, match=r"kernel_quantizer='apot'.*lsq, max_abs"):
+        cost_table("latency_ms", dense(), options)
 
 
 def test_a_uniform_policy_is_a_budget_of_its_cost():

@@ -148,6 +148,7 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
         budget: Any = None,
         storage: str | None = None,
         latency_table: str | None = None,
+        kernel_quantizer: str | None = None,
     ) -> "BitwidthPolicy":
         """Draws a policy at random that spends a budget: the baseline of any search.
 
@@ -165,6 +166,7 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
                 at most 3 % are left, the others are kept. See `gmpq_tf.budget`.
             storage: as in `TableOptions`.
             latency_table: likewise.
+            kernel_quantizer: likewise.
 
         Returns:
             The policy of `model`, its layers in graph order.
@@ -176,7 +178,7 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
         names = searchable_names(model)
         candidates = layer_candidates(names, weight_bits, activation_bits, pinned)
         given, what = given_budget(budget, bit_ops_budget)
-        options = TableOptions(storage, latency_table)
+        options = TableOptions(storage, latency_table, kernel_quantizer)
         if given is None:
             raise BudgetError(
                 "A random policy needs a budget. "

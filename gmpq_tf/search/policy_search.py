@@ -155,7 +155,11 @@ class PolicySearch(keras.Model):
             space,
             self.risk.bit_ops_budget,
             self.risk.budget,
-            TableOptions(self.risk.storage, self.risk.latency_table),
+            TableOptions(
+                self.risk.storage,
+                self.risk.latency_table,
+                self.quantizers.get("kernel_quantizer"),
+            ),
         )
         self.hypernet = build_hypernet(model, self.problem.space, **self.quantizers)
         self.output_names = list(self.hypernet.output_names)

@@ -324,7 +324,7 @@ def choose_policy(
     if match := re.fullmatch(r"random:(\d+)", text):
         space = SearchSpace(config.weight_bits, config.activation_bits)
         budget = config.budget or config.bit_ops_budget or 0.0
-        options = config.storage, config.latency_table
+        options = config.storage, config.latency_table, config.kernel_quantizer
         return random_policy(model, space, budget, int(match[1]), *options)
     return read_policy(text, model, config.rename_layers)
 

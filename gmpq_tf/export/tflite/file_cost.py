@@ -7,14 +7,14 @@ is what containers of fewer bits change.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import keras
 import numpy as np
 
-from gmpq_tf.bits import MIN_BITS
+from gmpq_tf.bits import MIN_BITS, PolicyError
 from gmpq_tf.budget import FILE_BYTES, BudgetError
 from gmpq_tf.cost_tables import ALL_BITS, CostTable, TableOptions
 from gmpq_tf.export.errors import ExportError
@@ -32,6 +32,10 @@ from gmpq_tf.export.tflite.patches import lower_patches
 from gmpq_tf.graph import Call, Graph, GraphError, is_searchable, searchable_names
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.quantizers.grid import symmetric_limit
+from gmpq_tf.quantizers.kernel_quantizer import (
+    DEFAULT_KERNEL_QUANTIZER,
+    kernel_method,
+)
 from gmpq_tf.transform.calibrate import input_quantizers
 from gmpq_tf.transform.quantize import quantize_model
 
@@ -55,12 +59,20 @@ def file_bytes(model: keras.Model, options: TableOptions) -> CostTable:
         BudgetError: the model cannot be exported.
     """
     storage = options.storage or "fast"
+    row = kernel_method(options.kernel_quantizer or DEFAULT_KERNEL_QUANTIZER)
+
+    def largest_code(bits: int) -> int:
+        try:
+            return row.largest_code(bits)
+        except PolicyError:  # a width that the quantizer, and so its policies, have not
+            return symmetric_limit(ALL_BITS[-1])
+
     lowered = lowered_once(model)
     patches, shared = _patch_bytes(lowered.graph, storage)
     sizes: dict[str, np.ndarray] = {}
     for call in lowered.graph.calls:
         if is_searchable(call.layer) and call.name not in sizes:
-            column = _kernel_bytes(call, storage, patches)
+            column = _kernel_bytes(call, storage, patches, largest_code)
             sizes[call.name] = np.repeat(column[:, None], len(ALL_BITS), axis=1)
     kernels = sum(float(table[-1, -1]) for table in sizes.values())
     constant = len(lowered.content) - kernels
@@ -189,13 +201,19 @@ def _make_different(student: keras.Model) -> None:
                 variable.assign(np.asarray(variable) + noise.astype("float32"))
 
 
-def _kernel_bytes(call: Call, storage: str, patches: Mapping[str, int]) -> np.ndarray:
+def _kernel_bytes(
+    call: Call,
+    storage: str,
+    patches: Mapping[str, int],
+    largest_code: Callable[[int], int],
+) -> np.ndarray:
     """Bytes that a kernel takes with what its container needs, at 2 to 8 bits, [7]."""
-    return np.array([_at_bits(call, storage, bits, patches) for bits in ALL_BITS])
+    codes = map(largest_code, ALL_BITS)
+    return np.array([_with_codes(call, storage, each, patches) for each in codes])
 
 
-def _at_bits(call: Call, storage: str, bits: int, patches: Mapping[str, int]) -> int:
-    stored = container(storage, symmetric_limit(bits), call)
+def _with_codes(call: Call, storage: str, code: int, patches: Mapping[str, int]) -> int:
+    stored = container(storage, code, call)
     data = PACKING[stored.type](np.zeros(stored.shape, np.int8))
     size = -(-len(data) // ALIGNMENT) * ALIGNMENT
     if stored.type != "INT8":
