@@ -15,11 +15,13 @@ In Python, `export_tflite` does the same for a model in memory.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import keras
 
+from gmpq_tf.budget import FILE_BYTES
 from gmpq_tf.data import DataConfig, Dataset, load_dataset
 from gmpq_tf.export.float_model import float_tflite
 from gmpq_tf.export.litert_recipe import recipe, write_recipe
@@ -167,11 +169,30 @@ def write_tflite(
             output_kinds=config.output_kind,
             near_steps=config.near_steps,
         )
-    print(f"{report.file_bytes} bytes")
+    print(f"{report.file_bytes} bytes{beyond_budget(path.parent, report.file_bytes)}")
     for output in report.outputs:
         print(f"  {output}")
     for name, milliseconds in report.latency_ms.items():
         print(f"  {name}: {milliseconds:.3f} ms an image")
+
+
+def beyond_budget(folder: Path, size: int) -> str:
+    """Says that a file is larger than its policy was searched for; else nothing.
+
+    Args:
+        folder: of the fine-tuned model.
+        size: of the file, in bytes.
+    """
+    made_by = BitwidthPolicy.load(folder / POLICY).made_by
+    config = made_by.get("config")
+    limits = config.get("limits") if isinstance(config, Mapping) else None
+    for limit in limits or ():
+        if limit.get("resource") == FILE_BYTES and size > limit["limit"]:
+            return (
+                f": more than the {limit['limit']:.0f} that the policy was searched "
+                "for. Give --storage=smallest, or the storage of the search."
+            )
+    return ""
 
 
 def write_for_tfmot(

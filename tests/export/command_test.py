@@ -11,6 +11,7 @@ from gmpq_tf.data import DataConfig, load_dataset
 from gmpq_tf.export import command, tflite
 from gmpq_tf.export.command import (
     ExportConfig,
+    beyond_budget,
     export,
     metadata,
     verification_images,
@@ -115,6 +116,18 @@ def test_the_library_is_imported_from_where_it_was():
     assert {"ExportError", "ExportReport", "export_tflite"} <= set(tflite.__all__)
     with pytest.raises(AttributeError, match="nothing"):
         tflite.nothing  # noqa: B018
+
+
+def test_a_file_above_the_budget_of_its_policy_is_said_to_be(tmp_path):
+    limit = {"resource": "file_bytes", "limit": 60_000.0}
+    for made_by, said in (
+        ({}, False),
+        ({"config": {"limits": [{"resource": "bit_ops", "limit": 1.0}]}}, False),
+        ({"config": {"limits": [limit]}}, True),
+    ):
+        BitwidthPolicy("net", {"a": (4, 4)}, made_by).save(tmp_path / "policy.json")
+        assert ("--storage=smallest" in beyond_budget(tmp_path, 60_001)) == said
+        assert beyond_budget(tmp_path, 60_000) == ""
 
 
 def test_other_formats_are_written_from_the_same_folder(run):

@@ -20,6 +20,7 @@ from gmpq_tf.export.integers.grids import Grid, Value, grid_of, quantization
 from gmpq_tf.export.tflite.flatbuffer import FileBuilder, Quantization
 from gmpq_tf.export.tflite.metadata import Described
 from gmpq_tf.graph import Call, Graph, read_graph
+from gmpq_tf.kernel_kinds import KERNEL_KINDS
 from gmpq_tf.layer_kinds import Role
 from gmpq_tf.transform.gates import curve
 from gmpq_tf.transform.placement import is_transparent
@@ -109,7 +110,10 @@ class IntegerGraph:
         self.graph = read_graph(student)
         self.runtime = runtime
         # TRANSPOSE_CONV is told the shape of its result, batch and all.
-        told = any(call.kind == "Conv2DTranspose" for call in self.graph.calls)
+        rows = [
+            KERNEL_KINDS[c.kind] for c in self.graph.calls if c.kind in KERNEL_KINDS
+        ]
+        told = any(row.operator == "TRANSPOSE_CONV" for row in rows)
         default = 1 if told or runtime == "micro" else None
         self.batch = batch or fixed_batch(self.graph) or default
         self._grids: dict[int, Grid | None] = {}  # of the file's inputs and outputs
