@@ -94,7 +94,7 @@ class KernelKind:
         return moved.transpose(np.argsort(order))
 
     def to_file(self, kernel: np.ndarray) -> tuple[np.ndarray, int]:
-        """Kernel in the layout of TFLite, and its axis of output channels."""
+        """A kernel of Keras's shape in TFLite's, and its axis of output channels."""
         words = self.stored.split()
         order = [self.axes.index(letter) for letter in self._stored_letters()]
         sizes = dict(zip(self.axes, kernel.shape, strict=True))

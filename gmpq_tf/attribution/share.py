@@ -37,7 +37,7 @@ def drawn_images(images: int | tf.Tensor, share: float, step: Any) -> tf.Tensor:
 
 
 def spread(start: Any, count: Any, images: Any) -> tf.Tensor:
-    """`(start + floor(k images / count)) mod images` for k below the count.
+    """`(start + floor(k images / count)) mod images`, [count], for each k below it.
 
     Over all starts each place comes up equally often.
 

@@ -91,7 +91,7 @@ class Mixed:
         return self.input_quantizer.bits
 
     def branch_probabilities(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """`(pi_w, pi_a)`: softmax of the kernel's and of the input's importances."""
+        """`(pi_w, pi_a)`, [branches] each: softmax of the importances."""
         return self.kernel_branches.probabilities(), self.input_branches.probabilities()
 
     def expected_bits(self) -> tuple[tf.Tensor, tf.Tensor]:
@@ -103,7 +103,7 @@ class Mixed:
         )
 
     def branch_weights(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """`(pi_a, pi_w)`."""
+        """`(pi_a, pi_w)`, [branches] each, in the order of the operands."""
         return self.input_branches.probabilities(), self.kernel_branches.probabilities()
 
     def quantize_input(self, inputs: tf.Tensor) -> tf.Tensor:

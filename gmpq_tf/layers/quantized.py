@@ -57,7 +57,7 @@ class Quantized:
     def product(
         self, inputs: tf.Tensor, training: bool | None
     ) -> tuple[tf.Tensor, tf.Tensor | None]:
-        """Product of the quantized operands, and its unit; see `operands`."""
+        """Product [B, ..., C] of the quantized operands, and its unit: `operands`."""
         if training and self.input_quantizer is not None:
             self.input_quantizer.check_calibrated()
         if training and self.recomputes and self._quantizes_both():
@@ -66,7 +66,7 @@ class Quantized:
         return self.multiply(x, kernel), unit
 
     def multiply(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-        """Product of an input and a kernel, without bias."""
+        """Product [B, ..., C] of an input and a kernel, without bias."""
         raise NotImplementedError
 
     def _recomputed_product(self, inputs: tf.Tensor) -> tf.Tensor:
@@ -95,7 +95,7 @@ class Quantized:
         return keeping_arguments(function)(inputs, kernel, *x_parameters, *w_parameters)
 
     def branch_weights(self) -> tuple[tf.Tensor | None, tf.Tensor | None]:
-        """Weights of the branches of the input's and of the kernel's quantizer."""
+        """Weights, [branches] or None, of the input's and of the kernel's quantizer."""
         return None, None
 
     def _quantizes_both(self) -> bool:
@@ -106,7 +106,7 @@ class Quantized:
     def operands(
         self, inputs: tf.Tensor, training: bool | None
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
-        """What the layer multiplies: input, kernel, and the unit of the product.
+        """What the layer multiplies: input [B, ...], kernel, unit of the product.
 
         Outside training the operands are integer codes: float32 adds their products
         without rounding, as integer kernels do, as long as sums stay below 2^24. The
@@ -123,7 +123,7 @@ class Quantized:
         return _codes(x, input_step), _codes(w, kernel_steps), unit
 
     def add_bias(self, outputs: tf.Tensor, unit: tf.Tensor | None) -> tf.Tensor:
-        """What follows the product: its unit, the bias, the activation."""
+        """What follows the product [B, ..., C]: its unit, the bias, the activation."""
         if unit is not None:
             outputs = outputs * unit
         if self.bias is not None:  # type: ignore[attr-defined]
@@ -139,13 +139,13 @@ class Quantized:
         return x.on_grid and w.on_grid and w.is_known_to_graph
 
     def quantize_input(self, inputs: tf.Tensor) -> tf.Tensor:
-        """Activations as the layer computes with them."""
+        """Activations [B, ...] as the layer computes with them."""
         if self.input_quantizer is None:
             return inputs
         return tf.cast(self.input_quantizer(inputs), inputs.dtype)
 
     def quantize_kernel(self, kernel: tf.Tensor) -> tf.Tensor:
-        """Kernel as the layer computes with it."""
+        """Kernel, of its shape, as the layer computes with it."""
         if self.kernel_quantizer is None:
             return kernel
         return tf.cast(self.kernel_quantizer(kernel), kernel.dtype)
@@ -179,11 +179,9 @@ class QuantConv2D(Quantized, keras.layers.Conv2D):
     recomputes = True
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        """Convolve the quantized input with the quantized kernel."""
         return self.add_bias(*self.product(inputs, training))
 
     def multiply(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-        """Convolution of an input and a kernel, without bias."""
         return self.convolution_op(x, kernel)
 
 
@@ -195,11 +193,9 @@ class QuantDepthwiseConv2D(Quantized, keras.layers.DepthwiseConv2D):
     recomputes = True
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        """Convolve each channel of the quantized input on its own."""
         return self.add_bias(*self.product(inputs, training))
 
     def multiply(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-        """Convolution of each channel with its kernel, without bias."""
         return ops.depthwise_conv(
             x,
             kernel,
@@ -217,11 +213,9 @@ class QuantDense(Quantized, keras.layers.Dense):
     searchable_kind = "Dense"
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        """Multiply the quantized input by the quantized kernel."""
         return self.add_bias(*self.product(inputs, training))
 
     def multiply(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-        """Matrix product of an input and a kernel, without bias."""
         return ops.matmul(x, kernel)
 
 
@@ -233,11 +227,10 @@ class QuantConv2DTranspose(Quantized, keras.layers.Conv2DTranspose):
     recomputes = True
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        """Spread each pixel of the quantized input by the quantized kernel."""
         return self.add_bias(*self.product(inputs, training))
 
     def multiply(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-        """Transposed convolution of an input and a kernel, without bias.
+        """Transposed convolution of an input [B, H, W, C] and a kernel, without bias.
 
         Args:
             x: [batch, height, width, inputs].

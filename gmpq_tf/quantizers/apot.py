@@ -77,7 +77,7 @@ apot = Apot()
 
 @functools.cache
 def levels(bits: int) -> np.ndarray:
-    """Magnitudes of the codes, ascending: `2^(bits-1)` whole numbers from 0.
+    """Magnitudes of the codes, ascending: whole numbers from 0, [2^(bits-1)].
 
     Of `B = bits - 1` bits, `n = B // 2` sets hold 0 and three powers of two, and an odd
     bit adds one of 0 and one power. The powers are dealt out from the largest down: two

@@ -152,14 +152,14 @@ class InputQuantizer(keras.layers.Layer):
         return [ranges, zeros, tf.cast(probabilities, dtype)]
 
     def compute(self, inputs: tf.Tensor, parameters: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Quantize `inputs` with `parameters`, reading no variable."""
+        """Quantize `inputs`, of any shape, with `parameters`, reading no variable."""
         quantize = self.row.mixture(
             self.bits, self.signed, self.power_of_two, self.learn_range
         )
         return quantize(inputs, *parameters)
 
     def fit(self, values: np.ndarray, branch: int, steps: Sequence[float]) -> float:
-        """Of some steps, the first of least squared error on values of a branch."""
+        """Of some steps, the first of least squared error on values [n] of a branch."""
         return self.row.fit(values, steps, self.bits[branch], bool(self.signed))
 
     def _gradient_scales(self, features: int) -> np.ndarray:

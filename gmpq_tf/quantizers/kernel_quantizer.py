@@ -157,7 +157,7 @@ class KernelQuantizer(keras.layers.Layer):
     def parameters(
         self, kernel: tf.Tensor, probabilities: tf.Tensor | None = None
     ) -> list[tf.Tensor]:
-        """What `compute` takes besides the kernel: steps and probabilities."""
+        """What `compute` takes besides the kernel: steps, probabilities [branches]."""
         if self.learned:
             steps = self._learned_steps()
         elif self.row.follows_in_graph:
@@ -172,7 +172,7 @@ class KernelQuantizer(keras.layers.Layer):
         ]
 
     def compute(self, kernel: tf.Tensor, parameters: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Quantize `kernel` with `parameters`, reading no variable."""
+        """Quantize `kernel`, of any shape, with `parameters`, reading no variable."""
         steps, weights = parameters
         return self.row.mixture(kernel, steps, self.bits, weights, self.shared_axes)
 
@@ -206,7 +206,7 @@ class KernelQuantizer(keras.layers.Layer):
         return np.asarray(self.row.following_step(kernel, bits, self.shared_axes))
 
     def codes(self, kernel: Any, branch: int = 0) -> np.ndarray:
-        """Integer codes of a kernel on a branch's grid, as int8.
+        """Integer codes of a kernel on a branch's grid, int8 of its shape.
 
         Raises:
             ValueError: a function of one's own whose values are on no such grid.

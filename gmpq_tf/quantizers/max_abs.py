@@ -63,7 +63,7 @@ class MaxAbs(GridKernel):
     def following_step(
         self, kernel: tf.Tensor, bits: int, axes: Sequence[int]
     ) -> tf.Tensor:
-        """As `max_abs_step`."""
+        """As `max_abs_step`, of the same shape."""
         return max_abs_step(kernel, bits, axes)
 
 

@@ -59,13 +59,13 @@ class InputMethod:
         nested: bool,
         learn_range: bool,
     ) -> Callable[..., tf.Tensor]:
-        """As `quantizers.mixture.mixture`, with the values and gradients of the row."""
+        """As `quantizers.mixture.mixture`, of the row; any shape, kept."""
         return own.mixture(bits, signed, self, nested, learn_range)
 
     def squared_error(
         self, values: np.ndarray, step: float, bits: int, signed: bool
     ) -> float:
-        """Mean squared error of values on a grid of this step."""
+        """Mean squared error of values [n] on a grid of this step."""
         ranges = tf.constant(step * code_limit(bits, signed), tf.float32)
         found = self(tf.constant(values), ranges, bits, signed)
         return float(np.mean(np.square(np.asarray(found) - values)))
@@ -73,7 +73,7 @@ class InputMethod:
     def fit(
         self, values: np.ndarray, steps: Sequence[float], bits: int, signed: bool
     ) -> float:
-        """Of the steps, the first of least squared error on float32 values."""
+        """Of the steps, the first of least squared error on float32 values [n]."""
         best = least_error_step(
             map(np.float64, steps),
             lambda s: np.float64(self.squared_error(values, float(s), bits, signed)),
@@ -87,7 +87,7 @@ class GridInput(InputMethod):
     fused = True
 
     def step_gradient(self, *terms: tf.Tensor) -> tf.Tensor:
-        """What the step gets; see `mixture.StepGradient`."""
+        """What the step gets, a scalar; see `mixture.StepGradient`."""
         raise NotImplementedError
 
     def check(self, name: str, bits: Sequence[int], signed: bool) -> bool:
@@ -101,13 +101,13 @@ class GridInput(InputMethod):
         nested: bool,
         learn_range: bool,
     ) -> Callable[..., tf.Tensor]:
-        """One fused pass."""
+        """One fused pass; any shape, kept."""
         return mixture(bits, signed, self.step_gradient, nested, learn_range)
 
     def squared_error(
         self, values: np.ndarray, step: float, bits: int, signed: bool
     ) -> float:
-        """Likewise, in NumPy."""
+        """Likewise, in NumPy, of values [n]."""
         low, high = lowest_code(bits, signed), code_limit(bits, signed)
         codes = np.floor(np.clip(values / np.float32(step), low, high) + 0.5)
         return float(np.mean(np.square(codes * np.float32(step) - values)))
@@ -170,7 +170,7 @@ class KernelMethod:
         bits: int,
         axes: Sequence[int],
     ) -> tf.Tensor:
-        """The row called as it is to be; `step` is not looked at where it follows."""
+        """The row called on a kernel of any shape; `step` unused where it follows."""
         return self(kernel, step, bits) if self.learned else self(kernel, bits, axes)
 
     def mixture(
@@ -181,7 +181,7 @@ class KernelMethod:
         weights: tf.Tensor,
         axes: Sequence[int],
     ) -> tf.Tensor:
-        """`sum_i w_i q_i(W)` (eq. 5); a single branch has weight 1.
+        """`sum_i w_i q_i(W)` (eq. 5), of the shape of W; a single branch has weight 1.
 
         Args:
             kernel: any shape.
@@ -206,7 +206,7 @@ class KernelMethod:
         axes: Sequence[int],
         name: str,
     ) -> np.ndarray:
-        """Integer codes of a float32 kernel, as int8.
+        """Integer codes of a float32 kernel, int8 of its shape.
 
         Raises:
             ValueError: values that are no codes times these steps.
@@ -215,7 +215,7 @@ class KernelMethod:
         return own.codes_of(np.asarray(values), step, self.largest_code(bits), name)
 
     def fit(self, kernel: np.ndarray, bits: int, axes: Sequence[int]) -> np.ndarray:
-        """Learned steps of least squared error, shaped to broadcast.
+        """Learned steps of least squared error, of a shape that broadcasts.
 
         Args:
             kernel: finite, float32.
@@ -270,7 +270,7 @@ class GridKernel(KernelMethod):
         weights: tf.Tensor,
         axes: Sequence[int],
     ) -> tf.Tensor:
-        """One fused pass."""
+        """One fused pass; any shape, kept."""
         limits = tf.constant([self.largest_code(b) for b in bits], kernel.dtype)
         gradient = lsq_step_gradient if self.learned else None
         add = weighted_sum(
@@ -293,12 +293,12 @@ class GridKernel(KernelMethod):
         axes: Sequence[int],
         name: str,
     ) -> np.ndarray:
-        """By the reciprocal of the step, as the fused pass does it."""
+        """By the reciprocal of the step, as the fused pass; of the kernel's shape."""
         scaled = kernel * (1 / step)
         return self.nearest(bits)(scaled, scaled).astype("int8")
 
     def fit(self, kernel: np.ndarray, bits: int, axes: Sequence[int]) -> np.ndarray:
-        """Of all channels at once."""
+        """Of all channels at once, of a shape that broadcasts."""
         order, _ = orders(kernel.ndim, axes)
         moved = np.ascontiguousarray(kernel.transpose(order)) if order else kernel
         shape = [1 if i in axes else size for i, size in enumerate(kernel.shape)]

@@ -65,7 +65,7 @@ def step_and_codes(
     signed: bool | None,
     nested: bool,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Step, smallest and largest code of an activation grid; value = code * step."""
+    """Step, smallest and largest code of an activation grid, scalars."""
     limit = tf.cast(code_limit(bits, bool(signed)), input_range.dtype)
     step = finite_step(input_range / limit)
     if nested:
@@ -182,7 +182,7 @@ class WeightedSum:
         weights: tf.Tensor,
         upstream: tf.Tensor,
     ) -> tf.Tensor:
-        """`upstream` times the weights of the branches that do not clip."""
+        """`upstream`, any shape, times the weights of branches that do not clip."""
         rows = tf.reshape(x, [-1, steps.shape[1]])
         scaled, clipped = scaled_and_clipped(rows, steps, lows, highs)
         # No comparison: a reduction of comparisons is not vectorized.
@@ -248,7 +248,7 @@ def lsq_step_gradient(
     low: tf.Tensor,
     high: tf.Tensor,
 ) -> tf.Tensor:
-    """`dq/ds` of LSQ: `round(v) - v` inside, `lo` or `hi` outside."""
+    """`dq/ds` of LSQ, any shape: `round(v) - v` inside, `lo` or `hi` outside."""
     return codes - inside * clipped  # finite even where `x / step` overflows
 
 
@@ -259,7 +259,7 @@ def pact_step_gradient(
     low: tf.Tensor,
     high: tf.Tensor,
 ) -> tf.Tensor:
-    """`dq/ds` of PACT: `hi` at and above the range, `lo` at and below a signed one."""
+    """`dq/ds` of PACT, any shape: `hi` from the range on, `lo` below a signed one."""
     beyond = tf.where(clipped <= low, low, tf.zeros_like(clipped))
     return tf.where(clipped >= high, high, beyond)
 

@@ -22,7 +22,7 @@ def mixture(
     nested: bool,
     learn_range: bool,
 ) -> Callable[..., tf.Tensor]:
-    """As `quantizers.mixture.mixture`, of any function `(x, range, bits, signed)`.
+    """As `quantizers.mixture.mixture`, any shape, of `f(x, range, bits, signed)`.
 
     Where calibration places the zero, the values are moved so that the unsigned grid
     begins at zero, and moved back.
@@ -123,7 +123,7 @@ def check_kernel_quantizer(
 
 
 def steps_of(values: np.ndarray, limit: int, axes: Sequence[int]) -> np.ndarray:
-    """The largest steps of which quantized values are whole multiples.
+    """The largest steps, shaped to broadcast, whose multiples quantized values are.
 
     Args:
         values: of a kernel.
@@ -146,7 +146,7 @@ def steps_of(values: np.ndarray, limit: int, axes: Sequence[int]) -> np.ndarray:
 def codes_of(
     values: np.ndarray, steps: np.ndarray, limit: int, method: str
 ) -> np.ndarray:
-    """Integer codes of quantized values, as int8.
+    """Integer codes of quantized values, int8 of their shape.
 
     Raises:
         ValueError: they are no multiples of the steps, or leave the grid.

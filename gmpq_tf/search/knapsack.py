@@ -180,7 +180,7 @@ class Problem:
         )
 
     def bits(self, chosen: np.ndarray) -> dict[str, Pair]:
-        """The bit-widths of a mask."""
+        """The bit-widths of a mask, [choices]."""
         return {self.rows[i][0]: self.rows[i][1] for i in np.flatnonzero(chosen)}
 
     def solve(self, values: np.ndarray, least: float) -> np.ndarray | None:

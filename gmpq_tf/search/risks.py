@@ -244,7 +244,7 @@ class Generalization(Risk):
         return images if front is None else front(images, training=True)
 
     def drawn(self, images: Any, step: Any) -> tf.Tensor | None:
-        """Places of the images to attribute in a step, by its number; None: all."""
+        """Places [A] of the images to attribute in a step, by its number; None: all."""
         if self.config.attribution_share == 1:
             return None
         return drawn_images(batch_size(images), self.config.attribution_share, step)
@@ -319,7 +319,7 @@ def exponent(config: RiskConfig, bits: Bits) -> tf.Tensor:
 
 
 def taken(tensors: Any, places: tf.Tensor | None) -> Any:
-    """Rows of tensors, nested or None, at some places; all for None."""
+    """Rows of tensors [B, ...], nested or None, at some places [A]; all for None."""
     if places is None:
         return tensors
     return keras.tree.map_structure(

@@ -46,7 +46,7 @@ class Folded:
 
 
 def trained_codes(layer: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel codes (layout of Keras, int8) and the step of each output channel."""
+    """Kernel codes, int8 in the layout of Keras, and the step of each channel, [C]."""
     kernel = np.asarray(layer.kernel)
     quantizer = layer.kernel_quantizer
     step = np.broadcast_to(quantizer.step(kernel), kernel.shape)
@@ -55,7 +55,7 @@ def trained_codes(layer: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def normalization(layer: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Factor and offset of a BatchNormalization in inference: `y = f x + o`.
+    """Factor and offset, [C] each, of a BatchNormalization in inference: `f x + o`.
 
     `f = gamma / sqrt(variance + epsilon)`, `o = beta - mean f`; Ioffe and Szegedy,
     "Batch Normalization", 2015, algorithm 2.
@@ -179,7 +179,7 @@ def fold_layer(
 
 
 def bias_codes(bias: np.ndarray, unit: np.ndarray) -> np.ndarray:
-    """`bias / unit` rounded, as int32; what exceeds the accumulator saturates."""
+    """`bias / unit` rounded, int32 [C]; what exceeds the accumulator saturates."""
     codes = np.round(np.asarray(bias, "float64") / unit)
     return np.clip(codes, -BIAS_LIMIT, BIAS_LIMIT).astype("int32")
 
@@ -187,7 +187,7 @@ def bias_codes(bias: np.ndarray, unit: np.ndarray) -> np.ndarray:
 def affine(
     factor: np.ndarray, offset: np.ndarray, input_step: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`f x + o` of each channel as a 1x1 depthwise kernel: codes, scale, bias.
+    """`f x + o` as a 1x1 depthwise kernel: codes, scale and bias, [C] each.
 
     Any code will do, its step being `|f| / code`: that of 64 to 127 is taken in whose
     accumulator units `o` is nearest to a whole number.

@@ -37,7 +37,7 @@ def check_layer(call: Call) -> None:
 
 
 def stored_layout(kind: str, kernel: np.ndarray) -> tuple[np.ndarray, int]:
-    """Kernel in the layout of TFLite, and its axis of output channels."""
+    """A kernel of Keras's shape in TFLite's, and its axis of output channels."""
     return KERNEL_KINDS[kind].to_file(kernel)
 
 

@@ -204,7 +204,7 @@ def saturated(folded: Folded, name: str, ratio: float) -> Folded:
 def add_kernel(
     file: FileBuilder, name: str, codes: np.ndarray, meaning: Quantization, kind: str
 ) -> int:
-    """Add a kernel in INT8, INT4 (two codes a byte) or INT2 (four)."""
+    """Add a kernel of any shape in INT8, INT4 (two codes a byte) or INT2 (four)."""
     return file.tensor(name, codes.shape, kind, meaning, PACKING[kind](codes))
 
 
@@ -285,7 +285,7 @@ def add_depthwise(
     options: Any,
     cap: float | None = None,
 ) -> None:
-    """A depthwise convolution that stands for another layer."""
+    """A depthwise convolution, kernel [1, H, W, C], that stands for another layer."""
     source = net.input(call)
     assert source.grid is not None
     file, name = net.file, call.name

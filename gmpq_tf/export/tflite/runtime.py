@@ -115,12 +115,12 @@ class TFLiteModel:
         return [names[detail["index"]] for detail in self.inputs]
 
     def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Run one batch; returns every output as floats."""
+        """Run one batch, arrays [B, ...]; returns every output as floats, [B, ...]."""
         stored = self.stored(arrays)
         return [_floats(*pair) for pair in zip(self.outputs, stored, strict=True)]
 
     def stored(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Run one batch; returns every output as the file holds it.
+        """Run one batch, arrays [B, ...]; returns every output as the file holds it.
 
         A file whose batch is fixed runs as often as it takes, the last time on copies
         of the last image if need be.

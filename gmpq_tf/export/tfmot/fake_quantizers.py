@@ -417,7 +417,7 @@ def least_error_step(
 
 
 def power_of_two_above(step: tf.Tensor) -> tf.Tensor:
-    """The smallest power of two that is no smaller."""
+    """The smallest power of two that is no smaller than a step, a scalar."""
     near = power_of_two(step)
     return tf.where(near < step, 2.0 * near, near)
 
