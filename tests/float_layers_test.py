@@ -36,9 +36,9 @@ CASES = {
     "causal": (lambda: layers.Conv1D(6, 3, padding="causal"), (10, 4), 10 * 3 * 4 * 6),
     "grouped": (lambda: layers.Conv1D(6, 3, groups=2), (10, 4), 8 * 3 * 2 * 6),
     "Conv3D": (lambda: layers.Conv3D(2, 3), (5, 5, 5, 3), 27 * 27 * 3 * 2),
-    "Conv2DTranspose": (
-        lambda: layers.Conv2DTranspose(5, 3, strides=2),
-        (4, 6, 2),
+    "Conv3DTranspose": (
+        lambda: layers.Conv3DTranspose(5, (1, 3, 3), strides=(1, 2, 2)),
+        (1, 4, 6, 2),
         24 * 9 * 2 * 5,
     ),
     "Conv1DTranspose": (lambda: layers.Conv1DTranspose(5, 3), (7, 2), 7 * 3 * 2 * 5),
@@ -76,8 +76,8 @@ CASES = {
     ),
     "Embedding": (lambda: layers.Embedding(20, 6), (9,), 0),
     "channels_first": (
-        lambda: layers.Conv2DTranspose(5, 3, data_format="channels_first"),
-        (2, 4, 6),
+        lambda: layers.Conv3DTranspose(5, (1, 3, 3), data_format="channels_first"),
+        (2, 1, 4, 6),
         24 * 9 * 2 * 5,
     ),
     "own_subclass": (lambda: OwnConv(5, 3), (6, 6, 2), 16 * 9 * 2 * 5),

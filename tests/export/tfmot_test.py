@@ -133,7 +133,8 @@ def grid_values(x, step, low, high, half_up):
 
 # Products and scaling by constants, as in squeeze-excite: TFLite only.
 REFUSED = {"Multiply", "Normalization", "Subtract", "Divide", "TrueDivide"}
-REFUSED |= {"LeakyReLU", "LeakyRelu", "PReLU", "Average"}  # TFLite only, too
+# TFLite only, too.
+REFUSED |= {"LeakyReLU", "LeakyRelu", "PReLU", "Average", "Conv2DTranspose"}
 
 
 class Owner:

@@ -151,7 +151,9 @@ def test_gradients_outside_training_are_those_of_training(case):
         inputs = tf.constant(x)
         with tf.GradientTape() as tape:
             tape.watch(inputs)
-            y = tf.reduce_sum(tf.sin(layer(inputs, training=training)))
+            y = layer(inputs, training=training)
+            # Sums of a few codes are often 0, where a ReLU has two slopes.
+            y = tf.reduce_sum(tf.where(tf.abs(y) > 1e-5, tf.sin(y), 0.0))
         slopes.append(tape.gradient(y, inputs))
     assert np.any(slopes[0])
     np.testing.assert_allclose(slopes[0], slopes[1], rtol=1e-4, atol=1e-5)
