@@ -65,7 +65,7 @@ class FloatKernel:
         )
 
 
-class Gone(keras.layers.Identity):
+class FoldedAway(keras.layers.Identity):
     """Stands where the student has a quantizer, or BatchNormalization that folds."""
 
 
@@ -131,7 +131,9 @@ def float_graph(model: Any) -> tuple[Graph, list[FloatKernel]]:
         if call.role is Role.QUANTIZER or id(call) in gone:
             name = free_name(f"{name}_gone", taken)
             args = (Ref(call.inputs[0]),)
-            call = replace(call, layer=Gone(name=name), name=name, args=args, kwargs={})
+            call = replace(
+                call, layer=FoldedAway(name=name), name=name, args=args, kwargs={}
+            )
         elif is_searchable(call.layer):
             check_layer(call)
             kernels.append(float_kernel(call, norms[id(call)]))
@@ -180,5 +182,5 @@ def _stock_layer(call: Call, name: str) -> Any:
 
 def _make_layer(call: Call) -> Any:
     """The layer itself where it was made for the float model, else a copy."""
-    own = is_searchable(call.layer) or isinstance(call.layer, Gone)
+    own = is_searchable(call.layer) or isinstance(call.layer, FoldedAway)
     return call.layer if own else clone_layer(call)

@@ -219,9 +219,8 @@ class KernelQuantizer(keras.layers.Layer):
         """Set learned steps to those of least squared error on `kernel`.
 
         A line search over fractions of the max-abs step, for each branch and channel.
-        A channel without a weight to fit takes the step that suits the largest weight
-        of the others, without any the initial `2^-4`: next to nothing, training could
-        never leave the range.
+        A channel of zeros takes the step of the kernel's largest weight; a kernel of
+        zeros keeps the initial `2^-4`: from a tiny range training could never leave.
 
         Raises:
             ValueError: a weight that is not finite.

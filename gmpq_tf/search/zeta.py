@@ -12,7 +12,7 @@ MOST_ZETA = 1000.0  # typical zetas; searches end below 5
 def adapted_zeta(
     zeta: tf.Tensor, expected: tf.Tensor, budget: float, scale: float
 ) -> tf.Tensor:
-    """`zeta + 0.2 scale ln(E[BOPs] / budget)`: the part of the weight that remembers.
+    """`zeta + 0.2 scale ln(E[BOPs] / budget)`: the integral term of the controller.
 
     A dual ascent on the constraint that the budget is spent, neither more nor less:
     zeta may become negative where the task alone would choose fewer bits. Where the

@@ -22,7 +22,8 @@ from gmpq_tf.transform.placement import is_transparent
 CALIBRATION_IMAGES = 512
 SAMPLES_PER_BATCH = 16_384
 HALVES, OFF_HALVES = 0.5, 2.0**-10
-# Codes of rescaled pixels would lie anywhere between two, and all at the same place.
+# Rescaled pixels all have the same fractional code, which may be one half; a step
+# that much larger spreads them.
 OFF_INPUT_STEPS = 2.0**-6
 
 
@@ -67,7 +68,8 @@ def calibrate(
     of least squared error on the values seen: 8-bit model inputs get exactly the
     smallest and largest value, power-of-two grids the best power of two. A tensor that
     is zero throughout says nothing of its range: it gets 6, as before calibration, with
-    a warning that names it (next to nothing, what is zero here would stay so for ever).
+    a warning that names it (with a tiny range a channel that is zero here could never
+    become active).
 
     Args:
         model: from `quantize_model` or `build_hypernet`; its ranges are changed.

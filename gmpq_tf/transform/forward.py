@@ -15,7 +15,7 @@ from gmpq_tf.transform.batches import ModelInputs
 MEMORY_BYTES = 2**30
 
 
-class Forward:
+class LayerwiseRun:
     """Outputs of one call after the other, each computed from the nearest kept tensors.
 
     Layers may change while it runs, as long as they come at or after the call asked

@@ -17,7 +17,7 @@ from gmpq_tf.transform.units import Unit, cap_of, is_fusable_relu, unit_of
 
 
 @dataclass(frozen=True)
-class Grid:
+class WantedGrid:
     """An 8-bit grid shared by one or more tensors.
 
     Args:
@@ -44,8 +44,8 @@ class Placement:
         nested: names of layers whose input is on an 8-bit grid already.
     """
 
-    on_output: dict[int, Grid] = field(default_factory=dict)
-    on_operand: dict[int, Grid] = field(default_factory=dict)
+    on_output: dict[int, WantedGrid] = field(default_factory=dict)
+    on_operand: dict[int, WantedGrid] = field(default_factory=dict)
     signed: dict[str, bool | None] = field(default_factory=dict)
     nested: set[str] = field(default_factory=set)
 
@@ -75,10 +75,11 @@ def place_quantizers(graph: Graph) -> Placement:
     placement = Placement(signed=input_signs(graph))
     nonnegative, raw = nonnegative_tensors(graph), _raw_inputs(graph)
     producers, consumers = graph.producers(), graph.consumers()
-    together, grids = unit_of(graph), dict[int, Grid]()
+    together, grids = unit_of(graph), dict[int, WantedGrid]()
     for index in _tensors_in_order(graph):
         producer, readers = producers.get(index), consumers[index]
         source = grids.get(producer.inputs[0]) if producer and producer.inputs else None
+        # First what needs no quantizer, since the producer has decided the grid.
         if producer is not None and producer.role is Role.JOIN:
             grids[index] = placement.on_operand[id(producer)]
         elif producer is not None and keeps_grid(producer) and source:
@@ -92,14 +93,18 @@ def place_quantizers(graph: Graph) -> Placement:
             nests |= producer is not None and producer.role is Role.BLEND
             name = _grid_name(graph, index, producer)
             unit = producer is not None and is_gate(producer)
-            grid = Grid(name, sign, nests or unit, unit)
+            grid = WantedGrid(name, sign, nests or unit, unit)
             grids[index] = placement.on_output[index] = grid
+        # All operands of such a call must be on one grid, which is wider than each of
+        # theirs: so it is put on the operands, beside the grids they have.
         for call in readers:
             if call.row.shares_grid and id(call) not in placement.on_operand:
                 signed = not all(i in nonnegative for i in call.inputs)
-                placement.on_operand[id(call)] = Grid(
+                placement.on_operand[id(call)] = WantedGrid(
                     f"{call.name}_quantizer", signed, True
                 )
+    # These layers move their input from the stored grid to their own: exact only where
+    # both steps are powers of two.
     placement.nested = {
         call.name
         for call in graph.calls
@@ -174,7 +179,7 @@ def is_final(graph: Graph, call: Call, readers: list[Call]) -> bool:
 def keeps_grid(call: Call) -> bool:
     """Whether what a call writes is on the grid of what it reads.
 
-    Of a ReLU that is fused into the call before it the input is on none.
+    The input of a ReLU that is fused into the previous call has no grid.
     """
     if call.role is Role.REPEAT:
         return call.row.refuses(call.layer, 1) is None
@@ -186,9 +191,9 @@ def keeps_grid(call: Call) -> bool:
 def _requantizes(graph: Graph, call: Call, consumers: dict[int, list[Call]]) -> bool:
     """Whether a reader needs a step that is a power of two.
 
-    One that rounds the tensor to another grid does. A local average pool rounds to its
-    own, and has halves to round: they are halves in float32 too only for such steps.
-    The offset of a hard sigmoid is then a whole number of accumulator units.
+    True for readers that put the tensor on another grid, and for local average pools:
+    float32 and int8 round their ties alike only if the step is a power of two. The
+    offset of a hard sigmoid is then a whole number of accumulator units.
     """
     if curve(call) == "hard_sigmoid":
         return True

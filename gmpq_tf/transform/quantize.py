@@ -22,7 +22,7 @@ from gmpq_tf.transform.hypernet import (
     make_quantized,
     warn_unquantized,
 )
-from gmpq_tf.transform.placement import Grid, place_quantizers
+from gmpq_tf.transform.placement import WantedGrid, place_quantizers
 from gmpq_tf.transform.rewrite import (
     clone_layer,
     copy_weights,
@@ -73,10 +73,10 @@ def quantize_model(
     placement = place_quantizers(graph)
     warn_unquantized(graph)
     warn_of_refusals(graph)
-    grids: dict[Grid, InputQuantizer] = {}
+    grids: dict[WantedGrid, InputQuantizer] = {}
     taken = {call.name for call in graph.calls}
 
-    def quantizer_of(grid: Grid) -> InputQuantizer:
+    def quantizer_of(grid: WantedGrid) -> InputQuantizer:
         if grid not in grids:
             name = free_name(grid.name, taken)
             taken.add(name)
@@ -112,7 +112,7 @@ def quantize_model(
     return student
 
 
-def _tensor_quantizer(grid: Grid, method: str, name: str) -> InputQuantizer:
+def _tensor_quantizer(grid: WantedGrid, method: str, name: str) -> InputQuantizer:
     """The layer that puts a tensor on an 8-bit grid."""
     if grid.unit:
         return UnitQuantizer(method=method, name=name)

@@ -20,7 +20,7 @@ from gmpq_tf.transform.calibrate import (
     check_calibrated,
     input_quantizers,
 )
-from gmpq_tf.transform.forward import Forward
+from gmpq_tf.transform.forward import LayerwiseRun
 from gmpq_tf.transform.placement import keeps_grid
 from gmpq_tf.transform.units import unit_of
 
@@ -130,7 +130,7 @@ def bias_unit(layer: Any) -> np.ndarray:
     return first.astype("float64") * layer.input_quantizer.step()
 
 
-def _forward(graph: Graph, dataset: Any, batches: int | None) -> Forward:
+def _forward(graph: Graph, dataset: Any, batches: int | None) -> LayerwiseRun:
     inputs = ModelInputs(graph)
     found = [inputs.structured(b) for b in input_batches(inputs, dataset, batches)]
     if not found:
@@ -138,7 +138,7 @@ def _forward(graph: Graph, dataset: Any, batches: int | None) -> Forward:
             "Measuring statistics needs at least one image. Received: a data set "
             "without any. Pass training images, or None to keep the statistics."
         )
-    return Forward(graph, found)
+    return LayerwiseRun(graph, found)
 
 
 def _statistics(norm: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from gmpq_tf.graph import read_graph
-from gmpq_tf.transform.forward import Forward
+from gmpq_tf.transform.forward import LayerwiseRun
 from tests.transform.models import MODELS, batch_of
 
 PROBED = ("residual", "branches", "shared_layer", "two_inputs_two_outputs", "gates")
@@ -24,7 +24,7 @@ def probes(model):
 def test_outputs_are_those_of_the_model_up_to_there(name, memory):
     model = MODELS[name]()
     batches = [batch_of(model, 3), batch_of(model, 2, seed=1)]
-    forward = Forward(read_graph(model), batches, memory)
+    forward = LayerwiseRun(read_graph(model), batches, memory)
     for number, upto in probes(model):
         for found, batch in zip(forward.outputs(number), batches, strict=True):
             np.testing.assert_allclose(found, upto(batch), rtol=1e-5, atol=1e-5)
@@ -35,7 +35,7 @@ def test_calls_may_be_left_out_and_layers_changed_on_the_way():
     model = MODELS["residual"]()
     graph, x = read_graph(model), batch_of(model, 2)
     names = [call.name for call in graph.calls]
-    forward = Forward(graph, [x])
+    forward = LayerwiseRun(graph, [x])
     for name in ("inner", "last_conv"):
         layer = model.get_layer(name)
         (before,) = forward.outputs(names.index(name))
@@ -47,7 +47,7 @@ def test_calls_may_be_left_out_and_layers_changed_on_the_way():
 def test_only_what_is_read_later_is_kept():
     model = MODELS["residual"]()
     graph = read_graph(model)
-    forward = Forward(graph, [batch_of(model, 2)])
+    forward = LayerwiseRun(graph, [batch_of(model, 2)])
     last = len(graph.calls) - 1
     list(forward.outputs(last))
     assert list(forward.kept[0]) == list(graph.calls[last].inputs)

@@ -28,7 +28,7 @@ from gmpq_tf.transform.rewrite import NamedOutputs
 from gmpq_tf.transform.units import Unit, cap_of, unit_of
 
 FUSED = {"linear": 0, "relu": 1, "relu6": 3}  # schema.ActivationFunctionType
-# Pixels scaled to -1..1 lie on halves of their grid, where every kernel rounds its way.
+# Pixels scaled to -1..1 fall midway between two codes, where kernels round differently.
 INPUT_SLACK = 0.25
 # Steps of an operator's result in one of what it reads (of its products, if it
 # multiplies) below which every kernel of the runtime computes it. Above, 32-bit numbers
