@@ -148,7 +148,8 @@ def _absolute(node: ast.ImportFrom, source: str) -> str:
 def _labels(imported: tuple[str, str], sources: list[str]) -> list[str]:
     module, name = imported
     path = module.replace(".", "/")
-    candidates = [f"{path}/{name}.py", f"{path}.py", f"{path}/__init__.py"]
+    member = [f"{path}/{name}.py", f"{path}/{name}/__init__.py"]
+    candidates = [*member, f"{path}.py", f"{path}/__init__.py"]
     inside = [label(source) for source in candidates if source in sources]
     return inside[:1] or _requirement(module.split(".")[0])
 
