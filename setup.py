@@ -34,7 +34,7 @@ EXTRAS = {
     # Makefile gives them an environment of their own.
     "clients": ["mediapipe", "tflite-micro"],
     "dev": [
-        *TFMOT,  # the tests of export/tfmot.py
+        *TFMOT,  # the tests of gmpq_tf/export/tfmot
         *LITERT,
         *SAFETENSORS,
         "pytest",

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -268,11 +267,6 @@ def cost_table(
         module, _, name = builder.partition(":")
         builder = getattr(importlib.import_module(module), name)
     return builder(model, options or TableOptions())
-
-
-def pairs_of(candidates: tuple[Any, Any]) -> Iterator[tuple[int, int]]:
-    """Yields every (weight bits, activation bits) of a layer's candidates."""
-    return product(*candidates)
 
 
 def _pair(bits: LayerBits | tuple[int, int]) -> tuple[int, int]:
