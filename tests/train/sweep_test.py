@@ -134,9 +134,9 @@ def test_the_front_holds_what_no_other_beats():
 
 
 OBEDIENT = """
-import signal, sys, time
+import os, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *args: sys.exit("stopped"))
-print("ready", file=open(sys.argv[1], "w"))
+os.close(os.open(sys.argv[1], os.O_CREAT))  # a file's finalizer would swallow the exit
 time.sleep(60)
 """
 
