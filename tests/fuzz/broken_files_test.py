@@ -69,6 +69,11 @@ def test_broken_files(name, tmp_path):
     try_many(name, tmp_path, QUICK)
 
 
+@pytest.mark.parametrize("seed", [413, 1244, 1364])
+def test_a_file_that_ends_the_runtime_is_an_error(tmp_path, seed):
+    read_broken("tflite model", tmp_path, seed)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 def test_ten_thousand_broken_files(name, tmp_path):

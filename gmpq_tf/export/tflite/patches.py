@@ -95,21 +95,22 @@ class Moved:
         """Put the pixels of blocks of a size side by side in the channels."""
         height, width = size
         if height == width:
-            if height > 1:
+            if height > 1:  # one operator does it, but for squares alone
                 self._divide(height, width)
                 options = schema.SpaceToDepthOptionsT()
                 options.blockSize = height
                 self._add("SPACE_TO_DEPTH", None, options)
             return
-        if height > 1:  # the pixels of a row lie side by side as they are
+        if height > 1:  # pixels of a row already lie side by side
             _, rows, columns, channels = self.shape
+            # [B, rows, h, columns, w * C] -> [B, rows, columns, h, w * C]
             self._view([rows // height, height, columns // width, width * channels])
             blocks = [self.shape[i] for i in (0, 1, 3, 2, 4)]
             self.shape = blocks
             self._add("TRANSPOSE", [0, 1, 3, 2, 4])
             self._view([*blocks[1:3], height * width * channels])
             return
-        self._divide(height, width)
+        self._divide(height, width)  # one row a block: nothing moves
         self._view(self.shape[1:])
 
     def _divide(self, height: int, width: int) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import statistics
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +18,7 @@ from gmpq_tf.export.tflite.turns import take_turns
 from gmpq_tf.inputs import InputError, match_inputs
 
 WARM_UP_RUNS = 3
+LONGEST_TRIAL = 120  # seconds
 # Those of TFLite Micro are the reference ones.
 KERNELS = {
     "xnnpack": OpResolverType.AUTO,
@@ -27,8 +30,11 @@ KERNELS = {
 class TFLiteModel:
     """A `.tflite` file ready to run.
 
+    A file is first run once in a process of its own (0.2 s and one image): the runtime
+    does not survive every damaged one.
+
     Args:
-        path: the file, or its bytes.
+        path: the file, or its bytes, which are trusted.
         num_threads: threads of the interpreter.
         use_xnnpack: the default kernels; False: the built-in ones.
         kernels: "xnnpack", "builtin", or "reference" for the plain ones that TFLite
@@ -46,6 +52,8 @@ class TFLiteModel:
         kernels: str | None = None,
     ) -> None:
         content = path if isinstance(path, bytes) else read_file(path)
+        if not isinstance(path, bytes):
+            _survive(path)
         kernels = kernels or ("xnnpack" if use_xnnpack else "builtin")
         try:
             self.interpreter = Interpreter(
@@ -55,10 +63,7 @@ class TFLiteModel:
             )
             self.interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
-            raise ExportError(
-                "The file must be a TFLite model that the runtime knows. "
-                f"Received: {_shown(path)} ({str(error)[:200]}). Export it again."
-            ) from error
+            raise _not_a_model(path, str(error)) from error
         self.inputs = self.interpreter.get_input_details()
         self.outputs = self.interpreter.get_output_details()
 
@@ -183,6 +188,44 @@ def latencies(
         name: statistics.median(turns[name][WARM_UP_RUNS:]) / (model.batch or 1)
         for name, model in models.items()
     }
+
+
+# Names no module of ours, so that the process starts in 0.2 s.
+_TRIAL = """
+import sys
+from ai_edge_litert.interpreter import Interpreter
+try:
+    interpreter = Interpreter(sys.argv[1])
+    interpreter.allocate_tensors()
+    interpreter.invoke()
+except (ValueError, RuntimeError):
+    pass  # whoever loads the file sees the same
+"""
+
+
+def _survive(path: str | os.PathLike[str]) -> None:
+    """Raise `ExportError` where a file ends the process that runs it, or hangs it."""
+    if not sys.executable:  # Python is embedded: nothing to start
+        return
+    try:
+        ended = subprocess.run(  # noqa: S603  our own program
+            [sys.executable, "-c", _TRIAL, os.fspath(path)],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            timeout=LONGEST_TRIAL,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise _not_a_model(path, f"one run took over {LONGEST_TRIAL} s") from error
+    if ended.returncode not in (0, 1):  # 1: a Python error
+        raise _not_a_model(path, f"it ended the process: code {ended.returncode}")
+
+
+def _not_a_model(path: Any, why: str) -> ExportError:
+    return ExportError(
+        "The file must be a TFLite model that the runtime knows. "
+        f"Received: {_shown(path)} ({why[:200]}). Export it again."
+    )
 
 
 def _to_input(detail: Mapping[str, Any], array: np.ndarray) -> np.ndarray:
