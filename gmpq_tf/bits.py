@@ -3,7 +3,7 @@
 import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from gmpq_tf.spelling import suggest
 
@@ -58,6 +58,18 @@ def check_bits(name: str, bits: Any) -> int:
             f"Received: {name}={bits!r:.80}. Use one of 2, 3, 4, 5, 6, 7, 8."
         )
     return int(bits)
+
+
+class LayerPair(NamedTuple):
+    """What one layer has of its weights and of its activations, in this order.
+
+    Args:
+        weights: probabilities [branches] of the kernel's bit-widths, or their mean.
+        activations: likewise of its input's.
+    """
+
+    weights: Any
+    activations: Any
 
 
 @dataclass(frozen=True)

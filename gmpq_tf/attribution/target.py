@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from gmpq_tf.attribution.grad_cam import wide
+from gmpq_tf.bits import LayerPair
 
 _EPSILON = 1e-12
 # Maps below count as zero: float32 has room for their reciprocal and its products.
@@ -15,14 +16,14 @@ _FAINT = 1e-30
 
 
 def capacity_exponent(
-    expected_bits: Sequence[tuple[tf.Tensor, tf.Tensor]],
+    expected_bits: Sequence[LayerPair | tuple[tf.Tensor, tf.Tensor]],
     weight_capacity: float = 4.0,
     activation_capacity: float = 6.0,
 ) -> tf.Tensor:
     """`p = (1/L) sum_k (Q_w0 / E[w bits]_k) (Q_a0 / E[a bits]_k)` (eq. 8).
 
     Args:
-        expected_bits: (weight bits, activation bits) expected in each layer, scalars.
+        expected_bits: those of each layer, scalars, the weights' first.
         weight_capacity: `Q_w0`, bits.
         activation_capacity: `Q_a0`, bits.
 

@@ -8,8 +8,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from gmpq_tf.layers.quantized import QUANT_LAYERS
-from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
+from gmpq_tf.bits import LayerPair
+from gmpq_tf.layers.quantized import QUANT_LAYERS, Quantized
 
 
 class BranchImportance(keras.layers.Layer):
@@ -48,7 +48,7 @@ class BranchImportance(keras.layers.Layer):
         return tf.nn.softmax(importance / tf.convert_to_tensor(self.temperature))
 
 
-class Mixed:
+class Mixed(Quantized):
     """What the search adds to a quantized layer.
 
     `z = conv(sum_j pi_a[j] q_j(x), sum_i pi_w[i] q_i(W))` (eq. 5) with
@@ -57,12 +57,9 @@ class Mixed:
     softmax has a temperature, 1 unless `TemperatureScheduler` lowers it.
     """
 
-    kernel_quantizer: KernelQuantizer
-    input_quantizer: InputQuantizer
-
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Build the quantized layer, then one importance a branch."""
-        super().build(input_shape)  # type: ignore[misc]
+        super().build(input_shape)
         self.kernel_branches = BranchImportance(
             len(self.weight_bits), "kernel_branches"
         )
@@ -90,34 +87,25 @@ class Mixed:
         """Candidate bit-widths of the input."""
         return self.input_quantizer.bits
 
-    def branch_probabilities(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """`(pi_w, pi_a)`, [branches] each: softmax of the importances."""
-        return self.kernel_branches.probabilities(), self.input_branches.probabilities()
-
-    def expected_bits(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """`(sum_i pi_w[i] b_i, sum_j pi_a[j] b_j)`, scalars, as in eq. 7."""
-        weights, inputs = self.branch_probabilities()
-        return (
-            tf.reduce_sum(weights * tf.constant(self.weight_bits, tf.float32)),
-            tf.reduce_sum(inputs * tf.constant(self.activation_bits, tf.float32)),
+    def branch_probabilities(self) -> LayerPair:
+        """`pi_w` and `pi_a`, [branches] each: softmax of the importances."""
+        return LayerPair(
+            weights=self.kernel_branches.probabilities(),
+            activations=self.input_branches.probabilities(),
         )
 
-    def branch_weights(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """`(pi_a, pi_w)`, [branches] each, in the order of the operands."""
-        return self.input_branches.probabilities(), self.kernel_branches.probabilities()
+    def expected_bits(self) -> LayerPair:
+        """`sum_i pi_w[i] b_i` and `sum_j pi_a[j] b_j`, scalars, as in eq. 7."""
+        pi = self.branch_probabilities()
+        return LayerPair(
+            weights=expected(self.weight_bits, pi.weights),
+            activations=expected(self.activation_bits, pi.activations),
+        )
 
-    def quantize_input(self, inputs: tf.Tensor) -> tf.Tensor:
-        """`sum_j pi_a[j] q_j(x)`."""
-        probabilities = self.input_branches.probabilities()
-        quantized = self.input_quantizer(inputs, probabilities=probabilities)
-        return tf.cast(quantized, inputs.dtype)
 
-    def quantize_kernel(self, kernel: tf.Tensor) -> tf.Tensor:
-        """`sum_i pi_w[i] q_i(W)`."""
-        kernel = tf.convert_to_tensor(kernel)
-        probabilities = self.kernel_branches.probabilities()
-        quantized = self.kernel_quantizer(kernel, probabilities=probabilities)
-        return tf.cast(quantized, kernel.dtype)
+def expected(bits: Sequence[int], probabilities: tf.Tensor) -> tf.Tensor:
+    """Mean of bit-widths, a scalar; `probabilities` [branches]."""
+    return tf.reduce_sum(probabilities * tf.constant(bits, tf.float32))
 
 
 def _mixed(quantized: Any) -> Any:

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 from keras import ops
 
+from gmpq_tf.bits import LayerPair
 from gmpq_tf.kernel_kinds import KERNEL_KINDS
 from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
+from gmpq_tf.quantizers.observing import observers_now
 from gmpq_tf.quantizers.recompute import keeping_arguments
 from gmpq_tf.quantizers.straight_through import round_half_even
 
 
-class Quantized:
-    """What the quantized layers add to a stock layer.
+class Quantized(keras.layers.Layer):
+    """What the quantized layers add to a stock layer, which they inherit from too.
 
     Args:
         input_quantizer: `InputQuantizer`, or None to leave activations float.
         kernel_quantizer: `KernelQuantizer`, or None to leave the kernel float.
     """
+
+    kernel: keras.Variable  # this and the next two are the stock layer's
+    bias: keras.Variable | None
+    activation: Callable[[tf.Tensor], tf.Tensor] | None
 
     searchable_kind = ""
     shared_axes: tuple[int, ...] = ()
@@ -46,13 +52,16 @@ class Quantized:
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Build the stock layer, then its quantizers."""
-        super().build(input_shape)  # type: ignore[misc]
+        super().build(input_shape)
         for quantizer, shape in (
             (self.input_quantizer, input_shape),
-            (self.kernel_quantizer, self.kernel.shape),  # type: ignore[attr-defined]
+            (self.kernel_quantizer, self.kernel.shape),
         ):
             if quantizer is not None and not quantizer.built:  # loading builds them
                 quantizer.build(shape)
+
+    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        return self.finish(*self.product(inputs, training))
 
     def product(
         self, inputs: tf.Tensor, training: bool | None
@@ -75,14 +84,14 @@ class Quantized:
         The quantized ones are made again there, at the cost of one elementwise pass.
         """
         of_x, of_w = self.input_quantizer, self.kernel_quantizer
-        kernel = tf.convert_to_tensor(self.kernel)  # type: ignore[attr-defined]
-        weights_of_x, weights_of_w = self.branch_weights()
+        kernel = tf.convert_to_tensor(self.kernel)
+        probabilities = self.branch_probabilities()
         wide = [
             tf.cast(value, quantizer.compute_dtype)
             for value, quantizer in ((inputs, of_x), (kernel, of_w))
         ]
-        x_parameters = of_x.parameters(wide[0], weights_of_x)
-        w_parameters = of_w.parameters(wide[1], weights_of_w)
+        x_parameters = of_x.parameters(wide[0], probabilities.activations)
+        w_parameters = of_w.parameters(wide[1], probabilities.weights)
         count = len(x_parameters)
 
         def function(x: tf.Tensor, w: tf.Tensor, *parameters: tf.Tensor) -> tf.Tensor:
@@ -94,14 +103,14 @@ class Quantized:
 
         return keeping_arguments(function)(inputs, kernel, *x_parameters, *w_parameters)
 
-    def branch_weights(self) -> tuple[tf.Tensor | None, tf.Tensor | None]:
-        """Weights, [branches] or None, of the input's and of the kernel's quantizer."""
-        return None, None
+    def branch_probabilities(self) -> LayerPair:
+        """What weighs the branches of the quantizers, [branches]; None for one."""
+        return LayerPair(weights=None, activations=None)
 
     def _quantizes_both(self) -> bool:
         """Whether both quantizers are there and on: not while calibration observes."""
-        x, w = self.input_quantizer, self.kernel_quantizer
-        return x is not None and w is not None and x.observer is None and w.enabled
+        both = self.input_quantizer is not None and self.kernel_quantizer is not None
+        return both and observers_now() is None
 
     def operands(
         self, inputs: tf.Tensor, training: bool | None
@@ -113,7 +122,7 @@ class Quantized:
         unit, one a channel, is then the product of the steps; else it is None, as in
         narrower floats, which sums would leave.
         """
-        kernel = tf.convert_to_tensor(self.kernel)  # type: ignore[attr-defined]
+        kernel = tf.convert_to_tensor(self.kernel)
         x, w = self.quantize_input(inputs), self.quantize_kernel(kernel)
         if training or x.dtype != tf.float32 or not self._is_integer():
             return x, w, None
@@ -122,13 +131,13 @@ class Quantized:
         unit = tf.reshape(input_step * kernel_steps, [-1])
         return _codes(x, input_step), _codes(w, kernel_steps), unit
 
-    def add_bias(self, outputs: tf.Tensor, unit: tf.Tensor | None) -> tf.Tensor:
+    def finish(self, outputs: tf.Tensor, unit: tf.Tensor | None) -> tf.Tensor:
         """What follows the product [B, ..., C]: its unit, the bias, the activation."""
         if unit is not None:
             outputs = outputs * unit
-        if self.bias is not None:  # type: ignore[attr-defined]
-            outputs = ops.add(outputs, self.bias)  # type: ignore[attr-defined]
-        activation = self.activation  # type: ignore[attr-defined]
+        if self.bias is not None:
+            outputs = ops.add(outputs, self.bias)
+        activation = self.activation
         return outputs if activation is None else activation(outputs)
 
     def _is_integer(self) -> bool:
@@ -142,19 +151,24 @@ class Quantized:
         """Activations [B, ...] as the layer computes with them."""
         if self.input_quantizer is None:
             return inputs
-        return tf.cast(self.input_quantizer(inputs), inputs.dtype)
+        probabilities = self.branch_probabilities().activations
+        quantized = self.input_quantizer(inputs, probabilities=probabilities)
+        return tf.cast(quantized, inputs.dtype)
 
     def quantize_kernel(self, kernel: tf.Tensor) -> tf.Tensor:
         """Kernel, of its shape, as the layer computes with it."""
         if self.kernel_quantizer is None:
             return kernel
-        return tf.cast(self.kernel_quantizer(kernel), kernel.dtype)
+        kernel = tf.convert_to_tensor(kernel)
+        probabilities = self.branch_probabilities().weights
+        quantized = self.kernel_quantizer(kernel, probabilities=probabilities)
+        return tf.cast(quantized, kernel.dtype)
 
     def get_config(self) -> dict:
         """Plain JSON configuration."""
         serialize = keras.saving.serialize_keras_object
         return {
-            **super().get_config(),  # type: ignore[misc]
+            **super().get_config(),
             "input_quantizer": serialize(self.input_quantizer),
             "kernel_quantizer": serialize(self.kernel_quantizer),
         }
@@ -178,9 +192,6 @@ class QuantConv2D(Quantized, keras.layers.Conv2D):
     searchable_kind = "Conv2D"
     recomputes = True
 
-    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        return self.add_bias(*self.product(inputs, training))
-
     def multiply(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         return self.convolution_op(x, kernel)
 
@@ -191,9 +202,6 @@ class QuantDepthwiseConv2D(Quantized, keras.layers.DepthwiseConv2D):
 
     searchable_kind = "DepthwiseConv2D"
     recomputes = True
-
-    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        return self.add_bias(*self.product(inputs, training))
 
     def multiply(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         return ops.depthwise_conv(
@@ -212,9 +220,6 @@ class QuantDense(Quantized, keras.layers.Dense):
 
     searchable_kind = "Dense"
 
-    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        return self.add_bias(*self.product(inputs, training))
-
     def multiply(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         return ops.matmul(x, kernel)
 
@@ -225,9 +230,6 @@ class QuantConv2DTranspose(Quantized, keras.layers.Conv2DTranspose):
 
     searchable_kind = "Conv2DTranspose"
     recomputes = True
-
-    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        return self.add_bias(*self.product(inputs, training))
 
     def multiply(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         """Transposed convolution of an input [B, H, W, C] and a kernel, without bias.

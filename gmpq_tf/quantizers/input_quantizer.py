@@ -12,9 +12,10 @@ import tensorflow as tf
 
 from gmpq_tf.policy import check_bits
 from gmpq_tf.quantizers.grid import bounded_power, code_limit
-from gmpq_tf.quantizers.lsq import lsq, scale_gradient
 from gmpq_tf.quantizers.method import FunctionInput, InputMethod
+from gmpq_tf.quantizers.lsq import lsq, scale_gradient
 from gmpq_tf.quantizers.mixture import step_and_codes
+from gmpq_tf.quantizers.observing import observers_now
 from gmpq_tf.quantizers.pact import pact
 from gmpq_tf.spelling import lookup
 
@@ -78,7 +79,6 @@ class InputQuantizer(keras.layers.Layer):
         self.learn_range = bool(learn_range) and not power_of_two and signed is not None
         self.calibrate_first = bool(calibrate_first)
         self._seen_calibrated = False
-        self.observer: Callable[[np.ndarray], None] | None = None
         # Whether values are rounded to the nearest code, as integer kernels do it.
         self.on_grid = self.row.check(method, self.bits, bool(signed))
 
@@ -113,8 +113,10 @@ class InputQuantizer(keras.layers.Layer):
         self, inputs: tf.Tensor, probabilities: tf.Tensor | None = None
     ) -> tf.Tensor:
         """Quantize `inputs`; `probabilities` [branches] weigh the branches."""
-        if self.observer is not None:
-            self.observer(np.asarray(inputs))
+        observers = observers_now()
+        if observers is not None:
+            if self in observers:
+                observers[self](np.asarray(inputs))
             return inputs
         return self.compute(inputs, self.parameters(inputs, probabilities))
 

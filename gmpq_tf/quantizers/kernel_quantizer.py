@@ -13,9 +13,10 @@ import tensorflow as tf
 from gmpq_tf.policy import PolicyError, check_bits
 from gmpq_tf.quantizers.apot import apot
 from gmpq_tf.quantizers.grid import bounded_power, finite_step
+from gmpq_tf.quantizers.method import FunctionKernel, KernelMethod
 from gmpq_tf.quantizers.lsq import lsq_kernel, scale_gradient
 from gmpq_tf.quantizers.max_abs import max_abs
-from gmpq_tf.quantizers.method import FunctionKernel, KernelMethod
+from gmpq_tf.quantizers.observing import observers_now
 from gmpq_tf.spelling import lookup
 
 # Rows, or functions `(kernel, step, bits)`, whose step is then learned, or `(kernel,
@@ -106,7 +107,6 @@ class KernelQuantizer(keras.layers.Layer):
                 "shared_axes must be axes of the kernel, ascending, none twice. "
                 f"Received: shared_axes={shared_axes!r}. Pass such as (0, 1, 2)."
             )
-        self.enabled = True  # calibration looks at the float network
         # Whether values are whole multiples of a step, as integer kernels need.
         self.on_grid = self.row.check(method, self.bits)
 
@@ -149,7 +149,7 @@ class KernelQuantizer(keras.layers.Layer):
         self, kernel: tf.Tensor, probabilities: tf.Tensor | None = None
     ) -> tf.Tensor:
         """Quantize `kernel`; `probabilities` [branches] weigh the branches."""
-        if not self.enabled:
+        if observers_now() is not None:
             return kernel
         kernel = tf.convert_to_tensor(kernel)
         return self.compute(kernel, self.parameters(kernel, probabilities))

@@ -7,8 +7,8 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
+from gmpq_tf.bits import LayerPair
 from gmpq_tf.search.divergence import check_temperature
 
 
@@ -34,18 +34,18 @@ class Importances:
             if variable.trainable
         ]
 
-    def expected_bits(self) -> list[tuple[tf.Tensor, tf.Tensor]]:
-        """Expected (weight bits, activation bits) of each layer, scalars (eq. 7)."""
+    def expected_bits(self) -> list[LayerPair]:
+        """Expected bits of each layer, scalars (eq. 7)."""
         return [layer.expected_bits() for layer in self.layers]
 
-    def branch_probabilities(self) -> list[tuple[tf.Tensor, tf.Tensor]]:
-        """(pi_w, pi_a) of each layer, tensors [branches]."""
+    def branch_probabilities(self) -> list[LayerPair]:
+        """`pi_w` and `pi_a` of each layer, tensors [branches]."""
         return [layer.branch_probabilities() for layer in self.layers]
 
-    def probabilities(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Layer name -> (pi_w, pi_a), arrays [branches]."""
+    def probabilities(self) -> dict[str, LayerPair]:
+        """Layer name -> `pi_w` and `pi_a`, arrays [branches]."""
         return {
-            layer.name: tuple(np.asarray(p) for p in layer.branch_probabilities())
+            layer.name: LayerPair(*map(np.asarray, layer.branch_probabilities()))
             for layer in self.layers
         }
 
@@ -63,15 +63,14 @@ class Importances:
 
     def to_json(self) -> dict[str, Any]:
         """Candidate bits and branch probabilities of each layer, as plain JSON."""
-        probabilities = self.probabilities()
-        return {
-            "layers": {
-                layer.name: {
-                    "weight_bits": list(layer.weight_bits),
-                    "weight_probabilities": probabilities[layer.name][0].tolist(),
-                    "activation_bits": list(layer.activation_bits),
-                    "activation_probabilities": probabilities[layer.name][1].tolist(),
-                }
-                for layer in self.layers
-            }
-        }
+        return {"layers": {layer.name: _described(layer) for layer in self.layers}}
+
+
+def _described(layer: Any) -> dict[str, Any]:
+    probabilities = layer.branch_probabilities()
+    return {
+        "weight_bits": list(layer.weight_bits),
+        "weight_probabilities": np.asarray(probabilities.weights).tolist(),
+        "activation_bits": list(layer.activation_bits),
+        "activation_probabilities": np.asarray(probabilities.activations).tolist(),
+    }

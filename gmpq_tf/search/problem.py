@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from gmpq_tf.bits import LayerPair
 from gmpq_tf.budget import BIT_OPS, Candidates, bit_ops
 from gmpq_tf.cost_tables import CostTable, TableOptions, cost_table
 from gmpq_tf.graph import GraphError
@@ -17,8 +18,6 @@ from gmpq_tf.kernel_kinds import listed
 from gmpq_tf.limits import Limit, given_budget, limits_of
 from gmpq_tf.search.knapsack import check_limits, most_probable_bits
 from gmpq_tf.space import SearchSpace
-
-Pair = tuple[Any, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +87,10 @@ class SearchProblem:
         return found[0] if found else None
 
     def expected(
-        self, table: CostTable, bits: Sequence[Pair], probabilities: Sequence[Pair]
+        self,
+        table: CostTable,
+        bits: Sequence[LayerPair],
+        probabilities: Sequence[LayerPair],
     ) -> tf.Tensor:
         """Cost expected under the importances, `sum_k pi_w^T C_k pi_a` (eq. 7).
 
@@ -96,20 +98,19 @@ class SearchProblem:
 
         Args:
             table: of the resource.
-            bits: (weight bits, activation bits) expected in each layer, in the order
-                of `candidates`; scalars.
-            probabilities: (pi_w, pi_a) of each layer, [candidates] each.
+            bits: expected in each layer, in the order of `candidates`; scalars.
+            probabilities: `pi_w` and `pi_a` of each layer, [candidates] each.
         """
         terms = []
         layers = zip(self.candidates.items(), bits, probabilities, strict=True)
-        for (name, pair), mean, (weights, inputs) in layers:
+        for (name, pair), mean, pi in layers:
             macs = table.macs(name, pair)
             if macs is not None:
-                terms.append(bit_ops(macs, *mean))
+                terms.append(bit_ops(macs, mean.weights, mean.activations))
             else:
                 costs = tf.constant(table.of(name, pair), tf.float32)
-                row = tf.linalg.matvec(costs, inputs)
-                terms.append(tf.reduce_sum(weights * row))
+                row = tf.linalg.matvec(costs, pi.activations)
+                terms.append(tf.reduce_sum(pi.weights * row))
         return tf.add_n(terms) + float(table.constant)
 
     def full_bit_ops(self) -> float:

@@ -27,6 +27,7 @@ from gmpq_tf.attribution import (
     resize_maps,
     split_head,
 )
+from gmpq_tf.bits import LayerPair
 from gmpq_tf.cost_tables import CostTable
 from gmpq_tf.graph import GraphError, read_graph
 from gmpq_tf.limits import Limit
@@ -36,8 +37,6 @@ from gmpq_tf.search.problem import SearchProblem
 from gmpq_tf.search.zeta import adapted_zeta, damped_zeta
 from gmpq_tf.transform.front import leading_layers, misplaced_layers, split_front
 from gmpq_tf.transform.rewrite import flat_copy
-
-Bits = Sequence[tuple[tf.Tensor, tf.Tensor]]
 
 
 @dataclass
@@ -50,8 +49,8 @@ class Step:
         drawn: places of the images that are attributed, integers [A]; None: all.
         teacher_maps: of the float model, [A, H, W]; None without a teacher.
         maps: of the hypernet, [A, H, W]; None without a teacher.
-        bits: expected (weight bits, activation bits) of each layer, scalars.
-        probabilities: (pi_w, pi_a) of each layer, [branches] each.
+        bits: expected in each layer, scalars.
+        probabilities: `pi_w` and `pi_a` of each layer, [branches] each.
         values: name of a risk -> its value, once it has been computed, a scalar.
         noted: name of another metric -> its value, likewise.
     """
@@ -61,8 +60,8 @@ class Step:
     drawn: tf.Tensor | None = None
     teacher_maps: tf.Tensor | None = None
     maps: tf.Tensor | None = None
-    bits: Bits = ()
-    probabilities: Bits = ()
+    bits: Sequence[LayerPair] = ()
+    probabilities: Sequence[LayerPair] = ()
     values: dict[str, tf.Tensor] = field(default_factory=dict)
     noted: dict[str, tf.Tensor] = field(default_factory=dict)
 
@@ -306,12 +305,12 @@ class Generalization(Risk):
         return maps if self.map_size is None else resize_maps(maps, *self.map_size)
 
 
-def exponent(config: RiskConfig, bits: Bits) -> tf.Tensor:
+def exponent(config: RiskConfig, bits: Sequence[LayerPair]) -> tf.Tensor:
     """The exponent p of the target: fixed, or eq. 8.
 
     Args:
         config: p, or the capacities.
-        bits: expected (weight bits, activation bits) of each layer, scalars.
+        bits: expected in each layer, scalars.
     """
     if config.p is not None:
         return tf.constant(config.p, tf.float32)

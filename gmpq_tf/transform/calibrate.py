@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -12,10 +11,11 @@ import numpy as np
 
 from gmpq_tf.graph import read_graph
 from gmpq_tf.layer_kinds import Role
-from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
+from gmpq_tf.quantizers import InputQuantizer
 from gmpq_tf.quantizers.grid import code_limit
 from gmpq_tf.quantizers.input_quantizer import DEFAULT_RANGE
 from gmpq_tf.quantizers.line_search import ACTIVATION_FRACTIONS, SILENT
+from gmpq_tf.quantizers.observing import observing
 from gmpq_tf.transform.batches import ModelInputs, input_batches, is_arrays
 from gmpq_tf.transform.placement import is_transparent
 
@@ -94,7 +94,8 @@ def calibrate(
             "Pass what quantize_model or build_hypernet returned."
         )
     inputs = ModelInputs(read_graph(model))
-    with _observing(model, quantizers, seed) as observers:
+    observers = [Observer(seed + number) for number in range(len(quantizers))]
+    with observing(dict(zip(quantizers, observers, strict=True))):
         for arrays in input_batches(inputs, dataset, batches):
             model(inputs.structured(arrays), training=False)
     scaled = _scaled_inputs(model)
@@ -250,27 +251,3 @@ def _warn_of_silence(
             "look for a dead layer before them.",
             stacklevel=3,
         )
-
-
-@contextmanager
-def _observing(
-    model: keras.Model, quantizers: list[InputQuantizer], seed: int
-) -> Iterator[list[Observer]]:
-    """Turn quantizers off and observers on, for a while."""
-    observers = [Observer(seed + number) for number in range(len(quantizers))]
-    kernels: list[KernelQuantizer] = [
-        layer.kernel_quantizer
-        for layer in model.layers
-        if getattr(layer, "kernel_quantizer", None) is not None
-    ]
-    try:
-        for quantizer, observer in zip(quantizers, observers, strict=True):
-            quantizer.observer = observer
-        for kernel_quantizer in kernels:
-            kernel_quantizer.enabled = False
-        yield observers
-    finally:
-        for quantizer in quantizers:
-            quantizer.observer = None
-        for kernel_quantizer in kernels:
-            kernel_quantizer.enabled = True

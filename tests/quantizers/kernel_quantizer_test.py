@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from gmpq_tf.policy import PolicyError
 from gmpq_tf.quantizers import KERNEL_QUANTIZERS, KernelQuantizer
+from gmpq_tf.quantizers.observing import observing
 from tests.quantizers.memory import kept_for_backward
 
 KERNEL = np.random.default_rng(0).normal(size=(3, 3, 4, 5)).astype("float32")
@@ -50,10 +51,11 @@ def test_step_gradient_is_scaled_as_in_lsq():
     np.testing.assert_allclose(np.ravel(slope), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_disabled_is_float():
+def test_float_while_observing_and_quantized_again_afterwards():
     layer = built(2)
-    layer.enabled = False
-    np.testing.assert_array_equal(layer(KERNEL), KERNEL)
+    with observing({}):
+        np.testing.assert_array_equal(layer(KERNEL), KERNEL)
+    assert len(np.unique(layer(KERNEL))) <= 3 * KERNEL.shape[-1]
 
 
 @pytest.mark.parametrize("method", sorted(KERNEL_QUANTIZERS))
