@@ -10,8 +10,8 @@ import tensorflow as tf
 
 from gmpq_tf.policy import PolicyError
 from gmpq_tf.quantizers.grid import symmetric_limit
+from gmpq_tf.quantizers.kernel_method import GridKernel
 from gmpq_tf.quantizers.line_search import Nearest
-from gmpq_tf.quantizers.method import GridKernel
 from gmpq_tf.quantizers.mixture import Rounded
 from gmpq_tf.quantizers.straight_through import straight_through
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from gmpq_tf.policy import check_bits
 from gmpq_tf.quantizers.grid import bounded_power, code_limit
-from gmpq_tf.quantizers.method import FunctionInput, InputMethod
+from gmpq_tf.quantizers.input_method import FunctionInput, InputMethod
 from gmpq_tf.quantizers.lsq import lsq, scale_gradient
 from gmpq_tf.quantizers.mixture import step_and_codes
 from gmpq_tf.quantizers.observing import observers_now

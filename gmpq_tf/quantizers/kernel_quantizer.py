@@ -13,7 +13,7 @@ import tensorflow as tf
 from gmpq_tf.policy import PolicyError, check_bits
 from gmpq_tf.quantizers.apot import apot
 from gmpq_tf.quantizers.grid import bounded_power, finite_step
-from gmpq_tf.quantizers.method import FunctionKernel, KernelMethod
+from gmpq_tf.quantizers.kernel_method import FunctionKernel, KernelMethod
 from gmpq_tf.quantizers.lsq import lsq_kernel, scale_gradient
 from gmpq_tf.quantizers.max_abs import max_abs
 from gmpq_tf.quantizers.observing import observers_now

@@ -5,7 +5,8 @@ from __future__ import annotations
 import tensorflow as tf
 
 from gmpq_tf.quantizers.grid import code_limit, lowest_code, symmetric_limit
-from gmpq_tf.quantizers.method import GridInput, GridKernel
+from gmpq_tf.quantizers.input_method import GridInput
+from gmpq_tf.quantizers.kernel_method import GridKernel
 from gmpq_tf.quantizers.mixture import lsq_step_gradient
 from gmpq_tf.quantizers.straight_through import round_half_even, round_half_up
 

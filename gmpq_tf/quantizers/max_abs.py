@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from gmpq_tf.quantizers.grid import finite_step, symmetric_limit
-from gmpq_tf.quantizers.method import GridKernel
+from gmpq_tf.quantizers.kernel_method import GridKernel
 from gmpq_tf.quantizers.straight_through import round_half_even, straight_through
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from gmpq_tf.quantizers.grid import code_limit, lowest_code
-from gmpq_tf.quantizers.method import GridInput
+from gmpq_tf.quantizers.input_method import GridInput
 from gmpq_tf.quantizers.mixture import pact_step_gradient
 from gmpq_tf.quantizers.straight_through import round_half_up, straight_through
 

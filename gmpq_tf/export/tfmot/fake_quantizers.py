@@ -24,11 +24,13 @@ from gmpq_tf.quantizers.grid import (
     lowest_code,
     power_of_two,
 )
+from gmpq_tf.quantizers.input_method import InputMethod
 from gmpq_tf.quantizers.input_quantizer import (
     DEFAULT_INPUT_QUANTIZER,
     DEFAULT_RANGE,
     input_method,
 )
+from gmpq_tf.quantizers.kernel_method import KernelMethod
 from gmpq_tf.quantizers.kernel_quantizer import (
     DEFAULT_KERNEL_QUANTIZER,
     kernel_method,
@@ -39,7 +41,6 @@ from gmpq_tf.quantizers.line_search import (
     SILENT,
 )
 from gmpq_tf.quantizers.lsq import scale_gradient
-from gmpq_tf.quantizers.method import InputMethod, KernelMethod
 from gmpq_tf.spelling import lookup
 
 # tf_keras's name of the kernel of each kind of layer that a policy quantizes.

@@ -1,0 +1,119 @@
+"""What a row of INPUT_QUANTIZERS answers.
+
+Layers, calibration, export and TFMOT ask the row alone. A registered function becomes
+one: `InputMethod` does everything by calling it. A row that can do better, such as in
+one fused pass, overrides what it can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from gmpq_tf.quantizers import own
+from gmpq_tf.quantizers.grid import code_limit, lowest_code
+from gmpq_tf.quantizers.line_search import least_error_step
+from gmpq_tf.quantizers.mixture import mixture
+
+
+class InputMethod:
+    """How activations are quantized: a row of `INPUT_QUANTIZERS`.
+
+    Its grids are those of integer kernels: codes `lowest_code .. code_limit` times a
+    step, which is the range over the largest code.
+    """
+
+    fused = False  # whether a mixture is one pass over the values
+
+    def __call__(
+        self, x: tf.Tensor, input_range: tf.Tensor, bits: int, signed: bool = False
+    ) -> tf.Tensor:
+        """Quantize `x`, any shape, to one bit-width; differentiable."""
+        raise NotImplementedError
+
+    def check(self, name: str, bits: Sequence[int], signed: bool) -> bool:
+        """Whether each value goes to the nearest code, as integer kernels do it.
+
+        Raises:
+            ValueError: the row cannot be called, or not with these bits.
+        """
+        return own.check_input_quantizer(self, name, bits, signed)
+
+    def mixture(
+        self,
+        bits: tuple[int, ...],
+        signed: bool | None,
+        nested: bool,
+        learn_range: bool,
+    ) -> Callable[..., tf.Tensor]:
+        """As `quantizers.mixture.mixture`, of the row; any shape, kept."""
+        return own.mixture(bits, signed, self, nested, learn_range)
+
+    def squared_error(
+        self, values: np.ndarray, step: float, bits: int, signed: bool
+    ) -> float:
+        """Mean squared error of values [n] on a grid of this step."""
+        ranges = tf.constant(step * code_limit(bits, signed), tf.float32)
+        found = self(tf.constant(values), ranges, bits, signed)
+        return float(np.mean(np.square(np.asarray(found) - values)))
+
+    def fit(
+        self, values: np.ndarray, steps: Sequence[float], bits: int, signed: bool
+    ) -> float:
+        """Of the steps, the first of least squared error on float32 values [n]."""
+        best = least_error_step(
+            map(np.float64, steps),
+            lambda s: np.float64(self.squared_error(values, float(s), bits, signed)),
+        )
+        return float(best)
+
+
+class GridInput(InputMethod):
+    """A row that rounds to the nearest code, halves upwards, and is fused."""
+
+    fused = True
+
+    def step_gradient(self, *terms: tf.Tensor) -> tf.Tensor:
+        """What the step gets, a scalar; see `mixture.StepGradient`."""
+        raise NotImplementedError
+
+    def check(self, name: str, bits: Sequence[int], signed: bool) -> bool:
+        """True: it does by construction."""
+        return True
+
+    def mixture(
+        self,
+        bits: tuple[int, ...],
+        signed: bool | None,
+        nested: bool,
+        learn_range: bool,
+    ) -> Callable[..., tf.Tensor]:
+        """One fused pass; any shape, kept."""
+        return mixture(bits, signed, self.step_gradient, nested, learn_range)
+
+    def squared_error(
+        self, values: np.ndarray, step: float, bits: int, signed: bool
+    ) -> float:
+        """Likewise, in NumPy, of values [n]."""
+        low, high = lowest_code(bits, signed), code_limit(bits, signed)
+        codes = np.floor(np.clip(values / np.float32(step), low, high) + 0.5)
+        return float(np.mean(np.square(codes * np.float32(step) - values)))
+
+
+class FunctionInput(InputMethod):
+    """A function `(x, input_range, bits, signed)` as a row.
+
+    Args:
+        function: called as it is, forward and backward.
+    """
+
+    def __init__(self, function: Callable[..., tf.Tensor]) -> None:
+        self.function = function
+
+    def __call__(
+        self, x: tf.Tensor, input_range: tf.Tensor, bits: int, signed: bool = False
+    ) -> tf.Tensor:
+        """The function's value."""
+        return self.function(x, input_range, bits, signed)

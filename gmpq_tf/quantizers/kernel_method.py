@@ -1,0 +1,220 @@
+"""What a row of KERNEL_QUANTIZERS answers: as `input_method`, of kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from gmpq_tf.quantizers import own
+from gmpq_tf.quantizers.grid import symmetric_limit
+from gmpq_tf.quantizers.line_search import (
+    KERNEL_FRACTIONS,
+    Nearest,
+    least_error_step,
+    least_error_steps,
+)
+from gmpq_tf.quantizers.mixture import Rounded, lsq_step_gradient, weighted_sum
+
+
+class KernelMethod:
+    """How kernels are quantized: a row of `KERNEL_QUANTIZERS`.
+
+    A row is called as `(kernel, step, bits)` if its steps are learned, else as
+    `(kernel, bits, axes)`, with the axes that share a step; either returns
+    `code * step`. `kernel` has any shape, `step` broadcasts against it.
+    """
+
+    fused = False  # whether a mixture is one pass over the kernel
+    learned = True  # whether steps are variables; else they follow the kernel
+    follows_in_graph = False  # whether TensorFlow finds the steps that follow
+
+    def __call__(self, kernel: tf.Tensor, *args: Any) -> tf.Tensor:
+        """Quantize a kernel to one bit-width; differentiable."""
+        raise NotImplementedError
+
+    def largest_code(self, bits: int) -> int:
+        """Largest code, 1 to 127, by which the kernel's type in a file is chosen.
+
+        Raises:
+            ValueError: the row has no such bit-width.
+        """
+        return symmetric_limit(bits)
+
+    def check(self, name: str, bits: Sequence[int]) -> bool:
+        """Whether values are whole multiples of a step, as integer kernels need.
+
+        Raises:
+            ValueError: the row cannot be called, or not with these bits.
+        """
+        limits = [self.largest_code(b) for b in bits]
+        return own.check_kernel_quantizer(self, name, bits, limits, self.learned)
+
+    def values(
+        self,
+        kernel: tf.Tensor,
+        step: tf.Tensor | None,
+        bits: int,
+        axes: Sequence[int],
+    ) -> tf.Tensor:
+        """The row called on a kernel of any shape; `step` unused where it follows."""
+        return self(kernel, step, bits) if self.learned else self(kernel, bits, axes)
+
+    def mixture(
+        self,
+        kernel: tf.Tensor,
+        steps: tf.Tensor,
+        bits: Sequence[int],
+        weights: tf.Tensor,
+        axes: Sequence[int],
+    ) -> tf.Tensor:
+        """`sum_i w_i q_i(W)` (eq. 5), of the shape of W; a single branch has weight 1.
+
+        Args:
+            kernel: any shape.
+            steps: [branches, ...], each of which broadcasts against the kernel.
+            bits: bit-width of each branch.
+            weights: [branches].
+            axes: kernel axes that share a step.
+        """
+        terms = [self.values(kernel, steps[i], b, axes) for i, b in enumerate(bits)]
+        return own.weighted(terms, weights)
+
+    def following_step(self, kernel: Any, bits: int, axes: Sequence[int]) -> Any:
+        """Steps, where none are learned, shaped to broadcast against the kernel."""
+        values = np.asarray(self.values(kernel, None, bits, axes))
+        return own.steps_of(values, self.largest_code(bits), axes)
+
+    def codes(
+        self,
+        kernel: np.ndarray,
+        step: np.ndarray,
+        bits: int,
+        axes: Sequence[int],
+        name: str,
+    ) -> np.ndarray:
+        """Integer codes of a float32 kernel, int8 of its shape.
+
+        Raises:
+            ValueError: values that are no codes times these steps.
+        """
+        values = self.values(tf.convert_to_tensor(kernel), step, bits, axes)
+        return own.codes_of(np.asarray(values), step, self.largest_code(bits), name)
+
+    def fit(self, kernel: np.ndarray, bits: int, axes: Sequence[int]) -> np.ndarray:
+        """Learned steps of least squared error, of a shape that broadcasts.
+
+        Args:
+            kernel: finite, float32.
+            bits: 2 to 8.
+            axes: that share a step.
+        """
+        tensor = tf.constant(kernel)
+
+        def error_of(step: np.ndarray) -> np.ndarray:
+            found = self.values(tensor, tf.constant(step, tf.float32), bits, axes)
+            error = np.asarray(found) - kernel
+            return np.square(error).sum(axis=tuple(axes), keepdims=True)
+
+        largest = np.abs(kernel).max(axis=tuple(axes), keepdims=True)
+        base = np.maximum(largest, 1e-6) / self.largest_code(bits)
+        return least_error_step((base * f for f in KERNEL_FRACTIONS), error_of)
+
+
+class GridKernel(KernelMethod):
+    """A row that goes to the nearest of some codes, and is fused.
+
+    Those codes are all the whole numbers unless `rounded` and `nearest` say otherwise.
+    """
+
+    fused = True
+
+    def check(self, name: str, bits: Sequence[int]) -> bool:
+        """True: values are codes times a step by construction."""
+        return all(self.largest_code(b) for b in bits)
+
+    def rounded(self, bits: tuple[int, ...]) -> Rounded:
+        """Nearest codes of clipped `W / step` [branches, rows, columns].
+
+        One object for each `bits`, by which what was compiled is found again.
+        """
+        return tf.round
+
+    def nearest(self, bits: int) -> Nearest:
+        """Likewise of one bit-width in NumPy: `(scaled, out)`, not clipped before."""
+        limit = np.float32(self.largest_code(bits))
+
+        def round_and_clip(scaled: np.ndarray, out: np.ndarray) -> np.ndarray:
+            return np.rint(np.clip(scaled, -limit, limit, out=out), out=out)
+
+        return round_and_clip
+
+    def mixture(
+        self,
+        kernel: tf.Tensor,
+        steps: tf.Tensor,
+        bits: Sequence[int],
+        weights: tf.Tensor,
+        axes: Sequence[int],
+    ) -> tf.Tensor:
+        """One fused pass; any shape, kept."""
+        limits = tf.constant([self.largest_code(b) for b in bits], kernel.dtype)
+        gradient = lsq_step_gradient if self.learned else None
+        add = weighted_sum(
+            len(bits), gradient, self.rounded(tuple(bits)), clip=self.learned
+        )
+        order, inverse = orders(len(kernel.shape), axes)
+        moved = tf.transpose(kernel, order) if order else kernel
+        columns = tf.reshape(moved, [-1, steps[0].shape.num_elements()])
+        total = add(
+            columns, tf.reshape(steps, [len(bits), -1]), -limits, limits, weights
+        )
+        total = tf.reshape(total, moved.shape)
+        return tf.transpose(total, inverse) if order else total
+
+    def codes(
+        self,
+        kernel: np.ndarray,
+        step: np.ndarray,
+        bits: int,
+        axes: Sequence[int],
+        name: str,
+    ) -> np.ndarray:
+        """By the reciprocal of the step, as the fused pass; of the kernel's shape."""
+        scaled = kernel * (1 / step)
+        return self.nearest(bits)(scaled, scaled).astype("int8")
+
+    def fit(self, kernel: np.ndarray, bits: int, axes: Sequence[int]) -> np.ndarray:
+        """Of all channels at once, of a shape that broadcasts."""
+        order, _ = orders(kernel.ndim, axes)
+        moved = np.ascontiguousarray(kernel.transpose(order)) if order else kernel
+        shape = [1 if i in axes else size for i, size in enumerate(kernel.shape)]
+        columns = moved.reshape(-1, int(np.prod(shape)))
+        steps = least_error_steps(columns, self.largest_code(bits), self.nearest(bits))
+        return steps.reshape(shape)
+
+
+class FunctionKernel(KernelMethod):
+    """A function `(kernel, step, bits)` or `(kernel, bits, axes)` as a row.
+
+    Args:
+        function: called as it is, forward and backward.
+    """
+
+    def __init__(self, function: Callable[..., tf.Tensor]) -> None:
+        self.function = function
+        self.learned = own.takes_step(function)
+
+    def __call__(self, kernel: tf.Tensor, *args: Any) -> tf.Tensor:
+        """The function's value."""
+        return self.function(kernel, *args)
+
+
+def orders(rank: int, axes: Sequence[int]) -> tuple[list[int] | None, list[int] | None]:
+    """How to bring `axes` to the front, and back; None where they are there."""
+    order = [*axes, *(i for i in range(rank) if i not in axes)]
+    if order == list(range(rank)):
+        return None, None
+    return order, [order.index(i) for i in range(rank)]
