@@ -36,6 +36,11 @@ UNITS: dict[str, dict[str, float]] = {
 SAID_OF = {"bit operations": BIT_OPS, "bytes": FILE_BYTES, "ms": "latency_ms"}
 PERCENT = "%"
 NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
+# "W4A4", and "A4W4", which says the same.
+UNIFORM = (
+    r"[wW](?P<w>[0-9]+)\s*/?\s*[aA](?P<a>[0-9]+)",
+    r"[aA](?P<a>[0-9]+)\s*/?\s*[wW](?P<w>[0-9]+)",
+)
 FORMS = "0.0107, '1.07%', 'W4A4', '0.5GBOPs', '60kB' or '2.5ms'"
 LONGEST = 80  # characters of a budget that a message repeats
 
@@ -127,10 +132,22 @@ def _parsed(budget: Any, what: str) -> Iterable[Budget]:
     if isinstance(budget, Mapping):
         return [_one(v, what, resource=_name(k, what)) for k, v in budget.items()]
     if isinstance(budget, str):
+        _refuse_decimal_comma(budget, what)
         return [_from_text(part, what) for part in budget.split(",")]
     if isinstance(budget, (tuple, list)):
         return [each for part in budget for each in _parsed(part, what)]
     return [_one(budget, what)]
+
+
+def _refuse_decimal_comma(text: str, what: str) -> None:
+    """Refuses "1,5MB" and "60,000B", which commas would part into two budgets."""
+    if match := re.search(r"(?:^|[,=\s])([0-9]{1,3}),(?=[0-9])", text):
+        start, end = match.span(1)
+        raise BudgetError(
+            "A comma stands between budgets, not within a number. "
+            f"Received: {what}={_short(text)}. Write such as '1.5MB' or '60000B'; of "
+            f"two budgets, put a space: {_short(f'{text[start:end]}, {text[end + 1 :]}')}."
+        )
 
 
 def _from_text(text: str, what: str) -> Budget:
@@ -185,10 +202,10 @@ def _one(
 
 
 def _uniform_bits(text: str, what: str) -> tuple[int, int] | None:
-    match = re.fullmatch(r"[wW]([0-9]+)\s*/?\s*[aA]([0-9]+)", text)
+    match = next(filter(None, (re.fullmatch(form, text) for form in UNIFORM)), None)
     if match is None:
         return None
-    bits = int(match[1][:3]), int(match[2][:3])
+    bits = int(match["w"][:3]), int(match["a"][:3])
     valid = range(MIN_BITS, MAX_BITS + 1)
     if bits[0] not in valid or bits[1] not in valid:
         near = _uniform_text(bits)
@@ -236,7 +253,7 @@ def _nearest(text: str) -> str:
                 if match[2].lower() == name.lower():
                     return f"Did you mean '{match[1]}{name}'? "
     digits = re.findall(r"[0-9]", text)
-    if re.search(r"[wWaA]", text) and digits:
+    if re.fullmatch(r"[wWaA0-9/ _-]*[wWaA][wWaA0-9/ _-]*", text) and digits:
         return f"Did you mean {_uniform_text(map(int, (digits[0], digits[-1])))!r}? "
     return ""
 

@@ -54,12 +54,21 @@ def every_policy():
         ("weight_bytes=60kB", "weight_bytes", 60_000, False),
         ({"latency_ms": 0.5}, "latency_ms", 0.5, False),
         ({"weight_bytes": "20%"}, "weight_bytes", 0.2, True),
+        ("50%", "bit_ops", 0.5, True),
+        ("0.5", "bit_ops", 0.5, True),
+        ("0.06MB", "file_bytes", 60_000, False),
+        ("2.5 ms", "latency_ms", 2.5, False),
+        ("file_bytes = 60 kB", "file_bytes", 60_000, False),
     ],
 )
 def test_budgets_people_say(said, resource, amount, fraction):
     (budget,) = parse_budget(said)
     assert (budget.resource, budget.fraction) == (resource, fraction)
     assert budget.amount == pytest.approx(amount)
+
+
+def test_a_uniform_policy_may_be_said_inputs_first():
+    assert parse_budget("A4W2")[0].bits == parse_budget("W2A4")[0].bits == (2, 4)
 
 
 @pytest.mark.parametrize("said", ["W4A4,60kB", ["W4A4", "60kB"], ("w4/a4", "60 kB")])
@@ -96,6 +105,18 @@ def test_several_at_once(said):
         (object(), "Give such as"),
         ({3: 4}, "name of a resource"),
         ("W4A4,5%", "one budget"),
+        ("60kB,70kB", "one budget"),
+        ("60 KB", "60kB"),
+        ("60kb/s", "Give such as"),
+        ("A9W4", "W4A8"),
+        ("W4A4 60kB", "several with commas"),
+        ("1,5MB", "'1.5MB'"),
+        ("60,000B", "'60000B'"),
+        ("W4A4,60,000B", "'60000B'"),
+        ("file_bytes=60,000B", "'60000B'"),
+        ("0,5", "put a space: '0, 5'"),
+        ("0%", "above 0"),
+        ("0kB", "above 0"),
         ("x" * 10_000, "Give such as"),
     ],
 )
