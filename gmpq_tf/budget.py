@@ -143,10 +143,11 @@ def _refuse_decimal_comma(text: str, what: str) -> None:
     """Refuses "1,5MB" and "60,000B", which commas would part into two budgets."""
     if match := re.search(r"(?:^|[,=\s])([0-9]{1,3}),(?=[0-9])", text):
         start, end = match.span(1)
+        parted = f"{text[start:end]}, {text[end + 1 :]}"
         raise BudgetError(
             "A comma stands between budgets, not within a number. "
             f"Received: {what}={_short(text)}. Write such as '1.5MB' or '60000B'; of "
-            f"two budgets, put a space: {_short(f'{text[start:end]}, {text[end + 1 :]}')}."
+            f"two budgets, put a space: {_short(parted)}."
         )
 
 

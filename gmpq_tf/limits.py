@@ -54,9 +54,29 @@ class Limit:
 
 def shown(table: CostTable, *costs: float) -> str:
     """Returns costs of a table as text, "1.5 to 3 MB" of two."""
-    choices = SHOWN[table.unit]
-    size, name = next((c for c in choices if max(costs) >= c[0]), choices[-1])
+    return shown_in(table.unit, *costs)
+
+
+def shown_in(unit: str, *costs: float) -> str:
+    """Returns costs as text, "1.5 to 3 MB" of two.
+
+    Args:
+        unit: that they are counted in, of a `CostTable`.
+        *costs: one or more.
+    """
+    size, name = scale_of(unit, max(costs))
     return " to ".join(f"{cost / size:.4g}" for cost in costs) + f" {name}"
+
+
+def scale_of(unit: str, largest: float) -> tuple[float, str]:
+    """Returns what costs are divided by to be read, and the name of that unit.
+
+    Args:
+        unit: that they are counted in, of a `CostTable`.
+        largest: of them.
+    """
+    choices = SHOWN[unit]
+    return next((c for c in choices if largest >= c[0]), choices[-1])
 
 
 def resolve_limit(
@@ -78,7 +98,7 @@ def resolve_limit(
     Raises:
         BudgetError: every policy of the space costs more.
     """
-    count = _count(budget, table, pinned, what)
+    count = amount_of(budget, table, pinned, what)
     low, high = table.range(candidates)
     if not count >= low:  # refuses NaN too
         raise BudgetError(
@@ -90,9 +110,23 @@ def resolve_limit(
     return Limit(table, count, budget.said)
 
 
-def _count(
-    budget: Budget, table: CostTable, pinned: Mapping | None, what: str
+def amount_of(
+    budget: Budget,
+    table: CostTable,
+    pinned: Mapping[str, tuple[int, int]] | None = None,
+    what: str = "budget",
 ) -> float:
+    """Returns what a budget comes to, in the unit of the table of its resource.
+
+    Args:
+        budget: as `parse_budget` read it.
+        table: of its resource.
+        pinned: layers that a uniform policy leaves as they are; None: ends at (8, 8).
+        what: name of the option, for messages.
+
+    Raises:
+        BudgetError: it is in another unit, or a share of what is not known.
+    """
     if budget.unit not in (None, table.unit):
         raise BudgetError(
             f"{table.resource} must be said in its own unit, {table.unit}. "

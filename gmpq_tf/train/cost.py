@@ -3,9 +3,12 @@
   python -m train.cost --model=resnet18 --image_size=224 --num_classes=1000
   python -m train.cost --model=model.keras --policy=runs/digits/search/policy.json
   python -m train.cost --model=model.keras --policy=uniform:3,3 --format=csv
+  python -m train.cost --model=model.keras --budget=W4A4,60kB
 
 Weight bytes are those of kernels packed at their bits; biases and the rest, at 32 bits,
 are the row "other". Activation bytes are what a layer reads for one example.
+With --resources or --budget it prints what the candidates reach of every resource that
+a search can be given a budget of, and where the budgets lie in it.
 """
 
 from __future__ import annotations
@@ -19,12 +22,16 @@ from typing import Any, Literal
 import keras
 
 from gmpq_tf.align import align
+from gmpq_tf.budget import parse_budget
 from gmpq_tf.cost import Cost, count_cost
+from gmpq_tf.cost_tables import TableOptions
 from gmpq_tf.files import write_atomic
 from gmpq_tf.models import MODELS, load_model
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.run.app import run_main
 from gmpq_tf.run.flags import from_flags
+from gmpq_tf.space import SearchSpace
+from gmpq_tf.train.cost_resources import format_resources, resource_records
 from gmpq_tf.train.policies import read_policy
 
 HEADER = ("layer", "W", "A", "MACs", "BOPs", "share", "weights", "share", "inputs")
@@ -53,6 +60,14 @@ class CostConfig:
             rank correlation, are written too.
         format: Aligned columns in human units, or raw counts as CSV or JSON.
         output: File to write; none: the terminal.
+        resources: Whether to add what a search can limit (bit operations, bytes of
+            weights, of the .tflite file and of activations, milliseconds): the lowest
+            and the highest that its candidates reach.
+        budget: What a search would be given, such as W4A4,60kB: whether a policy keeps
+            it, and where it lies between lowest and highest.
+        storage: Of the .tflite file: fast, packed or smallest; none: smallest.
+        latency_table: JSON file that gmpq-latency wrote, for milliseconds.
+        space: the candidates.
 
     Raises:
         ValueError: flags that do not go together.
@@ -67,6 +82,11 @@ class CostConfig:
     compare: str | None = None
     format: Literal["table", "csv", "json"] = "table"
     output: str | None = None
+    resources: bool = False
+    budget: str | None = None
+    storage: str | None = None
+    latency_table: str | None = None
+    space: SearchSpace = dataclasses.field(default_factory=SearchSpace)
 
     def __post_init__(self) -> None:
         if self.model is None:
@@ -86,6 +106,15 @@ class CostConfig:
                 f"Received: compare={self.compare!r}, format='csv'. "
                 "Use --format=table or --format=json."
             )
+        if self.format == "csv" and (self.resources or self.budget):
+            raise ValueError(
+                "CSV has no place for resources and budgets. "
+                f"Received: resources={self.resources}, budget={self.budget!r}, "
+                "format='csv'. Use --format=table or --format=json."
+            )
+        if self.budget is not None:
+            parse_budget(self.budget)
+        TableOptions(self.storage, self.latency_table)
 
 
 def describe_cost(config: CostConfig) -> str:
@@ -109,9 +138,15 @@ def describe_cost(config: CostConfig) -> str:
     records = cost_records(count_cost(model, policy))
     if config.format == "csv":
         return format_csv(records)
+    reached = None
+    if config.resources or config.budget:
+        options = TableOptions(config.storage, config.latency_table)
+        reached = resource_records(model, config.space, config.budget, options, policy)
     if config.format == "json":
-        return format_json(records, model, policy, other)
+        return format_json(records, model, policy, other, reached)
     text = format_records(records)
+    if reached is not None:
+        text += f"\n{format_resources(reached)}"
     if policy is not None and other is not None:
         text += f"\n{policy.diff(other)}\n{policy.rank_correlation(other)}\n"
     return text
@@ -234,6 +269,7 @@ def format_json(
     model: keras.Model,
     policy: BitwidthPolicy | None,
     other: BitwidthPolicy | None,
+    reached: Record | None = None,
 ) -> str:
     """Prints rows as JSON with raw counts.
 
@@ -242,10 +278,11 @@ def format_json(
         model: what was counted.
         policy: its bits, None for full precision.
         other: the policy it is compared with, or None.
+        reached: from `resource_records`, or None.
 
     Returns:
         An object with the keys model, input_shapes, made_by, layers, float_layers,
-        other, total and, with another policy, comparison.
+        other, total and, with another policy, comparison; with resources, their keys.
     """
     rows = [{k: v for k, v in row.items() if v is not None} for row in records]
     content: Record = {
@@ -256,6 +293,7 @@ def format_json(
         "float_layers": [row for row in rows if row["kind"] == "float"],
         "other": rows[-2],
         "total": rows[-1],
+        **(reached or {}),
     }
     if policy is not None and other is not None:
         content["comparison"] = policy_comparison(policy, other)

@@ -8,9 +8,12 @@ import keras
 import pytest
 from absl import flags
 
+from gmpq_tf.budget import BudgetError
+from gmpq_tf.cost_tables import COST_TABLES
 from gmpq_tf.models import ModelFileError
 from gmpq_tf.policy import BitwidthPolicy, PolicyError
 from gmpq_tf.run.flags import define_flags
+from gmpq_tf.space import SearchSpace
 from gmpq_tf.train.cost import COLUMNS, CostConfig, describe_cost, main
 
 LAYERS = {"first": (8, 8), "middle": (3, 4), "last": (2, 5)}
@@ -196,3 +199,46 @@ def test_stdout_holds_the_costs_alone(repo_root, float_file):
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["total"]["macs"] == 36 * 36 + 16 * 216 + 60
+
+
+def test_resources_are_what_a_search_can_limit(float_file):
+    content = as_json(model=str(float_file), resources=True, policy="uniform:3,3")
+    rows = {row["resource"]: row for row in content["resources"]}
+    assert list(rows) == list(COST_TABLES)
+    kernels = [position * kernel for position, kernel, _ in (FIRST, MIDDLE, LAST)]
+    pinned = 64 * (kernels[0] + kernels[2])
+    operations = rows["bit_ops"]
+    assert operations["lowest"] == pinned + 4 * kernels[1]
+    assert operations["highest"] == pinned + 16 * kernels[1]
+    assert operations["float"] == 1024 * sum(kernels)
+    assert operations["policy"] == pinned + 9 * kernels[1]
+    assert rows["file_bytes"]["lowest"] <= rows["file_bytes"]["policy"]
+    assert rows["activation_bytes"]["lowest"] == rows["activation_bytes"]["highest"]
+    assert "gmpq-latency" in rows["latency_ms"]["missing"]
+    assert content["budgets"] == [] and content["together"] is None
+
+
+def test_budgets_are_placed_in_what_the_space_reaches(float_file):
+    options = {"weight_bits": (2, 8), "activation_bits": (4,)}
+    model, space = str(float_file), SearchSpace(**options)
+    kernel = MIDDLE[1]
+    least = FIRST[1] + LAST[1] + 4 * OTHER + kernel // 4
+    half = least + 3 * kernel / 8
+
+    def found(budget):
+        return as_json(model=model, budget=budget, space=space)["budgets"]
+
+    (row,) = found(f"weight_bytes={half}B")
+    assert (row["reachable"], row["limit"]) == (True, half)
+    assert row["place"] == pytest.approx(0.5)
+    low, high = found(f"weight_bytes={least - 1}B,1MB")
+    assert not low["reachable"] and low["place"] < 0
+    assert (high["resource"], high["reachable"]) == ("file_bytes", True)
+    text = describe_cost(CostConfig(model, budget="weight_bytes=1B,W8A4", space=space))
+    assert "weight_bytes=1B: weight_bytes of at most 1 B: not reachable, the" in text
+    assert "W8A4: bit_ops of at most" in text and "every policy keeps it." in text
+    for wrong in ("60kb", "2.5ms", "weight_byte=3kB"):
+        with pytest.raises(BudgetError, match=r"60kB|gmpq-latency|weight_bytes"):
+            as_json(model=model, budget=wrong)
+    with pytest.raises(ValueError, match="CSV has no place"):
+        as_csv(model=model, budget="W4A4")

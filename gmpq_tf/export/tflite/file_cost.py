@@ -106,7 +106,11 @@ def activation_bytes(model: keras.Model, options: TableOptions) -> CostTable:
     storage = options.storage or "fast"
     files = [lowered_once(model)]
     if storage != "fast":
-        files.append(lowered_once(model, MIN_BITS, storage))
+        files.append(
+            lowered_once(
+                model, BitwidthPolicy.uniform(model, MIN_BITS, MIN_BITS, {}), storage
+            )
+        )
     peak = max(peak_bytes(each.content) for each in files)
     zeros = np.zeros((len(ALL_BITS),) * 2)
     note = "Files hold activations in eight bits, whatever the policy says."
@@ -141,7 +145,10 @@ def _size(model: Any, number: int) -> int:
 
 
 def lowered_once(
-    model: keras.Model, weight_bits: int = ALL_BITS[-1], storage: str = "fast"
+    model: keras.Model,
+    policy: BitwidthPolicy | None = None,
+    storage: str = "fast",
+    seed: int = SEED,
 ) -> Lowered:
     """Returns the file of a model, made so that nothing is shared.
 
@@ -150,18 +157,20 @@ def lowered_once(
 
     Args:
         model: the float model.
-        weight_bits: of every kernel.
+        policy: bits of its layers; None: kernels of 8, inputs of 2.
         storage: of the file.
+        seed: of the ranges and statistics.
 
     Raises:
         BudgetError: the model cannot be exported.
     """
-    policy = BitwidthPolicy.uniform(model, weight_bits, MIN_BITS, {})
+    if policy is None:
+        policy = BitwidthPolicy.uniform(model, ALL_BITS[-1], MIN_BITS, {})
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             student = quantize_model(model, policy)
-            _make_different(student)
+            _make_different(student, np.random.default_rng(seed))
             widths = {shape[-1] for shape in map(tuple, _output_shapes(student))}
             names = [f"class {i:03d}" for i in range(min(widths, default=0) or 0)]
             layers = {name: [8, 8] for name in policy}
@@ -184,14 +193,13 @@ def _output_shapes(model: keras.Model) -> Iterable[tuple]:
     return [o.shape for o in model.outputs if len(o.shape) == 2 and o.shape[-1]]
 
 
-def _make_different(student: keras.Model) -> None:
+def _make_different(student: keras.Model, rng: np.random.Generator) -> None:
     """Gives every vector and every range values of its own."""
-    rng = np.random.default_rng(SEED)
-    for number, quantizer in enumerate(input_quantizers(student)):
-        for branch in range(len(quantizer.bits)):
-            step = 2.0 ** -(3 + number % 4)
-            if not quantizer.power_of_two:
-                step *= 1 + (number + 1) / 1000
+    for quantizer in input_quantizers(student):
+        for branch, bits in enumerate(quantizer.bits):
+            step = rng.uniform(1, 8) / 2**bits
+            if quantizer.power_of_two:
+                step = 2.0 ** np.round(np.log2(step))
             quantizer.set_branch(branch, step)
     for variable in student.weights:
         if len(variable.shape) == 1 and variable.dtype == "float32":
