@@ -166,13 +166,16 @@ class TableOptions:
             None: "smallest" where a budget is of the file's bytes, else "fast".
         latency_table: JSON file that `gmpq-latency` wrote; None: none.
         kernel_quantizer: of the search, as in `KERNEL_QUANTIZERS`; None: uniform codes.
+        class_names: that the file will hold; (): names of nine letters.
     """
 
     storage: str | None = None
     latency_table: str | None = None
     kernel_quantizer: str | None = None
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "class_names", tuple(self.class_names))
         if self.storage not in (None, *STORAGES):
             raise BudgetError(
                 f"storage must be one of {', '.join(STORAGES)}. "
@@ -240,7 +243,7 @@ COST_TABLES: dict[str, Builder | str] = {
     "weight_bytes": _weight_bytes,
     FILE_BYTES: "gmpq_tf.export.tflite.file_cost:file_bytes",
     "latency_ms": "gmpq_tf.latency_cost:latency_ms",
-    "activation_bytes": "gmpq_tf.export.tflite.file_cost:activation_bytes",
+    "activation_bytes": "gmpq_tf.export.tflite.memory_cost:activation_bytes",
 }
 
 

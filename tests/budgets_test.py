@@ -11,6 +11,7 @@ from gmpq_tf.budget import BudgetError, parse_budget
 from gmpq_tf.cost import count_cost
 from gmpq_tf.cost_tables import CostTable, TableOptions, bit_ops_table, cost_table
 from gmpq_tf.export.tflite.lowering import lower
+from gmpq_tf.export.tflite.metadata import facts
 from gmpq_tf.graph import layer_macs
 from gmpq_tf.latency import LatencyTable, MeasuredModel
 from gmpq_tf.limits import Limit
@@ -218,36 +219,61 @@ def dense():
     return keras.Model(inputs, layers.Dense(5, name="head")(x), name="dense")
 
 
-def file_of(model, policy, storage, **quantizers):
+def transposed():
+    x = inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(32, 3, padding="same", strides=2, activation="relu", name="a")(x)
+    x = layers.Conv2DTranspose(
+        32, 3, strides=2, padding="same", use_bias=False, name="up"
+    )(x)
+    x = layers.ReLU(name="r")(layers.BatchNormalization(name="norm")(x))
+    return keras.Model(inputs, layers.Conv2D(5, 1, name="head")(x), name="transposed")
+
+
+def file_of(model, policy, storage, class_names=(), **quantizers):
     """What `gmpq-export` writes of a model after training."""
     rng = np.random.default_rng(0)
     student = gmpq.quantize_model(model, policy, **quantizers)
     for weight in student.weights:
         if weight.path.rpartition("/")[2] in ("bias", "beta", "gamma", "moving_mean"):
             weight.assign(np.asarray(weight) + rng.uniform(0.01, 0.1, weight.shape))
-    gmpq.calibrate(student, rng.random((16, *model.input_shape[1:]), "float32"))
+    gmpq.calibrate(student, rng.normal(size=(16, *model.input_shape[1:])))
     metadata = {
         "input_scaling": {"kind": "0..1"},
-        "class_names": [f"class {i}" for i in range(5)],
+        "class_names": list(class_names) or [f"class {i}" for i in range(5)],
         "policy": {"model": model.name, "layers": {n: [8, 8] for n in policy}},
     }
-    return len(lower(student, storage, metadata=metadata).content)
+    known = facts(class_names)
+    return len(lower(student, storage, metadata=metadata, known=known).content)
 
 
-@pytest.mark.parametrize("make", [small, residual, dense])
+@pytest.mark.parametrize("make", [small, residual, dense, transposed])
 @pytest.mark.parametrize("storage", ["fast", "packed", "smallest"])
 def test_file_bytes_are_never_below_the_file_and_near_it(make, storage):
     keras.utils.set_random_seed(0)
     model = make()
     table = cost_table("file_bytes", model, TableOptions(storage))
-    mixed = gmpq.BitwidthPolicy.random(model, 0.9, 0, (2, 4, 5), (3, 8), {})
     policies = [
         gmpq.BitwidthPolicy.uniform(model, *b) for b in ((8, 8), (4, 3), (2, 2))
     ]
-    for policy in [*policies, mixed]:
+    rng = np.random.default_rng(1)
+    for _ in range(3):
+        drawn = {n: tuple(map(int, rng.integers(2, 9, 2))) for n in table.layers}
+        policies.append(gmpq.BitwidthPolicy(model.name, drawn, {}))
+    for policy in policies:
         size = file_of(model, policy, storage)
         # Some hundred bytes are kept for metadata; these models are tiny.
         assert size <= table.cost(policy) <= 1.02 * size + 900
+
+
+def test_file_bytes_make_room_for_the_names_of_the_classes():
+    keras.utils.set_random_seed(0)
+    model = small()
+    names = tuple(f"{i} " + "a class of a long name " * 4 for i in range(5))
+    policy = gmpq.BitwidthPolicy.uniform(model, 4, 4)
+    size = file_of(model, policy, "packed", names)
+    short = cost_table("file_bytes", model, TableOptions("packed"))
+    told = cost_table("file_bytes", model, TableOptions("packed", class_names=names))
+    assert short.cost(policy) < size <= told.cost(policy) <= size + 700
 
 
 def test_file_bytes_ask_the_kernel_quantizer_for_its_codes():

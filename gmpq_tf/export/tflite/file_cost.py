@@ -1,4 +1,4 @@
-"""What a `.tflite` file will take: the tables `file_bytes` and `activation_bytes`.
+"""What a `.tflite` file will take: the table `file_bytes`.
 
 All but the kernels is measured, by writing the file once with 8-bit kernels; the rest
 is what containers of fewer bits change.
@@ -6,8 +6,10 @@ is what containers of fewer bits change.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,11 +25,9 @@ from gmpq_tf.export.tflite.convolutions import container
 from gmpq_tf.export.tflite.flatbuffer import (
     PACKING,
     FileBuilder,
-    read_model,
-    tensor_type,
 )
 from gmpq_tf.export.tflite.lowering import Lowered, lower
-from gmpq_tf.export.tflite.metadata import facts
+from gmpq_tf.export.tflite.metadata import Facts, facts
 from gmpq_tf.export.tflite.patches import lower_patches
 from gmpq_tf.graph import Call, Graph, GraphError, is_searchable, searchable_names
 from gmpq_tf.policy import BitwidthPolicy
@@ -42,14 +42,17 @@ from gmpq_tf.transform.quantize import quantize_model
 ALIGNMENT = 16  # of every buffer in a file
 OPERATORS_BYTES = 64  # that dense layers of INT4 and INT2 are new kinds of operators
 SEED = 0
+SAMPLES = 4  # policies whose files are written before anything is trained
 
 
 def file_bytes(model: keras.Model, options: TableOptions) -> CostTable:
     """Returns the table of what an exported file holds.
 
-    Never below the size of the file but where it cannot be known before training: a
-    layer with a dead input may have to stay INT8. Space for the metadata that
-    `gmpq-export` writes, with names of classes of nine letters, is included.
+    Which layers need an operator that moves their inputs to other grids is decided by
+    ranges, which training finds: files of policies and ranges drawn at random say how
+    much that may be. A layer with a dead input may have to stay INT8, which nobody can
+    tell before. Space for the metadata that `gmpq-export` writes, with names of classes
+    of nine letters, is included.
 
     Args:
         model: the float model.
@@ -59,20 +62,13 @@ def file_bytes(model: keras.Model, options: TableOptions) -> CostTable:
         BudgetError: the model cannot be exported.
     """
     storage = options.storage or "fast"
-    row = kernel_method(options.kernel_quantizer or DEFAULT_KERNEL_QUANTIZER)
-
-    def largest_code(bits: int) -> int:
-        try:
-            return row.largest_code(bits)
-        except PolicyError:  # a width that the quantizer, and so its policies, have not
-            return symmetric_limit(ALL_BITS[-1])
-
-    lowered = lowered_once(model)
+    codes = largest_codes(options.kernel_quantizer)
+    lowered = lowered_once(model, options)
     patches, shared = _patch_bytes(lowered.graph, storage)
     sizes: dict[str, np.ndarray] = {}
     for call in lowered.graph.calls:
         if is_searchable(call.layer) and call.name not in sizes:
-            column = _kernel_bytes(call, storage, patches, largest_code)
+            column = _kernel_bytes(call, storage, patches, codes)
             sizes[call.name] = np.repeat(column[:, None], len(ALL_BITS), axis=1)
     kernels = sum(float(table[-1, -1]) for table in sizes.values())
     constant = len(lowered.content) - kernels
@@ -85,69 +81,47 @@ def file_bytes(model: keras.Model, options: TableOptions) -> CostTable:
     params = sum(int(np.prod(weight.shape)) for weight in model.weights)
     layers = {name: sizes[name] for name in searchable_names(model)}
     constant += packed * (shared + OPERATORS_BYTES)
-    return CostTable(FILE_BYTES, "bytes", layers, constant, 4 * params, note)
+    table = CostTable(FILE_BYTES, "bytes", layers, constant, 4 * params, note)
+    return replace(table, constant=constant + _margin(model, table, options))
 
 
-def activation_bytes(model: keras.Model, options: TableOptions) -> CostTable:
-    """Returns the table of the activations that a file needs in memory at once.
+def _margin(model: keras.Model, table: CostTable, options: TableOptions) -> float:
+    """Bytes by which files of policies drawn at random exceed a table, and a bit more.
 
-    The largest sum of the tensors that are alive while an operator runs, for one
-    example, in the order of the file: what no planner can do with less. Files hold
-    activations in eight bits, so that no policy changes it. Where a storage lays out
-    patches for packed kernels the policy that needs most is counted.
+    Half of what they differ by comes on top, for policies that were not drawn.
+    """
+    codes = largest_codes(options.kernel_quantizer)
+    widths = [bits for bits in ALL_BITS if codes[bits] is not None]
+    rng, found = np.random.default_rng(SEED), []
+    for seed in range(SAMPLES):
+        bits = {
+            name: (int(rng.choice(widths)), int(rng.choice(ALL_BITS)))
+            for name in table.layers
+        }
+        policy = BitwidthPolicy(model.name, bits, {})
+        sample = lowered_once(model, options, policy, seed)
+        found.append(len(sample.content) - table.cost(bits))
+    return max(0.0, max(found) + float(np.ptp(found)) / 2)
+
+
+def largest_codes(kernel_quantizer: str | None) -> dict[int, int | None]:
+    """Returns the largest code of each bit-width; None: the quantizer has it not.
 
     Args:
-        model: the float model.
-        options: whose storage counts; None: "fast".
-
-    Raises:
-        BudgetError: the model cannot be exported.
+        kernel_quantizer: a name in `KERNEL_QUANTIZERS`; None: the default.
     """
-    storage = options.storage or "fast"
-    files = [lowered_once(model)]
-    if storage != "fast":
-        files.append(
-            lowered_once(
-                model, BitwidthPolicy.uniform(model, MIN_BITS, MIN_BITS, {}), storage
-            )
-        )
-    peak = max(peak_bytes(each.content) for each in files)
-    zeros = np.zeros((len(ALL_BITS),) * 2)
-    note = "Files hold activations in eight bits, whatever the policy says."
-    layers = dict.fromkeys(searchable_names(model), zeros)
-    return CostTable("activation_bytes", "bytes", layers, peak, None, note)
-
-
-def peak_bytes(content: bytes) -> int:
-    """Returns the most bytes of computed tensors alive at once, for one example.
-
-    Args:
-        content: of a `.tflite` file.
-    """
-    model = read_model(content)
-    graph = model.subgraphs[0]
-    last: dict[int, int] = {}
-    for number, operator in enumerate(graph.operators):
-        last.update(dict.fromkeys(operator.inputs, number))
-    last.update(dict.fromkeys(graph.outputs, len(graph.operators)))
-    alive, most = set(map(int, graph.inputs)), 0
-    for number, operator in enumerate(graph.operators):
-        alive |= set(map(int, operator.outputs))
-        most = max(most, sum(_size(model, tensor) for tensor in alive))
-        alive = {tensor for tensor in alive if last.get(tensor, -1) > number}
-    return most
-
-
-def _size(model: Any, number: int) -> int:
-    wide = tensor_type(model, number) in ("FLOAT32", "INT32")
-    shape = model.subgraphs[0].tensors[number].shape
-    return int(np.prod(shape)) * (4 if wide else 1)
+    row = kernel_method(kernel_quantizer or DEFAULT_KERNEL_QUANTIZER)
+    found: dict[int, int | None] = dict.fromkeys(ALL_BITS)
+    for bits in ALL_BITS:
+        with contextlib.suppress(PolicyError):
+            found[bits] = row.largest_code(bits)
+    return found
 
 
 def lowered_once(
     model: keras.Model,
+    options: TableOptions | None = None,
     policy: BitwidthPolicy | None = None,
-    storage: str = "fast",
     seed: int = SEED,
 ) -> Lowered:
     """Returns the file of a model, made so that nothing is shared.
@@ -157,22 +131,28 @@ def lowered_once(
 
     Args:
         model: the float model.
-        policy: bits of its layers; None: kernels of 8, inputs of 2.
-        storage: of the file.
+        options: storage, kernel quantizer and class names of the file.
+        policy: bits of its layers; None: kernels of 8, stored in bytes, inputs of 2.
         seed: of the ranges and statistics.
 
     Raises:
         BudgetError: the model cannot be exported.
     """
+    options = options or TableOptions()
+    storage, quantizer = options.storage or "fast", options.kernel_quantizer
     if policy is None:
         policy = BitwidthPolicy.uniform(model, ALL_BITS[-1], MIN_BITS, {})
+        storage, quantizer = "fast", None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            student = quantize_model(model, policy)
+            student = quantize_model(
+                model,
+                policy,
+                kernel_quantizer=quantizer or DEFAULT_KERNEL_QUANTIZER,
+            )
             _make_different(student, np.random.default_rng(seed))
-            widths = {shape[-1] for shape in map(tuple, _output_shapes(student))}
-            names = [f"class {i:03d}" for i in range(min(widths, default=0) or 0)]
+            names, known = _class_names(student, options.class_names)
             layers = {name: [8, 8] for name in policy}
             metadata = {
                 "input_scaling": {"kind": "standardized", "mean": [0.485, 0.456, 0.406],
@@ -180,7 +160,6 @@ def lowered_once(
                 "class_names": names,
                 "policy": {"model": model.name, "layers": layers},
             }  # fmt: skip
-            known = facts(names if len(widths) == 1 else None)
             return lower(student, storage, metadata=metadata, known=known)
     except (ExportError, GraphError) as error:
         raise BudgetError(
@@ -189,8 +168,15 @@ def lowered_once(
         ) from error
 
 
-def _output_shapes(model: keras.Model) -> Iterable[tuple]:
-    return [o.shape for o in model.outputs if len(o.shape) == 2 and o.shape[-1]]
+def _class_names(
+    student: keras.Model, given: tuple[str, ...]
+) -> tuple[list[str], Facts]:
+    """Names of the classes in the metadata, and those that the scores are told."""
+    widths = {o.shape[-1] for o in student.outputs if len(o.shape) == 2 and o.shape[-1]}
+    if given:
+        return list(given), facts(given if len(given) in widths else None)
+    names = [f"class {i:03d}" for i in range(min(widths, default=0))]
+    return names, facts(names if len(widths) == 1 else None)
 
 
 def _make_different(student: keras.Model, rng: np.random.Generator) -> None:
@@ -213,11 +199,12 @@ def _kernel_bytes(
     call: Call,
     storage: str,
     patches: Mapping[str, int],
-    largest_code: Callable[[int], int],
+    codes: Mapping[int, int | None],
 ) -> np.ndarray:
     """Bytes that a kernel takes with what its container needs, at 2 to 8 bits, [7]."""
-    codes = map(largest_code, ALL_BITS)
-    return np.array([_with_codes(call, storage, each, patches) for each in codes])
+    widest = symmetric_limit(ALL_BITS[-1])  # of a width that no policy has
+    found = [widest if codes[b] is None else codes[b] for b in ALL_BITS]
+    return np.array([_with_codes(call, storage, code, patches) for code in found])
 
 
 def _with_codes(call: Call, storage: str, code: int, patches: Mapping[str, int]) -> int:
