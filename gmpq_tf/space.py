@@ -1,6 +1,6 @@
 """The search space: which bit-widths each layer may choose from."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,6 +127,7 @@ def random_policy(
     storage: str | None = None,
     latency_table: str | None = None,
     kernel_quantizer: str | None = None,
+    class_names: Sequence[str] = (),
 ) -> BitwidthPolicy:
     """Draws a policy of a space at random: the baseline that any search must beat.
 
@@ -139,6 +140,7 @@ def random_policy(
         storage: as in `TableOptions`.
         latency_table: likewise.
         kernel_quantizer: likewise.
+        class_names: likewise.
 
     Returns:
         A policy that costs no more than the budget.
@@ -158,4 +160,5 @@ def random_policy(
         storage,
         latency_table,
         kernel_quantizer,
+        class_names,
     )

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -149,6 +149,7 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
         storage: str | None = None,
         latency_table: str | None = None,
         kernel_quantizer: str | None = None,
+        class_names: Sequence[str] = (),
     ) -> "BitwidthPolicy":
         """Draws a policy at random that spends a budget: the baseline of any search.
 
@@ -167,6 +168,7 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
             storage: as in `TableOptions`.
             latency_table: likewise.
             kernel_quantizer: likewise.
+            class_names: likewise.
 
         Returns:
             The policy of `model`, its layers in graph order.
@@ -178,7 +180,9 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
         names = searchable_names(model)
         candidates = layer_candidates(names, weight_bits, activation_bits, pinned)
         given, what = given_budget(budget, bit_ops_budget)
-        options = TableOptions(storage, latency_table, kernel_quantizer)
+        options = TableOptions(
+            storage, latency_table, kernel_quantizer, tuple(class_names)
+        )
         if given is None:
             raise BudgetError(
                 "A random policy needs a budget. "

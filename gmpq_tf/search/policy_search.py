@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -88,6 +88,8 @@ class PolicySearch(keras.Model):
         latency_table: JSON file of `gmpq-latency`, for a budget of milliseconds.
         attribution_share: share of each batch that the generalization risk is taken
             on, above 0; less than 1 is faster, and an unbiased estimate.
+        class_names: those that the file will hold, where its bytes are budgeted; ():
+            there is room for names of nine letters.
         **unknown: refused, with the nearest name of an option.
 
     Raises:
@@ -121,6 +123,7 @@ class PolicySearch(keras.Model):
         storage: str | None = RiskConfig.storage,
         latency_table: str | None = RiskConfig.latency_table,
         attribution_share: float = RiskConfig.attribution_share,
+        class_names: Sequence[str] = (),
         **unknown: Any,
     ) -> None:
         # Under a global mixed_float16 Keras would scale the loss, of which the second
@@ -150,6 +153,7 @@ class PolicySearch(keras.Model):
             "kernel_quantizer": kernel_quantizer,
         }
         self.quantizers = {key: value for key, value in methods.items() if value}
+        self.class_names = tuple(class_names)
         self.problem = SearchProblem.of(
             model,
             space,
@@ -159,6 +163,7 @@ class PolicySearch(keras.Model):
                 self.risk.storage,
                 self.risk.latency_table,
                 self.quantizers.get("kernel_quantizer"),
+                self.class_names,
             ),
         )
         self.hypernet = build_hypernet(model, self.problem.space, **self.quantizers)
@@ -503,6 +508,7 @@ class PolicySearch(keras.Model):
             "space": self.space.to_config(),
             **self.quantizers,
             **vars(self.risk),
+            "class_names": list(self.class_names),
         }
 
     @classmethod

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,7 @@ def finetune(config: FinetuneConfig, data: DataConfig, run: RunConfig) -> Stage:
     path = model_path(run, config.model)
     check_batch(data)
     model, dataset = load_inputs(path, data)
-    policy = choose_policy(config, run, model)
+    policy = choose_policy(config, run, model, dataset.class_names)
     policy.check(searchable_names(model))
     resolved = resolved_config(config, dataset, path, policy)
     stage = open_shared_stage(
@@ -305,7 +306,10 @@ def train_student(
 
 
 def choose_policy(
-    config: FinetuneConfig, run: RunConfig, model: keras.Model
+    config: FinetuneConfig,
+    run: RunConfig,
+    model: keras.Model,
+    class_names: Sequence[str] = (),
 ) -> BitwidthPolicy:
     """Returns the policy that the `--policy` flag describes.
 
@@ -313,6 +317,7 @@ def choose_policy(
         config: the flag, and the space and budget of a random policy.
         run: whose workdir may hold a searched policy.
         model: the float model.
+        class_names: that the exported file will hold.
 
     Returns:
         A policy for the model.
@@ -325,7 +330,9 @@ def choose_policy(
         space = SearchSpace(config.weight_bits, config.activation_bits)
         budget = config.budget or config.bit_ops_budget or 0.0
         options = config.storage, config.latency_table, config.kernel_quantizer
-        return random_policy(model, space, budget, int(match[1]), *options)
+        return random_policy(
+            model, space, budget, int(match[1]), *options, class_names=class_names
+        )
     return read_policy(text, model, config.rename_layers)
 
 

@@ -132,6 +132,7 @@ def search(config: SearchConfig, data: DataConfig, run: RunConfig) -> Stage:
         config.space,
         kernel_quantizer=config.kernel_quantizer,
         risk=config.risk,
+        class_names=dataset.class_names,
     )
     stage = open_shared_stage(run, STAGE, resolved, scaling)
     if stage.finished:
