@@ -1,5 +1,7 @@
 """Names of what a search logs beyond the usual, listed once."""
 
+from collections.abc import Iterable
+
 TASK_RISK = "task_risk"
 COMPLEXITY_RISK = "complexity_risk"
 GENERALIZATION_RISK = "generalization_risk"
@@ -15,3 +17,25 @@ SEARCH = (EXPECTED_BIT_OPS, *RISKS, ZETA, RANK_DISTANCE, EXPONENT)
 def expected(resource: str) -> str:
     """Name of the expected cost of a resource, a key of `COST_TABLES`."""
     return f"expected_{resource}"
+
+
+def with_resources(resources: Iterable[str]) -> tuple[str, ...]:
+    """Names of what a search logs that has budgets of these, as displays order them.
+
+    Args:
+        resources: keys of `COST_TABLES`.
+    """
+    resources = list(resources)
+    found: list[str] = []
+    for name in SEARCH:
+        found.append(name)
+        if name == EXPECTED_BIT_OPS:
+            found += [n for n in map(expected, resources) if n != EXPECTED_BIT_OPS]
+        elif name in (COMPLEXITY_RISK, ZETA):
+            found += [of_resource(name, each) for each in resources]
+    return tuple(found)
+
+
+def of_resource(name: str, resource: str) -> str:
+    """Name of what is logged of a further budget: of its risk, or of its weight."""
+    return f"{name}_{resource}"

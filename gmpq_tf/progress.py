@@ -16,7 +16,12 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
-from gmpq_tf.metric_names import EXPECTED_BIT_OPS, SEARCH
+from gmpq_tf.limits import Limit, scale_of
+from gmpq_tf.metric_names import (
+    EXPECTED_BIT_OPS,
+    expected,
+    with_resources,
+)
 from gmpq_tf.spelling import suggest
 
 KINDS = ("auto", "bar", "line", "none")
@@ -31,9 +36,9 @@ class TrainingProgress(keras.callbacks.Callback):
 
     On a terminal: a bar with the epoch, the step, the time left for the epoch and for
     the whole run, images/s and the metrics; of a search also the expected bit
-    operations against the budget, the risks and zeta. In a file: a line a minute. In
-    both one row after each epoch with everything that is logged. Use it in place of
-    Keras's own display:
+    operations and all else that has a budget, against it, the risks and zeta. In a
+    file: a line a minute. In both one row after each epoch with everything that is
+    logged. Use it in place of Keras's own display:
 
         search.fit(data, epochs=25, verbose=0, callbacks=[gmpq.TrainingProgress()])
 
@@ -123,19 +128,22 @@ class TrainingProgress(keras.callbacks.Callback):
             "seconds": f"{self.pace.seconds:.1f}",
             name: speed,
             "learning_rate": number(self.model.optimizer.learning_rate),
-            **metric_columns(logs, budget),
+            **metric_columns(logs, budget, self._limits()),
             "left": duration(self.pace.left_after_epoch(self._epochs_to_come())),
         }
 
     def _show(self, logs: Mapping) -> None:
         total = self._total()
         where = f"{self._where()}  {self.pace.steps}/{total or '?'}"
-        lines = status(logs, getattr(self.model, "budget", None))
+        lines = status(logs, getattr(self.model, "budget", None), self._limits())
         if self._screen:
             share = self.pace.steps / total if total else 0.0
             self._screen.draw(where, share, self._speed_and_time(total), lines)
         else:
             self._print("  ".join([where, self._speed_and_time(total), *lines]))
+
+    def _limits(self) -> Sequence[Limit]:
+        return getattr(self.model, "limits", ())
 
     def _speed_and_time(self, total: int) -> str:
         if not self.pace.seconds_per_step:
@@ -276,51 +284,95 @@ class Screen:
         return self._lines
 
 
-def status(logs: Mapping, budget: float | None = None) -> list[str]:
+def status(
+    logs: Mapping, budget: float | None = None, limits: Sequence[Limit] = ()
+) -> list[str]:
     """Returns the metrics in one line, and those of a search in a second one.
 
     Args:
         logs: name -> value, as Keras gives them to callbacks.
         budget: bit operations.
+        limits: all budgets of the search.
 
     Returns:
         No line, one or two.
     """
-    values = {k: number(v) for k, v in logs.items() if k not in SEARCH}
-    first = [f"{name} {values[name]}" for name in ordered(values)]
+    names, search = ordered(logs, limits), with_resources(_resources(limits))
+    first = [f"{name} {number(logs[name])}" for name in names if name not in search]
     if EXPECTED_BIT_OPS in logs:
         first.append(f"{gbops(logs[EXPECTED_BIT_OPS], budget)} GBOPs")
+    costs = {EXPECTED_BIT_OPS}
+    for limit in _others(limits, logs):
+        name, size, unit = _scaled(limit)
+        spent, most = number(logs[name] / size), number(limit.budget / size)
+        first.append(f"{_kind(limit)} {spent} of {most} {unit}")
+        costs.add(name)
     risks = [
         f"{label(name)} {number(logs[name])}"
-        for name in SEARCH
-        if name in logs and name != EXPECTED_BIT_OPS
+        for name in names
+        if name in search and name not in costs
     ]
     lines = ["  ".join(first), "risks: " + "  ".join(risks) if risks else ""]
     return [line for line in lines if line]
 
 
-def metric_columns(logs: Mapping, budget: float | None = None) -> dict[str, str]:
+def metric_columns(
+    logs: Mapping, budget: float | None = None, limits: Sequence[Limit] = ()
+) -> dict[str, str]:
     """Returns what is logged as columns: heading -> text.
 
     Args:
         logs: name -> value.
         budget: bit operations, for the heading of the expected ones.
+        limits: all budgets of the search, for the headings of the others.
     """
     columns = {}
-    for name in ordered(logs):
+    others = {_scaled(each)[0]: each for each in _others(limits, logs)}
+    for name in ordered(logs, limits):
         if name == EXPECTED_BIT_OPS:
             heading = f"GBOPs of {number(budget / 1e9)}" if budget else "GBOPs"
             columns[heading] = number(logs[name] / 1e9)
+        elif name in others:
+            limit = others[name]
+            _, size, unit = _scaled(limit)
+            most = number(limit.budget / size)
+            columns[f"{_kind(limit)} {unit} of {most}"] = number(logs[name] / size)
         else:
             columns[label(name)] = number(logs[name])
     return columns
 
 
-def ordered(names: Mapping) -> list[str]:
-    """Returns names of metrics: the usual first, those of a search last."""
+def ordered(names: Mapping, limits: Sequence[Limit] = ()) -> list[str]:
+    """Returns names of metrics: the usual first, those of a search last.
+
+    Args:
+        names: the names, in any order.
+        limits: all budgets of the search.
+    """
+    last = with_resources(_resources(limits))
     usual = [name for name in FIRST if name in names]
-    search = [name for name in SEARCH if name in names]
-    return usual + [n for n in names if n not in FIRST + SEARCH] + search
+    search = [name for name in last if name in names]
+    return usual + [n for n in names if n not in FIRST + last] + search
+
+
+def _resources(limits: Sequence[Limit]) -> list[str]:
+    return [each.resource for each in limits]
+
+
+def _others(limits: Sequence[Limit], logs: Mapping) -> list[Limit]:
+    """Budgets that are not of bit operations, whose expected cost is logged."""
+    names = {each: expected(each.resource) for each in limits}
+    return [e for e, n in names.items() if n != EXPECTED_BIT_OPS and n in logs]
+
+
+def _scaled(limit: Limit) -> tuple[str, float, str]:
+    """Name of a budget's expected cost, and what it is divided by for which unit."""
+    return expected(limit.resource), *scale_of(limit.table.unit, limit.budget)
+
+
+def _kind(limit: Limit) -> str:
+    """What a resource is of: file of file_bytes."""
+    return limit.resource.partition("_")[0]
 
 
 def label(name: str) -> str:

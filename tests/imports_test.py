@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Each row is one place in the order; the modules of one row do not import each other.
 ORDER = [
     ("spelling", "align", "distribution", "first_trace", "metric_names", "version"),
-    ("files", "kernel_kinds", "progress"),
+    ("files", "kernel_kinds"),
     ("layer_kinds",),
     ("inputs", "latency"),
     ("graph",),
@@ -19,7 +19,7 @@ ORDER = [
     ("float_layers",),
     ("cost_tables",),
     ("limits", "latency_cost"),
-    ("policy",),
+    ("policy", "progress"),
     ("space",),
     ("cost",),
     ("quantizers",),

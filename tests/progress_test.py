@@ -10,7 +10,7 @@ import pytest
 
 import gmpq_tf as gmpq
 from gmpq_tf import progress
-from gmpq_tf.progress import Pace, number
+from gmpq_tf.progress import Pace, number, ordered, status
 from gmpq_tf.search import PolicySearch, TrainingProgress
 
 SEARCH_LOGS = {
@@ -298,3 +298,26 @@ def test_fit_of_a_search_shows_bit_operations_and_risks():
     for name in ("task_risk", "complexity_risk", "generalization_risk", "zeta", "p"):
         value = float(found[name.removesuffix("_risk")])
         assert value == pytest.approx(history[name][0], rel=5e-3)
+
+
+def test_fit_of_a_search_shows_every_budget():
+    file = io.StringIO()
+    search = PolicySearch(
+        small_classifier(),
+        budget={"weight_bytes": "500B", "bit_ops": "W3A3"},
+        eta=0.0,
+    )
+    history = fit(search, file, "sgd", "sgd")
+    found = row(file.getvalue())
+    expected = history["expected_weight_bytes"][0]
+    assert float(found["weight B of 500.0"]) == pytest.approx(expected, rel=5e-3)
+    assert any(name.startswith("GBOPs of ") for name in found)
+    first, second = status(
+        {name: value[0] for name, value in history.items()},
+        search.budget,
+        search.limits,
+    )
+    assert f"weight {expected:#.4g} of 500.0 B" in first and "GBOPs" in first
+    assert "zeta_bit_ops" in second and "expected" not in first + second
+    names = ordered({"zeta_bit_ops": 1, "zeta": 1, "mine": 1}, search.limits)
+    assert names == ["mine", "zeta", "zeta_bit_ops"]
