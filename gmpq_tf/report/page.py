@@ -10,7 +10,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from gmpq_tf.files import write_atomic
-from gmpq_tf.report import plots, read
+from gmpq_tf.report import curves, plots, read
+from gmpq_tf.report.budgets import budget_lines, search_limits
 from gmpq_tf.report.layout import COST
 from gmpq_tf.report.read_maps import read_attribution
 from gmpq_tf.report.schema import ReportError, ResultRow, Summary
@@ -75,7 +76,7 @@ def _draw_importances(workdir: Path, summary: Summary) -> Figure:
 
 def _draw_search(workdir: Path, summary: Summary) -> Figure:
     metrics = read.read_metrics(workdir, "search")
-    return plots.plot_search(metrics, bit_ops_budget(summary, _made_by(workdir)))
+    return curves.plot_search(metrics, limits=search_limits(summary, _made_by(workdir)))
 
 
 def _draw_attribution(workdir: Path, summary: Summary) -> Figure:
@@ -85,7 +86,7 @@ def _draw_attribution(workdir: Path, summary: Summary) -> Figure:
 
 
 def _draw_pretraining(workdir: Path, summary: Summary) -> Figure:
-    return plots.plot_pretraining(read.read_metrics(workdir, "pretrain"))
+    return curves.plot_pretraining(read.read_metrics(workdir, "pretrain"))
 
 
 PICTURES = (
@@ -109,8 +110,8 @@ PICTURES = (
     ),
     Picture(
         "Search",
-        "The three risks of the search, its expected cost and what else it logged, "
-        "epoch by epoch, each on its own scale.",
+        "The three risks of the search, its expected cost of each resource that had a "
+        "budget (dashed) and what else it logged, epoch by epoch.",
         _draw_search,
     ),
     Picture(
@@ -121,26 +122,6 @@ PICTURES = (
     ),
     Picture("Pretraining", "How the float model trained.", _draw_pretraining),
 )
-
-
-def bit_ops_budget(summary: Summary, made_by: Mapping[str, Any]) -> float | None:
-    """Finds the budget a search had.
-
-    Args:
-        summary: of the run; its own budget goes first.
-        made_by: provenance of the policy; else `bit_ops_budget` in it or its config.
-
-    Returns:
-        bit operations (a budget of 1 or less is a fraction of full precision), or
-        None where none is given.
-    """
-    config = made_by.get("config")
-    config = config if isinstance(config, Mapping) else {}
-    named = {**made_by, **config}.get("bit_ops_budget")
-    budget = named if summary.bit_ops_budget is None else summary.bit_ops_budget
-    if isinstance(budget, bool) or not isinstance(budget, int | float) or budget <= 0:
-        return None
-    return budget * summary.full_precision_bit_ops if budget <= 1 else budget
 
 
 def write_report(workdir: str | Path) -> Path:
@@ -169,7 +150,8 @@ def _page(workdir: Path, summary: Summary) -> Iterator[str]:
     yield f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">'
     yield f"<title>{title}: bit-width policy</title>\n<style>{STYLE}</style>\n</head>"
     yield f"<body>\n<main>\n<h1>{title}</h1>"
-    yield from (f"<p>{html.escape(line)}</p>" for line in _headlines(summary))
+    lines = [*_headlines(summary), *_budgets(workdir, summary)]
+    yield from (f"<p>{html.escape(line)}</p>" for line in lines)
     yield _table(summary.rows)
     yield from (f"<p>{html.escape(line)}</p>" for line in _float_layers(workdir))
     for picture in PICTURES:
@@ -186,6 +168,13 @@ def _headlines(summary: Summary) -> Iterator[str]:
                 f"{row.name}: {format_percent(row.accuracy)} with {saving:.0f} times "
                 "fewer bit operations than full precision."
             )
+
+
+def _budgets(workdir: Path, summary: Summary) -> Iterator[str]:
+    try:
+        yield from budget_lines(search_limits(summary, _made_by(workdir)))
+    except ReportError as error:
+        yield f"Budgets left out: {error}"
 
 
 def _float_layers(workdir: Path) -> Iterator[str]:

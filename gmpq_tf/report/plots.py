@@ -7,9 +7,8 @@ from itertools import cycle
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, NullLocator
 
-from gmpq_tf import metric_names
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.report.schema import (
     AttributionMaps,
@@ -24,27 +23,6 @@ PALETTE = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
 LONGEST_NAME = 36
 MOST_IMAGES = 8
-Metrics = Mapping[int, Mapping[str, float]]
-
-# Panels of the search picture: title -> (metric, name in the legend).
-SEARCH_PANELS: dict[str, tuple[tuple[str, str], ...]] = {
-    **{name.replace("_", " "): ((name, ""),) for name in metric_names.RISKS},
-    "expected cost (GBOPs)": ((metric_names.EXPECTED_BIT_OPS, "expected"),),
-    "accuracy (%)": (("accuracy", "training"), ("val_accuracy", "held out")),
-    "attribution rank distance": ((metric_names.RANK_DISTANCE, ""),),
-    "exponent p": ((metric_names.EXPONENT, ""),),
-    "zeta (weight of complexity)": ((metric_names.ZETA, ""),),
-}
-PRETRAIN_PANELS: dict[str, tuple[tuple[str, str], ...]] = {
-    "loss": (("loss", "training"), ("val_loss", "held out")),
-    "accuracy (%)": SEARCH_PANELS["accuracy (%)"],
-}
-# Metrics logged raw and drawn in the unit of their panel.
-UNITS = {
-    "accuracy": 100.0,
-    "val_accuracy": 100.0,
-    metric_names.EXPECTED_BIT_OPS: 1e-9,
-}
 
 
 def png_bytes(figure: Figure) -> bytes:
@@ -180,88 +158,8 @@ def _write_probabilities(axes: Axes, grid: np.ndarray) -> None:
             )
 
 
-def plot_search(metrics: Metrics, bit_ops_budget: float | None = None) -> Figure:
-    """Draws what a search did, epoch by epoch: risks (eq. 6), cost, accuracy.
-
-    Args:
-        metrics: epoch -> metric name -> value; a metric that is not there has no panel.
-        bit_ops_budget: drawn as a line beside the expected cost; None for none.
-
-    Returns:
-        the figure.
-
-    Raises:
-        ReportError: `metrics` holds none of the names that are drawn.
-    """
-    figure, panels = _epoch_figure(metrics, SEARCH_PANELS, columns=3)
-    cost = panels.get("expected cost (GBOPs)")
-    if cost is not None and bit_ops_budget:
-        line = cost.axhline(bit_ops_budget / 1e9, color=GRAY, ls="--", label="budget")
-        cost.legend(handles=[*cost.lines[:1], line], fontsize=8)
-    return figure
-
-
-def plot_pretraining(metrics: Metrics) -> Figure:
-    """Draws how the float model trained.
-
-    Args:
-        metrics: epoch -> metric name -> value.
-
-    Returns:
-        the figure.
-
-    Raises:
-        ReportError: `metrics` holds none of the names that are drawn.
-    """
-    return _epoch_figure(metrics, PRETRAIN_PANELS, columns=2)[0]
-
-
-def _epoch_figure(
-    metrics: Metrics,
-    panels: Mapping[str, Sequence[tuple[str, str]]],
-    columns: int,
-) -> tuple[Figure, dict[str, Axes]]:
-    logged = {key for epoch in metrics.values() for key in epoch}
-    drawn = {
-        title: [line for line in lines if line[0] in logged]
-        for title, lines in panels.items()
-        if any(key in logged for key, _ in lines)
-    }
-    if not drawn:
-        wanted = sorted(key for lines in panels.values() for key, _ in lines)
-        raise ReportError(
-            f"metrics must hold one of {wanted}. Received: {sorted(logged)}. "
-            "Log them from the training."
-        )
-    rows = -(-len(drawn) // columns)
-    figure = Figure(figsize=(8, 0.4 + 2.0 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in grid[len(drawn) :]:
-        axes.remove()
-    for axes, (title, lines) in zip(grid, drawn.items(), strict=False):
-        _epoch_panel(axes, title, lines, metrics)
-    return figure, dict(zip(drawn, grid, strict=False))
-
-
-def _epoch_panel(
-    axes: Axes, title: str, lines: Sequence[tuple[str, str]], metrics: Metrics
-) -> None:
-    epochs = [epoch + 1 for epoch in metrics]  # counted from 1, as Keras prints them
-    for (key, label), color, marker in zip(lines, PALETTE, MARKERS, strict=False):
-        values = [
-            epoch.get(key, np.nan) * UNITS.get(key, 1) for epoch in metrics.values()
-        ]
-        axes.plot(epochs, values, color=color, marker=marker, ms=3, lw=1.4, label=label)
-    if len(lines) > 1:
-        axes.legend(fontsize=8)
-    axes.set_title(title, fontsize=10)
-    axes.set_xlabel("epoch", fontsize=8)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
-    axes.set_xlim(0.5, max(epochs) + 0.5)
-    _quiet(axes)
-
-
-def _quiet(axes: Axes) -> None:
+def quiet(axes: Axes) -> None:
+    """Draws a faint grid, and no frame."""
     axes.grid(color="#dddddd", lw=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -291,7 +189,7 @@ def plot_accuracy_bops(rows: Sequence[ResultRow]) -> Figure:
     axes.legend(axes.lines, names, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
     _cost_axis(axes, [row.bit_ops for row in rows])
     axes.set_ylabel("accuracy (%)", fontsize=9)
-    _quiet(axes)
+    quiet(axes)
     return figure
 
 
@@ -314,7 +212,7 @@ def plot_front(rows: Sequence[ResultRow], front: Sequence[ResultRow]) -> Figure:
     axes.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
     _cost_axis(axes, [row.bit_ops for row in rows])
     axes.set_ylabel("accuracy (%)", fontsize=9)
-    _quiet(axes)
+    quiet(axes)
     return figure
 
 

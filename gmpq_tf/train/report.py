@@ -24,6 +24,7 @@ from gmpq_tf.graph import GraphError
 from gmpq_tf.models import load_model
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.report import format_table, read_summary, write_report
+from gmpq_tf.report.budgets import budget_lines, search_limits
 from gmpq_tf.report.layout import (
     ATTRIBUTION,
     COST,
@@ -94,7 +95,11 @@ def report(config: ReportConfig, data: DataConfig, run: WorkdirConfig) -> Path:
         "versions": versions(),
     }
     write_json(workdir / SUMMARY, summary)
-    print(format_table(read_summary(workdir).rows))
+    read = read_summary(workdir)
+    print(format_table(read.rows))
+    made_by = _inside(read_json(workdir / SEARCHED_POLICY), "made_by")
+    for line in budget_lines(search_limits(read, made_by or {})):
+        print(line)
     return write_report(workdir)
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from gmpq_tf.report import ReportError, ResultRow, Summary, write_report
-from gmpq_tf.report.page import PICTURES, bit_ops_budget
+from gmpq_tf.report.budgets import bit_ops_budget
+from gmpq_tf.report.page import PICTURES
 
 VOID = {"meta", "img", "br"}
 EVIL = '<script>alert("x")</script>&'
@@ -116,6 +117,34 @@ def test_layers_that_stay_float_are_named(tmp_path):
     page = Page(write_report(tmp_path).read_text("utf-8"))
     said = f"counted at 32 x 32 bits: lstm{EVIL} (12,345 multiply-adds)."
     assert said in page.text
+
+
+def test_every_budget_is_said_with_what_the_policy_costs_of_it(tmp_path):
+    write_run(tmp_path)
+    write_summary(tmp_path)
+    once = Page(write_report(tmp_path).read_text("utf-8")).text
+    assert "bit_ops: 0.01 GBOPs of at most 0.01 GBOPs, 100.0 %." in once
+    limits = [
+        {"resource": "bit_ops", "unit": "bit operations", "limit": 4e9, "cost": 3e9},
+        {"resource": "file_bytes", "unit": "bytes", "limit": 6e4, "cost": 57000.0},
+        {"resource": "latency_ms", "unit": "ms", "limit": 2.5, "cost": 2.0},
+    ]
+    limits[1]["said"] = "60kB"
+    path = tmp_path / "search" / "policy.json"
+    policy = json.loads(path.read_text())
+    policy["made_by"]["config"]["limits"] = limits
+    write_json(path, policy)
+    page = Page(write_report(tmp_path).read_text("utf-8")).text
+    for said in (
+        "bit_ops: 3 GBOPs of at most 4 GBOPs, 75.0 %.",
+        "file_bytes: 57 kB of at most 60 kB, 95.0 % (said: 60kB).",
+        "latency_ms: 2 ms of at most 2.5 ms, 80.0 %.",
+    ):
+        assert f"Budget of the search: {said}" in page
+    policy["made_by"]["config"]["limits"] = [{**limits[1], "unit": "bits"}]
+    write_json(path, policy)
+    page = Page(write_report(tmp_path).read_text("utf-8")).text
+    assert "Budgets left out" in page and "unit must be one of" in page
 
 
 def test_the_page_loads_nothing(tmp_path):

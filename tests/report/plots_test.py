@@ -20,6 +20,7 @@ from gmpq_tf.report import (
     plot_pretraining,
     plot_search,
 )
+from gmpq_tf.report.budgets import SearchLimit
 from gmpq_tf.report.plots import plot_front, png_bytes
 from gmpq_tf.report.schema import AttributionMaps, LayerImportances
 
@@ -113,6 +114,30 @@ def test_search_lines_are_the_metrics_in_their_units():
     training, held_out = axes["accuracy (%)"].lines
     np.testing.assert_array_equal(training.get_ydata(), [50, np.nan])
     np.testing.assert_array_equal(held_out.get_ydata(), [np.nan, 25])
+
+
+def test_every_budget_has_a_panel_with_its_line():
+    limits = [
+        SearchLimit("file_bytes", "bytes", 60_000),
+        SearchLimit("bit_ops", "bit operations", 2e9),
+        SearchLimit("latency_ms", "ms", 2.5),
+    ]
+    costs = {"file_bytes": 66_000, "bit_ops": 1e9, "latency_ms": 2.0}
+    epoch = {f"expected_{name}": cost for name, cost in costs.items()}
+    epoch |= {"zeta": 3.0, "zeta_bit_ops": 4.0, "complexity_risk": 0.5}
+    axes = {a.get_title(): a for a in plot_search({0: epoch}, limits=limits).axes}
+    drawn = {
+        "expected file_bytes (kB)": (66, 60),
+        "expected cost (GBOPs)": (1, 2),
+        "expected latency_ms (ms)": (2, 2.5),
+    }
+    for title, (cost, budget) in drawn.items():
+        expected, line = axes.pop(title).lines
+        np.testing.assert_allclose(expected.get_ydata(), [cost])
+        np.testing.assert_allclose(line.get_ydata(), [budget] * 2)
+    zetas = axes.pop("zeta (weight of complexity)")
+    assert [line.get_label() for line in zetas.lines] == ["file_bytes", "bit_ops"]
+    assert list(axes) == ["complexity risk"]
 
 
 def test_a_diverged_search_is_drawn():

@@ -1,0 +1,124 @@
+"""What a search was allowed of each resource, and what its policy costs of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gmpq_tf.budget import BIT_OPS
+from gmpq_tf.limits import SHOWN, shown_in
+from gmpq_tf.report.schema import (
+    REMEDY,
+    ReportError,
+    Summary,
+    check_kind,
+    check_number,
+    check_text,
+    named,
+    take,
+)
+
+
+@dataclass(frozen=True)
+class SearchLimit:
+    """A budget of a search.
+
+    Args:
+        resource: such as "file_bytes".
+        unit: of limit and cost: "bit operations", "bytes" or "ms".
+        limit: the most that the policy may cost, more than 0.
+        cost: what it costs, or None.
+        said: the budget as it was given, or None.
+
+    Raises:
+        ReportError: a value is of the wrong kind or out of its range.
+    """
+
+    resource: str
+    unit: str
+    limit: float
+    cost: float | None = None
+    said: Any = None
+
+    def __post_init__(self) -> None:
+        check_text("resource", self.resource)
+        check_text("unit", self.unit)
+        if self.unit not in SHOWN:
+            raise ReportError(
+                f"unit must be one of {', '.join(SHOWN)}. "
+                f"Received: unit={self.unit!r:.80}. {REMEDY}"
+            )
+        check_number("limit", self.limit, 0)
+        check_number("cost", self.cost, 0, optional=True)
+
+    def __str__(self) -> str:
+        said = f" (said: {self.said})" if isinstance(self.said, str) else ""
+        if self.cost is None:
+            return f"{self.resource}: at most {shown_in(self.unit, self.limit)}{said}."
+        share = f", {100 * self.cost / self.limit:.1f} %" if self.limit else ""
+        return (
+            f"{self.resource}: {shown_in(self.unit, self.cost)} of at most "
+            f"{shown_in(self.unit, self.limit)}{share}{said}."
+        )
+
+
+def search_limits(
+    summary: Summary, made_by: Mapping[str, Any]
+) -> tuple[SearchLimit, ...]:
+    """Finds the budgets a search had.
+
+    Args:
+        summary: of the run.
+        made_by: provenance of the policy: `limits` in its config; else the bit
+            operations that `bit_ops_budget` finds.
+
+    Returns:
+        One a budget, in the order given; () for a search without.
+
+    Raises:
+        ReportError: `limits` is of the wrong shape.
+    """
+    config = made_by.get("config")
+    rows = config.get("limits") if isinstance(config, Mapping) else None
+    if rows:
+        with named("limits of the policy"):
+            check_kind("limits", rows, list)
+            return tuple(_limit(row) for row in rows)
+    budget = bit_ops_budget(summary, made_by)
+    if budget is None:
+        return ()
+    used = [row.bit_ops for row in summary.rows if row.name == "searched"]
+    cost = used[0] if used else None
+    return (SearchLimit(BIT_OPS, "bit operations", budget, cost),)
+
+
+def _limit(row: Any) -> SearchLimit:
+    check_kind("limits", row, Mapping)
+    keys = ("resource", "unit", "limit", "cost")
+    return SearchLimit(*(take(row, key) for key in keys), row.get("said"))
+
+
+def bit_ops_budget(summary: Summary, made_by: Mapping[str, Any]) -> float | None:
+    """Finds the budget of bit operations a search had.
+
+    Args:
+        summary: of the run; its own budget goes first.
+        made_by: provenance of the policy; else `bit_ops_budget` in it or its config.
+
+    Returns:
+        bit operations (a budget of 1 or less is a fraction of full precision), or
+        None where none is given.
+    """
+    config = made_by.get("config")
+    config = config if isinstance(config, Mapping) else {}
+    found = {**made_by, **config}.get("bit_ops_budget")
+    budget = found if summary.bit_ops_budget is None else summary.bit_ops_budget
+    if isinstance(budget, bool) or not isinstance(budget, int | float) or budget <= 0:
+        return None
+    return budget * summary.full_precision_bit_ops if budget <= 1 else budget
+
+
+def budget_lines(limits: tuple[SearchLimit, ...]) -> Iterator[str]:
+    """Says of each budget what the searched policy costs of it."""
+    yield from (f"Budget of the search: {limit}" for limit in limits)
