@@ -12,7 +12,7 @@ FULL_PRECISION_BITS = 32
 SLACK = 0.03  # a policy lands within this fraction below its budget
 Candidates = Mapping[str, tuple[Sequence[int], Sequence[int]]]
 
-BIT_OPS, FILE_BYTES = "bit_ops", "file_bytes"
+BIT_OPS, FILE_BYTES, LATENCY_MS = "bit_ops", "file_bytes", "latency_ms"
 STORAGES = ("fast", "packed", "smallest")  # of kernels in a .tflite file
 BYTES: dict[str, float] = {
     "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9,
@@ -33,7 +33,7 @@ UNITS: dict[str, dict[str, float]] = {
     "ms": TIMES,
 }
 # The resource that an amount without a name is of: bytes are those of the file.
-SAID_OF = {"bit operations": BIT_OPS, "bytes": FILE_BYTES, "ms": "latency_ms"}
+SAID_OF = {"bit operations": BIT_OPS, "bytes": FILE_BYTES, "ms": LATENCY_MS}
 PERCENT = "%"
 NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 # "W4A4", and "A4W4", which says the same.

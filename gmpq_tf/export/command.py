@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import keras
 
-from gmpq_tf.budget import FILE_BYTES
+from gmpq_tf.budget import FILE_BYTES, LATENCY_MS
 from gmpq_tf.data import DataConfig, Dataset, load_dataset
 from gmpq_tf.export.float_model import float_tflite
 from gmpq_tf.export.litert_recipe import recipe, write_recipe
@@ -58,7 +58,8 @@ class ExportConfig:
             gmpq-tf[tfmot]), or a litert_recipe.
         storage: How a tflite file stores kernels: fast (one byte a weight), packed
             (half a byte where they have 4 bits or fewer) or smallest (and a quarter
-            where they have 2).
+            where they have 2); none: that of the budget of bytes or milliseconds which
+            the policy keeps, fast without one.
         scale_codes: Store kernel codes times a power of two, for runtimes whose kernels
             round twice (without XNNPACK).
         batch: Images that the file takes at a time, written into every shape; none for
@@ -80,7 +81,7 @@ class ExportConfig:
 
     name: str = "finetune"
     format: Literal["tflite", "tfmot", "litert_recipe"] = "tflite"
-    storage: Literal["fast", "packed", "smallest"] = "fast"
+    storage: Literal["fast", "packed", "smallest"] | None = None
     scale_codes: bool = False
     batch: int | None = None
     runtime: Literal["litert", "micro"] = "litert"
@@ -132,6 +133,10 @@ def export(config: ExportConfig, data: DataConfig, run: WorkdirConfig) -> Path:
     folder = Path(run.workdir) / config.name
     source, path = folder / "model.keras", folder / FILES[config.format]
     _check_source(source)
+    if config.storage is None:
+        of_micro = config.runtime == "micro"  # which has kernels of eight bits only
+        storage = "fast" if of_micro else budgeted_storage(folder)
+        config = dataclasses.replace(config, storage=storage)
     record = folder / f"export_{config.format}.json"
     identity = _identity(config, data, source)
     if not run.overwrite and _is_current(record, path, identity):
@@ -154,7 +159,7 @@ def write_tflite(
         report = export_tflite(
             student,
             path,
-            storage=config.storage,
+            storage=config.storage or "fast",
             input_type=config.input_type,
             output_type=config.output_type,
             verify_data=verification_images(dataset, config.verify_images),
@@ -169,30 +174,59 @@ def write_tflite(
             output_kinds=config.output_kind,
             near_steps=config.near_steps,
         )
-    print(f"{report.file_bytes} bytes{beyond_budget(path.parent, report.file_bytes)}")
+    beyond = beyond_budget(path.parent, report.file_bytes, report.storage)
+    print(f"{report.file_bytes} bytes{beyond}")
     for output in report.outputs:
         print(f"  {output}")
     for name, milliseconds in report.latency_ms.items():
         print(f"  {name}: {milliseconds:.3f} ms an image")
 
 
-def beyond_budget(folder: Path, size: int) -> str:
+def beyond_budget(folder: Path, size: int, storage: str | None = None) -> str:
     """Says that a file is larger than its policy was searched for; else nothing.
 
     Args:
         folder: of the fine-tuned model.
         size: of the file, in bytes.
+        storage: of the file; None: not known.
     """
-    made_by = BitwidthPolicy.load(folder / POLICY).made_by
-    config = made_by.get("config")
-    limits = config.get("limits") if isinstance(config, Mapping) else None
-    for limit in limits or ():
+    wanted = budgeted_storage(folder)
+    for limit in _limits(_policy_config(folder)):
         if limit.get("resource") == FILE_BYTES and size > limit["limit"]:
+            remedy = (
+                f"Give --storage={wanted}, that of the search"
+                if storage != wanted
+                else f"Search with {size - limit['limit']:.0f} bytes less"
+            )
             return (
                 f": more than the {limit['limit']:.0f} that the policy was searched "
-                "for. Give --storage=smallest, or the storage of the search."
+                f"for. {remedy}."
             )
     return ""
+
+
+def budgeted_storage(folder: Path) -> Any:
+    """Returns the storage that the budget of a policy is about, "fast" without one.
+
+    Args:
+        folder: of the fine-tuned model.
+    """
+    config = _policy_config(folder)
+    resources = {limit.get("resource") for limit in _limits(config)}
+    if not resources & {FILE_BYTES, LATENCY_MS}:
+        return "fast"
+    default = "smallest" if FILE_BYTES in resources else "fast"
+    return config.get("storage") or default
+
+
+def _policy_config(folder: Path) -> Mapping[str, Any]:
+    """How the policy of a folder was searched or drawn; {} where nobody says."""
+    config = BitwidthPolicy.load(folder / POLICY).made_by.get("config")
+    return config if isinstance(config, Mapping) else {}
+
+
+def _limits(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return config.get("limits") or []
 
 
 def write_for_tfmot(

@@ -198,6 +198,7 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
         config = {"space": space, what: plain_budget(given)}
         if what == "budget":
             config["limits"] = records(limits, bits)
+            config["storage"] = storage
         made_by = {"strategy": "random", "config": config, "seed": seed}
         return cls(model.name, bits, made_by)
 

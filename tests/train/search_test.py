@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from gmpq_tf.cost import bit_ops_range, count_cost
+from gmpq_tf.cost_tables import cost_table
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.run import loop
 from gmpq_tf.search import BudgetError, RiskConfig
@@ -94,17 +95,18 @@ def test_the_temperature_falls_to_the_one_asked_for(float_file, digits, quiet):
         SearchConfig(final_temperature=0)
 
 
+@pytest.mark.parametrize("budgets", [1, 2])
 def test_an_interrupted_search_ends_as_one_that_was_not(
-    float_file, digits, quiet, tmp_path, monkeypatch
+    float_file, digits, quiet, tmp_path, monkeypatch, budgets
 ):
-    """Weights, importances, both optimizers and zeta's controller are restored."""
+    """Weights, importances, both optimizers and zeta's controllers are restored."""
     model = keras.models.load_model(float_file)
     low, high = bit_ops_range(model, SearchSpace())
-    options = {
-        "epochs": 3,
-        "final_temperature": 0.5,
-        "risk": RiskConfig(bit_ops_budget=(low + high) // 2),
-    }
+    risk = RiskConfig(bit_ops_budget=(low + high) // 2)
+    if budgets == 2:
+        bytes_of = cost_table("weight_bytes", model).uniform(3, 3)
+        risk = RiskConfig(eta=0.0, budget=f"W3A3,weight_bytes={bytes_of}B")
+    options = {"epochs": 3, "final_temperature": 0.5, "risk": risk}
     config = tiny(float_file, **options)
     whole = search(config, digits, dataclasses.replace(quiet, workdir=f"{tmp_path}/a"))
     save, cut_run = loop.EpochBackup.on_epoch_end, f"{tmp_path}/b"
@@ -127,3 +129,5 @@ def test_an_interrupted_search_ends_as_one_that_was_not(
     ]
     for a, b in zip(*lines, strict=True):
         assert {**a, "seconds": 0} == {**b, "seconds": 0}
+    assert ("zeta_weight_bytes" in lines[0][0]) == (budgets == 2)
+    assert ("expected_weight_bytes" in lines[0][0]) == (budgets == 2)
