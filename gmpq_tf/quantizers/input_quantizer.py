@@ -14,7 +14,7 @@ from gmpq_tf.policy import check_bits
 from gmpq_tf.quantizers.grid import bounded_power, code_limit
 from gmpq_tf.quantizers.input_method import FunctionInput, InputMethod
 from gmpq_tf.quantizers.lsq import lsq, scale_gradient
-from gmpq_tf.quantizers.mixture import step_and_codes
+from gmpq_tf.quantizers.mixture import steps_and_codes
 from gmpq_tf.quantizers.observing import observers_now
 from gmpq_tf.quantizers.pact import pact
 from gmpq_tf.spelling import lookup
@@ -185,13 +185,10 @@ class InputQuantizer(keras.layers.Layer):
     def _step_and_codes(self, branch: int) -> tuple:
         ranges = bounded_power(tf.convert_to_tensor(self.log2_range))
         zeros = tf.convert_to_tensor(self.zero_code)
-        return step_and_codes(
-            ranges[branch],
-            zeros[branch],
-            self.bits[branch],
-            self.signed,
-            self.power_of_two,
+        grids = steps_and_codes(
+            ranges, zeros, self.bits, self.signed, self.power_of_two
         )
+        return tuple(values[branch] for values in grids)
 
     def set_branch(self, branch: int, step: float, zero_code: int = 0) -> None:
         """Set a branch's step (and, where calibration places it, the zero's code).

@@ -48,31 +48,40 @@ def mixture(
     def call(
         x: tf.Tensor, ranges: tf.Tensor, zeros: tf.Tensor, probabilities: tf.Tensor
     ) -> tf.Tensor:
-        grids = [
-            step_and_codes(ranges[j], zeros[j], b, signed, nested)
-            for j, b in enumerate(bits)
-        ]
-        steps, lows, highs = (tf.stack(column) for column in zip(*grids, strict=True))
+        steps, lows, highs = steps_and_codes(ranges, zeros, bits, signed, nested)
         return add(x, steps[:, None], lows, highs, probabilities)
 
     return call
 
 
-def step_and_codes(
-    input_range: tf.Tensor,
-    zero_code: tf.Tensor,
-    bits: int,
+def steps_and_codes(
+    ranges: tf.Tensor,
+    zeros: tf.Tensor,
+    bits: Sequence[int],
     signed: bool | None,
     nested: bool,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Step, smallest and largest code of an activation grid, scalars."""
-    limit = tf.cast(code_limit(bits, bool(signed)), input_range.dtype)
-    step = finite_step(input_range / limit)
+    """Steps, smallest and largest codes of activation grids, [branches] each.
+
+    Of all branches at once: a graph of each alone would be several times as large, and
+    that much longer in tracing.
+
+    Args:
+        ranges: value of the largest code, counted from the zero, [branches].
+        zeros: codes of the zero where calibration places it, [branches].
+        bits: bit-width of each branch.
+        signed: as for `InputQuantizer`.
+        nested: steps are rounded to powers of two.
+    """
+    limits = [float(code_limit(b, bool(signed))) for b in bits]
+    highs = tf.constant(limits, ranges.dtype)
+    steps = finite_step(ranges / highs)
     if nested:
-        step = power_of_two(step)
+        steps = power_of_two(steps)
     if signed is None:
-        return step, -zero_code, limit - zero_code
-    return step, tf.cast(lowest_code(bits, signed), limit.dtype), limit
+        return steps, -zeros, highs - zeros
+    lows = [float(lowest_code(b, signed)) for b in bits]
+    return steps, tf.constant(lows, ranges.dtype), highs
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from gmpq_tf.quantizers.grid import code_limit, lowest_code
-from gmpq_tf.quantizers.mixture import step_and_codes
+from gmpq_tf.quantizers.mixture import steps_and_codes
 
 TOLERANCE = 1e-3  # of a step, by which a value may miss its code
 FRACTIONS = (-0.4, -0.2, 0.0, 0.2, 0.4)  # no halves, which each rounds its way
@@ -29,9 +29,12 @@ def mixture(
     """
 
     def term(
-        x: tf.Tensor, input_range: tf.Tensor, zero: tf.Tensor, width: int
+        x: tf.Tensor,
+        input_range: tf.Tensor,
+        zero: tf.Tensor,
+        step: tf.Tensor,
+        width: int,
     ) -> tf.Tensor:
-        step, *_ = step_and_codes(input_range, zero, width, signed, nested)
         if nested:
             limit = code_limit(width, bool(signed))
             input_range = step * tf.cast(limit, step.dtype)
@@ -45,7 +48,8 @@ def mixture(
     def call(
         x: tf.Tensor, ranges: tf.Tensor, zeros: tf.Tensor, probabilities: tf.Tensor
     ) -> tf.Tensor:
-        terms = [term(x, ranges[j], zeros[j], b) for j, b in enumerate(bits)]
+        steps, *_ = steps_and_codes(ranges, zeros, bits, signed, nested)
+        terms = [term(x, ranges[j], zeros[j], steps[j], b) for j, b in enumerate(bits)]
         return weighted(terms, probabilities)
 
     return call
