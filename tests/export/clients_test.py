@@ -8,6 +8,7 @@ different versions of absl-py.
 import ctypes
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -15,10 +16,13 @@ import keras
 import numpy as np
 import pytest
 
+from gmpq_tf.cost_tables import cost_table
 from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.tflite.exporter import export_tflite
 from gmpq_tf.export.tflite.lowering import lower
+from gmpq_tf.export.tflite.memory_cost import peak_bytes
 from gmpq_tf.export.tflite.runtime import TFLiteModel
+from gmpq_tf.models import load_model
 from gmpq_tf.transform import snap_biases
 from tests.export.nets import NETS, L, conv_bn, images, student_of
 
@@ -114,6 +118,21 @@ def test_micro_computes_what_the_reference_kernels_do(tmp_path, micro, net, kind
         np.testing.assert_allclose(
             have.astype("float32"), wanted, atol=1.01 if kind == "int8" else 2.01 * step
         )
+
+
+@pytest.mark.parametrize("net", [*MICRO_NETS, "resnet8", "mobilenet_v2"])
+def test_micro_plans_the_memory_that_a_budget_counts(tmp_path, client, net):
+    """The head of its arena is that of activations; its planner comes to the least."""
+    built_in = {"resnet8": ((32, 32, 3), 10), "mobilenet_v2": ((96, 96, 3), 10)}
+    model = load_model(net, *built_in[net]) if net in built_in else MICRO_NETS[net]()
+    student = student_of(model, 4, 4)
+    content = lower(student, runtime="micro").content
+    path = tmp_path / "model.tflite"
+    path.write_bytes(content)
+    text = client("arena_micro.py", path, [], ".txt").read_text()
+    head = int(re.search(r"Arena allocation head (\d+) bytes", text)[1])
+    assert head == peak_bytes(content)
+    assert head <= cost_table("activation_bytes", model).constant <= 1.3 * head
 
 
 def test_what_micro_cannot_do_is_refused_by_name(tmp_path):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -90,18 +90,36 @@ def _margin(model: keras.Model, table: CostTable, options: TableOptions) -> floa
 
     Half of what they differ by comes on top, for policies that were not drawn.
     """
+    found = [
+        len(lowered.content) - table.cost(policy)
+        for policy, lowered in samples(model, options)
+    ]
+    return max(0.0, max(found) + float(np.ptp(found)) / 2)
+
+
+def samples(
+    model: keras.Model, options: TableOptions, batch: int | None = None
+) -> Iterator[tuple[BitwidthPolicy, Lowered]]:
+    """Yields policies drawn at random, and their files with ranges drawn likewise.
+
+    Args:
+        model: the float model.
+        options: storage, kernel quantizer and class names of the files.
+        batch: images that they take at a time; None: any number.
+
+    Raises:
+        BudgetError: the model cannot be exported.
+    """
     codes = largest_codes(options.kernel_quantizer)
     widths = [bits for bits in ALL_BITS if codes[bits] is not None]
-    rng, found = np.random.default_rng(SEED), []
+    rng = np.random.default_rng(SEED)
     for seed in range(SAMPLES):
         bits = {
             name: (int(rng.choice(widths)), int(rng.choice(ALL_BITS)))
-            for name in table.layers
+            for name in searchable_names(model)
         }
         policy = BitwidthPolicy(model.name, bits, {})
-        sample = lowered_once(model, options, policy, seed)
-        found.append(len(sample.content) - table.cost(bits))
-    return max(0.0, max(found) + float(np.ptp(found)) / 2)
+        yield policy, lowered_once(model, options, policy, seed, batch)
 
 
 def largest_codes(kernel_quantizer: str | None) -> dict[int, int | None]:
@@ -123,6 +141,7 @@ def lowered_once(
     options: TableOptions | None = None,
     policy: BitwidthPolicy | None = None,
     seed: int = SEED,
+    batch: int | None = None,
 ) -> Lowered:
     """Returns the file of a model, made so that nothing is shared.
 
@@ -134,6 +153,7 @@ def lowered_once(
         options: storage, kernel quantizer and class names of the file.
         policy: bits of its layers; None: kernels of 8, stored in bytes, inputs of 2.
         seed: of the ranges and statistics.
+        batch: images that the file takes at a time; None: any number.
 
     Raises:
         BudgetError: the model cannot be exported.
@@ -160,7 +180,7 @@ def lowered_once(
                 "class_names": names,
                 "policy": {"model": model.name, "layers": layers},
             }  # fmt: skip
-            return lower(student, storage, metadata=metadata, known=known)
+            return lower(student, storage, metadata=metadata, known=known, batch=batch)
     except (ExportError, GraphError) as error:
         raise BudgetError(
             "A budget of the file or its memory needs a model that can be exported. "

@@ -9,7 +9,7 @@ import numpy as np
 
 from gmpq_tf.bits import MIN_BITS
 from gmpq_tf.cost_tables import ALL_BITS, CostTable, TableOptions
-from gmpq_tf.export.tflite.file_cost import lowered_once
+from gmpq_tf.export.tflite.file_cost import lowered_once, samples
 from gmpq_tf.export.tflite.flatbuffer import read_model, tensor_type
 from gmpq_tf.graph import searchable_names
 from gmpq_tf.policy import BitwidthPolicy
@@ -19,9 +19,10 @@ def activation_bytes(model: keras.Model, options: TableOptions) -> CostTable:
     """Returns the table of the activations that a file needs in memory at once.
 
     The largest sum of the tensors that are alive while an operator runs, for one
-    example, in the order of the file: what no planner can do with less. Files hold
-    activations in eight bits, so that no policy changes it. Where a storage lays out
-    patches for packed kernels the policy that needs most is counted.
+    example, in the order of the file: what no planner can do with less, and what that
+    of TFLite Micro comes to. Files hold activations in eight bits, so that bits change
+    little: the policy that needs most is counted, of those whose kernels are packed
+    and need patches, and of some drawn at random, as inputs move to other grids.
 
     Args:
         model: the float model.
@@ -30,10 +31,12 @@ def activation_bytes(model: keras.Model, options: TableOptions) -> CostTable:
     Raises:
         BudgetError: the model cannot be exported.
     """
-    files = [lowered_once(model)]
+    # With an open batch, shapes do not say what an example takes.
+    files = [lowered_once(model, batch=1)]
     if options.storage not in (None, "fast"):
         fewest = BitwidthPolicy.uniform(model, MIN_BITS, MIN_BITS, {})
-        files.append(lowered_once(model, options, fewest))
+        files.append(lowered_once(model, options, fewest, batch=1))
+    files += [lowered for _, lowered in samples(model, options, batch=1)]
     peak = max(peak_bytes(each.content) for each in files)
     zeros = np.zeros((len(ALL_BITS),) * 2)
     note = "Files hold activations in eight bits, whatever the policy says."
@@ -42,10 +45,10 @@ def activation_bytes(model: keras.Model, options: TableOptions) -> CostTable:
 
 
 def peak_bytes(content: bytes) -> int:
-    """Returns the most bytes of computed tensors alive at once, for one example.
+    """Returns the most bytes of computed tensors alive at once.
 
     Args:
-        content: of a `.tflite` file.
+        content: of a `.tflite` file of a fixed batch, for which it is.
     """
     model = read_model(content)
     graph = model.subgraphs[0]
