@@ -183,12 +183,15 @@ class Problem:
         """The bit-widths of a mask, [choices]."""
         return {self.rows[i][0]: self.rows[i][1] for i in np.flatnonzero(chosen)}
 
-    def solve(self, values: np.ndarray, least: float) -> np.ndarray | None:
+    def solve(
+        self, values: np.ndarray, least: float, without: Sequence[np.ndarray] = ()
+    ) -> np.ndarray | None:
         """Mask of the best choices within the limits; None without any.
 
         Args:
             values: [rows], of which the sum is made largest.
             least: share of the first limit that must be spent.
+            without: masks that are not to be found again.
         """
         low = np.full(len(self.costs), -np.inf)
         low[:1] = least
@@ -196,6 +199,9 @@ class Problem:
             constraints = [LinearConstraint(self.one_each, 1, 1)]
             if len(self.costs):
                 constraints.insert(0, LinearConstraint(self.costs, low, high))
+            if len(without):
+                most = len(self.one_each) - 1
+                constraints.append(LinearConstraint(np.array(without), -np.inf, most))
             result = milp(
                 -values,
                 constraints=constraints,

@@ -1,0 +1,238 @@
+"""From values to policies: the best within the limits, the next ones, and how sure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from gmpq_tf.budget import SLACK, Candidates
+from gmpq_tf.limits import Limit, exceeded
+from gmpq_tf.search.knapsack import Problem, knapsack, spend_budget
+from gmpq_tf.search.values import Bits, Valued, Values, total
+
+# Differences of so many standard errors are seldom chance.
+DECIDED = 2.0
+
+
+@dataclass(frozen=True)
+class Margin:
+    """How far the best policy lies above the next.
+
+    Args:
+        difference: of their values, or of their risks; at least 0.
+        error: standard error of the difference, of the same images; None where values
+            are no measurements, 0 where the images do not differ.
+        following: the next policy; None: there is no other.
+    """
+
+    difference: float
+    error: float | None
+    following: Bits | None
+
+    @property
+    def in_errors(self) -> float | None:
+        """The difference in standard errors; None where it has none."""
+        if self.error is None or self.following is None:
+            return None
+        if self.error == 0:
+            return math.inf if self.difference > 0 else 0.0
+        return self.difference / self.error
+
+    @property
+    def decided(self) -> bool:
+        """Whether the best policy is the best by more than chance."""
+        if self.following is None:
+            return True
+        return self.in_errors is not None and self.in_errors >= DECIDED
+
+    def __str__(self) -> str:
+        """One line for the log and the report, with the remedy where it needs one."""
+        if self.following is None:
+            return "No other policy keeps the budgets."
+        if self.error is None:
+            odds = math.exp(min(-self.difference, 0.0))
+            return (
+                f"The next policy is {100 * odds:.3g} % as probable as the chosen one. "
+                "Importances have no measured error: --finalists compares policies."
+            )
+        assert self.in_errors is not None
+        text = (
+            f"The chosen policy is {self.in_errors:.2g} standard errors better than "
+            "the next"
+        )
+        if self.decided:
+            return f"{text}."
+        return (
+            f"{text}: the search has not decided between the two. Measure on more "
+            "images, or compare more finalists."
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values; infinite errors as None."""
+        errors = self.in_errors
+        finite = errors is not None and math.isfinite(errors)
+        return {
+            "difference": self.difference,
+            "error": self.error,
+            "in_errors": errors if finite else None,
+            "decided": self.decided,
+            "text": str(self),
+        }
+
+
+def choose(
+    values: Values, candidates: Candidates, limits: Sequence[Limit]
+) -> dict[str, tuple[int, int]]:
+    """The policy of highest value within the limits.
+
+    Args:
+        values: of the choices that may be taken.
+        candidates: (weight bits, activation bits) each layer may take.
+        limits: of the costs; () for none.
+
+    Returns:
+        Layer name -> (weight bits, activation bits).
+
+    Raises:
+        BudgetError: no policy keeps all limits.
+    """
+    return shortlist(values, candidates, limits, 1)[0]
+
+
+def shortlist(
+    values: Values, candidates: Candidates, limits: Sequence[Limit], count: int
+) -> list[dict[str, tuple[int, int]]]:
+    """The policies of highest value within the limits, the best first.
+
+    As `knapsack` finds them, each with what it leaves of the budget spent.
+
+    Args:
+        values: of the choices that may be taken.
+        candidates: (weight bits, activation bits) each layer may take.
+        limits: of the costs; () for none.
+        count: how many; fewer where there are fewer.
+
+    Returns:
+        Policies that differ, as `choose` returns one.
+
+    Raises:
+        BudgetError: no policy keeps all limits.
+    """
+    allowed = {
+        name: (_valued(pair[0], values[name][0]), _valued(pair[1], values[name][1]))
+        for name, pair in candidates.items()
+    }
+    choices = {
+        name: [
+            ((w, a), values[name][0][w] + values[name][1][a]) for w, a in product(*pair)
+        ]
+        for name, pair in allowed.items()
+    }
+    limits = [each for each in limits if not each.table.is_fixed(candidates)]
+    problem = Problem(choices, limits)
+    first = knapsack(choices, limits)
+    found, masks = [first], [_mask(problem, first)]
+    least = 0.0
+    if limits:
+        spent = limits[0].table.of_layers(first) / limits[0].for_layers
+        least = min(spent, 1.0) * (1 - SLACK) if spent < 1 - SLACK else 1 - SLACK
+    policies = [spent_on(first, allowed, limits)]
+    while len(policies) < count and len(found) < 20 * count:
+        mask = problem.solve(problem.values, least, masks)
+        if mask is None:
+            break
+        found.append(problem.bits(mask))
+        masks.append(mask)
+        bits = spent_on(found[-1], allowed, limits)
+        if bits not in policies:
+            policies.append(bits)
+    return policies
+
+
+def spent_on(
+    bits: Bits, candidates: Candidates, limits: Sequence[Limit]
+) -> dict[str, tuple[int, int]]:
+    """A policy with what it leaves of the budgets spent."""
+    return spend_budget(bits, candidates, limits) if limits else dict(bits)
+
+
+def uniform_bits(
+    candidates: Candidates, limits: Sequence[Limit]
+) -> dict[str, tuple[int, int]] | None:
+    """The uniform policy that spends most of the limits; None where none keeps them.
+
+    Layers with one candidate keep it.
+    """
+    free = [pair for pair in candidates.values() if max(map(len, pair)) > 1]
+    shared = [set.intersection(*(set(p[i]) for p in free)) if free else set()
+              for i in (0, 1)]  # fmt: skip
+    kept: list[dict[str, tuple[int, int]]] = []
+    for width in sorted(product(*shared), key=lambda p: (p[0] * p[1], p)):
+        bits = {
+            name: (_only_or(weights, width[0]), _only_or(inputs, width[1]))
+            for name, (weights, inputs) in candidates.items()
+        }
+        if not exceeded(limits, bits):
+            kept.append(bits)
+    if not kept:
+        return None
+    if not limits:
+        return kept[-1]
+    return max(kept, key=lambda bits: limits[0].table.of_layers(bits))
+
+
+def margin_of(
+    valued: Valued, candidates: Candidates, limits: Sequence[Limit], best: Bits
+) -> Margin:
+    """How far a chosen policy lies above the next, by what the strategy measured.
+
+    Args:
+        valued: what it returned.
+        candidates: (weight bits, activation bits) each layer may take.
+        limits: that both keep.
+        best: what `choose` chose.
+    """
+    if valued.ranked:
+        return margin_of_ranked(valued.ranked)
+    near = shortlist(valued.values, candidates, limits, 2)
+    others = [bits for bits in near if bits != best]
+    if not others:
+        return Margin(0.0, None, None)
+    gap = max(total(valued.values, best) - total(valued.values, others[0]), 0.0)
+    if valued.samples is None:
+        return Margin(gap, None, others[0])
+    each = total(valued.samples, best) - total(valued.samples, others[0])
+    return Margin(gap, standard_error(each), others[0])
+
+
+def margin_of_ranked(ranked: Sequence[tuple[Bits, np.ndarray]]) -> Margin:
+    """As `margin_of`, of policies and their risks [images], the best first."""
+    if len(ranked) < 2:
+        return Margin(0.0, None, None)
+    each = ranked[1][1] - ranked[0][1]
+    return Margin(max(float(each.mean()), 0.0), standard_error(each), ranked[1][0])
+
+
+def standard_error(samples: np.ndarray) -> float:
+    """Standard error of the mean of samples [n]; that of one sample is not known: 0."""
+    if samples.size < 2:
+        return 0.0
+    return float(samples.std(ddof=1) / math.sqrt(samples.size))
+
+
+def _only_or(candidates: Sequence[int], width: int) -> int:
+    return candidates[0] if len(candidates) == 1 else width
+
+
+def _valued(candidates: Sequence[int], values: Mapping[int, float]) -> tuple[int, ...]:
+    """Candidates that may be taken, ascending."""
+    return tuple(sorted(set(candidates) & set(values)))
+
+
+def _mask(problem: Problem, bits: Bits) -> np.ndarray:
+    return np.array([bits[name] == pair for name, pair, _ in problem.rows])

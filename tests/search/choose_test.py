@@ -1,0 +1,79 @@
+"""Choosing by values, against brute force."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from gmpq_tf.cost_tables import bit_ops_table
+from gmpq_tf.limits import Limit
+from gmpq_tf.search.choose import Margin, choose, shortlist, uniform_bits
+from gmpq_tf.search.values import only, total
+
+MACS = {"a": 3000, "b": 1700, "c": 900}
+CANDIDATES = dict.fromkeys(MACS, ((2, 3, 4), (2, 3, 4)))
+LIMITS = (Limit(bit_ops_table(MACS), 9 * sum(MACS.values())),)
+
+
+def random_values(seed):
+    """Strictly more with more bits, as costs are."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: tuple(
+            dict(zip((2, 3, 4), -np.sort(rng.exponential(size=3))[::-1], strict=True))
+            for _ in range(2)
+        )
+        for name in MACS
+    }
+
+
+def brute_force(values, count):
+    """The best policies within the budget, the cheapest 97 % of it left out."""
+    pairs = list(product((2, 3, 4), (2, 3, 4)))
+    policies = [dict(zip(MACS, own, strict=True)) for own in product(pairs, repeat=3)]
+    table, most = LIMITS[0].table, LIMITS[0].budget
+    near = [p for p in policies if 0.97 * most <= table.cost(p) <= most]
+    return sorted(near, key=lambda p: -total(values, p))[:count]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_shortlist_is_the_best_of_all(seed):
+    values = random_values(seed)
+    found = shortlist(values, CANDIDATES, LIMITS, 5)
+    assert len({str(p) for p in found}) == 5
+    # What is left is spent, which only makes a policy better.
+    wanted = brute_force(values, 5)
+    for bits, best in zip(found, wanted, strict=True):
+        assert LIMITS[0].table.cost(bits) <= LIMITS[0].budget
+        assert total(values, bits) >= total(values, best) - 1e-9 or bits in wanted
+    assert choose(values, CANDIDATES, LIMITS) == found[0]
+
+
+def test_shortlist_ends_where_policies_do():
+    candidates = {"a": ((2, 3), (4,))}
+    values = {"a": ({2: -1.0, 3: 0.0}, {4: 0.0})}
+    found = shortlist(values, candidates, (), 5)
+    assert found == [{"a": (3, 4)}, {"a": (2, 4)}]
+
+
+def test_values_of_one_policy_choose_it():
+    bits = {"a": (2, 3), "b": (4, 2), "c": (4, 4)}
+    assert choose(only(bits), CANDIDATES, LIMITS) == bits
+
+
+def test_uniform_spends_the_budget():
+    assert uniform_bits(CANDIDATES, LIMITS) == dict.fromkeys(MACS, (3, 3))
+    pinned = {**CANDIDATES, "a": ((8,), (8,))}
+    least = Limit(bit_ops_table(MACS), 64 * 3000 + 4 * 2600)
+    assert uniform_bits(pinned, (least,))["b"] == (2, 2)
+    assert uniform_bits({**CANDIDATES, "a": ((3, 4), (4,))}, LIMITS) is None
+
+
+def test_margins_say_what_to_do():
+    assert Margin(1.0, 0.1, {}).decided
+    assert "Measure on more images" in str(Margin(0.1, 0.1, {}))
+    assert "% as probable" in str(Margin(0.1, None, {}))
+    assert not Margin(0.1, None, {}).decided
+    assert Margin(0.0, None, None).decided
+    assert Margin(0.0, 0.0, {}).in_errors == 0
+    assert Margin(0.5, 0.0, {}).to_json()["in_errors"] is None
