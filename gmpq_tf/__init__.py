@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from gmpq_tf.policy import PolicyError as PolicyError
     from gmpq_tf.progress import TrainingProgress as TrainingProgress
     from gmpq_tf.search import PolicySearch as PolicySearch
+    from gmpq_tf.search import SearchResult as SearchResult
+    from gmpq_tf.search import search_policy as search_policy
     from gmpq_tf.space import SearchSpace as SearchSpace
     from gmpq_tf.transform import build_hypernet as build_hypernet
     from gmpq_tf.transform import calibrate as calibrate
@@ -32,6 +34,7 @@ _HOMES = {
     "Cost": "cost",
     "PolicyError": "policy",
     "PolicySearch": "search",
+    "SearchResult": "search",
     "SearchSpace": "space",
     "TrainingProgress": "progress",
     "build_hypernet": "transform",
@@ -39,6 +42,7 @@ _HOMES = {
     "count_cost": "cost",
     "load_model": "models",
     "quantize_model": "transform",
+    "search_policy": "search",
     "snap_biases": "transform",
 }
 __all__ = list(_HOMES)

@@ -1,0 +1,407 @@
+"""Any policy of a space, measured without building its network: one hypernet for all.
+
+Importances of 0 and -10,000 make the softmax of a branch exactly 1 or 0, so the
+hypernet computes what `quantize_model` of the policy would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from gmpq_tf.attribution import generalization_risk, grad_cam, rank_distance
+from gmpq_tf.attribution.target import resize_maps
+from gmpq_tf.graph import read_graph
+from gmpq_tf.layer_kinds import Role
+from gmpq_tf.search.case import SearchCase
+from gmpq_tf.search.config import RiskConfig
+from gmpq_tf.search.errors import StrategyError
+from gmpq_tf.search.judge import Judge
+from gmpq_tf.search.risks import Generalization
+from gmpq_tf.search.values import Bits
+from gmpq_tf.task import Binary
+from gmpq_tf.transform import build_hypernet, calibrate
+
+CHOSEN, LEFT_OUT = 0.0, -1e4
+BATCH = 64
+MOMENTUM = 0.9
+DIGITS = 7  # that a measurement is kept with; float32 has no more
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a policy: arrays [images], None where it was not.
+
+    Args:
+        divergence: of the outputs from the float model's, in nats.
+        task: cross-entropy of the labels, or squared error.
+        right: share of the decisions that are right.
+        attribution: generalization risk R_G, with p fixed.
+        rank_distance: of the attribution maps.
+    """
+
+    divergence: np.ndarray
+    task: np.ndarray | None = None
+    right: np.ndarray | None = None
+    attribution: np.ndarray | None = None
+    rank_distance: np.ndarray | None = None
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of decisions that are right; None without labels or decisions."""
+        return None if self.right is None else float(self.right.mean())
+
+    def column(self, name: str) -> np.ndarray:
+        """One of the risks of each image, [images].
+
+        Raises:
+            ValueError: it was not measured.
+        """
+        found = getattr(self, name)
+        if found is None:
+            raise ValueError(
+                "A risk must have been measured. "
+                f"Received: {name!r}, which was not: the images have no labels, or "
+                "attribution was left out."
+            )
+        return found
+
+
+class Evaluator:
+    """Measures policies of a case on its first images.
+
+    Args:
+        case: the float model, its choices and images.
+        images: how many are measured on; all if there are fewer.
+        attribution: whether R_G and the rank distance are measured.
+        risk: options of R_G; None: the defaults.
+        statistics: measure the statistics of BatchNormalization anew for each policy,
+            on the first `statistics` images; 0 keeps those of the float model.
+        labels: whether they are looked at; False: `divergence` alone is measured.
+
+    Raises:
+        GraphError: attribution of a model without a feature map.
+        StrategyError: labels are asked for, and there are none.
+    """
+
+    def __init__(
+        self,
+        case: SearchCase,
+        images: int,
+        attribution: bool = False,
+        risk: RiskConfig | None = None,
+        statistics: int = 0,
+        labels: bool = False,
+    ) -> None:
+        self.case, self.statistics = case, statistics
+        self.held = case.data.first(images)
+        if labels and self.held.labels is None:
+            raise StrategyError(
+                "The task risk needs labels. Received: measure='task' and a data set "
+                "of inputs alone. Pass (inputs, labels), or measure='divergence', "
+                "which compares outputs with the float model's."
+            )
+        self.labels = self.held.labels if labels else None
+        self._attribution = attribution
+        self._risk = risk or RiskConfig()
+
+    @property
+    def images(self) -> int:
+        """How many are measured on."""
+        return len(self.held)
+
+    @cached_property
+    def teacher(self) -> list[np.ndarray]:
+        """Outputs of the float model on the images, arrays [images, ...]."""
+        model, parts = self.case.model, []
+        for rows in self._rows(self.images):
+            outputs = keras.tree.flatten(model(self._inputs(rows), training=False))
+            parts.append([np.asarray(each, "float32") for each in outputs])
+            self.case.meter.forward(rows.stop - rows.start)
+        return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+    @cached_property
+    def judge(self) -> Judge:
+        """What compares outputs."""
+        return Judge(self.case.model, self.teacher, self.labels)
+
+    @cached_property
+    def hypernet(self) -> keras.Model:
+        """The one network of all policies, calibrated."""
+        case = self.case
+        keras.utils.set_random_seed(case.seed)
+        hypernet = build_hypernet(case.model, case.widened(), **case.quantizers)
+        calibrate(hypernet, case.calibration(), seed=case.seed)
+        case.meter.forward(case.calibration_images)
+        return hypernet
+
+    def measure(
+        self, bits: Bits, steps: int = 0, images: int | None = None, **training: Any
+    ) -> Measured:
+        """Risks of a policy on the first images; the answer of a journal, if it has it.
+
+        Args:
+            bits: layer name -> (weight bits, activation bits), of the space or of the
+                case's context.
+            steps: of fine-tuning before; the hypernet is then as it was again.
+            images: how many are measured on; None: all.
+            **training: `learning_rate` and `batch_size` of fine-tuning.
+
+        Raises:
+            StrategyError: an output is not finite.
+        """
+        images = min(images or self.images, self.images)
+        key = {
+            "measure": {
+                name: list(bits[name]) for name in self.case.problem.candidates
+            },
+            "images": images,
+            "labelled": self.labels is not None,
+        }
+        if self._attribution:
+            key["attribution"] = {"p": self._risk.p, "top_k": self._risk.top_k}
+        if self.statistics:
+            key["statistics"] = self.statistics
+        if steps:
+            key["steps"], key["training"] = steps, training
+        answer = self.case.journal.once(
+            key, lambda: self._measure(bits, steps, images, training)
+        )
+        return Measured(**{k: np.array(v) for k, v in answer.items()})
+
+    def _measure(
+        self, bits: Bits, steps: int, images: int, training: Mapping[str, Any]
+    ) -> dict[str, list[float]]:
+        kept = None
+        if steps or self.statistics:
+            kept = [np.asarray(v) for v in self.hypernet.variables]
+        try:
+            self._choose(bits)
+            if steps:
+                self._train(steps, **training)
+            if self.statistics:
+                self._measure_statistics()
+            return self._risks(images)
+        finally:
+            if kept is not None:
+                for variable, value in zip(self.hypernet.variables, kept, strict=True):
+                    variable.assign(value)
+
+    def _choose(self, bits: Bits) -> None:
+        """Make a policy's branches the only ones."""
+        for name, pair in bits.items():
+            layer = self.hypernet.get_layer(name)
+            for variable, candidates, width in (
+                (layer.kernel_importance, layer.weight_bits, pair[0]),
+                (layer.input_importance, layer.activation_bits, pair[1]),
+            ):
+                chosen = np.array(candidates) == width
+                assert chosen.sum() == 1, (name, pair)
+                variable.assign(np.where(chosen, CHOSEN, LEFT_OUT))
+
+    def _risks(self, images: int) -> dict[str, list[float]]:
+        """Columns of `Measured`, as plain JSON values."""
+        judge = self.judge
+        columns: dict[str, list[np.ndarray]] = {}
+        for rows in self._rows(images):
+            outputs, maps = self._outputs(rows)
+            self.case.meter.forward(rows.stop - rows.start)
+            found = {
+                "divergence": judge.divergence(outputs, [t[rows] for t in self.teacher])
+            }
+            if judge.labelled:
+                labels = [own[rows] for own in judge.targets]
+                found["task"] = judge.task(outputs, labels)
+                if judge.decides:
+                    scores = [np.asarray(each) for each in outputs]
+                    found["right"] = judge.right(scores, labels)
+            for name, value in {**found, **maps}.items():
+                columns.setdefault(name, []).append(np.asarray(value))
+        return {
+            name: _plain(name, np.concatenate(parts)) for name, parts in columns.items()
+        }
+
+    def _outputs(self, rows: slice) -> tuple[list[Any], dict[str, Any]]:
+        inputs = self._inputs(rows)
+        if not self._attribution:
+            return self._forward(inputs), {}
+        output, gaps, distance = self._attributed(
+            inputs, tf.constant(self._classes[rows]), self._teacher_maps[rows]
+        )
+        return [output], {"attribution": gaps, "rank_distance": distance}
+
+    @cached_property
+    def _forward(self) -> Any:
+        hypernet = self.hypernet
+
+        @tf.function(reduce_retracing=True)
+        def forward(inputs: Any) -> list[tf.Tensor]:
+            return keras.tree.flatten(hypernet(inputs, training=False))
+
+        return forward
+
+    @cached_property
+    def _guide(self) -> Generalization:
+        return Generalization(self.hypernet, self.case.model, self._risk)
+
+    @cached_property
+    def _classes(self) -> np.ndarray:
+        """Classes that are attributed, [images]: labels, or what the float model says.
+
+        One for both networks: else maps of two classes would be compared.
+        """
+        judge = self.judge
+        scores = judge.targets[0] if judge.labelled else self.teacher[0]
+        if scores.shape[-1] > 1:
+            return np.argmax(scores, axis=-1).astype("int32")
+        kind = judge.outputs[0].kind
+        threshold = kind.threshold if isinstance(kind, Binary) else 0.0
+        return (scores[:, 0] > threshold).astype("int32")
+
+    @cached_property
+    def _teacher_maps(self) -> np.ndarray:
+        maps = []
+        for rows in self._rows(self.images):
+            found = self._guide.teacher_maps(
+                self._inputs(rows), tf.constant(self._classes[rows])
+            )
+            maps.append(np.asarray(found))
+            self.case.meter.forward(rows.stop - rows.start)
+        return np.concatenate(maps)
+
+    @cached_property
+    def _attributed(self) -> Any:
+        guide, top_k = self._guide, self._risk.top_k
+        p = tf.constant(self._risk.p or 1.0, tf.float32)
+        parts = guide.student_parts
+
+        def gap(pair: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+            student, teacher = pair  # of one image: the mean over a batch of one
+            return generalization_risk(student[None], teacher[None], p, top_k)
+
+        @tf.function(reduce_retracing=True)
+        def attributed(inputs: Any, classes: Any, teacher: Any) -> tuple:
+            feature = parts.backbone(inputs, training=False)
+            maps, (_, output) = grad_cam(
+                parts.head, feature, guide.classes(classes), training=False
+            )
+            if guide.map_size is not None:
+                maps = resize_maps(maps, *guide.map_size)
+            gaps = tf.map_fn(gap, (maps, teacher), fn_output_signature=tf.float32)
+            return output, gaps, rank_distance(maps, teacher)
+
+        return attributed
+
+    @cached_property
+    def _norms(self) -> list[Any]:
+        calls = read_graph(self.hypernet).calls
+        return [
+            call.layer
+            for call in calls
+            if call.role is Role.NORM and hasattr(call.layer, "moving_mean")
+        ]
+
+    @cached_property
+    def _statistics_pass(self) -> Any:
+        """A pass after which each layer's statistics are those of its batch."""
+        hypernet, norms = self.hypernet, self._norms
+
+        @tf.function(reduce_retracing=True)
+        def measure(inputs: Any) -> Any:
+            before = [norm.momentum for norm in norms]
+            for norm in norms:  # while it is traced
+                norm.momentum = 0.0
+            try:
+                return hypernet(inputs, training=True)
+            finally:
+                for norm, momentum in zip(norms, before, strict=True):
+                    norm.momentum = momentum
+
+        return measure
+
+    def _measure_statistics(self) -> None:
+        rows = slice(0, min(self.statistics, self.images))
+        self._statistics_pass(self._inputs(rows))
+        self.case.meter.forward(rows.stop)
+
+    def _train(
+        self, steps: int, learning_rate: float = 0.01, batch_size: int = BATCH
+    ) -> None:
+        """Fine-tune the chosen policy, the learning rate falling to zero."""
+        optimizer = self._optimizer
+        for variable in optimizer.variables:
+            variable.assign(tf.zeros_like(variable))
+        batches = self.case.data.training(batch_size, self.images)
+        for step in range(steps):
+            arrays, labels = next(batches)
+            optimizer.learning_rate.assign(learning_rate * (1 - step / steps))
+            inputs = self.case.data.inputs.structured(map(tf.constant, arrays))
+            self._train_step(inputs, self._targets(inputs, labels))
+        self.case.meter.training(steps * batch_size)
+
+    def _targets(self, inputs: Any, labels: Any) -> list[tf.Tensor]:
+        """What outputs are trained to be: labels, or the float model's outputs."""
+        outputs = keras.tree.flatten(self.case.model(inputs, training=False))
+        if not self.judge.labelled:
+            return outputs
+        scores = [np.asarray(each) for each in outputs]
+        judge = Judge(self.case.model, scores, labels)
+        return [tf.constant(own) for own in judge.targets]
+
+    @cached_property
+    def _trained(self) -> list[keras.Variable]:
+        importances = {
+            id(variable)
+            for name in self.case.problem.candidates
+            for layer in [self.hypernet.get_layer(name)]
+            for variable in (layer.kernel_importance, layer.input_importance)
+        }
+        return [
+            v for v in self.hypernet.trainable_variables if id(v) not in importances
+        ]
+
+    @cached_property
+    def _optimizer(self) -> keras.optimizers.Optimizer:
+        optimizer = keras.optimizers.SGD(0.01, momentum=MOMENTUM)
+        optimizer.build(self._trained)
+        return optimizer
+
+    @cached_property
+    def _train_step(self) -> Any:
+        hypernet, judge, variables = self.hypernet, self.judge, self._trained
+        optimizer = self._optimizer  # whose variables no tracing may make
+        risk = judge.task if judge.labelled else judge.divergence
+
+        @tf.function(reduce_retracing=True)
+        def train(inputs: Any, targets: Sequence[tf.Tensor]) -> None:
+            with tf.GradientTape() as tape:
+                outputs = keras.tree.flatten(hypernet(inputs, training=True))
+                loss = tf.reduce_mean(risk(outputs, targets))
+            gradients = tape.gradient(loss, variables)
+            optimizer.apply(gradients, variables)
+
+        return train
+
+    def _inputs(self, rows: slice) -> Any:
+        arrays = [tf.constant(a[rows]) for a in self.held.inputs]
+        return self.case.data.inputs.structured(arrays)
+
+    def _rows(self, images: int) -> list[slice]:
+        size = self.case.data.inputs.batch_size or BATCH
+        return [slice(i, min(i + size, images)) for i in range(0, images, size)]
+
+
+def _plain(name: str, values: np.ndarray) -> list[float]:
+    if not np.isfinite(values).all():
+        raise StrategyError(
+            "The outputs of a policy must be finite. "
+            f"Received: {name} that is NaN or infinite. Check the images and the "
+            "model's weights."
+        )
+    return [float(f"{v:.{DIGITS}g}") for v in values.ravel()]

@@ -1,0 +1,366 @@
+"""`search_policy`: a strategy values the choices, the knapsack chooses."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from gmpq_tf.cost_tables import TableOptions
+from gmpq_tf.limits import records
+from gmpq_tf.policy import BitwidthPolicy
+from gmpq_tf.search.case import Fit, SearchCase, SearchData
+from gmpq_tf.search.checks import check_number, check_whole
+from gmpq_tf.search.choose import (
+    Margin,
+    choose,
+    margin_of,
+    margin_of_ranked,
+    shortlist,
+    uniform_bits,
+)
+from gmpq_tf.search.errors import StrategyError
+from gmpq_tf.search.evaluator import Evaluator
+from gmpq_tf.search.finalists import halve
+from gmpq_tf.search.journal import Journal
+from gmpq_tf.search.meter import Meter, SearchCost
+from gmpq_tf.search.policy_search import DEFAULT_QUANTIZERS
+from gmpq_tf.search.problem import SearchProblem
+from gmpq_tf.search.strategies import STRATEGIES
+from gmpq_tf.search.strategies.loss_delta import default_images
+from gmpq_tf.search.values import Bits, Valued, Values, plain
+from gmpq_tf.space import SearchSpace
+from gmpq_tf.spelling import lookup, suggest
+from gmpq_tf.transform.rewrite import flattened
+from gmpq_tf.version import __version__
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Args:
+        policy: the policy.
+        values: of every choice: layer -> (weight bits -> value, activation bits ->
+            value); a policy's is the sum, and more is better.
+        history: what was measured or trained, as plain JSON values.
+        cost: in steps of float training, and seconds.
+        margin: how far the policy lies above the next, in standard errors.
+        valued: all that the strategy returned, with further columns.
+        finalists: policies that were compared in the end, with their mean risk, the
+            best first; () without finalists.
+    """
+
+    policy: BitwidthPolicy
+    values: Values
+    history: Any
+    cost: SearchCost
+    margin: Margin
+    valued: Valued
+    finalists: tuple[tuple[Bits, float], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """What `values.json` says: the same however often a search was interrupted."""
+        return {
+            "strategy": self.policy.made_by["strategy"],
+            "values": plain(self.values),
+            "columns": {n: plain(own) for n, own in self.valued.columns.items()},
+            "finalists": [
+                {"risk": risk, "layers": _listed(bits)} for bits, risk in self.finalists
+            ],
+            "margin": self.margin.to_json(),
+            "history": self.history,
+        }
+
+
+@dataclass(frozen=True)
+class FinalistsConfig:
+    """How the best policies of any strategy are compared in the end.
+
+    Args:
+        finalists: Policies compared, the uniform one of the budget among them; 0 takes
+            the one that the values are best for.
+        finalist_steps: Steps of fine-tuning in the last of three rounds; 0 compares
+            them without training.
+        finalist_learning_rate: Of fine-tuning; it falls to zero.
+        finalist_batch_size: Images of a step.
+        finalist_images: Images they are measured on; none: what a table takes.
+    """
+
+    finalists: int = 0
+    finalist_steps: int = 200
+    finalist_learning_rate: float = 0.01
+    finalist_batch_size: int = 64
+    finalist_images: int | None = None
+
+    def __post_init__(self) -> None:
+        check_whole("finalists", self.finalists, 0)
+        if self.finalists == 1:
+            raise StrategyError(
+                "finalists must be 2 or more, or 0 for none. Received: finalists=1."
+            )
+        check_whole("finalist_steps", self.finalist_steps, 0)
+        check_whole("finalist_batch_size", self.finalist_batch_size, 1)
+        rate = self.finalist_learning_rate
+        check_number("finalist_learning_rate", rate, 0.0, exclusive=True)
+        if self.finalist_images is not None:
+            check_whole("finalist_images", self.finalist_images, 1)
+
+
+def search_policy(
+    model: keras.Model,
+    dataset: Any,
+    strategy: str = "loss_delta",
+    budget: Any = None,
+    space: SearchSpace | None = None,
+    seed: int = 0,
+    *,
+    journal: str | os.PathLike[str] | None = None,
+    fit: Fit | None = None,
+    calibration_images: int = 512,
+    input_quantizer: str | None = None,
+    kernel_quantizer: str | None = None,
+    storage: str | None = None,
+    latency_table: str | None = None,
+    **options: Any,
+) -> SearchResult:
+    """Searches the bits of every layer's weights and activations, within budgets.
+
+        result = gmpq.search_policy(model, images, budget="W4A4")
+        student = gmpq.quantize_model(model, result.policy)
+
+    Args:
+        model: built functional model, trained; it is not modified.
+        dataset: training images, in the same order each time: an array, (inputs,
+            labels) arrays, or a list of batches, a `tf.data.Dataset` or a
+            `keras.utils.PyDataset` of inputs or of (inputs, labels).
+        strategy: a name in `gmpq_tf.search.STRATEGIES`.
+        budget: what the policy may cost: "W3A3", "60kB", ("W4A4", "60kB"), 0.01, ...;
+            see `gmpq_tf.budget`. None: anything.
+        space: candidate bit-widths; None: the default.
+        seed: of everything random.
+        journal: JSON-lines file of all measurements, made or gone on with: a search
+            that was interrupted is replayed from it.
+        fit: (model, epochs, callbacks) -> history, by which strategies with gradients
+            train; None: `model.fit` on the data set.
+        calibration_images: first images, that set activation ranges.
+        input_quantizer: a name in `INPUT_QUANTIZERS`; None: the default.
+        kernel_quantizer: a name in `KERNEL_QUANTIZERS`; None: the default.
+        storage: of the file that a budget of bytes or milliseconds is about.
+        latency_table: JSON file of `gmpq-latency`, for a budget of milliseconds.
+        **options: fields of the strategy's config and of `FinalistsConfig`.
+
+    Returns:
+        The policy, the values of all choices, and how sure the choice is.
+
+    Raises:
+        BudgetError: no policy of the space keeps the budgets.
+        StrategyError: an unknown strategy, an option of another one or out of range, or
+            labels that are missing.
+        JournalError: a journal of another problem.
+        GraphError: a model that cannot be searched.
+    """
+    config, finalists = read_options(strategy, options)
+    check_whole("calibration_images", calibration_images, 1)
+    check_whole("seed", seed, 0)
+    model = flattened(model)
+    given = {"budget": budget, "storage": storage, "latency_table": latency_table}
+    named = {"input_quantizer": input_quantizer, "kernel_quantizer": kernel_quantizer}
+    tables = TableOptions(storage, latency_table, kernel_quantizer)
+    problem = SearchProblem.of(model, space, None, budget, tables)
+    data = SearchData(model, dataset)
+    meter = Meter()
+    case = SearchCase(
+        model,
+        problem,
+        data,
+        fit or _plain_fit(data, seed),
+        seed,
+        Journal(None, {}, meter),
+        meter,
+        calibration_images,
+        {key: value for key, value in named.items() if value},
+        given,
+    )
+    if journal is not None:
+        identity = _identity(case, strategy, config, finalists)
+        case = dataclasses.replace(case, journal=Journal(journal, identity, meter))
+    return search_case(case, strategy, config, finalists)
+
+
+def search_case(
+    case: SearchCase, strategy: str, config: Any, finalists: FinalistsConfig
+) -> SearchResult:
+    """As `search_policy`, of a case.
+
+    Args:
+        case: model, choices, budgets, images and journal.
+        strategy: a name in `STRATEGIES`.
+        config: its options.
+        finalists: how the best policies are compared.
+    """
+    candidates, limits = case.problem.candidates, case.problem.limits
+    valued = find_strategy(strategy).value(case, config)
+    best = choose(valued.values, candidates, limits)
+    margin = margin_of(valued, candidates, limits, best)
+    compared: tuple[tuple[Bits, float], ...] = ()
+    if finalists.finalists:
+        ranked = compare(case, valued, finalists)
+        best, margin = dict(ranked[0][0]), margin_of_ranked(ranked)
+        compared = tuple((bits, float(risk.mean())) for bits, risk in ranked)
+    cost = case.meter.cost()
+    policy = BitwidthPolicy(
+        case.model.name, best, _made_by(case, strategy, config, finalists, best, cost)
+    )
+    return SearchResult(
+        policy, valued.values, valued.history, cost, margin, valued, compared
+    )
+
+
+def compare(
+    case: SearchCase, valued: Valued, config: FinalistsConfig
+) -> list[tuple[Bits, np.ndarray]]:
+    """Ranks the best policies by values, and the uniform one, as `halve` does.
+
+    Args:
+        case: whose images they are measured on.
+        valued: what the strategy returned.
+        config: how many, and how.
+
+    Returns:
+        Policies with their risk on each image [images], the best first.
+    """
+    candidates, limits = case.problem.candidates, case.problem.limits
+    policies: list[Bits] = [bits for bits, _ in valued.ranked[: config.finalists]]
+    if not policies:
+        count = config.finalists
+        policies = list(shortlist(valued.values, candidates, limits, count))
+    uniform = uniform_bits(candidates, limits)
+    if uniform is not None and uniform not in policies:
+        policies = [*policies[: config.finalists - 1], uniform]
+    images = config.finalist_images or default_images(case)
+    # Trained on labels they leave the float model, which is then no measure.
+    labelled = config.finalist_steps > 0 and case.data.first(1).labels is not None
+    return halve(
+        policies,
+        Evaluator(case, images, labels=labelled),
+        "task" if labelled else "divergence",
+        config.finalist_steps,
+        config.finalist_learning_rate,
+        config.finalist_batch_size,
+    )
+
+
+def find_strategy(name: str) -> Any:
+    """The row of `STRATEGIES` with this name.
+
+    Raises:
+        StrategyError: there is none; the nearest name is given.
+    """
+    try:
+        return lookup(STRATEGIES, name, "strategy")
+    except (ValueError, TypeError) as error:
+        raise StrategyError(f"{error}") from error
+
+
+def read_options(
+    strategy: str, options: Mapping[str, Any]
+) -> tuple[Any, FinalistsConfig]:
+    """The options of a strategy, and those of the finalists.
+
+    Args:
+        strategy: a name in `STRATEGIES`.
+        options: name -> value.
+
+    Raises:
+        StrategyError: an option of another strategy or of none, or out of range.
+    """
+    row = find_strategy(strategy)
+    own, shared = _fields(row.config), _fields(FinalistsConfig)
+    for name, value in options.items():
+        if name in own or name in shared:
+            continue
+        others = [n for n, r in STRATEGIES.items() if name in _fields(r.config)]
+        hint = f"It is one of {', '.join(map(repr, others))}." if others else ""
+        raise StrategyError(
+            f"An option must be one of the strategy {strategy!r}. "
+            f"Received: {name}={value!r}. {hint or suggest(name, [*own, *shared])}"
+        )
+    config = row.config(**{k: v for k, v in options.items() if k in own})
+    return config, FinalistsConfig(**{k: options[k] for k in options if k in shared})
+
+
+def _fields(cls: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(cls)]
+
+
+def _plain_fit(data: SearchData, seed: int) -> Fit:
+    """Training by `model.fit` on the data of a search."""
+
+    def fit(model: keras.Model, epochs: int, callbacks: Sequence[Any]) -> Any:
+        history = model.fit(
+            data.epochs(seed), epochs=epochs, callbacks=list(callbacks), verbose=0
+        )
+        return {k: [float(v) for v in values] for k, values in history.history.items()}
+
+    return fit
+
+
+def _identity(
+    case: SearchCase, strategy: str, config: Any, finalists: FinalistsConfig
+) -> dict[str, Any]:
+    """Everything that measurements depend on, for the journal."""
+    weights = hashlib.sha256()
+    for variable in case.model.variables:
+        weights.update(np.ascontiguousarray(variable).tobytes())
+    images = case.calibration_images
+    return {
+        "model": case.model.name,
+        "weights": weights.hexdigest()[:16],
+        "space": case.problem.space.to_config(),
+        "candidates": {
+            n: list(map(list, p)) for n, p in case.problem.candidates.items()
+        },
+        "budget": json.loads(json.dumps(case.budget, default=str)),
+        "strategy": strategy,
+        "options": {**vars(config), **vars(finalists)},
+        "seed": case.seed,
+        "calibration_images": images,
+        "quantizers": dict(case.quantizers),
+        "images": case.data.first(images).digest(),
+    }
+
+
+def _made_by(
+    case: SearchCase,
+    strategy: str,
+    config: Any,
+    finalists: FinalistsConfig,
+    bits: Bits,
+    cost: SearchCost,
+) -> dict[str, Any]:
+    """Provenance of a policy; seconds are left out, so that it can be made again."""
+    options = {**vars(config), "space": case.problem.space.to_config()}
+    if finalists.finalists:
+        options |= vars(finalists)
+    if case.problem.limits:
+        options["limits"] = records(case.problem.limits, bits)
+    return {
+        "strategy": strategy,
+        "config": options,
+        "quantizers": {**DEFAULT_QUANTIZERS, **case.quantizers},
+        "seed": case.seed,
+        "float_steps": round(cost.float_steps, 3),
+        "versions": {"gmpq-tf": __version__},
+    }
+
+
+def _listed(bits: Bits) -> dict[str, list[int]]:
+    return {name: list(pair) for name, pair in bits.items()}

@@ -1,0 +1,39 @@
+"""The ways to value choices: one file each, one line in `STRATEGIES`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from gmpq_tf.search.case import SearchCase
+from gmpq_tf.search.strategies.gradient import EdMIPSConfig, GMPQConfig, edmips, gmpq
+from gmpq_tf.search.strategies.loss_delta import LossDeltaConfig, loss_delta
+from gmpq_tf.search.strategies.random_draws import RandomConfig, random_draws
+from gmpq_tf.search.values import Valued
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A row of `STRATEGIES`.
+
+    Args:
+        config: dataclass of its options, plain values with defaults, validated.
+        value: (case, config) -> the values of all choices of the case; everything slow
+            in it that is not training by `case.fit` goes through `case.journal`.
+        gradient: whether `case.fit` trains a hypernet for it.
+    """
+
+    config: type
+    value: Callable[[SearchCase, Any], Valued]
+    gradient: bool = False
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "gmpq": Strategy(GMPQConfig, gmpq, gradient=True),
+    "edmips": Strategy(EdMIPSConfig, edmips, gradient=True),
+    "loss_delta": Strategy(LossDeltaConfig, loss_delta),
+    "random": Strategy(RandomConfig, random_draws),
+}
+
+__all__ = ["STRATEGIES", "Strategy"]

@@ -1,0 +1,112 @@
+"""The baseline that any search must beat: the best of some random policies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gmpq_tf.policy.draw import draw_bits
+from gmpq_tf.search.case import SearchCase
+from gmpq_tf.search.checks import check_measure, check_number, check_whole
+from gmpq_tf.search.errors import StrategyError
+from gmpq_tf.search.evaluator import Evaluator
+from gmpq_tf.search.finalists import halve
+from gmpq_tf.search.strategies.loss_delta import default_images
+from gmpq_tf.search.values import Bits, Valued, only
+
+TRIES = 20  # draws for each policy that is asked for, should some come twice
+
+
+@dataclass(frozen=True)
+class RandomConfig:
+    """How many policies are drawn, and how they are compared.
+
+    Args:
+        policies: Policies drawn; the best by successive halving is taken.
+        images: Images they are measured on; none: as many as
+            loss_delta takes.
+        measure: divergence (of the outputs from the float model's, without labels), or
+            task (cross-entropy of the labels).
+        steps: Steps of fine-tuning in the last round; 0 compares them without training.
+        learning_rate: Of fine-tuning; it falls to zero.
+        batch_size_of_steps: Images of a step.
+    """
+
+    policies: int = 16
+    images: int | None = None
+    measure: Literal["divergence", "task"] = "divergence"
+    steps: int = 0
+    learning_rate: float = 0.01
+    batch_size_of_steps: int = 64
+
+    def __post_init__(self) -> None:
+        check_whole("policies", self.policies, 1)
+        if self.images is not None:
+            check_whole("images", self.images, 1)
+        check_whole("steps", self.steps, 0)
+        check_whole("batch_size_of_steps", self.batch_size_of_steps, 1)
+        check_number("learning_rate", self.learning_rate, 0.0, exclusive=True)
+        check_measure(self.measure)
+
+
+def random_draws(case: SearchCase, config: RandomConfig) -> Valued:
+    """Draws policies that spend the budgets, and keeps the best.
+
+    Args:
+        case: the float model, its choices, budgets and images.
+        config: how many, and how they are compared.
+
+    Returns:
+        Values that leave the best to be chosen, and the ranking.
+
+    Raises:
+        StrategyError: there is no budget that policies could be drawn for.
+    """
+    evaluator = Evaluator(
+        case,
+        config.images or default_images(case),
+        labels=config.measure == "task",
+    )
+    risk = config.measure
+    drawn = draw(case, config.policies)
+    ranked = halve(
+        drawn,
+        evaluator,
+        risk,
+        config.steps,
+        config.learning_rate,
+        config.batch_size_of_steps,
+    )
+    history = [
+        {"policy": {n: list(pair) for n, pair in bits.items()}, "risk": float(r.mean())}
+        for bits, r in ranked
+    ]
+    return Valued(only(ranked[0][0]), ranked=tuple(ranked), history=tuple(history))
+
+
+def draw(case: SearchCase, count: int) -> list[Bits]:
+    """Policies drawn at random within the budgets of a case, none twice.
+
+    Args:
+        case: whose seed is that of the draws.
+        count: how many; fewer where there are fewer.
+
+    Raises:
+        StrategyError: there is no budget.
+    """
+    problem = case.problem
+    limits = [e for e in problem.limits if not e.table.is_fixed(problem.candidates)]
+    if not limits:
+        raise StrategyError(
+            "Random policies are drawn for a budget. Received: budget=None, or one "
+            "that every policy keeps. Give such as budget='W3A3'."
+        )
+    found: list[Bits] = []
+    for attempt in range(TRIES * count):
+        seed = case.seed * TRIES * 10_000 + attempt
+        bits = draw_bits(problem.candidates, limits, seed)
+        if bits not in found:
+            found.append(bits)
+        if len(found) == count:
+            break
+    return found
