@@ -14,10 +14,17 @@ from gmpq_tf.layer_kinds import Role
 from gmpq_tf.quantizers import InputQuantizer
 from gmpq_tf.quantizers.grid import code_limit
 from gmpq_tf.quantizers.input_quantizer import DEFAULT_RANGE
-from gmpq_tf.quantizers.line_search import ACTIVATION_FRACTIONS, SILENT
+from gmpq_tf.quantizers.line_search import SILENT
 from gmpq_tf.quantizers.observing import observing
 from gmpq_tf.transform.batches import ModelInputs, input_batches, is_arrays
 from gmpq_tf.transform.placement import is_transparent
+from gmpq_tf.transform.ranges import (
+    DEFAULT_RANGE_METHOD,
+    RangeMethod,
+    SeenValues,
+    range_method,
+    squared_error,
+)
 
 CALIBRATION_IMAGES = 512
 SAMPLES_PER_BATCH = 16_384
@@ -60,13 +67,18 @@ class Observer:
 
 
 def calibrate(
-    model: keras.Model, dataset: Any, batches: int | None = None, seed: int = 0
+    model: keras.Model,
+    dataset: Any,
+    batches: int | None = None,
+    seed: int = 0,
+    method: str | RangeMethod = DEFAULT_RANGE_METHOD,
 ) -> None:
     """Set the range of every activation quantizer from data, in one pass.
 
     Runs the model in inference mode with quantizers off, and gives each grid the step
-    of least squared error on the values seen: 8-bit model inputs get exactly the
-    smallest and largest value, power-of-two grids the best power of two. A tensor that
+    of least squared error on the values seen, or that of another `method`: 8-bit model
+    inputs get exactly the smallest and largest value whatever the method, power-of-two
+    grids the best power of two. A tensor that
     is zero throughout says nothing of its range: it gets 6, as before calibration, with
     a warning that names it (with a tiny range a channel that is zero here could never
     become active).
@@ -80,12 +92,16 @@ def calibrate(
             enough.
         batches: how many batches to use; None: all.
         seed: of the sample of values kept.
+        method: a name in `RANGE_METHODS`, or a function of `SeenValues` that returns
+            the step, such as `Percentile(99.9)`.
 
     Raises:
         CalibrationError: no image, a value that is not finite, or a model without
             quantizers.
         InputError: data that do not fit the model's inputs.
+        ValueError: an unknown method; the nearest name is given.
     """
+    chosen = range_method(method)
     quantizers = input_quantizers(model)
     if not quantizers:
         raise CalibrationError(
@@ -104,7 +120,9 @@ def calibrate(
     _warn_of_silence(quantizers, observers)
     for quantizer, observer in zip(quantizers, observers, strict=True):
         for branch in range(len(quantizer.bits)):
-            step, zero = best_grid(observer, quantizer, branch, id(quantizer) in scaled)
+            step, zero = best_grid(
+                observer, quantizer, branch, id(quantizer) in scaled, chosen
+            )
             quantizer.set_branch(branch, step, zero)
 
 
@@ -182,9 +200,13 @@ def _scaled_inputs(model: keras.Model) -> set[int]:
 
 
 def best_grid(
-    observer: Observer, quantizer: InputQuantizer, branch: int, scaled: bool = False
+    observer: Observer,
+    quantizer: InputQuantizer,
+    branch: int,
+    scaled: bool = False,
+    method: RangeMethod = squared_error,
 ) -> tuple[float, int]:
-    """Step, and code of the zero, of least squared error on the observed values.
+    """Step, and code of the zero, that a method chooses from the observed values.
 
     Where inputs are scaled inside the model, and the zero is placed, a step slightly
     larger than the scaled one of the input spreads the values between the codes, so
@@ -205,10 +227,14 @@ def best_grid(
             step *= 1 + OFF_HALVES
         return step, round(-low / step)
     largest = max(high, -low if signed else 0.0, 1e-6)
-    steps = largest * (np.ones(1) if observer.silent else ACTIVATION_FRACTIONS) / limit
-    if quantizer.power_of_two:
-        steps = np.unique(2.0 ** np.round(np.log2(steps)))
-    return quantizer.fit(observer.sample, branch, steps), 0
+    seen = SeenValues(
+        observer.sample,
+        largest,
+        limit,
+        quantizer.power_of_two,
+        lambda steps: quantizer.fit(observer.sample, branch, steps),
+    )
+    return seen.step_of(largest) if observer.silent else method(seen), 0
 
 
 def _share_of_halves(values: np.ndarray, step: float) -> float:
