@@ -24,14 +24,15 @@ def attribution_map(feature: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
     """`M[t] = ReLU(sum_c alpha_c[t] A_c)` (eq. 4).
 
     Args:
-        feature: feature map A, [B, H, W, C].
+        feature: feature map A, [B, H, W, C]; or [B, T, C], which counts as images of
+            one row, so that `Z = T`.
         gradient: of the class score with respect to it, same shape.
 
     Returns:
-        Non-negative maps, [B, H, W], in float32 at least: float16 loses the gradients
-        of large feature maps and the sums of bright ones. NaN stays NaN.
+        Non-negative maps, [B, H, W] or [B, 1, T], in float32 at least: float16 loses
+        the gradients of large feature maps and the sums of bright ones. NaN stays NaN.
     """
-    feature, gradient = wide(feature), wide(gradient)
+    feature, gradient = as_images(wide(feature)), as_images(wide(gradient))
     alpha = channel_importance(gradient)
     return tf.nn.relu(tf.einsum("bhwc,bc->bhw", feature, alpha))
 
@@ -40,6 +41,11 @@ def wide(value: Any) -> tf.Tensor:
     """A tensor of any shape, in float32 where its type is narrower."""
     value = tf.convert_to_tensor(value)
     return tf.cast(value, tf.float32) if value.dtype.size < 4 else value
+
+
+def as_images(feature: tf.Tensor) -> tf.Tensor:
+    """[B, T, C] as [B, 1, T, C]; images as they are."""
+    return feature[:, None] if feature.shape.rank == 3 else feature
 
 
 def class_scores(logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
@@ -83,13 +89,13 @@ def grad_cam(
 
     Args:
         head: feature map -> [logits, model output], as `split_head` returns it.
-        feature: [B, H, W, C].
+        feature: [B, H, W, C], or [B, T, C].
         classes: class of each image, integers [B], or labels [B, C], as
             `labels_to_classes` returns them; None: the predicted class.
         training: mode the head runs in.
 
     Returns:
-        (maps [B, H, W], [logits, output]).
+        (maps [B, H, W], or [B, 1, T]; [logits, output]).
     """
     with tf.GradientTape() as tape:
         tape.watch(feature)

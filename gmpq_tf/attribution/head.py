@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import keras
@@ -24,7 +25,8 @@ def split_head(
         model: functional classifier, one input and one output
             [B, classes] (or [B, 1] for two classes), logits, softmax or sigmoid.
         feature_layer: layer whose output is A; None: the last [B, H, W, C] tensor with
-            more than one pixel that every path to the output passes through.
+            more than one pixel that every path to the output passes through, or, where
+            there is none, the last such [B, T, C] tensor with more than one step.
         front: leading layers that are run before, as `split_front` does it; the
             backbone takes their results.
 
@@ -78,20 +80,22 @@ def last_feature_map(graph: Graph, feature_layer: str | None = None) -> int:
             )
         candidates = named[-1:]
     else:
-        candidates = [i for _, i in reversed(spatial)]
+        last_first = [i for _, i in reversed(spatial)]
+        candidates = sorted(last_first, key=lambda i: -len(graph.shapes[i]))
     for index in candidates:
         if _cuts(graph, index):
             return index
     raise GraphError(
-        "Grad-CAM needs a feature map (batch, height, width, channels) with more than "
-        "one pixel that every path from the input to the output passes through. "
+        "Grad-CAM needs a feature map (batch, height, width, channels), or (batch, "
+        "steps, channels), with more than one pixel that every path from the input to "
+        "the output passes through. "
         f"Received: feature_layer={feature_layer!r} and a model without one. "
         "Name another layer, or search with eta=0 (no attribution)."
     )
 
 
 def _is_feature_map(shape: tuple) -> bool:
-    return len(shape) == 4 and None not in shape[1:] and shape[1] * shape[2] > 1
+    return len(shape) in (3, 4) and None not in shape[1:] and math.prod(shape[1:-1]) > 1
 
 
 def _is_inside(call: Call) -> bool:

@@ -220,9 +220,10 @@ class Generalization(Risk):
         self.student_parts = split_parts(hypernet, config.feature_layer, front)
         self.teacher_parts = split_parts(self.teacher, config.feature_layer, front)
         self.map_size = None
-        shapes = [t.shape for t in hypernet.inputs if len(t.shape) == 4]
-        if config.map_size == "input" and shapes:
-            self.map_size = shapes[0][1:3]
+        rank = len(self.teacher_parts.backbone.output.shape)
+        shapes = [t.shape for t in hypernet.inputs if len(t.shape) == rank]
+        if config.map_size == "input" and shapes:  # maps of lines have one row
+            self.map_size = (1, *shapes[0][1:-1])[-2:]
         self.independent_labels = False
         self.map_count = MapCount()
         self.rank_metric = AttributionRankDistance()

@@ -168,11 +168,18 @@ def attribute(
         config: how many of them.
 
     Returns:
-        The name of the file; None for a model without a feature map.
+        The name of the file; None for a model without a feature map, and for one whose
+        maps are over steps.
     """
     try:
-        split_head(model)
+        backbone, _ = split_head(model)
     except GraphError:
+        return None
+    if len(backbone.output.shape) != 4:
+        print(
+            "Attribution maps are left out of the report: those of "
+            f"{model.name!r} are over steps, which are no pixels of an image."
+        )
         return None
     students = {
         re.sub(r"\W", "_", row_name(workdir / f)): load_model(

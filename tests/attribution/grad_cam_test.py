@@ -15,6 +15,7 @@ from gmpq_tf.attribution import (
     split_head,
 )
 from gmpq_tf.attribution.grad_cam import channel_importance
+from gmpq_tf.attribution.rank import attribution_ranks
 
 layers = keras.layers
 
@@ -111,6 +112,19 @@ def test_equations_3_and_4_in_numpy():
     np.testing.assert_allclose(channel_importance(g), alpha, atol=1e-6)
     expected = np.maximum(np.einsum("bhwc,bc->bhw", a, alpha), 0)
     np.testing.assert_allclose(attribution_map(a, g), expected, atol=1e-6)
+
+
+def test_lines_are_images_of_one_row():
+    """Weights are means over the steps, and the map has one row of them."""
+    rng = np.random.default_rng(3)
+    a, g = rng.standard_normal((2, 2, 7, 4)).astype("float32")
+    expected = np.maximum(np.einsum("btc,bc->bt", a, g.mean(1)), 0)
+    maps = attribution_map(a, g)
+    assert maps.shape == (2, 1, 7)
+    np.testing.assert_allclose(maps[:, 0], expected, atol=1e-6)
+    np.testing.assert_array_equal(maps, attribution_map(a[:, None], g[:, None]))
+    ranks = attribution_ranks(maps).numpy()
+    np.testing.assert_array_equal(np.sort(ranks), np.tile(np.arange(1, 8), (2, 1)))
 
 
 def test_maps_differentiate_a_second_time():

@@ -59,6 +59,21 @@ def test_map_inside_a_separable_convolution_is_not_one():
         split_head(model, "last_depthwise")
 
 
+def test_lines_are_taken_where_there_are_no_images():
+    inputs = keras.Input((12, 3))
+    x = layers.Conv1D(4, 3, name="line")(inputs)
+    x = layers.GlobalAveragePooling1D()(layers.MaxPooling1D(2)(x))
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    assert split_head(model)[0].output.shape == (None, 5, 4)
+    assert split_head(model, "line")[0].output.shape == (None, 10, 4)
+    x = inputs = keras.Input((8, 8, 3))
+    x = layers.Reshape((64, 3))(x)
+    x = layers.Reshape((8, 8, 4))(layers.Conv1D(4, 1)(x))
+    x = layers.Conv1D(4, 3)(layers.Reshape((64, 4))(x))
+    model = keras.Model(inputs, layers.Dense(2)(layers.GlobalAveragePooling1D()(x)))
+    assert split_head(model)[0].output.shape == (None, 8, 8, 4)
+
+
 def test_not_a_classifier():
     inputs = keras.Input((8, 8, 3))
     with pytest.raises(GraphError, match="classifier"):
