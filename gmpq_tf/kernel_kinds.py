@@ -24,7 +24,9 @@ class KernelKind:
     """A kind of layer that multiplies by a kernel.
 
     The axes of kernels are letters: h(eight), w(idth), i(nputs), o(utputs), and in a
-    depthwise kernel, whose output channels are both axes, m(ultiples of an input).
+    depthwise kernel, whose output channels are both axes, m(ultiples of an input). A
+    window that has a width alone moves along a line, which a file holds as an image of
+    one row.
 
     Args:
         name: of the stock Keras class.
@@ -58,6 +60,11 @@ class KernelKind:
     def depthwise(self) -> bool:
         """Whether each input channel is convolved on its own."""
         return "m" in self.axes
+
+    @property
+    def of_lines(self) -> bool:
+        """Whether it convolves lines, [batch, steps, channels], and no images."""
+        return "w" in self.axes and "h" not in self.axes
 
     @property
     def channel_axes(self) -> tuple[int, ...]:
@@ -116,7 +123,7 @@ class KernelKind:
 def _transposed(layer: Any, tensors: int) -> str | None:
     """XNNPACK leaves some windows to kernels that round twice."""
     if max(layer.dilation_rate) > 1:
-        return "with dilation, use an upsampling and a Conv2D"
+        return "with dilation, use an upsampling and a convolution"
     pairs = list(zip(layer.kernel_size, layer.strides, strict=True))
     short = any(size < stride for size, stride in pairs)
     odd = layer.output_padding is not None or any(k > stride for k, stride in pairs)
@@ -134,13 +141,20 @@ _DEPTHWISE_ARGUMENTS = (
 )
 _KINDS = (
     KernelKind("Conv2D", "hwio", "o h w i", "CONV_2D", _CONV_ARGUMENTS),
-    KernelKind(
-        "DepthwiseConv2D",
-        "hwim",
-        "1 h w im",
-        "DEPTHWISE_CONV_2D",
-        _DEPTHWISE_ARGUMENTS,
-        tf_keras_kernel="depthwise_kernel",
+    KernelKind("Conv1D", "wio", "o 1 w i", "CONV_2D", _CONV_ARGUMENTS),
+    *(
+        KernelKind(
+            name,
+            axes,
+            stored,
+            "DEPTHWISE_CONV_2D",
+            _DEPTHWISE_ARGUMENTS,
+            tf_keras_kernel="depthwise_kernel",
+        )
+        for name, axes, stored in (
+            ("DepthwiseConv2D", "hwim", "1 h w im"),
+            ("DepthwiseConv1D", "wim", "1 1 w im"),
+        )
     ),
     KernelKind(
         "Dense",
@@ -150,20 +164,29 @@ _KINDS = (
         f"units use_bias activation kernel_regularizer kernel_constraint {_PENALTIES}",
         one_step=True,
     ),
-    KernelKind(
-        "Conv2DTranspose",
-        "hwoi",
-        "o h w i",
-        "TRANSPOSE_CONV",
-        None,
-        of_inputs=True,
-        in_recipes=False,
-        refuses=_transposed,
+    *(
+        KernelKind(
+            name,
+            axes,
+            stored,
+            "TRANSPOSE_CONV",
+            None,
+            of_inputs=True,
+            in_recipes=False,
+            refuses=_transposed,
+        )
+        for name, axes, stored in (
+            ("Conv2DTranspose", "hwoi", "o h w i"),
+            ("Conv1DTranspose", "woi", "o 1 w i"),
+        )
     ),
 )
 KERNEL_KINDS = {kind.name: kind for kind in _KINDS}
 # Kind that is two of these, one after the other -> those two.
-SEPARABLE_KINDS = {"SeparableConv2D": ("DepthwiseConv2D", "Conv2D")}
+SEPARABLE_KINDS = {
+    "SeparableConv2D": ("DepthwiseConv2D", "Conv2D"),
+    "SeparableConv1D": ("DepthwiseConv1D", "Conv1D"),
+}
 
 
 def listed() -> str:

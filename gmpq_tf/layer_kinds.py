@@ -8,7 +8,7 @@ that lowers it (`gmpq_tf.export.tflite.lowering`), and a case of the conformance
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -73,6 +73,8 @@ class Kind:
             attributes of the same names; None: the export through TFMOT refuses it.
         trains: its call takes `training`.
         twin: for an operation, the layer and its arguments that compute the same.
+        images: of a layer on lines, [batch, steps, channels], the kind that computes
+            the same on images of one row.
         variant: name of the row of a layer with its settings; None: this one.
         refuses: why a layer of this kind cannot be computed in integers, if so.
     """
@@ -89,6 +91,7 @@ class Kind:
     arguments: str | None = None
     trains: bool = False
     twin: tuple[str, tuple[tuple[str, Any], ...]] | None = None
+    images: str | None = None
     variant: Callable[[Any], str | None] = lambda layer: None
     refuses: Check = lambda layer, tensors: None
 
@@ -164,7 +167,8 @@ def _blended(layer: Any) -> str | None:
 def _one_slope(layer: Any, tensors: int) -> str | None:
     if max(layer.alpha.shape[:-1], default=1) == 1:
         return None
-    return f"with slopes of shape {tuple(layer.alpha.shape)}, use shared_axes=[1, 2]"
+    axes = list(range(1, len(layer.alpha.shape)))
+    return f"with slopes of shape {tuple(layer.alpha.shape)}, use shared_axes={axes}"
 
 
 _RELU = (Role.KERNEL, Role.SUM, Role.NORM)  # these kernels compute ReLU, too
@@ -184,7 +188,13 @@ _FUNCTIONS = (
 )
 _KINDS = (
     *(
-        Kind(kind.name, Role.KERNEL, arguments=kind.arguments, refuses=kind.refuses)
+        Kind(
+            kind.name,
+            Role.KERNEL,
+            arguments=kind.arguments,
+            refuses=kind.refuses,
+            images=kind.name if kind.of_lines else None,
+        )
         for kind in KERNEL_KINDS.values()
     ),
     Kind("InputQuantizer", Role.QUANTIZER, keeps_sign=always, elementwise=True),
@@ -235,6 +245,13 @@ _KINDS = (
         arguments="size interpolation",
         refuses=_doubled,
     ),
+    Kind(
+        "UpSampling1D",
+        Role.REPEAT,
+        keeps_sign=always,
+        arguments="size",
+        images="UpSampling2D",
+    ),
     # Activations in a call of their own.
     Kind("Activation", Role.CURVE, fuses_into=_RELU, arguments="activation"),
     Kind(
@@ -282,14 +299,14 @@ _KINDS = (
     ),
     *(
         Kind(name, Role.IDENTITY, keeps_sign=always, arguments="rate", trains=True)
-        for name in ("Dropout", "SpatialDropout2D")
+        for name in ("Dropout", "SpatialDropout1D", "SpatialDropout2D")
     ),
     Kind("GaussianNoise", Role.IDENTITY, arguments="stddev", trains=True),
     Kind("GaussianDropout", Role.IDENTITY, arguments="rate", trains=True),
     *(
         Kind(name, Role.IDENTITY)
         for name in (
-            "SpatialDropout1D SpatialDropout3D AlphaDropout AugMix CutMix MixUp "
+            "SpatialDropout3D AlphaDropout AugMix CutMix MixUp "
             "RandAugment RandomBrightness RandomColorDegeneration RandomColorJitter "
             "RandomContrast RandomElasticTransform RandomErasing RandomFlip "
             "RandomGaussianBlur RandomGrayscale RandomHue RandomInvert "
@@ -317,8 +334,18 @@ _KINDS = (
         ).split()
     ),
 )
+# Kinds that Keras has for lines, too, with the same arguments.
+_OF_LINES = (
+    "AveragePooling GlobalAveragePooling MaxPooling GlobalMaxPooling ZeroPadding "
+    "Cropping"
+).split()
+_LINES = tuple(
+    replace(kind, name=f"{kind.name[:-2]}1D", images=kind.name)
+    for kind in _KINDS
+    if kind.name in [f"{name}2D" for name in _OF_LINES]
+)
 ACTIVATION = "Activation"  # of whose layers the function is an argument
-KINDS = {kind.name: kind for kind in _KINDS}
+KINDS = {kind.name: kind for kind in (*_KINDS, *_LINES)}
 FUNCTIONS = {function.name: function for function in _FUNCTIONS}
 
 
@@ -334,4 +361,4 @@ def function_of(name: str | None) -> Function:
 
 def names(*roles: Role) -> frozenset[str]:
     """Names of the kinds that have one of some roles."""
-    return frozenset(kind.name for kind in _KINDS if kind.role in roles)
+    return frozenset(kind.name for kind in KINDS.values() if kind.role in roles)

@@ -20,6 +20,10 @@ class OwnConv(layers.Conv2D):
     """Somebody's subclass of a layer of Keras."""
 
 
+class OwnLine(layers.Conv1D):
+    """Likewise, of lines."""
+
+
 class OwnProduct(layers.Layer):
     """Somebody's layer with a matrix."""
 
@@ -32,25 +36,12 @@ class OwnProduct(layers.Layer):
 
 # Layer, shape it reads, multiply-adds by hand.
 CASES = {
-    "Conv1D": (lambda: layers.Conv1D(6, 3), (10, 4), 8 * 3 * 4 * 6),
-    "causal": (lambda: layers.Conv1D(6, 3, padding="causal"), (10, 4), 10 * 3 * 4 * 6),
-    "grouped": (lambda: layers.Conv1D(6, 3, groups=2), (10, 4), 8 * 3 * 2 * 6),
+    "own Conv1D": (lambda: OwnLine(6, 3), (10, 4), 8 * 3 * 4 * 6),
     "Conv3D": (lambda: layers.Conv3D(2, 3), (5, 5, 5, 3), 27 * 27 * 3 * 2),
     "Conv3DTranspose": (
         lambda: layers.Conv3DTranspose(5, (1, 3, 3), strides=(1, 2, 2)),
         (1, 4, 6, 2),
         24 * 9 * 2 * 5,
-    ),
-    "Conv1DTranspose": (lambda: layers.Conv1DTranspose(5, 3), (7, 2), 7 * 3 * 2 * 5),
-    "DepthwiseConv1D": (
-        lambda: layers.DepthwiseConv1D(3, depth_multiplier=2),
-        (10, 4),
-        8 * 3 * 4 * 2,
-    ),
-    "SeparableConv1D": (
-        lambda: layers.SeparableConv1D(6, 3),
-        (10, 4),
-        8 * (3 * 4 + 4 * 6),
     ),
     "EinsumDense": (
         lambda: layers.EinsumDense("abc,cde->abde", output_shape=(7, 3, 5)),
@@ -84,6 +75,25 @@ CASES = {
 }
 
 
+# Of lines: searched layers, likewise.
+LINES = {
+    "Conv1D": (lambda: layers.Conv1D(6, 3), (10, 4), 8 * 3 * 4 * 6),
+    "causal": (lambda: layers.Conv1D(6, 3, padding="causal"), (10, 4), 10 * 3 * 4 * 6),
+    "grouped": (lambda: layers.Conv1D(6, 3, groups=2), (10, 4), 8 * 3 * 2 * 6),
+    "Conv1DTranspose": (lambda: layers.Conv1DTranspose(5, 3), (7, 2), 7 * 3 * 2 * 5),
+    "DepthwiseConv1D": (
+        lambda: layers.DepthwiseConv1D(3, depth_multiplier=2),
+        (10, 4),
+        8 * 3 * 4 * 2,
+    ),
+    "SeparableConv1D": (
+        lambda: layers.SeparableConv1D(6, 3),
+        (10, 4),
+        8 * (3 * 4 + 4 * 6),
+    ),
+}
+
+
 def model_of(layer, shape):
     inputs = keras.Input(shape)
     x = layers.Flatten()(layer(inputs))
@@ -103,6 +113,19 @@ def test_macs_are_those_counted_by_hand(name):
     assert cost.float_layers[0].weight_bytes == 4 * layer.count_params()
     assert cost.params == model.count_params()
     assert cost.other_params == 3 and cost.other_bytes == 12
+
+
+@pytest.mark.parametrize("name", sorted(LINES))
+def test_macs_of_searched_lines_are_those_counted_by_hand(name):
+    make, shape, macs = LINES[name]
+    layer = make()
+    model = model_of(layer, shape)
+    dense = int(np.prod(model.get_layer("head").kernel.shape))
+    cost = count_cost(model, gmpq.BitwidthPolicy.uniform(model, 3, 4, {}))
+    assert cost.float_layers == () and cost.macs == macs + dense
+    assert sum(c.macs for c in cost.layers if c.name != "head") == macs
+    assert cost.bit_ops == (macs + dense) * 12
+    assert cost.params == model.count_params()
 
 
 def test_attention_is_counted():
@@ -143,9 +166,9 @@ def test_channels_first_costs_what_channels_last_does():
 
 @pytest.fixture(scope="module")
 def mixed():
-    """A Conv1D of 480 MACs, and Dense layers of 160, 8 and 4."""
+    """Somebody's Conv1D of 480 MACs, and Dense layers of 160, 8 and 4."""
     inputs = keras.Input((12, 4))
-    x = layers.Flatten()(layers.Conv1D(4, 3, name="float")(inputs))
+    x = layers.Flatten()(OwnLine(4, 3, name="float")(inputs))
     x = layers.Dense(4, name="a")(x)
     x = layers.Dense(2, name="b")(x)
     return keras.Model(inputs, layers.Dense(2, name="c")(x))

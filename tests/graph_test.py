@@ -129,7 +129,8 @@ def test_what_is_searchable():
     assert not is_searchable(Odd(2))
     assert is_searchable(layers.Conv2DTranspose(2, 3))
     assert not is_searchable(layers.Conv3DTranspose(2, 3))
-    assert not is_searchable(layers.Conv1D(2, 3))
+    assert is_searchable(layers.Conv1D(2, 3))
+    assert not is_searchable(layers.Conv3D(2, 3))
 
 
 def separable(**options):

@@ -197,10 +197,33 @@ class QuantConv2D(Quantized, keras.layers.Conv2D):
 
 
 @keras.saving.register_keras_serializable("gmpq_tf")
-class QuantDepthwiseConv2D(Quantized, keras.layers.DepthwiseConv2D):
-    """Depthwise convolution, arguments as `keras.layers.DepthwiseConv2D`."""
+class QuantConv1D(Quantized, keras.layers.Conv1D):
+    """`conv(q_a(x), q_w(W)) + bias`, arguments as `keras.layers.Conv1D`."""
 
-    searchable_kind = "DepthwiseConv2D"
+    searchable_kind = "Conv1D"
+    recomputes = True
+
+    def multiply(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        """Convolution of an input [B, T, C] and a kernel, without bias.
+
+        Args:
+            x: [batch, steps, inputs].
+            kernel: [kernel steps, inputs / groups, outputs].
+        """
+        causal = self.padding == "causal"
+        return ops.conv(
+            ops.pad(x, self._compute_causal_padding()) if causal else x,
+            kernel,
+            strides=list(self.strides),
+            padding="valid" if causal else self.padding,
+            dilation_rate=self.dilation_rate,
+            data_format=self.data_format,
+        )
+
+
+class _Depthwise(Quantized):
+    """What depthwise convolutions of lines and of images compute alike."""
+
     recomputes = True
 
     def multiply(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
@@ -215,6 +238,20 @@ class QuantDepthwiseConv2D(Quantized, keras.layers.DepthwiseConv2D):
 
 
 @keras.saving.register_keras_serializable("gmpq_tf")
+class QuantDepthwiseConv2D(_Depthwise, keras.layers.DepthwiseConv2D):
+    """Depthwise convolution, arguments as `keras.layers.DepthwiseConv2D`."""
+
+    searchable_kind = "DepthwiseConv2D"
+
+
+@keras.saving.register_keras_serializable("gmpq_tf")
+class QuantDepthwiseConv1D(_Depthwise, keras.layers.DepthwiseConv1D):
+    """Depthwise convolution, arguments as `keras.layers.DepthwiseConv1D`."""
+
+    searchable_kind = "DepthwiseConv1D"
+
+
+@keras.saving.register_keras_serializable("gmpq_tf")
 class QuantDense(Quantized, keras.layers.Dense):
     """`q_a(x) q_w(W) + bias`, arguments as `keras.layers.Dense`."""
 
@@ -224,19 +261,18 @@ class QuantDense(Quantized, keras.layers.Dense):
         return ops.matmul(x, kernel)
 
 
-@keras.saving.register_keras_serializable("gmpq_tf")
-class QuantConv2DTranspose(Quantized, keras.layers.Conv2DTranspose):
-    """Transposed convolution, arguments as `keras.layers.Conv2DTranspose`."""
+class _Transposed(Quantized):
+    """What transposed convolutions of lines and of images compute alike."""
 
-    searchable_kind = "Conv2DTranspose"
     recomputes = True
 
     def multiply(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-        """Transposed convolution of an input [B, H, W, C] and a kernel, without bias.
+        """Transposed convolution of an input [B, ..., C] and a kernel, without bias.
 
         Args:
-            x: [batch, height, width, inputs].
-            kernel: [kernel height, kernel width, outputs, inputs].
+            x: [batch, height, width, inputs], or of lines [batch, steps, inputs].
+            kernel: [kernel height, kernel width, outputs, inputs], or of lines
+                [kernel steps, outputs, inputs].
         """
         return ops.conv_transpose(
             x,
@@ -249,5 +285,27 @@ class QuantConv2DTranspose(Quantized, keras.layers.Conv2DTranspose):
         )
 
 
-_CLASSES = (QuantConv2D, QuantDepthwiseConv2D, QuantDense, QuantConv2DTranspose)
+@keras.saving.register_keras_serializable("gmpq_tf")
+class QuantConv2DTranspose(_Transposed, keras.layers.Conv2DTranspose):
+    """Transposed convolution, arguments as `keras.layers.Conv2DTranspose`."""
+
+    searchable_kind = "Conv2DTranspose"
+
+
+@keras.saving.register_keras_serializable("gmpq_tf")
+class QuantConv1DTranspose(_Transposed, keras.layers.Conv1DTranspose):
+    """Transposed convolution, arguments as `keras.layers.Conv1DTranspose`."""
+
+    searchable_kind = "Conv1DTranspose"
+
+
+_CLASSES = (
+    QuantConv2D,
+    QuantConv1D,
+    QuantDepthwiseConv2D,
+    QuantDepthwiseConv1D,
+    QuantDense,
+    QuantConv2DTranspose,
+    QuantConv1DTranspose,
+)
 QUANT_LAYERS: dict[str, Any] = {cls.searchable_kind: cls for cls in _CLASSES}

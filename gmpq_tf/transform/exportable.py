@@ -6,7 +6,7 @@ import warnings
 
 from gmpq_tf.graph import Call, Graph, KernelPart, is_identity
 from gmpq_tf.layer_kinds import LOWERED, Role
-from gmpq_tf.transform.gates import curve, is_gate, is_lookup
+from gmpq_tf.transform.gates import is_gate, is_lookup
 from gmpq_tf.transform.placement import is_final
 from gmpq_tf.transform.units import is_fusable_relu
 
@@ -60,13 +60,6 @@ def _refusal(graph: Graph, call: Call) -> str | None:
         return refused
     if call.role is Role.MEAN and len({graph.shapes[i] for i in call.inputs}) > 1:
         return "of tensors of several shapes, bring them to one before it"
-    # BatchNormalization after a dense layer is folded into it, whatever the rank.
-    scales = call.role is Role.SCALING or curve(call) == "hard_sigmoid"
-    alone = len(call.inputs) == 1
-    if scales or (alone and call.role in (Role.SUM, Role.PRODUCT)):
-        shape = graph.shapes[call.outputs[0]]
-        if len(shape) not in (2, 4):
-            return f"which scales a tensor of shape {shape}, reshape before it"
     if any(None in graph.shapes[i][1:] for i in call.outputs):
         return "with an open size, give keras.Input a fixed shape"
     return None

@@ -125,8 +125,8 @@ def is_local_pool(graph: Graph, call: Call) -> bool:
     """
     if call.role is not Role.POOL or not hasattr(call.layer, "pool_size"):
         return False
-    image, windows = (graph.shapes[i][1:3] for i in (call.inputs[0], call.outputs[0]))
-    return tuple(call.layer.pool_size) != tuple(image) or tuple(windows) != (1, 1)
+    image, windows = (graph.shapes[i][1:-1] for i in (call.inputs[0], call.outputs[0]))
+    return tuple(call.layer.pool_size) != tuple(image) or set(windows) != {1}
 
 
 def _keeps_steps(graph: Graph, call: Call) -> bool:

@@ -34,6 +34,9 @@ def normalization(x):
 CASES = {
     "Conv2D": lambda x, y: L.Conv2D(4, 3, padding="same")(x),
     "DepthwiseConv2D": lambda x, y: L.DepthwiseConv2D(3, activation="relu")(x),
+    "Conv1D": lambda x, y: on_lines(L.Conv1D(4, 3, padding="causal"), x),
+    "DepthwiseConv1D": lambda x, y: on_lines(L.DepthwiseConv1D(3, strides=2), x),
+    "Conv1DTranspose": lambda x, y: on_lines(L.Conv1DTranspose(4, 3, strides=2), x),
     "Dense": lambda x, y: L.Dense(4)(y),
     "Conv2DTranspose": lambda x, y: L.Conv2DTranspose(4, 3, 2)(x),
     "InputQuantizer": lambda x, y: L.Add()([x, y]),  # every student has some
@@ -57,6 +60,15 @@ CASES = {
     "ZeroPadding2D": lambda x, y: L.ZeroPadding2D(1)(y),
     "Cropping2D": lambda x, y: L.Cropping2D(1)(y),
     "UpSampling2D": lambda x, y: L.UpSampling2D(2)(y),
+    "AveragePooling1D": lambda x, y: on_lines(L.AveragePooling1D(3, 2), y),
+    "GlobalAveragePooling1D": lambda x, y: on_lines(
+        L.GlobalAveragePooling1D(keepdims=True), y
+    ),
+    "MaxPooling1D": lambda x, y: on_lines(L.MaxPooling1D(3, 2, "same"), y),
+    "GlobalMaxPooling1D": lambda x, y: on_lines(L.GlobalMaxPooling1D(keepdims=True), y),
+    "ZeroPadding1D": lambda x, y: on_lines(L.ZeroPadding1D((2, 1)), y),
+    "Cropping1D": lambda x, y: on_lines(L.Cropping1D((1, 2)), y),
+    "UpSampling1D": lambda x, y: on_lines(L.UpSampling1D(3), y),
     "UpSampling2D bilinear": lambda x, y: blend(y, 2),
     "Activation": lambda x, y: L.Activation("relu")(y),
     "ReLU": lambda x, y: L.ReLU(2.0)(y),
@@ -107,6 +119,12 @@ def _rows(x, y):
 
 def _image(x):
     return L.Reshape((2, 8, 8))(x)
+
+
+def on_lines(layer, x):
+    """A layer on [B, 16, 4], its result as an image of one row."""
+    y = layer(L.Reshape((16, 4))(x))
+    return L.Reshape((1, *y.shape[1:]))(y)
 
 
 def model_of(case):

@@ -13,6 +13,12 @@ from gmpq_tf.export.tflite.lowering import LOWERINGS, lower
 from gmpq_tf.layer_kinds import LOWERED, names
 
 X = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("float32")
+
+
+def line(x):
+    return layers.Reshape((64, 4))(x)
+
+
 # Layer or function of an image of 4 channels -> whether files can hold it.
 CASES = {
     "relu": (layers.ReLU(), True),
@@ -39,6 +45,15 @@ CASES = {
     "average": (layers.AveragePooling2D(2), True),
     "nearest": (layers.UpSampling2D(), True),
     "bilinear": (layers.UpSampling2D(interpolation="bilinear"), True),
+    "line": (lambda x: layers.Conv1D(4, 3, padding="causal")(line(x)), True),
+    "separable line": (lambda x: layers.SeparableConv1D(4, 3)(line(x)), True),
+    "line of prelu": (lambda x: layers.PReLU()(line(x)), False),
+    "line scaled": (lambda x: line(x) * 0.5, True),
+    "dilated line": (
+        lambda x: layers.Conv1DTranspose(4, 3, dilation_rate=2)(line(x)),
+        False,
+    ),
+    "recurrent": (lambda x: layers.GRU(3)(line(x)), False),
     "lambda": (layers.Lambda(lambda x: x * 2), False),
     "clip": (lambda x: ops.clip(x, 0, 6), False),
     "scaled": (lambda x: x * 0.5 + 1.0, True),

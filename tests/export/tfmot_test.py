@@ -134,7 +134,8 @@ def grid_values(x, step, low, high, half_up):
 # Products and scaling by constants, as in squeeze-excite: TFLite only.
 REFUSED = {"Multiply", "Normalization", "Subtract", "Divide", "TrueDivide"}
 # TFLite only, too.
-REFUSED |= {"LeakyReLU", "LeakyRelu", "PReLU", "Average", "Conv2DTranspose"}
+REFUSED |= {"LeakyReLU", "LeakyRelu", "PReLU", "Average"}
+REFUSED |= {"Conv1DTranspose", "Conv2DTranspose"}
 
 
 class Owner:

@@ -11,9 +11,24 @@ ARGUMENTS = {
     "DepthwiseConv2D": {"kernel_size": 3, "strides": 2, "depth_multiplier": 2},
     "Dense": {"units": 5, "activation": "relu"},
     "Conv2DTranspose": {"filters": 5, "kernel_size": 3, "strides": 2},
+    "Conv1D": {"filters": 5, "kernel_size": 3, "padding": "causal"},
+    "DepthwiseConv1D": {"kernel_size": 3, "strides": 2, "depth_multiplier": 2},
+    "Conv1DTranspose": {"filters": 5, "kernel_size": 3, "strides": 2},
 }
 X = np.random.default_rng(0).normal(0.5, 1, (2, 8, 8, 3)).astype("float32")
+# Operator of TensorFlow -> kinds that are computed with it.
+OPERATORS = {
+    "Conv2D": ("Conv2D", "Conv1D"),
+    "MatMul": ("Dense",),
+    "Conv2DBackpropInput": ("Conv2DTranspose", "Conv1DTranspose"),
+    "DepthwiseConv2dNative": ("DepthwiseConv2D", "DepthwiseConv1D"),
+}
 IMPORTANCES = {1: [0.0], 2: [0.3, -0.7], 3: [0.5, -1.0, 0.2]}
+
+
+def shape_of(kind, images=2):
+    """Of images, or of lines of as many values."""
+    return (images, 64, 3) if "1D" in kind else (images, 8, 8, 3)
 
 
 def make(classes, kind, weight_bits, activation_bits, signed=False):
@@ -24,7 +39,7 @@ def make(classes, kind, weight_bits, activation_bits, signed=False):
         kernel_quantizer=KernelQuantizer(weight_bits, "lsq", cls.shared_axes),
         name="layer",
     )
-    layer.build(X.shape)
+    layer.build(shape_of(kind))
     layer.kernel_quantizer.fit_steps(layer.kernel)
     for branch, bits in enumerate(layer.input_quantizer.bits):
         layer.input_quantizer.set_branch(branch, 2.0 ** (1 - bits))
@@ -51,15 +66,16 @@ class TestEveryKind:
         for name in ("kernel", "bias"):
             getattr(quant, name).assign(getattr(one, name))
         quant.kernel_quantizer.fit_steps(quant.kernel)
-        np.testing.assert_array_equal(one(X), quant(X))
+        x = X.reshape(shape_of(kind))
+        np.testing.assert_array_equal(one(x), quant(x))
         assert not one.kernel_importance.trainable
         assert not one.input_importance.trainable
 
     def test_equation_5_as_an_explicit_sum(self, kind):
-        layer = mixed(kind)
+        layer, x = mixed(kind), X.reshape(shape_of(kind))
         pi_w, pi_a = softmax(IMPORTANCES[3]), softmax(IMPORTANCES[2])
         inputs = sum(
-            p * np.floor(np.clip(X / s, 0, 2**b - 1) + 0.5) * s
+            p * np.floor(np.clip(x / s, 0, 2**b - 1) + 0.5) * s
             for p, b, s in zip(pi_a, (2, 4), (0.5, 0.125), strict=True)
         )
         quantizer, kernel = layer.kernel_quantizer, layer.kernel.numpy()
@@ -68,18 +84,18 @@ class TestEveryKind:
             for i, p in enumerate(pi_w)
         )
         stock = getattr(keras.layers, kind)(**ARGUMENTS[kind])
-        stock.build(X.shape)
+        stock.build(x.shape)
         stock.set_weights([composed, layer.bias.numpy()])
-        np.testing.assert_allclose(layer(X), stock(inputs), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(layer(x), stock(inputs), rtol=1e-4, atol=1e-5)
 
     def test_importances_get_the_gradient_of_the_softmax(self, kind):
         def value(importance):
             layer.kernel_importance.assign(importance)
-            return float(tf.reduce_sum(layer(X)))
+            return float(tf.reduce_sum(layer(x)))
 
-        layer = mixed(kind)
+        layer, x = mixed(kind), X.reshape(shape_of(kind))
         with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(layer(X))
+            loss = tf.reduce_sum(layer(x))
         slope = tape.gradient(loss, layer.kernel_importance.value).numpy()
         center = np.array(IMPORTANCES[3])
         differences = [
@@ -101,33 +117,31 @@ class TestEveryKind:
         assert (layer.weight_bits, layer.activation_bits) == ((2, 3, 4), (2, 4))
 
     def test_keras_file_round_trip(self, kind, tmp_path):
-        layer = mixed(kind)
-        model = keras.Sequential([keras.Input(X.shape[1:]), layer])
+        layer, x = mixed(kind), X.reshape(shape_of(kind))
+        model = keras.Sequential([keras.Input(x.shape[1:]), layer])
         model.save(tmp_path / "m.keras")
         again = keras.models.load_model(tmp_path / "m.keras")
         assert type(again.get_layer("layer")) is MIXED_LAYERS[kind]
-        np.testing.assert_array_equal(again(X), model(X))
+        np.testing.assert_array_equal(again(x), model(x))
 
     def test_one_convolution_whatever_the_branches(self, kind):
-        names = {"Conv2D": "Conv2D", "Dense": "MatMul"}
-        names["Conv2DTranspose"] = "Conv2DBackpropInput"
-        name = names.get(kind, "DepthwiseConv2dNative")
+        name = next(name for name, kinds in OPERATORS.items() if kind in kinds)
         layer = mixed(kind)
-        x = X if kind != "Dense" else X.reshape(-1, 3)
+        x = X.reshape(shape_of(kind)) if kind != "Dense" else X.reshape(-1, 3)
         graph = tf.function(layer).get_concrete_function(tf.constant(x)).graph
         found = [o.type for o in graph.get_operations()]
         assert found.count(name) == 1
 
     def test_backward_keeps_nothing_a_branch(self, kind):
-        few = kept_bytes(mixed(kind, (2, 3), (2, 3)))
+        images = tf.TensorSpec(shape_of(kind, 512), tf.float32)
+        few = kept_bytes(mixed(kind, (2, 3), (2, 3)), images)
         many_bits = (2, 3, 4, 5, 6, 7, 8)
-        many = kept_bytes(make(MIXED_LAYERS, kind, many_bits, many_bits))
+        many = kept_bytes(make(MIXED_LAYERS, kind, many_bits, many_bits), images)
         assert many == few
 
 
-def kept_bytes(layer):
+def kept_bytes(layer, images):
     """Bytes of activations (8 images or more) that the backward pass reads."""
-    images = tf.TensorSpec((512, 8, 8, 3), tf.float32)
 
     def step(x):
         graph = tf.compat.v1.get_default_graph()

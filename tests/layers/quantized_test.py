@@ -7,7 +7,7 @@ from keras import layers
 from gmpq_tf.layers import QUANT_LAYERS
 from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
 
-IMAGE, VECTOR = (2, 9, 9, 4), (2, 12)
+IMAGE, LINE, VECTOR = (2, 9, 9, 4), (2, 13, 6), (2, 12)
 # class name, arguments, input shape
 CASES = {
     "conv": ("Conv2D", {"filters": 6, "kernel_size": 3}, IMAGE),
@@ -62,6 +62,50 @@ CASES = {
         },
         IMAGE,
     ),
+    "line": ("Conv1D", {"filters": 6, "kernel_size": 3, "use_bias": False}, LINE),
+    "line_causal_dilation": (
+        "Conv1D",
+        {
+            "filters": 6,
+            "kernel_size": 3,
+            "dilation_rate": 4,
+            "padding": "causal",
+            "activation": "relu",
+        },
+        LINE,
+    ),
+    "line_causal_stride": (
+        "Conv1D",
+        {"filters": 6, "kernel_size": 4, "strides": 2, "padding": "causal"},
+        LINE,
+    ),
+    "line_same_stride_groups": (
+        "Conv1D",
+        {
+            "filters": 6,
+            "kernel_size": 5,
+            "strides": 2,
+            "padding": "same",
+            "groups": 3,
+        },
+        LINE,
+    ),
+    "line_depthwise": (
+        "DepthwiseConv1D",
+        {"kernel_size": 3, "depth_multiplier": 2, "strides": 2, "padding": "same"},
+        LINE,
+    ),
+    "line_depthwise_dilation": (
+        "DepthwiseConv1D",
+        {"kernel_size": 3, "dilation_rate": 2, "use_bias": False},
+        LINE,
+    ),
+    "line_transposed": (
+        "Conv1DTranspose",
+        {"filters": 4, "kernel_size": 3, "strides": 2, "padding": "same"},
+        LINE,
+    ),
+    "dense_on_lines": ("Dense", {"units": 5, "activation": "relu"}, LINE),
     "dense_softmax": ("Dense", {"units": 5, "activation": "softmax"}, VECTOR),
     "dense_no_bias": ("Dense", {"units": 5, "use_bias": False}, VECTOR),
     "dense_on_images": ("Dense", {"units": 5}, IMAGE),

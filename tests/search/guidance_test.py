@@ -342,5 +342,7 @@ class TestWarnings:
     def test_no_layer_to_search(self):
         x = inputs = keras.Input((8, 8, 3))
         x = layers.GlobalAveragePooling2D()(layers.ReLU()(x))
-        with pytest.raises(GraphError, match="Dense and Conv2DTranspose"):
+        with pytest.raises(
+            GraphError, match="Dense, Conv2DTranspose and Conv1DTranspose"
+        ):
             PolicySearch(keras.Model(inputs, x))

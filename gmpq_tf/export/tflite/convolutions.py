@@ -21,7 +21,7 @@ from gmpq_tf.export.tflite.integer_graph import (
     beyond_kernels,
     fused_activation,
 )
-from gmpq_tf.export.tflite.patches import lower_patches
+from gmpq_tf.export.tflite.patches import lower_past, lower_patches
 from gmpq_tf.graph import Call
 from gmpq_tf.kernel_kinds import KERNEL_KINDS
 
@@ -64,8 +64,10 @@ def lower_layer(net: IntegerGraph, call: Call) -> None:
         Quantization(tuple(folded.scale * source.grid.step)),
     )
     net.kernels.append(Kernel(layer, call.name, kernel, folded, stored.kind))
+    before, after = (net.graph.shapes[i] for i in (call.inputs[0], call.outputs[0]))
+    if getattr(layer, "padding", None) == "causal":
+        source, before = lower_past(net, source, before, layer)
     if stored.kind != call.kind:
-        before, after = (net.graph.shapes[i] for i in (call.inputs[0], call.outputs[0]))
         source = lower_patches(net, source, before, after, layer)
     code, options = _operator(stored.kind, layer, net.graph.shapes[call.inputs[0]])
     options.fusedActivationFunction = fused_activation(fused.activation, target)
@@ -129,10 +131,10 @@ def container(storage: str, largest_code: int, call: Call) -> Stored:
         return unpacked
     if operator == "CONV_2D":
         packed = math.prod(shape) // CODES_A_BYTE[kind] + PATCHES_BYTES
-        pays = packed < math.prod(shape) and shape[3] >= FEWEST_FILTERS
+        pays = packed < math.prod(shape) and shape[-1] >= FEWEST_FILTERS
         if not pays and not is_pointwise(call):
             return unpacked
-        shape = (math.prod(shape[:3]), shape[3])
+        shape = (math.prod(shape[:-1]), shape[-1])
     return Stored("Dense", shape, kind)
 
 

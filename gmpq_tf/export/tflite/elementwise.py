@@ -16,6 +16,7 @@ from gmpq_tf.export.tflite.integer_graph import (
     Fused,
     IntegerGraph,
     fused_activation,
+    image_shape,
     relu_name,
 )
 from gmpq_tf.export.tflite.shapes import flat, lower_alias, lower_reshape, view
@@ -62,12 +63,7 @@ def lower_affine(net: IntegerGraph, call: Call) -> None:
     grid = net.next_grid(fused.index, call.name)
     if len(shape) == 4:
         return add_affine(net, call, grid, fused)
-    if len(shape) != 2:
-        raise ExportError(
-            "Scaling needs [batch, channels] or [batch, height, width, channels]. "
-            f"Received: layer={call.name!r} of shape {shape}. Reshape before it."
-        )
-    source = net.graph.new_tensor((shape[0], 1, 1, shape[1]), "float32")
+    source = net.graph.new_tensor(image_shape(shape), "float32")
     lift = Call(call.layer, f"{call.name}_lift", (), {}, call.inputs, (source,))
     lower_reshape(net, lift)
     lifted = replace(call, inputs=(source,))

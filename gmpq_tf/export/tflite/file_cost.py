@@ -26,6 +26,7 @@ from gmpq_tf.export.tflite.flatbuffer import (
     PACKING,
     FileBuilder,
 )
+from gmpq_tf.export.tflite.lines import image_window
 from gmpq_tf.export.tflite.lowering import Lowered, lower
 from gmpq_tf.export.tflite.metadata import Facts, facts
 from gmpq_tf.export.tflite.patches import lower_patches
@@ -265,6 +266,6 @@ def _with_patches(calls: Iterable[Call], graph: Graph) -> int:
     net: Any = SimpleNamespace(file=file, batch=None)
     source = Value(file.tensor("x", (1,), "INT8", quantization(grid)), grid, 0)
     for call in calls:
-        before, after = (graph.shapes[i] for i in (call.inputs[0], call.outputs[0]))
-        lower_patches(net, source, before, after, call.layer)
+        layer, before, after = image_window(graph, call)
+        lower_patches(net, source, before, after, layer)
     return len(file.finish({"x": source.tensor}, {"y": source.tensor}, {}))

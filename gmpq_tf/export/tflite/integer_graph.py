@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -128,6 +128,8 @@ class IntegerGraph:
         self.input_grids: list[Grid] = []
         self.output_steps: list[float] = []
         self.stands_for: dict[int, int] = {}  # made-up tensor -> the Keras one
+        # Keras tensor of lines -> the made-up one that holds it as images of one row.
+        self.images: dict[int, int] = {}
         self._moved: dict[tuple[Value, Grid, bool], Value] = {}
 
     def add_inputs(self, input_type: str) -> dict[str, int]:
@@ -168,7 +170,7 @@ class IntegerGraph:
         named: dict[str, int] = {}
         for position, index in enumerate(self.graph.outputs):
             name = self._output_name(index, named, position)
-            value = self.values[index]
+            value = self.value(index)
             self.output_steps.append(value.grid.step if value.grid else 1 / 256)
             named[name] = self._add_output(index, name, value, output_type)
             self._grids[named[name]] = value.grid
@@ -215,7 +217,7 @@ class IntegerGraph:
 
     def input(self, call: Call, position: int = 0) -> Value:
         """The tensor a layer reads; it must be on a grid."""
-        value = self.values[call.inputs[position]]
+        value = self.value(call.inputs[position])
         if value.grid is None:
             raise ExportError(
                 "Softmax and sigmoid can only end a model, where float is no loss. "
@@ -223,6 +225,47 @@ class IntegerGraph:
                 "replace it by a ReLU."
             )
         return value
+
+    def value(self, index: int) -> Value:
+        """The tensor of the file for one of Keras, made of its image if need be."""
+        if index not in self.values and index in self.images:
+            image = self.value(self.images[index])
+            self.values[index] = self._reshaped(image, index)
+        return self.values[index]
+
+    def as_image(self, call: Call, position: int) -> int:
+        """Number of a tensor that holds what a call reads as images of one row."""
+        index = call.inputs[position]
+        if index not in self.images:
+            value = self.input(call, position)
+            made = self.stand_in(index, image_shape(self.graph.shapes[index]))
+            self.values[made] = self._reshaped(value, made)
+            self.images[index] = made
+        return self.images[index]
+
+    def stand_in(self, index: int, shape: tuple) -> int:
+        """A made-up tensor of another shape in the place of one of Keras."""
+        made = self.graph.new_tensor(shape, "float32")
+        if index in self.producers:
+            self.producers[made] = self.producers[index]
+        self.consumers[made] = self.consumers[index]
+        self.stands_for[made] = self.stands_for.get(index, index)
+        return made
+
+    def _reshaped(self, value: Value, index: int) -> Value:
+        """A tensor in the shape of another."""
+        name = self.producers[index].name if index in self.producers else "input"
+        shape = constant_shape(self.shape(index, name))
+        options = schema.ReshapeOptionsT()
+        options.newShape = shape
+        tensor = self.file.tensor(None, self.shape(index, name), "INT8")
+        # The very same step: XNNPACK refuses to move values to another one.
+        self.file.tensors[tensor].quantization = self.file.tensors[
+            value.tensor
+        ].quantization
+        operands = [value.tensor, self.file.integers(shape)]
+        self.file.operator("RESHAPE", operands, [tensor], options)
+        return replace(value, tensor=tensor)
 
     def shape(self, index: int, name: str) -> list[int | None]:
         """Shape of a Keras tensor; all but the batch must be known."""
@@ -239,10 +282,17 @@ class IntegerGraph:
         """Rows of a tensor that has so many an image; None where the batch is open."""
         return None if self.batch is None else self.batch * an_image
 
+    def unit(self, call: Call) -> Unit:
+        """What is computed together with a call; one that is made up is alone."""
+        return self._units.get(id(call)) or Unit(call)
+
+    def join(self, unit: Unit) -> None:
+        """Know what is computed together with a call that a lowering makes up."""
+        self._units[id(unit.call)] = unit
+
     def fuse(self, call: Call) -> Fused:
         """What one kernel computes with a call; its other members are then done."""
-        # Calls that a lowering makes up are alone.
-        unit = self._units.get(id(call)) or Unit(call)
+        unit = self.unit(call)
         self.done.update(id(member) for member in unit.calls[1:])
         activation, cap = (
             call.activation if call.activation in FUSED else "linear",
@@ -420,6 +470,11 @@ def fused_activation(name: str, grid: Grid) -> int:
     """
     reaches = grid.high * grid.step > 6
     return FUSED["relu" if name == "relu6" and not reaches else name]
+
+
+def image_shape(shape: tuple) -> tuple:
+    """[batch, 1, pixels, channels] of [batch, ..., channels]."""
+    return (shape[0], 1, math.prod(shape[1:-1]), shape[-1])
 
 
 def constant_shape(shape: Sequence[int | None]) -> list[int]:

@@ -22,6 +22,7 @@ from gmpq_tf.export.tflite.elementwise import (
     lower_relu,
 )
 from gmpq_tf.export.tflite.integer_graph import Check, IntegerGraph, Kernel
+from gmpq_tf.export.tflite.lines import is_on_image, on_image
 from gmpq_tf.export.tflite.lookup import lower_lookup
 from gmpq_tf.export.tflite.metadata import (
     ENTRY_NAME,
@@ -46,7 +47,7 @@ from gmpq_tf.export.tflite.shapes import (
 )
 from gmpq_tf.graph import Call, Graph, is_identity
 from gmpq_tf.kernel_kinds import KERNEL_KINDS
-from gmpq_tf.layer_kinds import BILINEAR, FUNCTIONS, LOWERED, names
+from gmpq_tf.layer_kinds import BILINEAR, FUNCTIONS, KINDS, LOWERED, names
 from gmpq_tf.transform.exportable import refusals
 from gmpq_tf.transform.gates import is_gate, is_lookup
 from gmpq_tf.transform.placement import is_final
@@ -80,6 +81,8 @@ LOWERINGS: dict[str, Callable[[IntegerGraph, Call], None]] = {
     "LeakyRelu": lower_lookup,
     "PReLU": lower_lookup,
 }
+# Layers on lines are lowered as those on images of one row: see `lines`.
+LOWERINGS |= {k.name: LOWERINGS[k.images] for k in KINDS.values() if k.images}
 # What else exports, wherever it is written.
 ACTIVATIONS = ("ReLU", "Softmax", *(f.name for f in FUNCTIONS.values() if f.exports))
 _unknown = set(LOWERINGS) ^ names(*LOWERED)
@@ -176,7 +179,15 @@ def add_call(net: IntegerGraph, call: Call, output_type: str) -> None:
         return
     if is_final(net.graph, call, net.consumers[call.outputs[0]]):
         lower_final(net, call, output_type)
-    elif is_identity(call):
+    elif is_on_image(net, call):
+        on_image(net, call, lower_call)
+    else:
+        lower_call(net, call)
+
+
+def lower_call(net: IntegerGraph, call: Call) -> None:
+    """Add what a layer that does not end the model computes."""
+    if is_identity(call):
         lower_alias(net, call)
     elif is_gate(call):
         lower_gate(net, call)

@@ -46,6 +46,27 @@ def lower_patches(
     return moved.value
 
 
+def lower_past(
+    net: IntegerGraph, source: Value, shape: tuple, layer: Any
+) -> tuple[Value, tuple]:
+    """Add the zeros before the first step that a causal convolution reads.
+
+    Args:
+        net: the file being written.
+        source: [batch, 1, steps, channels], on a grid.
+        shape: its shape.
+        layer: the convolution: kernel size and dilation.
+
+    Returns:
+        [batch, 1, past + steps, channels], and its shape.
+    """
+    (_, _, _), (size, _, dilation) = windows(layer)
+    past = (size - 1) * dilation
+    moved = Moved(net, source, list(shape))
+    moved.pad([(0, 0), (past, 0)])
+    return moved.value, (*shape[:2], past + shape[2], shape[3])
+
+
 def windows(layer: Any) -> list[tuple[int, int, int]]:
     """(size, stride, dilation) of a convolution's window along height and width."""
     parts = (layer.kernel_size, layer.strides, layer.dilation_rate)

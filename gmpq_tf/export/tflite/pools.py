@@ -33,7 +33,7 @@ def lower_max_pool(net: IntegerGraph, call: Call) -> None:
     """MaxPooling2D; a global one has a window as large as the image."""
     layer = call.layer
     options = schema.Pool2DOptionsT()
-    if call.kind == "GlobalMaxPooling2D":
+    if not hasattr(layer, "pool_size"):
         size = stride = tuple(net.graph.shapes[call.inputs[0]][1:3])
         options.padding = VALID
     else:
@@ -66,7 +66,7 @@ def lower_average(net: IntegerGraph, call: Call) -> None:
 
 def average_window(call: Call, shape: tuple) -> tuple[tuple, tuple]:
     """Size and stride of an average pool; a global one covers the image."""
-    if call.kind == "GlobalAveragePooling2D":
+    if not hasattr(call.layer, "pool_size"):
         return tuple(shape[1:3]), tuple(shape[1:3])
     return tuple(call.layer.pool_size), tuple(call.layer.strides)
 

@@ -11,7 +11,11 @@ from ai_edge_litert import schema_py_generated as schema
 
 from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.integers.grids import Grid, Value, quantization
-from gmpq_tf.export.tflite.integer_graph import IntegerGraph, constant_shape
+from gmpq_tf.export.tflite.integer_graph import (
+    IntegerGraph,
+    constant_shape,
+    image_shape,
+)
 from gmpq_tf.graph import Call
 
 
@@ -35,6 +39,8 @@ def view(
 
 def lower_reshape(net: IntegerGraph, call: Call) -> None:
     """Flatten, Reshape: the batch is left open unless it is fixed."""
+    source = call.inputs[0]
+    call = replace(call, inputs=(net.images.get(source, source),))
     shape = constant_shape(net.shape(call.outputs[0], call.name))
     options = schema.ReshapeOptionsT()
     options.newShape = shape
@@ -42,9 +48,9 @@ def lower_reshape(net: IntegerGraph, call: Call) -> None:
 
 
 def flat(net: IntegerGraph, call: Call, compute: Callable[[Call], None]) -> None:
-    """Compute [batch, 1, 1, channels], then drop the two axes."""
-    graph, (batch, channels) = net.graph, net.graph.shapes[call.outputs[0]]
-    middle = graph.new_tensor((batch, 1, 1, channels), "float32")
+    """Compute [batch, 1, pixels, channels], then give it the shape it has in Keras."""
+    graph = net.graph
+    middle = graph.new_tensor(image_shape(graph.shapes[call.outputs[0]]), "float32")
     inner = replace(call, outputs=(middle,))
     net.producers[middle] = inner
     net.stands_for[middle] = call.outputs[0]
@@ -61,14 +67,14 @@ def lower_permute(net: IntegerGraph, call: Call) -> None:
 
 
 def lower_padding(net: IntegerGraph, call: Call) -> None:
-    """ZeroPadding2D."""
+    """ZeroPadding2D, and of lines."""
     pads = np.array([(0, 0), *call.layer.padding, (0, 0)])
     paddings = net.file.integers(pads)
     view(net, call, "PAD", [paddings], schema.PadOptionsT())
 
 
 def lower_cropping(net: IntegerGraph, call: Call) -> None:
-    """Cropping2D."""
+    """Cropping2D, and of lines."""
     (top, _), (left, _) = call.layer.cropping
     size = constant_shape(net.shape(call.outputs[0], call.name))
     operands = [
