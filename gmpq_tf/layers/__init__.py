@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from gmpq_tf.layers.batch_norm import BatchNormalization
 from gmpq_tf.layers.mixed import MIXED_LAYERS
 from gmpq_tf.layers.quantized import (
     QUANT_LAYERS,
@@ -18,6 +19,7 @@ MixedDepthwiseConv2D: Any = MIXED_LAYERS["DepthwiseConv2D"]
 __all__ = [
     "MIXED_LAYERS",
     "QUANT_LAYERS",
+    "BatchNormalization",
     "MixedConv2D",
     "MixedDense",
     "MixedDepthwiseConv2D",
