@@ -38,10 +38,6 @@ class Importances:
         """Expected bits of each layer, scalars (eq. 7)."""
         return [layer.expected_bits() for layer in self.layers]
 
-    def branch_probabilities(self) -> list[LayerPair]:
-        """`pi_w` and `pi_a` of each layer, tensors [branches]."""
-        return [layer.branch_probabilities() for layer in self.layers]
-
     def probabilities(self) -> dict[str, LayerPair]:
         """Layer name -> `pi_w` and `pi_a`, arrays [branches]."""
         return {

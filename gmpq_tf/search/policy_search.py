@@ -304,10 +304,7 @@ class PolicySearch(keras.Model):
         Args:
             table: of a resource, such as `limits[0].table`.
         """
-        branches = self.branches
-        return self.problem.expected(
-            table, branches.expected_bits(), branches.branch_probabilities()
-        )
+        return self.problem.expected(table, self.branches)
 
     def full_bit_ops(self) -> float:
         """Bit operations of the full-precision model."""
@@ -371,8 +368,6 @@ class PolicySearch(keras.Model):
             task = self.compute_loss(
                 x=x, y=y, y_pred=output, sample_weight=sample_weight
             )
-            step.bits = self.branches.expected_bits()
-            step.probabilities = self.branches.branch_probabilities()
             guidance = sum(risk.weighted(step) for risk in self.risks)
             # Gradients of replicas are added; Keras divides the task loss for that.
             share = task + guidance / replica_count()
@@ -409,10 +404,11 @@ class PolicySearch(keras.Model):
         """A batch as the random layers at the front of the model make it."""
         guide = self.generalization
         if guide is None:
-            return Step(x, y)
+            return Step(x, y, self.branches)
         images = guide.augmented(x)  # the same for the hypernet and the teacher
         drawn = guide.drawn(images, self.optimizer.iterations)
-        return Step(images, y, drawn, guide.teacher_maps(images, y, drawn))
+        maps = guide.teacher_maps(images, y, drawn)
+        return Step(images, y, self.branches, drawn, maps)
 
     def _forward(self, step: Step) -> tf.Tensor:
         """The hypernet's output; its maps are noted in the step."""

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from gmpq_tf.bits import LayerPair
 from gmpq_tf.budget import BIT_OPS, Candidates, bit_ops
 from gmpq_tf.cost_tables import CostTable, TableOptions, cost_table
 from gmpq_tf.graph import GraphError
 from gmpq_tf.kernel_kinds import listed
 from gmpq_tf.limits import Limit, given_budget, limits_of
+from gmpq_tf.search.importances import Importances
 from gmpq_tf.search.knapsack import check_limits, most_probable_bits
 from gmpq_tf.space import SearchSpace
 
@@ -86,31 +86,26 @@ class SearchProblem:
         found = [each.budget for each in self.limits if each.resource == BIT_OPS]
         return found[0] if found else None
 
-    def expected(
-        self,
-        table: CostTable,
-        bits: Sequence[LayerPair],
-        probabilities: Sequence[LayerPair],
-    ) -> tf.Tensor:
+    def expected(self, table: CostTable, branches: Importances) -> tf.Tensor:
         """Cost expected under the importances, `sum_k pi_w^T C_k pi_a` (eq. 7).
 
         With the constant part; a scalar.
 
         Args:
             table: of the resource.
-            bits: expected in each layer, in the order of `candidates`; scalars.
-            probabilities: `pi_w` and `pi_a` of each layer, [candidates] each.
+            branches: the importances of the layers of `candidates`, in their order.
         """
         terms = []
-        layers = zip(self.candidates.items(), bits, probabilities, strict=True)
-        for (name, pair), mean, pi in layers:
+        layers = zip(self.candidates.items(), branches.layers, strict=True)
+        for (name, pair), layer in layers:
             macs = table.macs(name, pair)
             if macs is not None:
-                terms.append(bit_ops(macs, mean.weights, mean.activations))
+                terms.append(bit_ops(macs, *layer.expected_bits()))
             else:
+                weights, inputs = layer.branch_probabilities()
                 costs = tf.constant(table.of(name, pair), tf.float32)
-                row = tf.linalg.matvec(costs, pi.activations)
-                terms.append(tf.reduce_sum(pi.weights * row))
+                row = tf.linalg.matvec(costs, inputs)
+                terms.append(tf.reduce_sum(weights * row))
         return tf.add_n(terms) + float(table.constant)
 
     def full_bit_ops(self) -> float:

@@ -33,6 +33,7 @@ from gmpq_tf.graph import GraphError, read_graph
 from gmpq_tf.limits import Limit
 from gmpq_tf.search.config import RiskConfig
 from gmpq_tf.search.first_steps import MapCount
+from gmpq_tf.search.importances import Importances
 from gmpq_tf.search.problem import SearchProblem
 from gmpq_tf.search.zeta import adapted_zeta, damped_zeta
 from gmpq_tf.transform.front import leading_layers, misplaced_layers, split_front
@@ -46,6 +47,8 @@ class Step:
     Args:
         images: what the hypernet sees, as the model takes it.
         labels: as `fit` was given them.
+        branches: the importances; read anew by each risk that depends on them, which
+            keeps the order in which TensorFlow's graph optimizer adds.
         drawn: places of the images that are attributed, integers [A]; None: all.
         teacher_maps: of the float model, [A, H, W]; None without a teacher.
         maps: of the hypernet, [A, H, W]; None without a teacher.
@@ -57,6 +60,7 @@ class Step:
 
     images: Any
     labels: Any
+    branches: Importances
     drawn: tf.Tensor | None = None
     teacher_maps: tf.Tensor | None = None
     maps: tf.Tensor | None = None
@@ -130,9 +134,7 @@ class Complexity(Risk):
         """Expected cost, its constant part included; a scalar."""
         name = metric_names.expected(self.table.resource)
         if name not in step.noted:
-            step.noted[name] = self.problem.expected(
-                self.table, step.bits, step.probabilities
-            )
+            step.noted[name] = self.problem.expected(self.table, step.branches)
         return step.noted[name]
 
     def value(self, step: Step) -> tf.Tensor:
@@ -295,7 +297,7 @@ class Generalization(Risk):
 
     def value(self, step: Step) -> tf.Tensor:
         """`generalization_risk` of the batch, a scalar."""
-        p = exponent(self.config, step.bits)
+        p = exponent(self.config, step.branches.expected_bits())
         return generalization_risk(step.maps, step.teacher_maps, p, self.config.top_k)
 
     def update(self, step: Step) -> None:
