@@ -25,6 +25,7 @@ ORDER = [
     ("quantizers",),
     ("layers",),
     ("transform",),
+    ("post_training",),
     ("attribution", "task"),
     ("search",),
     ("models", "data"),

@@ -36,7 +36,8 @@ class LayerwiseRun:
         self.graph, self.memory = graph, memory
         self.start = 0  # the first call that is not computed yet
         inputs = ModelInputs(graph)
-        self.kept = [self._tensors(inputs.read(batch)) for batch in batches]
+        self.given = [self._tensors(inputs.read(batch)) for batch in batches]
+        self.kept = self.given
         self.images = sum(len(tensors[graph.inputs[0]]) for tensors in self.kept)
         self.last_reader = {
             index: number
@@ -54,17 +55,31 @@ class LayerwiseRun:
         """The first output of call `number`, batch by batch.
 
         Args:
-            number: of the call; not smaller than the last one asked for.
+            number: of the call; where it is smaller than the last one asked for, all
+                is computed again from the inputs.
 
         Yields:
             [B, ...], float32.
         """
+        for tensors in self._before(number):
+            yield np.asarray(self._call(tensors, number)[0])
+
+    def operands(self, number: int) -> Iterator[np.ndarray]:
+        """The first tensor that call `number` reads: likewise, [B, ...] each."""
+        source = self.graph.calls[number].inputs[0]
+        for tensors in self._before(number):
+            yield np.asarray(tensors[source])
+
+    def _before(self, number: int) -> Iterator[dict[int, Any]]:
+        """What exists before call `number`, batch by batch."""
+        if number < self.start:
+            self.start, self.kept = 0, self.given
         fits, found = self._bytes_at(number) <= self.memory, []
         for kept in self.kept:
             tensors = self._run(dict(kept), number)
             if fits:
                 found.append(tensors)
-            yield np.asarray(self._call(tensors, number)[0])
+            yield tensors
         if fits:
             self.start, self.kept = number, found
 
