@@ -111,8 +111,20 @@ class OutputReport:
 class Outputs:
     """How the outputs of a file compare with those of the Keras model.
 
-    Figures of decisions are those of the output that is alike least. Where no output
-    decides anything, agreement is the share of near numbers, and the others are None.
+    Args:
+        images: how many inputs were compared.
+        agreement: share of equal decisions of Keras and the file, in the output in
+            which it is least; where none decides anything, the share of its numbers
+            within `near_steps` steps.
+        builtin_agreement: likewise with the built-in kernels, on at most 256 or so.
+        ties: share of decisions that differ, but between scores that are equal in Keras
+            or in the file.
+        max_steps: largest difference of an output, in steps of its grid.
+        mean_steps: mean difference, in the output in which it is largest.
+        keras_accuracy: share of right decisions, where there are labels and one output
+            that decides something.
+        tflite_accuracy: likewise of the file.
+        outputs: one row an output: what it is, and what was compared.
     """
 
     images: int

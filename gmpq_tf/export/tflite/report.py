@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gmpq_tf.export.errors import ExportError
-from gmpq_tf.export.tflite.outputs import OutputReport
+from gmpq_tf.export.tflite.outputs import Outputs
 from gmpq_tf.export.tflite.verify import LayerReport
 from gmpq_tf.files import json_text, replace_files
 
@@ -16,8 +16,8 @@ REPORT_NAME = "export_report.json"
 
 
 @dataclass(frozen=True)
-class ExportReport:
-    """What was written, and how it compares with the Keras model.
+class ExportReport(Outputs):
+    """What was written, and how it compares with the Keras model: see `Outputs`.
 
     Args:
         path: the file.
@@ -26,19 +26,6 @@ class ExportReport:
         output_type: type of its outputs.
         file_bytes: size of the file.
         data: "given", or "random" where the caller had no images.
-        images: how many inputs were compared.
-        agreement: share of equal decisions of Keras and the file, in the output in
-            which it is least; where none decides anything, the share of its numbers
-            within `near_steps` steps.
-        builtin_agreement: likewise with the built-in kernels, on at most 256 or so.
-        ties: share of decisions that differ, but between scores that are equal in Keras
-            or in the file.
-        max_steps: largest difference of an output, in steps of its grid.
-        mean_steps: mean difference, in the output in which it is largest.
-        keras_accuracy: share of right decisions, where there are labels and one output
-            that decides something.
-        tflite_accuracy: likewise of the file.
-        outputs: one row an output: what it is, and what was compared.
         unsnapped_layers: layers whose biases were not rounded before by `snap_biases`.
         layers: one row a layer.
         storage_bytes: size of the file in each storage.
@@ -54,15 +41,6 @@ class ExportReport:
     output_type: str
     file_bytes: int
     data: str
-    images: int
-    agreement: float | None
-    builtin_agreement: float | None
-    ties: float | None
-    max_steps: float | None
-    mean_steps: float | None
-    keras_accuracy: float | None
-    tflite_accuracy: float | None
-    outputs: tuple[OutputReport, ...]
     unsnapped_layers: tuple[str, ...]
     layers: tuple[LayerReport, ...]
     storage_bytes: dict[str, int]
