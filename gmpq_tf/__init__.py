@@ -16,6 +16,7 @@ from gmpq_tf.version import __version__ as __version__
 if TYPE_CHECKING:
     from gmpq_tf.cost import Cost as Cost
     from gmpq_tf.cost import count_cost as count_cost
+    from gmpq_tf.export.tflite import integer_twin as integer_twin
     from gmpq_tf.models import load_model as load_model
     from gmpq_tf.policy import BitwidthPolicy as BitwidthPolicy
     from gmpq_tf.policy import PolicyError as PolicyError
@@ -40,6 +41,7 @@ _HOMES = {
     "build_hypernet": "transform",
     "calibrate": "transform",
     "count_cost": "cost",
+    "integer_twin": "export.tflite",
     "load_model": "models",
     "quantize_model": "transform",
     "search_policy": "search",

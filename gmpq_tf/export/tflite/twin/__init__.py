@@ -1,0 +1,58 @@
+"""A Keras model that computes what a file does, integer by integer."""
+
+from __future__ import annotations
+
+import keras
+
+from gmpq_tf.export.tflite.lowering import Lowered, lower
+from gmpq_tf.export.tflite.twin.operator import read_program
+from gmpq_tf.export.tflite.twin.program import ProgramLayer
+from gmpq_tf.graph import fill
+from gmpq_tf.transform.rewrite import NamedOutputs
+
+__all__ = ["integer_twin"]
+
+
+def integer_twin(student: keras.Model, storage: str = "fast") -> keras.Model:
+    """A Keras model with a student's outputs as its `.tflite` file gives them.
+
+    Every operator of the file is computed with the integers, the float32 multipliers
+    and the roundings of XNNPACK: `clip(round(float32(sum) * s_x s_w / s_y) + z)`, the
+    sum exact, halves to even. So it shows what the file will decide, in batches and on
+    any device. It cannot be trained; made of a student, it does not follow its weights.
+
+    Args:
+        student: calibrated model from `gmpq_tf.quantize_model`.
+        storage: of the file, as `export_tflite` takes it; all give the same integers.
+
+    Returns:
+        A model with the student's inputs and outputs; only a final softmax or sigmoid
+        is computed in float, where runtimes differ in the last bits.
+
+    Raises:
+        ExportError: layers that have no integer counterpart, or an operator whose
+            arithmetic is not known; named.
+    """
+    lowered = lower(student, storage)
+    return twin_of(lowered, f"{student.name}_twin")
+
+
+def twin_of(lowered: Lowered, name: str) -> keras.Model:
+    """The twin of a file that has float inputs and outputs.
+
+    Args:
+        lowered: the file.
+        name: of the model.
+    """
+    graph = lowered.graph
+    inputs = {
+        index: keras.Input(batch_shape=graph.shapes[index], name=input_name)
+        for index, input_name in zip(graph.inputs, graph.input_names, strict=True)
+    }
+    layer = ProgramLayer(read_program(lowered.content), name="operators")
+    found = layer([inputs[index] for index in graph.inputs])
+    structures = (
+        fill(graph.input_structure, inputs),
+        fill(graph.output_structure, dict(zip(graph.outputs, found, strict=True))),
+    )
+    return NamedOutputs(*structures, name=name, output_names=graph.output_names)

@@ -1,0 +1,138 @@
+"""Operators that work on each value: ADD, MUL, QUANTIZE, activations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from gmpq_tf.export.tflite.twin.operator import Compute, Operator
+from gmpq_tf.export.tflite.twin.rounding import fixed_point, shifted, to_nearest
+
+# What XNNPACK takes; runtimes compute the rest in kernels of their own.
+ADD_RATIOS = (2.0**-10, 2.0**8)
+CONVERT_RATIOS = (2.0**-8, 2.0**7)
+CONVERT_BITS = 8
+
+
+def add(op: Operator) -> Compute:
+    """ADD: of integers in 8 bits, or of the plain ones that are places in a table."""
+    if op.output.kind == "INT32":
+        starts = tf.constant(op.inputs[1].constant, tf.float32)
+        return lambda value: value + starts
+    ratios = [float(t.step / op.output.step) for t in op.inputs]
+    if not all(ADD_RATIOS[0] <= ratio < ADD_RATIOS[1] for ratio in ratios):
+        raise op.unsupported(f"whose operands have {ratios} steps of the result")
+    return fixed_point(op)
+
+
+def multiply(op: Operator) -> Compute:
+    """MUL: the exact product, one product in float32, one rounding."""
+    first, second = op.inputs
+    factor = (first.step * second.step) / op.output.step
+
+    def compute(one: Any, two: Any) -> Any:
+        product = (one - float(first.zero_point)) * (two - float(second.zero_point))
+        return to_nearest(product * factor, op)
+
+    return compute
+
+
+def quantize(op: Operator) -> Compute:
+    """QUANTIZE: of floats, or from one grid to another."""
+    source, target = op.inputs[0], op.output
+    if source.kind == "FLOAT32":
+        inverse = np.float32(1) / target.step
+        return lambda value: to_nearest(value * inverse, op)
+    ratio = float(source.step / target.step)
+    if ratio == 1:
+        return shifted(op, [1], 0)
+    if not CONVERT_RATIOS[0] <= ratio <= CONVERT_RATIOS[1]:
+        return rounded_twice(op)
+    factor = int(np.rint(np.float32(ratio) * 2**CONVERT_BITS))
+    return shifted(op, [factor], CONVERT_BITS)
+
+
+def rounded_twice(op: Operator) -> Compute:
+    """QUANTIZE of built-in kernels: a product of 31 bits, then a shift."""
+    ratio = float(op.inputs[0].step) / float(op.output.step)
+    fraction, exponent = np.frexp(ratio)
+    factor, exponent = int(np.floor(fraction * 2**31 + 0.5)), int(exponent)
+    if factor == 2**31:
+        factor, exponent = factor // 2, exponent + 1
+    left, right = max(exponent, 0), max(-exponent, 0)
+    codes = np.arange(op.inputs[0].range[0], op.inputs[0].range[1] + 1)
+    table = [
+        _twice(int(code) - op.inputs[0].zero_point, factor, left, right)
+        for code in codes
+    ]
+    low, high = op.output.range
+    stored_table = np.clip(np.array(table) + op.output.zero_point, low, high)
+    return looked_up(stored_table, op)
+
+
+def _twice(value: int, factor: int, left: int, right: int) -> int:
+    """Gemmlowp's rounding product of high halves, and rounding shift."""
+    product = (value << left) * factor
+    nudge = 2**30 if product >= 0 else 1 - 2**30
+    total = product + nudge
+    high = total // 2**31 if total >= 0 else -(-total // 2**31)
+    mask = (1 << right) - 1
+    rest = high & mask
+    threshold = (mask >> 1) + (high < 0)
+    return (high >> right) + (rest > threshold)
+
+
+def looked_up(table: np.ndarray, op: Operator) -> Compute:
+    """The result of each integer, [256], of an operator's only input."""
+    values = tf.constant(table, tf.float32)
+    first = float(op.inputs[0].range[0])
+    return lambda value: tf.gather(values, tf.cast(value - first, tf.int32))
+
+
+def dequantize(op: Operator) -> Compute:
+    """DEQUANTIZE."""
+    zero, step = float(op.inputs[0].zero_point), op.inputs[0].step
+    return lambda value: (value - zero) * step
+
+
+def relu(op: Operator) -> Compute:
+    """RELU and RELU6 on their own, whose result is on the grid of their input."""
+    low, high = op.output.zero_point, op.output.range[1]
+    if op.code == "RELU6":  # rounded before the zero point is added, halves upwards
+        six = int(np.floor(np.float32(6) / op.output.step + np.float32(0.5)))
+        high = min(low + six, high)
+    return lambda value: tf.clip_by_value(value, float(low), float(high))
+
+
+def logistic(op: Operator) -> Compute:
+    """LOGISTIC: of floats, or a table."""
+    source, target = op.inputs[0], op.output
+    if source.kind == "FLOAT32":
+        return tf.sigmoid
+    low, high = source.range
+    codes: np.ndarray = np.arange(low, high + 1) - source.zero_point
+    read = (codes.astype(np.float32) * source.step).astype(np.float64)
+    found = np.rint(1 / (1 + np.exp(-read)) / target.step) + target.zero_point
+    return looked_up(np.clip(found, *target.range), op)
+
+
+def softmax(op: Operator) -> Compute:
+    """SOFTMAX of floats, or of integers as a sum of table entries."""
+    source, target = op.inputs[0], op.output
+    if source.kind == "FLOAT32":
+        return tf.nn.softmax
+    distances: np.ndarray = np.arange(256, dtype=np.float32)
+    scale = np.float32(-source.step) * np.float32(op.options.beta)
+    table = tf.constant(np.exp(scale * distances), tf.float32)
+    low, high = (float(limit) for limit in target.range)
+
+    def compute(value: Any) -> Any:
+        below = tf.reduce_max(value, -1, keepdims=True) - value
+        shares = tf.gather(table, tf.cast(below, tf.int32))
+        total = tf.reduce_sum(shares, -1, keepdims=True) * target.step
+        place = tf.floor(shares * (1 / total) + 0.5) + float(target.zero_point)
+        return tf.clip_by_value(place, low, high)
+
+    return compute
