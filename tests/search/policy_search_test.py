@@ -178,6 +178,28 @@ def test_eta_zero_runs_no_teacher(data):
     assert search.policy().made_by["strategy"] == "edmips"
 
 
+@pytest.mark.parametrize("eta", [0.0, 10.0])
+def test_eta_zero_holds_no_teacher(data, eta):
+    """Neither in its weights, nor among the variables that a traced step reads."""
+    search = compiled(eta=eta)
+    search.calibrate([data[0]])
+    step = tf.function(search.train_step)
+    traced = step.get_concrete_function(tuple(part[:8] for part in data))
+    optimizers = (search.optimizer, search.importance_optimizer)
+    held = [*search.hypernet.variables, *search.metrics_variables, search.zeta]
+    held += [variable for each in optimizers for variable in each.variables]
+    known = {id(variable.value) for variable in held}
+    others = [v for v in traced.variables if id(v) not in known]
+    weights = len(search.weights) - len(search.hypernet.weights) - 1
+    if eta:
+        assert weights == len(search.teacher.weights) > 0
+        assert len(others) >= weights
+    else:
+        assert search.teacher is None and search.generalization is None
+        assert weights == 0
+        assert not others
+
+
 @pytest.mark.parametrize(
     "options",
     [
