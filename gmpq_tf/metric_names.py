@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+TOTAL = "loss_total"  # the sum of the risks; logged as "loss"
 TASK_RISK = "task_risk"
 COMPLEXITY_RISK = "complexity_risk"
 GENERALIZATION_RISK = "generalization_risk"

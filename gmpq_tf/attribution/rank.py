@@ -8,6 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from gmpq_tf.metric_names import RANK_DISTANCE
+
 
 def attribution_ranks(maps: tf.Tensor) -> tf.Tensor:
     """Rank of each pixel: k where the pixel is the k-th largest; ties in scan order.
@@ -56,7 +58,7 @@ class AttributionRankDistance(keras.metrics.Mean):
     """
 
     def __init__(
-        self, top_k: int = 100, name: str = "rank_distance", **kwargs: Any
+        self, top_k: int = 100, name: str = RANK_DISTANCE, **kwargs: Any
     ) -> None:
         super().__init__(name=name, **kwargs)
         self.top_k = top_k

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from gmpq_tf.metric_names import TOTAL
 from gmpq_tf.search.errors import DivergenceError
 
 REMEDY = (
@@ -72,7 +73,7 @@ def check_converged(search: Any) -> None:
             "A policy needs a search that has not diverged. "
             f"Received: not finite: {listed(broken)}. {REMEDY}"
         )
-    steps = int(keras.ops.convert_to_numpy(search.risk_metrics["loss_total"].broken))
+    steps = int(keras.ops.convert_to_numpy(search.risk_metrics[TOTAL].broken))
     if steps:
         raise DivergenceError(
             "A policy needs a search whose losses were finite. "

@@ -16,6 +16,7 @@ from gmpq_tf.cost_tables import CostTable, TableOptions
 from gmpq_tf.distribution import replica_count
 from gmpq_tf.first_trace import build_before_tracing
 from gmpq_tf.limits import Limit, records
+from gmpq_tf.metric_names import TOTAL
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.quantizers.input_quantizer import DEFAULT_INPUT_QUANTIZER
 from gmpq_tf.quantizers.kernel_quantizer import DEFAULT_KERNEL_QUANTIZER
@@ -37,7 +38,6 @@ from gmpq_tf.transform.calibrate import first_images, is_calibrated
 from gmpq_tf.transform.rewrite import flat_copy
 from gmpq_tf.version import __version__
 
-TOTAL = "loss_total"
 # What `evaluate` does not compute.
 NOT_EVALUATED = (TOTAL, *metric_names.RISKS, metric_names.RANK_DISTANCE)
 DEFAULT_QUANTIZERS = {
