@@ -8,8 +8,14 @@ from gmpq_tf.budget import BudgetError
 from gmpq_tf.cost_tables import ALL_BITS, CostTable, TableOptions
 from gmpq_tf.graph import layer_macs
 from gmpq_tf.latency import LatencyError, LatencyTable
-
-UNIFORM = ("lsq", "max_abs")
+from gmpq_tf.policy import PolicyError
+from gmpq_tf.quantizers import KERNEL_QUANTIZERS
+from gmpq_tf.quantizers.grid import symmetric_limit
+from gmpq_tf.quantizers.kernel_method import KernelMethod
+from gmpq_tf.quantizers.kernel_quantizer import (
+    DEFAULT_KERNEL_QUANTIZER,
+    kernel_method,
+)
 
 
 def latency_ms(model: Any, options: TableOptions) -> CostTable:
@@ -28,11 +34,13 @@ def latency_ms(model: Any, options: TableOptions) -> CostTable:
             "Received: latency_table=None. Measure one with gmpq-latency, and give "
             "its path as latency_table."
         )
-    if options.kernel_quantizer not in (None, *UNIFORM):
+    method = kernel_method(options.kernel_quantizer or DEFAULT_KERNEL_QUANTIZER)
+    if not is_uniform(method):
+        uniform = [n for n in sorted(KERNEL_QUANTIZERS) if is_uniform(kernel_method(n))]
         raise BudgetError(
             "A budget of milliseconds needs uniform kernels, which gmpq-latency times. "
             f"Received: kernel_quantizer={options.kernel_quantizer!r}. "
-            f"Use one of {', '.join(UNIFORM)}, or a budget of bit operations or bytes."
+            f"Use one of {', '.join(uniform)}, or a budget of bit operations or bytes."
         )
     storage = options.storage or "fast"
     try:
@@ -53,3 +61,15 @@ def latency_ms(model: Any, options: TableOptions) -> CostTable:
         f"storage {storage!r}, which may matter more than the bits."
     )
     return CostTable("latency_ms", "ms", layers, constant, None, note)
+
+
+def is_uniform(method: KernelMethod) -> bool:
+    """Whether its largest codes, which choose types in files, are of whole numbers."""
+    for bits in ALL_BITS:
+        try:
+            largest = method.largest_code(bits)
+        except PolicyError:
+            continue  # never stored
+        if largest != symmetric_limit(bits):
+            return False
+    return True

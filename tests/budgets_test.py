@@ -14,8 +14,12 @@ from gmpq_tf.export.tflite.lowering import lower
 from gmpq_tf.export.tflite.metadata import facts
 from gmpq_tf.graph import layer_macs
 from gmpq_tf.latency import LatencyTable, MeasuredModel
+from gmpq_tf.latency_cost import is_uniform
 from gmpq_tf.limits import Limit
 from gmpq_tf.policy.draw import draw_bits
+from gmpq_tf.quantizers import KERNEL_QUANTIZERS
+from gmpq_tf.quantizers.kernel_method import GridKernel
+from gmpq_tf.quantizers.kernel_quantizer import kernel_method
 from gmpq_tf.search.knapsack import check_limits, most_probable_bits
 
 layers = keras.layers
@@ -299,6 +303,30 @@ def test_file_bytes_ask_the_kernel_quantizer_for_its_codes():
 def test_milliseconds_are_those_of_uniform_kernels():
     options = TableOptions("packed", "latency.json", "apot")
     with pytest.raises(BudgetError, match=r"kernel_quantizer='apot'.*lsq, max_abs"):
+        cost_table("latency_ms", dense(), options)
+
+
+class Coarse(GridKernel):
+    """Whole numbers of half as many steps a side: another type in files."""
+
+    def largest_code(self, bits):
+        return max(1, (2 ** (bits - 1) - 1) // 2)
+
+
+def test_who_has_uniform_kernels_is_asked_of_the_row(monkeypatch):
+    """Nobody keeps a list of names of those that gmpq-latency has timed."""
+    assert {n for n in KERNEL_QUANTIZERS if is_uniform(kernel_method(n))} == {
+        "lsq",
+        "max_abs",
+    }
+    monkeypatch.setitem(KERNEL_QUANTIZERS, "own", lambda kernel, step, bits: kernel)
+    monkeypatch.setitem(KERNEL_QUANTIZERS, "coarse", Coarse())
+    assert is_uniform(kernel_method("own")) and not is_uniform(Coarse())
+    options = TableOptions("packed", "missing.json", "coarse")
+    with pytest.raises(BudgetError, match=r"'coarse'.*lsq, max_abs, own"):
+        cost_table("latency_ms", dense(), options)
+    options = TableOptions("packed", "missing.json", "own")
+    with pytest.raises(BudgetError, match=r"missing\.json"):
         cost_table("latency_ms", dense(), options)
 
 
