@@ -86,6 +86,8 @@ class Quantized(keras.layers.Layer):
         of_x, of_w = self.input_quantizer, self.kernel_quantizer
         kernel = tf.convert_to_tensor(self.kernel)
         probabilities = self.branch_probabilities()
+        # Under mixed precision operands are narrow and quantizers compute in float32.
+        # The casts stand inside the function too, so that it keeps the narrow ones.
         wide = [
             tf.cast(value, quantizer.compute_dtype)
             for value, quantizer in ((inputs, of_x), (kernel, of_w))

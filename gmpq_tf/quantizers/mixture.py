@@ -73,6 +73,8 @@ def steps_and_codes(
         signed: as for `InputQuantizer`.
         nested: steps are rounded to powers of two.
     """
+    # In the type of the ranges, which is that of the values. Steps of 8 bits have more
+    # digits than bfloat16: layers cast to float32 what they quantize, not we here.
     limits = [float(code_limit(b, bool(signed))) for b in bits]
     highs = tf.constant(limits, ranges.dtype)
     steps = finite_step(ranges / highs)
@@ -157,6 +159,9 @@ class WeightedSum:
     def _value_and_backward(self, *inputs: tf.Tensor) -> tuple[tf.Tensor, Callable]:
         _, steps, lows, highs, weights = inputs
 
+        # Of all that is computed it reads the arguments only: a graph keeps for the
+        # backward pass what that reads, and scaled and clipped values, codes and masks
+        # of every branch would be some thirty tensors of the size of the activation.
         def backward(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
             of_steps, of_weights = tf.zeros_like(steps), tf.zeros_like(weights)
             if self.step_gradient is not None or self.several:
@@ -176,9 +181,11 @@ class WeightedSum:
         weights: tf.Tensor,
     ) -> tf.Tensor:
         """The sum, of the shape of `x`."""
+        # Rows of the channels that have steps of their own, or of one element: with
+        # the branches in front, all that follows is one loop over the input.
         rows = tf.reshape(x, [-1, steps.shape[1]])
         _, clipped = scaled_and_clipped(rows, steps, lows, highs)
-        scales = (steps * weights[:, None])[:, None]
+        scales = (steps * weights[:, None])[:, None]  # one product an element
         total = tf.reduce_sum(self.rounded(clipped) * scales, 0)
         return tf.reshape(total, tf.shape(x))
 
@@ -211,6 +218,8 @@ class WeightedSum:
         """Gradients of the steps [branches, channels or 1] and weights [branches]."""
         of_steps, of_weights = tf.zeros_like(steps), tf.zeros_like(weights)
         channels = steps.shape[1]
+        # The codes are made once more: sums walk the input in chunks that fit into a
+        # processor's cache, which is no order to write a gradient of the input in.
         totals = sums(self._terms, (steps, lows, highs), (x, upstream), channels)
         if self.step_gradient is not None:
             of_steps = weights[:, None] * totals[0]
