@@ -177,7 +177,8 @@ def lower_mean(net: IntegerGraph, call: Call) -> None:
 def lower_bilinear(net: IntegerGraph, call: Call) -> None:
     """Bilinear UpSampling2D by powers of two: repeat, mirror the edges, average.
 
-    RESIZE_BILINEAR rounds halves each runtime in its way. Repeated f times, the window
+    RESIZE_BILINEAR rounds halves upwards in XNNPACK, and otherwise in the built-in and
+    the reference kernels (measured with LiteRT 2.3). Repeated f times, the window
     `1 2 ... 2 1` of f + 1 pixels gives each its share of both neighbours. Codes are
     even, so that one unit of bias lifts halves upwards and nothing else.
     """
