@@ -73,7 +73,7 @@ def plot_search(
 
 def _search_panels(limits: Sequence[SearchLimit]) -> tuple[Panels, dict[str, float]]:
     """The panels of a search with these budgets, and the units of their metrics."""
-    panels: dict[str, tuple[tuple[str, str], ...]] = {}
+    panels: dict[str, Sequence[tuple[str, str]]] = {}
     units = dict(UNITS)
     for title, lines in SEARCH_PANELS.items():
         name = lines[0][0]

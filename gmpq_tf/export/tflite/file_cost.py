@@ -224,7 +224,7 @@ def _kernel_bytes(
 ) -> np.ndarray:
     """Bytes that a kernel takes with what its container needs, at 2 to 8 bits, [7]."""
     widest = symmetric_limit(ALL_BITS[-1])  # of a width that no policy has
-    found = [widest if codes[b] is None else codes[b] for b in ALL_BITS]
+    found = [widest if code is None else code for code in map(codes.get, ALL_BITS)]
     return np.array([_with_codes(call, storage, code, patches) for code in found])
 
 
