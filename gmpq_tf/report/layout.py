@@ -6,4 +6,6 @@ ATTRIBUTION = "attribution.npz"
 METRICS = "metrics.jsonl"  # in the folder of each training
 POLICY = "policy.json"  # in the folder of each search and fine-tuning
 IMPORTANCES = "importances.json"  # in the folder of the search
+VALUES = "values.json"  # likewise
+JOURNAL = "journal.jsonl"  # likewise, of what is measured
 SEARCHED_POLICY = f"search/{POLICY}"

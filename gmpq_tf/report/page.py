@@ -16,6 +16,7 @@ from gmpq_tf.report.layout import COST
 from gmpq_tf.report.read_maps import read_attribution
 from gmpq_tf.report.schema import ReportError, ResultRow, Summary
 from gmpq_tf.report.table import format_percent, table_cells
+from gmpq_tf.report.values import decision_line, values_section
 
 STYLE = """
 :root { color-scheme: light dark; --line: #d0d0d0; --soft: #5a5a5a; }
@@ -151,11 +152,13 @@ def _page(workdir: Path, summary: Summary) -> Iterator[str]:
     yield f"<title>{title}: bit-width policy</title>\n<style>{STYLE}</style>\n</head>"
     yield f"<body>\n<main>\n<h1>{title}</h1>"
     lines = [*_headlines(summary), *_budgets(workdir, summary)]
+    lines += decision_line(workdir)
     yield from (f"<p>{html.escape(line)}</p>" for line in lines)
     yield _table(summary.rows)
     yield from (f"<p>{html.escape(line)}</p>" for line in _float_layers(workdir))
     for picture in PICTURES:
         yield _section(picture, workdir, summary)
+    yield from values_section(workdir)
     yield _provenance(workdir, summary)
     yield "</main>\n</body>\n</html>"
 

@@ -42,6 +42,7 @@ def run_main(
     doc: str | None,
     *configs: type,
     defaults: Mapping[str, Any] | None = None,
+    check: Callable[[], None] | None = None,
 ) -> None:
     """Defines the flags of a command, parses them and runs it; never returns.
 
@@ -50,6 +51,8 @@ def run_main(
         doc: what `--help` prints first.
         *configs: dataclasses whose fields become flags.
         defaults: field name -> default of this command, where it is not the field's.
+        check: called with all flags defined and none parsed; raises ValueError of a
+            command line that it can say more of than that a flag is unknown.
     """
     sys.modules["__main__"].__doc__ = doc
     for config in configs:
@@ -60,6 +63,12 @@ def run_main(
         "Show where in the code an error arose.",
         module_name=sys.argv[0],
     )
+    try:
+        if check is not None:
+            check()
+    except ValueError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(1)
     app.run(guarded(main))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gmpq_tf.files import DamagedFileError, read_arrays, remove_temporaries, write_json
+from gmpq_tf.report.layout import JOURNAL
 from gmpq_tf.run.errors import StageError
 from gmpq_tf.run.records import describe_run, fingerprint, read_record
 from gmpq_tf.run.run_config import WorkdirConfig
@@ -30,6 +31,7 @@ RESULT_FILES = (
     "model.keras",
     "policy.json",
     "importances.json",
+    "values.json",
     "metrics.jsonl",
     "metrics.csv",
 )
@@ -71,8 +73,13 @@ class Stage:
     @property
     def started(self) -> bool:
         """Whether the stage holds work that another configuration would spoil."""
-        backups = self.backup, backup_before(self.backup)
-        return self.finished or any(path.exists() for path in backups)
+        kept = self.backup, backup_before(self.backup), self.journal
+        return self.finished or any(path.exists() for path in kept)
+
+    @property
+    def journal(self) -> Path:
+        """File of what has been measured, where the stage measures."""
+        return self.folder / JOURNAL
 
     @property
     def backup(self) -> Path:
@@ -177,6 +184,11 @@ def interrupted_at() -> str:
     stage = _opened[-1] if _opened else None
     if stage is None or stage.finished:
         return "The same command goes on from what is finished."
+    if stage.journal.exists():
+        return (
+            f"{stage.folder} keeps what it has measured: the same command, without "
+            "--overwrite, goes on from there."
+        )
     return (
         f"{stage.folder} keeps its whole epochs: the same command, without "
         f"--overwrite, goes on with epoch {stage.epochs + 1}."

@@ -216,9 +216,8 @@ def search_case(
         best, margin = dict(ranked[0][0]), margin_of_ranked(ranked)
         compared = tuple((bits, float(risk.mean())) for bits, risk in ranked)
     cost = case.meter.cost()
-    policy = BitwidthPolicy(
-        case.model.name, best, _made_by(case, strategy, config, finalists, best, cost)
-    )
+    made_by = _made_by(case, strategy, config, finalists, best)
+    policy = BitwidthPolicy(case.model.name, best, made_by)
     return SearchResult(
         policy, valued.values, valued.history, cost, margin, valued, compared
     )
@@ -285,16 +284,21 @@ def read_options(
     row = find_strategy(strategy)
     own, shared = _fields(row.config), _fields(FinalistsConfig)
     for name, value in options.items():
-        if name in own or name in shared:
-            continue
-        others = [n for n, r in STRATEGIES.items() if name in _fields(r.config)]
-        hint = f"It is one of {', '.join(map(repr, others))}." if others else ""
-        raise StrategyError(
-            f"An option must be one of the strategy {strategy!r}. "
-            f"Received: {name}={value!r}. {hint or suggest(name, [*own, *shared])}"
-        )
+        if name not in own and name not in shared:
+            raise option_error(strategy, name, value)
     config = row.config(**{k: v for k, v in options.items() if k in own})
     return config, FinalistsConfig(**{k: options[k] for k in options if k in shared})
+
+
+def option_error(strategy: str, name: str, value: Any) -> StrategyError:
+    """The error of an option that a strategy has not: whose it is, or the nearest."""
+    others = [n for n, row in STRATEGIES.items() if name in _fields(row.config)]
+    known = [*_fields(STRATEGIES[strategy].config), *_fields(FinalistsConfig)]
+    hint = f"It is one of {', '.join(map(repr, others))}." if others else ""
+    return StrategyError(
+        f"An option must be one of the strategy {strategy!r}. "
+        f"Received: {name}={value!r}. {hint or suggest(name, known)}"
+    )
 
 
 def _fields(cls: type) -> list[str]:
@@ -344,9 +348,8 @@ def _made_by(
     config: Any,
     finalists: FinalistsConfig,
     bits: Bits,
-    cost: SearchCost,
 ) -> dict[str, Any]:
-    """Provenance of a policy; seconds are left out, so that it can be made again."""
+    """Provenance of a policy; the same however often the search was interrupted."""
     options = {**vars(config), "space": case.problem.space.to_config()}
     if finalists.finalists:
         options |= vars(finalists)
@@ -357,7 +360,6 @@ def _made_by(
         "config": options,
         "quantizers": {**DEFAULT_QUANTIZERS, **case.quantizers},
         "seed": case.seed,
-        "float_steps": round(cost.float_steps, 3),
         "versions": {"gmpq-tf": __version__},
     }
 

@@ -1,17 +1,21 @@
 """Searches how many bits each layer's weights and activations need.
 
 Reads the float model (--model, or the workdir's pretrain/model.keras). Writes into
-<workdir>/search: policy.json, importances.json, metrics.jsonl. Defaults are the paper's
-recipe; --budget replaces tuning of --zeta (W4A4, 5%, 0.5GBOPs, 60kB of exported file,
-2.5ms, or several of them), and --eta=0 searches by EdMIPS.
+<workdir>/search: policy.json, values.json, importances.json, metrics.jsonl. Defaults
+are the paper's recipe; --budget replaces tuning of --zeta (W4A4, 5%, 0.5GBOPs, 60kB of
+exported file, 2.5ms, or several of them), and --eta=0 searches by EdMIPS. Each
+--strategy has flags of its own: --strategy=loss_delta measures what each choice costs,
+without training, for models that are not fine-tuned after.
 
   python -m train.search --workdir=runs/digits --budget=W3A3
+  python -m train.search --workdir=runs/digits --budget=W3A3 --strategy=loss_delta
   python -m train.search --workdir=runs/digits --budget=W4A4,60kB --storage=packed
 """
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +23,12 @@ import keras
 
 from gmpq_tf.data import DataConfig, Dataset
 from gmpq_tf.files import write_json
+from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.quantizers.kernel_quantizer import (
     DEFAULT_KERNEL_QUANTIZER,
     kernel_method,
 )
-from gmpq_tf.report.layout import IMPORTANCES, POLICY
+from gmpq_tf.report.layout import IMPORTANCES, POLICY, VALUES
 from gmpq_tf.run.app import run_main
 from gmpq_tf.run.devices import (
     check_batch,
@@ -35,13 +40,18 @@ from gmpq_tf.run.devices import (
 from gmpq_tf.run.flags import from_flags
 from gmpq_tf.run.loop import fit_epochs, policy_results
 from gmpq_tf.run.records import versions
-from gmpq_tf.run.run_config import RunConfig
+from gmpq_tf.run.run_config import RunConfig, WorkdirConfig, set_threads
 from gmpq_tf.run.stage import Stage
 from gmpq_tf.search import (
+    STRATEGIES,
     PolicySearch,
     RiskConfig,
     TemperatureScheduler,
 )
+from gmpq_tf.search.choose import margin_of
+from gmpq_tf.search.policies import FinalistsConfig
+from gmpq_tf.search.strategies.gradient import read_importances
+from gmpq_tf.search.values import plain
 from gmpq_tf.space import SearchSpace
 from gmpq_tf.train.first_look import look
 from gmpq_tf.train.inputs import data_from_flags, file_identity, load_inputs, model_path
@@ -53,6 +63,14 @@ from gmpq_tf.train.recipe import (
     make_optimizer,
     require,
     require_positive,
+)
+from gmpq_tf.train.strategies import (
+    ChoicesConfig,
+    StrategyConfig,
+    check_flags,
+    exit_with,
+    named_strategy,
+    search_by,
 )
 
 STAGE = "search"
@@ -105,6 +123,50 @@ class SearchConfig(TrainingConfig):
         require(self, "precision", not narrow, "float32 or mixed_bfloat16 in a search")
 
 
+@dataclasses.dataclass(frozen=True)
+class ComplexityConfig:
+    """The options of `RiskConfig` that a search without attribution has.
+
+    Args:
+        zeta: weight of the complexity risk; with a budget, where it starts.
+        bit_ops_budget: bit operations the policy may cost: up to 1 a fraction of full
+            precision (32 x 32 bits), above 1 a count. None: zeta stays as given, or
+            follows budget.
+        budget: what the policy may cost, instead of bit_ops_budget: the same numbers,
+            or such as 5%, W4A4, 0.5GBOPs, 60kB (of the .tflite file), 2.5ms, or
+            weight_bytes=60kB; several with commas between them, all of which it keeps.
+        storage: of the .tflite file that a budget of bytes or milliseconds is about:
+            fast, packed or smallest. None: smallest where the file's bytes are
+            budgeted, else fast.
+        latency_table: JSON file that gmpq-latency wrote, for a budget of milliseconds.
+    """
+
+    zeta: float = RiskConfig.zeta
+    bit_ops_budget: float | None = RiskConfig.bit_ops_budget
+    budget: str | None = RiskConfig.budget
+    storage: str | None = RiskConfig.storage
+    latency_table: str | None = RiskConfig.latency_table
+
+
+@dataclasses.dataclass(frozen=True)
+class EdMIPSSearchConfig(SearchConfig):
+    """As `SearchConfig`, without attribution.
+
+    Args:
+        risk: the complexity risk and the budget.
+    """
+
+    risk: ComplexityConfig = dataclasses.field(  # type: ignore[assignment]
+        default_factory=ComplexityConfig
+    )
+
+    def with_risk(self) -> SearchConfig:
+        """The same search as options of the paper's: eta is 0."""
+        return SearchConfig(
+            **{**vars(self), "risk": RiskConfig(eta=0.0, **vars(self.risk))}
+        )
+
+
 def search(config: SearchConfig, data: DataConfig, run: RunConfig) -> Stage:
     """Searches a policy, unless that has been done.
 
@@ -146,6 +208,7 @@ def search(config: SearchConfig, data: DataConfig, run: RunConfig) -> Stage:
     policy = searcher.policy({"seed": data.seed, "versions": versions()})
     if is_chief():
         write_json(stage.folder / IMPORTANCES, searcher.importances())
+        write_json(stage.folder / VALUES, values_of(searcher, policy))
         policy.save(stage.folder / POLICY)
         stage.finish(policy_results(stage, model, policy))
     wait_for_workers()
@@ -208,21 +271,69 @@ def resolved_config(
     }
 
 
+def values_of(searcher: PolicySearch, policy: BitwidthPolicy) -> dict[str, Any]:
+    """Returns what `values.json` says of a trained search, as plain JSON values.
+
+    Args:
+        searcher: whose importances are read.
+        policy: that it chose.
+    """
+    probabilities = searcher.branches.probabilities()
+    valued = read_importances(probabilities, searcher.candidates)
+    best = {n: (policy[n].weight_bits, policy[n].activation_bits) for n in policy}
+    margin = margin_of(valued, searcher.candidates, searcher.limits, best)
+    print(f"Search: {margin}", flush=True)
+    return {
+        "strategy": policy.made_by["strategy"],
+        "values": plain(valued.values),
+        "columns": {name: plain(own) for name, own in valued.columns.items()},
+        "margin": margin.to_json(),
+    }
+
+
 def main(argv: list[str]) -> None:
     """Runs the command; flags must have been parsed.
 
     Args:
         argv: not used.
     """
-    run, config = from_flags(RunConfig), from_flags(SearchConfig)
+    run, name = from_flags(RunConfig), from_flags(StrategyConfig).strategy
+    config = from_flags(SearchConfig if name == "gmpq" else EdMIPSSearchConfig)
+    if isinstance(config, EdMIPSSearchConfig):
+        config = config.with_risk()
     with devices(run):
         stage = search(config, data_from_flags(run, config.model), run)
     print(f"Policy: {stage.folder / POLICY}")
 
 
+def main_of_strategy(argv: list[str]) -> None:
+    """Runs the command with a strategy that has no recipe of its own here."""
+    name = from_flags(StrategyConfig).strategy
+    row = STRATEGIES[name]
+    run = from_flags(RunConfig if row.gradient else WorkdirConfig)
+    set_threads(run.threads)
+    config, finalists = from_flags(ChoicesConfig), from_flags(FinalistsConfig)
+    data = data_from_flags(run, config.model)
+    stage = search_by(name, config, from_flags(row.config), finalists, data, run)
+    print(f"Policy: {stage.folder / POLICY}")
+
+
 def run() -> None:
     """Entry point of `gmpq-search`."""
-    run_main(main, __doc__, SearchConfig, DataConfig, RunConfig)
+    try:
+        name = named_strategy(sys.argv)
+    except ValueError as error:
+        exit_with(error)
+    configs: tuple[type, ...] = (StrategyConfig, SearchConfig, DataConfig, RunConfig)
+    command = main
+    if name == "edmips":
+        configs = (StrategyConfig, EdMIPSSearchConfig, DataConfig, RunConfig)
+    elif name != "gmpq":
+        row, command = STRATEGIES[name], main_of_strategy
+        own = (ChoicesConfig, row.config, FinalistsConfig)
+        configs = (StrategyConfig, *own, DataConfig)
+        configs += (RunConfig if row.gradient else WorkdirConfig,)
+    run_main(command, __doc__, *configs, check=lambda: check_flags(name, sys.argv))
 
 
 if __name__ == "__main__":

@@ -134,12 +134,8 @@ def _trained(
         layer: (np.array(weights), np.array(inputs))
         for layer, (weights, inputs) in answer["probabilities"].items()
     }
-    read = log_probability if config.readout == "log_probability" else expected_bits
-    return Valued(
-        read(probabilities, case.problem.candidates),
-        columns={"probability": _table(probabilities, case.problem.candidates)},
-        history=answer["history"],
-    )
+    found = read_importances(probabilities, case.problem.candidates, config.readout)
+    return replace(found, history=answer["history"])
 
 
 def _train(
@@ -193,6 +189,23 @@ def _task_loss(case: SearchCase, name: str) -> Any:
     outputs = case.model(case.data.inputs.structured(held.inputs), training=False)
     scores = [np.asarray(each) for each in keras.tree.flatten(outputs)]
     return Judge(case.model, scores, held.labels).keras_loss()
+
+
+def read_importances(
+    probabilities: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    candidates: Candidates,
+    readout: str = "log_probability",
+) -> Valued:
+    """Values of choices by trained importances, and a column of these.
+
+    Args:
+        probabilities: (pi_w, pi_a) of each layer, [candidates] each.
+        candidates: bit-widths those belong to.
+        readout: "log_probability" or "expected_bits".
+    """
+    read = log_probability if readout == "log_probability" else expected_bits
+    column = _table(probabilities, candidates)
+    return Valued(read(probabilities, candidates), columns={"probability": column})
 
 
 def log_probability(

@@ -1,0 +1,106 @@
+"""What a search said of every choice, and how sure it was, as parts of the page."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from gmpq_tf.files import parse_json, read_text
+from gmpq_tf.report.layout import VALUES
+from gmpq_tf.report.schema import REMEDY, ReportError, check_kind, named, take
+
+SIDES = ("weights", "activations")
+
+
+def read_values(workdir: str | Path) -> Mapping[str, Any] | None:
+    """Reads `search/values.json`.
+
+    Args:
+        workdir: the folder of the run.
+
+    Returns:
+        what it says; None where there is no such file, as of earlier versions.
+
+    Raises:
+        ReportError: it is not JSON, or of the wrong shape.
+    """
+    path = Path(workdir) / "search" / VALUES
+    if not path.is_file():
+        return None
+    with named(f"search/{VALUES}"):
+        try:
+            data = parse_json(read_text(path))
+        except ValueError as error:
+            raise ReportError(
+                f"It must be JSON. Received: {error}. {REMEDY}"
+            ) from error
+        check_kind("values.json", data, Mapping)
+        check_kind("margin", take(data, "margin"), Mapping)
+        check_kind("margin.text", take(data["margin"], "text"), str)
+        check_kind("values", take(data, "values"), Mapping)
+        for name, entry in data["values"].items():
+            check_kind(f"values.{name}", entry, Mapping)
+            for side in SIDES:
+                check_kind(f"values.{name}.{side}", take(entry, side), Mapping)
+                for bits, value in entry[side].items():
+                    _check_value(f"values.{name}.{side}", bits, value)
+        return data
+
+
+def decision_line(workdir: Path) -> Iterator[str]:
+    """How sure the search was, with the remedy; nothing where it is not known."""
+    try:
+        data = read_values(workdir)
+    except ReportError as error:
+        yield f"Values left out: {error}"
+        return
+    if data is not None:
+        yield str(data["margin"]["text"])
+
+
+def values_section(workdir: Path) -> Iterator[str]:
+    """A table of the value of each choice, the best of a row 0 or next to it."""
+    try:
+        data = read_values(workdir)
+    except ReportError:  # said above
+        return
+    if not data or not data["values"]:
+        return
+    widths = {
+        side: sorted({int(b) for e in data["values"].values() for b in e[side]})
+        for side in SIDES
+    }
+    columns = [(side, bits) for side in SIDES for bits in widths[side]]
+    head = "".join(
+        f'<th scope="col">{"WA"[SIDES.index(side)]}{bits}</th>'
+        for side, bits in columns
+    )
+    yield "<section>\n<h2>Values</h2>"
+    yield f'<div class="wide">\n<table>\n<thead><tr><th scope="col">layer</th>{head}'
+    yield "</tr></thead>\n<tbody>"
+    for name, entry in data["values"].items():
+        cells = "".join(
+            f"<td>{_cell(entry[side].get(str(bits)))}</td>" for side, bits in columns
+        )
+        yield f"<tr><td>{html.escape(str(name))}</td>{cells}</tr>"
+    yield "</tbody>\n</table>\n</div>"
+    yield (
+        '<p class="note">What the search thought of each choice: values of a policy\'s '
+        "choices are added, and the highest sum within the budgets is taken.</p>"
+    )
+    yield "</section>"
+
+
+def _check_value(place: str, bits: str, value: Any) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not (bits.isascii() and bits.isdecimal() and len(bits) < 3):
+        raise ReportError(
+            f"{place} must hold numbers by bits. "
+            f"Received: {bits!r:.80}: {value!r:.80}. {REMEDY}"
+        )
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.3g}"

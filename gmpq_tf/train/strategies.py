@@ -1,0 +1,227 @@
+"""Searches by any strategy of `STRATEGIES`, in a workdir: a stage that is replayed."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from absl import flags
+
+from gmpq_tf.cost_tables import TableOptions
+from gmpq_tf.data import DataConfig, Dataset
+from gmpq_tf.files import write_json
+from gmpq_tf.policy import BitwidthPolicy
+from gmpq_tf.quantizers.kernel_quantizer import (
+    DEFAULT_KERNEL_QUANTIZER,
+    kernel_method,
+)
+from gmpq_tf.report.layout import JOURNAL, POLICY, VALUES
+from gmpq_tf.run.loop import fit_epochs, policy_results
+from gmpq_tf.run.records import versions
+from gmpq_tf.run.run_config import RunConfig, WorkdirConfig
+from gmpq_tf.run.stage import Stage, open_stage
+from gmpq_tf.search import STRATEGIES, SearchResult
+from gmpq_tf.search.policies import (
+    FinalistsConfig,
+    find_strategy,
+    option_error,
+    search_policy,
+)
+from gmpq_tf.search.problem import SearchProblem
+from gmpq_tf.space import SearchSpace
+from gmpq_tf.train.first_look import look
+from gmpq_tf.train.inputs import file_identity, load_inputs, model_path
+from gmpq_tf.train.recipe import require
+from gmpq_tf.transform.rewrite import flattened
+
+STAGE = "search"
+DEFAULT = "gmpq"
+
+
+@dataclasses.dataclass(frozen=True)
+class StrategyConfig:
+    """Which strategy values the choices.
+
+    Args:
+        strategy: How the choices are valued: gmpq and edmips train importances,
+            loss_delta measures what each choice costs (no training, no labels), random
+            draws policies. Each has flags of its own: --strategy=NAME --help.
+    """
+
+    strategy: str = DEFAULT
+
+
+@dataclasses.dataclass(frozen=True)
+class ChoicesConfig:
+    """What is searched, whatever the strategy.
+
+    Args:
+        model: Float model, a .keras or .h5 file; none: the workdir's
+            pretrain/model.keras.
+        calibration_images: Training images that set the activation ranges.
+        kernel_quantizer: How kernels are quantized: lsq, max_abs or apot (2 to 6
+            bits); none: lsq.
+        budget: What the policy may cost: up to 1 a fraction of full precision, above 1
+            a count of bit operations, or such as 5%, W4A4, 0.5GBOPs, 60kB (of the
+            .tflite file), 2.5ms, or weight_bytes=60kB; several with commas between
+            them, all of which it keeps.
+        storage: Of the .tflite file that a budget of bytes or milliseconds is about:
+            fast, packed or smallest.
+        latency_table: JSON file that gmpq-latency wrote, for a budget of milliseconds.
+        space: the candidates.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    model: str | None = None
+    calibration_images: int = 512
+    kernel_quantizer: str | None = None
+    budget: str | None = None
+    storage: str | None = None
+    latency_table: str | None = None
+    space: SearchSpace = dataclasses.field(default_factory=SearchSpace)
+
+    def __post_init__(self) -> None:
+        require(self, "calibration_images", self.calibration_images > 0, "1 or more")
+        kernel_method(self.kernel_quantizer or DEFAULT_KERNEL_QUANTIZER)
+        TableOptions(self.storage, self.latency_table)
+
+
+def search_by(
+    name: str,
+    config: ChoicesConfig,
+    options: Any,
+    finalists: FinalistsConfig,
+    data: DataConfig,
+    run: WorkdirConfig,
+) -> Stage:
+    """Searches a policy by a strategy, unless that has been done.
+
+    Args:
+        name: of the strategy.
+        config: model, space and budget.
+        options: of the strategy.
+        finalists: how the best policies are compared in the end.
+        data: the images; those for training are measured on, without augmentation.
+        run: where and how.
+
+    Returns:
+        The finished stage: policy.json, values.json and journal.jsonl in its folder.
+
+    Raises:
+        ValueError: a file or an option cannot be used.
+    """
+    path = model_path(run, config.model)
+    model, dataset = load_inputs(path, data)
+    tables = TableOptions(config.storage, config.latency_table, config.kernel_quantizer)
+    # Before the stage is opened: an impossible budget leaves nothing behind.
+    SearchProblem.of(flattened(model), config.space, None, config.budget, tables)
+    resolved = {
+        **dataclasses.asdict(config),
+        "strategy": name,
+        "options": dataclasses.asdict(options),
+        "finalists": dataclasses.asdict(finalists),
+        "model": file_identity(path),
+        "space": config.space.to_config(),
+        "data": dataclasses.asdict(dataset.config),
+    }
+    scaling = dataset.config.input_scaling().to_config()
+    stage = open_stage(run, STAGE, resolved, scaling)
+    if stage.finished:
+        print(f"{stage.folder} is finished already.")
+        return stage
+    with dataset.naming_damaged_images():
+        look(model, dataset)
+        result = _searched(name, config, options, finalists, model, dataset, stage, run)
+    print(f"Search: {result.cost}. {result.margin}")
+    made_by = {**result.policy.made_by, "versions": versions()}
+    policy = BitwidthPolicy(model.name, result.policy.layers, made_by)
+    write_json(stage.folder / VALUES, result.to_json())
+    policy.save(stage.folder / POLICY)
+    cost = dataclasses.asdict(result.cost)
+    stage.finish({**policy_results(stage, model, policy), "search_cost": cost})
+    return stage
+
+
+def _searched(
+    name: str,
+    config: ChoicesConfig,
+    options: Any,
+    finalists: FinalistsConfig,
+    model: keras.Model,
+    dataset: Dataset,
+    stage: Stage,
+    run: WorkdirConfig,
+) -> SearchResult:
+    def fit(trained: keras.Model, epochs: int, callbacks: Sequence[Any]) -> list:
+        assert isinstance(run, RunConfig)
+        fit_epochs(trained, dataset, stage, epochs, run, callbacks)
+        return []  # it is in metrics.jsonl
+
+    return search_policy(
+        model,
+        dataset.calibration(dataset.sizes["train"]),
+        name,
+        config.budget,
+        config.space,
+        dataset.config.seed,
+        journal=stage.folder / JOURNAL,
+        fit=fit,
+        calibration_images=config.calibration_images,
+        kernel_quantizer=config.kernel_quantizer,
+        storage=config.storage,
+        latency_table=config.latency_table,
+        **vars(options),
+        **vars(finalists),
+    )
+
+
+def named_strategy(argv: Sequence[str]) -> str:
+    """The strategy that a command line names; the default where it names none.
+
+    Args:
+        argv: with the program's name first; other flags are not defined yet.
+
+    Raises:
+        StrategyError: there is none of that name.
+    """
+    words = flags.FLAGS.read_flags_from_files(list(argv[1:]))
+    name = DEFAULT
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        flag, equals, value = word.lstrip("-").partition("=")
+        if word.startswith("-") and flag == "strategy":
+            name = value if equals else following
+    find_strategy(name)
+    return name
+
+
+def check_flags(name: str, argv: Sequence[str]) -> None:
+    """Refuse flags that are options of other strategies alone.
+
+    Args:
+        name: of the strategy.
+        argv: with the program's name first; all flags of the command are defined.
+
+    Raises:
+        StrategyError: there is one; whose it is is said.
+    """
+    for word in flags.FLAGS.read_flags_from_files(list(argv[1:])):
+        flag, _, value = word.lstrip("-").partition("=")
+        if word.startswith("--") and flag not in flags.FLAGS:
+            others = [n for n, row in STRATEGIES.items() if _has(row.config, flag)]
+            if others:
+                raise option_error(name, flag, value)
+
+
+def _has(config: type, name: str) -> bool:
+    return name in {field.name for field in dataclasses.fields(config)}
+
+
+def exit_with(error: ValueError) -> None:
+    """Print an error as commands do, before their flags are known, and exit with 1."""
+    print(f"Error: {error}", file=sys.stderr)
+    sys.exit(1)
