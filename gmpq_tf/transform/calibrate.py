@@ -232,7 +232,7 @@ def best_grid(
         largest,
         limit,
         quantizer.power_of_two,
-        lambda steps: quantizer.fit(observer.sample, branch, steps),
+        lambda steps: quantizer.fit(observer.sample, branch, list(steps)),
     )
     return seen.step_of(largest) if observer.silent else method(seen), 0
 

@@ -122,7 +122,7 @@ def divergence(counts: np.ndarray, kept: int, levels: int) -> float:
     inside = counts[:kept]
     clipped = inside.copy()
     clipped[-1] += counts[kept:].sum()
-    group = np.arange(kept) * levels // kept
+    group: np.ndarray = np.arange(kept) * levels // kept
     filled = clipped > 0
     total = np.bincount(group, inside, levels)
     sharing = np.bincount(group, filled, levels)
