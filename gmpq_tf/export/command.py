@@ -135,7 +135,7 @@ def export(config: ExportConfig, data: DataConfig, run: WorkdirConfig) -> Path:
     _check_source(source)
     if config.storage is None:
         of_micro = config.runtime == "micro"  # which has kernels of eight bits only
-        storage = "fast" if of_micro else budgeted_storage(folder)
+        storage: Any = "fast" if of_micro else budgeted_storage(folder)
         config = dataclasses.replace(config, storage=storage)
     record = folder / f"export_{config.format}.json"
     identity = _identity(config, data, source)

@@ -96,7 +96,7 @@ def search_limits(
 def _limit(row: Any) -> SearchLimit:
     check_kind("limits", row, Mapping)
     keys = ("resource", "unit", "limit", "cost")
-    return SearchLimit(*(take(row, key) for key in keys), row.get("said"))
+    return SearchLimit(**{key: take(row, key) for key in keys}, said=row.get("said"))
 
 
 def bit_ops_budget(summary: Summary, made_by: Mapping[str, Any]) -> float | None:
