@@ -75,3 +75,50 @@ def test_one_trace_and_the_same_history(source):
 def test_other_data_are_left_as_they_are(data):
     build_before_tracing(counted(), *data)
     np.testing.assert_array_equal(next(generator())[1], Y)
+
+
+class Seen(keras.layers.Layer):
+    """Passes its input on, and counts how often it is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def call(self, inputs):
+        self.calls += 1
+        return inputs
+
+
+def functional(structure):
+    keras.utils.set_random_seed(0)
+    inputs, seen = keras.Input((4,)), Seen()
+    hidden = keras.layers.Dense(5)(seen(inputs))
+    model = keras.Model(inputs, structure(keras.layers.Dense(3)(hidden)))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, metrics=["accuracy"], jit_compile=False)
+    return model, seen
+
+
+@pytest.mark.parametrize(
+    "structure", [lambda y: y, lambda y: [y], lambda y: {"scores": y}]
+)
+def test_a_functional_model_is_not_traced_for_its_shapes(structure):
+    data = (X, structure(Y))
+    expected, _ = functional(structure)
+    wanted = history(expected, *data)
+    model, seen = functional(structure)
+    before = seen.calls
+    build_before_tracing(model, *data)
+    assert seen.calls == before
+    assert model._compile_metrics.built and model._compile_loss.built
+    assert history(model, *data) == wanted
+    assert seen.calls == before + 1
+
+
+def test_weights_of_images_are_known_too():
+    model, seen = functional(lambda y: y)
+    weighted = tf.data.Dataset.from_tensor_slices((X, Y, np.ones(8, "float32")))
+    build_before_tracing(model, weighted.batch(4))
+    before = seen.calls
+    model.fit(weighted.batch(4), verbose=0)
+    assert seen.calls == before + 1
