@@ -18,6 +18,7 @@ import tensorflow as tf
 USE_XLA = os.environ.get("GMPQ_XLA_QUANTIZERS", "1") != "0"
 _chosen: ContextVar[bool | None] = ContextVar("xla_quantizers", default=None)
 CHUNK = 4096  # elements; some twenty buffers of it stay in a processor's second cache
+FEW = 4 * CHUNK  # elements of columns that one pass sums as fast, and compiles sooner
 
 Terms = Callable[..., Sequence[tf.Tensor]]
 
@@ -73,7 +74,8 @@ def sums(
     Returns:
         One tensor a term, [..., channels].
     """
-    if not uses_xla():
+    few = channels > 1 and (arrays[0].shape.num_elements() or math.inf) <= FEW
+    if few or not uses_xla():
         return _plain_sums(terms, parameters, arrays, channels)
     leaves = [*tf.nest.flatten(parameters), *arrays]
 
@@ -103,13 +105,22 @@ def _plain_sums(
     return [tf.reduce_sum(term, -2) for term in terms(parameters, *rows)]
 
 
+def _rows_of_chunk(whole: int, most: int) -> int:
+    """A number of rows, at most and about `most`, that divides `whole` if one does.
+
+    Nothing is then left over, and the terms are compiled once instead of twice.
+    """
+    near = range(most, most // 2, -1)
+    return next((rows for rows in near if whole % rows == 0), most)
+
+
 def _chunked_sums(
     terms: Terms, parameters: Any, arrays: Sequence[tf.Tensor], channels: int
 ) -> list[tf.Tensor]:
     flat = [tf.reshape(a, [-1]) for a in arrays]
     # The batch size may be known only when XLA compiles; a chunk fits into one image.
     known = math.prod(d for d in arrays[0].shape if d is not None)
-    rows = max(1, min(CHUNK, known) // channels)
+    rows = _rows_of_chunk(known // channels, max(1, min(CHUNK, known) // channels))
     size = rows * channels
     total = flat[0].shape[0] or tf.size(flat[0])
     count = total // size

@@ -160,17 +160,17 @@ class GridKernel(KernelMethod):
         axes: Sequence[int],
     ) -> tf.Tensor:
         """One fused pass; any shape, kept."""
-        limits = tf.constant([self.largest_code(b) for b in bits], kernel.dtype)
+        limits = [float(self.largest_code(b)) for b in bits]
+        lows = tf.constant([-limit for limit in limits], kernel.dtype)
+        highs = tf.constant(limits, kernel.dtype)
         gradient = lsq_step_gradient if self.learned else None
         add = weighted_sum(
             len(bits), gradient, self.rounded(tuple(bits)), clip=self.learned
         )
         order, inverse = orders(len(kernel.shape), axes)
         moved = tf.transpose(kernel, order) if order else kernel
-        columns = tf.reshape(moved, [-1, steps[0].shape.num_elements()])
-        total = add(
-            columns, tf.reshape(steps, [len(bits), -1]), -limits, limits, weights
-        )
+        columns = tf.reshape(moved, [-1, steps.shape[1:].num_elements()])
+        total = add(columns, tf.reshape(steps, [len(bits), -1]), lows, highs, weights)
         total = tf.reshape(total, moved.shape)
         return tf.transpose(total, inverse) if order else total
 

@@ -49,7 +49,7 @@ def mixture(
         x: tf.Tensor, ranges: tf.Tensor, zeros: tf.Tensor, probabilities: tf.Tensor
     ) -> tf.Tensor:
         steps, lows, highs = steps_and_codes(ranges, zeros, bits, signed, nested)
-        return add(x, steps[:, None], lows, highs, probabilities)
+        return add(x, tf.reshape(steps, [-1, 1]), lows, highs, probabilities)
 
     return call
 
@@ -157,18 +157,16 @@ class WeightedSum:
         return self._call(x, steps, lows, highs, weights)
 
     def _value_and_backward(self, *inputs: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-        _, steps, lows, highs, weights = inputs
-
         # Of all that is computed it reads the arguments only: a graph keeps for the
         # backward pass what that reads, and scaled and clipped values, codes and masks
         # of every branch would be some thirty tensors of the size of the activation.
-        def backward(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            of_steps, of_weights = tf.zeros_like(steps), tf.zeros_like(weights)
+        def backward(upstream: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
+            of_steps = of_weights = None
             if self.step_gradient is not None or self.several:
                 of_steps, of_weights = self._parameter_gradients(*inputs, upstream)
             # Apart, so that a second derivative of the first walks no loop of sums.
             of_x = self._input_gradient(*inputs, upstream) if self.clip else upstream
-            return of_x, of_steps, tf.zeros_like(lows), tf.zeros_like(highs), of_weights
+            return of_x, of_steps, None, None, of_weights
 
         return self._forward(*inputs), backward
 
