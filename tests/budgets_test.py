@@ -1,6 +1,7 @@
 """What budgets mean, as people say them, and that policies keep them."""
 
 from itertools import product
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -16,6 +17,7 @@ from gmpq_tf.graph import layer_macs
 from gmpq_tf.latency import LatencyTable, MeasuredModel
 from gmpq_tf.latency_cost import is_uniform
 from gmpq_tf.limits import Limit
+from gmpq_tf.models import load_model
 from gmpq_tf.policy.draw import draw_bits
 from gmpq_tf.quantizers import KERNEL_QUANTIZERS
 from gmpq_tf.quantizers.kernel_method import GridKernel
@@ -436,3 +438,30 @@ def test_milliseconds_are_those_of_the_measured_table(tmp_path):
         eta=0.0,
     )
     assert 0.97 * 34 < table.cost(search.policy()) + 0.5 <= 34.5
+
+
+def test_a_budget_of_milliseconds_from_a_table_that_was_measured():
+    path = Path(__file__).parents[1] / "results" / "latency" / "resnet8.json"
+    model = load_model("resnet8", (32, 32, 3), 10)
+    space = gmpq.SearchSpace((2, 4, 8), (4, 8))
+    options = TableOptions("packed", str(path))
+    table = cost_table("latency_ms", model, options)
+    low, high = table.range(space.candidates(model))
+    most = low + 0.4 * (high - low)
+    search = gmpq.PolicySearch(
+        model,
+        space,
+        budget=(f"{most}ms", "W8A8"),
+        storage="packed",
+        latency_table=str(path),
+        eta=0.0,
+    )
+    policy = search.policy()
+    measured = LatencyTable.load(path)
+    rows = measured.model(layer_macs(model))
+    predicted = measured.rest_ms(rows) + sum(
+        measured.layer_ms(rows, name, b.weight_bits, b.activation_bits, "packed")
+        for name, b in policy.items()
+    )
+    assert low <= predicted <= most < high
+    assert policy.made_by["config"]["limits"][0]["cost"] == pytest.approx(predicted)
