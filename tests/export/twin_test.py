@@ -466,6 +466,17 @@ def check(student, x, storage="fast", **options):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("batch", [1, 3, 40])
+def test_files_of_a_fixed_batch(batch):
+    """Also a global mean, whose sums are rows of images and channels."""
+    student, x = random_student(203)
+    content = lower(student, batch=batch).content
+    whole = compare_twin(lower(student).content, [x])
+    found = compare_twin(content, [x])
+    assert (found.off, found.names) == (0, ())
+    assert found.codes * len(x) == whole.codes * batch
+
+
 @pytest.mark.parametrize("storage", ["fast", "packed", "smallest"])
 @pytest.mark.parametrize("seed", range(200, 204))
 def test_random_models(seed, storage):

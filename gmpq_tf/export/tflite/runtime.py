@@ -130,7 +130,7 @@ class TFLiteModel:
         A file whose batch is fixed runs as often as it takes, the last time on copies
         of the last image if need be.
         """
-        if self.batch is None:
+        if self.batch in (None, len(arrays[0])):
             return self._invoke(arrays)
         count, size = len(arrays[0]), self.batch
         runs = []

@@ -37,13 +37,17 @@ def compare_twin(
 
     Args:
         content: bytes of the file.
-        arrays: [B, ...] each, in the order of the file's inputs.
+        arrays: [B, ...] each, in the order of the file's inputs; of a file with a fixed
+            batch, one batch is compared.
         kernels: of the runtime, as `TFLiteModel` takes them.
     """
     program = read_program(content)
     made = [op for op in program.operators if op.output.kind != "FLOAT32"]
     numbers = [op.output.number for op in made]
     model = TFLiteModel(with_outputs(content, numbers), kernels=kernels)
+    if model.batch is not None:  # a whole one: tensors inside may be no rows of images
+        rows = np.arange(model.batch) % len(arrays[0])
+        arrays = [array[rows] for array in arrays]
     stored = model.stored(arrays)
     computed = ProgramLayer(program, numbers)(list(arrays))
     codes, off, names = 0, 0, []
