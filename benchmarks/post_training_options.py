@@ -5,7 +5,7 @@
         --used=512 --tested=2000 --output=results/post_training/resnet8.json
 
 Each option is applied to a student with nearest rounding and ranges of least squared
-error. `--used` images without labels calibrate and measure; accuracy is on
+error. `--used` images without labels calibrate, measure and learn; accuracy is on
 `--tested` others, and the difference to the first row on the same images is given with
 how many images changed sides.
 """
@@ -28,7 +28,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 import gmpq_tf as gmpq
-from gmpq_tf.post_training import correct_biases, equalize
+from gmpq_tf.post_training import correct_biases, equalize, learn_rounding
 
 SIDE, CROP, BATCH = 256, 224, 50
 Images = tuple[np.ndarray, np.ndarray]
@@ -84,8 +84,9 @@ def mobilenet_v2(weights: str) -> keras.Model:
 NETWORKS = {"resnet8": (resnet8, cifar10), "mobilenet_v2": (mobilenet_v2, photographs)}
 
 
-def options() -> dict[str, dict[str, Any]]:
+def options(steps: int, batch_size: int) -> dict[str, dict[str, Any]]:
     """Option -> what differs from nearest rounding with ranges of least error."""
+    rounding = {"steps": steps, "batch_size": batch_size}
     return {
         "nearest": {},
         "max": {"method": "max"},
@@ -95,6 +96,8 @@ def options() -> dict[str, dict[str, Any]]:
         "equalized, ReLU for ReLU6": {"equalize": "relu"},
         "statistics": {"statistics": True},
         "corrected": {"correct": True},
+        "learned rounding": {"rounding": rounding},
+        "learned rounding, corrected": {"rounding": rounding, "correct": True},
     }
 
 
@@ -106,6 +109,8 @@ def student_with(
         model, _ = equalize(model, option["equalize"])
     student = gmpq.quantize_model(model, gmpq.BitwidthPolicy.uniform(model, *bits))
     gmpq.calibrate(student, used, method=option.get("method", "squared_error"))
+    if "rounding" in option:
+        learn_rounding(student, model, used, **option["rounding"])
     if option.get("correct"):
         correct_biases(student, model, used)
     gmpq.snap_biases(student, used if option.get("statistics") else None)
@@ -136,6 +141,8 @@ def main() -> None:
     parser.add_argument("--bits", action="append", required=True, help="weights,inputs")
     parser.add_argument("--used", type=int, default=512)
     parser.add_argument("--tested", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=300, help="of learned rounding")
+    parser.add_argument("--batch_size", type=int, default=32, help="likewise")
     parser.add_argument("--only", action="append", help="options; default: all")
     parser.add_argument("--output", help="JSON file to write")
     args = parser.parse_args()
@@ -159,7 +166,7 @@ def main() -> None:
     for text in args.bits:
         weight_bits, input_bits = map(int, text.split(","))
         first = None
-        for name, option in options().items():
+        for name, option in options(args.steps, args.batch_size).items():
             if args.only and name not in args.only:
                 continue
             start = perf_counter()

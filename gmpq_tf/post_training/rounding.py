@@ -1,0 +1,275 @@
+"""Learn which weights to round up and which down, from images without labels."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from gmpq_tf.graph import infer
+from gmpq_tf.post_training.walk import Walk
+from gmpq_tf.quantizers.kernel_method import GridKernel
+from gmpq_tf.transform.calibrate import CalibrationError
+from gmpq_tf.transform.units import Unit
+
+STRETCH_LOW, STRETCH_HIGH = -0.1, 1.1  # gamma and zeta of the paper
+FIRST_POWER, LAST_POWER = 20.0, 2.0  # of the regularizer
+WARM_UP = 0.2  # share of the steps without regularizer
+LEARNING_RATE = 1e-2
+PENALTY = 1.0  # of weights between two codes, where nearest rounding's error is 1
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What learning did to one layer.
+
+    Args:
+        nearest_error: mean squared error of the unit's output with nearest codes.
+        error: that with the codes kept; not larger.
+        changed: share of the weights whose code is not the nearest.
+    """
+
+    nearest_error: float
+    error: float
+    changed: float
+
+
+def learn_rounding(
+    student: keras.Model,
+    model: keras.Model,
+    dataset: Any,
+    batches: int | None = None,
+    steps: int = 500,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict[str, Rounding]:
+    """Round every kernel so that its unit's output is nearest to the float network's.
+
+    `min_V ||f(x; W) - f(x_q; s clip(floor(W/s) + h(V), -n, n))||^2 +
+    lambda sum_i (1 - |2 h(V_i) - 1|^beta)` (eq. 25), `h(V) = clip(1.2 sigmoid(V) - 0.1,
+    0, 1)`, beta from 20 to 2, for each unit (layer, BatchNormalization and ReLU), one
+    after the other in the order of the graph, `x_q` being what the student's unit reads
+    with those before it rounded already. Where nearest rounding has the smaller error
+    on these images it stays. Kernels end as codes times steps; steps, biases and ranges
+    do not change.
+    Unlike the paper the error is relative to that of nearest rounding, and the penalty
+    a mean over the weights, so that one lambda fits all layers.
+
+    Args:
+        student: from `quantize_model` with kernel quantizer "lsq", calibrated; changed
+            in place.
+        model: the float model it was made of; not changed.
+        dataset: images, as `calibrate` takes them; the tensors of all of them before
+            and after one unit are in memory.
+        batches: how many to use; None: all.
+        steps: of Adam a unit, 1 or more.
+        batch_size: images a step, 1 or more.
+        seed: of the images of each step.
+        progress: whether a terminal sees a bar.
+
+    Returns:
+        Layer name -> what was done. Layers used more than once are left out, with a
+        warning that names them.
+
+    Raises:
+        CalibrationError: not a calibrated student, one of another model, or kernels
+            whose steps are not learned or whose codes are not all whole numbers.
+        InputError: no images, or images that do not fit.
+        ValueError: steps or a batch size below 1.
+
+    Source: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training
+    Quantization", ICML 2020.
+    """
+    for name, value in (("steps", steps), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} must be 1 or more. Received: {name}={value!r}.")
+    _check_grids(student)
+    walk = Walk(student, model, dataset, batches)
+    found: dict[str, Rounding] = {}
+    random = np.random.default_rng(seed)
+    disable = None if progress else True  # None: off where nobody looks
+    with tqdm(total=len(walk.pairs) * steps, unit="step", disable=disable) as bar:
+        for pair in walk.pairs:
+            bar.set_description(pair.name)
+            unit = RoundedUnit(pair.unit)
+            x = [
+                np.asarray(unit.layer.quantize_input(tf.constant(batch)))
+                for batch in walk.student.operands(pair.student[pair.name])
+            ]
+            last = pair.reference[pair.unit.calls[-1].name]
+            targets = np.concatenate([*walk.reference.outputs(last)])
+            found[pair.name] = unit.learn(
+                np.concatenate(x), targets, steps, batch_size, random, bar
+            )
+    if walk.shared:
+        warnings.warn(
+            "These layers are used more than once and keep nearest rounding: "
+            f"{', '.join(walk.shared)}.",
+            stacklevel=2,
+        )
+    return found
+
+
+def _check_grids(student: keras.Model) -> None:
+    for layer in student.layers:
+        quantizer = getattr(layer, "kernel_quantizer", None)
+        if quantizer is None:
+            continue
+        row = quantizer.row
+        whole = isinstance(row, GridKernel) and (
+            type(row).nearest is GridKernel.nearest
+        )
+        if not (whole and quantizer.learned):
+            raise CalibrationError(
+                "Rounding is learned for kernels with steps of their own and codes "
+                "that are all the whole numbers. "
+                f"Received: kernel_quantizer={quantizer.method!r} at {layer.name!r}. "
+                "Quantize the model with kernel_quantizer='lsq'."
+            )
+
+
+def soft_rounding(v: Any) -> Any:
+    """`h(V) = clip(sigmoid(V) (zeta - gamma) + gamma, 0, 1)` (eq. 23), any shape."""
+    spread = STRETCH_HIGH - STRETCH_LOW
+    return tf.clip_by_value(tf.sigmoid(v) * spread + STRETCH_LOW, 0.0, 1.0)
+
+
+def soft_start(rest: np.ndarray) -> np.ndarray:
+    """The V whose `h(V)` is a fraction from 0 to 1, of any shape."""
+    share = (rest - STRETCH_LOW) / (STRETCH_HIGH - STRETCH_LOW)
+    return np.log(share / (1 - share))
+
+
+def power_at(step: int, steps: int) -> float:
+    """Power of the regularizer: from 20 to 2, a line after the warm-up."""
+    start = WARM_UP * steps
+    part = max(0.0, step - start) / max(steps - start, 1)
+    return FIRST_POWER + (LAST_POWER - FIRST_POWER) * part
+
+
+class RoundedUnit:
+    """A unit of the student whose kernel's rounding is open.
+
+    Args:
+        unit: of the student.
+    """
+
+    def __init__(self, unit: Unit) -> None:
+        self.unit, self.layer = unit, unit.call.layer
+        quantizer = self.layer.kernel_quantizer
+        kernel = np.asarray(self.layer.kernel, "float32")
+        self.limit = quantizer.largest_code()
+        self.steps = np.asarray(quantizer.step(kernel), "float32")
+        scaled = kernel * (1 / self.steps)
+        self.below = np.floor(scaled)
+        self.rest = np.clip(scaled - self.below, 0, 1)
+        self.nearest = quantizer.codes(kernel).astype("float32")
+
+    def output(self, x: tf.Tensor, codes: tf.Tensor) -> tf.Tensor:
+        """What the unit puts out, [B, ...], for a quantized input and codes."""
+        product = self.layer.multiply(x, codes * self.steps)
+        result = self.layer.finish(product, None)
+        for call in self.unit.calls[1:]:
+            result = infer(call, {call.inputs[0]: result})
+        return result
+
+    def codes(self, up: Any) -> tf.Tensor:
+        """Codes, of the kernel's shape, a share `up` of the way to the next ones."""
+        return tf.clip_by_value(self.below + up, -self.limit, self.limit)
+
+    def error(
+        self, x: np.ndarray, targets: np.ndarray, codes: tf.Tensor, size: int
+    ) -> float:
+        """Mean squared error over all images, `x` and `targets` [N, ...]."""
+        total = 0.0
+        for start in range(0, len(x), size):
+            part = slice(start, start + size)
+            output = np.asarray(self.output(tf.constant(x[part]), codes), "float64")
+            total += float(np.square(output - targets[part]).sum())
+        return total / targets.size
+
+    def learn(
+        self,
+        x: np.ndarray,
+        targets: np.ndarray,
+        steps: int,
+        batch_size: int,
+        random: np.random.Generator,
+        bar: Any,
+    ) -> Rounding:
+        """Learn, and set the kernel to the better codes.
+
+        Args:
+            x: quantized input [N, ...].
+            targets: of the float network [N, ...].
+            steps: of Adam.
+            batch_size: images a step.
+            random: draws them.
+            bar: told of each step.
+        """
+        before = self.error(x, targets, self.nearest, batch_size)
+        codes, after = self.nearest, before
+        if before > 0:
+            learned = self._learned(x, targets, before, steps, batch_size, random, bar)
+            error = self.error(x, targets, learned, batch_size)
+            if error < before:
+                codes, after = learned, error
+        self.layer.kernel.assign(codes * self.steps)
+        return Rounding(before, after, float(np.mean(codes != self.nearest)))
+
+    def _learned(
+        self,
+        x: np.ndarray,
+        targets: np.ndarray,
+        scale: float,
+        steps: int,
+        batch_size: int,
+        random: np.random.Generator,
+        bar: Any,
+    ) -> np.ndarray:
+        v = keras.Variable(soft_start(self.rest), dtype="float32")
+        adam = keras.optimizers.Adam(LEARNING_RATE)
+        adam.build([v])
+
+        @tf.function(autograph=False)
+        def train(xs: tf.Tensor, ys: tf.Tensor, power: tf.Tensor, penalty: Any) -> None:
+            with tf.GradientTape() as tape:
+                up = soft_rounding(tf.convert_to_tensor(v))
+                error = tf.reduce_mean(
+                    tf.square(self.output(xs, self.codes(up)) - ys)
+                ) / tf.constant(scale, tf.float32)
+                undecided = 1 - tf.pow(tf.abs(2 * up - 1), power)
+                loss = error + penalty * tf.reduce_mean(undecided)
+            adam.apply([tape.gradient(loss, v.value)], [v])
+
+        for step, chosen in enumerate(_draws(random, len(x), batch_size, steps)):
+            penalty = PENALTY if step >= WARM_UP * steps else 0.0
+            train(
+                tf.constant(x[chosen]),
+                tf.constant(targets[chosen]),
+                tf.constant(power_at(step, steps), tf.float32),
+                tf.constant(penalty, tf.float32),
+            )
+            bar.update(1)
+        up = np.asarray(v) >= 0
+        return np.asarray(self.codes(up.astype("float32")))
+
+
+def _draws(
+    random: np.random.Generator, images: int, size: int, steps: int
+) -> Iterator[np.ndarray]:
+    """Numbers of the images of each step; each image as often as the others."""
+    order = random.permutation(images)
+    size = min(size, images)
+    for _ in range(steps):
+        if len(order) < size:
+            order = np.concatenate([order, random.permutation(images)])
+        yield order[:size]
+        order = order[size:]
