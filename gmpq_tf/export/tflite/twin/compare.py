@@ -46,7 +46,7 @@ def compare_twin(
     numbers = [op.output.number for op in made]
     model = TFLiteModel(with_outputs(content, numbers), kernels=kernels)
     if model.batch is not None:  # a whole one: tensors inside may be no rows of images
-        rows = np.arange(model.batch) % len(arrays[0])
+        rows: np.ndarray = np.arange(model.batch) % len(arrays[0])
         arrays = [array[rows] for array in arrays]
     stored = model.stored(arrays)
     computed = ProgramLayer(program, numbers)(list(arrays))
