@@ -536,7 +536,7 @@ def test_inputs_and_outputs_are_the_students():
 
 def test_a_transposed_convolution_takes_any_batch():
     inputs = keras.Input((4, 4, 3))
-    x = L.Conv2DTranspose(4, 3, 2)(inputs)
+    x = L.Conv2DTranspose(8, 3, 2)(inputs)
     model = keras.Model(inputs, L.Dense(3)(L.Flatten()(x)))
     student = gmpq.quantize_model(model, gmpq.BitwidthPolicy.uniform(model, 8, 8))
     x = random_images(model, 7, 3)
