@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -220,3 +220,23 @@ def linear_head(features: np.ndarray, labels: np.ndarray, shape: tuple) -> keras
     feature = keras.Input(shape)
     logits = dense(keras.layers.GlobalAveragePooling2D()(feature))
     return keras.Model(feature, [logits, keras.layers.Identity()(logits)])
+
+
+def mean(digits: str) -> float:
+    """Share of ones."""
+    return digits.count("1") / len(digits)
+
+
+def plain(array: Any) -> list[float]:
+    """As a list of numbers of five digits."""
+    return [float(f"{v:.5g}") for v in np.asarray(array, "float64").ravel()]
+
+
+def key_of(bits: Mapping[str, tuple[int, int]]) -> dict[str, list[int]]:
+    """A policy as the key of a journal."""
+    return {name: list(pair) for name, pair in bits.items()}
+
+
+def weights(shared: Path) -> Path:
+    """The file of the float model."""
+    return shared / "weights/mobilenet_v2_imagenet.weights.h5"

@@ -16,14 +16,22 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest, rankdata
-from transfer_bank import key_of, mean, weights
-from transfer_bank_network import BUDGETS, Bits, Images, Network, drawn
-from transfer_bank_values import LETTERS, MEASURED, SOURCES, kinds, load
+from transfer_bank_network import (
+    BUDGETS,
+    Bits,
+    Images,
+    Network,
+    drawn,
+    key_of,
+    mean,
+    weights,
+)
+from transfer_bank_tables import draw_figure, tables
+from transfer_bank_values import LETTERS, SOURCES, TARGETS, kinds, load, searched
 
 from gmpq_tf.search.values import Values, total
 
 RESAMPLES, POLICIES = 2_000, 64
-TARGETS = ("top-1", "divergence")
 PROXIES = SOURCES[:2]
 
 
@@ -34,7 +42,7 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
-    network = Network(weights(args), Images(np.zeros(0), np.zeros(0, int)))
+    network = Network(weights(args.shared), Images(np.zeros(0), np.zeros(0, int)))
     measured = read_bank(args.workdir / "bank.jsonl")
     bank = Banked(measured, dict(drawn(network, POLICIES)))
     valued = {s: kinds(load(args.workdir, s), network) for s in SOURCES}
@@ -47,15 +55,16 @@ def main() -> None:
         "gaps": gaps(table),
         "chosen": {name: mean(found["right"]) for name, found in chosen.items()},
         "mcnemar": mcnemar(chosen, bank),
+        "searched": of_searches(bank, searched(args.workdir)),
         "seconds": seconds(args.workdir),
     }
     args.output.mkdir(parents=True, exist_ok=True)
     write(args.output / "summary.json", summary)
     write(args.output / "bank.json", bank.to_json())
     write(args.output / "values.json", listed(valued))
-    (args.output / "tables.md").write_text(tables(summary, bank))
+    (args.output / "tables.md").write_text(tables(summary))
     draw_figure(args.output / "values_against_bank.png", bank, valued)
-    print(tables(summary, bank))
+    print(tables(summary))
 
 
 def write(path: Path, value: Any) -> None:
@@ -202,6 +211,15 @@ def correlations(bank: Banked, valued: Mapping[str, Mapping[str, Values]]) -> Ta
     return found
 
 
+def of_searches(bank: Banked, found: Mapping[str, Values]) -> dict[str, Any]:
+    """Correlations of what searches with gradients learned, with their intervals."""
+    table = correlations(bank, {"searched": found}) if found else {}
+    return {
+        f"{kind} | {budget} | {target}": [round(rho, 3), *interval(own)]
+        for (kind, _, budget, target), (rho, own) in table.items()
+    }
+
+
 def interval(resampled: np.ndarray) -> list[float]:
     """Of 95 %."""
     return [float(f"{v:.3f}") for v in np.quantile(resampled, (0.025, 0.975))]
@@ -293,84 +311,6 @@ def seconds(workdir: Path) -> dict[str, Any]:
             "median": float(np.median(times)),
         }
     return found
-
-
-def tables(summary: Mapping[str, Any], bank: Banked) -> str:
-    """The tables, as Markdown."""
-    parts = [_table_of(summary, target) for target in TARGETS]
-    head = "| values | " + " | ".join(f"{s} {b}" for s in SOURCES for b in BUDGETS)
-    lines = [f"{head} |", "|" + "---|" * (1 + len(SOURCES) * len(BUDGETS))]
-    for kind in MEASURED:
-        cells = [
-            summary["chosen"].get(f"{kind} | {s} | {b}")
-            for s in SOURCES
-            for b in BUDGETS
-        ]
-        shown = ["" if c is None else f"{100 * c:.1f}" for c in cells]
-        lines.append(f"| {labelled(kind)} | " + " | ".join(shown) + " |")
-    parts.append("Top-1 of the policy chosen, %:\n\n" + "\n".join(lines))
-    parts.append(
-        "McNemar:\n\n| made on | budget | pair | won | lost | p |\n"
-        + "|---" * 6
-        + "|\n"
-        + "\n".join(
-            "| {source} | {budget} | {pair} | {won} | {lost} | {p} |".format(**row)
-            for row in summary["mcnemar"]
-        )
-    )
-    return "\n\n".join(parts) + "\n"
-
-
-def _table_of(summary: Mapping[str, Any], target: str) -> str:
-    columns = [(s, b) for s in SOURCES for b in BUDGETS]
-    head = ["values", *(f"{s} {b}" for s, b in columns), "proxies less A", "gap"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    names = dict.fromkeys(k.split(" | ")[0] for k in summary["correlations"])
-    for kind in names:
-        cells = []
-        for source, budget in columns:
-            row = summary["correlations"][" | ".join((kind, source, budget, target))]
-            cells.append("{:.2f} ({:.2f}, {:.2f})".format(*row))
-        for part in ("differences", "gaps"):
-            row = summary[part][f"{kind} | {target}"]
-            cells.append("{:+.2f} ({:+.2f}, {:+.2f})".format(*row))
-        lines.append(f"| {labelled(kind)} | " + " | ".join(cells) + " |")
-    return f"Rank correlation with the bank's {target}:\n\n" + "\n".join(lines)
-
-
-def labelled(kind: str) -> str:
-    """A kind of value with its letter."""
-    return f"{LETTERS[kind]}: {kind}" if kind in LETTERS else kind
-
-
-def draw_figure(
-    path: Path, bank: Banked, valued: Mapping[str, Mapping[str, Values]]
-) -> None:
-    """Sums of values against top-1, one panel for each source and A, B, D."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    shown = ("R_E", "R_G, p of eq. 8", "divergence")
-    figure, axes = plt.subplots(3, 3, figsize=(8, 7), sharey=True, layout="tight")
-    for row, source in zip(axes, SOURCES, strict=True):
-        for axis, kind in zip(row, shown, strict=True):
-            for budget, colour in zip(BUDGETS, ("#b5442e", "#27619c"), strict=True):
-                sums = [
-                    -total(valued[source][kind], bank.bits[name])
-                    for name in bank.random(budget)
-                ]
-                top1 = 100 * bank.truth(budget, "top-1")
-                axis.scatter(sums, top1, s=9, color=colour, label=budget)
-            axis.set_title(f"{kind}, {source}", fontsize=9)
-            axis.set_xscale("log")
-    axes[0][0].legend(fontsize=8)
-    for row in axes:
-        row[0].set_ylabel("top-1 on the target, %", fontsize=8)
-    for axis in axes[-1]:
-        axis.set_xlabel("risk added, sum over choices", fontsize=8)
-    figure.savefig(path, dpi=80)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ FIXED = (1, 2, 3, 4)  # p of Fig. 5
 ETAS = (1, 10, 100, 1_000, 10_000, 100_000)
 WEIGHT_CAPACITY, ACTIVATION_CAPACITY = 4, 6  # of eq. 8
 SOURCES = ("flowers17", "cifar10", "target")
+TARGETS = ("top-1", "divergence")  # what the bank says of a policy
 # Kinds of value by the names of the question.
 LETTERS = {
     "R_E": "A",
@@ -225,6 +226,24 @@ def values_of(column: Column, network: Network) -> Values:
     return values
 
 
+def searched(workdir: Path) -> dict[str, Values]:
+    """Values that searches with gradients ended at, by "strategy, readout | source"."""
+    path = workdir / "searches.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return {
+        f"{strategy}, {readout} | {source}": {
+            layer: tuple(
+                {int(bits): value for bits, value in pair[side].items()}
+                for side in ("weights", "activations")
+            )  # type: ignore[misc]
+            for layer, pair in values.items()
+        }
+        for name, result in found.items()
+        for strategy, source in [name.split(" | ")]
+        for readout, values in result["values"].items()
+    }
+
+
 def chosen_policies(workdir: Path, network: Network) -> Iterator[tuple[str, Bits]]:
     """The policies that the kinds of value choose, by "kind | source | budget"."""
     problems = {budget: network.problem(budget) for budget in BUDGETS}
@@ -238,3 +257,7 @@ def chosen_policies(workdir: Path, network: Network) -> Iterator[tuple[str, Bits
             for budget, problem in problems.items():
                 bits = choose(values[kind], problem.candidates, problem.limits)
                 yield f"{kind} | {source} | {budget}", bits
+    for name, values in searched(workdir).items():
+        for budget, problem in problems.items():
+            bits = choose(values, problem.candidates, problem.limits)
+            yield f"{name} | {budget}", bits
