@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,12 @@ import tensorflow as tf
 
 from gmpq_tf.bits import LayerPair
 from gmpq_tf.layers.quantized import QUANT_LAYERS, Quantized
+from gmpq_tf.layers.relaxation import (
+    DEFAULT_RELAXATION,
+    Relaxation,
+    gumbel,
+    relaxation_of,
+)
 
 
 class BranchImportance(keras.layers.Layer):
@@ -18,12 +25,15 @@ class BranchImportance(keras.layers.Layer):
     Stock convolutions save their kernel and bias only.
 
     Args:
-        branches: number of branches; a single one is not trained.
+        bits: of the branches; a single one is not trained.
         name: of the layer.
+        relaxation: how the layer computes with the branches.
     """
 
-    def __init__(self, branches: int, name: str) -> None:
+    def __init__(self, bits: Sequence[int], name: str, relaxation: Relaxation) -> None:
         super().__init__(name=name)
+        self.bits, self.relaxation = tuple(bits), relaxation
+        branches = len(self.bits)
         self.importance = self.add_weight(
             name="importance",
             shape=(branches,),
@@ -40,12 +50,42 @@ class BranchImportance(keras.layers.Layer):
             autocast=False,
             dtype="float32",
         )
+        # A seed, and how often noise was drawn: saved with the weights, so that a
+        # resumed search draws what an uninterrupted one does.
+        self.draws = None
+        if relaxation.noisy and branches > 1:
+            seed = random.randrange(2**31)  # of keras.utils.set_random_seed
+            self.draws = self.add_weight(
+                name="draws",
+                shape=(2,),
+                initializer=lambda shape, dtype=None: tf.constant([seed, 0], dtype),
+                trainable=False,
+                autocast=False,
+                dtype="int64",
+            )
         self.built = True
 
     def probabilities(self) -> tf.Tensor:
         """`pi = softmax(importance / temperature)`, [branches]."""
+        return tf.nn.softmax(self._logits())
+
+    def weights_now(self, training: bool | None = None) -> tf.Tensor:
+        """What weighs the branches in one pass, [branches], as the relaxation does.
+
+        Args:
+            training: whether noise is drawn, where the relaxation has some.
+        """
+        noise = None
+        if training and self.draws is not None:
+            seed = tf.convert_to_tensor(self.draws)
+            noise = gumbel(seed, [len(self.bits)])
+            with tf.control_dependencies([noise]):
+                self.draws.assign(seed + tf.constant([0, 1], seed.dtype))
+        return self.relaxation.weigh(self._logits(), self.bits, noise)
+
+    def _logits(self) -> tf.Tensor:
         importance = tf.convert_to_tensor(self.importance)
-        return tf.nn.softmax(importance / tf.convert_to_tensor(self.temperature))
+        return importance / tf.convert_to_tensor(self.temperature)
 
 
 class Mixed(Quantized):
@@ -55,16 +95,26 @@ class Mixed(Quantized):
     `pi = softmax(importance)`: one convolution whatever the number of branches
     ("compositional convolution", Cai and Vasconcelos, CVPR 2020). Unlike the paper the
     softmax has a temperature, 1 unless `TemperatureScheduler` lowers it.
+
+    Args:
+        relaxation: a name in `RELAXATIONS`; "mixture" is eq. 5.
     """
+
+    def __init__(
+        self, *args: Any, relaxation: str = DEFAULT_RELAXATION, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.relaxation = relaxation
+        self._row = relaxation_of(relaxation)
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Build the quantized layer, then one importance a branch."""
         super().build(input_shape)
         self.kernel_branches = BranchImportance(
-            len(self.weight_bits), "kernel_branches"
+            self.weight_bits, "kernel_branches", self._row
         )
         self.input_branches = BranchImportance(
-            len(self.activation_bits), "input_branches"
+            self.activation_bits, "input_branches", self._row
         )
 
     @property
@@ -93,6 +143,20 @@ class Mixed(Quantized):
             weights=self.kernel_branches.probabilities(),
             activations=self.input_branches.probabilities(),
         )
+
+    def branch_weights(self, training: bool | None = None) -> LayerPair:
+        """What weighs the branches in one pass, [branches] each."""
+        return LayerPair(
+            weights=self.kernel_branches.weights_now(training),
+            activations=self.input_branches.weights_now(training),
+        )
+
+    def get_config(self) -> dict:
+        """Plain JSON configuration."""
+        config = super().get_config()
+        if self.relaxation != DEFAULT_RELAXATION:
+            config["relaxation"] = self.relaxation
+        return config
 
     def expected_bits(self) -> LayerPair:
         """`sum_i pi_w[i] b_i` and `sum_j pi_a[j] b_j`, scalars, as in eq. 7."""

@@ -85,15 +85,15 @@ class Quantized(keras.layers.Layer):
         """
         of_x, of_w = self.input_quantizer, self.kernel_quantizer
         kernel = tf.convert_to_tensor(self.kernel)
-        probabilities = self.branch_probabilities()
+        weights = self.branch_weights(training=True)
         # Under mixed precision operands are narrow and quantizers compute in float32.
         # The casts stand inside the function too, so that it keeps the narrow ones.
         wide = [
             tf.cast(value, quantizer.compute_dtype)
             for value, quantizer in ((inputs, of_x), (kernel, of_w))
         ]
-        x_parameters = of_x.parameters(wide[0], probabilities.activations)
-        w_parameters = of_w.parameters(wide[1], probabilities.weights)
+        x_parameters = of_x.parameters(wide[0], weights.activations)
+        w_parameters = of_w.parameters(wide[1], weights.weights)
         count = len(x_parameters)
 
         def function(x: tf.Tensor, w: tf.Tensor, *parameters: tf.Tensor) -> tf.Tensor:
@@ -105,7 +105,7 @@ class Quantized(keras.layers.Layer):
 
         return keeping_arguments(function)(inputs, kernel, *x_parameters, *w_parameters)
 
-    def branch_probabilities(self) -> LayerPair:
+    def branch_weights(self, training: bool | None = None) -> LayerPair:
         """What weighs the branches of the quantizers, [branches]; None for one."""
         return LayerPair(weights=None, activations=None)
 
@@ -125,7 +125,9 @@ class Quantized(keras.layers.Layer):
         narrower floats, which sums would leave.
         """
         kernel = tf.convert_to_tensor(self.kernel)
-        x, w = self.quantize_input(inputs), self.quantize_kernel(kernel)
+        weights = self.branch_weights(training)
+        x = self.quantize_input(inputs, weights.activations)
+        w = self.quantize_kernel(kernel, weights.weights)
         if training or x.dtype != tf.float32 or not self._is_integer():
             return x, w, None
         input_step = tf.cast(self.input_quantizer.step_tensor(), x.dtype)
@@ -149,21 +151,37 @@ class Quantized(keras.layers.Layer):
             return False
         return x.on_grid and w.on_grid and w.is_known_to_graph
 
-    def quantize_input(self, inputs: tf.Tensor) -> tf.Tensor:
-        """Activations [B, ...] as the layer computes with them."""
+    def quantize_input(
+        self, inputs: tf.Tensor, weights: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """Activations [B, ...] as the layer computes with them.
+
+        Args:
+            inputs: [B, ...].
+            weights: of the branches, [branches]; None: those outside of training.
+        """
         if self.input_quantizer is None:
             return inputs
-        probabilities = self.branch_probabilities().activations
-        quantized = self.input_quantizer(inputs, probabilities=probabilities)
+        if weights is None:
+            weights = self.branch_weights().activations
+        quantized = self.input_quantizer(inputs, probabilities=weights)
         return tf.cast(quantized, inputs.dtype)
 
-    def quantize_kernel(self, kernel: tf.Tensor) -> tf.Tensor:
-        """Kernel, of its shape, as the layer computes with it."""
+    def quantize_kernel(
+        self, kernel: tf.Tensor, weights: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """Kernel, of its shape, as the layer computes with it.
+
+        Args:
+            kernel: any shape.
+            weights: of the branches, [branches]; None: those outside of training.
+        """
         if self.kernel_quantizer is None:
             return kernel
         kernel = tf.convert_to_tensor(kernel)
-        probabilities = self.branch_probabilities().weights
-        quantized = self.kernel_quantizer(kernel, probabilities=probabilities)
+        if weights is None:
+            weights = self.branch_weights().weights
+        quantized = self.kernel_quantizer(kernel, probabilities=weights)
         return tf.cast(quantized, kernel.dtype)
 
     def get_config(self) -> dict:

@@ -13,9 +13,11 @@ import numpy as np
 import tensorflow as tf
 
 from gmpq_tf.quantizers import own
+from gmpq_tf.quantizers.expected_grid import expected_grid
 from gmpq_tf.quantizers.grid import code_limit, lowest_code
 from gmpq_tf.quantizers.line_search import least_error_step
-from gmpq_tf.quantizers.mixture import mixture
+from gmpq_tf.quantizers.mixture import mixture, steps_and_codes
+from gmpq_tf.quantizers.straight_through import floor_half_up
 
 
 class InputMethod:
@@ -26,6 +28,8 @@ class InputMethod:
     """
 
     fused = False  # whether a mixture is one pass over the values
+    uniform = False  # whether a value goes to the nearest code, halves upwards
+    learns_inside = True  # whether values inside the range move it
 
     def __call__(
         self, x: tf.Tensor, input_range: tf.Tensor, bits: int, signed: bool = False
@@ -51,6 +55,27 @@ class InputMethod:
         """As `quantizers.mixture.mixture`, of the row; any shape, kept."""
         return own.mixture(bits, signed, self, nested, learn_range)
 
+    def one_rounding(
+        self,
+        bits: tuple[int, ...],
+        signed: bool | None,
+        nested: bool,
+        learn_range: bool,
+    ) -> Callable[..., tf.Tensor]:
+        """As `mixture`, of `expected_grid`, any shape; where the row is `uniform`."""
+
+        def call(
+            x: tf.Tensor, ranges: tf.Tensor, zeros: tf.Tensor, weights: tf.Tensor
+        ) -> tf.Tensor:
+            if not learn_range:
+                ranges = tf.stop_gradient(ranges)
+            grids = steps_and_codes(ranges, zeros, bits, signed, nested)
+            return expected_grid(
+                x, *grids, weights, floor_half_up, inside=self.learns_inside
+            )
+
+        return call
+
     def squared_error(
         self, values: np.ndarray, step: float, bits: int, signed: bool
     ) -> float:
@@ -74,6 +99,7 @@ class GridInput(InputMethod):
     """A row that rounds to the nearest code, halves upwards, and is fused."""
 
     fused = True
+    uniform = True
 
     def step_gradient(self, *terms: tf.Tensor) -> tf.Tensor:
         """What the step gets, a scalar; see `mixture.StepGradient`."""

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from gmpq_tf.policy import check_bits
+from gmpq_tf.quantizers.expected_grid import check_one_rounding
 from gmpq_tf.quantizers.grid import bounded_power, code_limit
 from gmpq_tf.quantizers.input_method import FunctionInput, InputMethod
 from gmpq_tf.quantizers.lsq import lsq, scale_gradient
@@ -54,6 +55,8 @@ class InputQuantizer(keras.layers.Layer):
             between two powers, where training sees now one step, now the other.)
         learn_range: whether training changes the range.
         calibrate_first: whether a layer refuses to train before calibration.
+        one_rounding: round once, on the mean of the branches' grids, as
+            `quantizers.expected_grid` does it.
 
     Raises:
         ValueError: an unknown method, or a function that cannot be called.
@@ -67,6 +70,7 @@ class InputQuantizer(keras.layers.Layer):
         power_of_two: bool = False,
         learn_range: bool = True,
         calibrate_first: bool = False,
+        one_rounding: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -75,6 +79,7 @@ class InputQuantizer(keras.layers.Layer):
         self.signed = signed
         self.method = method
         self.row = input_method(method)
+        self.one_rounding = check_one_rounding(self.row, method, one_rounding)
         self.power_of_two = bool(power_of_two)
         self.learn_range = bool(learn_range) and not power_of_two and signed is not None
         self.calibrate_first = bool(calibrate_first)
@@ -155,9 +160,9 @@ class InputQuantizer(keras.layers.Layer):
 
     def compute(self, inputs: tf.Tensor, parameters: Sequence[tf.Tensor]) -> tf.Tensor:
         """Quantize `inputs`, of any shape, with `parameters`, reading no variable."""
-        quantize = self.row.mixture(
-            self.bits, self.signed, self.power_of_two, self.learn_range
-        )
+        once = self.one_rounding and len(self.bits) > 1
+        make = self.row.one_rounding if once else self.row.mixture
+        quantize = make(self.bits, self.signed, self.power_of_two, self.learn_range)
         return quantize(inputs, *parameters)
 
     def fit(self, values: np.ndarray, branch: int, steps: Sequence[float]) -> float:
@@ -225,4 +230,5 @@ class InputQuantizer(keras.layers.Layer):
             "power_of_two": self.power_of_two,
             "learn_range": self.learn_range,
             "calibrate_first": self.calibrate_first,
+            **({"one_rounding": True} if self.one_rounding else {}),
         }

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from gmpq_tf.quantizers import own
+from gmpq_tf.quantizers.expected_grid import expected_grid
 from gmpq_tf.quantizers.grid import symmetric_limit
 from gmpq_tf.quantizers.line_search import (
     KERNEL_FRACTIONS,
@@ -30,6 +31,7 @@ class KernelMethod:
     fused = False  # whether a mixture is one pass over the kernel
     learned = True  # whether steps are variables; else they follow the kernel
     follows_in_graph = False  # whether TensorFlow finds the steps that follow
+    uniform = False  # whether codes are all whole numbers between two
 
     def __call__(self, kernel: tf.Tensor, *args: Any) -> tf.Tensor:
         """Quantize a kernel to one bit-width; differentiable."""
@@ -81,6 +83,26 @@ class KernelMethod:
         """
         terms = [self.values(kernel, steps[i], b, axes) for i, b in enumerate(bits)]
         return own.weighted(terms, weights)
+
+    def one_rounding(
+        self,
+        kernel: tf.Tensor,
+        steps: tf.Tensor,
+        bits: Sequence[int],
+        weights: tf.Tensor,
+    ) -> tf.Tensor:
+        """As `expected_grid`, of the shape of W, where the row is `uniform`.
+
+        Args:
+            kernel: any shape.
+            steps: [branches, ...], each of which broadcasts against the kernel.
+            bits: bit-width of each branch.
+            weights: [branches].
+        """
+        limits = tf.constant([float(self.largest_code(b)) for b in bits], kernel.dtype)
+        return expected_grid(
+            kernel, steps, -limits, limits, weights, tf.round, clip=self.learned
+        )
 
     def following_step(self, kernel: Any, bits: int, axes: Sequence[int]) -> Any:
         """Steps, where none are learned, shaped to broadcast against the kernel."""

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from gmpq_tf.policy import PolicyError, check_bits
 from gmpq_tf.quantizers.apot import apot
+from gmpq_tf.quantizers.expected_grid import check_one_rounding
 from gmpq_tf.quantizers.grid import bounded_power, finite_step
 from gmpq_tf.quantizers.kernel_method import FunctionKernel, KernelMethod
 from gmpq_tf.quantizers.lsq import lsq_kernel, scale_gradient
@@ -81,6 +82,8 @@ class KernelQuantizer(keras.layers.Layer):
             of two. A registered function is called as it is, forward and backward.
         shared_axes: kernel axes that share one step, ascending: all of them for one
             step a tensor, all but the output channels for one step a channel.
+        one_rounding: round once, on the mean of the branches' grids, as
+            `quantizers.expected_grid` does it.
 
     Raises:
         ValueError: an unknown method, one that has not these bits, a function that
@@ -92,6 +95,7 @@ class KernelQuantizer(keras.layers.Layer):
         bits: int | Sequence[int],
         method: str = DEFAULT_KERNEL_QUANTIZER,
         shared_axes: Sequence[int] = (0, 1, 2),
+        one_rounding: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -101,6 +105,7 @@ class KernelQuantizer(keras.layers.Layer):
         self.row = kernel_method(method)
         self.learned = self.row.learned
         self.fused = self.row.fused
+        self.one_rounding = check_one_rounding(self.row, method, one_rounding)
         self.shared_axes = tuple(shared_axes)
         if self.shared_axes != tuple(sorted({i for i in shared_axes if i >= 0})):
             raise ValueError(
@@ -174,6 +179,8 @@ class KernelQuantizer(keras.layers.Layer):
     def compute(self, kernel: tf.Tensor, parameters: Sequence[tf.Tensor]) -> tf.Tensor:
         """Quantize `kernel`, of any shape, with `parameters`, reading no variable."""
         steps, weights = parameters
+        if self.one_rounding and len(self.bits) > 1:
+            return self.row.one_rounding(kernel, steps, self.bits, weights)
         return self.row.mixture(kernel, steps, self.bits, weights, self.shared_axes)
 
     def _learned_steps(self) -> tf.Tensor:
@@ -258,4 +265,5 @@ class KernelQuantizer(keras.layers.Layer):
             "bits": list(self.bits),
             "method": self.method,
             "shared_axes": list(self.shared_axes),
+            **({"one_rounding": True} if self.one_rounding else {}),
         }

@@ -55,6 +55,8 @@ class LsqKernel(GridKernel):
     symmetric (one code fewer), as TFLite stores kernels.
     """
 
+    uniform = True
+
     def __call__(self, kernel: tf.Tensor, step: tf.Tensor, bits: int) -> tf.Tensor:
         """Quantize a kernel to one bit-width."""
         limit = tf.cast(symmetric_limit(bits), kernel.dtype)

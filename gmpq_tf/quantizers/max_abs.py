@@ -48,6 +48,7 @@ class MaxAbs(GridKernel):
 
     learned = False
     follows_in_graph = True
+    uniform = True
 
     def __call__(
         self, kernel: tf.Tensor, bits: int, axes: Sequence[int] | None = None

@@ -32,6 +32,7 @@ class Pact(GridInput):
     """
 
     step_gradient = staticmethod(pact_step_gradient)
+    learns_inside = False
 
     def __call__(
         self, x: tf.Tensor, input_range: tf.Tensor, bits: int, signed: bool = False

@@ -15,6 +15,7 @@ from gmpq_tf.budget import Candidates
 from gmpq_tf.cost_tables import CostTable, TableOptions
 from gmpq_tf.distribution import replica_count
 from gmpq_tf.first_trace import build_before_tracing
+from gmpq_tf.layers.relaxation import DEFAULT_RELAXATION
 from gmpq_tf.limits import Limit, records
 from gmpq_tf.metric_names import TOTAL
 from gmpq_tf.policy import BitwidthPolicy
@@ -90,6 +91,10 @@ class PolicySearch(keras.Model):
             on, above 0; less than 1 is faster, and an unbiased estimate.
         class_names: those that the file will hold, where its bytes are budgeted; ():
             there is room for names of nine letters.
+        relaxation: how layers compute with several bit-widths at once: "mixture" adds
+            their outputs (eq. 5), "sampled" draws one in each step, "expected_grid"
+            rounds once on the mean grid. The last two do not average rounding errors,
+            which a mixture does, so that importances say which layer needs its bits.
         **unknown: refused, with the nearest name of an option.
 
     Raises:
@@ -124,6 +129,7 @@ class PolicySearch(keras.Model):
         latency_table: str | None = RiskConfig.latency_table,
         attribution_share: float = RiskConfig.attribution_share,
         class_names: Sequence[str] = (),
+        relaxation: str = DEFAULT_RELAXATION,
         **unknown: Any,
     ) -> None:
         # Under a global mixed_float16 Keras would scale the loss, of which the second
@@ -153,6 +159,7 @@ class PolicySearch(keras.Model):
             "kernel_quantizer": kernel_quantizer,
         }
         self.quantizers = {key: value for key, value in methods.items() if value}
+        self.relaxation = relaxation
         self.class_names = tuple(class_names)
         self.problem = SearchProblem.of(
             model,
@@ -166,7 +173,9 @@ class PolicySearch(keras.Model):
                 self.class_names,
             ),
         )
-        self.hypernet = build_hypernet(model, self.problem.space, **self.quantizers)
+        self.hypernet = build_hypernet(
+            model, self.problem.space, relaxation=relaxation, **self.quantizers
+        )
         self.output_names = list(self.hypernet.output_names)
         # As text, which Keras does not track; before freezing, which changes it.
         serialize = keras.saving.serialize_keras_object
@@ -459,6 +468,8 @@ class PolicySearch(keras.Model):
         bits = self.problem.most_probable_bits(self.branches.probabilities())
         strategy = "gmpq" if self.risk.eta else "edmips"
         config: dict[str, Any] = {**vars(self.risk), "space": self.space.to_config()}
+        if self.relaxation != DEFAULT_RELAXATION:
+            config["relaxation"] = self.relaxation
         if self.risk.budget is not None:
             config["limits"] = records(self.limits, bits)
         return BitwidthPolicy(
@@ -505,6 +516,7 @@ class PolicySearch(keras.Model):
             **self.quantizers,
             **vars(self.risk),
             "class_names": list(self.class_names),
+            "relaxation": self.relaxation,
         }
 
     @classmethod

@@ -13,6 +13,7 @@ from gmpq_tf.graph import Call, Graph, is_searchable, read_graph
 from gmpq_tf.kernel_kinds import listed
 from gmpq_tf.layers import MIXED_LAYERS
 from gmpq_tf.layers.batch_norm import fused_norm
+from gmpq_tf.layers.relaxation import DEFAULT_RELAXATION, relaxation_of
 from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
 from gmpq_tf.quantizers.input_quantizer import DEFAULT_INPUT_QUANTIZER
 from gmpq_tf.quantizers.kernel_quantizer import (
@@ -37,6 +38,7 @@ def build_hypernet(
     space: SearchSpace | None = None,
     input_quantizer: str = DEFAULT_INPUT_QUANTIZER,
     kernel_quantizer: str = DEFAULT_KERNEL_QUANTIZER,
+    relaxation: str = DEFAULT_RELAXATION,
 ) -> keras.Model:
     """Build the hypernet of section 3.3 from any functional Keras model.
 
@@ -51,6 +53,7 @@ def build_hypernet(
             at 8 bits.
         input_quantizer: a name in `INPUT_QUANTIZERS`.
         kernel_quantizer: a name in `KERNEL_QUANTIZERS`.
+        relaxation: a name in `RELAXATIONS`: how layers compute with several bit-widths.
 
     Returns:
         A functional model. Call `gmpq.calibrate` on it before use (`PolicySearch.fit`
@@ -60,7 +63,9 @@ def build_hypernet(
         GraphError: a subclassed or unbuilt model, or a layer that cannot be rebuilt.
         PolicyError: the space names a layer that the model lacks, or bits that the
             kernel quantizer has not.
+        ValueError: an unknown relaxation, or one that a quantizer has not.
     """
+    once = relaxation_of(relaxation).one_rounding
     graph = split_activations(read_graph(model))
     candidates = (space or SearchSpace()).candidates(model)
     check_widths(kernel_quantizer, {n: bits for n, (bits, _) in candidates.items()})
@@ -73,10 +78,14 @@ def build_hypernet(
             return fused_norm(clone_layer(call))
         weight_bits, activation_bits = candidates[call.name]
         quantizer = InputQuantizer(
-            activation_bits, signs[call.name], input_quantizer, name="input_quantizer"
+            activation_bits,
+            signs[call.name],
+            input_quantizer,
+            one_rounding=once,
+            name="input_quantizer",
         )
         return make_quantized(
-            MIXED_LAYERS, call, quantizer, weight_bits, kernel_quantizer
+            MIXED_LAYERS, call, quantizer, weight_bits, kernel_quantizer, relaxation
         )
 
     hypernet = rebuild(graph, model.name, make_layer)
@@ -91,6 +100,7 @@ def make_quantized(
     input_quantizer: InputQuantizer,
     weight_bits: tuple[int, ...] | int,
     method: str,
+    relaxation: str | None = None,
 ) -> Any:
     """A Mixed* or Quant* layer configured as the call's stock layer."""
     cls = classes[call.kind]
@@ -99,8 +109,14 @@ def make_quantized(
     input_quantizer.calibrate_first = True
     config["input_quantizer"] = input_quantizer
     config["kernel_quantizer"] = KernelQuantizer(
-        weight_bits, method, cls.shared_axes, name="kernel_quantizer"
+        weight_bits,
+        method,
+        cls.shared_axes,
+        input_quantizer.one_rounding,
+        name="kernel_quantizer",
     )
+    if relaxation is not None:
+        config["relaxation"] = relaxation
     return cls.from_config(config)
 
 

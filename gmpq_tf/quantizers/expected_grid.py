@@ -1,0 +1,80 @@
+"""One rounding on the mean of several grids, not the mean of several roundings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from gmpq_tf.quantizers.straight_through import straight_through
+
+
+def expected_grid(
+    x: tf.Tensor,
+    steps: tf.Tensor,
+    lows: tf.Tensor,
+    highs: tf.Tensor,
+    weights: tf.Tensor,
+    rounded: Callable[[tf.Tensor], tf.Tensor],
+    clip: bool = True,
+    inside: bool = True,
+) -> tf.Tensor:
+    """`s min(max(round(x / s), lo), hi)` with `s = sum_b w_b s_b`.
+
+    `lo = sum_b w_b s_b lo_b / s` and `hi` likewise need not be whole. Where one weight
+    is 1 that is the branch's quantizer. `dq/dx = 1` inside, 0 outside; `dq/ds` is
+    `round(v) - v` inside; outside `q` is the expected bound, `sum_b w_b s_b hi_b`.
+
+    Args:
+        x: any shape.
+        steps: positive, [branches, ...], each of which broadcasts against `x`.
+        lows: smallest codes, [branches].
+        highs: largest codes, [branches].
+        weights: [branches], with the sum 1.
+        rounded: nearest whole numbers of any shape; its gradient is not looked at.
+        clip: False: the gradient of `x` is that of the identity everywhere, for steps
+            that follow the largest value.
+        inside: False: steps get no gradient from values inside, as in PACT; the weights
+            do.
+
+    Returns:
+        A tensor like `x`, differentiable any number of times.
+
+    Source: Habi, Jennings and Netzer, "HMQ", ECCV 2020, section 3.2. Unlike there the
+    steps of the branches are learned, and no noise is added to the weights.
+    """
+    column = [-1] + [1] * (len(steps.shape) - 1)
+    weights, lows, highs = (tf.reshape(v, column) for v in (weights, lows, highs))
+    within = steps if inside else tf.stop_gradient(steps)
+    step = tf.reduce_sum(weights * within, 0)
+    low = tf.reduce_sum(weights * steps * lows, 0) / step
+    high = tf.reduce_sum(weights * steps * highs, 0) / step
+    scaled = x * (1 / step)
+    codes = tf.minimum(tf.maximum(rounded(scaled), low), high)
+    slope = tf.minimum(tf.maximum(scaled, low), high) if clip else scaled
+    return straight_through(codes, slope) * step
+
+
+def check_one_rounding(row: Any, method: str, one_rounding: bool) -> bool:
+    """Refuse grids that have no mean: codes that are not all whole numbers.
+
+    Args:
+        row: of `KERNEL_QUANTIZERS` or `INPUT_QUANTIZERS`.
+        method: its name.
+        one_rounding: whether it is asked for.
+
+    Returns:
+        `one_rounding`.
+
+    Raises:
+        ValueError: it is, and the row is not uniform.
+    """
+    if one_rounding and not row.uniform:
+        raise ValueError(
+            "One rounding on the mean of several grids needs grids of whole numbers "
+            f"times a step. Received: the quantizer {method!r}, which has others. Take "
+            "the relaxation 'sampled' or 'mixture', or another quantizer such as "
+            "'lsq'."
+        )
+    return bool(one_rounding)
