@@ -31,6 +31,7 @@ from gmpq_tf.export.tflite.exporter import (
     REPORT_NAME,
     export_tflite,
 )
+from gmpq_tf.export.tflite.micro.files import SUFFIXES
 from gmpq_tf.export.tflite.outputs import NEAR_STEPS
 from gmpq_tf.export.tfmot import write_tfmot
 from gmpq_tf.files import remove_temporaries, replace_files, write_json
@@ -65,7 +66,8 @@ class ExportConfig:
         batch: Images that the file takes at a time, written into every shape; none for
             any number.
         runtime: The runtime it is for: litert, or micro (TFLite Micro: a fixed batch,
-            of one image unless --batch says more, and scaled codes).
+            of one image unless --batch says more, scaled codes, and beside the file a
+            C array and header with the arena it needs).
         latency_runs: Timed runs of each storage and of the float model; 0 for none.
         input_type: Type of the input tensor.
         output_type: Type of the output tensor.
@@ -139,11 +141,12 @@ def export(config: ExportConfig, data: DataConfig, run: WorkdirConfig) -> Path:
         config = dataclasses.replace(config, storage=storage)
     record = folder / f"export_{config.format}.json"
     identity = _identity(config, data, source)
-    if not run.overwrite and _is_current(record, path, identity):
+    whole = all(source.exists() for source in _sources(path, config))
+    if not run.overwrite and whole and _is_current(record, path, identity):
         print(f"{path} is up to date.")
         return path
     claim(Path(run.workdir) / "config" / f"{config.name}.export.lock", folder)
-    for written in (path, folder / REPORT_NAME, record):
+    for written in (path, *_sources(path, config), folder / REPORT_NAME, record):
         remove_temporaries(written)
     WRITERS[config.format](load_model(source), path, config, data)
     write_json(record, {**identity, "file": fingerprint(path)})
@@ -178,6 +181,8 @@ def write_tflite(
     print(f"{report.file_bytes} bytes{beyond}")
     for output in report.outputs:
         print(f"  {output}")
+    if report.micro is not None:
+        print(f"  {report.micro}")
     for name, milliseconds in report.latency_ms.items():
         print(f"  {name}: {milliseconds:.3f} ms an image")
 
@@ -317,6 +322,12 @@ def _identity(config: ExportConfig, data: DataConfig, source: Path) -> dict[str,
     scaling = {"scaling": data.scaling, "mean": data.mean, "std": data.std}
     options = dataclasses.asdict(config) | {"dataset": data.dataset, **scaling}
     return {"config": options, "model": fingerprint(source)}
+
+
+def _sources(path: Path, config: ExportConfig) -> list[Path]:
+    """The C source that lies beside a file for TFLite Micro."""
+    micro = config.format == "tflite" and config.runtime == "micro"
+    return [path.with_suffix(suffix) for suffix in SUFFIXES] if micro else []
 
 
 def _is_current(record: Path, path: Path, identity: dict[str, Any]) -> bool:

@@ -20,7 +20,8 @@ from gmpq_tf.cost_tables import cost_table
 from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.tflite.exporter import export_tflite
 from gmpq_tf.export.tflite.lowering import lower
-from gmpq_tf.export.tflite.memory_cost import peak_bytes
+from gmpq_tf.export.tflite.memory_cost import peak_bytes, planned_bytes
+from gmpq_tf.export.tflite.micro.arena import measure_arena
 from gmpq_tf.export.tflite.runtime import TFLiteModel
 from gmpq_tf.models import load_model
 from gmpq_tf.transform import snap_biases
@@ -131,8 +132,33 @@ def test_micro_plans_the_memory_that_a_budget_counts(tmp_path, client, net):
     path.write_bytes(content)
     text = client("arena_micro.py", path, [], ".txt").read_text()
     head = int(re.search(r"Arena allocation head (\d+) bytes", text)[1])
-    assert head == peak_bytes(content)
+    assert head == peak_bytes(content) == planned_bytes(content)
     assert head <= cost_table("activation_bytes", model).constant <= 1.3 * head
+
+
+def test_the_planner_of_micro_takes_more_than_is_alive_and_so_do_we(
+    tmp_path, client, monkeypatch
+):
+    """Two small tensors between two large ones, as where VWW's network begins."""
+    folder = Path(os.environ.get("GMPQ_CLIENTS", ROOT / ".venv" / "clients"))
+    monkeypatch.setenv("GMPQ_CLIENTS", str(folder))
+    x = inputs = keras.Input((24, 24, 3), name="image")
+    x = L.Conv2D(8, 3, 2, padding="same", activation="relu")(x)
+    x = L.DepthwiseConv2D(3, padding="same", activation="relu")(x)
+    x = L.Conv2D(16, 1, activation="relu")(x)
+    x = L.DepthwiseConv2D(3, 2, padding="same", activation="relu")(x)
+    student = student_of(keras.Model(inputs, L.Flatten()(x)), 8, 8)
+    path = tmp_path / "m.tflite"
+    kinds = {"input_type": "int8", "output_type": "int8"}
+    report = export_tflite(student, path, runtime="micro", **kinds).micro
+    assert report.arena.activations == report.activation_bytes
+    assert report.activation_bytes > peak_bytes(path.read_bytes())
+    assert report.arena.total > report.arena.activations
+    text = path.with_suffix(".h").read_text()
+    assert f"M_ARENA_BYTES {report.arena.total}" in text
+    assert f"tflite-micro {report.arena.measured_with}" in text
+    with pytest.raises(ExportError, match="must start on the file"):
+        measure_arena(path.read_bytes()[:-3000])
 
 
 def test_what_micro_cannot_do_is_refused_by_name(tmp_path):

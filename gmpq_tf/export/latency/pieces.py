@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from gmpq_tf.export.tflite.flatbuffer import read_model
+from gmpq_tf.export.tflite.flatbuffer import operator_name, read_model
 from gmpq_tf.export.tflite.flatbuffer.sharing import AlignedBuffer, pack_model
 from gmpq_tf.export.tflite.lowering import Lowered
 
@@ -93,8 +93,7 @@ class File:
 
     def code(self, number: int) -> str:
         """Name of an operator, such as "CONV_2D"."""
-        code = self.model.operatorCodes[self.operators[number].opcodeIndex]
-        return CODES[max(code.builtinCode, code.deprecatedBuiltinCode)]
+        return operator_name(self.model, self.operators[number])
 
     def key(self, numbers: Sequence[int]) -> str:
         """What the time of operators follows from, in one line."""
@@ -201,7 +200,6 @@ def _names(enumeration: type) -> dict[int, str]:
     return {v: k for k, v in vars(enumeration).items() if isinstance(v, int)}
 
 
-CODES = _names(schema.BuiltinOperator)
 TYPES = _names(schema.TensorType)
 
 

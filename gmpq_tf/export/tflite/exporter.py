@@ -30,6 +30,7 @@ from gmpq_tf.export.tflite.arguments import (
 )
 from gmpq_tf.export.tflite.lowering import Lowered, lower
 from gmpq_tf.export.tflite.metadata import facts
+from gmpq_tf.export.tflite.micro.files import check_sources, micro_files
 from gmpq_tf.export.tflite.outputs import NEAR_STEPS, compare_outputs
 from gmpq_tf.export.tflite.report import REPORT_NAME, ExportReport, write_export
 from gmpq_tf.export.tflite.runtime import TFLiteModel, latencies
@@ -124,7 +125,8 @@ def export_tflite(
             number, or that of a model whose batch is fixed.
         runtime: "litert", or "micro" for TFLite Micro: a fixed batch (of one image
             unless `batch` says more), `scale_codes`, and a comparison with the
-            reference kernels, which round as those of Micro do.
+            reference kernels, which round as those of Micro do. Beside the file it
+            writes it as C source, `.cc` and `.h`, with the arena it needs.
         class_names: one a score, in their order; written as the standard label file.
         scaling: how pixels 0..255 become the student's input: an `InputScaling`, its
             configuration, or its kind ("0..255", "0..1", "-1..1"); written as the
@@ -143,6 +145,8 @@ def export_tflite(
     check_batch(batch)
     check_metadata(metadata)
     check_student(student)
+    if runtime == "micro":
+        check_sources(path)
     _described(student, output_kinds)
     known = facts(class_names, scaling)
     file = (dict(metadata or {}), scale_codes, batch, runtime, known)
@@ -173,6 +177,7 @@ def export_tflite(
         raise ExportError(str(error)) from error
     if given:
         check_outputs(outputs, deviations, least_agreement)
+    beside, micro = micro_files(path, lowered) if runtime == "micro" else ({}, None)
     contents = {storage: lowered.content}
     for other in STORAGES_OF[runtime]:
         if other not in contents:
@@ -191,9 +196,10 @@ def export_tflite(
         ),
         runtime=runtime,
         unsnapped_layers=tuple(loose),
+        micro=micro,
         **vars(outputs),
     )
-    write_export(path, lowered.content, report)
+    write_export(path, lowered.content, report, beside)
     return report
 
 

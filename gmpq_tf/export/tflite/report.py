@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gmpq_tf.export.errors import ExportError
+from gmpq_tf.export.tflite.micro.files import MicroReport
 from gmpq_tf.export.tflite.outputs import Outputs
 from gmpq_tf.export.tflite.verify import LayerReport
 from gmpq_tf.files import json_text, replace_files
@@ -33,6 +35,7 @@ class ExportReport(Outputs):
             model ("float"), one thread, measured in turns; {} where not asked for. One
             that the runtime or TensorFlow's converter refuses is missing.
         runtime: "litert" or "micro": whose kernels `agreement` is of.
+        micro: what TFLite Micro needs for the file; None for another runtime.
     """
 
     path: str
@@ -46,18 +49,26 @@ class ExportReport(Outputs):
     storage_bytes: dict[str, int]
     latency_ms: dict[str, float]
     runtime: str = "litert"
+    micro: MicroReport | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {"format": 1, **dataclasses.asdict(self)}
 
 
-def write_export(path: Path, content: bytes, report: ExportReport) -> None:
-    """Writes the file and, beside it, its report: both or none."""
+def write_export(
+    path: Path,
+    content: bytes,
+    report: ExportReport,
+    beside: Mapping[Path, bytes] | None = None,
+) -> None:
+    """Writes the file and, beside it, its report and other files: all or none."""
+    text = json_text(report.to_json()).encode()
+    contents = {path: content, path.with_name(REPORT_NAME): text, **(beside or {})}
     try:
-        with replace_files(path, path.with_name(REPORT_NAME)) as temporaries:
-            temporaries[0].write_bytes(content)
-            temporaries[1].write_text(json_text(report.to_json()), encoding="utf-8")
+        with replace_files(*contents) as temporaries:
+            for temporary, data in zip(temporaries, contents.values(), strict=True):
+                temporary.write_bytes(data)
     except OSError as error:
         raise ExportError(
             "The path must be writable. "

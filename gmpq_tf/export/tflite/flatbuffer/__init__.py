@@ -11,6 +11,7 @@ from gmpq_tf.export.tflite.flatbuffer.packing import (
 )
 from gmpq_tf.export.tflite.flatbuffer.reader import (
     METADATA_NAME,
+    operator_name,
     read_file,
     read_metadata,
     read_model,
@@ -31,6 +32,7 @@ __all__ = [
     "VERSIONS",
     "FileBuilder",
     "Quantization",
+    "operator_name",
     "pack_int2",
     "pack_int4",
     "read_file",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +96,19 @@ def stored_bytes(model: Any, tensor: int) -> int:
 
 def tensor_type(model: Any, tensor: int) -> str:
     """Name of a tensor's type, e.g. `"INT4"`."""
-    value = model.subgraphs[0].tensors[tensor].type
-    names = {v: k for k, v in vars(schema.TensorType).items() if isinstance(v, int)}
-    return names[value]
+    return _names(schema.TensorType)[model.subgraphs[0].tensors[tensor].type]
+
+
+def operator_name(model: Any, operator: Any) -> str:
+    """Name of an operator of a model, e.g. `"CONV_2D"`."""
+    code = model.operatorCodes[operator.opcodeIndex]
+    number = max(code.builtinCode, code.deprecatedBuiltinCode)
+    return _names(schema.BuiltinOperator)[number]
+
+
+@cache
+def _names(enumeration: Any) -> dict[int, str]:
+    return {v: k for k, v in vars(enumeration).items() if isinstance(v, int)}
 
 
 def read_metadata(path: str | Path) -> dict:
