@@ -52,7 +52,7 @@ def correct_biases(
             left.append(pair.name)
             continue
         shift = _mean_difference(walk, pair)
-        _move(layer, norm.layer if norm else None, shift)
+        move_sums(layer, norm.layer if norm else None, shift)
         shifts[pair.name] = shift
     if left:
         warnings.warn(
@@ -85,7 +85,7 @@ def channel_means(outputs: Iterable[np.ndarray]) -> np.ndarray:
     return np.asarray(total) / count
 
 
-def _move(layer: Any, norm: Any | None, shift: np.ndarray) -> None:
+def move_sums(layer: Any, norm: Any | None, shift: np.ndarray) -> None:
     """Add a shift [channels] to what the layer, or its norm, puts out."""
     if norm is None:
         layer.bias.assign(np.asarray(layer.bias, "float64") + shift)

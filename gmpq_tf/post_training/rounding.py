@@ -90,7 +90,7 @@ def learn_rounding(
     for name, value in (("steps", steps), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be 1 or more. Received: {name}={value!r}.")
-    _check_grids(student)
+    check_grids(student)
     walk = Walk(student, model, dataset, batches)
     found: dict[str, Rounding] = {}
     random = np.random.default_rng(seed)
@@ -117,7 +117,29 @@ def learn_rounding(
     return found
 
 
-def _check_grids(student: keras.Model) -> None:
+def check_grids(student: keras.Model) -> None:
+    """Refuse kernels whose rounding cannot be learned.
+
+    Raises:
+        CalibrationError: there is one; it is named.
+    """
+    layer = _refused(student)
+    if layer is not None:
+        raise CalibrationError(
+            "Rounding is learned for kernels with steps of their own and codes "
+            "that are all the whole numbers. "
+            f"Received: kernel_quantizer={layer.kernel_quantizer.method!r} at "
+            f"{layer.name!r}. Quantize the model with kernel_quantizer='lsq'."
+        )
+
+
+def can_learn_rounding(student: keras.Model) -> bool:
+    """Whether `learn_rounding` and `learn_blocks` take the kernels of a student."""
+    return _refused(student) is None
+
+
+def _refused(student: keras.Model) -> Any | None:
+    """The first layer whose codes are not all whole numbers times learned steps."""
     for layer in student.layers:
         quantizer = getattr(layer, "kernel_quantizer", None)
         if quantizer is None:
@@ -127,12 +149,8 @@ def _check_grids(student: keras.Model) -> None:
             type(row).nearest is GridKernel.nearest
         )
         if not (whole and quantizer.learned):
-            raise CalibrationError(
-                "Rounding is learned for kernels with steps of their own and codes "
-                "that are all the whole numbers. "
-                f"Received: kernel_quantizer={quantizer.method!r} at {layer.name!r}. "
-                "Quantize the model with kernel_quantizer='lsq'."
-            )
+            return layer
+    return None
 
 
 def soft_rounding(v: Any) -> Any:
@@ -249,7 +267,7 @@ class RoundedUnit:
                 loss = error + penalty * tf.reduce_mean(undecided)
             adam.apply([tape.gradient(loss, v.value)], [v])
 
-        for step, chosen in enumerate(_draws(random, len(x), batch_size, steps)):
+        for step, chosen in enumerate(draws(random, len(x), batch_size, steps)):
             penalty = PENALTY if step >= WARM_UP * steps else 0.0
             train(
                 tf.constant(x[chosen]),
@@ -262,10 +280,10 @@ class RoundedUnit:
         return np.asarray(self.codes(up.astype("float32")))
 
 
-def _draws(
+def draws(
     random: np.random.Generator, images: int, size: int, steps: int
 ) -> Iterator[np.ndarray]:
-    """Numbers of the images of each step; each image as often as the others."""
+    """Numbers of the images of each step, [size]; each image as often as the others."""
     order = random.permutation(images)
     size = min(size, images)
     for _ in range(steps):

@@ -70,6 +70,14 @@ class LayerwiseRun:
         for tensors in self._before(number):
             yield np.asarray(tensors[source])
 
+    def tensors(self, number: int) -> Iterator[dict[int, Any]]:
+        """All that call `number` and later ones read, batch by batch.
+
+        Yields:
+            Tensor number -> [B, ...].
+        """
+        yield from map(dict, self._before(number))
+
     def _before(self, number: int) -> Iterator[dict[int, Any]]:
         """What exists before call `number`, batch by batch."""
         if number < self.start:

@@ -1,0 +1,248 @@
+"""A block of a student whose layers are open."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from gmpq_tf.graph import Graph, infer
+from gmpq_tf.post_training.blocks import Block
+from gmpq_tf.post_training.open_layer import BlockConfig, OpenLayer
+from gmpq_tf.post_training.rounding import draws, power_at
+
+VALUES_A_STEP = 2**22  # of the largest tensor of a block
+LEAST_BATCH, MOST_BATCH = 4, 32
+WARM_UP, LAST_RATE = 0.2, 0.1  # shares: of the steps without penalty; of the rates
+FIRST_MOMENT, SECOND_MOMENT, TINY = 0.9, 0.999, 1e-8  # of Adam
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What learning did to one block.
+
+    Args:
+        layers: names of those with a kernel.
+        error_before: mean squared error of its outputs, where 1 is their variance.
+        error: that with what is kept; not larger.
+        changed: share of the weights whose code is not the nearest.
+    """
+
+    layers: tuple[str, ...]
+    error_before: float
+    error: float
+    changed: float
+
+
+class OpenBlock:
+    """A block of the student whose layers' numbers are open.
+
+    Args:
+        graph: of the student.
+        block: of it.
+        config: what is learned.
+        images: that it is learned from.
+    """
+
+    def __init__(
+        self, graph: Graph, block: Block, config: BlockConfig, images: int
+    ) -> None:
+        self.calls = graph.calls[block.start : block.stop]
+        self.targets, self.config = tuple(block.targets), config
+        self.layers = []
+        for unit in block.units:
+            shape = graph.shapes[unit.call.outputs[0]][1:-1]
+            positions = math.inf if None in shape else math.prod(shape)
+            self.layers.append(OpenLayer(unit, config, images * positions))
+        self.of_call = {id(layer.unit.call): layer for layer in self.layers}
+        self.inside = {
+            id(layer.unit.batch_norm) for layer in self.layers if layer.unit.batch_norm
+        }
+        sizes = (
+            math.prod(d or 1 for d in graph.shapes[i][1:])
+            for c in self.calls
+            for i in c.outputs
+        )
+        batch = VALUES_A_STEP // max(sizes)
+        self.batch = int(np.clip(batch, LEAST_BATCH, MOST_BATCH))
+
+    def outputs(
+        self, tensors: dict[int, Any], codes: Sequence[Any], random: Any = None
+    ) -> list[tf.Tensor]:
+        """What the block makes for later ones.
+
+        Args:
+            tensors: number -> value [B, ...], of those that it reads.
+            codes: of each layer's kernel.
+            random: draws the activations that stay float; None: none do.
+        """
+        tensors = dict(tensors)
+        chosen = dict(zip(map(id, self.layers), codes, strict=True))
+        for call in self.calls:
+            layer = self.of_call.get(id(call))
+            if layer is not None:
+                x = tensors[call.inputs[0]]
+                last = layer.unit.batch_norm or call
+                tensors[last.outputs[0]] = layer.sums(x, chosen[id(layer)], random)
+            elif id(call) not in self.inside:
+                made = keras.tree.flatten(infer(call, tensors))
+                tensors.update(zip(call.outputs, made, strict=True))
+        return [tensors[i] for i in self.targets]
+
+    def set_spreads(self, tensors: dict[int, Any]) -> None:
+        """Measure the standard deviation of each layer's sums on some images."""
+        for call in self.calls:
+            layer = self.of_call.get(id(call))
+            if layer is not None:
+                sums = layer.sums(tensors[call.inputs[0]], layer.nearest)
+                layer.spread = float(tf.math.reduce_std(sums)) or 1.0
+                tensors = {**tensors, (layer.unit.batch_norm or call).outputs[0]: sums}
+            elif id(call) not in self.inside:
+                made = keras.tree.flatten(infer(call, tensors))
+                tensors = {**tensors, **dict(zip(call.outputs, made, strict=True))}
+
+    def error(
+        self, x: dict[int, np.ndarray], y: list[np.ndarray], codes: Sequence[Any]
+    ) -> float:
+        """Mean squared error over all images, where 1 is the targets' variance.
+
+        Args:
+            x: tensors that the block reads, number -> [images, ...].
+            y: of the float network, for each target [images, ...].
+            codes: of each layer's kernel, of its shape.
+        """
+        totals, given = np.zeros(len(y)), [tf.constant(c) for c in codes]
+        for start in range(0, len(y[0]), self.batch):
+            rows = slice(start, start + self.batch)
+            targets = [tf.constant(t[rows]) for t in y]
+            totals += np.asarray(self._errors(_rows(x, rows), targets, given))
+        scales = [target.var() * target.size + TINY for target in y]
+        return float(np.mean(totals / scales))
+
+    @cached_property
+    def _errors(self) -> Any:
+        """A function of tensors, targets and codes: sums of squared errors."""
+
+        @tf.function(autograph=False, reduce_retracing=True)
+        def errors(tensors: Any, targets: Any, codes: Any) -> list[tf.Tensor]:
+            pairs = zip(self.outputs(tensors, codes), targets, strict=True)
+            return [tf.reduce_sum(tf.square(a - b)) for a, b in pairs]
+
+        return errors
+
+    def learn(
+        self,
+        x: dict[int, np.ndarray],
+        y: list[np.ndarray],
+        random: np.random.Generator,
+        tick: Callable[[], Any],
+    ) -> Learned:
+        """Learn, and write what is better into the student.
+
+        Args:
+            x: tensors that the block reads, number -> [images, ...].
+            y: of the float network, for each target [images, ...].
+            random: draws images.
+            tick: called after each step.
+        """
+        self.set_spreads(_rows(x, slice(0, self.batch)))  # before anything is traced
+        nearest = [layer.nearest for layer in self.layers]
+        before = self.error(x, y, nearest)
+        codes, after = nearest, before
+        if before > 0:
+            self._train(x, y, before, random, tick)
+            learned = [
+                np.asarray(layer.codes(tf.cast(layer.up() >= 0.5, tf.float32)))
+                for layer in self.layers
+            ]
+            error = self.error(x, y, learned)
+            if error < before:
+                codes, after = learned, error
+                for layer, own in zip(self.layers, codes, strict=True):
+                    layer.keep(own)
+        weights = sum(n.size for n in nearest)
+        changed = sum(int((a != b).sum()) for a, b in zip(codes, nearest, strict=True))
+        names = tuple(layer.layer.name for layer in self.layers)
+        return Learned(names, before, after, changed / weights)
+
+    def _undecided(self, ups: Sequence[tf.Tensor], power: tf.Tensor) -> tf.Tensor:
+        """Mean of `1 - |2 h(V) - 1|^power`: 0 where every weight has one code."""
+        pairs = zip(self.layers, ups, strict=True)
+        parts = [
+            tf.reduce_mean(1 - tf.pow(tf.abs(2 * up - 1), power))
+            for layer, up in pairs
+            if "rounding" in layer.open
+        ]
+        return tf.add_n(parts) / len(parts) if parts else tf.constant(0.0)
+
+    def _train(
+        self,
+        x: dict[int, np.ndarray],
+        y: list[np.ndarray],
+        before: float,
+        random: np.random.Generator,
+        tick: Callable[[], Any],
+    ) -> None:
+        config = self.config
+        pairs = [(o.open[n], o.rates[n]) for o in self.layers for n in o.open]
+        moments = [
+            (tf.Variable(tf.zeros_like(v)), tf.Variable(tf.zeros_like(v)))
+            for v, _ in pairs
+        ]
+        scales = [1 / (before * a.var() + TINY) for a in y]
+        noise = tf.random.Generator.from_seed(int(random.integers(2**31)))
+
+        @tf.function(autograph=False)
+        def step(
+            tensors: Any, targets: Any, power: Any, penalty: Any, rate: Any, count: Any
+        ) -> None:
+            with tf.GradientTape() as tape:
+                ups = [layer.up() for layer in self.layers]
+                codes = [o.codes(up) for o, up in zip(self.layers, ups, strict=True)]
+                made = self.outputs(tensors, codes, noise if config.drop else None)
+                loss = tf.add_n(
+                    [
+                        s * tf.reduce_mean(tf.square(a - b))
+                        for a, b, s in zip(made, targets, scales, strict=True)
+                    ]
+                ) / len(made)
+                loss += penalty * self._undecided(ups, power)
+            gradients = tape.gradient(loss, [v for v, _ in pairs])
+            for (v, own), (m, s), g in zip(pairs, moments, gradients, strict=True):
+                if g is None:  # a quantizer of somebody's own without a slope
+                    continue
+                m.assign(FIRST_MOMENT * m + (1 - FIRST_MOMENT) * g)
+                s.assign(SECOND_MOMENT * s + (1 - SECOND_MOMENT) * tf.square(g))
+                mean = m / (1 - tf.pow(FIRST_MOMENT, count))
+                square = s / (1 - tf.pow(SECOND_MOMENT, count))
+                v.assign_sub(own * rate * mean / (tf.sqrt(square) + TINY))
+
+        images = len(y[0])
+        for number, chosen in enumerate(
+            draws(random, images, self.batch, config.steps)
+        ):
+            warm = number >= WARM_UP * config.steps
+            step(
+                {i: tf.constant(t[chosen]) for i, t in x.items()},
+                [tf.constant(t[chosen]) for t in y],
+                *(
+                    tf.constant(v, tf.float32)
+                    for v in (
+                        power_at(number, config.steps),
+                        config.penalty if warm else 0.0,
+                        1.0 - (1 - LAST_RATE) * number / config.steps,
+                        number + 1.0,
+                    )
+                ),
+            )
+            tick()
+
+
+def _rows(x: dict[int, np.ndarray], rows: slice) -> dict[int, tf.Tensor]:
+    return {i: tf.constant(t[rows]) for i, t in x.items()}

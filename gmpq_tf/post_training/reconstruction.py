@@ -1,0 +1,159 @@
+"""Learn a student block by block from images without labels."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from tqdm import tqdm
+
+from gmpq_tf.files import replace_file
+from gmpq_tf.post_training.blocks import find_blocks
+from gmpq_tf.post_training.open_block import Learned, OpenBlock
+from gmpq_tf.post_training.open_layer import BlockConfig
+from gmpq_tf.post_training.rounding import check_grids
+from gmpq_tf.post_training.walk import Walk
+
+
+def learn_blocks(
+    student: keras.Model,
+    model: keras.Model,
+    dataset: Any,
+    batches: int | None = None,
+    config: BlockConfig | None = None,
+    seed: int = 0,
+    state: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> dict[str, Learned]:
+    """Learn codes, steps, ranges and biases so that blocks put out what they should.
+
+    `min ||f(x) - f_q(x_q)||^2` for each block of three layers or more, as an inverted
+    residual of MobileNetV2, one after the other in the order of the graph, f being the
+    float network and `x_q` what the student's block reads. Codes of kernels are learned
+    as by `learn_rounding`; with them a factor for each channel's kernel step, a shift
+    for each bias, and the range of each activation that is not tied to another grid.
+    Where the block as it was has the smaller error on these images it stays. So does
+    the rounding of a kernel with more than half as many weights a channel as there are
+    sums of it on all images, as in the last layer of many classes.
+    Unlike the paper errors are not weighted by the task's gradient, and steps of
+    kernels and biases are learned too.
+
+    Args:
+        student: from `quantize_model` with kernel quantizer "lsq", calibrated; changed
+            in place.
+        model: the float model it was made of; not changed.
+        dataset: images, as `calibrate` takes them; the tensors that a block reads and
+            writes are in memory for all of them.
+        batches: how many to use; None: all.
+        config: how; None: the defaults.
+        seed: of the images of each step.
+        state: file from which an interrupted call goes on, and that is kept up to date
+            after each block; None: none. One of another student, other options or
+            images is started anew.
+        progress: whether a terminal sees a bar.
+
+    Returns:
+        Name of a block's last layer -> what was done. Layers used more than once keep
+        their numbers, with a warning that names them.
+
+    Raises:
+        CalibrationError: not a calibrated student, one of another model, or kernels
+            whose steps are not learned or whose codes are not all whole numbers.
+        InputError: no images, or images that do not fit.
+
+    Source: Li et al., "BRECQ: Pushing the Limit of Post-Training Quantization by Block
+    Reconstruction", ICLR 2021, section 3.2.
+    """
+    config = config or BlockConfig()
+    check_grids(student)
+    walk = Walk(student, model, dataset, batches)
+    graph, reference = walk.student.graph, walk.reference
+    blocks = find_blocks(graph, reference.graph, config.kernels)
+    saved = Saved(state, student, (dataclasses.asdict(config), seed), walk.student)
+    found = saved.restore()
+    hidden = None if progress else True  # None: off where nobody looks
+    with tqdm(total=len(blocks) * config.steps, unit="step", disable=hidden) as bar:
+        bar.update(len(found) * config.steps)
+        for number, block in enumerate(blocks):
+            if block.name in found:
+                continue
+            bar.set_description(block.name)
+            x = _joined(walk.student.tensors(block.start))
+            y = {
+                index: np.concatenate([*reference.outputs(call)])
+                for index, call in sorted(block.targets.items(), key=lambda p: p[1])
+            }
+            random = np.random.default_rng((seed, number))
+            opened = OpenBlock(graph, block, config, walk.student.images)
+            targets = [y[index] for index in opened.targets]
+            found[block.name] = opened.learn(x, targets, random, bar.update)
+            saved.keep(found)
+    if walk.shared:
+        warnings.warn(
+            "These layers are used more than once and keep their rounding: "
+            f"{', '.join(walk.shared)}.",
+            stacklevel=2,
+        )
+    return found
+
+
+def _joined(batches: Iterator[dict[int, Any]]) -> dict[int, np.ndarray]:
+    """All images of each tensor."""
+    found: dict[int, list[np.ndarray]] = {}
+    for tensors in batches:
+        for index, value in tensors.items():
+            found.setdefault(index, []).append(np.asarray(value))
+    return {index: np.concatenate(parts) for index, parts in found.items()}
+
+
+class Saved:
+    """The student's weights after each block, in a file.
+
+    Args:
+        path: of the file; None: nothing is kept.
+        student: whose weights.
+        options: what else decides the result, as plain JSON values.
+        run: its images.
+    """
+
+    def __init__(self, path: Any, student: keras.Model, options: Any, run: Any) -> None:
+        self.path = None if path is None else Path(path)
+        self.student = student
+        digest = hashlib.sha256(json.dumps(options).encode())
+        arrays = [*student.weights, *(v for t in run.given for v in t.values())]
+        for array in arrays if self.path else ():
+            digest.update(np.ascontiguousarray(array).tobytes())
+        self.identity = digest.hexdigest()
+
+    def restore(self) -> dict[str, Learned]:
+        """What an earlier call had done; the student is then as it left it."""
+        if self.path is None or not self.path.exists():
+            return {}
+        with np.load(self.path, allow_pickle=False) as file:
+            record = json.loads(str(file["record"]))
+            if record["identity"] != self.identity:
+                return {}
+            for number, weight in enumerate(self.student.weights):
+                weight.assign(file[str(number)])
+        return {
+            name: Learned(**{**values, "layers": tuple(values["layers"])})
+            for name, values in record["blocks"].items()
+        }
+
+    def keep(self, found: dict[str, Learned]) -> None:
+        """Write what was done so far."""
+        if self.path is None:
+            return
+        blocks = {name: dataclasses.asdict(done) for name, done in found.items()}
+        record = json.dumps({"identity": self.identity, "blocks": blocks})
+        weights = {str(n): np.asarray(w) for n, w in enumerate(self.student.weights)}
+        with replace_file(self.path) as temporary:
+            np.savez(temporary, record=np.array(record), **weights)
