@@ -34,8 +34,10 @@ SIDE, CROP, BATCH = 256, 224, 50
 Images = tuple[np.ndarray, np.ndarray]
 
 
-def cifar10(folder: str, used: int, tested: int) -> tuple[Images, Images]:
-    """The first images of training and of test data, 0..255."""
+def cifar10(
+    folder: str, used: int, tested: int, skipped: int = 0
+) -> tuple[Images, Images]:
+    """The first images of training and of test data, 0..255; none need be skipped."""
     parts = [
         tfds.load("cifar10", data_dir=folder, download=False, split=f"{name}[:{count}]")
         for name, count in (("train", used), ("test", tested))
@@ -43,14 +45,17 @@ def cifar10(folder: str, used: int, tested: int) -> tuple[Images, Images]:
     return tuple(_arrays(part, lambda image: image) for part in parts)  # type: ignore[return-value]
 
 
-def photographs(folder: str, used: int, tested: int) -> tuple[Images, Images]:
-    """The first ImageNet photographs, and those after them, -1..1."""
+def photographs(
+    folder: str, used: int, tested: int, skipped: int = 0
+) -> tuple[Images, Images]:
+    """The first ImageNet photographs, and others after those skipped, -1..1."""
     builder = tfds.builder_from_directory(folder)
     (split,) = builder.info.splits
     images, labels = _arrays(
-        builder.as_dataset(split=split).take(used + tested), _photograph
+        builder.as_dataset(split=split).take(used + skipped + tested), _photograph
     )
-    return (images[:used], labels[:used]), (images[used:], labels[used:])
+    rest = slice(used + skipped, None)
+    return (images[:used], labels[:used]), (images[rest], labels[rest])
 
 
 def _photograph(image: tf.Tensor) -> tf.Tensor:
