@@ -3,6 +3,7 @@
     python benchmarks/post_training_targets.py --network=mobilenet_v2 \
         --weights=mobilenet_v2_imagenet.weights.h5 --data=tfds/nips2017_dev/1.0.0 \
         --budget=W5A5 --budget=W6A6 --used=128 --skipped=122 --tested=250 \
+        --journal=runs/post_training/table.journal \
         --output=results/post_training/mobilenet_v2.json
 
 For each budget: a policy by a label-free table of loss deltas, a student of nearest
@@ -31,39 +32,60 @@ import tensorflow as tf
 from post_training_options import NETWORKS, Images, right, row_of
 
 import gmpq_tf as gmpq
+from gmpq_tf.cost_tables import TableOptions
 from gmpq_tf.export.tflite import export_tflite
 from gmpq_tf.files import write_json
+from gmpq_tf.graph import searchable_names
 from gmpq_tf.post_training import refine
+from gmpq_tf.search.choose import choose
+from gmpq_tf.search.problem import SearchProblem
 
-ENDS, FIRST = None, "first"
+FIRST = "first"
+EIGHT = "W8A8"  # the uniform policy, not searched
+VERIFIED = 16  # images that an export is checked on
 
 
-def searched(
-    model: keras.Model, images: np.ndarray, budget: str, args: argparse.Namespace
-) -> gmpq.BitwidthPolicy:
-    """The policy of a budget, or the uniform one of 8 bits for "W8A8"."""
-    if budget == "W8A8":
-        return gmpq.BitwidthPolicy.uniform(model, 8, 8)
+def policies(
+    model: keras.Model, images: np.ndarray, args: argparse.Namespace
+) -> dict[str, gmpq.BitwidthPolicy]:
+    """Budget -> policy: of one table of loss deltas without labels, but for W8A8.
+
+    Args:
+        model: the float model.
+        images: [images, ...], without labels.
+        args: of the command line.
+    """
+    wanted = [budget for budget in args.budget if budget != EIGHT]
+    found = {EIGHT: gmpq.BitwidthPolicy.uniform(model, 8, 8)}
+    if not wanted:
+        return found
     pinned = None
     if args.pinned == FIRST:
-        pinned = {next(layer.name for layer in model.layers if layer.weights): (8, 8)}
+        pinned = {searchable_names(model)[0]: (8, 8)}
     space = gmpq.SearchSpace(
         tuple(map(int, args.kernels.split(","))),
         tuple(map(int, args.inputs.split(","))),
         pinned=pinned,
     )
-    name = f"{budget}-{args.kernels}-{args.inputs}-{args.pinned}"
-    return gmpq.search_policy(
+    of_bytes = wanted[0].endswith("B")
+    result = gmpq.search_policy(
         model,
-        images,
+        images[: args.calibrated],
         "loss_delta",
-        budget=budget,
+        budget=wanted[0],
         space=space,
-        storage=args.storage,
+        storage=args.storage if of_bytes else None,
         images=args.table,
-        calibration_images=len(images),
-        journal=Path(args.workdir) / f"{args.network}-{name}.journal",
-    ).policy
+        calibration_images=args.calibrated,
+        journal=args.journal,
+    )
+    for budget in wanted:
+        problem = SearchProblem.of(
+            model, space, None, budget, TableOptions(args.storage)
+        )
+        bits = choose(result.values, problem.candidates, problem.limits)
+        found[budget] = gmpq.BitwidthPolicy(model.name, bits)
+    return found
 
 
 def mcnemar(gained: int, lost: int) -> float:
@@ -81,26 +103,58 @@ def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
     return (middle - spread) / bottom, (middle + spread) / bottom
 
 
-def file_row(
-    student: keras.Model, tested: Images, storage: str, first: np.ndarray | None
+def twin_row(
+    student: keras.Model, tested: Images, first: np.ndarray | None = None
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """Accuracy of a file's integers, its bytes, and how decisions changed."""
+    """Accuracy of a file's integers, and how decisions differ from the `first`."""
+    hits = right(gmpq.integer_twin(student), tested)
+    row = row_of(hits, first, 0.0)
+    row["interval"] = wilson(row["accuracy"], len(hits))
+    if first is not None:
+        row["p"] = mcnemar(row["gained"], row["lost"])
+    return row, hits
+
+
+def file_bytes(student: keras.Model, images: np.ndarray, storage: str) -> int:
+    """Size of the verified file."""
     with tempfile.TemporaryDirectory() as folder:
         report = export_tflite(
             student,
             Path(folder) / "model.tflite",
             storage=storage,
-            verify_data=tested[0][:100],
+            verify_data=images[:VERIFIED],
             least_agreement=0.0,
             latency_runs=0,
         )
-    hits = right(gmpq.integer_twin(student), tested)
-    row = row_of(hits, first, 0.0)
-    row["interval"] = wilson(row["accuracy"], len(hits))
-    row["bytes"] = report.storage_bytes[storage]
-    if first is not None:
-        row["p"] = mcnemar(row["gained"], row["lost"])
-    return row, hits
+    return report.storage_bytes[storage]
+
+
+def measured(
+    model: keras.Model,
+    policy: gmpq.BitwidthPolicy,
+    used: np.ndarray,
+    tested: Images,
+    args: argparse.Namespace,
+    state: Path,
+) -> dict[str, Any]:
+    """Figures of one policy, with nearest rounding and refined."""
+    row: dict[str, Any] = {"bit_ops": gmpq.count_cost(model, policy).bit_ops}
+    student = gmpq.quantize_model(model, policy)
+    gmpq.calibrate(student, [used[i : i + 16] for i in range(0, len(used), 16)])
+    gmpq.snap_biases(student)
+    row["nearest"], nearest = twin_row(student, tested)
+    print(row, flush=True)
+    student = gmpq.quantize_model(model, policy)
+    start = perf_counter()
+    done = refine(student, model, used, state=state)
+    seconds = perf_counter() - start
+    row["refined"], _ = twin_row(student, tested, nearest)
+    row["refined"]["seconds"] = round(seconds, 1)
+    print(row, flush=True)
+    row["bytes"] = file_bytes(student, tested[0], args.storage)
+    row["blocks"] = {name: asdict(block) for name, block in done.blocks.items()}
+    row["policy"] = {n: [b.weight_bits, b.activation_bits] for n, b in policy.items()}
+    return row
 
 
 def main() -> None:
@@ -118,7 +172,8 @@ def main() -> None:
     parser.add_argument("--used", type=int, default=128)
     parser.add_argument("--skipped", type=int, default=0)
     parser.add_argument("--tested", type=int, default=250)
-    parser.add_argument("--workdir", default="runs/post_training")
+    parser.add_argument("--calibrated", type=int, default=100, help="of the table")
+    parser.add_argument("--journal", required=True, help="of the table, made or read")
     parser.add_argument("--output", required=True, help="JSON file to write")
     args = parser.parse_args()
     build, load = NETWORKS[args.network]
@@ -133,28 +188,12 @@ def main() -> None:
     hits = right(model, tested)
     rows["float"] = row_of(hits, None, 0.0)
     rows["float"]["interval"] = wilson(rows["float"]["accuracy"], len(hits))
+    searched = policies(model, used[0], args)
     for budget in args.budget:
         if budget in rows:
             continue
-        start = perf_counter()
-        policy = searched(model, used[0], budget, args)
-        seconds = perf_counter() - start
-        row: dict[str, Any] = {"search_seconds": round(seconds, 1)}
-        row["bit_ops"] = gmpq.count_cost(model, policy).bit_ops
-        student = gmpq.quantize_model(model, policy)
-        gmpq.calibrate(student, used[0])
-        gmpq.snap_biases(student)
-        row["nearest"], nearest = file_row(student, tested, args.storage, None)
-        student = gmpq.quantize_model(model, policy)
-        start = perf_counter()
-        state = Path(args.workdir) / f"{args.network}-{budget}.npz"
-        done = refine(student, model, used[0], state=state)
-        seconds = perf_counter() - start
-        row["refined"], _ = file_row(student, tested, args.storage, nearest)
-        row["refined"]["seconds"] = round(seconds, 1)
-        row["blocks"] = {name: asdict(block) for name, block in done.blocks.items()}
-        rows[budget] = row
-        print(budget, {k: v for k, v in row.items() if k != "blocks"}, flush=True)
+        state = Path(f"{args.journal}.{budget}.npz")
+        rows[budget] = measured(model, searched[budget], used[0], tested, args, state)
         write_json(output, record)
 
 

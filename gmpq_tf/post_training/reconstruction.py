@@ -10,12 +10,13 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import keras
 import numpy as np
 from tqdm import tqdm
 
-from gmpq_tf.files import replace_file
+from gmpq_tf.files import DamagedFileError, replace_file
 from gmpq_tf.post_training.blocks import find_blocks
 from gmpq_tf.post_training.open_block import Learned, OpenBlock
 from gmpq_tf.post_training.open_layer import BlockConfig
@@ -68,6 +69,7 @@ def learn_blocks(
         CalibrationError: not a calibrated student, one of another model, or kernels
             whose steps are not learned or whose codes are not all whole numbers.
         InputError: no images, or images that do not fit.
+        DamagedFileError: `state` is a file of another kind.
 
     Source: Li et al., "BRECQ: Pushing the Limit of Post-Training Quantization by Block
     Reconstruction", ICLR 2021, section 3.2.
@@ -137,12 +139,19 @@ class Saved:
         """What an earlier call had done; the student is then as it left it."""
         if self.path is None or not self.path.exists():
             return {}
-        with np.load(self.path, allow_pickle=False) as file:
-            record = json.loads(str(file["record"]))
-            if record["identity"] != self.identity:
-                return {}
-            for number, weight in enumerate(self.student.weights):
-                weight.assign(file[str(number)])
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                record = json.loads(str(file["record"]))
+                if record["identity"] != self.identity:
+                    return {}
+                for number, weight in enumerate(self.student.weights):
+                    weight.assign(file[str(number)])
+        except (ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
+            raise DamagedFileError(
+                "The state must be a file that learning blocks has written. "
+                f"Received: state={str(self.path)!r}, which is something else. Pass "
+                "the path of a new file."
+            ) from error
         return {
             name: Learned(**{**values, "layers": tuple(values["layers"])})
             for name, values in record["blocks"].items()
@@ -155,5 +164,5 @@ class Saved:
         blocks = {name: dataclasses.asdict(done) for name, done in found.items()}
         record = json.dumps({"identity": self.identity, "blocks": blocks})
         weights = {str(n): np.asarray(w) for n, w in enumerate(self.student.weights)}
-        with replace_file(self.path) as temporary:
-            np.savez(temporary, record=np.array(record), **weights)
+        with replace_file(self.path) as temporary, temporary.open("wb") as file:
+            np.savez(file, record=np.array(record), **weights)

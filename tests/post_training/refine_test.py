@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 import gmpq_tf as gmpq
+from gmpq_tf.files import DamagedFileError
 from gmpq_tf.graph import read_graph
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.post_training import (
@@ -203,7 +204,7 @@ def test_each_option_ships(config, tmp_path):
 def test_an_interrupted_call_goes_on(tmp_path, monkeypatch):
     from gmpq_tf.post_training.open_block import OpenBlock
 
-    model, x, state = network(), images(16), tmp_path / "state.npz"
+    model, x, state = network(), images(16), tmp_path / "blocks.state"
     whole = student_of(model, x)
     learn_blocks(whole, model, x, config=QUICK)
     learn, calls = OpenBlock.learn, []
@@ -231,6 +232,13 @@ def test_an_interrupted_call_goes_on(tmp_path, monkeypatch):
         (np.array(a) != b).any()
         for a, b in zip(again.weights, other.weights, strict=True)
     )
+
+
+def test_a_state_of_another_kind_is_refused(tmp_path):
+    model, x, state = network(), images(4), tmp_path / "state.npz"
+    np.savez(state, weights=np.zeros(3))
+    with pytest.raises(DamagedFileError, match="Received: state="):
+        learn_blocks(student_of(model, x), model, x, config=QUICK, state=state)
 
 
 def test_other_grids_keep_nearest_rounding():
