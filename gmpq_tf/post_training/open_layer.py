@@ -79,7 +79,8 @@ class OpenLayer:
         self.steps = np.asarray(quantizer.step(kernel), "float32")
         scaled = kernel * (1 / self.steps)
         self.below = np.floor(scaled)
-        self.start = soft_start(np.clip(scaled - self.below, 0, 1)).astype("float32")
+        rest = np.clip(scaled - self.below, 0, 1)
+        self.start: np.ndarray = soft_start(rest).astype("float32")
         self.nearest = quantizer.codes(kernel).astype("float32")
         self.kind = KERNEL_KINDS[self.layer.searchable_kind]
         channels = int(np.prod([kernel.shape[a] for a in self.kind.channel_axes]))
