@@ -46,6 +46,8 @@ def read_values(workdir: str | Path) -> Mapping[str, Any] | None:
                 check_kind(f"values.{name}.{side}", take(entry, side), Mapping)
                 for bits, value in entry[side].items():
                     _check_value(f"values.{name}.{side}", bits, value)
+        if "decisions" in data:  # not in files of earlier versions
+            _check_decisions(data["decisions"])
         return data
 
 
@@ -58,6 +60,9 @@ def decision_line(workdir: Path) -> Iterator[str]:
         return
     if data is not None:
         yield str(data["margin"]["text"])
+        decisions = data.get("decisions", {}).get("text")
+        if decisions:
+            yield str(decisions)
 
 
 def values_section(workdir: Path) -> Iterator[str]:
@@ -90,7 +95,56 @@ def values_section(workdir: Path) -> Iterator[str]:
         '<p class="note">What the search thought of each choice: values of a policy\'s '
         "choices are added, and the highest sum within the budgets is taken.</p>"
     )
+    yield from _decided(data.get("decisions", {}).get("layers", {}))
     yield "</section>"
+
+
+def _decided(layers: Mapping[str, Any]) -> Iterator[str]:
+    """A table of how sure each choice is; nothing where it is not known."""
+    if not layers:
+        return
+    yield '<div class="wide">\n<table>\n<thead><tr><th scope="col">layer</th>'
+    for side in SIDES:
+        yield f'<th scope="col">{side}</th><th scope="col">instead</th>'
+        yield '<th scope="col">standard errors</th>'
+    yield "</tr></thead>\n<tbody>"
+    for name, entry in layers.items():
+        cells = "".join(_choice(entry.get(side)) for side in SIDES)
+        yield f"<tr><td>{html.escape(str(name))}</td>{cells}</tr>"
+    yield "</tbody>\n</table>\n</div>"
+    yield (
+        '<p class="note">By how many standard errors the policy is better than the '
+        "best one that takes another bit-width there; below 2 it may be chance. Empty "
+        "where nothing else is possible, or importances have no measured error.</p>"
+    )
+
+
+def _choice(entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
+        return "<td></td><td></td><td></td>"
+    errors = entry["in_errors"]
+    sure = _cell(errors) + ("" if errors is None or entry["decided"] else ", open")
+    return f"<td>{entry['bits']}</td><td>{_cell(entry['instead'])}</td><td>{sure}</td>"
+
+
+def _check_decisions(data: Any) -> None:
+    check_kind("decisions", data, Mapping)
+    check_kind("decisions.text", take(data, "text"), str)
+    check_kind("decisions.layers", take(data, "layers"), Mapping)
+    for name, entry in data["layers"].items():
+        check_kind(f"decisions.{name}", entry, Mapping)
+        for side, own in entry.items():
+            place = f"decisions.{name}.{side}"
+            check_kind(place, own, Mapping)
+            take(own, "decided")
+            for key in ("bits", "instead", "in_errors"):
+                value = take(own, key)
+                number = isinstance(value, int | float) and not isinstance(value, bool)
+                if not number and (value is not None or key == "bits"):
+                    raise ReportError(
+                        f"{place}.{key} must be a number. "
+                        f"Received: {value!r:.80}. {REMEDY}"
+                    )
 
 
 def _check_value(place: str, bits: str, value: Any) -> None:

@@ -14,9 +14,13 @@ from gmpq_tf.search.journal import JournalError
 from gmpq_tf.search.knapsack import most_probable_bits
 from gmpq_tf.search.policies import SearchResult, search_policy
 from gmpq_tf.search.policy_search import PolicySearch
+from gmpq_tf.search.purposes import PURPOSES, Purpose
+from gmpq_tf.search.readouts import READOUTS
 from gmpq_tf.search.strategies import STRATEGIES, Strategy
 
 __all__ = [
+    "PURPOSES",
+    "READOUTS",
     "STRATEGIES",
     "BudgetError",
     "Distiller",
@@ -24,6 +28,7 @@ __all__ = [
     "ImportanceLearningRateScheduler",
     "JournalError",
     "PolicySearch",
+    "Purpose",
     "RiskConfig",
     "SearchResult",
     "StopOnDivergence",

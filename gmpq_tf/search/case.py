@@ -21,6 +21,7 @@ from gmpq_tf.quantizers.kernel_quantizer import (
 from gmpq_tf.search.journal import Journal
 from gmpq_tf.search.meter import Meter
 from gmpq_tf.search.problem import SearchProblem
+from gmpq_tf.search.watch import Watch
 from gmpq_tf.space import SearchSpace
 from gmpq_tf.transform.batches import ModelInputs, batches_of, is_arrays
 
@@ -184,6 +185,7 @@ class SearchCase:
         quantizers: input_quantizer and kernel_quantizer, where they are not the
             defaults.
         budget: budget, storage and latency_table as they were given.
+        watch: shows how far measuring is.
     """
 
     model: keras.Model
@@ -196,6 +198,7 @@ class SearchCase:
     calibration_images: int = 512
     quantizers: Mapping[str, str] = field(default_factory=dict)
     budget: Mapping[str, Any] = field(default_factory=dict)
+    watch: Watch = field(default_factory=lambda: Watch("none"))
 
     def context(self) -> dict[str, tuple[int, int]]:
         """The policy that a choice is measured in: 8 bits, or the most there are.

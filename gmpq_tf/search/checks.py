@@ -44,7 +44,7 @@ def check_number(name: str, value: Any, least: float, exclusive: bool = False) -
         )
 
 
-def check_measure(measure: str) -> None:
+def check_measure(measure: str, name: str = "measure") -> None:
     """Refuse what is no column that strategies compare.
 
     Raises:
@@ -52,8 +52,8 @@ def check_measure(measure: str) -> None:
     """
     if measure not in MEASURES:
         raise StrategyError(
-            f"measure must be one of {', '.join(MEASURES)}. "
-            f"Received: measure={measure!r}. {suggest(str(measure), MEASURES)}"
+            f"{name} must be one of {', '.join(MEASURES)}. "
+            f"Received: {name}={measure!r}. {suggest(str(measure), MEASURES)}"
         )
 
 

@@ -28,11 +28,13 @@ class Margin:
         error: standard error of the difference, of the same images; None where values
             are no measurements, 0 where the images do not differ.
         following: the next policy; None: there is no other.
+        odds: whether values without an error are logarithms of probabilities.
     """
 
     difference: float
     error: float | None
     following: Bits | None
+    odds: bool = True
 
     @property
     def in_errors(self) -> float | None:
@@ -54,11 +56,17 @@ class Margin:
         """One line for the log and the report, with the remedy where it needs one."""
         if self.following is None:
             return "No other policy keeps the budgets."
-        if self.error is None:
+        if self.error is None and self.odds:
             odds = math.exp(min(-self.difference, 0.0))
             return (
                 f"The next policy is {100 * odds:.3g} % as probable as the chosen one. "
                 "Importances have no measured error: --finalists compares policies."
+            )
+        if self.error is None:
+            return (
+                f"The value of the chosen policy is {self.difference:.3g} above that "
+                "of the next. These values have no measured error: --finalists "
+                "compares policies."
             )
         assert self.in_errors is not None
         text = (
@@ -123,24 +131,9 @@ def shortlist(
     Raises:
         BudgetError: no policy keeps all limits.
     """
-    allowed = {
-        name: (_valued(pair[0], values[name][0]), _valued(pair[1], values[name][1]))
-        for name, pair in candidates.items()
-    }
-    choices = {
-        name: [
-            ((w, a), values[name][0][w] + values[name][1][a]) for w, a in product(*pair)
-        ]
-        for name, pair in allowed.items()
-    }
-    limits = [each for each in limits if not each.table.is_fixed(candidates)]
-    problem = Problem(choices, limits)
-    first = knapsack(choices, limits)
+    allowed, problem, limits, first = posed(values, candidates, limits)
     found, masks = [first], [_mask(problem, first)]
-    least = 0.0
-    if limits:
-        spent = limits[0].table.of_layers(first) / limits[0].for_layers
-        least = min(spent, 1.0) * (1 - SLACK) if spent < 1 - SLACK else 1 - SLACK
+    least = smallest_share(limits, first)
     policies = [spent_on(first, allowed, limits)]
     while len(policies) < count and len(found) < 20 * count:
         mask = problem.solve(problem.values, least, masks)
@@ -152,6 +145,32 @@ def shortlist(
         if bits not in policies:
             policies.append(bits)
     return policies
+
+
+def posed(
+    values: Values, candidates: Candidates, limits: Sequence[Limit]
+) -> tuple[dict, Problem, list[Limit], dict[str, tuple[int, int]]]:
+    """Candidates that have values, the knapsack of them, its limits and solution."""
+    allowed = {
+        name: (_valued(pair[0], values[name][0]), _valued(pair[1], values[name][1]))
+        for name, pair in candidates.items()
+    }
+    choices = {
+        name: [
+            ((w, a), values[name][0][w] + values[name][1][a]) for w, a in product(*pair)
+        ]
+        for name, pair in allowed.items()
+    }
+    felt = [each for each in limits if not each.table.is_fixed(candidates)]
+    return allowed, Problem(choices, felt), felt, knapsack(choices, felt)
+
+
+def smallest_share(limits: Sequence[Limit], first: Bits) -> float:
+    """Share of the first limit that policies must spend, by the best one."""
+    if not limits:
+        return 0.0
+    spent = limits[0].table.of_layers(first) / limits[0].for_layers
+    return min(spent, 1.0) * (1 - SLACK) if spent < 1 - SLACK else 1 - SLACK
 
 
 def spent_on(
@@ -205,7 +224,7 @@ def margin_of(
         return Margin(0.0, None, None)
     gap = max(total(valued.values, best) - total(valued.values, others[0]), 0.0)
     if valued.samples is None:
-        return Margin(gap, None, others[0])
+        return Margin(gap, None, others[0], valued.odds)
     each = total(valued.samples, best) - total(valued.samples, others[0])
     return Margin(gap, standard_error(each), others[0])
 

@@ -6,9 +6,10 @@ hypernet computes what `quantize_model` of the policy would.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from time import perf_counter
 from typing import Any
 
 import keras
@@ -84,6 +85,8 @@ class Evaluator:
         statistics: measure the statistics of BatchNormalization anew for each policy,
             on the first `statistics` images; 0 keeps those of the float model.
         labels: whether they are looked at; False: `divergence` alone is measured.
+        trained: gives a hypernet of the case that was trained, to measure in; None: one
+            of the float model is made. Its importances are changed.
 
     Raises:
         GraphError: attribution of a model without a feature map.
@@ -98,8 +101,10 @@ class Evaluator:
         risk: RiskConfig | None = None,
         statistics: int = 0,
         labels: bool = False,
+        trained: Callable[[], keras.Model] | None = None,
     ) -> None:
         self.case, self.statistics = case, statistics
+        self._given = trained
         self.held = case.data.first(images)
         if labels and self.held.labels is None:
             raise StrategyError(
@@ -135,6 +140,8 @@ class Evaluator:
     def hypernet(self) -> keras.Model:
         """The one network of all policies, calibrated."""
         case = self.case
+        if self._given is not None:
+            return self._given()
         keras.utils.set_random_seed(case.seed)
         hypernet = build_hypernet(case.model, case.widened(), **case.quantizers)
         calibrate(hypernet, case.calibration(), seed=case.seed)
@@ -168,24 +175,47 @@ class Evaluator:
             key["attribution"] = {"p": self._risk.p, "top_k": self._risk.top_k}
         if self.statistics:
             key["statistics"] = self.statistics
+        if self._given is not None:
+            key["hypernet"] = "trained"
         if steps:
             key["steps"], key["training"] = steps, training
-        answer = self.case.journal.once(
-            key, lambda: self._measure(bits, steps, images, training)
-        )
+        seconds = 0.0
+
+        def compute() -> dict[str, list[float]]:
+            nonlocal seconds
+            started = perf_counter()
+            found = self._measure(bits, steps, images, training)
+            seconds = perf_counter() - started
+            return found
+
+        answer = self.case.journal.once(key, compute)
+        self.case.watch.step(self._work(images, steps, **training), seconds)
         return Measured(**{k: np.array(v) for k, v in answer.items()})
+
+    def expect(
+        self, count: int, steps: int = 0, images: int | None = None, **training: Any
+    ) -> None:
+        """So many calls of `measure` are to come, each with these arguments."""
+        images = min(images or self.images, self.images)
+        self.case.watch.expect(count, self._work(images, steps, **training))
+
+    def _work(
+        self, images: int, steps: int, batch_size: int = BATCH, **training: Any
+    ) -> float:
+        """Forward passes that a measurement takes, in images."""
+        return images + 3 * steps * batch_size + self.statistics
 
     def _measure(
         self, bits: Bits, steps: int, images: int, training: Mapping[str, Any]
     ) -> dict[str, list[float]]:
-        kept = None
-        if steps or self.statistics:
+        kept, renewed = None, self.statistics > 0 and bool(self._norms)
+        if steps or renewed:
             kept = [np.asarray(v) for v in self.hypernet.variables]
         try:
             self._choose(bits)
             if steps:
                 self._train(steps, **training)
-            if self.statistics:
+            if renewed:
                 self._measure_statistics()
             return self._risks(images)
         finally:

@@ -4,13 +4,90 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from gmpq_tf.search.case import SearchCase
+from gmpq_tf.search.checks import check_number, check_whole
+from gmpq_tf.search.choose import shortlist, uniform_bits
+from gmpq_tf.search.deltas import default_images
+from gmpq_tf.search.errors import StrategyError
 from gmpq_tf.search.evaluator import Evaluator
-from gmpq_tf.search.values import Bits
+from gmpq_tf.search.values import Bits, Valued
 
 SHARES = (0.25, 0.5, 1.0)  # of the steps, or of the images, round by round
+
+
+@dataclass(frozen=True)
+class FinalistsConfig:
+    """How the best policies of any strategy are compared in the end.
+
+    Args:
+        finalists: Policies compared, the uniform one of the budget among them; 0 takes
+            the one that the values are best for.
+        finalist_steps: Steps of fine-tuning in the last of three rounds; 0 compares
+            them without training.
+        finalist_learning_rate: Of fine-tuning; it falls to zero.
+        finalist_batch_size: Images of a step.
+        finalist_images: Images they are measured on; none: what a table takes.
+    """
+
+    finalists: int = 0
+    finalist_steps: int = 200
+    finalist_learning_rate: float = 0.01
+    finalist_batch_size: int = 64
+    finalist_images: int | None = None
+
+    def __post_init__(self) -> None:
+        check_whole("finalists", self.finalists, 0)
+        if self.finalists == 1:
+            raise StrategyError(
+                "finalists must be 2 or more, or 0 for none. Received: finalists=1."
+            )
+        check_whole("finalist_steps", self.finalist_steps, 0)
+        check_whole("finalist_batch_size", self.finalist_batch_size, 1)
+        rate = self.finalist_learning_rate
+        check_number("finalist_learning_rate", rate, 0.0, exclusive=True)
+        if self.finalist_images is not None:
+            check_whole("finalist_images", self.finalist_images, 1)
+
+
+NO_FINALISTS = FinalistsConfig()
+
+
+def compare(
+    case: SearchCase, valued: Valued, config: FinalistsConfig
+) -> list[tuple[Bits, np.ndarray]]:
+    """Ranks the best policies by values, and the uniform one, as `halve` does.
+
+    Args:
+        case: whose images they are measured on.
+        valued: what the strategy returned.
+        config: how many, and how.
+
+    Returns:
+        Policies with their risk on each image [images], the best first.
+    """
+    candidates, limits = case.problem.candidates, case.problem.limits
+    policies: list[Bits] = [bits for bits, _ in valued.ranked[: config.finalists]]
+    if not policies:
+        count = config.finalists
+        policies = list(shortlist(valued.values, candidates, limits, count))
+    uniform = uniform_bits(candidates, limits)
+    if uniform is not None and uniform not in policies:
+        policies = [*policies[: config.finalists - 1], uniform]
+    images = config.finalist_images or default_images(case)
+    # Trained on labels they leave the float model, which is then no measure.
+    labelled = config.finalist_steps > 0 and case.data.first(1).labels is not None
+    return halve(
+        policies,
+        Evaluator(case, images, labels=labelled),
+        "task" if labelled else "divergence",
+        config.finalist_steps,
+        config.finalist_learning_rate,
+        config.finalist_batch_size,
+    )
 
 
 def halve(
@@ -39,21 +116,34 @@ def halve(
         two at least where there are two.
     """
     left = list(policies)
+    training = {"learning_rate": learning_rate, "batch_size": batch_size}
+    effort = [
+        (
+            math.ceil(s * steps),
+            evaluator.images if steps else math.ceil(s * evaluator.images),
+        )
+        for s in SHARES
+    ]
+    count = len(left)
+    for own_steps, images in effort:
+        evaluator.expect(count, own_steps, images, batch_size=batch_size)
+        count = kept_of(count)
     ranked: list[tuple[Bits, np.ndarray]] = []
-    for share in SHARES:
-        last = share == SHARES[-1]
-        images = evaluator.images
-        if not steps:
-            images = math.ceil(share * images)
-        training = {"learning_rate": learning_rate, "batch_size": batch_size}
+    for turn, (own_steps, images) in enumerate(effort):
+        last = turn == len(effort) - 1
         measured = [
             evaluator.measure(
-                bits, math.ceil(share * steps), images, **(training if steps else {})
+                bits, own_steps, images, **(training if steps else {})
             ).column(risk)
             for bits in left
         ]
         order = sorted(range(len(left)), key=lambda i: float(measured[i].mean()))
-        kept = order if last else order[: max(2, math.ceil(len(left) / 2))]
+        kept = order if last else order[: kept_of(len(left))]
         ranked = [(left[i], measured[i]) for i in kept]
         left = [bits for bits, _ in ranked]
     return ranked
+
+
+def kept_of(count: int) -> int:
+    """How many policies of so many go on to the next round: half, but two at least."""
+    return min(count, max(2, math.ceil(count / 2)))

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from gmpq_tf.files import read_arrays, write_arrays
 from gmpq_tf.search.meter import Meter
 
 
@@ -80,6 +83,39 @@ class Journal:
         record["float_steps"] = record["seconds"] = 0.0
         self._answers[name] = record
         return record["value"]
+
+    def keep(self, name: str, variables: Sequence[Any]) -> None:
+        """Keeps variables for `give_back`, in a file beside the journal.
+
+        Args:
+            name: what they are.
+            variables: Keras variables of any shape.
+        """
+        if self.path is not None:
+            arrays = {str(i): np.asarray(v) for i, v in enumerate(variables)}
+            write_arrays(self._beside(name), arrays)
+
+    def give_back(self, name: str, variables: Sequence[Any]) -> None:
+        """Sets variables to what `keep` was given.
+
+        Raises:
+            JournalError: the file is not there, damaged, or of other variables.
+        """
+        path = self._beside(name)
+        try:
+            arrays = read_arrays(path)
+            for index, variable in enumerate(variables):
+                variable.assign(arrays[str(index)])
+        except (OSError, KeyError, ValueError) as error:
+            raise JournalError(
+                "A journal of a trained search goes with the weights that it trained. "
+                f"Received: {path}, which cannot be used: {error}. Put the file back, "
+                f"or delete {self.path} to start again."
+            ) from error
+
+    def _beside(self, name: str) -> Path:
+        assert self.path is not None
+        return self.path.with_suffix(f".{name}.npz")
 
     def _open(self, path: Path) -> None:
         lines = _whole_lines(path)

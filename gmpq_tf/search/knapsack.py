@@ -184,7 +184,11 @@ class Problem:
         return {self.rows[i][0]: self.rows[i][1] for i in np.flatnonzero(chosen)}
 
     def solve(
-        self, values: np.ndarray, least: float, without: Sequence[np.ndarray] = ()
+        self,
+        values: np.ndarray,
+        least: float,
+        without: Sequence[np.ndarray] = (),
+        forbidden: np.ndarray | None = None,
     ) -> np.ndarray | None:
         """Mask of the best choices within the limits; None without any.
 
@@ -192,21 +196,23 @@ class Problem:
             values: [rows], of which the sum is made largest.
             least: share of the first limit that must be spent.
             without: masks that are not to be found again.
+            forbidden: mask of the choices that may not be taken, [rows].
         """
         low = np.full(len(self.costs), -np.inf)
         low[:1] = least
+        most = np.ones(len(values)) if forbidden is None else 1.0 - forbidden
         for high in (1.0, 1.0 - 1e-5):  # the solver may overstep a limit by about 1e-6
             constraints = [LinearConstraint(self.one_each, 1, 1)]
             if len(self.costs):
                 constraints.insert(0, LinearConstraint(self.costs, low, high))
             if len(without):
-                most = len(self.one_each) - 1
-                constraints.append(LinearConstraint(np.array(without), -np.inf, most))
+                other = len(self.one_each) - 1
+                constraints.append(LinearConstraint(np.array(without), -np.inf, other))
             result = milp(
                 -values,
                 constraints=constraints,
                 integrality=np.ones(len(values)),
-                bounds=Bounds(0, 1),
+                bounds=Bounds(0, most),
                 options={"time_limit": 60.0, "mip_rel_gap": 1e-6},
             )
             if result.x is None:

@@ -6,7 +6,8 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,25 +18,24 @@ from gmpq_tf.cost_tables import TableOptions
 from gmpq_tf.limits import records
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.search.case import Fit, SearchCase, SearchData
-from gmpq_tf.search.checks import check_number, check_whole
+from gmpq_tf.search.checks import check_whole
 from gmpq_tf.search.choose import (
     Margin,
     choose,
     margin_of,
     margin_of_ranked,
-    shortlist,
-    uniform_bits,
 )
+from gmpq_tf.search.decisions import Decisions, decisions_of, decisions_of_ranked
 from gmpq_tf.search.errors import StrategyError
-from gmpq_tf.search.evaluator import Evaluator
-from gmpq_tf.search.finalists import halve
+from gmpq_tf.search.finalists import FinalistsConfig, compare
 from gmpq_tf.search.journal import Journal
 from gmpq_tf.search.meter import Meter, SearchCost
 from gmpq_tf.search.policy_search import DEFAULT_QUANTIZERS
 from gmpq_tf.search.problem import SearchProblem
+from gmpq_tf.search.purposes import DEFAULT_PURPOSE, find_purpose
 from gmpq_tf.search.strategies import STRATEGIES
-from gmpq_tf.search.strategies.loss_delta import default_images
 from gmpq_tf.search.values import Bits, Valued, Values, plain
+from gmpq_tf.search.watch import Watch
 from gmpq_tf.space import SearchSpace
 from gmpq_tf.spelling import lookup, suggest
 from gmpq_tf.transform.rewrite import flattened
@@ -53,6 +53,7 @@ class SearchResult:
         history: what was measured or trained, as plain JSON values.
         cost: in steps of float training, and seconds.
         margin: how far the policy lies above the next, in standard errors.
+        decisions: likewise each of its choices, above the best policy without it.
         valued: all that the strategy returned, with further columns.
         finalists: policies that were compared in the end, with their mean risk, the
             best first; () without finalists.
@@ -63,6 +64,7 @@ class SearchResult:
     history: Any
     cost: SearchCost
     margin: Margin
+    decisions: Decisions
     valued: Valued
     finalists: tuple[tuple[Bits, float], ...] = ()
 
@@ -76,53 +78,26 @@ class SearchResult:
                 {"risk": risk, "layers": _listed(bits)} for bits, risk in self.finalists
             ],
             "margin": self.margin.to_json(),
+            "decisions": self.decisions.to_json(),
             "history": self.history,
         }
 
-
-@dataclass(frozen=True)
-class FinalistsConfig:
-    """How the best policies of any strategy are compared in the end.
-
-    Args:
-        finalists: Policies compared, the uniform one of the budget among them; 0 takes
-            the one that the values are best for.
-        finalist_steps: Steps of fine-tuning in the last of three rounds; 0 compares
-            them without training.
-        finalist_learning_rate: Of fine-tuning; it falls to zero.
-        finalist_batch_size: Images of a step.
-        finalist_images: Images they are measured on; none: what a table takes.
-    """
-
-    finalists: int = 0
-    finalist_steps: int = 200
-    finalist_learning_rate: float = 0.01
-    finalist_batch_size: int = 64
-    finalist_images: int | None = None
-
-    def __post_init__(self) -> None:
-        check_whole("finalists", self.finalists, 0)
-        if self.finalists == 1:
-            raise StrategyError(
-                "finalists must be 2 or more, or 0 for none. Received: finalists=1."
-            )
-        check_whole("finalist_steps", self.finalist_steps, 0)
-        check_whole("finalist_batch_size", self.finalist_batch_size, 1)
-        rate = self.finalist_learning_rate
-        check_number("finalist_learning_rate", rate, 0.0, exclusive=True)
-        if self.finalist_images is not None:
-            check_whole("finalist_images", self.finalist_images, 1)
+    def __str__(self) -> str:
+        """What it cost, and how sure it is: for the log."""
+        return f"Search: {self.cost}. {self.margin} {self.decisions}".rstrip()
 
 
 def search_policy(
     model: keras.Model,
     dataset: Any,
-    strategy: str = "loss_delta",
+    strategy: str | None = None,
     budget: Any = None,
     space: SearchSpace | None = None,
     seed: int = 0,
     *,
+    purpose: str | None = None,
     journal: str | os.PathLike[str] | None = None,
+    progress: str = "auto",
     fit: Fit | None = None,
     calibration_images: int = 512,
     input_quantizer: str | None = None,
@@ -141,13 +116,18 @@ def search_policy(
         dataset: training images, in the same order each time: an array, (inputs,
             labels) arrays, or a list of batches, a `tf.data.Dataset` or a
             `keras.utils.PyDataset` of inputs or of (inputs, labels).
-        strategy: a name in `gmpq_tf.search.STRATEGIES`.
+        strategy: a name in `gmpq_tf.search.STRATEGIES`; None: that of the purpose.
         budget: what the policy may cost: "W3A3", "60kB", ("W4A4", "60kB"), 0.01, ...;
             see `gmpq_tf.budget`. None: anything.
         space: candidate bit-widths; None: the default.
         seed: of everything random.
+        purpose: what the policy is for, "post_training" or "fine_tuning", which says
+            strategy and options where no strategy is named; None: the first.
         journal: JSON-lines file of all measurements, made or gone on with: a search
             that was interrupted is replayed from it.
+        progress: how measuring is shown: "bar", "line", "none", or "auto": bar on a
+            terminal, lines elsewhere. In the end cost and margin are printed, but for
+            "none".
         fit: (model, epochs, callbacks) -> history, by which strategies with gradients
             train; None: `model.fit` on the data set.
         calibration_images: first images, that set activation ranges.
@@ -167,7 +147,13 @@ def search_policy(
         JournalError: a journal of another problem.
         GraphError: a model that cannot be searched.
     """
+    if purpose is not None:
+        find_purpose(purpose)
+    if strategy is None:
+        row = find_purpose(purpose or DEFAULT_PURPOSE)
+        strategy, options = row.strategy, {**row.options, **options}
     config, finalists = read_options(strategy, options)
+    watch = Watch(progress)
     check_whole("calibration_images", calibration_images, 1)
     check_whole("seed", seed, 0)
     model = flattened(model)
@@ -188,11 +174,16 @@ def search_policy(
         calibration_images,
         {key: value for key, value in named.items() if value},
         given,
+        watch,
     )
     if journal is not None:
         identity = _identity(case, strategy, config, finalists)
         case = dataclasses.replace(case, journal=Journal(journal, identity, meter))
-    return search_case(case, strategy, config, finalists)
+    with closing(watch):
+        result = search_case(case, strategy, config, finalists)
+    if progress != "none":
+        print(result, flush=True)
+    return result
 
 
 def search_case(
@@ -206,54 +197,51 @@ def search_case(
         config: its options.
         finalists: how the best policies are compared.
     """
-    candidates, limits = case.problem.candidates, case.problem.limits
     valued = find_strategy(strategy).value(case, config)
-    best = choose(valued.values, candidates, limits)
-    margin = margin_of(valued, candidates, limits, best)
+
+    def made_by(best: Bits) -> dict[str, Any]:
+        return _made_by(case, strategy, config, finalists, best)
+
+    return conclude(case, valued, finalists, made_by)
+
+
+def conclude(
+    case: SearchCase,
+    valued: Valued,
+    finalists: FinalistsConfig,
+    made_by: Callable[[Bits], Mapping[str, Any]],
+    best: Bits | None = None,
+) -> SearchResult:
+    """Chooses by values, compares the finalists, and says how sure it all is.
+
+    Args:
+        case: budgets, images and meter.
+        valued: what a strategy returned.
+        finalists: how the best policies are compared.
+        made_by: policy -> its provenance.
+        best: the policy of highest value, where it is known.
+    """
+    candidates, limits = case.problem.candidates, case.problem.limits
+    best = dict(best or choose(valued.values, candidates, limits))
     compared: tuple[tuple[Bits, float], ...] = ()
     if finalists.finalists:
         ranked = compare(case, valued, finalists)
         best, margin = dict(ranked[0][0]), margin_of_ranked(ranked)
+        decisions = decisions_of_ranked(ranked, candidates)
         compared = tuple((bits, float(risk.mean())) for bits, risk in ranked)
-    cost = case.meter.cost()
-    made_by = _made_by(case, strategy, config, finalists, best)
-    policy = BitwidthPolicy(case.model.name, best, made_by)
+    else:
+        margin = margin_of(valued, candidates, limits, best)
+        decisions = decisions_of(valued, candidates, limits, best)
+    policy = BitwidthPolicy(case.model.name, best, made_by(best))
     return SearchResult(
-        policy, valued.values, valued.history, cost, margin, valued, compared
-    )
-
-
-def compare(
-    case: SearchCase, valued: Valued, config: FinalistsConfig
-) -> list[tuple[Bits, np.ndarray]]:
-    """Ranks the best policies by values, and the uniform one, as `halve` does.
-
-    Args:
-        case: whose images they are measured on.
-        valued: what the strategy returned.
-        config: how many, and how.
-
-    Returns:
-        Policies with their risk on each image [images], the best first.
-    """
-    candidates, limits = case.problem.candidates, case.problem.limits
-    policies: list[Bits] = [bits for bits, _ in valued.ranked[: config.finalists]]
-    if not policies:
-        count = config.finalists
-        policies = list(shortlist(valued.values, candidates, limits, count))
-    uniform = uniform_bits(candidates, limits)
-    if uniform is not None and uniform not in policies:
-        policies = [*policies[: config.finalists - 1], uniform]
-    images = config.finalist_images or default_images(case)
-    # Trained on labels they leave the float model, which is then no measure.
-    labelled = config.finalist_steps > 0 and case.data.first(1).labels is not None
-    return halve(
-        policies,
-        Evaluator(case, images, labels=labelled),
-        "task" if labelled else "divergence",
-        config.finalist_steps,
-        config.finalist_learning_rate,
-        config.finalist_batch_size,
+        policy,
+        valued.values,
+        valued.history,
+        case.meter.cost(),
+        margin,
+        decisions,
+        valued,
+        compared,
     )
 
 

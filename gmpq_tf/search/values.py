@@ -28,6 +28,7 @@ class Valued:
         ranked: policies with their risk on each image [images], the best first, where
             the strategy compared whole policies; values then name the best.
         history: what was done, as plain JSON values.
+        odds: whether the values are logarithms of probabilities.
     """
 
     values: Values
@@ -35,6 +36,7 @@ class Valued:
     columns: Mapping[str, Values] = field(default_factory=dict)
     ranked: tuple[tuple[Bits, np.ndarray], ...] = ()
     history: Any = ()
+    odds: bool = False
 
 
 def only(bits: Bits) -> Values:

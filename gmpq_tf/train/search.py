@@ -5,7 +5,10 @@ Reads the float model (--model, or the workdir's pretrain/model.keras). Writes i
 are the paper's recipe; --budget replaces tuning of --zeta (W4A4, 5%, 0.5GBOPs, 60kB of
 exported file, 2.5ms, or several of them), and --eta=0 searches by EdMIPS. Each
 --strategy has flags of its own: --strategy=loss_delta measures what each choice costs,
-without training, for models that are not fine-tuned after.
+without training, for models that are not fine-tuned after. --purpose=post_training or
+--purpose=fine_tuning names the strategy that serves it. --relaxation=sampled and
+--readout=perturbation let importances say which layer needs its bits; --finalists=8
+fine-tunes the best policies, and the uniform one, for a few steps and takes the best.
 
   python -m train.search --workdir=runs/digits --budget=W3A3
   python -m train.search --workdir=runs/digits --budget=W3A3 --strategy=loss_delta
@@ -23,7 +26,7 @@ import keras
 
 from gmpq_tf.data import DataConfig, Dataset
 from gmpq_tf.files import write_json
-from gmpq_tf.policy import BitwidthPolicy
+from gmpq_tf.layers.relaxation import DEFAULT_RELAXATION, relaxation_of
 from gmpq_tf.quantizers.kernel_quantizer import (
     DEFAULT_KERNEL_QUANTIZER,
     kernel_method,
@@ -48,13 +51,16 @@ from gmpq_tf.search import (
     RiskConfig,
     TemperatureScheduler,
 )
-from gmpq_tf.search.choose import margin_of
-from gmpq_tf.search.policies import FinalistsConfig
-from gmpq_tf.search.strategies.gradient import read_importances
-from gmpq_tf.search.values import plain
+from gmpq_tf.search.finalists import NO_FINALISTS, FinalistsConfig
+from gmpq_tf.search.readouts import DEFAULT_READOUT, ReadoutConfig
 from gmpq_tf.space import SearchSpace
 from gmpq_tf.train.first_look import look
 from gmpq_tf.train.inputs import data_from_flags, file_identity, load_inputs, model_path
+from gmpq_tf.train.read_out import (
+    check_measuring,
+    read_out,
+    started_meter,
+)
 from gmpq_tf.train.recipe import (
     OptimizerName,
     TrainingConfig,
@@ -69,7 +75,7 @@ from gmpq_tf.train.strategies import (
     StrategyConfig,
     check_flags,
     exit_with,
-    named_strategy,
+    named_search,
     search_by,
 )
 
@@ -92,6 +98,10 @@ class SearchConfig(TrainingConfig):
         calibration_images: Training images that set the first activation ranges.
         kernel_quantizer: How kernels are quantized: lsq, max_abs or apot (2 to 6
             bits); none: lsq.
+        relaxation: How layers compute with several bit-widths at once: mixture adds
+            their outputs, as eq. 5; sampled draws one in each step; expected_grid
+            rounds once on the mean grid. The last two do not average rounding errors.
+        readout: how the importances are read.
         risk: the risks and the budget.
         space: the candidates.
 
@@ -109,6 +119,8 @@ class SearchConfig(TrainingConfig):
     final_temperature: float = 1.0
     calibration_images: int = 512
     kernel_quantizer: str | None = None
+    relaxation: str = DEFAULT_RELAXATION
+    readout: ReadoutConfig = dataclasses.field(default_factory=ReadoutConfig)
     risk: RiskConfig = dataclasses.field(default_factory=RiskConfig)
     space: SearchSpace = dataclasses.field(default_factory=SearchSpace)
 
@@ -118,6 +130,7 @@ class SearchConfig(TrainingConfig):
         require_positive(self, "final_temperature")
         require(self, "calibration_images", self.calibration_images > 0, "1 or more")
         kernel_method(self.kernel_quantizer or DEFAULT_KERNEL_QUANTIZER)
+        relaxation_of(self.relaxation)
         # Two optimizers would scale one loss.
         narrow = self.precision == "mixed_float16"
         require(self, "precision", not narrow, "float32 or mixed_bfloat16 in a search")
@@ -167,25 +180,32 @@ class EdMIPSSearchConfig(SearchConfig):
         )
 
 
-def search(config: SearchConfig, data: DataConfig, run: RunConfig) -> Stage:
+def search(
+    config: SearchConfig,
+    data: DataConfig,
+    run: RunConfig,
+    finalists: FinalistsConfig = NO_FINALISTS,
+) -> Stage:
     """Searches a policy, unless that has been done.
 
     Args:
         config: model, space, risks and recipe.
         data: the images.
         run: where and how.
+        finalists: how the best policies are compared in the end.
 
     Returns:
-        The finished stage: policy.json, importances.json and metrics.jsonl in its
-        folder.
+        The finished stage: policy.json, values.json, importances.json and metrics.jsonl
+        in its folder.
 
     Raises:
         ValueError: a file or an option cannot be used, or training diverged.
     """
     path = model_path(run, config.model)
     check_batch(data)
+    check_measuring(config.readout, finalists, run)
     model, dataset = load_inputs(path, data)
-    resolved = resolved_config(config, dataset, path)
+    resolved = resolved_config(config, dataset, path, finalists)
     scaling = dataset.config.input_scaling().to_config()
     # Built before the stage is opened: an impossible budget leaves nothing behind.
     keras.utils.set_random_seed(data.seed)
@@ -195,11 +215,13 @@ def search(config: SearchConfig, data: DataConfig, run: RunConfig) -> Stage:
         kernel_quantizer=config.kernel_quantizer,
         risk=config.risk,
         class_names=dataset.class_names,
+        relaxation=config.relaxation,
     )
     stage = open_shared_stage(run, STAGE, resolved, scaling)
     if stage.finished:
         print(f"{stage.folder} is finished already.")
         return stage
+    meter = started_meter(stage)
     with dataset.naming_damaged_images():
         if not stage.epochs:
             look(model, dataset)
@@ -207,10 +229,26 @@ def search(config: SearchConfig, data: DataConfig, run: RunConfig) -> Stage:
     # On every worker: it reads what they hold together.
     policy = searcher.policy({"seed": data.seed, "versions": versions()})
     if is_chief():
-        write_json(stage.folder / IMPORTANCES, searcher.importances())
-        write_json(stage.folder / VALUES, values_of(searcher, policy))
-        policy.save(stage.folder / POLICY)
-        stage.finish(policy_results(stage, model, policy))
+        importances = searcher.importances()  # measuring changes them
+        result = read_out(
+            searcher,
+            policy,
+            model,
+            dataset,
+            stage,
+            config.readout,
+            finalists,
+            run,
+            config.calibration_images,
+            meter,
+        )
+        print(result, flush=True)
+        write_json(stage.folder / IMPORTANCES, importances)
+        write_json(stage.folder / VALUES, result.to_json())
+        result.policy.save(stage.folder / POLICY)
+        cost = dataclasses.asdict(result.cost)
+        results = policy_results(stage, model, result.policy)
+        stage.finish({**results, "search_cost": cost})
     wait_for_workers()
     return stage
 
@@ -257,10 +295,20 @@ def run_search(
 
 
 def resolved_config(
-    config: SearchConfig, dataset: Dataset, path: Path
+    config: SearchConfig,
+    dataset: Dataset,
+    path: Path,
+    finalists: FinalistsConfig = NO_FINALISTS,
 ) -> dict[str, Any]:
     """Returns everything the result depends on, for `open_stage`."""
     options = dataclasses.asdict(config)
+    if config.relaxation == DEFAULT_RELAXATION:  # as before there were these options
+        options["relaxation"] = None
+    if config.readout.readout == DEFAULT_READOUT:
+        options["readout"] = None
+    options["finalists"] = (
+        dataclasses.asdict(finalists) if finalists.finalists else None
+    )
     if options["risk"]["attribution_share"] == 1:  # as before there was the option
         options["risk"]["attribution_share"] = None
     return {
@@ -268,26 +316,6 @@ def resolved_config(
         "model": file_identity(path),
         "space": config.space.to_config(),
         "data": dataclasses.asdict(dataset.config),
-    }
-
-
-def values_of(searcher: PolicySearch, policy: BitwidthPolicy) -> dict[str, Any]:
-    """Returns what `values.json` says of a trained search, as plain JSON values.
-
-    Args:
-        searcher: whose importances are read.
-        policy: that it chose.
-    """
-    probabilities = searcher.branches.probabilities()
-    valued = read_importances(probabilities, searcher.candidates)
-    best = {n: (policy[n].weight_bits, policy[n].activation_bits) for n in policy}
-    margin = margin_of(valued, searcher.candidates, searcher.limits, best)
-    print(f"Search: {margin}", flush=True)
-    return {
-        "strategy": policy.made_by["strategy"],
-        "values": plain(valued.values),
-        "columns": {name: plain(own) for name, own in valued.columns.items()},
-        "margin": margin.to_json(),
     }
 
 
@@ -299,10 +327,11 @@ def main(argv: list[str]) -> None:
     """
     run, name = from_flags(RunConfig), from_flags(StrategyConfig).strategy
     config = from_flags(SearchConfig if name == "gmpq" else EdMIPSSearchConfig)
+    finalists = from_flags(FinalistsConfig)
     if isinstance(config, EdMIPSSearchConfig):
         config = config.with_risk()
     with devices(run):
-        stage = search(config, data_from_flags(run, config.model), run)
+        stage = search(config, data_from_flags(run, config.model), run, finalists)
     print(f"Policy: {stage.folder / POLICY}")
 
 
@@ -321,19 +350,27 @@ def main_of_strategy(argv: list[str]) -> None:
 def run() -> None:
     """Entry point of `gmpq-search`."""
     try:
-        name = named_strategy(sys.argv)
+        name, defaults = named_search(sys.argv)
     except ValueError as error:
         exit_with(error)
-    configs: tuple[type, ...] = (StrategyConfig, SearchConfig, DataConfig, RunConfig)
+    own: tuple[type, ...] = (SearchConfig, FinalistsConfig)
+    configs: tuple[type, ...] = (StrategyConfig, *own, DataConfig, RunConfig)
     command = main
     if name == "edmips":
-        configs = (StrategyConfig, EdMIPSSearchConfig, DataConfig, RunConfig)
+        own = (EdMIPSSearchConfig, FinalistsConfig)
+        configs = (StrategyConfig, *own, DataConfig, RunConfig)
     elif name != "gmpq":
         row, command = STRATEGIES[name], main_of_strategy
         own = (ChoicesConfig, row.config, FinalistsConfig)
         configs = (StrategyConfig, *own, DataConfig)
         configs += (RunConfig if row.gradient else WorkdirConfig,)
-    run_main(command, __doc__, *configs, check=lambda: check_flags(name, sys.argv))
+    run_main(
+        command,
+        __doc__,
+        *configs,
+        defaults={**defaults, "strategy": name},
+        check=lambda: check_flags(name, sys.argv),
+    )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -24,13 +24,14 @@ from gmpq_tf.run.records import versions
 from gmpq_tf.run.run_config import RunConfig, WorkdirConfig
 from gmpq_tf.run.stage import Stage, open_stage
 from gmpq_tf.search import STRATEGIES, SearchResult
+from gmpq_tf.search.finalists import FinalistsConfig
 from gmpq_tf.search.policies import (
-    FinalistsConfig,
     find_strategy,
     option_error,
     search_policy,
 )
 from gmpq_tf.search.problem import SearchProblem
+from gmpq_tf.search.purposes import find_purpose
 from gmpq_tf.space import SearchSpace
 from gmpq_tf.train.first_look import look
 from gmpq_tf.train.inputs import file_identity, load_inputs, model_path
@@ -49,9 +50,13 @@ class StrategyConfig:
         strategy: How the choices are valued: gmpq and edmips train importances,
             loss_delta measures what each choice costs (no training, no labels), random
             draws policies. Each has flags of its own: --strategy=NAME --help.
+        purpose: What the policy is for, which names the strategy, and defaults of its
+            flags, where --strategy does not: post_training (the model is not trained
+            after) or fine_tuning; none: the paper's search.
     """
 
     strategy: str = DEFAULT
+    purpose: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +142,8 @@ def search_by(
     with dataset.naming_damaged_images():
         look(model, dataset)
         result = _searched(name, config, options, finalists, model, dataset, stage, run)
-    print(f"Search: {result.cost}. {result.margin}")
+    if run.progress == "none":
+        print(result, flush=True)
     made_by = {**result.policy.made_by, "versions": versions()}
     policy = BitwidthPolicy(model.name, result.policy.layers, made_by)
     write_json(stage.folder / VALUES, result.to_json())
@@ -170,6 +176,7 @@ def _searched(
         config.space,
         dataset.config.seed,
         journal=stage.folder / JOURNAL,
+        progress=run.progress,
         fit=fit,
         calibration_images=config.calibration_images,
         kernel_quantizer=config.kernel_quantizer,
@@ -180,23 +187,31 @@ def _searched(
     )
 
 
-def named_strategy(argv: Sequence[str]) -> str:
-    """The strategy that a command line names; the default where it names none.
+def named_search(argv: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
+    """The strategy that a command line names, or its purpose does; else the default.
 
     Args:
         argv: with the program's name first; other flags are not defined yet.
 
+    Returns:
+        Its name, and defaults of its flags by the purpose.
+
     Raises:
-        StrategyError: there is none of that name.
+        StrategyError: there is no strategy or no purpose of that name.
     """
     words = flags.FLAGS.read_flags_from_files(list(argv[1:]))
-    name = DEFAULT
+    named: dict[str, str] = {}
     for word, following in zip(words, [*words[1:], ""], strict=False):
         flag, equals, value = word.lstrip("-").partition("=")
-        if word.startswith("-") and flag == "strategy":
-            name = value if equals else following
+        if word.startswith("-") and flag in ("strategy", "purpose"):
+            named[flag] = value if equals else following
+    purpose = named.get("purpose", "none")
+    row = None if purpose.lower() == "none" else find_purpose(purpose)
+    if row is not None and "strategy" not in named:
+        return row.strategy, row.options
+    name = named.get("strategy", DEFAULT)
     find_strategy(name)
-    return name
+    return name, {}
 
 
 def check_flags(name: str, argv: Sequence[str]) -> None:

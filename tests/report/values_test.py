@@ -29,9 +29,29 @@ def test_values_are_shown(tmp_path):
     assert "A2" not in text
 
 
+def decisions(**changes):
+    choice = {"bits": 4, "instead": 3, "in_errors": 0.5, "decided": False, **changes}
+    return {"text": "Not decided.", "layers": {EVIL: {"weights": choice}}}
+
+
+def test_how_sure_each_choice_is_is_shown(tmp_path):
+    write(tmp_path, decisions=decisions())
+    assert list(decision_line(tmp_path)) == ["It has not decided.", "Not decided."]
+    text = "\n".join(values_section(tmp_path))
+    assert "<td>4</td><td>3</td><td>0.5, open</td><td></td>" in text
+    assert "<script>" not in text
+    write(tmp_path, decisions=decisions(in_errors=None, instead=None))
+    text = "\n".join(values_section(tmp_path))
+    assert "<td>4</td><td></td><td></td>" in text
+
+
 @pytest.mark.parametrize(
     "changes",
     [
+        {"decisions": 3},
+        {"decisions": {"text": ""}},
+        {"decisions": decisions(bits="<b>")},
+        {"decisions": decisions(in_errors="many")},
         {"margin": 3},
         {"margin": {}},
         {"values": {"a": {"weights": {}}}},

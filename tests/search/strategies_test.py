@@ -1,6 +1,8 @@
 """Every row of STRATEGIES on a problem with one right answer."""
 
 import json
+import re
+from itertools import product
 
 import keras
 import numpy as np
@@ -8,15 +10,20 @@ import pytest
 
 from gmpq_tf.budget import BudgetError
 from gmpq_tf.cost import count_cost
+from gmpq_tf.layers.relaxation import RELAXATIONS
 from gmpq_tf.search import (
     STRATEGIES,
     JournalError,
     StrategyError,
     policies,
     search_policy,
+    watch,
 )
 from gmpq_tf.search.choose import choose
+from gmpq_tf.search.decisions import decisions_of
 from gmpq_tf.search.evaluator import Evaluator
+from gmpq_tf.search.readouts import READOUTS
+from gmpq_tf.search.values import Valued, total
 from gmpq_tf.space import SearchSpace
 from tests.search.toy import RIGHT, SPACE, toy_budget, toy_images, toy_model
 
@@ -27,9 +34,35 @@ CASES: dict = {
     "loss_delta": {},
     "random": {"policies": 24},
 }
+# Of the strategies with gradients: how layers compute, and how importances are read.
+GRADIENT: list = [
+    ("edmips", {"epochs": 1, "relaxation": "sampled", "readout": "perturbation"}),
+    ("edmips", {"epochs": 1, "relaxation": "expected_grid", "readout": "perturbation"}),
+    ("edmips", {"epochs": 1, "readout": "expected_bits"}),
+    ("gmpq", {"epochs": 1, "relaxation": "sampled", "readout": "perturbation"}),
+    ("gmpq", {"epochs": 1, "relaxation": "expected_grid"}),
+]
+APOT = SearchSpace((2, 4), (2, 4), dict.fromkeys(SPACE.pinned, (6, 8)))
+ROWS = [*CASES.items(), *GRADIENT]
 # Rows that see the error of each choice find the right answer. A mixture of branches
 # averages rounding errors, so that its importances hardly tell one from another.
-EXACT = ("loss_delta", "random")
+TRAINED = {"epochs": 1, "learning_rate": 1e-3, "readout": "perturbation"}
+EXACT = [
+    ("loss_delta", {"measure": "divergence"}),
+    ("loss_delta", {"measure": "task"}),
+    ("random", {"policies": 24, "measure": "divergence"}),
+    ("random", {"policies": 24, "measure": "task"}),
+    ("edmips", TRAINED | {"relaxation": "mixture"}),
+    ("edmips", TRAINED | {"relaxation": "sampled"}),
+    ("edmips", TRAINED | {"relaxation": "expected_grid"}),
+    ("edmips", TRAINED | {"relaxation": "sampled", "readout_measure": "divergence"}),
+    ("gmpq", TRAINED | {"relaxation": "sampled", "eta": 1.0}),
+    ("gmpq", TRAINED | {"relaxation": "expected_grid", "eta": 1.0}),
+]
+
+
+def names_of(rows):
+    return ["-".join([n, *(str(v) for v in o.values())]) for n, o in rows]
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +101,17 @@ def chosen(result):
 
 def test_every_row_has_a_case():
     assert set(CASES) == set(STRATEGIES)
+    rows = [options for _, options in [*ROWS, *EXACT]]
+    for option, known in (("relaxation", RELAXATIONS), ("readout", READOUTS)):
+        assert {row.get(option) for row in rows} >= set(known) - {"log_probability"}
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
 class TestStrategy:
-    def test_keeps_the_contract(self, model, labelled, strategy, tmp_path):
+    @pytest.mark.parametrize(("strategy", "options"), ROWS, ids=names_of(ROWS))
+    def test_keeps_the_contract(self, model, labelled, strategy, options, tmp_path):
         before = [v.numpy() for v in model.variables]
         file = tmp_path / "journal.jsonl"
-        result = run(model, labelled, strategy, journal=file, **CASES[strategy])
+        result = run(model, labelled, strategy, journal=file, **options)
         for kept, variable in zip(before, model.variables, strict=True):
             np.testing.assert_array_equal(kept, variable.numpy())
         bits = chosen(result)
@@ -90,19 +126,19 @@ class TestStrategy:
         lines = file.read_bytes().splitlines(keepends=True)
         part = tmp_path / "part.jsonl"
         part.write_bytes(b"".join(lines[: len(lines) // 2 + 1]) + b'{"key": [1')
-        again = run(model, labelled, strategy, journal=part, **CASES[strategy])
+        for kept in tmp_path.glob("journal.*.npz"):  # the weights that were trained
+            kept.rename(tmp_path / kept.name.replace("journal", "part"))
+        again = run(model, labelled, strategy, journal=part, **options)
         assert json.dumps(again.to_json()) == json.dumps(result.to_json())
         assert again.policy.layers == result.policy.layers
         assert again.cost.float_steps == pytest.approx(result.cost.float_steps, rel=0.3)
 
-    def test_finds_the_right_answer(self, model, labelled, strategy):
-        if strategy not in EXACT:
-            pytest.skip("averages rounding errors: it does not see those of a choice")
-        for measure in ("divergence", "task"):
-            options = {**CASES[strategy], "measure": measure}
-            bits = chosen(run(model, labelled, strategy, **options))
-            assert {name: bits[name] for name in RIGHT} == RIGHT
+    @pytest.mark.parametrize(("strategy", "options"), EXACT, ids=names_of(EXACT))
+    def test_finds_the_right_answer(self, model, labelled, strategy, options):
+        result = run(model, labelled, strategy, **options)
+        assert {name: chosen(result)[name] for name in RIGHT} == RIGHT
 
+    @pytest.mark.parametrize("strategy", STRATEGIES)
     def test_refuses_what_it_cannot_do(self, model, labelled, strategy):
         with pytest.raises(StrategyError, match="Received: epoch_count=3"):
             run(model, labelled, strategy, epoch_count=3)
@@ -111,6 +147,106 @@ class TestStrategy:
         if STRATEGIES[strategy].gradient:
             with pytest.raises(StrategyError, match="trains on labels"):
                 run(model, labelled[0], strategy, **CASES[strategy])
+
+
+def test_trained_weights_are_missed_by_name(model, labelled, tmp_path):
+    file, (strategy, options) = tmp_path / "journal.jsonl", GRADIENT[0]
+    run(model, labelled, strategy, journal=file, **options)
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:4]))
+    (weights,) = tmp_path.glob("*.npz")
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(JournalError, match=r"journal\.trained\.npz"):
+        run(model, labelled, strategy, journal=file, **options)
+
+
+def test_relaxations_and_readouts_that_cannot_be(model, labelled):
+    for option, value, said in (
+        ("relaxation", "sample", "Did you mean 'sampled'"),
+        ("readout", "perturb", "Did you mean 'perturbation'"),
+        ("readout_images", 8, "is for readout='perturbation'"),
+        ("readout_statistics", 0, "is for readout='perturbation'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            run(model, labelled, "edmips", **{option: value})
+    for option, value in (("readout_images", 0), ("readout_measure", "loss")):
+        with pytest.raises(StrategyError, match=f"Received: {option}="):
+            run(model, labelled, "edmips", readout="perturbation", **{option: value})
+    with pytest.raises(ValueError, match="'apot'"):
+        options = {"relaxation": "expected_grid", "kernel_quantizer": "apot"}
+        run(model, labelled, "edmips", **options, space=APOT)
+
+
+def test_a_purpose_names_strategy_and_options(model, labelled):
+    result = run(model, labelled, None, purpose="post_training")
+    assert result.policy.made_by["strategy"] == "loss_delta"
+    quick = {"finalist_steps": 1, "finalist_batch_size": 16, "finalist_images": 32}
+    result = run(model, labelled, None, purpose="fine_tuning", images=32, **quick)
+    assert result.policy.made_by["config"]["finalists"] == 8
+    assert len(result.finalists) >= 2
+    # A strategy that is named is taken, and options of one's own.
+    result = run(model, labelled, "random", purpose="fine_tuning", policies=4)
+    assert result.policy.made_by["strategy"] == "random" and not result.finalists
+    result = run(model, labelled, None, purpose="fine_tuning", finalists=0, images=32)
+    assert not result.finalists
+    with pytest.raises(StrategyError, match="Did you mean 'fine_tuning'"):
+        run(model, labelled, None, purpose="finetuning")
+
+
+def test_each_choice_has_a_margin(model, labelled, case):
+    result = run(model, labelled[0], "loss_delta")
+    margins, best = result.decisions.margins, chosen(result)
+    assert margins["select_a"] == (None, None)
+    # Against the best of all policies without that choice, by brute force.
+    pairs = [*product((2, 3, 4), repeat=2)]
+    within = [{**best, "branch_a": a, "branch_b": b} for a, b in product(pairs, pairs)]
+    (limit,) = case.problem.limits
+    shares = [limit.table.of_layers(bits) / limit.for_layers for bits in within]
+    within = [p for p, s in zip(within, shares, strict=True) if 0.97 <= s <= 1]
+    for name, which in product(RIGHT, (0, 1)):
+        margin = margins[name][which]
+        assert margin.following[name][which] != RIGHT[name][which]
+        allowed = [p for p in within if p[name][which] != RIGHT[name][which]]
+        most = max(total(result.values, p) for p in allowed)
+        assert margin.difference == pytest.approx(total(result.values, best) - most)
+    assert re.search(r"or more: [0-4] of 4 choices", str(result.decisions))
+    text = json.dumps(result.decisions.to_json(), allow_nan=False)
+    assert json.loads(text)["layers"]["branch_a"]["activations"]["bits"] == 4
+    soft = run(model, labelled, "edmips", epochs=0)
+    assert str(soft.decisions).startswith("Least sure") and "%" in str(soft.decisions)
+    soft = run(model, labelled, "edmips", epochs=0, readout="expected_bits")
+    assert "%" not in f"{soft.margin}{soft.decisions}"
+    assert "no measured error" in str(soft.margin)
+    drawn = run(model, labelled[0], "random", policies=6)
+    assert set(drawn.decisions.margins) == set(best)
+
+
+def test_a_choice_that_is_chance_is_named():
+    values = {"a": ({2: -1.0, 3: 0.0}, {4: 0.0}), "b": ({2: -0.1, 3: 0.0}, {4: 0.0})}
+    noise = np.array([-1.0, 1.0] * 50)
+    samples = {
+        name: ({2: side[2] + scale * noise, 3: 0 * noise}, {4: 0 * noise})
+        for (name, (side, _)), scale in zip(values.items(), (1, 3), strict=True)
+    }
+    candidates = dict.fromkeys(values, ((2, 3), (4,)))
+    found = decisions_of(
+        Valued(values, samples), candidates, (), {"a": (3, 4), "b": (3, 4)}
+    )
+    assert found.margins["a"][0].in_errors == pytest.approx(1 / 0.1005, rel=1e-3)
+    assert not found.margins["b"][0].decided
+    assert "1 of 2 choices. Not decided: b W3 (0.33); measure on more" in str(found)
+
+
+def test_a_search_says_what_it_cost(model, labelled, capsys, monkeypatch):
+    monkeypatch.setattr(watch, "INTERVALS", {"bar": 0.0, "line": 0.0})
+    run(model, labelled[0], "loss_delta", progress="line")
+    said = capsys.readouterr().out
+    assert "float-step equivalents" in said and "standard errors" in said
+    assert re.search(r"Measured 13 of 13  left: 00:00", said)
+    run(model, labelled[0], "loss_delta", progress="none")
+    assert not capsys.readouterr().out
+    with pytest.raises(StrategyError, match="Did you mean 'line'"):
+        run(model, labelled[0], "loss_delta", progress="lines")
 
 
 def test_other_seeds_draw_other_policies(model, labelled):

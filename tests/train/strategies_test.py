@@ -8,13 +8,17 @@ import sys
 import pytest
 
 from gmpq_tf.policy import BitwidthPolicy
+from gmpq_tf.run import loop
 from gmpq_tf.run.errors import StageError
 from gmpq_tf.search import BudgetError, RiskConfig, evaluator
-from gmpq_tf.search.policies import FinalistsConfig
+from gmpq_tf.search.finalists import FinalistsConfig
+from gmpq_tf.search.purposes import PURPOSES
+from gmpq_tf.search.readouts import ReadoutConfig
 from gmpq_tf.search.strategies.loss_delta import LossDeltaConfig
 from gmpq_tf.search.strategies.random_draws import RandomConfig
+from gmpq_tf.space import SearchSpace
 from gmpq_tf.train.search import EdMIPSSearchConfig, SearchConfig, search
-from gmpq_tf.train.strategies import ChoicesConfig, named_strategy, search_by
+from gmpq_tf.train.strategies import ChoicesConfig, named_search, search_by
 
 ROOT_COMMAND = [sys.executable, "-m", "train.search"]
 
@@ -111,14 +115,98 @@ def test_trained_importances_are_values_too(float_file, digits, quiet, capsys):
 
 
 def test_the_command_line_names_a_strategy(tmp_path):
-    assert named_strategy(["search"]) == "gmpq"
-    assert named_strategy(["search", "--strategy=random"]) == "random"
-    assert named_strategy(["search", "--strategy", "edmips", "--debug"]) == "edmips"
+    assert named_search(["search"]) == ("gmpq", {})
+    assert named_search(["search", "--strategy=random"])[0] == "random"
+    assert named_search(["search", "--strategy", "edmips", "--debug"])[0] == "edmips"
     file = tmp_path / "flags.txt"
     file.write_text("--strategy=loss_delta\n")
-    assert named_strategy(["search", f"--flagfile={file}"]) == "loss_delta"
+    assert named_search(["search", f"--flagfile={file}"])[0] == "loss_delta"
     with pytest.raises(ValueError, match="Did you mean 'loss_delta'"):
-        named_strategy(["search", "--strategy=lossdelta"])
+        named_search(["search", "--strategy=lossdelta"])
+
+
+def test_the_command_line_names_a_purpose():
+    name, defaults = named_search(["search", "--purpose=fine_tuning"])
+    assert (name, defaults) == ("loss_delta", PURPOSES["fine_tuning"].options)
+    assert named_search(["search", "--purpose", "post_training"]) == ("loss_delta", {})
+    words = ["search", "--purpose=fine_tuning", "--strategy=random"]
+    assert named_search(words) == ("random", {})
+    assert named_search(["search", "--purpose=none"]) == ("gmpq", {})
+    with pytest.raises(ValueError, match="Did you mean 'fine_tuning'"):
+        named_search(["search", "--purpose=finetuning"])
+
+
+def trained(float_file, **changes):
+    options = {"epochs": 2, "learning_rate": 0.01, "calibration_images": 32}
+    own = {"relaxation": "sampled", "risk": RiskConfig(eta=0.0, budget="W3A3")}
+    readout = ReadoutConfig("perturbation", "task", 48, 32)
+    return SearchConfig(
+        **{**options, **own, "readout": readout, "model": str(float_file), **changes}
+    )
+
+
+FINALISTS = FinalistsConfig(
+    finalists=2, finalist_steps=1, finalist_batch_size=16, finalist_images=32
+)
+
+
+def test_a_trained_search_is_measured_and_compared(
+    float_file, digits, quiet, tmp_path, monkeypatch, capsys
+):
+    """Interrupted in training and while measuring, it ends with the same files."""
+    config = trained(float_file)
+    whole = search(config, digits, quiet, FINALISTS)
+    said = capsys.readouterr().out
+    assert "float-step equivalents" in said and "standard errors" in said
+    assert whole.results()["search_cost"]["float_steps"] > 2 * 4 * 1.08
+    policy = BitwidthPolicy.load(whole.folder / "policy.json")
+    assert policy.made_by["config"]["relaxation"] == "sampled"
+    assert policy.made_by["config"]["readout"] == "perturbation"
+    values = json.loads((whole.folder / "values.json").read_text())
+    assert set(values["columns"]) == {"probability", "task"}
+    assert len(values["finalists"]) == 2 and values["decisions"]["layers"]["middle"]
+    other = dataclasses.replace(quiet, workdir=str(tmp_path / "other"))
+    save, measure = loop.EpochBackup.on_epoch_end, evaluator.Evaluator._measure
+
+    def cut(self, epoch, logs=None):
+        save(self, epoch, logs)
+        raise KeyboardInterrupt
+
+    measured = []
+
+    def interrupted(self, *args):
+        measured.append(args)
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        return measure(self, *args)
+
+    monkeypatch.setattr(loop.EpochBackup, "on_epoch_end", cut)
+    with pytest.raises(KeyboardInterrupt):
+        search(config, digits, other, FINALISTS)
+    monkeypatch.setattr(loop.EpochBackup, "on_epoch_end", save)
+    monkeypatch.setattr(evaluator.Evaluator, "_measure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        search(config, digits, other, FINALISTS)
+    stage = search(config, digits, other, FINALISTS)
+    for name in ("policy.json", "values.json", "importances.json"):
+        assert (stage.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+    journal = (whole.folder / "journal.jsonl").read_text().splitlines()
+    assert len(measured) == len(journal)
+    with pytest.raises(StageError, match="relaxation: sampled -> None"):
+        search(trained(float_file, relaxation="mixture"), digits, other, FINALISTS)
+
+
+def test_what_cannot_be_measured_is_refused_before(float_file, digits, quiet, tmp_path):
+    run = dataclasses.replace(quiet, distribution="mirrored")
+    with pytest.raises(ValueError, match="Policies are measured on one device"):
+        search(trained(float_file), digits, run)
+    with pytest.raises(ValueError, match="'apot'"):
+        options = {"relaxation": "expected_grid", "kernel_quantizer": "apot"}
+        space = SearchSpace((2, 4), (2, 4), {"first": (6, 8), "last": (6, 8)})
+        search(trained(float_file, space=space, **options), digits, quiet)
+    with pytest.raises(ValueError, match="Did you mean 'expected_grid'"):
+        trained(float_file, relaxation="expectedgrid")
+    assert not list(tmp_path.rglob("*.json"))
 
 
 @pytest.mark.parametrize(
@@ -127,6 +215,8 @@ def test_the_command_line_names_a_strategy(tmp_path):
         (["--strategy=loss_delta", "--epochs=3"], "It is one of 'gmpq', 'edmips'"),
         (["--strategy=edmips", "--eta=3"], "It is one of 'gmpq', 'loss_delta'"),
         (["--strategy=random", "--policies=0"], "Received: policies=0"),
+        (["--readout=perturb"], "Did you mean 'perturbation'"),
+        (["--purpose=posttraining"], "Did you mean 'post_training'"),
     ],
 )
 def test_flags_of_other_strategies_are_refused(words, said, repo_root, tmp_path):

@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import numpy as np
 
-from gmpq_tf.budget import Candidates
+from gmpq_tf.layers.relaxation import DEFAULT_RELAXATION, relaxation_of
 from gmpq_tf.search.callbacks import ImportanceLearningRateScheduler
 from gmpq_tf.search.case import SearchCase
 from gmpq_tf.search.checks import check_number, check_whole
+from gmpq_tf.search.choose import choose
 from gmpq_tf.search.config import RiskConfig
 from gmpq_tf.search.divergence import check_converged
 from gmpq_tf.search.errors import StrategyError
 from gmpq_tf.search.judge import Judge
 from gmpq_tf.search.policy_search import PolicySearch
-from gmpq_tf.search.values import Valued, Values
-from gmpq_tf.spelling import suggest
+from gmpq_tf.search.readouts import ReadoutConfig, perturbation, read_importances
+from gmpq_tf.search.values import Valued
 
 # Of the recipe of section 4.1, in shares of the epochs: 10 and 20 of 25.
 DECAYS, DECAY = (0.4, 0.8), 0.1
 MOMENTUM = 0.9
 LOOKED_AT = 64  # images whose labels tell what they say
-READOUTS = ("log_probability", "expected_bits")
+WEIGHTS = "trained"  # of the hypernet, kept beside the journal
 # What a step costs beside one of the float model; measured, see results/search_step.
 STEP_COST = {"edmips": 1.08, "gmpq": 1.40}
 
 
 @dataclass(frozen=True)
-class EdMIPSConfig:
+class EdMIPSConfig(ReadoutConfig):
     """How the importances are trained, and read.
 
     Args:
@@ -40,28 +40,25 @@ class EdMIPSConfig:
             epochs.
         importance_learning_rate: Of the importances, likewise.
         zeta: Where the weight of the complexity risk starts.
-        readout: log_probability values a choice by the logarithm of its probability,
-            as section 3.3; expected_bits by the square of its distance from the mean
-            bits, which is what the complexity risk sees.
+        relaxation: How layers compute with several bit-widths at once: mixture adds
+            their outputs, as eq. 5; sampled draws one in each step; expected_grid
+            rounds once on the mean grid. A mixture averages rounding errors, so that
+            its importances hardly tell a layer that needs its bits from another.
     """
 
     epochs: int = 25
     learning_rate: float = 0.1
     importance_learning_rate: float = 0.01
     zeta: float = RiskConfig.zeta
-    readout: Literal["log_probability", "expected_bits"] = "log_probability"
+    relaxation: str = DEFAULT_RELAXATION
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_whole("epochs", self.epochs, 0)
         for name in ("learning_rate", "importance_learning_rate"):
             check_number(name, getattr(self, name), 0.0, exclusive=True)
         check_number("zeta", self.zeta, 0.0)
-        if self.readout not in READOUTS:
-            raise StrategyError(
-                f"readout must be one of {', '.join(READOUTS)}. "
-                f"Received: readout={self.readout!r}. "
-                f"{suggest(str(self.readout), READOUTS)}"
-            )
+        relaxation_of(self.relaxation)
 
 
 @dataclass(frozen=True)
@@ -126,26 +123,56 @@ def _trained(
     case: SearchCase, config: EdMIPSConfig, risk: RiskConfig, name: str
 ) -> Valued:
     loss = _task_loss(case, name)
-    answer = case.journal.once(
-        {"train": name, "options": vars(config)},
-        lambda: _train(case, config, risk, name, loss),
-    )
+    searches: list[PolicySearch] = []
+
+    def train() -> dict[str, Any]:
+        searches.append(_made(case, config, risk))
+        answer = _train(case, config, searches[0], loss, name)
+        if config.readout == "perturbation":
+            case.journal.keep(WEIGHTS, searches[0].hypernet.variables)
+        return answer
+
+    def trained() -> keras.Model:
+        if not searches:  # it was trained before an interruption
+            searches.append(_made(case, config, risk))
+            case.journal.give_back(WEIGHTS, searches[0].hypernet.variables)
+        return searches[0].hypernet
+
+    answer = case.journal.once({"train": name, "options": vars(config)}, train)
     probabilities = {
         layer: (np.array(weights), np.array(inputs))
         for layer, (weights, inputs) in answer["probabilities"].items()
     }
-    found = read_importances(probabilities, case.problem.candidates, config.readout)
-    return replace(found, history=answer["history"])
+    problem = case.problem
+    read = read_importances(probabilities, problem.candidates, config.readout)
+    if config.readout != "perturbation":
+        return replace(read, history=answer["history"])
+    start = choose(read.values, problem.candidates, problem.limits)
+    found = perturbation(case, start, config, risk, trained)
+    return replace(
+        found,
+        columns={**read.columns, **found.columns},
+        history={"training": answer["history"], "measured": list(found.history)},
+    )
+
+
+def _made(case: SearchCase, config: EdMIPSConfig, risk: RiskConfig) -> PolicySearch:
+    """The search, not trained yet."""
+    keras.utils.set_random_seed(case.seed)
+    methods: dict[str, Any] = dict(case.quantizers)
+    return PolicySearch(
+        case.model,
+        case.problem.space,
+        risk=replace(risk, **case.budget),
+        relaxation=config.relaxation,
+        **methods,
+    )
 
 
 def _train(
-    case: SearchCase, config: EdMIPSConfig, risk: RiskConfig, name: str, loss: Any
+    case: SearchCase, config: EdMIPSConfig, search: PolicySearch, loss: Any, name: str
 ) -> dict[str, Any]:
     """Branch probabilities of each layer, and what training logged; plain JSON."""
-    keras.utils.set_random_seed(case.seed)
-    risk = replace(risk, **case.budget)
-    methods: dict[str, Any] = dict(case.quantizers)
-    search = PolicySearch(case.model, case.problem.space, risk=risk, **methods)
     search.compile(
         keras.optimizers.SGD(config.learning_rate, momentum=MOMENTUM),
         keras.optimizers.SGD(config.importance_learning_rate, momentum=MOMENTUM),
@@ -189,61 +216,6 @@ def _task_loss(case: SearchCase, name: str) -> Any:
     outputs = case.model(case.data.inputs.structured(held.inputs), training=False)
     scores = [np.asarray(each) for each in keras.tree.flatten(outputs)]
     return Judge(case.model, scores, held.labels).keras_loss()
-
-
-def read_importances(
-    probabilities: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    candidates: Candidates,
-    readout: str = "log_probability",
-) -> Valued:
-    """Values of choices by trained importances, and a column of these.
-
-    Args:
-        probabilities: (pi_w, pi_a) of each layer, [candidates] each.
-        candidates: bit-widths those belong to.
-        readout: "log_probability" or "expected_bits".
-    """
-    read = log_probability if readout == "log_probability" else expected_bits
-    column = _table(probabilities, candidates)
-    return Valued(read(probabilities, candidates), columns={"probability": column})
-
-
-def log_probability(
-    probabilities: Mapping[str, tuple[np.ndarray, np.ndarray]], candidates: Candidates
-) -> Values:
-    """Values `log pi` of each choice (section 3.3).
-
-    Args:
-        probabilities: (pi_w, pi_a) of each layer, [candidates] each.
-        candidates: bit-widths those belong to.
-    """
-    logs = {n: tuple(np.log(p + 1e-30) for p in pi) for n, pi in probabilities.items()}
-    return _table(logs, candidates)
-
-
-def expected_bits(
-    probabilities: Mapping[str, tuple[np.ndarray, np.ndarray]], candidates: Candidates
-) -> Values:
-    """Values `-(b - E[b])^2` of each choice; arguments as of `log_probability`."""
-    gaps = {}
-    for name, pi in probabilities.items():
-        widths = [np.array(of, "float64") for of in candidates[name]]
-        gaps[name] = tuple(
-            -np.square(of - np.sum(of * p)) for of, p in zip(widths, pi, strict=True)
-        )
-    return _table(gaps, candidates)
-
-
-def _table(
-    arrays: Mapping[str, tuple[np.ndarray, ...]], candidates: Candidates
-) -> Values:
-    found: dict[str, Any] = {}
-    for name, pair in candidates.items():
-        found[name] = tuple(
-            {width: float(v) for width, v in zip(widths, own, strict=True)}
-            for widths, own in zip(pair, arrays[name], strict=True)
-        )
-    return found
 
 
 def _risk_options(config: GMPQConfig) -> dict[str, Any]:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
-
-from gmpq_tf.budget import Candidates
 from gmpq_tf.search.case import SearchCase
 from gmpq_tf.search.checks import (
     check_attributable,
@@ -17,11 +13,11 @@ from gmpq_tf.search.checks import (
     check_whole,
 )
 from gmpq_tf.search.config import RiskConfig
-from gmpq_tf.search.evaluator import Evaluator, Measured
-from gmpq_tf.search.values import Bits, Samples, Valued, Values
+from gmpq_tf.search.deltas import changes, default_images, delta_table
+from gmpq_tf.search.evaluator import Evaluator
+from gmpq_tf.search.values import Valued
 
-# Multiply-adds that a table takes by default, and between how many images that is.
-MACS, LEAST_IMAGES, MOST_IMAGES = 3e12, 32, 1024
+__all__ = ["LossDeltaConfig", "changes", "default_images", "loss_delta"]
 
 
 @dataclass(frozen=True)
@@ -88,100 +84,8 @@ def loss_delta(case: SearchCase, config: LossDeltaConfig) -> Valued:
         config.statistics_images,
         labels=config.measure == "task",
     )
-    risk = config.measure
-    candidates = case.problem.candidates
-    context = case.context()
-    base = evaluator.measure(context)
-    columns: dict[str, float] = {risk: 1.0}
+    columns: dict[str, float] = {config.measure: 1.0}
     if attribution:
         columns |= {"attribution": config.eta, "rank_distance": 0.0}
-    found: dict = {column: {n: ({}, {}) for n in candidates} for column in columns}
-    history = [_record("", context, base, risk)]
-    for name, which, width, bits in changes(context, candidates):
-        measured = evaluator.measure(bits)
-        for column in columns:
-            added = measured.column(column) - base.column(column)
-            found[column][name][which][width] = -added
-        history.append(_record(f"{name} {'WA'[which]}{width}", bits, measured, risk))
-    samples: dict[str, Any] = {
-        name: tuple(
-            {
-                width: sum(columns[c] * found[c][name][which][width] for c in columns)
-                for width in found[risk][name][which]
-            }
-            for which in (0, 1)
-        )
-        for name in candidates
-    }
-    return Valued(
-        _monotone(samples),
-        samples,
-        {_NAMES[c]: _means(found[c]) for c in columns},
-        history=tuple(history),
-    )
-
-
-_NAMES = {
-    "task": "task",
-    "divergence": "divergence",
-    "attribution": "generalization",
-    "rank_distance": "rank_distance",
-}
-
-
-def default_images(case: SearchCase) -> int:
-    """As many images as a table's share of computing allows."""
-    context = case.context()
-    changed = [bits for *_, bits in changes(context, case.problem.candidates)]
-    evaluations = 1 + sum(bits != context for bits in changed)
-    macs = case.problem.full_bit_ops() / 1024  # at 32 x 32 bits
-    images = int(MACS / max(evaluations * macs, 1.0))
-    return min(max(images, LEAST_IMAGES), MOST_IMAGES)
-
-
-def changes(
-    context: Bits, candidates: Candidates
-) -> Iterator[tuple[str, int, int, Bits]]:
-    """Every policy that differs from one in one tensor, and the one itself.
-
-    Yields:
-        (layer, 0 for its weights or 1 for its activations, bit-width, policy).
-    """
-    for name, pair in candidates.items():
-        for which in (0, 1):
-            for width in pair[which]:
-                own = list(context[name])
-                own[which] = width
-                yield name, which, width, {**context, name: (own[0], own[1])}
-
-
-def _monotone(samples: Samples) -> Values:
-    """Means of samples, at most 0 and never more with fewer bits."""
-    values: dict[str, Any] = {}
-    for name, pair in samples.items():
-        sides = []
-        for side in pair:
-            worst, own = 0.0, {}
-            for width in sorted(side, reverse=True):
-                worst = min(worst, float(np.mean(side[width])))
-                own[width] = worst
-            sides.append({width: own[width] for width in side})
-        values[name] = tuple(sides)
-    return values
-
-
-def _means(samples: Samples) -> Values:
-    means: dict[str, Any] = {
-        name: tuple({w: float(np.mean(v)) for w, v in side.items()} for side in pair)
-        for name, pair in samples.items()
-    }
-    return means
-
-
-def _record(change: str, bits: Bits, measured: Measured, risk: str) -> dict:
-    return {
-        "change": change,
-        "risk": float(measured.column(risk).mean()),
-        "accuracy": measured.accuracy,
-        "divergence": float(measured.divergence.mean()),
-    }
+    candidates = case.problem.candidates
+    return delta_table(evaluator, case.context(), candidates, columns, most=0.0)

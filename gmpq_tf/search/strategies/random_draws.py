@@ -8,10 +8,10 @@ from typing import Literal
 from gmpq_tf.policy.draw import draw_bits
 from gmpq_tf.search.case import SearchCase
 from gmpq_tf.search.checks import check_measure, check_number, check_whole
+from gmpq_tf.search.deltas import default_images
 from gmpq_tf.search.errors import StrategyError
 from gmpq_tf.search.evaluator import Evaluator
 from gmpq_tf.search.finalists import halve
-from gmpq_tf.search.strategies.loss_delta import default_images
 from gmpq_tf.search.values import Bits, Valued, only
 
 TRIES = 20  # draws for each policy that is asked for, should some come twice

@@ -1,0 +1,133 @@
+"""What each choice adds to a risk where all others stay: the table of one context."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from gmpq_tf.budget import Candidates
+from gmpq_tf.search.case import SearchCase
+from gmpq_tf.search.evaluator import Evaluator, Measured
+from gmpq_tf.search.values import Bits, Samples, Valued, Values
+
+# Multiply-adds that a table takes by default, and between how many images that is.
+MACS, LEAST_IMAGES, MOST_IMAGES = 3e12, 32, 1024
+COLUMNS = {
+    "task": "task",
+    "divergence": "divergence",
+    "attribution": "generalization",
+    "rank_distance": "rank_distance",
+}
+
+
+def delta_table(
+    evaluator: Evaluator,
+    context: Bits,
+    candidates: Candidates,
+    columns: Mapping[str, float],
+    most: float = math.inf,
+) -> Valued:
+    """Values every choice by the risk it adds to a policy, with the sign turned.
+
+    `value(b) = -(risk(one tensor at b bits) - risk(context))`, and never more with
+    fewer bits: what grows with the bits is chance.
+
+    Args:
+        evaluator: measures policies.
+        context: the policy that each choice is put into.
+        candidates: (weight bits, activation bits) each layer may take.
+        columns: of `Measured` -> weight in the risk; the first is put on record.
+        most: value that none exceeds.
+
+    Returns:
+        The values, with samples and a column for each risk.
+    """
+    risk = next(iter(columns))
+    different = [b for *_, b in changes(context, candidates) if b != context]
+    evaluator.expect(1 + len(different))
+    base = evaluator.measure(context)
+    found: dict = {column: {n: ({}, {}) for n in candidates} for column in columns}
+    history = [_record("", base, risk)]
+    for name, which, width, bits in changes(context, candidates):
+        measured = base if bits == context else evaluator.measure(bits)
+        for column in columns:
+            added = measured.column(column) - base.column(column)
+            found[column][name][which][width] = -added
+        history.append(_record(f"{name} {'WA'[which]}{width}", measured, risk))
+    samples: dict[str, Any] = {
+        name: tuple(
+            {
+                width: sum(columns[c] * found[c][name][which][width] for c in columns)
+                for width in found[risk][name][which]
+            }
+            for which in (0, 1)
+        )
+        for name in candidates
+    }
+    return Valued(
+        _monotone(samples, most),
+        samples,
+        {COLUMNS[c]: _means(found[c]) for c in columns},
+        history=tuple(history),
+    )
+
+
+def default_images(case: SearchCase) -> int:
+    """As many images as a table's share of computing allows."""
+    context = case.context()
+    changed = [bits for *_, bits in changes(context, case.problem.candidates)]
+    evaluations = 1 + sum(bits != context for bits in changed)
+    macs = case.problem.full_bit_ops() / 1024  # at 32 x 32 bits
+    images = int(MACS / max(evaluations * macs, 1.0))
+    return min(max(images, LEAST_IMAGES), MOST_IMAGES)
+
+
+def changes(
+    context: Bits, candidates: Candidates
+) -> Iterator[tuple[str, int, int, Bits]]:
+    """Every policy that differs from one in one tensor, and the one itself.
+
+    Yields:
+        (layer, 0 for its weights or 1 for its activations, bit-width, policy).
+    """
+    for name, pair in candidates.items():
+        for which in (0, 1):
+            for width in pair[which]:
+                own = list(context[name])
+                own[which] = width
+                yield name, which, width, {**context, name: (own[0], own[1])}
+
+
+def _monotone(samples: Samples, most: float) -> Values:
+    """Means of samples, at most `most` and never more with fewer bits."""
+    values: dict[str, Any] = {}
+    for name, pair in samples.items():
+        sides = []
+        for side in pair:
+            worst, own = most, {}
+            for width in sorted(side, reverse=True):
+                worst = min(worst, float(np.mean(side[width])))
+                own[width] = worst
+            sides.append({width: own[width] for width in side})
+        values[name] = tuple(sides)
+    return values
+
+
+def _means(samples: Samples) -> Values:
+    means: dict[str, Any] = {
+        name: tuple({w: float(np.mean(v)) for w, v in side.items()} for side in pair)
+        for name, pair in samples.items()
+    }
+    return means
+
+
+def _record(change: str, measured: Measured, risk: str) -> dict:
+    return {
+        "change": change,
+        "risk": float(measured.column(risk).mean()),
+        "accuracy": measured.accuracy,
+        "divergence": float(measured.divergence.mean()),
+    }

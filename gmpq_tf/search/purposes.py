@@ -1,0 +1,47 @@
+"""What a policy is for, and which search serves it where none is named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gmpq_tf.search.errors import StrategyError
+from gmpq_tf.spelling import lookup
+
+
+@dataclass(frozen=True)
+class Purpose:
+    """A row of `PURPOSES`.
+
+    Args:
+        strategy: a name in `STRATEGIES`.
+        options: of it and of the finalists, where they are not the defaults.
+    """
+
+    strategy: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+PURPOSES: dict[str, Purpose] = {
+    # Measured, in results/loss_delta: tens of points above uniform bits.
+    "post_training": Purpose("loss_delta"),
+    # A table of the float model does not know what training heals. So the best policies
+    # of the table and the uniform one are fine-tuned shortly, and the best of them is
+    # taken: never worse than uniform but for noise, which no other row can say so far.
+    "fine_tuning": Purpose("loss_delta", {"finalists": 8}),
+}
+DEFAULT_PURPOSE = "post_training"  # of `search_policy`
+
+
+def find_purpose(name: str) -> Purpose:
+    """The row of `PURPOSES` with this name.
+
+    Raises:
+        StrategyError: there is none; the nearest name is given.
+    """
+    try:
+        found: Purpose = lookup(PURPOSES, name, "purpose")
+    except (ValueError, TypeError) as error:
+        raise StrategyError(f"{error}") from error
+    return found
