@@ -68,6 +68,8 @@ class ExportConfig:
         runtime: The runtime it is for: litert, or micro (TFLite Micro: a fixed batch,
             of one image unless --batch says more, scaled codes, and beside the file a
             C array and header with the arena it needs).
+        float_layers: Layers without an integer counterpart: refuse them, or allow them
+            to be computed in float.
         latency_runs: Timed runs of each storage and of the float model; 0 for none.
         input_type: Type of the input tensor.
         output_type: Type of the output tensor.
@@ -87,6 +89,7 @@ class ExportConfig:
     scale_codes: bool = False
     batch: int | None = None
     runtime: Literal["litert", "micro"] = "litert"
+    float_layers: Literal["refuse", "allow"] = "refuse"
     latency_runs: int = LATENCY_RUNS
     least_agreement: float = LEAST_AGREEMENT
     output_kind: OutputKindName | None = None
@@ -176,11 +179,14 @@ def write_tflite(
             least_agreement=config.least_agreement,
             output_kinds=config.output_kind,
             near_steps=config.near_steps,
+            float_layers=config.float_layers,
         )
     beyond = beyond_budget(path.parent, report.file_bytes, report.storage)
     print(f"{report.file_bytes} bytes{beyond}")
     for output in report.outputs:
         print(f"  {output}")
+    for part in report.float_parts:
+        print(f"  {part}")
     if report.micro is not None:
         print(f"  {report.micro}")
     for name, milliseconds in report.latency_ms.items():

@@ -15,6 +15,7 @@ STORAGES = ("fast", "packed", "smallest")
 # TFLite Micro has no INT2, and rounds what it reads of INT4 convolutions twice.
 STORAGES_OF = {"litert": STORAGES, "micro": ("fast",)}
 TYPES = ("float32", "int8", "uint8")
+FLOAT_LAYERS = ("refuse", "allow")
 
 
 def check_batch(batch: Any) -> None:
@@ -27,7 +28,11 @@ def check_batch(batch: Any) -> None:
 
 
 def check_choices(
-    storage: str, input_type: str, output_type: str, runtime: str
+    storage: str,
+    input_type: str,
+    output_type: str,
+    runtime: str,
+    float_layers: str = "refuse",
 ) -> None:
     """Refuses words that are none of the choices, and storages the runtime lacks."""
     choices = {
@@ -35,6 +40,7 @@ def check_choices(
         "storage": (storage, STORAGES),
         "input_type": (input_type, TYPES),
         "output_type": (output_type, TYPES),
+        "float_layers": (float_layers, FLOAT_LAYERS),
     }
     for what, (value, valid) in choices.items():
         if value not in valid:

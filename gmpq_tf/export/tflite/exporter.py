@@ -32,7 +32,12 @@ from gmpq_tf.export.tflite.lowering import Lowered, lower
 from gmpq_tf.export.tflite.metadata import facts
 from gmpq_tf.export.tflite.micro.files import check_sources, micro_files
 from gmpq_tf.export.tflite.outputs import NEAR_STEPS, compare_outputs
-from gmpq_tf.export.tflite.report import REPORT_NAME, ExportReport, write_export
+from gmpq_tf.export.tflite.report import (
+    REPORT_NAME,
+    ExportReport,
+    float_reports,
+    write_export,
+)
 from gmpq_tf.export.tflite.runtime import TFLiteModel, latencies
 from gmpq_tf.export.tflite.verify import (
     LOCAL_IMAGES,
@@ -78,6 +83,7 @@ def export_tflite(
     runtime: str = "litert",
     class_names: Sequence[str] | None = None,
     scaling: InputScaling | Mapping[str, Any] | str | None = None,
+    float_layers: str = "refuse",
 ) -> ExportReport:
     """Write a quantized model as TFLite, and check the file against the model.
 
@@ -131,6 +137,9 @@ def export_tflite(
         scaling: how pixels 0..255 become the student's input: an `InputScaling`, its
             configuration, or its kind ("0..255", "0..1", "-1..1"); written as the
             standard normalization. MediaPipe needs it of files with float inputs.
+        float_layers: "refuse" layers that have no integer counterpart, such as gelu or
+            LayerNormalization, or "allow" them to be computed in float: each between
+            DEQUANTIZE and QUANTIZE, as TensorFlow's converter writes it.
 
     Returns:
         An `ExportReport`.
@@ -141,7 +150,7 @@ def export_tflite(
             that does not compute the model; `path` is then as it was.
     """
     path = Path(path)
-    check_choices(storage, input_type, output_type, runtime)
+    check_choices(storage, input_type, output_type, runtime, float_layers)
     check_batch(batch)
     check_metadata(metadata)
     check_student(student)
@@ -150,7 +159,7 @@ def export_tflite(
     _described(student, output_kinds)
     known = facts(class_names, scaling)
     file = (dict(metadata or {}), scale_codes, batch, runtime, known)
-    choices = (input_type, output_type, *file)
+    choices = (input_type, output_type, *file, float_layers)
     lowered = _lower(student, storage, *choices)
     given = verify_data is not None
     if not given:
@@ -182,6 +191,7 @@ def export_tflite(
     for other in STORAGES_OF[runtime]:
         if other not in contents:
             contents[other] = _lower(student, other, *choices).content
+    latency_runs = latency_runs if runtime == "litert" else 0
     report = ExportReport(
         path=str(path),
         storage=storage,
@@ -191,9 +201,8 @@ def export_tflite(
         data="given" if given else "random",
         layers=tuple(layers),
         storage_bytes={name: len(contents[name]) for name in STORAGES_OF[runtime]},
-        latency_ms=measure_latency(
-            student, contents, latency_runs if runtime == "litert" else 0
-        ),
+        latency_ms=measure_latency(student, contents, latency_runs),
+        float_parts=float_reports(lowered, latency_runs),
         runtime=runtime,
         unsnapped_layers=tuple(loose),
         micro=micro,

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from gmpq_tf.export.tflite.elementwise import (
     lower_quantizer,
     lower_relu,
 )
+from gmpq_tf.export.tflite.float_parts import FloatPart, lower_float
 from gmpq_tf.export.tflite.integer_graph import Check, IntegerGraph, Kernel
 from gmpq_tf.export.tflite.lines import is_on_image, on_image
 from gmpq_tf.export.tflite.lookup import lower_lookup
@@ -47,7 +48,7 @@ from gmpq_tf.export.tflite.shapes import (
 )
 from gmpq_tf.graph import Call, Graph, is_identity
 from gmpq_tf.kernel_kinds import KERNEL_KINDS
-from gmpq_tf.layer_kinds import BILINEAR, FUNCTIONS, KINDS, LOWERED, names
+from gmpq_tf.layer_kinds import BILINEAR, FUNCTIONS, KINDS, LOWERED, Role, names
 from gmpq_tf.transform.exportable import refusals
 from gmpq_tf.transform.gates import is_gate, is_lookup
 from gmpq_tf.transform.placement import is_final
@@ -107,6 +108,7 @@ class Lowered:
     # (layer, first operator, one past its last), in the file's order; no layer's: the
     # operators of inputs and outputs.
     spans: tuple[tuple[str, int, int], ...] = ()
+    float_parts: tuple[FloatPart, ...] = ()  # layers that it computes in float
 
 
 def lower(
@@ -119,6 +121,7 @@ def lower(
     batch: int | None = None,
     runtime: str = "litert",
     known: Facts | None = None,
+    float_layers: str = "refuse",
 ) -> Lowered:
     """Write a quantized model as TFLite operators.
 
@@ -135,17 +138,22 @@ def lower(
         runtime: "litert", or "micro" for TFLite Micro: one image at a time where
             nothing says otherwise, and `scale_codes`.
         known: class names and scaling, for the standard metadata.
+        float_layers: "refuse" layers that have no integer counterpart, or "allow" them
+            to be computed in float.
 
     Raises:
         ExportError: layers that have no integer counterpart; all are named.
     """
     micro = runtime == "micro"
     net = IntegerGraph(student, storage, scale_codes or micro, batch, runtime)
-    check_kinds(net.graph)
+    in_float = check_kinds(net.graph, float_layers == "allow")
     inputs = net.add_inputs(input_type)
-    ends = [0, len(net.file.operators)]
+    ends, parts = [0, len(net.file.operators)], []
     for call in net.graph.calls:
-        add_call(net, call, output_type)
+        if call.name in in_float:
+            parts.append(lower_float(net, call))
+        else:
+            add_call(net, call, output_type)
         ends.append(len(net.file.operators))
     outputs = net.add_outputs(output_type)
     described = net.described(inputs), net.described(outputs)
@@ -163,6 +171,7 @@ def lower(
         net.output_steps,
         "reference" if micro else "xnnpack",
         spans_of(net, [*ends, len(net.file.operators)]),
+        tuple(parts),
     )
 
 
@@ -199,18 +208,50 @@ def lower_call(net: IntegerGraph, call: Call) -> None:
         LOWERINGS[call.row.name](net, call)
 
 
-def check_kinds(graph: Graph) -> None:
+def check_kinds(graph: Graph, allow_float: bool = False) -> set[str]:
     """Name every layer that has no integer counterpart, in one error.
+
+    Args:
+        graph: of the student.
+        allow_float: refuse only those that cannot be computed in float either.
+
+    Returns:
+        The layers to compute in float.
 
     Raises:
         ExportError: there is one.
     """
     found = refusals(graph)
-    names = [f"{name!r} {reason}" for name, reason in found.items()]
-    if names:
+    stays = floatable(graph, found) if allow_float else set()
+    refused = [f"{name!r} {found[name]}" for name in found if name not in stays]
+    if refused:
+        can = floatable(graph, found)
+        remedy = (
+            ", or keep them in float: float_layers='allow' (--float_layers=allow)"
+            if can.issuperset(found)
+            else ""
+        )
         raise ExportError(
             "Every layer must have an integer TFLite counterpart. "
-            f"Received: layer={', '.join(names)}. Kinds that export: "
+            f"Received: layer={', '.join(refused)}. Kinds that export: "
             f"{', '.join(sorted({*LOWERINGS, *ACTIVATIONS}))}. Replace the layers "
-            "before quantize_model; a softmax can only end a model."
+            f"before quantize_model{remedy}; a softmax can only end a model."
         )
+    return stays
+
+
+def floatable(graph: Graph, found: Collection[str]) -> set[str]:
+    """Those of some layers that a file can compute in float: no kernels on grids.
+
+    Args:
+        graph: of the student.
+        found: names of layers.
+    """
+    return {
+        call.name
+        for call in graph.calls
+        if call.name in found
+        and call.role not in (Role.KERNEL, Role.QUANTIZER)
+        and not any(None in graph.shapes[i][1:] for i in (*call.inputs, *call.outputs))
+        and all(graph.dtypes[i] == "float32" for i in (*call.inputs, *call.outputs))
+    }

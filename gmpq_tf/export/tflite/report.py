@@ -9,12 +9,67 @@ from pathlib import Path
 from typing import Any
 
 from gmpq_tf.export.errors import ExportError
+from gmpq_tf.export.tflite.lowering import Lowered
 from gmpq_tf.export.tflite.micro.files import MicroReport
 from gmpq_tf.export.tflite.outputs import Outputs
+from gmpq_tf.export.tflite.runtime import latencies
 from gmpq_tf.export.tflite.verify import LayerReport
 from gmpq_tf.files import json_text, replace_files
 
 REPORT_NAME = "export_report.json"
+
+
+@dataclass(frozen=True)
+class FloatReport:
+    """A layer that a file computes in float.
+
+    Args:
+        name: of the layer.
+        kind: its class.
+        operators: of TFLite, in order, without the conversions around them.
+        constant_bytes: of its weights, in float.
+        time_share: of an image's time in the file, its conversions not counted; None:
+            not measured.
+    """
+
+    name: str
+    kind: str
+    operators: tuple[str, ...]
+    constant_bytes: int
+    time_share: float | None
+
+    def __str__(self) -> str:
+        share = (
+            "" if self.time_share is None else f", {self.time_share:.0%} of the time"
+        )
+        return (
+            f"{self.name} ({self.kind}) in float: {' '.join(self.operators)}, "
+            f"{self.constant_bytes} bytes of constants{share}"
+        )
+
+
+def float_reports(lowered: Lowered, runs: int) -> tuple[FloatReport, ...]:
+    """What a file computes in float, and in which share of its time.
+
+    Args:
+        lowered: the file.
+        runs: timed runs; 0: no time is measured.
+    """
+    parts = lowered.float_parts
+    seconds: dict[str, float] = {}
+    if runs and parts:
+        contents = {str(number): part.content for number, part in enumerate(parts)}
+        seconds = latencies({"": lowered.content, **contents}, runs)
+    return tuple(
+        FloatReport(
+            part.name,
+            part.kind,
+            part.operators,
+            part.constant_bytes,
+            seconds[str(number)] / seconds[""] if seconds else None,
+        )
+        for number, part in enumerate(parts)
+    )
 
 
 @dataclass(frozen=True)
@@ -36,6 +91,7 @@ class ExportReport(Outputs):
             that the runtime or TensorFlow's converter refuses is missing.
         runtime: "litert" or "micro": whose kernels `agreement` is of.
         micro: what TFLite Micro needs for the file; None for another runtime.
+        float_parts: layers that the file computes in float.
     """
 
     path: str
@@ -50,6 +106,7 @@ class ExportReport(Outputs):
     latency_ms: dict[str, float]
     runtime: str = "litert"
     micro: MicroReport | None = None
+    float_parts: tuple[FloatReport, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
