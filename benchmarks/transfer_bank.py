@@ -41,7 +41,7 @@ from transfer_bank_network import (
     random_policy,
     weights,
 )
-from transfer_bank_sources import values
+from transfer_bank_sources import SOURCES, values
 from transfer_bank_values import chosen_policies
 
 import gmpq_tf as gmpq
@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, required=True)
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=2, help="of 32 images, of values")
+    parser.add_argument("--source", action="append", choices=SOURCES, help="of values")
     parser.add_argument("--policies", type=int, default=POLICIES)
     args = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(1)

@@ -27,7 +27,15 @@ from transfer_bank_network import (
     weights,
 )
 from transfer_bank_tables import draw_figure, tables
-from transfer_bank_values import LETTERS, SOURCES, TARGETS, kinds, load, searched
+from transfer_bank_values import (
+    LETTERS,
+    SOURCES,
+    TARGETS,
+    complete_rounds,
+    kinds,
+    load,
+    searched,
+)
 
 from gmpq_tf.search.values import Values, total
 
@@ -45,7 +53,11 @@ def main() -> None:
     network = Network(weights(args.shared), Images(np.zeros(0), np.zeros(0, int)))
     measured = read_bank(args.workdir / "bank.jsonl")
     bank = Banked(measured, dict(drawn(network, POLICIES)))
-    valued = {s: kinds(load(args.workdir, s), network) for s in SOURCES}
+    valued = {
+        source: kinds(load(args.workdir, source), network)
+        for source in SOURCES
+        if complete_rounds(args.workdir, source)
+    }
     table = correlations(bank, valued)
     chosen = read_chosen(args.workdir / "chosen.json", measured)
     summary = {
@@ -237,7 +249,8 @@ def average(
     table: Table, kind: str, target: str, sources: tuple[str, ...] = PROXIES
 ) -> tuple[float, np.ndarray]:
     """Mean correlation over sources and budgets."""
-    cells = [table[kind, s, b, target] for s in sources for b in BUDGETS]
+    keys = [(kind, source, budget, target) for source in sources for budget in BUDGETS]
+    cells = [table[key] for key in keys if key in table]
     return float(np.mean([rho for rho, _ in cells])), np.mean(
         [own for _, own in cells], axis=0
     )

@@ -35,7 +35,7 @@ SOURCES = (*PROXIES, "target")
 
 def values(args: argparse.Namespace) -> None:
     """Measure every choice on every source, some images at a time."""
-    sources = [Source(args, name) for name in SOURCES]
+    sources = [Source(args, name) for name in args.source or SOURCES]
     for number in range(args.rounds):
         for source in sources:
             source.measure(number)

@@ -26,15 +26,15 @@ def tables(summary: Mapping[str, Any]) -> str:
         shown = ["" if c is None else f"{100 * c:.1f}" for c in cells]
         lines.append(f"| {labelled(kind)} | " + " | ".join(shown) + " |")
     parts.append("Top-1 of the policy chosen, %:\n\n" + "\n".join(lines))
-    parts.append(
-        "McNemar:\n\n| made on | budget | pair | won | lost | p |\n"
-        + "|---" * 6
-        + "|\n"
-        + "\n".join(
+    tests = [
+        "| made on | budget | pair | won | lost | p |",
+        "|" + "---|" * 6,
+        *(
             "| {source} | {budget} | {pair} | {won} | {lost} | {p} |".format(**row)
             for row in summary["mcnemar"]
-        )
-    )
+        ),
+    ]
+    parts.append("McNemar:\n\n" + "\n".join(tests))
     return "\n\n".join(parts) + "\n"
 
 
@@ -46,8 +46,9 @@ def _table_of(summary: Mapping[str, Any], target: str) -> str:
     for kind in names:
         cells = []
         for source, budget in columns:
-            row = summary["correlations"][" | ".join((kind, source, budget, target))]
-            cells.append("{:.2f} ({:.2f}, {:.2f})".format(*row))
+            key = " | ".join((kind, source, budget, target))
+            row = summary["correlations"].get(key)
+            cells.append("{:.2f} ({:.2f}, {:.2f})".format(*row) if row else "")
         for part in ("differences", "gaps"):
             row = summary[part][f"{kind} | {target}"]
             cells.append("{:+.2f} ({:+.2f}, {:+.2f})".format(*row))
@@ -70,8 +71,10 @@ def draw_figure(
     import matplotlib.pyplot as plt
 
     shown = ("R_E", "R_G, p of eq. 8", "divergence")
-    figure, axes = plt.subplots(3, 3, figsize=(8, 7), sharey=True, layout="tight")
-    for row, source in zip(axes, SOURCES, strict=True):
+    figure, axes = plt.subplots(
+        len(valued), 3, figsize=(8, 7), sharey=True, layout="tight", squeeze=False
+    )
+    for row, source in zip(axes, valued, strict=True):
         for axis, kind in zip(row, shown, strict=True):
             for budget, colour in zip(BUDGETS, ("#b5442e", "#27619c"), strict=True):
                 sums = [
@@ -82,6 +85,8 @@ def draw_figure(
                 axis.scatter(sums, top1, s=9, color=colour, label=budget)
             axis.set_title(f"{kind}, {source}", fontsize=9)
             axis.set_xscale("log")
+            axis.xaxis.set_minor_formatter("")
+            axis.tick_params(labelsize=8)
     axes[0][0].legend(fontsize=8)
     for row in axes:
         row[0].set_ylabel("top-1 on the target, %", fontsize=8)

@@ -17,6 +17,7 @@ from gmpq_tf.search.values import Values
 TOP_K, TOP_RANKS, TOP_NATIVE = 1000, 100, 10
 FIXED = (1, 2, 3, 4)  # p of Fig. 5
 ETAS = (1, 10, 100, 1_000, 10_000, 100_000)
+CHANGES = 2 + 51 * 2 * 3  # lines of a round: float, 8 bits, each tensor at 4, 5, 6
 WEIGHT_CAPACITY, ACTIVATION_CAPACITY = 4, 6  # of eq. 8
 SOURCES = ("flowers17", "cifar10", "target")
 TARGETS = ("top-1", "divergence")  # what the bank says of a policy
@@ -31,11 +32,9 @@ LETTERS = {
 MEASURED = (
     *LETTERS,
     "divergence of the proxy's classes",
-    *(f"R_G, p = {p}" for p in FIXED),
-    "rank distance",
-    "R_G of the predicted class, p = 1",
+    "R_G, p = 2",
     "R_E + 1000 R_G",
-    "R_E + 10000 R_G",
+    "rank distance",
 )
 # Change of one tensor, such as "conv W4" -> a risk of each image [n]; "": none.
 Column = dict[str, np.ndarray]
@@ -49,15 +48,7 @@ def load(workdir: Path, source: str, rounds: int | None = None) -> dict[str, Col
         source: of `SOURCES`.
         rounds: how many parts of the images; None: those that are complete.
     """
-    records: dict[int, dict[str, Any]] = {}
-    with (workdir / f"values_{source}.jsonl").open() as file:
-        for line in file:
-            record = json.loads(line)
-            if "key" in record:
-                change, number = record["key"]
-                records.setdefault(number, {})[change] = record["value"]
-    most = max(map(len, records.values()))
-    complete = [r for n, r in sorted(records.items()) if len(r) == most][:rounds]
+    complete = complete_rounds(workdir, source)[:rounds]
     parts = [columns_of(part) for part in complete]
     return {
         name: {
@@ -66,6 +57,18 @@ def load(workdir: Path, source: str, rounds: int | None = None) -> dict[str, Col
         }
         for name in parts[0]
     }
+
+
+def complete_rounds(workdir: Path, source: str) -> list[dict[str, Any]]:
+    """What was measured of every change on the same images, by those images."""
+    records: dict[int, dict[str, Any]] = {}
+    path = workdir / f"values_{source}.jsonl"
+    for line in path.read_text().splitlines() if path.exists() else ():
+        record = json.loads(line)
+        if "key" in record:
+            change, number = record["key"]
+            records.setdefault(number, {})[change] = record["value"]
+    return [part for _, part in sorted(records.items()) if len(part) == CHANGES]
 
 
 def columns_of(records: Mapping[str, Any]) -> dict[str, Column]:
@@ -250,7 +253,7 @@ def chosen_policies(workdir: Path, network: Network) -> Iterator[tuple[str, Bits
     valued = {
         source: kinds(load(workdir, source), network)
         for source in SOURCES
-        if (workdir / f"values_{source}.jsonl").exists()
+        if complete_rounds(workdir, source)
     }
     for kind in MEASURED:
         for source, values in valued.items():
