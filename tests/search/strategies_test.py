@@ -35,30 +35,25 @@ CASES: dict = {
     "random": {"policies": 24},
 }
 # Of the strategies with gradients: how layers compute, and how importances are read.
+MEASURED = {"epochs": 1, "learning_rate": 1e-3, "readout": "perturbation"}
 GRADIENT: list = [
-    ("edmips", {"epochs": 1, "relaxation": "sampled", "readout": "perturbation"}),
-    ("edmips", {"epochs": 1, "relaxation": "expected_grid", "readout": "perturbation"}),
-    ("edmips", {"epochs": 1, "readout": "expected_bits"}),
-    ("gmpq", {"epochs": 1, "relaxation": "sampled", "readout": "perturbation"}),
-    ("gmpq", {"epochs": 1, "relaxation": "expected_grid"}),
+    ("edmips", MEASURED | {"relaxation": "mixture"}),
+    ("edmips", MEASURED | {"relaxation": "sampled", "readout_measure": "divergence"}),
+    ("edmips", MEASURED | {"relaxation": "expected_grid"}),
+    ("gmpq", MEASURED | {"relaxation": "sampled", "eta": 1.0}),
+    ("gmpq", {"epochs": 1, "relaxation": "expected_grid", "readout": "expected_bits"}),
 ]
-APOT = SearchSpace((2, 4), (2, 4), dict.fromkeys(SPACE.pinned, (6, 8)))
 ROWS = [*CASES.items(), *GRADIENT]
-# Rows that see the error of each choice find the right answer. A mixture of branches
-# averages rounding errors, so that its importances hardly tell one from another.
-TRAINED = {"epochs": 1, "learning_rate": 1e-3, "readout": "perturbation"}
-EXACT = [
-    ("loss_delta", {"measure": "divergence"}),
-    ("loss_delta", {"measure": "task"}),
-    ("random", {"policies": 24, "measure": "divergence"}),
-    ("random", {"policies": 24, "measure": "task"}),
-    ("edmips", TRAINED | {"relaxation": "mixture"}),
-    ("edmips", TRAINED | {"relaxation": "sampled"}),
-    ("edmips", TRAINED | {"relaxation": "expected_grid"}),
-    ("edmips", TRAINED | {"relaxation": "sampled", "readout_measure": "divergence"}),
-    ("gmpq", TRAINED | {"relaxation": "sampled", "eta": 1.0}),
-    ("gmpq", TRAINED | {"relaxation": "expected_grid", "eta": 1.0}),
-]
+APOT = SearchSpace((2, 4), (2, 4), dict.fromkeys(SPACE.pinned, (6, 8)))
+
+
+def finds(strategy, options):
+    """Whether a row sees the error of each choice, and so the right answer.
+
+    A mixture of branches averages rounding errors, so that its importances, unless they
+    are read by measuring, hardly tell one from another; one epoch is too short for any.
+    """
+    return strategy in ("loss_delta", "random") or options.items() >= MEASURED.items()
 
 
 def names_of(rows):
@@ -101,7 +96,7 @@ def chosen(result):
 
 def test_every_row_has_a_case():
     assert set(CASES) == set(STRATEGIES)
-    rows = [options for _, options in [*ROWS, *EXACT]]
+    rows = [options for _, options in ROWS]
     for option, known in (("relaxation", RELAXATIONS), ("readout", READOUTS)):
         assert {row.get(option) for row in rows} >= set(known) - {"log_probability"}
 
@@ -120,6 +115,8 @@ class TestStrategy:
         assert {b for n in RIGHT for b in bits[n]} <= {2, 3, 4}
         assert count_cost(model, result.policy).bit_ops <= toy_budget(model)
         assert result.cost.float_steps > 0
+        if finds(strategy, options):
+            assert {name: bits[name] for name in RIGHT} == RIGHT
         json.dumps(result.to_json(), allow_nan=False)
         assert list(result.values) == list(bits)
         # Interrupted in the middle, it goes on from the journal to the same bytes.
@@ -133,10 +130,10 @@ class TestStrategy:
         assert again.policy.layers == result.policy.layers
         assert again.cost.float_steps == pytest.approx(result.cost.float_steps, rel=0.3)
 
-    @pytest.mark.parametrize(("strategy", "options"), EXACT, ids=names_of(EXACT))
-    def test_finds_the_right_answer(self, model, labelled, strategy, options):
-        result = run(model, labelled, strategy, **options)
-        assert {name: chosen(result)[name] for name in RIGHT} == RIGHT
+    @pytest.mark.parametrize("strategy", ["loss_delta", "random"])
+    def test_finds_the_right_answer_by_labels_too(self, model, labelled, strategy):
+        bits = chosen(run(model, labelled, strategy, measure="task", **CASES[strategy]))
+        assert {name: bits[name] for name in RIGHT} == RIGHT
 
     @pytest.mark.parametrize("strategy", STRATEGIES)
     def test_refuses_what_it_cannot_do(self, model, labelled, strategy):
@@ -150,7 +147,7 @@ class TestStrategy:
 
 
 def test_trained_weights_are_missed_by_name(model, labelled, tmp_path):
-    file, (strategy, options) = tmp_path / "journal.jsonl", GRADIENT[0]
+    file, (strategy, options) = tmp_path / "journal.jsonl", GRADIENT[2]
     run(model, labelled, strategy, journal=file, **options)
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join(lines[:4]))
