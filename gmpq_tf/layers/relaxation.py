@@ -70,7 +70,10 @@ def draw(
 
 
 def gumbel(seed: tf.Tensor, shape: Sequence[int]) -> tf.Tensor:
-    """Draws of the standard Gumbel distribution, always the same for one seed [2]."""
+    """Draws of the standard Gumbel distribution, the same for one seed [2].
+
+    XLA draws others than TensorFlow's own kernels do, each always the same.
+    """
     uniform = tf.random.stateless_uniform(shape, seed, minval=SMALLEST, maxval=1.0)
     return -tf.math.log(-tf.math.log(uniform))
 

@@ -28,7 +28,7 @@ from gmpq_tf.search.readouts import (
     perturbation,
     read_importances,
 )
-from gmpq_tf.search.strategies.gradient import STEP_COST
+from gmpq_tf.search.strategies.gradient import step_cost
 from gmpq_tf.search.values import Bits
 from gmpq_tf.search.watch import Watch
 from gmpq_tf.transform.rewrite import flattened
@@ -69,9 +69,8 @@ def _count_training(
 ) -> None:
     """Count calibration and all steps of a trained search, in float steps."""
     steps = int(np.asarray(searcher.optimizer.iterations))
-    name = "gmpq" if searcher.risk.eta else "edmips"
     meter.forward(calibration_images)
-    meter.training(steps * dataset.config.batch_size, STEP_COST[name])
+    meter.training(steps * dataset.config.batch_size, step_cost(searcher))
 
 
 def read_out(

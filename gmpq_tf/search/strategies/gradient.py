@@ -26,7 +26,8 @@ DECAYS, DECAY = (0.4, 0.8), 0.1
 MOMENTUM = 0.9
 LOOKED_AT = 64  # images whose labels tell what they say
 WEIGHTS = "trained"  # of the hypernet, kept beside the journal
-# What a step costs beside one of the float model; measured, see results/search_step.
+# What a step costs beside one of the float model; measured of mixtures, see
+# results/search_step.
 STEP_COST = {"edmips": 1.08, "gmpq": 1.40}
 
 
@@ -127,7 +128,7 @@ def _trained(
 
     def train() -> dict[str, Any]:
         searches.append(_made(case, config, risk))
-        answer = _train(case, config, searches[0], loss, name)
+        answer = _train(case, config, searches[0], loss)
         if config.readout == "perturbation":
             case.journal.keep(WEIGHTS, searches[0].hypernet.variables)
         return answer
@@ -169,8 +170,13 @@ def _made(case: SearchCase, config: EdMIPSConfig, risk: RiskConfig) -> PolicySea
     )
 
 
+def step_cost(search: PolicySearch) -> float:
+    """What a step of a search costs, in steps of the float model."""
+    return STEP_COST["gmpq" if search.risk.eta else "edmips"]
+
+
 def _train(
-    case: SearchCase, config: EdMIPSConfig, search: PolicySearch, loss: Any, name: str
+    case: SearchCase, config: EdMIPSConfig, search: PolicySearch, loss: Any
 ) -> dict[str, Any]:
     """Branch probabilities of each layer, and what training logged; plain JSON."""
     search.compile(
@@ -183,7 +189,7 @@ def _train(
     history = case.fit(search, config.epochs, _decays(config))
     check_converged(search)
     steps = int(np.asarray(search.optimizer.iterations))
-    case.meter.training(steps * case.data.batch_images, STEP_COST[name])
+    case.meter.training(steps * case.data.batch_images, step_cost(search))
     probabilities = search.branches.probabilities()
     return {
         "probabilities": {
