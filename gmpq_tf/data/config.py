@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from gmpq_tf.data.augment import AUGMENTATIONS, AugmentationName
 from gmpq_tf.data.errors import DataError
@@ -41,6 +41,10 @@ class DataConfig:
             `data_dir` is given, which says where it should already be.
         channels: Read images as grey (1) or RGB (3). None: as the model reads them; for
             a new model as they are stored, a folder as grey if all of it is.
+        labels: `"none"`: nothing says what the images show, or not in the classes of
+            the model. All images in a folder are read then, whatever sub-folder they
+            lie in; what needs labels refuses them. None: the data set has labels, a
+            folder those of its sub-folders.
 
     Raises:
         DataError: A value is out of range or a name is unknown.
@@ -60,6 +64,7 @@ class DataConfig:
     cache: bool = True
     download: bool | None = None
     channels: int | None = None
+    labels: Literal["none"] | None = None
 
     def __post_init__(self) -> None:
         _check_integer("batch_size", self.batch_size, low=1)
@@ -71,6 +76,11 @@ class DataConfig:
                 "`channels` must be 1 (grey) or 3 (RGB). "
                 f"Received: channels={self.channels!r}. Leave it out to read images as "
                 "the model does."
+            )
+        if self.labels not in (None, "none"):
+            raise DataError(
+                "`labels` must be 'none', or None where the data set has labels. "
+                f"Received: labels={self.labels!r}. Leave it out, or give 'none'."
             )
         _check_validation_size(self.validation_size)
         _check_augment(self.augment)

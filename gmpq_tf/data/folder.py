@@ -3,7 +3,7 @@
 import collections
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from gmpq_tf.data.config import DataConfig
 from gmpq_tf.data.decoding import ImageDecoder, height_width
 from gmpq_tf.data.errors import DataError
 from gmpq_tf.data.spec import TEST_FRACTION, DatasetSpec, Raw
-from gmpq_tf.data.splits import FileSplit, stratified_split
+from gmpq_tf.data.splits import TEST_SEED, FileSplit, stratified_split
 from gmpq_tf.spelling import suggest
 
 _IMAGE_SUFFIXES = frozenset(
@@ -48,25 +48,65 @@ def load_folder(config: DataConfig, spec: DatasetSpec) -> Raw:
         DataError: The folder, its classes or a file in it cannot be used.
     """
     root = _folder_root(config)
+    if config.labels == "none":
+        return _load_unlabelled(root, config, spec)
     parts = _folder_parts(root)
     class_names = _class_names(parts["train"])
+    files = {name: _labelled_files(part, class_names) for name, part in parts.items()}
+    paths = [path for part, _ in files.values() for path in part]
+    decode, stored = _decoder(config, spec, paths)
+    splits = {name: FileSplit(*given, decode) for name, given in files.items()}
+    _check_every_class(splits["train"], class_names, parts["train"])
+    if "test" not in splits:
+        splits["train"], splits["test"] = _stratified_files(splits["train"])
+    return Raw(dict(splits), _shape(decode), class_names, stored)
+
+
+def _load_unlabelled(root: Path, config: DataConfig, spec: DatasetSpec) -> Raw:
+    """All images below a folder, 20 % of them as the test split."""
+    found = sorted(root.rglob("*"))
+    paths = tuple(str(p) for p in found if p.suffix.lower() in _IMAGE_SUFFIXES)
+    if not paths:
+        raise DataError(
+            f"A folder must hold {', '.join(sorted(_IMAGE_SUFFIXES))} files. "
+            f"Received: {root} with none, nor below it. Name the folder of the images."
+        )
+    decode, stored = _decoder(config, spec, paths)
+    split = FileSplit(paths, np.zeros(len(paths), np.int64), decode)
+    train, test = split.hold_out(round(TEST_FRACTION * split.size), TEST_SEED)
+    return Raw({"train": train, "test": test}, _shape(decode), (), stored)
+
+
+def has_classes(root: str | Path) -> bool:
+    """Whether the images of a folder lie in sub-folders, and not beside them.
+
+    Args:
+        root: A folder that exists.
+    """
+    root = _expanded(str(root))
+    flat = any(p.suffix.lower() in _IMAGE_SUFFIXES for p in root.iterdir())
+    return not flat and bool(_visible_folders(root))
+
+
+def _decoder(
+    config: DataConfig, spec: DatasetSpec, paths: Sequence[str]
+) -> tuple[ImageDecoder, int]:
+    """How the images of a folder are decoded, and the channels they have."""
     size = config.image_size or spec.image_size
     if size is None:
         raise DataError(
             "Images of a folder need a common size. Received: image_size=None. "
             "Give the side the model reads, such as image_size=96, or (32, 24)."
         )
-    files = {name: _labelled_files(part, class_names) for name, part in parts.items()}
-    modes = {m for paths, _ in files.values() for m in check_files(paths)}
+    modes = check_files(tuple(paths))
     stored = 1 if modes and modes <= _GREY_MODES else 3
     channels = config.channels or stored
-    decode = ImageDecoder(height_width(size), channels, spec.crop_fraction, spec.banner)
-    splits = {name: FileSplit(*given, decode) for name, given in files.items()}
-    _check_every_class(splits["train"], class_names, parts["train"])
-    if "test" not in splits:
-        splits["train"], splits["test"] = _stratified_files(splits["train"])
-    shape = (*height_width(size), channels)
-    return Raw(dict(splits), shape, class_names, stored)
+    sides = height_width(size)
+    return ImageDecoder(sides, channels, spec.crop_fraction, spec.banner), stored
+
+
+def _shape(decode: ImageDecoder) -> tuple[int, int, int]:
+    return (*height_width(decode.size), decode.channels)
 
 
 def check_files(paths: tuple[str, ...], whole: bool = False) -> set[str]:

@@ -41,11 +41,14 @@ _SHUFFLE, _CALIBRATION, _AUGMENT, _CROP = 0, 1, 2, 3
 class Dataset:
     """The splits of a data set as pipelines of (float32 NHWC images, int64 labels).
 
+    Of images without labels, as pipelines of images.
+
     Args:
         config: How images are prepared, with every default filled in.
         splits: `"train"`, `"validation"` and `"test"`; any may be missing.
         image_shape: Height, width and channels of the images in the splits.
-        class_names: One name a class.
+        class_names: One name a class; () for images without labels, whose numbers of
+            classes say nothing then.
         sources: The splits before images were read into memory.
     """
 
@@ -59,6 +62,25 @@ class Dataset:
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the class of each image is known."""
+        return bool(self.class_names)
+
+    def check_labelled(self) -> None:
+        """Refuses images without labels.
+
+        Raises:
+            DataError: There are no labels.
+        """
+        if not self.labelled:
+            raise DataError(
+                "Training needs the class of each image. Received: labels='none' with "
+                f"dataset={self.config.dataset!r}. Use what needs no labels "
+                "(gmpq-compress, gmpq-search --strategy=loss_delta), or a data set "
+                "that has them: a folder with one sub-folder a class."
+            )
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -102,8 +124,9 @@ class Dataset:
                 see together what one would see alone.
 
         Raises:
-            DataError: The training split has less than one batch.
+            DataError: The training split has less than one batch, or no labels.
         """
+        self.check_labelled()
         self._full_batches()
         last = tf.int64.max if epochs is None else start_epoch + epochs
         batches = tf.data.Dataset.range(start_epoch, last).flat_map(
@@ -177,10 +200,12 @@ class Dataset:
 
     def _inputs(self, batches: tf.data.Dataset) -> tf.data.Dataset:
         scaling = self.config.input_scaling()
-        scaled = batches.map(
-            lambda images, labels: (scale_images(self._sized(images), scaling), labels),
-            tf.data.AUTOTUNE,
-        )
+
+        def prepare(images: tf.Tensor, labels: tf.Tensor) -> Any:
+            scaled = scale_images(self._sized(images), scaling)
+            return (scaled, labels) if self.labelled else scaled
+
+        scaled = batches.map(prepare, tf.data.AUTOTUNE)
         return _shared(scaled.prefetch(tf.data.AUTOTUNE))
 
     def _sized(self, images: tf.Tensor) -> tf.Tensor:
@@ -245,6 +270,8 @@ def load_dataset(
     if raw.image_shape[2] != (raw.stored_channels or raw.image_shape[2]):
         # So that it is recorded; what is as stored is left as it was given.
         config = dataclasses.replace(config, channels=raw.image_shape[2])
+    if config.labels == "none":
+        raw = dataclasses.replace(raw, class_names=())
     splits = dict(raw.splits)
     if "validation" not in splits and "train" in splits:
         splits |= _hold_out(splits["train"], config)
@@ -289,7 +316,8 @@ def check_num_classes(model_output_shape: tuple[Any, ...], dataset: Dataset) -> 
             "A model needs one output for each class of the data set. "
             f"Received: output shape {tuple(model_output_shape)} for "
             f"dataset={dataset.config.dataset!r} of {dataset.num_classes} classes. "
-            "Build the model with that many classes or choose its own data set."
+            "Build the model with that many classes or choose its own data set; where "
+            "labels are not needed, --labels=none leaves them unread."
         )
 
 
@@ -341,7 +369,7 @@ def _prepared(name: str, split: Split, raw: Raw, config: DataConfig) -> Split:
     may_cache = config.cache and (split.keeps_all or not cropped)
     if may_cache and not isinstance(split, ArraySplit) and _fits(split, raw):
         split = _in_memory(split, raw.image_shape)
-    if isinstance(split, ArraySplit):
+    if isinstance(split, ArraySplit) and raw.class_names:
         check_labels(split, len(raw.class_names), name)
     return split
 

@@ -14,7 +14,7 @@ from gmpq_tf.data.errors import DataError
 # From (height, width) of an image and its place in the epoch to the part that is read.
 Crop = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
-_TEST_SEED = 0  # The test images of a set never depend on a run's seed.
+TEST_SEED = 0  # The test images of a set never depend on a run's seed.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,7 +244,7 @@ def read_into_memory(split: Split, shape: tuple[int, int, int]) -> ArraySplit:
 
 
 def stratified_split(
-    labels: np.ndarray, fraction: float, seed: int = _TEST_SEED
+    labels: np.ndarray, fraction: float, seed: int = TEST_SEED
 ) -> tuple[np.ndarray, np.ndarray]:
     """Splits indices so that each class is held out in the same proportion.
 

@@ -120,13 +120,19 @@ class ExportConfig:
             )
 
 
-def export(config: ExportConfig, data: DataConfig, run: WorkdirConfig) -> Path:
+def export(
+    config: ExportConfig,
+    data: DataConfig,
+    run: WorkdirConfig,
+    dataset: Dataset | None = None,
+) -> Path:
     """Writes a fine-tuned model in the format asked for, unless it is up to date.
 
     Args:
         config: which model, what file.
         data: the images, scaled as the model was trained with.
         run: where.
+        dataset: the images, where they have been read already; None: they are read.
 
     Returns:
         The path of the file; beside a .tflite lies export_report.json.
@@ -151,16 +157,20 @@ def export(config: ExportConfig, data: DataConfig, run: WorkdirConfig) -> Path:
     claim(Path(run.workdir) / "config" / f"{config.name}.export.lock", folder)
     for written in (path, *_sources(path, config), folder / REPORT_NAME, record):
         remove_temporaries(written)
-    WRITERS[config.format](load_model(source), path, config, data)
+    WRITERS[config.format](load_model(source), path, config, data, dataset)
     write_json(record, {**identity, "file": fingerprint(path)})
     return path
 
 
 def write_tflite(
-    student: keras.Model, path: Path, config: ExportConfig, data: DataConfig
+    student: keras.Model,
+    path: Path,
+    config: ExportConfig,
+    data: DataConfig,
+    dataset: Dataset | None = None,
 ) -> None:
     """Writes the .tflite file and its report, and says how it went."""
-    dataset = load_dataset(data)
+    dataset = dataset or load_dataset(data)
     with dataset.naming_damaged_images():
         report = export_tflite(
             student,
@@ -241,14 +251,22 @@ def _limits(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def write_for_tfmot(
-    student: keras.Model, path: Path, config: ExportConfig, data: DataConfig
+    student: keras.Model,
+    path: Path,
+    config: ExportConfig,
+    data: DataConfig,
+    dataset: Dataset | None = None,
 ) -> None:
     """Writes the tf_keras model that TFMOT users train on."""
     write_tfmot(student, BitwidthPolicy.load(path.parent / POLICY), path)
 
 
 def write_for_litert(
-    student: keras.Model, path: Path, config: ExportConfig, data: DataConfig
+    student: keras.Model,
+    path: Path,
+    config: ExportConfig,
+    data: DataConfig,
+    dataset: Dataset | None = None,
 ) -> None:
     """Writes the recipe, and the float model whose tensors it names."""
     policy = BitwidthPolicy.load(path.parent / POLICY)
@@ -279,7 +297,7 @@ def verification_images(dataset: Dataset, count: int) -> Any:
         count: how many; 0 for none.
 
     Returns:
-        A `tf.data.Dataset` of (images, labels), or None.
+        A `tf.data.Dataset` of (images, labels), or of images that have none, or None.
     """
     if not count:
         return None

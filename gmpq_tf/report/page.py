@@ -62,6 +62,8 @@ class Picture:
 
 
 def _draw_accuracy(workdir: Path, summary: Summary) -> Figure:
+    if all(row.accuracy is None for row in summary.rows):
+        raise ReportError("the images had no labels.")
     return plots.plot_accuracy_bops(summary.rows)
 
 
@@ -167,9 +169,10 @@ def _headlines(summary: Summary) -> Iterator[str]:
     for row in summary.rows:
         if row.name.split()[0] == "searched":
             saving = summary.full_precision_bit_ops / row.bit_ops
+            right = format_percent(row.accuracy)
             yield (
-                f"{row.name}: {format_percent(row.accuracy)} with {saving:.0f} times "
-                "fewer bit operations than full precision."
+                f"{row.name}: {'' if row.accuracy is None else f'{right} with '}"
+                f"{saving:.0f} times fewer bit operations than full precision."
             )
 
 

@@ -1,6 +1,7 @@
 """The pictures of a report, drawn on matplotlib figures that own no window."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 
@@ -170,19 +171,21 @@ def plot_accuracy_bops(rows: Sequence[ResultRow]) -> Figure:
     """Draws accuracy against cost; up and left is better.
 
     Args:
-        rows: the results; rows whose names start with the same word share a line.
+        rows: the results; rows whose names start with the same word share a line, and
+            those without accuracy are left out.
 
     Returns:
         the figure, cost on a logarithmic axis.
     """
     groups: dict[str, list[ResultRow]] = {}
+    rows = [row for row in rows if row.accuracy is not None]
     for row in rows:
         groups.setdefault(row.name.split()[0], []).append(row)
     figure = Figure(figsize=(8, 3.8), layout="constrained")
     axes = figure.subplots()
     styles = cycle(zip(PALETTE, MARKERS, strict=True))
     for group, (color, marker) in zip(groups.values(), styles, strict=False):
-        points = sorted((row.bit_ops / 1e9, 100 * row.accuracy) for row in group)
+        points = sorted((row.bit_ops / 1e9, _percent(row)) for row in group)
         cost, accuracy = zip(*points, strict=True)
         axes.plot(cost, accuracy, color=color, marker=marker, ms=8, lw=1, alpha=0.85)
     names = [_group_name(word, group) for word, group in groups.items()]
@@ -207,13 +210,17 @@ def plot_front(rows: Sequence[ResultRow], front: Sequence[ResultRow]) -> Figure:
     axes = figure.subplots()
     for some, style, label in ((rows, "o", "every point"), (front, "-", "front")):
         cost = [row.bit_ops / 1e9 for row in some]
-        accuracy = [100 * row.accuracy for row in some]
+        accuracy = [_percent(row) for row in some]
         axes.plot(cost, accuracy, style, color=PALETTE[0], ms=6, lw=1, label=label)
     axes.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
     _cost_axis(axes, [row.bit_ops for row in rows])
     axes.set_ylabel("accuracy (%)", fontsize=9)
     quiet(axes)
     return figure
+
+
+def _percent(row: ResultRow) -> float:
+    return math.nan if row.accuracy is None else 100 * row.accuracy
 
 
 def _group_name(word: str, group: Sequence[ResultRow]) -> str:

@@ -29,7 +29,7 @@ class ResultRow:
 
     Args:
         name: what was measured, such as "uniform W3A3".
-        accuracy: top-1 of the Keras model, 0..1.
+        accuracy: top-1 of the Keras model, 0..1, or None without labels.
         bit_ops: MACs times bits times bits, more than 0.
         weight_bytes: bytes of the weights at the policy's bits, more than 0.
         file_bytes: bytes of the shipped file, or None.
@@ -41,7 +41,7 @@ class ResultRow:
     """
 
     name: str
-    accuracy: float
+    accuracy: float | None
     bit_ops: float
     weight_bytes: float
     file_bytes: float | None = None
@@ -50,7 +50,7 @@ class ResultRow:
 
     def __post_init__(self) -> None:
         check_text("name", self.name)
-        check_number("accuracy", self.accuracy, 0, 1)
+        check_number("accuracy", self.accuracy, 0, 1, optional=True)
         check_number("bit_ops", self.bit_ops, 1)
         check_number("weight_bytes", self.weight_bytes, 1)
         check_number("file_bytes", self.file_bytes, 1, optional=True)

@@ -57,7 +57,11 @@ class EvaluateConfig:
 
 
 def evaluate(
-    config: EvaluateConfig, data: DataConfig, run: WorkdirConfig, name: str
+    config: EvaluateConfig,
+    data: DataConfig,
+    run: WorkdirConfig,
+    name: str,
+    dataset: Dataset | None = None,
 ) -> dict[str, Any]:
     """Measures the models of one folder, unless that has been done.
 
@@ -66,16 +70,18 @@ def evaluate(
         data: the images, scaled as the model was trained with.
         run: where.
         name: the folder.
+        dataset: the images, where they have been read already; None: they are read.
 
     Returns:
-        What evaluation.json says: split, images, accuracy, what was compared and,
-        with a .tflite, tflite_accuracy, agreement (or errors) and file_bytes.
+        What evaluation.json says: split, images, accuracy (None without labels), what
+        was compared and, with a .tflite, tflite_accuracy, agreement (or errors) and
+        file_bytes.
 
     Raises:
         ValueError: a file cannot be read or does not suit the images.
     """
     folder = Path(run.workdir) / name
-    dataset = load_dataset(data)
+    dataset = dataset or load_dataset(data)
     identity = _identity(config, dataset, folder)
     before = read_json(folder / RESULT)
     if before.get("identity") == identity and not run.overwrite:
@@ -87,7 +93,8 @@ def evaluate(
     with dataset.naming_damaged_images():
         if config.output_kind is None:
             look(model, dataset, name)
-        measured = measure_both(model, tflite, batches, config.output_kind)
+        pairs = batches if dataset.labelled else ((x, None) for x in batches)
+        measured = measure_both(model, tflite, pairs, config.output_kind)
     result = {"split": config.split, **measured}
     result["file_bytes"] = path.stat().st_size if tflite else None
     write_json(folder / RESULT, {**result, "identity": identity})
@@ -105,7 +112,7 @@ def measure_both(
     Args:
         model: of one output.
         tflite: its file, or None.
-        batches: (images, class numbers).
+        batches: (images, class numbers), or (images, None) without labels.
         output_kind: what the output says; None: what a classifier's does.
 
     Returns:
@@ -121,7 +128,8 @@ def measure_both(
     tally, images = Tally(Output("output", kind, known_from, shape), None), 0
     for pixels, batch_labels in batches:
         pixels = np.asarray(pixels)
-        labels = np.asarray(batch_labels) if kind.decides else None
+        known = kind.decides and batch_labels is not None
+        labels = np.asarray(batch_labels) if known else None
         wanted = np.asarray(model.predict_on_batch(pixels))
         received = wanted
         if tflite is not None:

@@ -78,12 +78,15 @@ def _refuse_name(model: str) -> None:
         )
 
 
-def load_inputs(path: Path, data: DataConfig) -> tuple[keras.Model, Dataset]:
+def load_inputs(
+    path: Path, data: DataConfig, labels: bool = True
+) -> tuple[keras.Model, Dataset]:
     """Reads the float model, and the images as it reads them.
 
     Args:
         path: a `.keras` or `.h5` file.
         data: the images; the size and colours that it leaves open are the model's.
+        labels: whether images without labels are refused.
 
     Returns:
         The model and the images.
@@ -93,6 +96,8 @@ def load_inputs(path: Path, data: DataConfig) -> tuple[keras.Model, Dataset]:
     """
     model = load_model(path)
     dataset = load_dataset(data, image_shape(model))
+    if labels:
+        dataset.check_labelled()
     check_model(model, dataset)
     if dataset.config.channels != data.channels:
         colours = "grey" if dataset.input_shape[2] == 1 else "RGB"
@@ -142,7 +147,8 @@ def check_model(model: keras.Model, dataset: Dataset) -> None:
             f"Received: model={model.name!r} with {len(model.inputs)} inputs and "
             f"{len(model.outputs)} outputs. Use gmpq_tf from Python for others."
         )
-    _check_outputs(model, dataset)
+    if dataset.labelled:
+        _check_outputs(model, dataset)
     shape, images = tuple(model.input_shape[1:]), dataset.input_shape
     fits = len(shape) == len(images) and all(
         side in (None, given) for side, given in zip(shape, images, strict=True)

@@ -99,13 +99,19 @@ class PretrainConfig(TrainingConfig):
         _check_options(self)
 
 
-def pretrain(config: PretrainConfig, data: DataConfig, run: RunConfig) -> Stage:
+def pretrain(
+    config: PretrainConfig,
+    data: DataConfig,
+    run: RunConfig,
+    loaded: tuple[keras.Model, Dataset] | None = None,
+) -> Stage:
     """Trains the float model, unless that has been done.
 
     Args:
         config: model and recipe.
         data: the images.
         run: where and how.
+        loaded: what `load_inputs` returned of them, where it has been called already.
 
     Returns:
         The finished stage: model.keras and metrics.jsonl in its folder.
@@ -121,7 +127,9 @@ def pretrain(config: PretrainConfig, data: DataConfig, run: RunConfig) -> Stage:
         check_model(model, dataset)
     else:
         keras.utils.set_random_seed(data.seed)
-        model, dataset = load_inputs(Path(config.model), data)
+        model, dataset = loaded or load_inputs(
+            Path(config.model), data, labels=config.epochs > 0
+        )
     resolved = resolved_config(config, dataset, run)
     scaling = dataset.config.input_scaling().to_config()
     stage = open_shared_stage(run, STAGE, resolved, scaling)
@@ -130,7 +138,7 @@ def pretrain(config: PretrainConfig, data: DataConfig, run: RunConfig) -> Stage:
         return stage
     compile_model(model, dataset, config, run)
     with dataset.naming_damaged_images():
-        if config.model not in MODELS and not stage.epochs:
+        if loaded is None and config.model not in MODELS and not stage.epochs:
             look(model, dataset)
         if config.epochs:
             fit_epochs(
@@ -212,7 +220,7 @@ def measure(model: keras.Model, dataset: Dataset) -> dict[str, Any]:
     Returns:
         `val_loss` and `val_accuracy`, or nothing.
     """
-    if not dataset.sizes["validation"]:
+    if not dataset.sizes["validation"] or not dataset.labelled:
         return {}
     support_workers(model)
     logs = model.evaluate(dataset.validation(), verbose=0, return_dict=True)

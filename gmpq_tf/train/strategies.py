@@ -103,6 +103,7 @@ def search_by(
     finalists: FinalistsConfig,
     data: DataConfig,
     run: WorkdirConfig,
+    loaded: tuple[keras.Model, Dataset] | None = None,
 ) -> Stage:
     """Searches a policy by a strategy, unless that has been done.
 
@@ -113,6 +114,7 @@ def search_by(
         finalists: how the best policies are compared in the end.
         data: the images; those for training are measured on, without augmentation.
         run: where and how.
+        loaded: what `load_inputs` returned of them, where it has been called already.
 
     Returns:
         The finished stage: policy.json, values.json and journal.jsonl in its folder.
@@ -121,7 +123,7 @@ def search_by(
         ValueError: a file or an option cannot be used.
     """
     path = model_path(run, config.model)
-    model, dataset = load_inputs(path, data)
+    model, dataset = loaded or load_inputs(path, data, labels=False)
     tables = TableOptions(config.storage, config.latency_table, config.kernel_quantizer)
     # Before the stage is opened: an impossible budget leaves nothing behind.
     SearchProblem.of(flattened(model), config.space, None, config.budget, tables)
@@ -140,7 +142,8 @@ def search_by(
         print(f"{stage.folder} is finished already.")
         return stage
     with dataset.naming_damaged_images():
-        look(model, dataset)
+        if loaded is None:
+            look(model, dataset)
         result = _searched(name, config, options, finalists, model, dataset, stage, run)
     if run.progress == "none":
         print(result, flush=True)

@@ -9,6 +9,7 @@ import tensorflow as tf
 from PIL import Image
 
 from gmpq_tf.data import DataConfig, DataError, load_dataset
+from gmpq_tf.data.folder import has_classes
 
 
 def write_images(folder, count, value, side=8):
@@ -342,3 +343,41 @@ def test_a_bmp_with_a_palette_is_refused(tmp_path):
     folder = written(tmp_path, "P", ".bmp")
     with pytest.raises(DataError, match="a BMP with a palette"):
         load_dataset(DataConfig(folder, image_size=8))
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_images_without_labels(tmp_path, cache):
+    write_images(tmp_path / "flat", 8, 10)
+    write_images(tmp_path / "flat" / "more", 2, 90)
+    config = folder_config(tmp_path / "flat", labels="none", cache=cache)
+    dataset = load_dataset(config)
+    assert not dataset.labelled and dataset.class_names == ()
+    assert dataset.sizes == {"train": 7, "validation": 1, "test": 2}
+    batches = [*dataset.calibration(100), *dataset.validation(), *dataset.test()]
+    values = sorted(float(i.numpy().mean()) for b in batches for i in b)
+    assert values == [10.0] * 8 + [90.0] * 2
+    with pytest.raises(DataError, match=r"labels='none'.*loss_delta"):
+        dataset.train(0, 1)
+
+
+def test_labels_may_be_left_unread(image_folder):
+    dataset = load_dataset(folder_config(image_folder, labels="none"))
+    assert dataset.sizes == {"train": 22, "validation": 2, "test": 6}
+    assert dataset.test().element_spec.shape == (None, 8, 8, 3)
+    digits = load_dataset(DataConfig("digits", labels="none"))
+    assert not digits.labelled and digits.test().element_spec.shape == (None, 8, 8, 1)
+
+
+def test_labels_that_cannot_be(tmp_path):
+    with pytest.raises(DataError, match="labels='all'"):
+        DataConfig("digits", labels="all")
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(DataError, match=r"must hold .*\.jpg"):
+        load_dataset(folder_config(tmp_path, labels="none"))
+
+
+def test_whether_a_folder_has_classes(image_folder, tmp_path):
+    write_images(tmp_path / "flat", 1, 10)
+    (tmp_path / "flat" / "thumbnails").mkdir()
+    assert has_classes(image_folder)
+    assert not has_classes(tmp_path / "flat")

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import zipfile
 from importlib.util import find_spec
@@ -53,6 +54,14 @@ def test_the_file_carries_scaling_classes_and_policy(run):
     assert stored["policy"]["layers"]["middle"] == [4, 4]
     report = json.loads((path.parent / "export_report.json").read_text())
     assert report["agreement"] >= 0.95
+
+
+def test_images_without_labels_are_compared_and_not_graded(run, tmp_path):
+    bare = dataclasses.replace(DATA, labels="none")
+    path = export(ExportConfig(verify_images=64, latency_runs=0), bare, run)
+    report = json.loads((path.parent / "export_report.json").read_text())
+    assert report["images"] == 64 and report["agreement"] >= 0.95
+    assert report["keras_accuracy"] is None and report["tflite_accuracy"] is None
 
 
 def test_the_file_has_a_label_file_and_the_batch_asked_for(run):

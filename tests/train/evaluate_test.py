@@ -112,3 +112,19 @@ def test_a_sweep_of_numbers_is_refused_before_it_runs(tmp_path):
     (tmp_path / "spec.json").write_text(json.dumps(spec))
     with pytest.raises(StageError, match="numbers do not have"):
         read_points(tmp_path / "spec.json")
+
+
+def test_images_without_labels_have_no_accuracy(tmp_path):
+    run = WorkdirConfig(workdir=str(tmp_path / "run"))
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 1))
+    model = keras.Model(inputs, L.Dense(10)(L.Flatten()(inputs)))
+    (tmp_path / "run" / "pretrain").mkdir(parents=True)
+    model.save(tmp_path / "run" / "pretrain" / "model.keras")
+    data = DataConfig("digits", labels="none")
+    result = evaluate(EvaluateConfig(), data, run, "pretrain")
+    assert result["accuracy"] is None and result["images"] > 0
+    page = report(ReportConfig(attribution_images=0), data, run).read_text()
+    assert "the images had no labels" in page
+    rows = json.loads((tmp_path / "run" / "summary.json").read_text())["rows"]
+    assert rows[0]["accuracy"] is None

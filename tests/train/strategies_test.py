@@ -7,10 +7,12 @@ import sys
 
 import pytest
 
+from gmpq_tf.data import DataError
 from gmpq_tf.policy import BitwidthPolicy
+from gmpq_tf.report.layout import POLICY
 from gmpq_tf.run import loop
 from gmpq_tf.run.errors import StageError
-from gmpq_tf.search import BudgetError, RiskConfig, evaluator
+from gmpq_tf.search import BudgetError, RiskConfig, StrategyError, evaluator
 from gmpq_tf.search.finalists import FinalistsConfig
 from gmpq_tf.search.purposes import PURPOSES
 from gmpq_tf.search.readouts import ReadoutConfig
@@ -225,3 +227,23 @@ def test_flags_of_other_strategies_are_refused(words, said, repo_root, tmp_path)
     assert done.returncode == 1
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_without_labels(float_file, digits, quiet, tmp_path):
+    plain = table(float_file, digits, dataclasses.replace(quiet, workdir=str(tmp_path)))
+    bare = dataclasses.replace(digits, labels="none")
+    stage = table(float_file, bare, quiet)
+    first, second = (BitwidthPolicy.load(s.folder / POLICY) for s in (plain, stage))
+    assert dict(first.items()) == dict(second.items())
+    other = dataclasses.replace(quiet, workdir=str(tmp_path / "task"))
+    with pytest.raises(StrategyError, match="needs labels"):
+        search_by(
+            "loss_delta",
+            choices(float_file),
+            LossDeltaConfig(measure="task", images=32),
+            FinalistsConfig(),
+            bare,
+            other,
+        )
+    with pytest.raises(DataError, match="class of each image"):
+        search(SearchConfig(model=str(float_file)), bare, other)
