@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import keras
 import numpy as np
@@ -13,6 +13,7 @@ from gmpq_tf.data import Dataset, InputScaling, pixel_affine
 from gmpq_tf.data.datasets import find_spec
 from gmpq_tf.task import Numbers, TaskError, classifier_kind
 from gmpq_tf.train.recipe import make_loss
+from gmpq_tf.transform.rewrite import flattened
 
 IMAGES = 256
 # Above this no other scaling can be right far more often. One may still fit far better:
@@ -24,29 +25,40 @@ GOOD_ENOUGH, UNSURE = 0.8, 0.5
 LEAST_GAIN, LEAST_DEVIATIONS = 0.1, 4.0
 # Or where it is not less often right, at this share of the cross-entropy.
 MOST_LOSS = 0.25
+# Statistics, in octaves of the variance or sigmas of the mean, that are not those of
+# training, and that may well be.
+FAR, NEAR, STATISTICS_IMAGES = 2.0, 1.0, 64
 # Of ImageNet, with which most published models of colour images were trained.
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def look(model: keras.Model, dataset: Dataset, name: str = "Float model") -> None:
+def look(model: keras.Model, dataset: Dataset, name: str = "Float model") -> str | None:
     """Prints a model's accuracy, and a hint where another scaling fits far better.
 
-    No training depends on it: no random number is drawn and no weight changed.
+    No training depends on it: no random number is drawn and no weight changed. Without
+    labels there is no accuracy, and the statistics of the first BatchNormalization say
+    what was read in training.
 
     Args:
         model: a classifier.
         dataset: the images, scaled as the command was told.
         name: what the line calls the model.
+
+    Returns:
+        The hint, if there is one.
     """
     # One worker alone may not read what all share.
     if tf.distribute.has_strategy() or not dataset.sizes["train"]:
-        return
+        return None
     batches = list(dataset.calibration(IMAGES).as_numpy_iterator())
     given = dataset.config.input_scaling()
+    if not dataset.labelled:
+        images = np.concatenate(batches)[:STATISTICS_IMAGES]
+        return _said(_by_statistics(model, images, given, _others(dataset)))
     try:
         right, losses = _measured(model, batches)
     except TaskError:  # labels that are not those of this model: the training says so
-        return
+        return None
     print(
         f"{name}: {100 * right.mean():.2f} % of {right.size} training images, "
         f"with scaling={given.kind}",
@@ -54,7 +66,7 @@ def look(model: keras.Model, dataset: Dataset, name: str = "Float model") -> Non
     )
     chance = math.log(max(model.output_shape[-1], 2))
     if right.mean() >= GOOD_ENOUGH and losses.mean() < UNSURE * chance:
-        return
+        return None
     tried = [
         (*_measured(model, _rescaled(batches, given, scaling)), scaling)
         for scaling in _others(dataset)
@@ -62,12 +74,44 @@ def look(model: keras.Model, dataset: Dataset, name: str = "Float model") -> Non
     hint = _more_often_right(right, tried)
     if hint is None and losses.mean() >= UNSURE * chance:
         hint = _surer(right, losses, tried)
+    return _said(hint)
+
+
+def _said(hint: str | None) -> str | None:
     if hint is not None:
         print(
             f"Hint: {hint}. The model seems to read pixels scaled so: give the flag, "
             "in a new --workdir or with --overwrite.",
             flush=True,
         )
+    return hint
+
+
+def _by_statistics(
+    model: keras.Model,
+    images: np.ndarray,
+    given: InputScaling,
+    others: Iterable[InputScaling],
+) -> str | None:
+    """Which scaling gives the first BatchNormalization what it read in training.
+
+    None where the one given does, and where no other does either: its statistics may
+    have been folded into kernels.
+    """
+    found = _statistics_reader(model)
+    if found is None:
+        return None
+    name, apart = found
+    if apart(images) <= FAR:
+        return None
+    tried = {}
+    for scaling in others:
+        ((moved, _),) = _rescaled([(images, None)], given, scaling)
+        tried[scaling] = apart(moved)
+    best = min(tried, key=lambda scaling: tried[scaling])
+    if tried[best] > NEAR:
+        return None
+    return f"with {_flags(best)} the statistics of {name!r} are those of training"
 
 
 def _more_often_right(right: np.ndarray, tried: list[tuple]) -> str | None:
@@ -131,6 +175,44 @@ def _measured(model: keras.Model, batches: list) -> tuple[np.ndarray, np.ndarray
         right.append(kind.right(scores, labels).reshape(-1))
         losses.append(np.asarray(loss.call(labels.reshape(-1, 1), scores)).reshape(-1))
     return np.concatenate(right), np.concatenate(losses)
+
+
+def _has_statistics(layer: keras.Layer) -> bool:
+    return isinstance(layer, keras.layers.BatchNormalization)
+
+
+def _statistics_reader(
+    model: keras.Model,
+) -> tuple[str, Callable[[np.ndarray], float]] | None:
+    """Name of the first BatchNormalization, and how far images are from its training.
+
+    `max(|log2(var / moving var)|, |mean - moving mean| / sigma)`, each the median over
+    the channels; None where there is none that is called once.
+    """
+    flat = flattened(model)
+    norm = next((each for each in flat.layers if _has_statistics(each)), None)
+    try:
+        before = keras.Model(flat.inputs, norm.input) if norm else None
+    except (AttributeError, ValueError):  # called more than once
+        return None
+    if (
+        norm is None
+        or before is None
+        or norm.axis not in (-1, len(norm.input.shape) - 1)
+    ):
+        return None
+    mean, variance = (
+        np.asarray(v, "float64") for v in (norm.moving_mean, norm.moving_variance)
+    )
+
+    def apart(images: np.ndarray) -> float:
+        values = np.asarray(before(np.float32(images), training=False), "float64")
+        values = values.reshape(-1, values.shape[-1])
+        ratio = (values.var(axis=0) + norm.epsilon) / (variance + norm.epsilon)
+        moved = np.abs(values.mean(axis=0) - mean) / np.sqrt(variance + norm.epsilon)
+        return float(max(np.median(np.abs(np.log2(ratio))), np.median(moved)))
+
+    return norm.name, apart
 
 
 def _flags(scaling: InputScaling) -> str:
