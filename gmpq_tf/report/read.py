@@ -61,6 +61,7 @@ def _row(index: int, data: Any) -> ResultRow:
         return ResultRow(
             **{key: take(data, key) for key in required},
             **{key: data.get(key) for key in optional},
+            labelled=data.get("labelled", True),
         )
 
 

@@ -35,6 +35,7 @@ class ResultRow:
         file_bytes: bytes of the shipped file, or None.
         tflite_accuracy: top-1 of the shipped file, 0..1, or None.
         agreement: share of images on which file and Keras agree, 0..1, or None.
+        labelled: whether the images had labels; if not, there is no accuracy.
 
     Raises:
         ReportError: a value is of the wrong kind or out of its range.
@@ -47,10 +48,12 @@ class ResultRow:
     file_bytes: float | None = None
     tflite_accuracy: float | None = None
     agreement: float | None = None
+    labelled: bool = True
 
     def __post_init__(self) -> None:
         check_text("name", self.name)
-        check_number("accuracy", self.accuracy, 0, 1, optional=True)
+        bare = self.labelled is False
+        check_number("accuracy", self.accuracy, 0, 1, optional=bare)
         check_number("bit_ops", self.bit_ops, 1)
         check_number("weight_bytes", self.weight_bytes, 1)
         check_number("file_bytes", self.file_bytes, 1, optional=True)

@@ -122,6 +122,7 @@ def result_row(folder: Path, model: keras.Model) -> dict[str, Any]:
         "bit_ops": cost.bit_ops,
         "weight_bytes": cost.weight_bytes,
         **{key: result.get(key) for key in measured},
+        "labelled": result.get("accuracy", 0.0) is not None,
     }
 
 
