@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -149,6 +150,8 @@ def amount_of(
 
 def _reaches(table: CostTable, low: float, high: float, candidates: Candidates) -> str:
     note = f" {table.note}" if table.note else ""
+    if table.unit == "bytes":  # to the byte: rounded it might be refused again
+        note = f" The least is {math.ceil(low)}B.{note}"
     if table.is_fixed(candidates):
         return (
             f"Every policy of the space costs {shown(table, low)}, whatever its bits: "
