@@ -49,6 +49,7 @@ EXTRAS = {
     ],
 }
 COMMANDS = {
+    "gmpq-compress": "train.compress",
     "gmpq-pretrain": "train.pretrain",
     "gmpq-search": "train.search",
     "gmpq-finetune": "train.finetune",

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from gmpq_tf.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from gmpq_tf.compression import Compressed as Compressed
+    from gmpq_tf.compression import compress as compress
     from gmpq_tf.cost import Cost as Cost
     from gmpq_tf.cost import count_cost as count_cost
     from gmpq_tf.export.tflite import integer_twin as integer_twin
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "BitwidthPolicy": "policy",
+    "Compressed": "compression",
     "Cost": "cost",
     "PolicyError": "policy",
     "PolicySearch": "search",
@@ -40,6 +43,7 @@ _HOMES = {
     "TrainingProgress": "progress",
     "build_hypernet": "transform",
     "calibrate": "transform",
+    "compress": "compression",
     "count_cost": "cost",
     "integer_twin": "export.tflite",
     "load_model": "models",

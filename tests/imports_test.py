@@ -33,6 +33,7 @@ ORDER = [
     ("report",),
     ("run",),
     ("export",),
+    ("compression",),
     ("train",),
 ]
 PLACE = {unit: place for place, row in enumerate(ORDER) for unit in row}

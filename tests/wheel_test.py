@@ -79,7 +79,7 @@ def entry_points(wheel):
 
 def test_has_the_commands(wheel):
     steps = "pretrain search finetune evaluate export report cost sweep demo".split()
-    steps.append("latency")
+    steps += ["compress", "latency"]
     assert sorted(entry_points(wheel)) == sorted(f"gmpq-{step}" for step in steps)
 
 

@@ -91,6 +91,11 @@ class SearchData:
             )
         return _joined(found)
 
+    def batches(self) -> Iterator[tuple[Any, Any]]:
+        """Batches (inputs as the model takes them, labels or None), in order."""
+        for arrays, labels in self._batches():
+            yield self.inputs.structured(arrays), labels
+
     @property
     def batch_images(self) -> int:
         """Images of a batch of `epochs`."""

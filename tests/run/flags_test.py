@@ -159,7 +159,7 @@ COMMANDS = [
     "gmpq_tf.export.command",
     *(
         f"gmpq_tf.train.{name}"
-        for name in ("cost", "demo", "evaluate", "finetune", "pretrain")
+        for name in ("compress", "cost", "demo", "evaluate", "finetune", "pretrain")
         + ("report", "search", "sweep")
     ),
 ]

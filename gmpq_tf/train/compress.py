@@ -1,0 +1,378 @@
+"""Compresses a trained model to a budget, without training: five minutes, no labels.
+
+Says how good the float model is (if there are labels), measures what each choice of
+bits costs, calibrates, corrects what rounding shifted, writes and verifies the .tflite
+file in the storage that the budget is about, and a report. --images is a folder of
+images, flat or with one sub-folder a class; --dataset takes the sets that the other
+commands know. The same command goes on where it was interrupted.
+
+  gmpq-compress --model=model.keras --scaling=0..255 --images=photos --budget=60kB \
+      --workdir=runs/me
+  gmpq-compress --model=model.keras --scaling=-1..1 --images=photos --budget=W5A5
+  gmpq-compress --workdir=runs/me --dataset=cifar10 --budget=W4A4,60kB --epochs=5
+      after gmpq-pretrain, with fine-tuning in place of the corrections
+
+Budgets: 60kB of exported file, W4A4 (the bit operations of that uniform policy), 5% of
+those of full precision, 2.5ms (needs --latency_table), or several with commas. Without
+one every layer keeps 8 bits, which costs the least accuracy: a quarter of the float
+bytes. The workdir gets search/policy.json, compress/model.keras,
+compress/model.tflite, export_report.json and report/report.html.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+from absl import flags
+
+from gmpq_tf.budget import parse_budget
+from gmpq_tf.compression.corrections import AUTO, check_correction
+from gmpq_tf.compression.space import suited_space
+from gmpq_tf.compression.whole import (
+    BITS,
+    HELD,
+    IMAGES,
+    LEAST_AGREEMENT,
+    check_exportable,
+    check_images,
+    correct,
+    correction_images,
+)
+from gmpq_tf.data import DataConfig, Dataset
+from gmpq_tf.data.folder import has_classes
+from gmpq_tf.export.command import ExportConfig, export
+from gmpq_tf.export.tflite.exporter import LATENCY_RUNS
+from gmpq_tf.policy import BitwidthPolicy
+from gmpq_tf.report.layout import POLICY, SEARCHED_POLICY
+from gmpq_tf.run.app import run_main
+from gmpq_tf.run.devices import devices
+from gmpq_tf.run.errors import StageError
+from gmpq_tf.run.flags import from_flags
+from gmpq_tf.run.loop import policy_results, save_model
+from gmpq_tf.run.records import read_json, recorded_data
+from gmpq_tf.run.run_config import RunConfig
+from gmpq_tf.run.stage import Stage, open_stage
+from gmpq_tf.search.case import SearchData
+from gmpq_tf.search.finalists import FinalistsConfig
+from gmpq_tf.search.strategies.loss_delta import LossDeltaConfig
+from gmpq_tf.space import SearchSpace
+from gmpq_tf.train.evaluate import RESULT, EvaluateConfig, describe, evaluate
+from gmpq_tf.train.finetune import FinetuneConfig, finetune
+from gmpq_tf.train.first_look import look
+from gmpq_tf.train.inputs import (
+    PRETRAINED,
+    data_from_flags,
+    file_identity,
+    load_inputs,
+    model_path,
+)
+from gmpq_tf.train.pretrain import PretrainConfig, pretrain
+from gmpq_tf.train.recipe import require
+from gmpq_tf.train.report import ReportConfig, report
+from gmpq_tf.train.strategies import ChoicesConfig, search_by
+from gmpq_tf.transform.rewrite import flattened
+
+STAGE, STAGES = "compress", 5
+STRATEGY = "loss_delta"
+DISTILLATION = 0.5  # of --epochs
+
+
+@dataclasses.dataclass(frozen=True)
+class CompressConfig:
+    """What is compressed, to what.
+
+    Args:
+        model: Float model, a .keras or .h5 file; none: the workdir's
+            pretrain/model.keras.
+        images: Folder of images, flat or with one sub-folder a class; none: --dataset.
+        budget: What the model may cost: 60kB (of the .tflite file), W4A4, 5%,
+            0.5GBOPs, 2.5ms, or several with commas; none: 8 bits in every layer.
+        storage: How the .tflite file stores kernels: fast, packed or smallest; none:
+            that of the budget (smallest where bytes are budgeted, else fast).
+        latency_table: JSON file that gmpq-latency wrote, for a budget of milliseconds.
+        weight_bits: Bits that kernels may have; none: those worth measuring for the
+            budget.
+        activation_bits: Bits that layer inputs may have; none: likewise.
+        correction: What mends the calibrated model: statistics (of BatchNormalization,
+            measured again), biases, rounding (learned; minutes for large models), none,
+            or auto: the one whose outputs are nearest to the float model's.
+        calibration_images: Training images that ranges and corrections are measured on.
+        table_images: Training images that choices are measured on; none: as many as
+            take some minutes.
+        split: Images that accuracy and agreement are measured on. They choose nothing.
+        verify_images: Held-out images on which the file is compared with the Keras
+            model before it is kept.
+        latency_runs: Timed runs of each storage and of the float model; 0 for none.
+        least_agreement: Share of decisions on which file and Keras model must agree.
+        epochs: Fine-tuning epochs (needs labels); 0: none, and corrections instead.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    model: str | None = None
+    images: str | None = None
+    budget: str | None = None
+    storage: Literal["fast", "packed", "smallest"] | None = None
+    latency_table: str | None = None
+    weight_bits: tuple[int, ...] | None = None
+    activation_bits: tuple[int, ...] | None = None
+    correction: str = AUTO
+    calibration_images: int = IMAGES
+    table_images: int | None = None
+    split: Literal["test", "validation"] = "test"
+    verify_images: int = 512
+    latency_runs: int = LATENCY_RUNS
+    least_agreement: float = LEAST_AGREEMENT
+    epochs: int = 0
+
+    def __post_init__(self) -> None:
+        require(self, "calibration_images", self.calibration_images > 0, "1 or more")
+        require(self, "epochs", self.epochs >= 0, "0 or more")
+        check_correction(self.correction)
+        LossDeltaConfig(images=self.table_images)
+        if self.budget is not None:
+            parse_budget(self.budget)
+
+
+def compress(config: CompressConfig, data: DataConfig, run: RunConfig) -> Path:
+    """Runs every stage that is not finished.
+
+    Args:
+        config: what is compressed.
+        data: the images.
+        run: where and how.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ValueError: an option, the model or the images cannot be used.
+    """
+    _heading(1, "Float model and images")
+    path = model_path(run, config.model)
+    model, dataset = load_inputs(path, data, labels=config.epochs > 0)
+    data = dataset.config
+    check_exportable(model)
+    check_images(dataset.sizes["train"])
+    _describe_images(dataset, model)
+    with dataset.naming_damaged_images():
+        _check_scaling(model, dataset)
+    if config.model is not None:
+        start = PretrainConfig(epochs=0, model=config.model)
+        pretrain(start, data, run, (model, dataset))
+    _heading(2, "Bits")
+    if config.budget is None:
+        print(
+            f"No --budget: every layer keeps {BITS} bits, which costs the least "
+            "accuracy and a quarter of the float bytes. For less give such as "
+            "--budget=60kB or --budget=W4A4."
+        )
+    else:
+        choose_bits(config, model, dataset, run)
+    _heading(3, "Fine-tuning" if config.epochs else "Calibration and corrections")
+    stage = mended(config, model, dataset, run)
+    _heading(4, "Export")
+    exported = ExportConfig(
+        name=stage.name,
+        storage=config.storage,
+        verify_images=config.verify_images,
+        latency_runs=config.latency_runs,
+        least_agreement=config.least_agreement,
+    )
+    file = export(exported, data, run, dataset)
+    _heading(5, "Accuracy and report")
+    split = config.split if dataset.sizes[config.split] else "validation"
+    for name in ("pretrain", stage.name):
+        result = evaluate(EvaluateConfig(split=split), data, run, name, dataset)
+        print(describe(name, result))
+    print(f"Report: {report(ReportConfig(attribution_images=0), data, run)}")
+    return file
+
+
+def choose_bits(
+    config: CompressConfig, model: keras.Model, dataset: Dataset, run: RunConfig
+) -> Stage:
+    """Searches the policy of the budget by a table, without training.
+
+    Args:
+        config: budget and candidates.
+        model: the float model.
+        dataset: the images.
+        run: where and how.
+    """
+    suited = suited_space(flattened(model), config.budget)
+    space = SearchSpace(
+        config.weight_bits or suited.weight_bits,
+        config.activation_bits or suited.activation_bits,
+        suited.pinned,
+    )
+    choices = ChoicesConfig(
+        calibration_images=config.calibration_images,
+        budget=config.budget,
+        storage=config.storage,
+        latency_table=config.latency_table,
+        space=space,
+    )
+    table = LossDeltaConfig(images=config.table_images)
+    return search_by(
+        STRATEGY,
+        choices,
+        table,
+        FinalistsConfig(),
+        dataset.config,
+        run,
+        (model, dataset),
+    )
+
+
+def mended(
+    config: CompressConfig, model: keras.Model, dataset: Dataset, run: RunConfig
+) -> Stage:
+    """The student of the policy, corrected or fine-tuned, in a stage of its own.
+
+    Args:
+        config: how.
+        model: the float model.
+        dataset: the images.
+        run: where and how.
+    """
+    if config.epochs:
+        tuned = FinetuneConfig(
+            epochs=config.epochs,
+            schedule="cosine",
+            policy=None if config.budget else f"uniform:{BITS},{BITS}",
+            distillation=DISTILLATION,
+            calibration_images=config.calibration_images,
+        )
+        return finetune(tuned, dataset.config, run)
+    policy = BitwidthPolicy.uniform(model, BITS, BITS)
+    if config.budget is not None:
+        policy = BitwidthPolicy.load(Path(run.workdir) / SEARCHED_POLICY)
+    resolved: dict[str, Any] = {
+        "model": file_identity(Path(run.workdir) / PRETRAINED),
+        "policy": {n: [b.weight_bits, b.activation_bits] for n, b in policy.items()},
+        "correction": config.correction,
+        "calibration_images": config.calibration_images,
+        "data": dataclasses.asdict(dataset.config),
+    }
+    scaling = dataset.config.input_scaling().to_config()
+    stage = open_stage(run, STAGE, resolved, scaling)
+    if stage.finished:
+        print(f"{stage.folder} is finished already.")
+        return stage
+    keras.utils.set_random_seed(dataset.config.seed)
+    policy.save(stage.folder / POLICY)
+    count = HELD * min(config.calibration_images, correction_images(model))
+    source = SearchData(model, dataset.calibration(count))
+    with dataset.naming_damaged_images():
+        held = source.first(count)
+        found = correct(model, policy, source, held, config.correction, print)
+    print(f"Corrected: {found.correction}")
+    save_model(found.student, stage.folder / "model.keras")
+    stage.finish(
+        {
+            **policy_results(stage, model, policy),
+            "correction": found.correction,
+            "divergences": dict(found.divergences),
+        }
+    )
+    return stage
+
+
+def _describe_images(dataset: Dataset, model: keras.Model) -> None:
+    sizes = dataset.sizes
+    labels = f"{dataset.num_classes} classes" if dataset.labelled else "without labels"
+    print(
+        f"{model.name}: images of {dataset.input_shape}, {labels}; "
+        f"{sizes['train']} to measure on, {sizes['validation']} to verify, "
+        f"{sizes['test']} to test.",
+        flush=True,
+    )
+
+
+def _check_scaling(model: keras.Model, dataset: Dataset) -> None:
+    """Refuses a scaling where another one fits far better."""
+    hint = look(model, dataset)
+    if hint is not None:
+        raise StageError(
+            "Images must be scaled as the model reads them. "
+            f"Received: scaling={dataset.config.scaling!r}; {hint}. Give that flag."
+        )
+
+
+def data_of(config: CompressConfig, run: RunConfig) -> DataConfig:
+    """The data flags; of --images the folder, and whether it has classes.
+
+    Args:
+        config: which may name a folder.
+        run: whose workdir may say how images were scaled.
+
+    Raises:
+        StageError: no images are named, or twice, or no scaling.
+    """
+    given = flags.FLAGS["dataset"].present
+    data = data_from_flags(run, config.model)
+    recorded = {} if config.model else recorded_data(run.workdir)
+    if config.images is not None:
+        if given:
+            raise StageError(
+                "Images are named once. "
+                f"Received: images={config.images!r}, dataset={data.dataset!r}. Leave "
+                "one of the two out."
+            )
+        data = dataclasses.replace(data, dataset=config.images)
+    elif not given and not recorded:
+        raise StageError(
+            "Compressing needs images like those the model was trained on; labels are "
+            "not needed. Received: neither --images nor --dataset. Give such as "
+            "--images=FOLDER or --dataset=cifar10."
+        )
+    folder = Path(data.dataset).expanduser()
+    if config.images is not None and not folder.is_dir():
+        raise StageError(
+            "--images must be a folder of images. "
+            f"Received: images={config.images!r}, which is no folder. Name one; sets "
+            "by name are given with --dataset."
+        )
+    if data.labels is None and folder.is_dir() and not has_classes(folder):
+        data = dataclasses.replace(data, labels="none")
+    if not flags.FLAGS["scaling"].present and "scaling" not in recorded:
+        raise StageError(
+            "What the model reads must be said. Received: no --scaling. Give "
+            "--scaling=0..255 (pixels as they are: a model that scales them itself), "
+            "0..1, -1..1, or mean_std with --mean and --std."
+        )
+    return data
+
+
+def _heading(number: int, text: str) -> None:
+    print(f"\n[{number}/{STAGES}] {text}", flush=True)
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command; flags must have been parsed.
+
+    Args:
+        argv: not used.
+    """
+    started = time.perf_counter()
+    run, config = from_flags(RunConfig), from_flags(CompressConfig)
+    with devices(run):
+        path = compress(config, data_of(config, run), run)
+    minutes = (time.perf_counter() - started) / 60
+    result = read_json(path.parent / RESULT)
+    print(f"\n{path}: {result['file_bytes']} bytes ({minutes:.1f} minutes)")
+
+
+def run() -> None:
+    """Entry point of `gmpq-compress`."""
+    run_main(main, __doc__, CompressConfig, DataConfig, RunConfig)
+
+
+if __name__ == "__main__":
+    run()

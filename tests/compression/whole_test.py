@@ -1,0 +1,142 @@
+"""`gmpq.compress` against the float model, the file itself, and what it refuses."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import gmpq_tf as gmpq
+from gmpq_tf.budget import BudgetError
+from gmpq_tf.compression import CORRECTIONS, make_student
+from gmpq_tf.export.errors import ExportError
+from gmpq_tf.export.tflite.runtime import TFLiteModel
+from gmpq_tf.inputs import InputError
+
+L = keras.layers
+RANDOM = np.random.default_rng(0)
+X = RANDOM.uniform(0, 255, (96, 8, 8, 3)).astype("float32")
+
+
+def network(norm=True, activation="relu"):
+    keras.utils.set_random_seed(0)
+    x = inputs = keras.Input((8, 8, 3))
+    x = L.Rescaling(1 / 255)(x)
+    for index in range(3):
+        x = L.Conv2D(32, 3, padding="same", name=f"conv{index}")(x)
+        x = L.BatchNormalization(name=f"norm{index}")(x) if norm else x
+        x = L.Activation(activation)(x)
+    x = L.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, L.Dense(10, name="last")(x), name="net")
+    for layer in model.layers:
+        if isinstance(layer, L.BatchNormalization):
+            layer.moving_variance.assign(RANDOM.uniform(0.01, 0.1, 32))
+    return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return network()
+
+
+def quick(model, data, budget, path, **options):
+    options = {"table_images": 16, "least_agreement": 0.0, "progress": "none"} | options
+    return gmpq.compress(model, data, budget, path, **options)
+
+
+def test_figures_are_those_of_the_models(model, tmp_path):
+    labels = np.argmax(model.predict(X, verbose=0), -1)
+    labels[:24] = (labels[:24] + 1) % 10
+    journal = tmp_path / "journal.jsonl"
+    options = {"journal": journal, "correction": "statistics"}
+    result = quick(model, (X, labels), "20kB", tmp_path / "m.tflite", **options)
+    # A problem, the policy of eight bits, and 2 and 4 bits of each kernel.
+    assert len(journal.read_text().splitlines()) >= 2 + 2 * 4
+    assert result.file_bytes == result.path.stat().st_size <= 20_000
+    assert result.storage == "smallest" and result.images == 96
+    assert result.float_accuracy == pytest.approx(0.75)
+    says = np.argmax(result.student.predict(X, verbose=0), -1)
+    file_says = np.argmax(TFLiteModel(result.path).predict(X), -1)
+    # Compiled for another batch Keras may round a sum the other way.
+    assert result.accuracy == pytest.approx(np.mean(says == labels), abs=0.05)
+    assert result.tflite_accuracy == pytest.approx(np.mean(file_says == labels))
+    assert result.agreement == pytest.approx(np.mean(says == file_says), abs=0.05)
+    assert f"{result.file_bytes} bytes" in str(result)
+    with pytest.raises(AttributeError):
+        result.storage = "fast"
+
+
+@pytest.fixture(scope="module")
+def wanted(model, tmp_path_factory):
+    return quick(model, X, None, tmp_path_factory.mktemp("file") / "a.tflite")
+
+
+@pytest.mark.parametrize("kind", ["batches", "tf.data", "pairs"])
+def test_any_data_gives_the_same_file(model, wanted, tmp_path, kind):
+    images = tf.data.Dataset.from_tensor_slices(X)
+    data = {
+        "batches": [X[:64], X[64:]],
+        "tf.data": images.batch(64),
+        "pairs": images.map(lambda x: (x, 0)).batch(64),
+    }[kind]
+    result = quick(model, data, None, tmp_path / "b.tflite")
+    assert result.policy.layers == wanted.policy.layers
+    assert result.path.read_bytes() == wanted.path.read_bytes()
+    assert (result.accuracy is None) == (kind != "pairs")
+
+
+def distance(model, student):
+    """Mean divergence on the images that nothing was measured on."""
+    teacher = tf.nn.log_softmax(model(X[72:], training=False))
+    own = tf.nn.log_softmax(student(X[72:], training=False))
+    return float(np.mean(np.sum(np.exp(teacher) * (teacher - own), -1)))
+
+
+def test_auto_keeps_the_correction_nearest_to_float(model):
+    policy, said = gmpq.BitwidthPolicy.uniform(model, 3, 3), []
+    images = [X[:72]], [X[72:]]
+    auto = make_student(model, policy, *images, say=said.append)
+    assert set(auto.divergences) == set(CORRECTIONS) and len(said) == len(CORRECTIONS)
+    gaps = {
+        name: distance(model, make_student(model, policy, *images, name).student)
+        for name in CORRECTIONS
+    }
+    for name, gap in gaps.items():
+        assert auto.divergences[name] == pytest.approx(gap, rel=0.05)
+    found = distance(model, auto.student)
+    assert found == pytest.approx(auto.divergences[auto.correction], rel=0.01)
+    assert found <= 1.05 * min(gaps.values())
+
+
+def test_statistics_that_are_not_those_of_the_data_are_kept():
+    """As where BatchNormalization was folded and written as an identity."""
+    model = network()
+    for layer in model.layers:
+        if isinstance(layer, L.BatchNormalization):
+            layer.moving_variance.assign(np.full(32, 1e4))
+            layer.gamma.assign(np.full(32, 100.0))
+    policy = gmpq.BitwidthPolicy.uniform(model, 4, 4)
+    found = make_student(model, policy, [X[:72]], [X[72:]])
+    assert found.correction != "statistics"
+
+
+def test_without_a_budget_every_layer_has_eight_bits(tmp_path):
+    result = quick(network(norm=False), X, None, tmp_path / "m.tflite")
+    bits = {(b.weight_bits, b.activation_bits) for b in result.policy.values()}
+    assert bits == {(8, 8)} and result.storage == "fast"
+
+
+def test_refusals(model, tmp_path):
+    path = tmp_path / "m.tflite"
+    with pytest.raises(BudgetError, match=r"The least is \d+B"):
+        quick(model, X, "1kB", path)
+    with pytest.raises(InputError, match="8 images at least"):
+        quick(model, X[:7], "20kB", path)
+    with pytest.raises(ExportError, match="'activation"):
+        quick(network(activation="tanh"), X, "20kB", path)
+    with pytest.raises(ValueError, match="statistics"):
+        quick(model, X, "20kB", path, correction="statistic")
+    with pytest.raises(InputError, match="more than once"):
+        quick(model, iter([X]), "20kB", path)
+    with pytest.warns(UserWarning, match="Only 20 images"):
+        quick(model, X[:20], None, path)
+    assert path.exists()
