@@ -27,7 +27,6 @@ from gmpq_tf.export.float_model import float_tflite
 from gmpq_tf.export.litert_recipe import recipe, write_recipe
 from gmpq_tf.export.tflite.exporter import (
     LATENCY_RUNS,
-    LEAST_AGREEMENT,
     REPORT_NAME,
     export_tflite,
 )
@@ -73,8 +72,12 @@ class ExportConfig:
         latency_runs: Timed runs of each storage and of the float model; 0 for none.
         input_type: Type of the input tensor.
         output_type: Type of the output tensor.
-        least_agreement: Share of equal decisions, or of near numbers, below which no
-            file is written.
+        verify: How the file is judged: exact (every integer must be what exact
+            arithmetic makes of it) or agreement (by decisions, where another
+            processor's kernels round otherwise); none: exact, for micro agreement.
+        least_agreement: Share of equal decisions, or of near numbers, of Keras and the
+            file below which no file is written; none: below 0.95 a warning, or with
+            --verify=agreement no file.
         output_kind: What the output says: classes (the largest score decides), binary
             (each number is a probability, decided at 0.5), binary_logit (decided at 0)
             or numbers; none: what the model and the labels say.
@@ -91,7 +94,8 @@ class ExportConfig:
     runtime: Literal["litert", "micro"] = "litert"
     float_layers: Literal["refuse", "allow"] = "refuse"
     latency_runs: int = LATENCY_RUNS
-    least_agreement: float = LEAST_AGREEMENT
+    verify: Literal["exact", "agreement"] | None = None
+    least_agreement: float | None = None
     output_kind: OutputKindName | None = None
     near_steps: float = NEAR_STEPS
     input_type: TensorKind = "float32"
@@ -109,7 +113,7 @@ class ExportConfig:
                 "batch must be 1 image or more, or none for any number. "
                 f"Received: batch={self.batch}."
             )
-        if not 0 <= self.least_agreement <= 1:
+        if not 0 <= (self.least_agreement or 0) <= 1:
             raise ValueError(
                 "least_agreement must be 0 to 1. "
                 f"Received: least_agreement={self.least_agreement}."
@@ -190,9 +194,12 @@ def write_tflite(
             output_kinds=config.output_kind,
             near_steps=config.near_steps,
             float_layers=config.float_layers,
+            verify=config.verify,
         )
     beyond = beyond_budget(path.parent, report.file_bytes, report.storage)
     print(f"{report.file_bytes} bytes{beyond}")
+    if report.twin is not None:
+        print(f"  {report.twin.codes} integers compared, {report.twin.off} off")
     for output in report.outputs:
         print(f"  {output}")
     for part in report.float_parts:

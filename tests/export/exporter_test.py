@@ -450,7 +450,7 @@ def test_the_agreement_asked_for_is_the_callers(tmp_path, monkeypatch):
     model = NETS["plain"]()
     student, x = student_of(model, 8, 8), images(model)
     with pytest.raises(ExportError, match=r"agreement=90.0%.*lower least_agreement"):
-        export_tflite(student, tmp_path / "m.tflite", verify_data=x)
+        export_tflite(student, tmp_path / "m.tflite", verify_data=x, verify="agreement")
     assert not list(tmp_path.iterdir())
     export_tflite(student, tmp_path / "m.tflite", verify_data=x, least_agreement=0.9)
 

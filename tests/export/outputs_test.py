@@ -267,7 +267,7 @@ def test_numbers_too_far_apart_are_refused_with_the_figures(tmp_path, monkeypatc
     assert (row.near, row.mean_error) == (0.75, 0.125)
     monkeypatch.setattr(exporter, "compare_outputs", lambda *args: summary(2, [row]))
     student, path = ready(flat_net(units=2)), tmp_path / "m.tflite"
-    given = {"verify_data": images(), "output_kinds": "numbers"}
+    given = {"verify_data": images(), "output_kinds": "numbers", "verify": "agreement"}
     message = r"75.0% on 2 images.*mean error 0.125 \(12.5% of the range\).*near_steps"
     with pytest.raises(ExportError, match=message):
         export_tflite(student, path, **given)

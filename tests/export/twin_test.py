@@ -439,9 +439,24 @@ def test_unknown_operators_are_refused_by_name():
         ProgramLayer(read_program(refused("MAXIMUM")))
 
 
-def test_what_xnnpack_leaves_to_other_kernels_is_refused():
+@pytest.mark.parametrize("seed", range(12))
+def test_additions_that_xnnpack_leaves_to_built_in_kernels(seed):
+    """Steps of one operand below 1/1024 of the result's, or 256 times and more."""
+    draw = Draw(seed)
+    step, far = draw.step(), draw.step(-13, -10.1)
+    grids = [draw.grid(step * draw.step(-1, 1)), draw.grid(step * far)]
+    operands = [draw.read((400,), grid) for grid in grids[:: draw.pick(1, -1)]]
+    options = schema.AddOptionsT()
+    options.fusedActivationFunction = draw.pick(*ACTIVATIONS)
+    y = draw.write("ADD", operands, (400,), draw.grid(step), options)
+    content, arrays = draw.finish(y)
+    assert compare_twin(content, arrays).off == 0
+
+
+def test_what_no_kernel_computes_is_refused():
     with pytest.raises(ExportError, match="ADD that makes 'y', whose operands"):
-        ProgramLayer(read_program(refused("ADD", schema.AddOptionsT(), 0.5 / 5000)))
+        options = schema.AddOptionsT()
+        ProgramLayer(read_program(refused("ADD", options, 0.5 * 2.0**21)))
     options = schema.AddOptionsT()
     options.fusedActivationFunction = schema.ActivationFunctionType.TANH
     with pytest.raises(ExportError, match="fused activation"):

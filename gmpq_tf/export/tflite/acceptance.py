@@ -7,15 +7,32 @@ import warnings
 from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.tflite.lowering import Lowered
 from gmpq_tf.export.tflite.outputs import OutputReport, Outputs
+from gmpq_tf.export.tflite.runtime import runtime_name
+from gmpq_tf.export.tflite.twin.compare import TwinCheck
 from gmpq_tf.export.tflite.verify import Deviation, LayerReport
 
 # Mean distance of biases from whole units above which they were never rounded to them:
 # 0.25 where they lie anywhere, 0.06 and less where only float32 moved them.
 LOOSE_UNITS = 0.1
+# What a final softmax or sigmoid in float may be apart; all else is equal.
+FLOAT_ENDS = 1e-6
+ESCAPE = (
+    "Kernels of another processor or runtime may round otherwise: with "
+    "verify='agreement' (--verify=agreement) the file is judged by its decisions. "
+    "Please report this line."
+)
 
 
-def check_layers(layers: list[LayerReport], deviations: list[Deviation]) -> None:
-    """Refuses a file of which a layer stores or computes something else."""
+def check_layers(
+    layers: list[LayerReport], deviations: list[Deviation], exact: bool = False
+) -> None:
+    """Refuses a file of which a layer stores or computes something else.
+
+    Args:
+        layers: of the file.
+        deviations: from Keras, given equal inputs.
+        exact: the kernels round once: no code may be farther than that can leave it.
+    """
     for layer in layers:
         if not layer.codes_equal:
             raise ExportError(
@@ -23,13 +40,67 @@ def check_layers(layers: list[LayerReport], deviations: list[Deviation]) -> None
                 f"Received: layer={layer.name!r}, whose codes in the file differ. "
                 "Nothing was written; please report the layer's configuration."
             )
-    first = next((d for d in deviations if d.excessive), None)
+    wrong = [d for d in deviations if (d.wrong if exact else d.excessive)]
+    first = wrong[0] if wrong else None
     if first is not None:
         raise ExportError(
             "Every layer of the file must compute what the Keras layer does. "
             f"Received: layer={first.name!r} ({first.kind}), of whose output codes "
-            f"{first.off:.1%} are off, {first.far:.1%} by more than one step. "
-            "Nothing was written; please report the layer's configuration."
+            f"{first.off:.1%} are off, {first.far:.1%} by more than one step"
+            f"{_beyond(first) if exact else ''}. Nothing was written; please report "
+            "the layer's configuration."
+        )
+
+
+def _beyond(deviation: Deviation) -> str:
+    return (
+        f", one of them {deviation.beyond:.3g} steps farther from Keras's value than "
+        f"rounding it once leaves it. {ESCAPE}"
+    )
+
+
+def check_twin(found: TwinCheck) -> None:
+    """Refuses a file of which an integer is not what exact arithmetic makes of it."""
+    if found.unknown:
+        raise ExportError(
+            f"{found.unknown[0]} So that every integer of the file is right cannot be "
+            f"checked here, of {len(found.unknown)} operator(s). {ESCAPE}"
+        )
+    if found.off:
+        name, code, share = found.names[0]
+        raise ExportError(
+            "Every integer of the file must be what exact arithmetic makes of it. "
+            f"Received: {found.off} of {found.codes} that differ, by {found.largest} "
+            f"step(s) at the most, in {len(found.names)} of {found.tensors} tensors, "
+            f"the first of them {name!r} ({code}) with {share:.2%} of its own, "
+            f"computed by {runtime_name()}. Nothing was written. {ESCAPE}"
+        )
+
+
+def check_twin_outputs(outputs: Outputs) -> None:
+    """Refuses a file whose outputs are not those of its twin, on any image."""
+    for output in outputs.outputs:
+        off, same = output.twin_max_error, output.twin_agreement
+        if (off or 0.0) > FLOAT_ENDS or (same is not None and same < 1):
+            raise ExportError(
+                "The outputs of the file must be those that exact arithmetic makes. "
+                f"Received: output={output.name!r}, which is off by {off:.3g} on "
+                f"{outputs.images} images, computed by {runtime_name()}. Nothing was "
+                f"written. {ESCAPE}"
+            )
+
+
+def warn_apart(outputs: Outputs, deviations: list[Deviation], least: float) -> None:
+    """Warns that the Keras model in float says something else than its file."""
+    try:
+        check_outputs(outputs, deviations, least)
+    except ExportError as error:
+        warnings.warn(
+            "The file is right to the last integer, but the Keras model, which rounds "
+            "in float, is not the same as its file: go by the file's figures, or by "
+            f"gmpq_tf.integer_twin(student), which has them. {error}",
+            UserWarning,
+            stacklevel=3,
         )
 
 

@@ -16,6 +16,8 @@ STORAGES = ("fast", "packed", "smallest")
 STORAGES_OF = {"litert": STORAGES, "micro": ("fast",)}
 TYPES = ("float32", "int8", "uint8")
 FLOAT_LAYERS = ("refuse", "allow")
+# How a file is judged, the default first. Only XNNPACK's arithmetic is known.
+VERIFICATIONS_OF = {"litert": ("exact", "agreement"), "micro": ("agreement",)}
 
 
 def check_batch(batch: Any) -> None:
@@ -54,6 +56,26 @@ def check_choices(
             f"runtime={runtime!r}, which cannot compute INT2, and INT4 only with codes "
             f"off by one. Received: storage={storage!r}. Leave it out."
         )
+
+
+def verification(runtime: str, verify: str | None) -> str:
+    """How a file is judged: as asked for, or as strictly as the runtime allows.
+
+    Raises:
+        ExportError: another word, or the runtime's arithmetic is not known.
+    """
+    known, every = VERIFICATIONS_OF[runtime], VERIFICATIONS_OF["litert"]
+    if verify is not None and verify not in every:
+        raise ExportError(
+            f"verify must be {' or '.join(every)}. Received: verify={verify!r}. "
+            f"{suggest(str(verify), every)}"
+        )
+    if verify is not None and verify not in known:
+        raise ExportError(
+            f"verify must be {' or '.join(known)} with runtime={runtime!r}, whose "
+            f"kernels round twice. Received: verify={verify!r}. Leave it out."
+        )
+    return verify or known[0]
 
 
 def check_metadata(metadata: Any) -> None:

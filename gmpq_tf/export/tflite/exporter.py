@@ -17,7 +17,10 @@ from gmpq_tf.export.float_model import float_tflite
 from gmpq_tf.export.tflite.acceptance import (
     check_layers,
     check_outputs,
+    check_twin,
+    check_twin_outputs,
     unsnapped,
+    warn_apart,
     warn_unsnapped,
 )
 from gmpq_tf.export.tflite.arguments import (
@@ -27,6 +30,7 @@ from gmpq_tf.export.tflite.arguments import (
     check_choices,
     check_metadata,
     check_student,
+    verification,
 )
 from gmpq_tf.export.tflite.lowering import Lowered, lower
 from gmpq_tf.export.tflite.metadata import facts
@@ -39,6 +43,8 @@ from gmpq_tf.export.tflite.report import (
     write_export,
 )
 from gmpq_tf.export.tflite.runtime import TFLiteModel, latencies
+from gmpq_tf.export.tflite.twin.compare import compare_twin
+from gmpq_tf.export.tflite.twin.run import FileTwin
 from gmpq_tf.export.tflite.verify import (
     LOCAL_IMAGES,
     layer_reports,
@@ -76,7 +82,7 @@ def export_tflite(
     metadata: Mapping[str, Any] | None = None,
     scale_codes: bool = False,
     latency_runs: int = LATENCY_RUNS,
-    least_agreement: float = LEAST_AGREEMENT,
+    least_agreement: float | None = None,
     output_kinds: str | OutputKind | Mapping | Sequence | None = None,
     near_steps: float = NEAR_STEPS,
     batch: int | None = None,
@@ -84,13 +90,14 @@ def export_tflite(
     class_names: Sequence[str] | None = None,
     scaling: InputScaling | Mapping[str, Any] | str | None = None,
     float_layers: str = "refuse",
+    verify: str | None = None,
 ) -> ExportReport:
     """Write a quantized model as TFLite, and check the file against the model.
 
     The file is written only if its kernel codes are the trained ones, every layer
-    computes what the Keras layer does on the inputs the file's layer had, and, on
-    images of the caller, enough of the decisions agree, or of the numbers are near.
-    `export_report.json` goes beside.
+    computes what the Keras layer does on the inputs the file's layer had, every integer
+    of every tensor is what exact arithmetic makes of it, and so are the outputs on all
+    images (`integer_twin`). `export_report.json` goes beside.
 
     Args:
         student: from `gmpq_tf.quantize_model`, calibrated and fine-tuned.
@@ -117,11 +124,12 @@ def export_tflite(
             round twice and lose codes where accumulators are small, as at 2 and 3 bits.
         latency_runs: timed runs of every storage and of the float model for the
             report; 0: not measured.
-        least_agreement: share of equal decisions (or ties), or of near numbers, on
-            `verify_data` below which nothing is written, 0 to 1. In networks of fifty
-            layers each rounding of a sum that Keras makes in float, and lands beside a
-            half, spreads; with a thousand classes a few per cent of close decisions
-            change both ways.
+        least_agreement: share of equal decisions (or ties), or of near numbers, of the
+            Keras model and the file on `verify_data` below which nothing is written,
+            0 to 1. In networks of fifty layers each rounding of a sum that Keras makes
+            in float, and lands beside a half, spreads; with a thousand classes a few
+            per cent of close decisions change both ways. None: below 95 % a warning,
+            or with `verify="agreement"` an error.
         output_kinds: what the outputs say: "classes" (the largest score decides),
             "binary" (each number is a probability, decided at 0.5), "binary_logit"
             (decided at 0) or "numbers"; for all outputs, or a dict by name, or a list.
@@ -140,6 +148,10 @@ def export_tflite(
         float_layers: "refuse" layers that have no integer counterpart, such as gelu or
             LayerNormalization, or "allow" them to be computed in float: each between
             DEQUANTIZE and QUANTIZE, as TensorFlow's converter writes it.
+        verify: "exact": as above, nothing is tolerated; "agreement": without the
+            comparison with exact arithmetic, for processors whose kernels round
+            otherwise, and judged by `least_agreement`. None: "exact", or for Micro,
+            whose kernels round twice, "agreement".
 
     Returns:
         An `ExportReport`.
@@ -151,6 +163,8 @@ def export_tflite(
     """
     path = Path(path)
     check_choices(storage, input_type, output_type, runtime, float_layers)
+    verify = verification(runtime, verify)
+    exact = verify == "exact"
     check_batch(batch)
     check_metadata(metadata)
     check_student(student)
@@ -176,16 +190,29 @@ def export_tflite(
         warn_unsnapped(loose)
     deviations = mean_deviations(lowered, local)
     layers = layer_reports(lowered, deviations)
-    check_layers(layers, deviations)
+    check_layers(layers, deviations, exact)
+    twin = compare_twin(lowered.content, local[0]) if exact else None
+    if twin is not None:
+        check_twin(twin)
     described = _described(student, output_kinds, first[0][1])
     try:
         outputs = compare_outputs(
-            student, lowered, described, chain(first, batches), near_steps
+            student,
+            lowered,
+            described,
+            chain(first, batches),
+            near_steps,
+            _file_twin(lowered.content) if exact else None,
         )
     except TaskError as error:
         raise ExportError(str(error)) from error
+    if exact:
+        check_twin_outputs(outputs)
     if given:
-        check_outputs(outputs, deviations, least_agreement)
+        warns = exact and least_agreement is None
+        judge = warn_apart if warns else check_outputs
+        least = LEAST_AGREEMENT if least_agreement is None else least_agreement
+        judge(outputs, deviations, least)
     beside, micro = micro_files(path, lowered) if runtime == "micro" else ({}, None)
     contents = {storage: lowered.content}
     for other in STORAGES_OF[runtime]:
@@ -204,6 +231,8 @@ def export_tflite(
         latency_ms=measure_latency(student, contents, latency_runs),
         float_parts=float_reports(lowered, latency_runs),
         runtime=runtime,
+        verify=verify,
+        twin=twin,
         unsnapped_layers=tuple(loose),
         micro=micro,
         **vars(outputs),
@@ -225,6 +254,13 @@ def _local_batches(lowered: Lowered) -> int:
     """How many batches hold `LOCAL_IMAGES`; one, unless the model says its size."""
     size = ModelInputs(lowered.graph).batch_size
     return 1 if size is None else -(-LOCAL_IMAGES // size)
+
+
+def _file_twin(content: bytes) -> FileTwin | None:
+    """The twin of a whole file; None where it has operators in float of its own."""
+    with contextlib.suppress(ExportError):  # those of integers were checked before
+        return FileTwin(content)
+    return None
 
 
 def measure_latency(

@@ -420,7 +420,7 @@ class IntegerGraph:
             self._moved[key] = self._requantize(value, grid, index, name, private)
         moved = self._moved[key]
         nested = math.log2(grid.step / value.grid.step).is_integer()
-        slack = 0.0 if nested else 0.15  # kernels round the ratio to eight bits or so
+        slack = 0.0 if nested else _moved(value.grid, grid)
         check = Check(call.name, "InputQuantizer", index, moved, slack, call)
         self.checks.append(check)
         return moved
@@ -450,6 +450,13 @@ def fixed_batch(graph: Graph) -> int | None:
     """The batch a model was made for; None where it is open."""
     sizes = (graph.shapes[index][0] for index in graph.inputs)
     return next((size for size in sizes if size is not None), None)
+
+
+def _moved(source: Grid, target: Grid) -> float:
+    """Steps by which kernels that round the ratio to eight bits move a code."""
+    ratio = source.step / target.step
+    largest = max(abs(source.low), abs(source.high))
+    return max(0.15, largest * abs(round(ratio * 256) / 256 - ratio))
 
 
 def beyond_kernels(name: str, ratio: float) -> str:

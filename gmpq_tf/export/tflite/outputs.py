@@ -13,6 +13,7 @@ import numpy as np
 
 from gmpq_tf.export.tflite.lowering import Lowered
 from gmpq_tf.export.tflite.runtime import TFLiteModel
+from gmpq_tf.export.tflite.twin.run import FileTwin
 from gmpq_tf.graph import read_graph
 from gmpq_tf.task import Numbers, Output, TaskError, match_labels
 from gmpq_tf.transform.batches import Batch, ModelInputs
@@ -52,6 +53,10 @@ class OutputReport:
         tflite_accuracy: likewise of the file.
         keras_error: mean difference of the numbers from their labels.
         tflite_error: likewise of the file.
+        twin_agreement: share of equal decisions of the file and its integer twin; None
+            where they were not compared.
+        twin_accuracy: share of right decisions of the twin.
+        twin_max_error: largest difference of the file from its twin.
     """
 
     name: str
@@ -74,6 +79,9 @@ class OutputReport:
     tflite_accuracy: float | None
     keras_error: float | None
     tflite_error: float | None
+    twin_agreement: float | None = None
+    twin_accuracy: float | None = None
+    twin_max_error: float | None = None
 
     @property
     def alike(self) -> float:
@@ -87,16 +95,22 @@ class OutputReport:
             figures = f"agreement {100 * self.agreement:.2f} %"
             if self.ties:
                 figures += f" and {100 * self.ties:.2f} % ties"
+            if self.twin_agreement is not None:
+                figures += f", {100 * self.twin_agreement:.2f} % with its integer twin"
             if self.keras_accuracy is not None and self.tflite_accuracy is not None:
                 figures += (
                     f", accuracy {100 * self.keras_accuracy:.2f} % of Keras, "
                     f"{100 * self.tflite_accuracy:.2f} % of the file"
                 )
+            if self.twin_accuracy is not None:
+                figures += f", {100 * self.twin_accuracy:.2f} % of the twin"
         else:
             figures = f"mean error {self.mean_error:.3g}"
             if self.relative_error is not None:
                 figures += f" ({100 * self.relative_error:.2f} % of the range)"
             figures += f", largest {self.max_error:.3g}"
+            if self.twin_max_error is not None:
+                figures += f", {self.twin_max_error:.3g} from its integer twin"
             if self.mean_steps is not None:
                 figures += f"; {self.mean_steps:.2f} steps"
             if self.keras_error is not None and self.tflite_error is not None:
@@ -124,6 +138,9 @@ class Outputs:
         keras_accuracy: share of right decisions, where there are labels and one output
             that decides something.
         tflite_accuracy: likewise of the file.
+        twin_agreement: share of equal decisions of the file and its integer twin, in
+            the output in which it is least; None where they were not compared.
+        twin_accuracy: share of right decisions of the twin: the file's.
         outputs: one row an output: what it is, and what was compared.
     """
 
@@ -135,6 +152,8 @@ class Outputs:
     mean_steps: float | None
     keras_accuracy: float | None
     tflite_accuracy: float | None
+    twin_agreement: float | None
+    twin_accuracy: float | None
     outputs: tuple[OutputReport, ...]
 
 
@@ -144,6 +163,7 @@ def compare_outputs(
     described: Sequence[Output],
     batches: Iterable[Batch],
     near_steps: float = NEAR_STEPS,
+    twin: FileTwin | None = None,
 ) -> Outputs:
     """Run Keras, the runtime's and built-in kernels on the same inputs, and compare.
 
@@ -153,6 +173,7 @@ def compare_outputs(
         described: what its outputs are.
         batches: inputs and labels.
         near_steps: up to how many steps numbers are near.
+        twin: of the file, to compare with it too.
 
     Raises:
         TaskError: labels that do not fit what the outputs are.
@@ -174,6 +195,11 @@ def compare_outputs(
         for row in zip(tallies, wanted, received, own_labels, strict=True):
             tally, want, have, own = row
             tally.add(want, have, own)
+        if twin is not None:
+            exact = twin.predict(arrays)
+            for row in zip(tallies, exact, received, own_labels, strict=True):
+                tally, want, have, own = row
+                tally.add_twin(want, have, own)
         if images < BUILTIN_IMAGES:
             others = as_arrays(builtin.predict(arrays))
             for tally, want, have in zip(tallies, wanted, others, strict=True):
@@ -199,6 +225,8 @@ def summary(images: int, reports: Sequence[OutputReport]) -> Outputs:
         max(_known(r.mean_steps for r in reports), default=None),
         right.keras_accuracy if right else None,
         right.tflite_accuracy if right else None,
+        min(_known(r.twin_agreement for r in deciding), default=None),
+        right.twin_accuracy if right else None,
         tuple(reports),
     )
 
@@ -224,6 +252,7 @@ class Tally:
         self.sums: dict[str, float] = defaultdict(float)
         self.counts: dict[str, int] = defaultdict(int)
         self.largest, self.low, self.high = 0.0, np.inf, -np.inf
+        self.twin_largest: float | None = None
 
     def add(
         self, want: np.ndarray, have: np.ndarray, labels: np.ndarray | None = None
@@ -252,6 +281,19 @@ class Tally:
     def add_builtin(self, want: np.ndarray, have: np.ndarray) -> None:
         """Add a batch of Keras's numbers and the built-in kernels', [B, ...] each."""
         self._alike("builtin_", want, have)
+
+    def add_twin(
+        self, want: np.ndarray, have: np.ndarray, labels: np.ndarray | None = None
+    ) -> None:
+        """Add a batch of the twin's numbers and the file's, and labels: as `add`."""
+        off = float(np.max(np.abs(want.astype("float64") - have), initial=0.0))
+        self.twin_largest = max(self.twin_largest or 0.0, off)
+        if not self.kind.decides:
+            return
+        same = self.kind.decide(want) == self.kind.decide(have)
+        self._mean("twin_agreement", same)
+        if labels is not None:
+            self._mean("twin_accuracy", self.kind.right(want, labels))
 
     def _alike(self, prefix: str, want: np.ndarray, have: np.ndarray) -> None:
         if not isinstance(self.kind, Numbers):
@@ -296,6 +338,9 @@ class Tally:
             tflite_accuracy=self["tflite_accuracy"],
             keras_error=self["keras_error"],
             tflite_error=self["tflite_error"],
+            twin_agreement=self["twin_agreement"],
+            twin_accuracy=self["twin_accuracy"],
+            twin_max_error=self.twin_largest,
         )
 
 

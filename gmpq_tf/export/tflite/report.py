@@ -13,6 +13,7 @@ from gmpq_tf.export.tflite.lowering import Lowered
 from gmpq_tf.export.tflite.micro.files import MicroReport
 from gmpq_tf.export.tflite.outputs import Outputs
 from gmpq_tf.export.tflite.runtime import latencies
+from gmpq_tf.export.tflite.twin.compare import TwinCheck
 from gmpq_tf.export.tflite.verify import LayerReport
 from gmpq_tf.files import json_text, replace_files
 
@@ -92,6 +93,9 @@ class ExportReport(Outputs):
         runtime: "litert" or "micro": whose kernels `agreement` is of.
         micro: what TFLite Micro needs for the file; None for another runtime.
         float_parts: layers that the file computes in float.
+        verify: "exact": no integer and no output of the file may differ from its
+            integer twin; "agreement": only decisions and numbers were judged.
+        twin: the integers that were compared with the twin's; None: none were.
     """
 
     path: str
@@ -107,6 +111,8 @@ class ExportReport(Outputs):
     runtime: str = "litert"
     micro: MicroReport | None = None
     float_parts: tuple[FloatReport, ...] = ()
+    verify: str = "agreement"
+    twin: TwinCheck | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import os
+import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -122,7 +126,7 @@ class TFLiteModel:
     def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Run one batch, arrays [B, ...]; returns every output as floats, [B, ...]."""
         stored = self.stored(arrays)
-        return [_floats(*pair) for pair in zip(self.outputs, stored, strict=True)]
+        return [to_floats(*pair) for pair in zip(self.outputs, stored, strict=True)]
 
     def stored(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Run one batch, arrays [B, ...]; returns every output as the file holds it.
@@ -130,14 +134,7 @@ class TFLiteModel:
         A file whose batch is fixed runs as often as it takes, the last time on copies
         of the last image if need be.
         """
-        if self.batch in (None, len(arrays[0])):
-            return self._invoke(arrays)
-        count, size = len(arrays[0]), self.batch
-        runs = []
-        for start in range(0, count, size):
-            rows = np.minimum(np.arange(start, start + size), count - 1)
-            runs.append(self._invoke([array[rows] for array in arrays]))
-        return [np.concatenate(parts)[:count] for parts in zip(*runs, strict=True)]
+        return in_batches(self._invoke, arrays, self.batch)
 
     def _invoke(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         if list(self.inputs[0]["shape"]) != list(arrays[0].shape):
@@ -146,7 +143,7 @@ class TFLiteModel:
             self.interpreter.allocate_tensors()
             self.inputs = self.interpreter.get_input_details()
         for detail, array in zip(self.inputs, arrays, strict=True):
-            self.interpreter.set_tensor(detail["index"], _to_input(detail, array))
+            self.interpreter.set_tensor(detail["index"], to_input(detail, array))
         self.interpreter.invoke()
         return [self.interpreter.get_tensor(d["index"]) for d in self.outputs]
 
@@ -164,6 +161,28 @@ class TFLiteModel:
             raise ExportError(
                 "There must be at least one input. Received: 0 images. Pass some."
             )
+
+
+def in_batches(
+    run: Callable[[list[np.ndarray]], Sequence[Any]],
+    arrays: Sequence[np.ndarray],
+    size: int | None,
+) -> list[np.ndarray]:
+    """Run what takes so many images at a time, the last time on copies if need be.
+
+    Args:
+        run: arrays -> arrays, an image a row.
+        arrays: [B, ...] each.
+        size: images; None: any number.
+    """
+    count = len(arrays[0])
+    if size in (None, count):
+        return [np.asarray(part) for part in run(list(arrays))]
+    runs = []
+    for start in range(0, count, size):
+        rows = np.minimum(np.arange(start, start + size), count - 1)
+        runs.append(run([array[rows] for array in arrays]))
+    return [np.concatenate(parts)[:count] for parts in zip(*runs, strict=True)]
 
 
 def latencies(
@@ -188,6 +207,22 @@ def latencies(
         name: statistics.median(turns[name][WARM_UP_RUNS:]) / (model.batch or 1)
         for name, model in models.items()
     }
+
+
+def runtime_name() -> str:
+    """The runtime and the processor that run a file here."""
+    version = importlib.metadata.version("ai-edge-litert")
+    return f"ai-edge-litert {version} with XNNPACK on {processor()}"
+
+
+def processor() -> str:
+    """The kind of this machine's processor, and its name where it is known."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        named = [line for line in lines if line.lower().startswith("model name")]
+        if named:
+            return f"{platform.machine()} ({named[0].partition(':')[2].strip()})"
+    return f"{platform.machine()} ({platform.processor() or 'name not known'})"
 
 
 # Names no module of ours, so that the process starts in 0.2 s.
@@ -228,7 +263,8 @@ def _not_a_model(path: Any, why: str) -> ExportError:
     )
 
 
-def _to_input(detail: Mapping[str, Any], array: np.ndarray) -> np.ndarray:
+def to_input(detail: Mapping[str, Any], array: np.ndarray) -> np.ndarray:
+    """What an input of a file is given for an array, of the same shape."""
     kind = detail["dtype"]
     if kind == np.float32 or array.dtype == kind:
         return array.astype(kind, copy=False)
@@ -238,7 +274,8 @@ def _to_input(detail: Mapping[str, Any], array: np.ndarray) -> np.ndarray:
     return np.clip(codes, limits.min, limits.max).astype(kind)
 
 
-def _floats(detail: Mapping[str, Any], values: np.ndarray) -> np.ndarray:
+def to_floats(detail: Mapping[str, Any], values: np.ndarray) -> np.ndarray:
+    """Numbers that an output of a file stands for, of the same shape."""
     if values.dtype == np.float32:
         return values
     scale, zero_point = detail["quantization"]

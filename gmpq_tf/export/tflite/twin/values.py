@@ -8,12 +8,13 @@ import numpy as np
 import tensorflow as tf
 
 from gmpq_tf.export.tflite.twin.operator import Compute, Operator
-from gmpq_tf.export.tflite.twin.rounding import fixed_point, shifted, to_nearest
+from gmpq_tf.export.tflite.twin.rounding import fixed_point, limits, shifted, to_nearest
 
 # What XNNPACK takes; runtimes compute the rest in kernels of their own.
 ADD_RATIOS = (2.0**-10, 2.0**8)
 CONVERT_RATIOS = (2.0**-8, 2.0**7)
 CONVERT_BITS = 8
+ADD_SHIFT = 20
 
 
 def add(op: Operator) -> Compute:
@@ -23,8 +24,34 @@ def add(op: Operator) -> Compute:
         return lambda value: value + starts
     ratios = [float(t.step / op.output.step) for t in op.inputs]
     if not all(ADD_RATIOS[0] <= ratio < ADD_RATIOS[1] for ratio in ratios):
-        raise op.unsupported(f"whose operands have {ratios} steps of the result")
+        return added_in_turns(op)
     return fixed_point(op)
+
+
+def added_in_turns(op: Operator) -> Compute:
+    """ADD of built-in kernels: each operand on a finer grid, and the sum, rounded."""
+    steps = [float(t.step) for t in op.inputs]
+    twice, target = 2 * max(steps), op.output
+    tables = []
+    for t, step in zip(op.inputs, steps, strict=True):
+        factor, exponent = multiplier(step / twice)
+        codes = range(t.range[0], t.range[1] + 1)
+        moved = [(code - t.zero_point) * 2**ADD_SHIFT for code in codes]
+        tables.append([_twice(value, factor, 0, -exponent) for value in moved])
+    factor, exponent = multiplier(twice / (2**ADD_SHIFT * float(target.step)))
+    if exponent > 0:
+        raise op.unsupported(f"whose operands have {steps} steps of the result")
+    low, high = (float(limit) for limit in limits(op))
+    first, zero = float(op.inputs[0].range[0]), float(target.zero_point)
+    scaled = [tf.constant(table, tf.int64) for table in tables]
+
+    def compute(*values: Any) -> Any:
+        places = [tf.cast(value - first, tf.int32) for value in values]
+        parts = [tf.gather(*pair) for pair in zip(scaled, places, strict=True)]
+        found = _twice_each(parts[0] + parts[1], factor, -exponent)
+        return tf.clip_by_value(tf.cast(found, tf.float32) + zero, low, high)
+
+    return compute
 
 
 def multiply(op: Operator) -> Compute:
@@ -56,11 +83,7 @@ def quantize(op: Operator) -> Compute:
 
 def rounded_twice(op: Operator) -> Compute:
     """QUANTIZE of built-in kernels: a product of 31 bits, then a shift."""
-    ratio = float(op.inputs[0].step) / float(op.output.step)
-    fraction, exponent = np.frexp(ratio)
-    factor, exponent = int(np.floor(fraction * 2**31 + 0.5)), int(exponent)
-    if factor == 2**31:
-        factor, exponent = factor // 2, exponent + 1
+    factor, exponent = multiplier(float(op.inputs[0].step) / float(op.output.step))
     left, right = max(exponent, 0), max(-exponent, 0)
     codes = np.arange(op.inputs[0].range[0], op.inputs[0].range[1] + 1)
     table = [
@@ -70,6 +93,13 @@ def rounded_twice(op: Operator) -> Compute:
     low, high = op.output.range
     stored_table = np.clip(np.array(table) + op.output.zero_point, low, high)
     return looked_up(stored_table, op)
+
+
+def multiplier(ratio: float) -> tuple[int, int]:
+    """`ratio = factor / 2^31 * 2^exponent`, the factor of 31 bits."""
+    fraction, exponent = np.frexp(ratio)
+    factor, exponent = int(np.floor(fraction * 2**31 + 0.5)), int(exponent)
+    return (factor // 2, exponent + 1) if factor == 2**31 else (factor, exponent)
 
 
 def _twice(value: int, factor: int, left: int, right: int) -> int:
@@ -82,6 +112,17 @@ def _twice(value: int, factor: int, left: int, right: int) -> int:
     rest = high & mask
     threshold = (mask >> 1) + (high < 0)
     return (high >> right) + (rest > threshold)
+
+
+def _twice_each(values: Any, factor: int, right: int) -> Any:
+    """`_twice` of int64 of any shape."""
+    product = values * factor
+    down = tf.cast(product < 0, tf.int64)
+    total = product + 2**30 + down * (1 - 2**31)
+    high = tf.where(total >= 0, total // 2**31, -(-total // 2**31))  # towards zero
+    rest = tf.bitwise.bitwise_and(high, (1 << right) - 1)
+    threshold = (((1 << right) - 1) >> 1) + tf.cast(high < 0, tf.int64)
+    return tf.bitwise.right_shift(high, right) + tf.cast(rest > threshold, tf.int64)
 
 
 def looked_up(table: np.ndarray, op: Operator) -> Compute:
