@@ -40,9 +40,10 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 LEGEND = (
-    "accuracy: of the Keras model; GBOPs: 1e9 multiply-adds x bits x bits; "
+    "accuracy: of the Keras model in float; GBOPs: 1e9 multiply-adds x bits x bits; "
     "weights: at the policy's bits; file: as shipped; .tflite: accuracy of the "
-    "shipped file; agreement: images to which it and Keras give the same answer."
+    "shipped file; agreement: images to which it and Keras give the same answer, "
+    "computed in the file's integers where that was measured."
 )
 
 

@@ -56,7 +56,10 @@ def _summary(data: Mapping[str, Any]) -> Summary:
 def _row(index: int, data: Any) -> ResultRow:
     check_kind(f"rows[{index}]", data, Mapping)
     required = ("name", "accuracy", "bit_ops", "weight_bytes")
-    optional = ("file_bytes", "tflite_accuracy", "agreement")
+    optional = (
+        *("file_bytes", "tflite_accuracy", "agreement"),
+        *("twin_accuracy", "twin_agreement"),
+    )
     with named(f"rows[{index}]"):
         return ResultRow(
             **{key: take(data, key) for key in required},

@@ -36,6 +36,8 @@ class ResultRow:
         tflite_accuracy: top-1 of the shipped file, 0..1, or None.
         agreement: share of images on which file and Keras agree, 0..1, or None.
         labelled: whether the images had labels; if not, there is no accuracy.
+        twin_accuracy: top-1 of the Keras model in the file's integers, 0..1, or None.
+        twin_agreement: share of images on which file and those agree, 0..1, or None.
 
     Raises:
         ReportError: a value is of the wrong kind or out of its range.
@@ -49,6 +51,8 @@ class ResultRow:
     tflite_accuracy: float | None = None
     agreement: float | None = None
     labelled: bool = True
+    twin_accuracy: float | None = None
+    twin_agreement: float | None = None
 
     def __post_init__(self) -> None:
         check_text("name", self.name)
@@ -57,8 +61,9 @@ class ResultRow:
         check_number("bit_ops", self.bit_ops, 1)
         check_number("weight_bytes", self.weight_bytes, 1)
         check_number("file_bytes", self.file_bytes, 1, optional=True)
-        check_number("tflite_accuracy", self.tflite_accuracy, 0, 1, optional=True)
-        check_number("agreement", self.agreement, 0, 1, optional=True)
+        shares = ("tflite_accuracy", "agreement", "twin_accuracy", "twin_agreement")
+        for name in shares:
+            check_number(name, getattr(self, name), 0, 1, optional=True)
 
 
 @dataclass(frozen=True)

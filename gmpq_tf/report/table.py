@@ -52,6 +52,18 @@ def giga_decimals(counts: Iterable[float]) -> int:
     return min(max(2 - math.floor(math.log10(least)), 0), 6)
 
 
+def agreement(row: ResultRow) -> float | None:
+    """Share of equal answers of a file and its model, in the file's integers if known.
+
+    Args:
+        row: the results of one model.
+
+    Returns:
+        0..1, or None where there is no file.
+    """
+    return row.agreement if row.twin_agreement is None else row.twin_agreement
+
+
 def table_cells(rows: Sequence[ResultRow]) -> list[tuple[str, ...]]:
     """Prints every value of a table.
 
@@ -70,7 +82,7 @@ def table_cells(rows: Sequence[ResultRow]) -> list[tuple[str, ...]]:
             format_bytes(row.weight_bytes),
             format_bytes(row.file_bytes),
             format_percent(row.tflite_accuracy),
-            format_percent(row.agreement),
+            format_percent(agreement(row)),
         )
         for row in rows
     ]
@@ -85,7 +97,8 @@ def format_table(rows: Sequence[ResultRow]) -> str:
 
     Returns:
         lines of text: a header, a rule, the rows. `accuracy` is the Keras model's,
-        `.tflite` the shipped file's, `agreement` the share of equal predictions.
+        `.tflite` the shipped file's, `agreement` the share of equal predictions of the
+        file and the model in the file's integers (of an older run, in float).
     """
     cells = table_cells(rows)
     names = [textwrap.wrap(row[0], NAME_WIDTH) for row in cells]

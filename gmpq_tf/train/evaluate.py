@@ -1,5 +1,9 @@
 """Measures the models of a workdir: accuracy, and agreement of .tflite with Keras.
 
+A quantized model is also computed in the integers of its file (`gmpq.integer_twin`):
+that accuracy is the file's, image by image; the first one is Keras's, which rounds in
+float.
+
 Decisions are those of the model: the largest score of several classes, 0.5 of a single
 sigmoid, 0 of a single logit; --output_kind says otherwise.
 
@@ -22,8 +26,10 @@ import numpy as np
 
 import gmpq_tf.layers  # noqa: F401  registers the layers that the model files name
 from gmpq_tf.data import DataConfig, Dataset, load_dataset
+from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.tflite.outputs import Tally
 from gmpq_tf.export.tflite.runtime import TFLiteModel
+from gmpq_tf.export.tflite.twin import integer_twin
 from gmpq_tf.files import write_json
 from gmpq_tf.run.app import run_main
 from gmpq_tf.run.errors import StageError
@@ -35,6 +41,7 @@ from gmpq_tf.task import Output, classifier_kind
 from gmpq_tf.task.kinds import OutputKindName, read_kind
 from gmpq_tf.train.first_look import look
 from gmpq_tf.train.inputs import load_float_model
+from gmpq_tf.transform.calibrate import input_quantizers
 
 RESULT = "evaluation.json"
 
@@ -74,7 +81,8 @@ def evaluate(
 
     Returns:
         What evaluation.json says: split, images, accuracy (None without labels), what
-        was compared and, with a .tflite, tflite_accuracy, agreement (or errors) and
+        was compared, of a quantized model twin_accuracy and, with a .tflite,
+        tflite_accuracy, agreement with Keras and with the twin (or errors) and
         file_bytes.
 
     Raises:
@@ -94,7 +102,8 @@ def evaluate(
         if config.output_kind is None:
             look(model, dataset, name)
         pairs = batches if dataset.labelled else ((x, None) for x in batches)
-        measured = measure_both(model, tflite, pairs, config.output_kind)
+        twin = twin_of_student(model)
+        measured = measure_both(model, tflite, pairs, config.output_kind, twin)
     result = {"split": config.split, **measured}
     result["file_bytes"] = path.stat().st_size if tflite else None
     write_json(folder / RESULT, {**result, "identity": identity})
@@ -106,19 +115,22 @@ def measure_both(
     tflite: TFLiteModel | None,
     batches: Iterable,
     output_kind: str | None = None,
+    twin: keras.Model | None = None,
 ) -> dict[str, Any]:
-    """Runs a Keras model and a .tflite on the same images.
+    """Runs a Keras model, its twin in integers and a .tflite on the same images.
 
     Args:
         model: of one output.
         tflite: its file, or None.
         batches: (images, class numbers), or (images, None) without labels.
         output_kind: what the output says; None: what a classifier's does.
+        twin: `integer_twin` of the model, or None.
 
     Returns:
-        images, accuracy, tflite_accuracy, agreement, compared (what was, in words) and
-        the errors of the file; None what there is no file for. Plain numbers have no
-        accuracy and no agreement, and only they have errors.
+        images, accuracy, tflite_accuracy, agreement, twin_accuracy, twin_agreement
+        (with the file), compared (what was, in words) and the errors of the file; None
+        what there is no file or no twin for. Plain numbers have no accuracy and no
+        agreement, and only they have errors.
     """
     if output_kind is None:
         kind, known_from = classifier_kind(model), "labels"
@@ -135,16 +147,35 @@ def measure_both(
         if tflite is not None:
             received = tflite.predict(pixels, batch_size=len(pixels))
         tally.add(wanted, received, labels)
+        if twin is not None:
+            exact = np.asarray(twin.predict_on_batch(pixels))
+            tally.add_twin(exact, exact if tflite is None else received, labels)
         images += len(pixels)
     row, errors = tally.report(), ("mean_error", "max_error", "relative_error")
-    of_file = ("tflite_accuracy", "agreement", "ties")
-    names = of_file if kind.decides else of_file + errors
+    of_file = ("tflite_accuracy", "agreement", "ties", "twin_agreement")
+    names = of_file if kind.decides else (*of_file, *errors, "twin_max_error")
     return {
         "images": images,
         "accuracy": row.keras_accuracy,
+        "twin_accuracy": row.twin_accuracy,
         "compared": row.compared,
         **{name: getattr(row, name) if tflite else None for name in names},
     }
+
+
+def twin_of_student(model: keras.Model) -> keras.Model | None:
+    """The twin in integers of a quantized model; None: a float one, or none is known.
+
+    Args:
+        model: as a stage left it.
+    """
+    if not input_quantizers(model):
+        return None
+    try:
+        return integer_twin(model)
+    except ExportError as error:
+        print(f"{model.name} is measured in float only: {error}")
+        return None
 
 
 def model_folders(
@@ -183,12 +214,18 @@ def describe(name: str, result: dict[str, Any]) -> str:
     said = []
     if result["accuracy"] is not None:
         said.append(f"{100 * result['accuracy']:.2f} %")
+    if result.get("twin_accuracy") is not None:
+        said.append(f"in integers {100 * result['twin_accuracy']:.2f} %")
     if result["tflite_accuracy"] is not None:
         said.append(f".tflite {100 * result['tflite_accuracy']:.2f} %")
         said.append(f"agreement {100 * result['agreement']:.2f} %")
+    if result.get("twin_agreement") is not None:
+        said.append(f"{100 * result['twin_agreement']:.2f} % in integers")
     if result.get("mean_error") is not None:
         said.append(f".tflite off by {result['mean_error']:.3g} in the mean")
         said.append(f"{result['max_error']:.3g} at the most")
+    if result.get("twin_max_error") is not None:
+        said.append(f"{result['twin_max_error']:.3g} in integers")
     what = f"{result['images']} {result['split']} images"
     if compared := result.get("compared"):
         what += f"; {compared}"
@@ -202,6 +239,7 @@ def _identity(config: EvaluateConfig, dataset: Dataset, folder: Path) -> dict[st
         used += ["validation_size", "split_seed"]
     files = [folder / "model.keras", folder / "model.tflite"]
     identity = {
+        "twin": True,  # what was measured before it was knows nothing of it
         "split": config.split,
         "output_kind": config.output_kind,
         "data": {key: data[key] for key in used},

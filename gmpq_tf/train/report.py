@@ -116,7 +116,10 @@ def result_row(folder: Path, model: keras.Model) -> dict[str, Any]:
     """
     result = read_json(folder / RESULT)
     name, cost = row_name(folder), row_cost(folder, model)
-    measured = ("accuracy", "file_bytes", "tflite_accuracy", "agreement")
+    measured = (
+        *("accuracy", "file_bytes", "tflite_accuracy", "agreement"),
+        *("twin_accuracy", "twin_agreement"),
+    )
     return {
         "name": name,
         "bit_ops": cost.bit_ops,

@@ -26,6 +26,15 @@ def test_rows_read_back_from_the_text():
     ]
 
 
+def test_agreement_is_with_the_model_in_the_files_integers_where_known():
+    row = ResultRow(
+        *("searched", 0.95, 1e9, 3e4, 6e4, 0.94, 0.9), twin_accuracy=0.94, twin_agreement=1.0
+    )
+    assert format_table([row]).splitlines()[2].split()[-2:] == ["100.00", "%"]
+    row = ResultRow("searched", 0.95, 1e9, 3e4, 6e4, 0.94, 0.9)
+    assert format_table([row]).splitlines()[2].split()[-2:] == ["90.00", "%"]
+
+
 def test_columns_line_up_within_88():
     lines = format_table(ROWS).splitlines()
     assert {len(line) for line in lines} == {len(lines[1])}

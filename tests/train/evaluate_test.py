@@ -8,10 +8,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import gmpq_tf as gmpq
 from gmpq_tf.data import DataConfig
+from gmpq_tf.export.tflite import export_tflite
+from gmpq_tf.export.tflite.runtime import TFLiteModel
+from gmpq_tf.export.tflite.twin import program
 from gmpq_tf.run.errors import StageError
 from gmpq_tf.run.run_config import WorkdirConfig
-from gmpq_tf.train.evaluate import EvaluateConfig, describe, evaluate, measure_both
+from gmpq_tf.train.evaluate import (
+    EvaluateConfig,
+    describe,
+    evaluate,
+    measure_both,
+    twin_of_student,
+)
 from gmpq_tf.train.report import ReportConfig, report
 from gmpq_tf.train.sweep_spec import read_points
 
@@ -79,6 +89,41 @@ def test_numbers_have_errors_and_no_accuracy():
 def picture(path, value):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((6, 6, 3), value, "uint8")).save(path)
+
+
+def test_a_quantized_model_is_measured_in_the_integers_of_its_file(tmp_path):
+    model = model_of(2, None)
+    student = gmpq.quantize_model(model, gmpq.BitwidthPolicy.uniform(model, 2, 2))
+    gmpq.calibrate(student, X)
+    export_tflite(student, tmp_path / "m.tflite", latency_runs=0)
+    file = TFLiteModel(tmp_path / "m.tflite")
+    twin = twin_of_student(student)
+    result = measure_both(student, file, batches(), twin=twin)
+    decided = file.predict(X).argmax(-1)
+    assert result["twin_accuracy"] == result["tflite_accuracy"] == np.mean(decided == Y)
+    assert result["twin_agreement"] == 1.0
+    line = describe("a", {**result, "split": "test"})
+    assert f"in integers {100 * np.mean(decided == Y):.2f} %" in line
+    assert "100.00 % in integers" in line
+    alone = measure_both(student, None, batches(), twin=twin)
+    assert alone["twin_accuracy"] == result["twin_accuracy"]
+    assert alone["twin_agreement"] is None
+    moved = measure_both(student, Off(student, [-9.0, 9.0]), batches(), twin=twin)
+    assert moved["twin_agreement"] < 1.0
+    spans = measure_both(student, file, batches(), "numbers", twin)
+    assert (spans["twin_accuracy"], spans["twin_max_error"]) == (None, 0.0)
+
+
+def test_a_float_model_has_no_integers(capsys, monkeypatch):
+    model = model_of(2, None)
+    assert twin_of_student(model) is None
+    assert measure_both(model, None, batches())["twin_accuracy"] is None
+    assert not capsys.readouterr().out
+    student = gmpq.quantize_model(model, gmpq.BitwidthPolicy.uniform(model, 2, 2))
+    gmpq.calibrate(student, X)
+    monkeypatch.delitem(program.OPERATORS, "FULLY_CONNECTED")
+    assert twin_of_student(student) is None
+    assert "in float only" in capsys.readouterr().out
 
 
 def test_a_measurement_is_stale_once_images_were_added(tmp_path):

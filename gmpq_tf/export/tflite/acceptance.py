@@ -80,8 +80,8 @@ def check_twin(found: TwinCheck) -> None:
 def check_twin_outputs(outputs: Outputs) -> None:
     """Refuses a file whose outputs are not those of its twin, on any image."""
     for output in outputs.outputs:
-        off, same = output.twin_max_error, output.twin_agreement
-        if (off or 0.0) > FLOAT_ENDS or (same is not None and same < 1):
+        off, same = output.twin_max_error or 0.0, output.twin_agreement
+        if off > FLOAT_ENDS or (same is not None and same < 1):
             raise ExportError(
                 "The outputs of the file must be those that exact arithmetic makes. "
                 f"Received: output={output.name!r}, which is off by {off:.3g} on "

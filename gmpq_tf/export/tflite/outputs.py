@@ -285,7 +285,13 @@ class Tally:
     def add_twin(
         self, want: np.ndarray, have: np.ndarray, labels: np.ndarray | None = None
     ) -> None:
-        """Add a batch of the twin's numbers and the file's, and labels: as `add`."""
+        """Add a batch of the twin's numbers and the file's, [B, ...] each.
+
+        Args:
+            want: what the twin computes.
+            have: what the file computes.
+            labels: of the batch, [B] or [B, ...], or None.
+        """
         off = float(np.max(np.abs(want.astype("float64") - have), initial=0.0))
         self.twin_largest = max(self.twin_largest or 0.0, off)
         if not self.kind.decides:

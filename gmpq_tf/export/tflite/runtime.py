@@ -176,7 +176,7 @@ def in_batches(
         size: images; None: any number.
     """
     count = len(arrays[0])
-    if size in (None, count):
+    if size is None or size == count:
         return [np.asarray(part) for part in run(list(arrays))]
     runs = []
     for start in range(0, count, size):
