@@ -48,7 +48,8 @@ ZOO = {
     "Xception": (299, 1),
     "VGG19": (224, 1),
 }
-CLASSES, CALIBRATION, PIXELS = 100, 100, 224 * 224
+# Images of each of the first four batches, and what one image holds.
+CLASSES, CALIBRATION, PIXELS = 100, 25, 224 * 224
 BITS = ((8, 8), (4, 8))
 CASE = ("network", "images_are", "bits", "storage")
 Images = list[tuple[np.ndarray, np.ndarray | None]]
@@ -96,7 +97,8 @@ def imagenet(name: str, options: argparse.Namespace) -> tuple[keras.Model, Image
     """MobileNetV2 with trained weights, and photographs with their labels."""
     model = applications.MobileNetV2(weights=None, classifier_activation=None)
     model.load_weights(options.weights)
-    return model, photographs(options.data)
+    halves = [(x[i::2], y[i::2]) for x, y in photographs(options.data) for i in (0, 1)]
+    return model, halves
 
 
 def random_network(name: str, options: argparse.Namespace) -> tuple[Any, Images]:
@@ -113,19 +115,18 @@ def random_network(name: str, options: argparse.Namespace) -> tuple[Any, Images]
     norms = [n for n in model.layers if isinstance(n, keras.layers.BatchNormalization)]
     for norm in norms:
         norm.momentum = 0.0
-    model(x[:8], training=True)
+    model(x[:8], training=True)  # statistics of these
     for norm in norms:
         norm.momentum = 0.99
     return model, [(x[i : i + 8], None) for i in range(0, len(x), 8)]
 
 
 def calibrated(model: Any, weights: int, activations: int, batches: Images) -> Any:
-    """The quantized model, with ranges and biases from the first images."""
+    """The quantized model, with ranges from the first images."""
     policy = gmpq.BitwidthPolicy.uniform(model, weights, activations)
     student = gmpq.quantize_model(model, policy)
-    first = np.concatenate([x for x, _ in batches])[:CALIBRATION]
-    gmpq.calibrate(student, first)
-    gmpq.snap_biases(student, first)
+    gmpq.calibrate(student, [x[:CALIBRATION] for x, _ in batches[:4]])
+    gmpq.snap_biases(student)
     return student
 
 
