@@ -463,6 +463,26 @@ def test_what_no_kernel_computes_is_refused():
         ProgramLayer(read_program(refused("ADD", options)))
 
 
+def test_layers_kept_in_float_are_left_to_the_runtime():
+    """What goes in and what comes out of them is compared all the same."""
+    draw = Draw(0)
+    x = draw.read((40,), draw.grid(0.02))
+    numbers, twice, most = (
+        draw.file.tensor(name, [None, 40], "FLOAT32") for name in ("n", "t", "m")
+    )
+    draw.file.operator("DEQUANTIZE", [x], [numbers], None)
+    draw.file.operator("ADD", [numbers, numbers], [twice], schema.AddOptionsT())
+    draw.file.operator("MAXIMUM", [twice, numbers], [most], None, version=1)
+    content, arrays = draw.finish(
+        draw.write("QUANTIZE", [most], (40,), draw.grid(0.07))
+    )
+    found = compare_twin(content, arrays)
+    assert (found.tensors, found.codes) == (1, 40 * BATCH)
+    assert (found.off, found.unknown) == (0, ())
+    with pytest.raises(ExportError, match="ADD that makes 't', in float"):
+        ProgramLayer(read_program(content))
+
+
 # Whole models.
 
 

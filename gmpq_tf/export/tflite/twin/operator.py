@@ -16,6 +16,7 @@ CODE_NAMES = {
     v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)
 }
 RANGES = {"INT8": (-128, 127), "UINT8": (0, 255)}
+PLAIN = {"INT32": np.int32, "FLOAT32": np.float32}
 # What an operator does with the tensors it reads, constants left out.
 Compute = Callable[..., Any]
 
@@ -107,7 +108,7 @@ def read_program(content: bytes) -> Program:
     operators = tuple(
         Operator(
             codes[op.opcodeIndex],
-            tuple(tensors[number] for number in op.inputs),
+            tuple(tensors[number] for number in op.inputs if number >= 0),
             tensors[op.outputs[0]],
             op.builtinOptions,
         )
@@ -145,5 +146,6 @@ def _data(model: Any, number: int) -> np.ndarray | None:
     if kind in ("INT8", "INT4", "INT2"):
         return stored_codes(model, number)
     data = bytes(bytearray(model.buffers[entry.buffer].data))
-    kinds = {"INT32": np.int32, "FLOAT32": np.float32}
-    return np.frombuffer(data, kinds[kind]).reshape(entry.shape)
+    if kind not in PLAIN:  # of operators in float, which are left to the runtime
+        return np.frombuffer(data, np.uint8)
+    return np.frombuffer(data, PLAIN[kind]).reshape(entry.shape)
