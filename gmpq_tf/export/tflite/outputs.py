@@ -294,7 +294,7 @@ class Tally:
         """
         off = float(np.max(np.abs(want.astype("float64") - have), initial=0.0))
         self.twin_largest = max(self.twin_largest or 0.0, off)
-        if not self.kind.decides:
+        if isinstance(self.kind, Numbers):
             return
         same = self.kind.decide(want) == self.kind.decide(have)
         self._mean("twin_agreement", same)

@@ -72,7 +72,7 @@ def compare_twin(
             if op.output.kind in RANGES:  # else of a layer that is kept in float
                 unknown.append(str(error))
             continue
-        have = stored[op.output.number].astype(np.float32).ravel()
+        have: np.ndarray = stored[op.output.number].astype(np.float32).ravel()
         distance = np.abs(have - wanted)
         tensors, codes = tensors + 1, codes + distance.size
         if off := int(np.count_nonzero(distance)):
