@@ -53,7 +53,9 @@ def compare_twin(
         kernels: of the runtime, as `TFLiteModel` takes them.
     """
     program = read_program(content)
-    numbers = [op.output.number for op in program.operators]
+    tensors_of = [(*op.inputs, op.output) for op in program.operators]
+    found = {t.number for tensors in tensors_of for t in tensors if t.data is None}
+    numbers = sorted(found - {*program.inputs})
     model = TFLiteModel(with_outputs(content, numbers), kernels=kernels)
     if model.batch is not None:  # a whole one: tensors inside may be no rows of images
         rows: np.ndarray = np.arange(model.batch) % len(arrays[0])

@@ -131,7 +131,7 @@ def _tensor(model: Any, number: int) -> Tensor:
         number,
         (entry.name or b"").decode() or f"tensor {number}",
         tensor_type(model, number),
-        tuple(int(size) for size in entry.shape),
+        _numbers(entry.shape if entry.shape is not None else ()),
         np.asarray(scale, np.float32),
         int(points[0]) if len(points) else 0,
         _data(model, number),
@@ -148,4 +148,5 @@ def _data(model: Any, number: int) -> np.ndarray | None:
     data = bytes(bytearray(model.buffers[entry.buffer].data))
     if kind not in PLAIN:  # of operators in float, which are left to the runtime
         return np.frombuffer(data, np.uint8)
-    return np.frombuffer(data, PLAIN[kind]).reshape(entry.shape)
+    shape = entry.shape if entry.shape is not None else ()
+    return np.frombuffer(data, PLAIN[kind]).reshape(shape)
