@@ -28,7 +28,9 @@ def test_rows_read_back_from_the_text():
 
 def test_agreement_is_with_the_model_in_the_files_integers_where_known():
     row = ResultRow(
-        *("searched", 0.95, 1e9, 3e4, 6e4, 0.94, 0.9), twin_accuracy=0.94, twin_agreement=1.0
+        *("searched", 0.95, 1e9, 3e4, 6e4, 0.94, 0.9),
+        twin_accuracy=0.94,
+        twin_agreement=1.0,
     )
     assert format_table([row]).splitlines()[2].split()[-2:] == ["100.00", "%"]
     row = ResultRow("searched", 0.95, 1e9, 3e4, 6e4, 0.94, 0.9)
