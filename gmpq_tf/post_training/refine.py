@@ -29,7 +29,10 @@ ROUNDINGS = ("blocks", "nearest")
 
 @dataclass(frozen=True)
 class RefineConfig:
-    """What `refine` does; the defaults are what was best in results/post_training.
+    """What `refine` does; the defaults are for folded BatchNormalization, or none.
+
+    With BatchNormalization of its own a network may gain more from statistics measured
+    again, `snap_biases(student, images)`, alone: see docs/post_training.md.
 
     Args:
         ranges: how activation ranges are set, as `calibrate`'s method.
@@ -125,7 +128,7 @@ def refine(
         model: the float model it was made of; not changed.
         images: without labels, or with labels that are not looked at; as `calibrate`
             takes them, but no iterator.
-        config: what is done; None: what was measured best.
+        config: what is done; None: the defaults.
         seed: of everything random.
         state: file from which an interrupted call goes on with the same arguments, and
             that is kept up to date; None: none.
