@@ -11,6 +11,8 @@ MIN_BITS = 2
 MAX_BITS = 8
 PINNED_BITS = (8, 8)
 LAYER_KEYS = ("weight_bits", "activation_bits")
+# What a layer is pinned at: (weight bits, activation bits); None: that side is not.
+Pin = tuple[int | None, int | None]
 
 
 class PolicyError(ValueError):
@@ -148,21 +150,51 @@ def check_candidates(name: str, bits: Any) -> tuple[int, ...]:
     return tuple(sorted(checked))
 
 
+def check_pin(name: str, pin: Any) -> Pin:
+    """Returns the bits a layer is pinned at, checked.
+
+    Args:
+        name: of the layer, for the message.
+        pin: `LayerBits` or (weight_bits, activation_bits), one of which may be None:
+            that side is searched.
+
+    Returns:
+        (weight_bits, activation_bits).
+
+    Raises:
+        PolicyError: no such pair, or both sides None.
+    """
+    if isinstance(pin, LayerBits):
+        return pin.weight_bits, pin.activation_bits
+    pair = isinstance(pin, (tuple, list)) and len(pin) == 2
+    if not pair or (pin[0] is None and pin[1] is None):
+        raise PolicyError(
+            "A pinned layer must have a pair of whole numbers, one of which may be "
+            f"None. Received: pinned[{name!r}]={pin!r}. Pass (weight_bits, "
+            "activation_bits), or (None, 8) to search the weights alone."
+        )
+    weight_bits, activation_bits = (
+        None if bits is None else check_bits(f"pinned[{name!r}]", bits) for bits in pin
+    )
+    return weight_bits, activation_bits
+
+
 def check_pinned(
-    names: Iterable[str], pinned: Mapping[str, tuple[int, int]] | None
-) -> dict[str, tuple[int, int]]:
+    names: Iterable[str], pinned: Mapping[str, Pin] | None
+) -> dict[str, Pin]:
     """Returns the pinned layers of a model, checked against its layer names.
 
     Args:
         names: the searchable layers, in graph order.
         pinned: layer name -> (weight_bits, activation_bits), {} for none; None is the
-            first and the last layer at (8, 8).
+            first and the last layer at (8, 8). One of a pair may be None: that side is
+            not pinned.
 
     Returns:
         Layer name -> (weight_bits, activation_bits).
 
     Raises:
-        PolicyError: a pinned layer is not among the names.
+        PolicyError: a pinned layer is not among the names, or has no such pair.
     """
     names = list(names)
     if pinned is None:
@@ -173,14 +205,47 @@ def check_pinned(
                 "A pinned layer must be a searchable layer of the model. "
                 f"Received: pinned={name!r}. {suggest(name, names)}"
             )
-    return dict(pinned)
+    return {name: check_pin(name, pin) for name, pin in pinned.items()}
+
+
+def uniform_bits(
+    names: Iterable[str],
+    weight_bits: int,
+    activation_bits: int,
+    pinned: Mapping[str, Pin] | None = None,
+) -> dict[str, tuple[int, int]]:
+    """Returns the bits of each layer where all are treated alike but the pinned ones.
+
+    Args:
+        names: the searchable layers, in graph order.
+        weight_bits: 2 to 8.
+        activation_bits: 2 to 8.
+        pinned: as for `check_pinned`. The side of a pair that is None counts 8 bits in
+            the first and the last layer, as they have where nothing is said.
+
+    Returns:
+        Layer name -> (weight_bits, activation_bits).
+
+    Raises:
+        PolicyError: as for `check_pinned`.
+    """
+    names = list(names)
+    bits = dict.fromkeys(names, (weight_bits, activation_bits))
+    ends = dict.fromkeys(names[:1] + names[-1:], PINNED_BITS)
+    for name, (weights, activations) in check_pinned(names, pinned).items():
+        own = ends.get(name, bits[name])
+        bits[name] = (
+            own[0] if weights is None else weights,
+            own[1] if activations is None else activations,
+        )
+    return bits
 
 
 def layer_candidates(
     names: Iterable[str],
     weight_bits: tuple[int, ...],
     activation_bits: tuple[int, ...],
-    pinned: Mapping[str, tuple[int, int]] | None = None,
+    pinned: Mapping[str, Pin] | None = None,
 ) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
     """Returns what each layer may choose from.
 
@@ -188,7 +253,7 @@ def layer_candidates(
         names: the searchable layers, in graph order.
         weight_bits: candidates of every kernel, each 2 to 8, none twice.
         activation_bits: candidates of every layer's input, likewise.
-        pinned: as for `check_pinned`; a pinned layer has one candidate of each.
+        pinned: as for `check_pinned`; what is pinned has one candidate.
 
     Returns:
         Layer name -> (candidate weight bits, candidate activation bits), ascending.
@@ -202,7 +267,9 @@ def layer_candidates(
         check_candidates("activation_bits", activation_bits),
     )
     candidates = dict.fromkeys(names, free)
-    for name, pair in check_pinned(names, pinned).items():
-        bits = check_layer_bits(name, pair)
-        candidates[name] = ((bits.weight_bits,), (bits.activation_bits,))
+    for name, (weights, activations) in check_pinned(names, pinned).items():
+        candidates[name] = (
+            free[0] if weights is None else (weights,),
+            free[1] if activations is None else (activations,),
+        )
     return candidates

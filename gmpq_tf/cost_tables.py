@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gmpq_tf.bits import MAX_BITS, MIN_BITS, LayerBits, check_pinned
+from gmpq_tf.bits import MAX_BITS, MIN_BITS, LayerBits, uniform_bits
 from gmpq_tf.budget import (
     BIT_OPS,
     FILE_BYTES,
@@ -153,8 +153,9 @@ class CostTable:
             activation_bits: 2 to 8.
             pinned: layer name -> bits of the exceptions; None: both ends at (8, 8).
         """
-        bits = dict.fromkeys(self.layers, (weight_bits, activation_bits))
-        return self.cost({**bits, **check_pinned(self.layers, pinned)})
+        return self.cost(
+            uniform_bits(self.layers, weight_bits, activation_bits, pinned)
+        )
 
 
 @dataclass(frozen=True)

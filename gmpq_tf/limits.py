@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gmpq_tf.bits import Pin
 from gmpq_tf.budget import (
     BIT_OPS,
     Budget,
@@ -84,7 +85,7 @@ def resolve_limit(
     budget: Budget,
     table: CostTable,
     candidates: Candidates,
-    pinned: Mapping[str, tuple[int, int]] | None = None,
+    pinned: Mapping[str, Pin] | None = None,
     what: str = "budget",
 ) -> Limit:
     """Returns what a budget means for a table, or refuses it with the reachable range.
@@ -114,7 +115,7 @@ def resolve_limit(
 def amount_of(
     budget: Budget,
     table: CostTable,
-    pinned: Mapping[str, tuple[int, int]] | None = None,
+    pinned: Mapping[str, Pin] | None = None,
     what: str = "budget",
 ) -> float:
     """Returns what a budget comes to, in the unit of the table of its resource.
@@ -173,7 +174,7 @@ def limits_of(
     model: Any,
     candidates: Candidates,
     budget: Any,
-    pinned: Mapping[str, tuple[int, int]] | None = None,
+    pinned: Mapping[str, Pin] | None = None,
     options: TableOptions | None = None,
     what: str = "budget",
 ) -> tuple[Limit, ...]:

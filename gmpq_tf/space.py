@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from gmpq_tf.bits import (
-    LayerBits,
+    Pin,
     PolicyError,
     ReadOnlyDict,
-    check_bits,
     check_candidates,
+    check_pin,
     layer_candidates,
 )
 from gmpq_tf.graph import searchable_names
@@ -27,7 +27,7 @@ class SearchSpace:
         activation_bits: candidates of every layer's input, likewise.
         pinned: layer name -> (weight_bits, activation_bits) of layers that are not
             searched; None pins the first and last searchable layer at (8, 8), {} pins
-            none.
+            none. One of a pair may be None: conv1: (None, 8) searches its weights.
 
     Raises:
         PolicyError: no candidate, one twice, or one outside 2 to 8.
@@ -35,7 +35,7 @@ class SearchSpace:
 
     weight_bits: tuple[int, ...] = (2, 3, 4)
     activation_bits: tuple[int, ...] = (2, 3, 4)
-    pinned: Mapping[str, tuple[int, int]] | None = None
+    pinned: Mapping[str, Pin] | None = None
 
     def __post_init__(self) -> None:
         for name in ("weight_bits", "activation_bits"):
@@ -88,7 +88,7 @@ class SearchSpace:
         return cls(**config)
 
 
-def _checked_pinned(pinned: Any) -> Mapping[str, tuple[int, int]] | None:
+def _checked_pinned(pinned: Any) -> Mapping[str, Pin] | None:
     if pinned is None:
         return None
     if not isinstance(pinned, Mapping):
@@ -97,20 +97,7 @@ def _checked_pinned(pinned: Any) -> Mapping[str, tuple[int, int]] | None:
             f"Received: pinned={pinned!r}. "
             "Pass {name: (weight_bits, activation_bits)}."
         )
-    return ReadOnlyDict({n: _checked_pair(n, bits) for n, bits in pinned.items()})
-
-
-def _checked_pair(name: str, bits: Any) -> tuple[int, int]:
-    if isinstance(bits, LayerBits):
-        return bits.weight_bits, bits.activation_bits
-    if not isinstance(bits, (tuple, list)) or len(bits) != 2:
-        raise PolicyError(
-            "A pinned layer must have a pair of whole numbers. "
-            f"Received: pinned[{name!r}]={bits!r}. "
-            "Pass (weight_bits, activation_bits)."
-        )
-    weight_bits, activation_bits = (check_bits(f"pinned[{name!r}]", b) for b in bits)
-    return weight_bits, activation_bits
+    return ReadOnlyDict({n: check_pin(n, pin) for n, pin in pinned.items()})
 
 
 def _layer_names(model_or_names: Any) -> list[str]:

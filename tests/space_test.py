@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from gmpq_tf.bits import uniform_bits
 from gmpq_tf.policy import PolicyError
 from gmpq_tf.space import SearchSpace
 
@@ -66,7 +67,29 @@ def test_rejects_other_candidates(name, bits):
         SearchSpace(**{name: bits})
 
 
-@pytest.mark.parametrize("pinned", [{"a": 8}, {"a": (8,)}, {"a": (1, 8)}, ["a"]])
+def test_one_side_of_a_layer_may_be_pinned():
+    space = SearchSpace((2, 4), (3,), pinned={"conv1": (None, 8), "head": (8, None)})
+    candidates = space.candidates(NAMES)
+    assert candidates["conv1"] == ((2, 4), (8,))
+    assert candidates["head"] == ((8,), (3,))
+    assert SearchSpace.from_config(json.loads(json.dumps(space.to_config()))) == space
+
+
+def test_the_free_side_of_an_end_counts_eight_bits_in_a_uniform_policy():
+    # So that "W3A3" is one budget, whether the stem's weights are searched or not.
+    pinned = {"conv1": (None, 8), "conv2": (None, 5), "head": (8, 8)}
+    assert uniform_bits(NAMES, 3, 3, pinned) == {
+        "conv1": (8, 8),
+        "conv2": (3, 5),
+        "conv3": (3, 3),
+        "head": (8, 8),
+    }
+
+
+@pytest.mark.parametrize(
+    "pinned",
+    [{"a": 8}, {"a": (8,)}, {"a": (1, 8)}, ["a"], {"a": (None, None)}, {"a": None}],
+)
 def test_rejects_other_pins(pinned):
     with pytest.raises(PolicyError, match="Received: pinned"):
         SearchSpace(pinned=pinned)

@@ -10,12 +10,14 @@ from gmpq_tf.align import align
 from gmpq_tf.bits import (
     LAYER_KEYS,
     LayerBits,
+    Pin,
     PolicyError,
     ReadOnlyDict,
     check_candidates,
     check_layer_bits,
     check_pinned,
     layer_candidates,
+    uniform_bits,
 )
 from gmpq_tf.budget import BudgetError, plain_budget
 from gmpq_tf.cost_tables import TableOptions
@@ -113,7 +115,7 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
         model: Any,
         weight_bits: int,
         activation_bits: int,
-        pinned: Mapping[str, tuple[int, int]] | None = None,
+        pinned: Mapping[str, Pin] | None = None,
     ) -> "BitwidthPolicy":
         """Returns the policy that treats every layer alike.
 
@@ -122,7 +124,8 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
             weight_bits: bits of every kernel, 2 to 8.
             activation_bits: bits of every layer's input, 2 to 8.
             pinned: layer name -> (weight_bits, activation_bits) of the exceptions; None
-                is the first and last searchable layer at (8, 8), {} is no exception.
+                is the first and last searchable layer at (8, 8), {} is no exception. A
+                side that is None is no exception either, but in those two layers.
 
         Returns:
             The policy of `model`, its layers in graph order.
@@ -131,8 +134,7 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
             PolicyError: a bit-width not in 2 to 8, or a pinned layer not in the model.
         """
         names = searchable_names(model)
-        pinned = check_pinned(names, pinned)
-        layers = {n: pinned.get(n, (weight_bits, activation_bits)) for n in names}
+        layers = uniform_bits(names, weight_bits, activation_bits, pinned)
         config = {"weight_bits": weight_bits, "activation_bits": activation_bits}
         return cls(model.name, layers, {"strategy": "uniform", "config": config})
 
@@ -144,7 +146,7 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
         seed: int = 0,
         weight_bits: tuple[int, ...] = (2, 3, 4),
         activation_bits: tuple[int, ...] = (2, 3, 4),
-        pinned: Mapping[str, tuple[int, int]] | None = None,
+        pinned: Mapping[str, Pin] | None = None,
         budget: Any = None,
         storage: str | None = None,
         latency_table: str | None = None,
@@ -162,7 +164,8 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
             weight_bits: candidates of every kernel, each 2 to 8, none twice.
             activation_bits: candidates of every layer's input, likewise.
             pinned: layer name -> (weight_bits, activation_bits) of layers that are not
-                drawn; None is the first and last at (8, 8), {} is none.
+                drawn; None is the first and last at (8, 8), {} is none. Of a pair one
+                may be None: that side is drawn.
             budget: as people say it, such as "W4A4" or ("W4A4", "60kB"); of the first
                 at most 3 % are left, the others are kept. See `gmpq_tf.budget`.
             storage: as in `TableOptions`.
@@ -193,7 +196,7 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
         space = {
             "weight_bits": check_candidates("weight_bits", weight_bits),
             "activation_bits": check_candidates("activation_bits", activation_bits),
-            "pinned": None if pinned is None else {n: bits[n] for n in pinned},
+            "pinned": None if pinned is None else check_pinned(names, pinned),
         }
         config = {"space": space, what: plain_budget(given)}
         if what == "budget":

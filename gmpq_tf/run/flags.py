@@ -62,7 +62,10 @@ class FieldSerializer(flags.ArgumentSerializer):
         if value is None:
             return self.word_for_none
         if isinstance(value, Mapping):
-            pairs = [f"{name}:{w}/{a}" for name, (w, a) in value.items()]
+            pairs = [
+                f"{name}:{'/'.join('*' if b is None else str(b) for b in pair)}"
+                for name, pair in value.items()
+            ]
             return ",".join(pairs) or "{}"
         if isinstance(value, (tuple, list)):
             return ",".join(map(str, value))
@@ -168,7 +171,11 @@ def _parser(hint: Any) -> FieldParser:
     if origin in (typing.Union, types.UnionType):
         return FieldParser(_size, "a whole number or HEIGHTxWIDTH", word)
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return FieldParser(_layer_bits, "a comma list of layer:weight/activation", word)
+        return FieldParser(
+            _layer_bits,
+            "a comma list of layer:weight/activation, * for a side that is searched",
+            word,
+        )
     if isinstance(origin, type) and issubclass(origin, Sequence):
         convert, kind = _scalar(arguments[0])
         return FieldParser(_comma_list(convert), f"a comma list, each {kind}", word)
@@ -246,10 +253,15 @@ def _size(text: str) -> int | tuple[int, int]:
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
-def _layer_bits(text: str) -> dict[str, tuple[int, int]]:
-    """Parses `conv1:8/8,head:8/8`; `{}` is no layer."""
+def _layer_bits(text: str) -> dict[str, tuple[int | None, int | None]]:
+    """Parses `conv1:8/8,head:*/8`, `*` for None; `{}` is no layer."""
     pairs = [] if text == "{}" else text.split(",")
-    matches = [re.fullmatch(r"\s*([^:,]+):(\d+)/(\d+)\s*", pair) for pair in pairs]
+    form = r"\s*([^:,]+):(\d+|\*)/(\d+|\*)\s*"
+    matches = [re.fullmatch(form, pair) for pair in pairs]
     if not all(matches):
         raise ValueError("must be such as conv1:8/8,head:8/8, or {} for no layer")
-    return {m[1]: (int(m[2]), int(m[3])) for m in matches if m}
+    return {m[1]: (_bits_or_none(m[2]), _bits_or_none(m[3])) for m in matches if m}
+
+
+def _bits_or_none(text: str) -> int | None:
+    return None if text == "*" else int(text)

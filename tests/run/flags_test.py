@@ -104,6 +104,12 @@ def test_none_and_negation_undo_a_default():
     assert made == Options()
 
 
+def test_one_side_of_a_pinned_layer_may_be_searched():
+    made = parse("--pinned=conv1:*/8,head:8/*").inner.pinned
+    assert made == {"conv1": (None, 8), "head": (8, None)}
+    assert FieldSerializer().serialize(made) == "conv1:*/8,head:8/*"
+
+
 def test_no_layer_pinned_differs_from_the_default():
     assert parse("--pinned={}").inner.pinned == {}
 
