@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from gmpq_tf.models.digits import digits_cnn
+from gmpq_tf.models.digits import digits_cnn, digits_mobilenet
 from gmpq_tf.models.mobilenet_v2 import mobilenet_v2
 from gmpq_tf.models.resnet import (
     resnet8,
@@ -20,6 +20,7 @@ from gmpq_tf.spelling import lookup
 
 MODELS: dict[str, Callable[..., keras.Model]] = {
     "digits_cnn": digits_cnn,
+    "digits_mobilenet": digits_mobilenet,
     "mobilenet_v2": mobilenet_v2,
     "resnet8": resnet8,
     "resnet18": resnet18,

@@ -1,4 +1,6 @@
-"""A network for 8x8 digits that has every kind of layer we quantize."""
+"""Networks for 8x8 digits: one of every kind of layer, one of inverted residuals."""
+
+from typing import Any
 
 import keras
 from keras import layers
@@ -32,3 +34,38 @@ def digits_cnn(
     x = relu(batch_norm(conv(x, 48, 3, 1, "stage3_conv"), "stage3_bn"), "stage3_relu")
     outputs = head(x, num_classes, classifier_activation)
     return keras.Model(inputs, outputs, name="digits_cnn")
+
+
+def digits_mobilenet(
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    classifier_activation: str | None = None,
+) -> keras.Model:
+    """Builds three inverted residuals, whose layers differ in what rounding costs them.
+
+    Args:
+        input_shape: Height, width, channels; such as (8, 8, 1), which leaves a last
+            feature map of 4x4.
+        num_classes: Number of outputs.
+        classifier_activation: None for logits, or such as `"softmax"`.
+
+    Source: the blocks of MobileNetV2 (Sandler et al., CVPR 2018), four times expanded.
+    """
+    inputs = keras.Input(input_shape, name="image")
+    x = relu(batch_norm(conv(inputs, 16, 3, 1, "stem_conv"), "stem_bn"), "stem_relu")
+    x = _inverted_residual(x, 16, 1, "block1")
+    x = _inverted_residual(x, 24, 2, "block2")
+    x = _inverted_residual(x, 24, 1, "block3")
+    outputs = head(x, num_classes, classifier_activation)
+    return keras.Model(inputs, outputs, name="digits_mobilenet")
+
+
+def _inverted_residual(x: Any, channels: int, strides: int, name: str) -> Any:
+    """Expands, filters each channel, projects; adds the input where shapes allow."""
+    y = conv(x, 4 * x.shape[-1], 1, 1, f"{name}_expand")
+    y = relu(batch_norm(y, f"{name}_expand_bn"), f"{name}_expand_relu")
+    y = depthwise(y, strides, f"{name}_depthwise")
+    y = relu(batch_norm(y, f"{name}_depthwise_bn"), f"{name}_depthwise_relu")
+    y = batch_norm(conv(y, channels, 1, 1, f"{name}_project"), f"{name}_project_bn")
+    same = strides == 1 and channels == x.shape[-1]
+    return layers.Add(name=f"{name}_add")([x, y]) if same else y

@@ -253,25 +253,56 @@ def mended(
     policy = BitwidthPolicy.uniform(model, BITS, BITS)
     if config.budget is not None:
         policy = BitwidthPolicy.load(Path(run.workdir) / SEARCHED_POLICY)
+    return corrected(
+        STAGE,
+        policy,
+        model,
+        dataset,
+        run,
+        config.correction,
+        config.calibration_images,
+    )
+
+
+def corrected(
+    name: str,
+    policy: BitwidthPolicy,
+    model: keras.Model,
+    dataset: Dataset,
+    run: RunConfig,
+    correction: str = AUTO,
+    images: int = IMAGES,
+) -> Stage:
+    """The calibrated and corrected student of a policy, in a stage of its own.
+
+    Args:
+        name: of the stage's folder.
+        policy: of the float model's layers.
+        model: the float model, which the workdir's pretrain/model.keras holds.
+        dataset: the images.
+        run: where and how.
+        correction: "auto", or a key of `CORRECTIONS`.
+        images: that are measured on; as many others choose the correction.
+    """
     resolved: dict[str, Any] = {
         "model": file_identity(Path(run.workdir) / PRETRAINED),
         "policy": {n: [b.weight_bits, b.activation_bits] for n, b in policy.items()},
-        "correction": config.correction,
-        "calibration_images": config.calibration_images,
+        "correction": correction,
+        "calibration_images": images,
         "data": dataclasses.asdict(dataset.config),
     }
     scaling = dataset.config.input_scaling().to_config()
-    stage = open_stage(run, STAGE, resolved, scaling)
+    stage = open_stage(run, name, resolved, scaling)
     if stage.finished:
         print(f"{stage.folder} is finished already.")
         return stage
     keras.utils.set_random_seed(dataset.config.seed)
     policy.save(stage.folder / POLICY)
-    count = HELD * min(config.calibration_images, correction_images(model))
+    count = HELD * min(images, correction_images(model))
     source = SearchData(model, dataset.calibration(count))
     with dataset.naming_damaged_images():
         held = source.first(count)
-        found = correct(model, policy, source, held, config.correction, print)
+        found = correct(model, policy, source, held, correction, print)
     print(f"Corrected: {found.correction}")
     save_model(found.student, stage.folder / "model.keras")
     stage.finish(

@@ -1,10 +1,13 @@
 """The whole path on real images: float model, policy, .tflite, report.
 
-Trains a float model, searches a policy that costs no more than uniform bits, fine-tunes
+Trains a float model, searches a policy that costs no more than uniform bits, quantizes
 the searched and the uniform model alike, exports both, measures everything on the test
 images and writes the report. Finished stages are skipped when it is run again.
 
-  python -m train.demo                                  4 minutes on 2 cores
+  python -m train.demo                                  2 minutes on 2 cores
+      without training: bits by a table of what each costs, statistics measured again
+  python -m train.demo --purpose=fine_tuning --workdir=runs/digits_trained
+      the paper's search, and fine-tuning
   python -m train.demo --dataset=cifar10 --workdir=runs/cifar10
       resnet8, with 30, 8 and 10 epochs where the paper's recipes have more: 1.5 hours
       on 2 cores; --model=FILE starts from a trained model instead
@@ -15,23 +18,34 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
+from typing import Literal
 
 from gmpq_tf.cost import count_cost
 from gmpq_tf.data import DataConfig
 from gmpq_tf.export.command import ExportConfig, export
+from gmpq_tf.graph import searchable_names
 from gmpq_tf.models import MODELS, load_model
 from gmpq_tf.policy import BitwidthPolicy
+from gmpq_tf.report.layout import SEARCHED_POLICY
 from gmpq_tf.run.app import run_main
 from gmpq_tf.run.flags import from_flags
 from gmpq_tf.run.run_config import RunConfig, set_threads
 from gmpq_tf.search import RiskConfig
+from gmpq_tf.search.policies import FinalistsConfig
+from gmpq_tf.search.strategies.loss_delta import LossDeltaConfig
+from gmpq_tf.space import SearchSpace
+from gmpq_tf.train.compress import corrected
 from gmpq_tf.train.evaluate import EvaluateConfig, describe, evaluate
 from gmpq_tf.train.finetune import FinetuneConfig, finetune
+from gmpq_tf.train.inputs import PRETRAINED, load_inputs
 from gmpq_tf.train.pretrain import PretrainConfig, pretrain
 from gmpq_tf.train.report import ReportConfig, report
 from gmpq_tf.train.search import SearchConfig, search
+from gmpq_tf.train.strategies import ChoicesConfig, search_by
 
 STAGES = 6
+SEARCHED, UNIFORM = "finetune", "uniform"  # folders in the workdir
+Purpose = Literal["post_training", "fine_tuning"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +54,8 @@ class Preset:
 
     Args:
         model: built-in model.
+        purpose: whether the quantized models are trained.
+        bits: of weights and activations of the uniform model, for that purpose.
         batch_size: images in a batch.
         pretrain_epochs: epochs of the float model.
         search_epochs: epochs of the search.
@@ -47,14 +63,20 @@ class Preset:
     """
 
     model: str
+    purpose: Purpose
+    bits: tuple[int, int]
     batch_size: int
     pretrain_epochs: int
     search_epochs: int
     finetune_epochs: int
 
 
-PRESETS = {"digits": Preset("digits_cnn", 64, 40, 25, 30)}
-OTHER = Preset("resnet8", 128, 30, 8, 10)
+WIDTHS = (2, 3, 4, 5, 6, 8)
+USUAL_BITS = (3, 3)
+PRESETS = {
+    "digits": Preset("digits_mobilenet", "post_training", (2, 4), 64, 40, 25, 30)
+}
+OTHER = Preset("resnet8", "fine_tuning", USUAL_BITS, 128, 30, 8, 10)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +86,13 @@ class DemoConfig:
     Args:
         model: A built-in model, or a trained .keras or .h5 file; none: one that suits
             the data set.
-        bits: Bits of weights and activations of the uniform model, whose bit operations
-            are the budget of the search.
+        purpose: post_training (bits by a table of what each choice costs, no training
+            after) or fine_tuning (the paper's search, then training); none: the first
+            for digits, the second for other sets.
+        bits: Bits of weights of the uniform model, whose bit operations are the budget
+            of the search; none: 2 for digits without training, else 3.
+        activation_bits: Bits of its activations; none: those of weights, or 4 for
+            digits without training.
         pretrain_epochs: Epochs of the float model; none: enough for the data set, and
             none for a trained file.
         search_epochs: Epochs of the search; none: enough for the data set.
@@ -74,7 +101,9 @@ class DemoConfig:
     """
 
     model: str | None = None
-    bits: int = 3
+    purpose: Purpose | None = None
+    bits: int | None = None
+    activation_bits: int | None = None
     pretrain_epochs: int | None = None
     search_epochs: int | None = None
     finetune_epochs: int | None = None
@@ -99,21 +128,35 @@ def demo(config: DemoConfig, data: DataConfig, run: RunConfig) -> Path:
     _heading(1, "Float model")
     trained = pretrain(pretrain_config(config), data, run)
     _heading(2, "Search")
-    budget = uniform_bit_ops(trained.folder / "model.keras", config.bits)
-    search(search_config(config, budget), data, run)
-    for number, name, policy in (
-        (3, "finetune", None),
-        (4, "uniform", f"uniform:{config.bits},{config.bits}"),
-    ):
-        _heading(number, f"Fine-tuning: {policy or 'the searched policy'}")
-        finetune(finetune_config(config, name, policy), data, run)
+    search_bits(config, trained.folder / "model.keras", data, run)
+    _heading(3, "The searched policy")
+    _quantized(config, SEARCHED, None, data, run)
+    _heading(4, f"uniform:{config.bits},{config.activation_bits}")
+    _quantized(config, UNIFORM, config.bits, data, run)
     _heading(5, "Export and test")
-    for name in ("finetune", "uniform"):
+    for name in (SEARCHED, UNIFORM):
         export(ExportConfig(name=name), data, run)
-    for name in ("pretrain", "finetune", "uniform"):
+    for name in ("pretrain", SEARCHED, UNIFORM):
         print(describe(name, evaluate(EvaluateConfig(split="test"), data, run, name)))
     _heading(6, "Report")
     return report(ReportConfig(), data, run)
+
+
+def _quantized(
+    config: DemoConfig, name: str, bits: int | None, data: DataConfig, run: RunConfig
+) -> None:
+    """Quantizes the searched (bits None) or the uniform model, as the purpose says."""
+    uniform = bits is not None
+    if config.purpose == "fine_tuning":
+        policy = f"uniform:{bits},{config.activation_bits}" if uniform else None
+        finetune(finetune_config(config, name, policy), data, run)
+        return
+    model, dataset = load_inputs(Path(run.workdir) / PRETRAINED, data)
+    if uniform:
+        found = BitwidthPolicy.uniform(model, bits, config.activation_bits)
+    else:
+        found = BitwidthPolicy.load(Path(run.workdir) / SEARCHED_POLICY)
+    corrected(name, found, model, dataset, run, "statistics")
 
 
 def with_preset(config: DemoConfig, dataset: str) -> DemoConfig:
@@ -128,6 +171,10 @@ def with_preset(config: DemoConfig, dataset: str) -> DemoConfig:
     """
     preset = PRESETS.get(dataset, OTHER)
     values = dataclasses.asdict(preset)
+    usual = config.purpose in (None, preset.purpose)
+    bits = preset.bits if usual and config.bits is None else USUAL_BITS
+    values["bits"] = bits[0]
+    values["activation_bits"] = bits[1] if config.bits is None else config.bits
     if config.model is not None and config.model not in MODELS:
         values["pretrain_epochs"] = 0  # it has been trained
     missing = {
@@ -145,6 +192,31 @@ def pretrain_config(config: DemoConfig) -> PretrainConfig:
         model=config.model or "",
         learning_rate=0.05,
     )
+
+
+def search_bits(
+    config: DemoConfig, path: Path, data: DataConfig, run: RunConfig
+) -> None:
+    """Searches a policy of the uniform one's bit operations, by what suits the purpose.
+
+    Args:
+        config: what is shown.
+        path: of the float model.
+        data: the images.
+        run: where and how.
+    """
+    if config.purpose == "fine_tuning":
+        budget = uniform_bit_ops(path, config.bits, config.activation_bits)
+        search(search_config(config, budget), data, run)
+        return
+    first, *_, last = searchable_names(load_model(path))
+    # The first kernel is searched too: at 8 bits it takes a sixth of W2A4's operations.
+    pinned = {first: (None, 8), last: (8, 8)}
+    choices = ChoicesConfig(
+        budget=f"W{config.bits}A{config.activation_bits}",
+        space=SearchSpace(WIDTHS, WIDTHS, pinned),
+    )
+    search_by("loss_delta", choices, LossDeltaConfig(), FinalistsConfig(), data, run)
 
 
 def search_config(config: DemoConfig, budget: int) -> SearchConfig:
@@ -171,18 +243,21 @@ def finetune_config(
     )
 
 
-def uniform_bit_ops(path: Path, bits: int) -> int:
+def uniform_bit_ops(path: Path, weight_bits: int, activation_bits: int) -> int:
     """Returns the bit operations of a model at uniform bits, ends at 8.
 
     Args:
         path: of the float model.
-        bits: of weights and activations.
+        weight_bits: of weights.
+        activation_bits: of activations.
 
     Returns:
         Bit operations of one image.
     """
     model = load_model(path)
-    return count_cost(model, BitwidthPolicy.uniform(model, bits, bits)).bit_ops
+    return count_cost(
+        model, BitwidthPolicy.uniform(model, weight_bits, activation_bits)
+    ).bit_ops
 
 
 def _heading(number: int, text: str) -> None:

@@ -62,8 +62,9 @@ class PretrainConfig(TrainingConfig):
     """How the float model is trained.
 
     Args:
-        model: A built-in model (digits_cnn, mobilenet_v2, resnet8, resnet18, resnet20,
-            resnet50, resnet50_v1_5, resnet56, vgg16) or a .keras or .h5 file.
+        model: A built-in model (digits_cnn, digits_mobilenet, mobilenet_v2, resnet8,
+            resnet18, resnet20, resnet50, resnet50_v1_5, resnet56, vgg16) or a .keras or
+            .h5 file.
         weight_decay: Share of each weight that a step takes off at a learning rate of
             1, 0 or more.
         weights: What a built-in model starts from: imagenet (published by

@@ -5,6 +5,11 @@ NAMES = {
         head_dense stage1_conv1 stage1_conv2 stage2_depthwise stage2_pointwise
         stage3_conv stem_conv
     """,
+    "digits_mobilenet": """
+        block1_depthwise block1_expand block1_project block2_depthwise block2_expand
+        block2_project block3_depthwise block3_expand block3_project head_dense
+        stem_conv
+    """,
     "mobilenet_v2": """
         head_conv head_dense stage1_block1_depthwise stage1_block1_project
         stage2_block1_depthwise stage2_block1_expand stage2_block1_project

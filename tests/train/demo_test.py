@@ -18,7 +18,7 @@ from gmpq_tf.train.demo import DemoConfig, demo, with_preset
 from gmpq_tf.train.evaluate import EvaluateConfig, evaluate, model_folders
 from gmpq_tf.train.report import ReportConfig, report, row_name
 
-CONFIG = DemoConfig(search_epochs=1, finetune_epochs=1, bits=4)
+CONFIG = DemoConfig(purpose="fine_tuning", search_epochs=1, finetune_epochs=1, bits=4)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +66,41 @@ def test_the_searched_budget_is_the_cost_of_the_uniform_model(run):
     summary = read(run, "summary.json")
     costs = {row["name"]: row["bit_ops"] for row in summary["rows"]}
     assert summary["bit_ops_budget"] == costs["uniform W4A4"]
+
+
+def test_without_training_both_models_cost_the_same_and_none_is_trained(
+    tmp_path, float_file, digits
+):
+    quiet = RunConfig(workdir=str(tmp_path), progress="none")
+    config = DemoConfig(purpose="post_training", bits=3, model=str(float_file))
+    demo(config, digits, quiet)
+    costs = {row["name"]: row["bit_ops"] for row in read(quiet, "summary.json")["rows"]}
+    assert 0.9 * costs["uniform W3A3"] <= costs["searched"] <= costs["uniform W3A3"]
+    policy = BitwidthPolicy.load(tmp_path / "finetune" / "policy.json")
+    assert policy["first"].activation_bits == 8  # what comes from a camera
+    for name in ("finetune", "uniform"):
+        assert not (tmp_path / name / "metrics.jsonl").exists()
+
+
+def test_the_digits_show_what_bits_are_worth_without_training():
+    config = with_preset(DemoConfig(), "digits")
+    assert (config.purpose, config.model) == ("post_training", "digits_mobilenet")
+    assert (config.bits, config.activation_bits) == (2, 4)
+    assert with_preset(DemoConfig(), "cifar10").purpose == "fine_tuning"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"bits": 3}, (3, 3)),
+        ({"bits": 3, "activation_bits": 5}, (3, 5)),
+        ({"purpose": "fine_tuning"}, (3, 3)),
+        ({"purpose": "fine_tuning", "bits": 2}, (2, 2)),
+    ],
+)
+def test_bits_that_are_given_are_those_of_the_uniform_model(given, expected):
+    config = with_preset(DemoConfig(**given), "digits")
+    assert (config.bits, config.activation_bits) == expected
 
 
 def test_a_second_run_trains_nothing(run, digits, float_file):
@@ -140,7 +175,7 @@ def test_rows_are_named_by_how_their_policy_was_made(tmp_path):
 
 
 def test_presets_fill_in_what_is_not_given(float_file):
-    assert with_preset(DemoConfig(), "digits").model == "digits_cnn"
+    assert with_preset(DemoConfig(), "digits").model == "digits_mobilenet"
     assert with_preset(DemoConfig(), "cifar10").model == "resnet8"
     trained = with_preset(DemoConfig(model=str(float_file)), "cifar10")
     assert trained.pretrain_epochs == 0
