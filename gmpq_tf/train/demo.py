@@ -131,8 +131,9 @@ def demo(config: DemoConfig, data: DataConfig, run: RunConfig) -> Path:
     search_bits(config, trained.folder / "model.keras", data, run)
     _heading(3, "The searched policy")
     _quantized(config, SEARCHED, None, data, run)
-    _heading(4, f"uniform:{config.bits},{config.activation_bits}")
-    _quantized(config, UNIFORM, config.bits, data, run)
+    bits = uniform_bits(config)
+    _heading(4, f"Uniform bits: W{bits[0]}A{bits[1]}")
+    _quantized(config, UNIFORM, bits, data, run)
     _heading(5, "Export and test")
     for name in (SEARCHED, UNIFORM):
         export(ExportConfig(name=name), data, run)
@@ -142,20 +143,28 @@ def demo(config: DemoConfig, data: DataConfig, run: RunConfig) -> Path:
     return report(ReportConfig(), data, run)
 
 
+def uniform_bits(config: DemoConfig) -> tuple[int, int]:
+    """Weight and activation bits of the uniform model, of a configuration in full."""
+    return config.bits or USUAL_BITS[0], config.activation_bits or USUAL_BITS[1]
+
+
 def _quantized(
-    config: DemoConfig, name: str, bits: int | None, data: DataConfig, run: RunConfig
+    config: DemoConfig,
+    name: str,
+    bits: tuple[int, int] | None,
+    data: DataConfig,
+    run: RunConfig,
 ) -> None:
     """Quantizes the searched (bits None) or the uniform model, as the purpose says."""
-    uniform = bits is not None
     if config.purpose == "fine_tuning":
-        policy = f"uniform:{bits},{config.activation_bits}" if uniform else None
+        policy = None if bits is None else f"uniform:{bits[0]},{bits[1]}"
         finetune(finetune_config(config, name, policy), data, run)
         return
     model, dataset = load_inputs(Path(run.workdir) / PRETRAINED, data)
-    if uniform:
-        found = BitwidthPolicy.uniform(model, bits, config.activation_bits)
-    else:
+    if bits is None:
         found = BitwidthPolicy.load(Path(run.workdir) / SEARCHED_POLICY)
+    else:
+        found = BitwidthPolicy.uniform(model, *bits)
     corrected(name, found, model, dataset, run, "statistics")
 
 
@@ -206,14 +215,15 @@ def search_bits(
         run: where and how.
     """
     if config.purpose == "fine_tuning":
-        budget = uniform_bit_ops(path, config.bits, config.activation_bits)
+        budget = uniform_bit_ops(path, *uniform_bits(config))
         search(search_config(config, budget), data, run)
         return
     first, *_, last = searchable_names(load_model(path))
     # The first kernel is searched too: at 8 bits it takes a sixth of W2A4's operations.
     pinned = {first: (None, 8), last: (8, 8)}
+    weights, activations = uniform_bits(config)
     choices = ChoicesConfig(
-        budget=f"W{config.bits}A{config.activation_bits}",
+        budget=f"W{weights}A{activations}",
         space=SearchSpace(WIDTHS, WIDTHS, pinned),
     )
     search_by("loss_delta", choices, LossDeltaConfig(), FinalistsConfig(), data, run)

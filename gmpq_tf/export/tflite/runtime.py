@@ -23,7 +23,7 @@ from gmpq_tf.inputs import InputError, match_inputs
 
 WARM_UP_RUNS = 3
 LONGEST_TRIAL = 120  # seconds
-# Those of TFLite Micro are the reference ones.
+# Those of TFLite Micro are the reference ones, but for dense layers.
 KERNELS = {
     "xnnpack": OpResolverType.AUTO,
     "builtin": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
