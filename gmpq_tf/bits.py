@@ -174,7 +174,8 @@ def check_pin(name: str, pin: Any) -> Pin:
             "activation_bits), or (None, 8) to search the weights alone."
         )
     weight_bits, activation_bits = (
-        None if bits is None else check_bits(f"pinned[{name!r}]", bits) for bits in pin
+        None if bits is None else check_bits(f"pinned.{name}.{key}", bits)
+        for key, bits in zip(LAYER_KEYS, pin, strict=True)
     )
     return weight_bits, activation_bits
 
