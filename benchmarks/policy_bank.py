@@ -88,12 +88,9 @@ def train(
     student = gmpq.quantize_model(model, policy)
     gmpq.calibrate(student, data.calibration(CALIBRATION))
     steps = epochs * data.steps_per_epoch
-    student.compile(
-        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(RATE, steps)),
-        make_loss(model),
-        metrics=["accuracy"],
-    )
     if epochs:
+        rate = keras.optimizers.schedules.CosineDecay(RATE, steps)
+        student.compile(keras.optimizers.Adam(rate), make_loss(model))
         fitted = student.fit(
             data.train(epochs=epochs),
             epochs=epochs,
