@@ -29,6 +29,8 @@ def delta_table(
     candidates: Candidates,
     columns: Mapping[str, float],
     most: float = math.inf,
+    steps: int = 0,
+    **training: Any,
 ) -> Valued:
     """Values every choice by the risk it adds to a policy, with the sign turned.
 
@@ -41,18 +43,23 @@ def delta_table(
         candidates: (weight bits, activation bits) each layer may take.
         columns: of `Measured` -> weight in the risk; the first is put on record.
         most: value that none exceeds.
+        steps: of fine-tuning before each measurement, that of the context too.
+        **training: `learning_rate` and `batch_size` of it.
 
     Returns:
         The values, with samples and a column for each risk.
     """
     risk = next(iter(columns))
     different = [b for *_, b in changes(context, candidates) if b != context]
-    evaluator.expect(1 + len(different))
-    base = evaluator.measure(context)
+    evaluator.expect(1 + len(different), steps, **training)
+    base = evaluator.measure(context, steps, **training)
     found: dict = {column: {n: ({}, {}) for n in candidates} for column in columns}
     history = [_record("", base, risk)]
     for name, which, width, bits in changes(context, candidates):
-        measured = base if bits == context else evaluator.measure(bits)
+        if bits == context:
+            measured = base
+        else:
+            measured = evaluator.measure(bits, steps, **training)
         for column in columns:
             added = measured.column(column) - base.column(column)
             found[column][name][which][width] = -added

@@ -6,9 +6,10 @@ hypernet computes what `quantize_model` of the policy would.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from time import perf_counter
 from typing import Any
 
@@ -25,13 +26,12 @@ from gmpq_tf.search.config import RiskConfig
 from gmpq_tf.search.errors import StrategyError
 from gmpq_tf.search.judge import Judge
 from gmpq_tf.search.risks import Generalization
+from gmpq_tf.search.tuning import BATCH, Tuner
 from gmpq_tf.search.values import Bits
 from gmpq_tf.task import Binary
 from gmpq_tf.transform import build_hypernet, calibrate
 
 CHOSEN, LEFT_OUT = 0.0, -1e4
-BATCH = 64
-MOMENTUM = 0.9
 DIGITS = 7  # that a measurement is kept with; float32 has no more
 
 
@@ -148,6 +148,33 @@ class Evaluator:
         case.meter.forward(case.calibration_images)
         return hypernet
 
+    @cached_property
+    def tuner(self) -> Tuner:
+        """What trains the hypernet, on the images after those measured on."""
+        return Tuner(self.case, self.hypernet, self.judge, self.images)
+
+    def explore(
+        self, draw: Callable[[int], Bits], steps: int, learning_rate: float, size: int
+    ) -> float:
+        """Trains the hypernet, which stays so: each step the policy that is drawn.
+
+        Args:
+            draw: number of the step -> its policy.
+            steps: how many.
+            learning_rate: of the first; it falls to zero.
+            size: images of a step.
+
+        Returns:
+            The mean loss of the second half of the steps.
+        """
+        numbers = count()
+        self.case.watch.expect(steps, 3 * size)
+
+        def each() -> None:
+            self._choose(draw(next(numbers)))
+
+        return self.tuner.train(steps, learning_rate, size, each, shown=True)
+
     def measure(
         self, bits: Bits, steps: int = 0, images: int | None = None, **training: Any
     ) -> Measured:
@@ -214,7 +241,7 @@ class Evaluator:
         try:
             self._choose(bits)
             if steps:
-                self._train(steps, **training)
+                self.tuner.train(steps, **training)
             if renewed:
                 self._measure_statistics()
             return self._risks(images)
@@ -359,64 +386,6 @@ class Evaluator:
         rows = slice(0, min(self.statistics, self.images))
         self._statistics_pass(self._inputs(rows))
         self.case.meter.forward(rows.stop)
-
-    def _train(
-        self, steps: int, learning_rate: float = 0.01, batch_size: int = BATCH
-    ) -> None:
-        """Fine-tune the chosen policy, the learning rate falling to zero."""
-        optimizer = self._optimizer
-        for variable in optimizer.variables:
-            variable.assign(tf.zeros_like(variable))
-        batches = self.case.data.training(batch_size, self.images)
-        for step in range(steps):
-            arrays, labels = next(batches)
-            optimizer.learning_rate.assign(learning_rate * (1 - step / steps))
-            inputs = self.case.data.inputs.structured(map(tf.constant, arrays))
-            self._train_step(inputs, self._targets(inputs, labels))
-        self.case.meter.training(steps * batch_size)
-
-    def _targets(self, inputs: Any, labels: Any) -> list[tf.Tensor]:
-        """What outputs are trained to be: labels, or the float model's outputs."""
-        outputs = keras.tree.flatten(self.case.model(inputs, training=False))
-        if not self.judge.labelled:
-            return outputs
-        scores = [np.asarray(each) for each in outputs]
-        judge = Judge(self.case.model, scores, labels)
-        return [tf.constant(own) for own in judge.targets]
-
-    @cached_property
-    def _trained(self) -> list[keras.Variable]:
-        importances = {
-            id(variable)
-            for name in self.case.problem.candidates
-            for layer in [self.hypernet.get_layer(name)]
-            for variable in (layer.kernel_importance, layer.input_importance)
-        }
-        return [
-            v for v in self.hypernet.trainable_variables if id(v) not in importances
-        ]
-
-    @cached_property
-    def _optimizer(self) -> keras.optimizers.Optimizer:
-        optimizer = keras.optimizers.SGD(0.01, momentum=MOMENTUM)
-        optimizer.build(self._trained)
-        return optimizer
-
-    @cached_property
-    def _train_step(self) -> Any:
-        hypernet, judge, variables = self.hypernet, self.judge, self._trained
-        optimizer = self._optimizer  # whose variables no tracing may make
-        risk = judge.task if judge.labelled else judge.divergence
-
-        @tf.function(reduce_retracing=True)
-        def train(inputs: Any, targets: Sequence[tf.Tensor]) -> None:
-            with tf.GradientTape() as tape:
-                outputs = keras.tree.flatten(hypernet(inputs, training=True))
-                loss = tf.reduce_mean(risk(outputs, targets))
-            gradients = tape.gradient(loss, variables)
-            optimizer.apply(gradients, variables)
-
-        return train
 
     def _inputs(self, rows: slice) -> Any:
         arrays = [tf.constant(a[rows]) for a in self.held.inputs]

@@ -125,6 +125,8 @@ def perturbation(
     config: ReadoutConfig,
     risk: RiskConfig,
     trained: Callable[[], Any],
+    steps: int = 0,
+    **training: Any,
 ) -> Valued:
     """Values every choice by the risk it adds to the policy, in the trained hypernet.
 
@@ -138,6 +140,8 @@ def perturbation(
         config: what is measured.
         risk: eta, and the options of R_G.
         trained: gives the hypernet.
+        steps: of fine-tuning before each measurement; it is then as it was again.
+        **training: `learning_rate` and `batch_size` of it.
 
     Returns:
         The values, with samples and a column for each risk.
@@ -164,15 +168,17 @@ def perturbation(
     )
 
     def risk_of(bits: Bits) -> float:
-        found = evaluator.measure(bits)
+        found = evaluator.measure(bits, steps, **training)
         return sum(float(w * found.column(c).mean()) for c, w in columns.items())
 
     seen, tables, history = [dict(start)], [], []
     for _ in range(ROUNDS):
-        table = delta_table(evaluator, seen[-1], problem.candidates, columns)
+        table = delta_table(
+            evaluator, seen[-1], problem.candidates, columns, steps=steps, **training
+        )
         history.extend(table.history)
         best = choose(table.values, problem.candidates, problem.limits)
-        evaluator.expect(1)
+        evaluator.expect(1, steps, **training)
         tables.append((risk_of(best), table))
         if best in seen:
             break

@@ -32,6 +32,8 @@ CASES: dict = {
     "gmpq": {"epochs": 1},
     "edmips": {"epochs": 1},
     "loss_delta": {},
+    "one_shot": {"training_steps": 4, "learning_rate": 1e-3, "images": 32},
+    "limpq": {"training_steps": 4, "learning_rate": 1e-3, "batch_size": 16},
     "random": {"policies": 24},
 }
 # Of the strategies with gradients: how layers compute, and how importances are read.
@@ -53,7 +55,10 @@ def finds(strategy, options):
     A mixture of branches averages rounding errors, so that its importances, unless they
     are read by measuring, hardly tell one from another; one epoch is too short for any.
     """
-    return strategy in ("loss_delta", "random") or options.items() >= MEASURED.items()
+    return (
+        strategy in ("loss_delta", "one_shot", "random")
+        or options.items() >= MEASURED.items()
+    )
 
 
 def names_of(rows):

@@ -8,7 +8,9 @@ from typing import Any
 
 from gmpq_tf.search.case import SearchCase
 from gmpq_tf.search.strategies.gradient import EdMIPSConfig, GMPQConfig, edmips, gmpq
+from gmpq_tf.search.strategies.limpq import LIMPQConfig, limpq
 from gmpq_tf.search.strategies.loss_delta import LossDeltaConfig, loss_delta
+from gmpq_tf.search.strategies.one_shot import OneShotConfig, one_shot
 from gmpq_tf.search.strategies.random_draws import RandomConfig, random_draws
 from gmpq_tf.search.values import Valued
 
@@ -33,6 +35,8 @@ STRATEGIES: dict[str, Strategy] = {
     "gmpq": Strategy(GMPQConfig, gmpq, gradient=True),
     "edmips": Strategy(EdMIPSConfig, edmips, gradient=True),
     "loss_delta": Strategy(LossDeltaConfig, loss_delta),
+    "one_shot": Strategy(OneShotConfig, one_shot),
+    "limpq": Strategy(LIMPQConfig, limpq),
     "random": Strategy(RandomConfig, random_draws),
 }
 

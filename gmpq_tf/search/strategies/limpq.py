@@ -1,0 +1,122 @@
+"""Value of a choice: the step that its quantizer learns (LIMPQ)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+
+from gmpq_tf.search.case import SearchCase
+from gmpq_tf.search.checks import check_number
+from gmpq_tf.search.errors import StrategyError
+from gmpq_tf.search.strategies.one_shot import ExploreConfig, Explored, random_draws
+from gmpq_tf.search.values import Bits, Valued
+
+LOOKED_AT = 64  # images that tell what labels are
+
+
+@dataclass(frozen=True)
+class LIMPQConfig(ExploreConfig):
+    """As `ExploreConfig`, and how learned steps are compared.
+
+    Args:
+        alpha: What steps of weights count beside those of activations.
+        normalize: Divide each step by the standard deviation of the float kernel, or by
+            the range of the widest candidate, so that layers of other scales compare.
+    """
+
+    alpha: float = 2.0
+    normalize: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("alpha", self.alpha, 0.0)
+        if not self.training_steps:
+            raise StrategyError(
+                "limpq reads steps that were trained. Received: training_steps=0. "
+                "Pass 1 or more."
+            )
+
+
+def limpq(case: SearchCase, config: LIMPQConfig) -> Valued:
+    """Values choices by the steps that quantizers learn: `-s_a[b]`, `-alpha s_w[b]`.
+
+    One hypernet is trained, whose branches have steps of their own: a step of training
+    with each bit-width in all layers, one with bits drawn at random, and again. A
+    sensitive tensor learns a larger step. Unlike in the official code, which adds the
+    gradients of these passes up, each is a step of its own, BatchNormalization is
+    shared by all bit-widths, and a choice whose step does not fall with more bits has
+    the value of fewer.
+
+    Args:
+        case: the float model, its choices and images.
+        config: how long, and how steps are compared.
+
+    Returns:
+        The values; learned steps have no measured error.
+
+    Source: Tang et al., "Mixed-Precision Neural Network Quantization via Learned
+    Layer-wise Importance", ECCV 2022, sections 3.2 to 3.4.
+
+    Raises:
+        StrategyError: the kernel quantizer does not learn its steps.
+    """
+    explored = Explored(case, config, _draws(case), LOOKED_AT)
+    hypernet = explored.hypernet()
+    values: dict[str, Any] = {}
+    for name, (weights, inputs) in case.problem.candidates.items():
+        layer = hypernet.get_layer(name)
+        of_w, of_x = layer.kernel_quantizer, layer.input_quantizer
+        if not of_w.learned:
+            raise StrategyError(
+                "limpq reads the learned steps of kernels. "
+                f"Received: kernel_quantizer={of_w.method!r}, which learns none. "
+                "Search with kernel_quantizer='lsq', or another strategy."
+            )
+        kernel = np.asarray(layer.kernel)
+        sides = (
+            {w: float(np.mean(of_w.step(kernel, of_w.bits.index(w)))) for w in weights},
+            {a: of_x.step(of_x.bits.index(a)) for a in inputs},
+        )
+        scales = (1.0, 1.0)
+        if config.normalize:
+            widest = of_x.bits.index(max(inputs))
+            low, high = of_x.codes(widest)
+            scales = (float(kernel.std()), of_x.step(widest) * (high - low))
+        values[name] = (
+            _falling(sides[0], -config.alpha / max(scales[0], 1e-12)),
+            _falling(sides[1], -1 / max(scales[1], 1e-12)),
+        )
+    return Valued(values)
+
+
+def _draws(case: SearchCase) -> Iterable[Bits]:
+    """Each bit-width in all layers that have it, then drawn bits, without end."""
+    pairs = case.problem.candidates
+    free = [side for pair in pairs.values() for side in pair if len(side) > 1]
+    widths = sorted(set().union(*free)) if free else []
+    drawn = iter(random_draws(case))
+    for width in cycle([*widths, None]):
+        if width is None:
+            yield next(drawn)
+            continue
+        yield {
+            name: (_nearest(weights, width), _nearest(inputs, width))
+            for name, (weights, inputs) in pairs.items()
+        }
+
+
+def _nearest(candidates: Sequence[int], width: int) -> int:
+    return min(candidates, key=lambda own: abs(own - width))
+
+
+def _falling(steps: dict[int, float], factor: float) -> dict[int, float]:
+    """Values of the steps; never less with more bits."""
+    values, best = {}, -np.inf
+    for width in sorted(steps):
+        best = max(best, factor * steps[width])
+        values[width] = float(best)
+    return values
