@@ -23,8 +23,9 @@ from gmpq_tf.compression.corrections import (
 )
 from gmpq_tf.compression.space import suited_space
 from gmpq_tf.data import InputScaling
-from gmpq_tf.export.errors import ExportError
+from gmpq_tf.export.tflite.arguments import FLOAT_LAYERS, check_choice
 from gmpq_tf.export.tflite.exporter import ExportReport, export_tflite
+from gmpq_tf.export.tflite.lowering import check_kinds
 from gmpq_tf.graph import read_graph
 from gmpq_tf.inputs import InputError
 from gmpq_tf.policy import BitwidthPolicy
@@ -32,7 +33,6 @@ from gmpq_tf.search.case import Held, SearchData
 from gmpq_tf.search.judge import Judge
 from gmpq_tf.search.policies import search_policy
 from gmpq_tf.space import SearchSpace
-from gmpq_tf.transform.exportable import refusals
 from gmpq_tf.transform.gates import split_gates
 from gmpq_tf.transform.rewrite import flattened, split_activations
 
@@ -110,6 +110,7 @@ def compress(
     seed: int = 0,
     scaling: InputScaling | str | None = None,
     class_names: Sequence[str] | None = None,
+    float_layers: str = "refuse",
     least_agreement: float = LEAST_AGREEMENT,
     latency_runs: int = 0,
     progress: str = "auto",
@@ -142,6 +143,8 @@ def compress(
         seed: of everything random.
         scaling: how pixels become inputs, for the file's metadata.
         class_names: likewise, one a score.
+        float_layers: "refuse" layers that have no integer counterpart, such as gelu or
+            attention, or "allow" them to be computed in float.
         least_agreement: share of equal decisions below which nothing is written.
         latency_runs: timed runs of every storage, for the report; 0: none.
         progress: "auto", "bar", "line" or "none".
@@ -156,7 +159,7 @@ def compress(
         GraphError: a model that cannot be read.
     """
     check_correction(correction)
-    check_exportable(model)
+    check_exportable(model, float_layers)
     flat = flattened(model)
     source = SearchData(flat, data)
     count = min(calibration_images, correction_images(flat))
@@ -187,6 +190,7 @@ def compress(
         verify_data=(x if y is None else (x, y) for x, y in tested.batches()),
         class_names=class_names,
         scaling=scaling,
+        float_layers=float_layers,
         least_agreement=least_agreement,
         latency_runs=latency_runs,
     )
@@ -244,20 +248,20 @@ def storage_for(budget: Any) -> str:
     return "smallest" if FILE_BYTES in resources else "fast"
 
 
-def check_exportable(model: keras.Model) -> None:
+def check_exportable(model: keras.Model, float_layers: str = "refuse") -> None:
     """Refuses a model of which a layer has no integer counterpart.
 
+    Args:
+        model: the float model.
+        float_layers: "refuse" such layers, or "allow" those that a file can compute in
+            float.
+
     Raises:
-        ExportError: there is one; all are named.
+        ExportError: there is one that is not allowed; all are named.
     """
+    check_choice("float_layers", float_layers, FLOAT_LAYERS)
     graph = split_gates(split_activations(read_graph(flattened(model))))
-    found = [f"{name!r} {reason}" for name, reason in refusals(graph).items()]
-    if found:
-        raise ExportError(
-            "Every layer must have an integer counterpart. "
-            f"Received: {', '.join(found)}. Replace them (gelu by relu, layer by "
-            "batch normalization, ...) and train the model again."
-        )
+    check_kinds(graph, float_layers == "allow")
 
 
 def check_images(count: int) -> None:

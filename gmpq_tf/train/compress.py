@@ -106,6 +106,8 @@ class CompressConfig:
         split: Images that accuracy and agreement are measured on. They choose nothing.
         verify_images: Held-out images on which the file is compared with the Keras
             model before it is kept.
+        float_layers: Layers without an integer counterpart, such as gelu or attention:
+            refuse them, or allow them to be computed in float.
         latency_runs: Timed runs of each storage and of the float model; 0 for none.
         least_agreement: Share of decisions on which file and Keras model must agree.
         epochs: Fine-tuning epochs (needs labels); 0: none, and corrections instead.
@@ -126,6 +128,7 @@ class CompressConfig:
     table_images: int | None = None
     split: Literal["test", "validation"] = "test"
     verify_images: int = 512
+    float_layers: Literal["refuse", "allow"] = "refuse"
     latency_runs: int = LATENCY_RUNS
     least_agreement: float = LEAST_AGREEMENT
     epochs: int = 0
@@ -157,7 +160,7 @@ def compress(config: CompressConfig, data: DataConfig, run: RunConfig) -> Path:
     path = model_path(run, config.model)
     model, dataset = load_inputs(path, data, labels=config.epochs > 0)
     data = dataset.config
-    check_exportable(model)
+    check_exportable(model, config.float_layers)
     check_images(dataset.sizes["train"])
     _describe_images(dataset, model)
     with dataset.naming_damaged_images():
@@ -181,6 +184,7 @@ def compress(config: CompressConfig, data: DataConfig, run: RunConfig) -> Path:
         name=stage.name,
         storage=config.storage,
         verify_images=config.verify_images,
+        float_layers=config.float_layers,
         latency_runs=config.latency_runs,
         least_agreement=config.least_agreement,
     )

@@ -140,3 +140,17 @@ def test_refusals(model, tmp_path):
     with pytest.warns(UserWarning, match="Only 20 images"):
         quick(model, X[:20], None, path)
     assert path.exists()
+
+
+def test_float_layers_are_allowed_by_name(tmp_path):
+    model, path = network(activation="gelu"), tmp_path / "m.tflite"
+    with pytest.raises(ExportError, match="float_layers='allow'"):
+        quick(model, X, "W4A4", path)
+    with pytest.raises(ExportError, match="Did you mean 'allow'"):
+        quick(model, X, "W4A4", path, float_layers="alow")
+    result = quick(model, X, "W4A4", path, float_layers="allow", correction="none")
+    assert {p.kind for p in result.report.float_parts} == {"Activation"}
+    assert result.agreement > 0.9
+    # What a file with float layers takes is not known beforehand.
+    with pytest.raises(BudgetError, match="budget bit operations"):
+        quick(model, X, "20kB", path, float_layers="allow")

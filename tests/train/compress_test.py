@@ -154,9 +154,13 @@ def test_layers_without_an_integer_counterpart(digits, quiet, tmp_path):
     x = keras.layers.Conv2D(4, 3, activation="gelu", name="curved")(inputs)
     x = keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(x))
     keras.Model(inputs, x).save(tmp_path / "gelu.keras")
+    config = quick(tmp_path / "gelu.keras", budget="W4A4")
     with pytest.raises(ExportError, match="'curved"):
-        compress(quick(tmp_path / "gelu.keras", budget="W4A4"), digits, quiet)
+        compress(config, digits, quiet)
     assert not (tmp_path / "run" / "search").exists()
+    path = compress(dataclasses.replace(config, float_layers="allow"), digits, quiet)
+    found = json.loads((path.parent / "export_report.json").read_text())
+    assert found["float_parts"]
 
 
 def test_images_that_cannot_be_used(float_file, digits, quiet, tmp_path, repo_root):

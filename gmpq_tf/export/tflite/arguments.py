@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -45,16 +46,21 @@ def check_choices(
         "float_layers": (float_layers, FLOAT_LAYERS),
     }
     for what, (value, valid) in choices.items():
-        if value not in valid:
-            raise ExportError(
-                f"{what} must be one of {', '.join(valid)}. "
-                f"Received: {what}={value!r}. {suggest(str(value), valid)}"
-            )
+        check_choice(what, value, valid)
     if storage not in STORAGES_OF[runtime]:
         raise ExportError(
             f"storage must be {' or '.join(STORAGES_OF[runtime])} with "
             f"runtime={runtime!r}, which cannot compute INT2, and INT4 only with codes "
             f"off by one. Received: storage={storage!r}. Leave it out."
+        )
+
+
+def check_choice(what: str, value: str, valid: Sequence[str]) -> None:
+    """Refuses a word that is none of the choices of an option."""
+    if value not in valid:
+        raise ExportError(
+            f"{what} must be one of {', '.join(valid)}. "
+            f"Received: {what}={value!r}. {suggest(str(value), valid)}"
         )
 
 

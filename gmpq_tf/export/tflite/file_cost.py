@@ -185,7 +185,9 @@ def lowered_once(
     except (ExportError, GraphError) as error:
         raise BudgetError(
             "A budget of the file or its memory needs a model that can be exported. "
-            f"Received: model={model.name!r}: {error}"
+            f"Received: model={model.name!r}: {error} What a file with layers in float "
+            "takes is not known beforehand: budget bit operations, such as W4A4, or "
+            "weight_bytes=60kB."
         ) from error
 
 
