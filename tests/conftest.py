@@ -11,6 +11,9 @@ import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+# oneDNN's own allocator keeps what was once asked for: a few large models, and each
+# worker has gigabytes that nothing uses.
+os.environ.setdefault("TF_ONEDNN_USE_SYSTEM_ALLOCATOR", "1")
 # Compiling each small shape costs more than it saves; mixture_test covers XLA.
 os.environ.setdefault("GMPQ_XLA_QUANTIZERS", "0")
 
