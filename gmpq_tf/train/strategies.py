@@ -48,8 +48,10 @@ class StrategyConfig:
 
     Args:
         strategy: How the choices are valued: gmpq and edmips train importances,
-            loss_delta measures what each choice costs (no training, no labels), random
-            draws policies. Each has flags of its own: --strategy=NAME --help.
+            loss_delta measures what each choice costs (no training, no labels),
+            one_shot does so after training with drawn bits, limpq reads the steps that
+            quantizers learn, random draws policies. Each has flags of its own:
+            --strategy=NAME --help.
         purpose: What the policy is for, which names the strategy, and defaults of its
             flags, where --strategy does not: post_training (the model is not trained
             after) or fine_tuning; none: the paper's search.
