@@ -319,6 +319,10 @@ def resolved_config(
     }
 
 
+# Strategies that have a recipe of training of their own here.
+RECIPES: dict[str, type] = {"gmpq": SearchConfig, "edmips": EdMIPSSearchConfig}
+
+
 def main(argv: list[str]) -> None:
     """Runs the command; flags must have been parsed.
 
@@ -326,7 +330,7 @@ def main(argv: list[str]) -> None:
         argv: not used.
     """
     run, name = from_flags(RunConfig), from_flags(StrategyConfig).strategy
-    config = from_flags(SearchConfig if name == "gmpq" else EdMIPSSearchConfig)
+    config: Any = from_flags(RECIPES[name])
     finalists = from_flags(FinalistsConfig)
     if isinstance(config, EdMIPSSearchConfig):
         config = config.with_risk()
@@ -347,27 +351,27 @@ def main_of_strategy(argv: list[str]) -> None:
     print(f"Policy: {stage.folder / POLICY}")
 
 
+def configs_of(strategy: str) -> tuple[type, ...]:
+    """The dataclasses whose fields are the flags of a search by this strategy."""
+    row = STRATEGIES[strategy]
+    shared = (StrategyConfig, FinalistsConfig, DataConfig)
+    if strategy in RECIPES:
+        return (*shared, RECIPES[strategy], RunConfig)
+    stage = RunConfig if row.gradient else WorkdirConfig
+    return (*shared, ChoicesConfig, row.config, stage)
+
+
 def run() -> None:
     """Entry point of `gmpq-search`."""
     try:
         name, defaults = named_search(sys.argv)
     except ValueError as error:
         exit_with(error)
-    own: tuple[type, ...] = (SearchConfig, FinalistsConfig)
-    configs: tuple[type, ...] = (StrategyConfig, *own, DataConfig, RunConfig)
-    command = main
-    if name == "edmips":
-        own = (EdMIPSSearchConfig, FinalistsConfig)
-        configs = (StrategyConfig, *own, DataConfig, RunConfig)
-    elif name != "gmpq":
-        row, command = STRATEGIES[name], main_of_strategy
-        own = (ChoicesConfig, row.config, FinalistsConfig)
-        configs = (StrategyConfig, *own, DataConfig)
-        configs += (RunConfig if row.gradient else WorkdirConfig,)
+    command = main if name in RECIPES else main_of_strategy
     run_main(
         command,
         __doc__,
-        *configs,
+        *configs_of(name),
         defaults={**defaults, "strategy": name},
         check=lambda: check_flags(name, sys.argv),
     )

@@ -50,7 +50,9 @@ def test_training_with_drawn_bits_serves_few_bits(case):
         ("branch_a", "branch_b"), (2, 2)
     )
     before = Evaluator(case, 64).measure(few).divergence
-    config = ExploreConfig(training_steps=60, learning_rate=1e-3, batch_size=32)
+    config = ExploreConfig(
+        training_steps=60, learning_rate=1e-3, training_batch_size=32
+    )
     explored = Explored(case, config, random_draws(case), 64)
     after = Evaluator(case, 64, trained=explored.hypernet).measure(few).divergence
     assert after.mean() < 0.8 * before.mean()
@@ -77,7 +79,7 @@ def test_learned_steps_start_where_a_gaussian_kernel_has_them(monkeypatch):
     rng = np.random.default_rng(0)
     layer.set_weights([rng.normal(size=(3, 3, 64, 16)) / 7])
     images = rng.random((96, 6, 6, 64), dtype="float32")
-    quick = {"training_steps": 1, "learning_rate": 1e-9, "batch_size": 16}
+    quick = {"training_steps": 1, "learning_rate": 1e-9, "training_batch_size": 16}
     space = SearchSpace(pinned={"classifier": (8, 8)})
 
     def values(**options):
@@ -116,7 +118,7 @@ def test_wrong_options_are_named():
             SPACE,
             kernel_quantizer="max_abs",
             training_steps=1,
-            batch_size=32,
+            training_batch_size=32,
         )
 
 

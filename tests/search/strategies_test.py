@@ -33,7 +33,7 @@ CASES: dict = {
     "edmips": {"epochs": 1},
     "loss_delta": {},
     "one_shot": {"training_steps": 4, "learning_rate": 1e-3, "images": 32},
-    "limpq": {"training_steps": 4, "learning_rate": 1e-3, "batch_size": 16},
+    "limpq": {"training_steps": 4, "learning_rate": 1e-3, "training_batch_size": 16},
     "random": {"policies": 24},
 }
 # Of the strategies with gradients: how layers compute, and how importances are read.

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import typing
 
 import pytest
 
@@ -12,14 +13,25 @@ from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.report.layout import POLICY
 from gmpq_tf.run import loop
 from gmpq_tf.run.errors import StageError
-from gmpq_tf.search import BudgetError, RiskConfig, StrategyError, evaluator
+from gmpq_tf.search import (
+    STRATEGIES,
+    BudgetError,
+    RiskConfig,
+    StrategyError,
+    evaluator,
+)
 from gmpq_tf.search.finalists import FinalistsConfig
 from gmpq_tf.search.purposes import PURPOSES
 from gmpq_tf.search.readouts import ReadoutConfig
 from gmpq_tf.search.strategies.loss_delta import LossDeltaConfig
 from gmpq_tf.search.strategies.random_draws import RandomConfig
 from gmpq_tf.space import SearchSpace
-from gmpq_tf.train.search import EdMIPSSearchConfig, SearchConfig, search
+from gmpq_tf.train.search import (
+    EdMIPSSearchConfig,
+    SearchConfig,
+    configs_of,
+    search,
+)
 from gmpq_tf.train.strategies import ChoicesConfig, named_search, search_by
 
 ROOT_COMMAND = [sys.executable, "-m", "train.search"]
@@ -114,6 +126,21 @@ def test_trained_importances_are_values_too(float_file, digits, quiet, capsys):
     assert values["strategy"] == "edmips"
     assert not values["margin"]["decided"]
     assert "as probable as the chosen one" in capsys.readouterr().out
+
+
+def flag_names(cls):
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from flag_names(hints[field.name])
+        else:
+            yield field.name
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_no_flag_is_defined_twice(strategy):
+    names = [name for cls in configs_of(strategy) for name in flag_names(cls)]
+    assert sorted(set(names)) == sorted(names)
 
 
 def test_the_command_line_names_a_strategy(tmp_path):

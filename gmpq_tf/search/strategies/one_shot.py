@@ -29,20 +29,20 @@ class ExploreConfig:
         training_steps: Steps of training before anything is measured; each computes
             with bits of its own.
         learning_rate: Of weights, steps and ranges; it falls to zero.
-        batch_size: Images of a step.
+        training_batch_size: Images of a step.
         measure: What is trained and measured: divergence (of the outputs from the float
             model's, without labels), or task (cross-entropy of the labels).
     """
 
     training_steps: int = 700
     learning_rate: float = 0.01
-    batch_size: int = 64
+    training_batch_size: int = 64
     measure: Literal["divergence", "task"] = "divergence"
 
     def __post_init__(self) -> None:
         check_whole("training_steps", self.training_steps, 0)
         check_number("learning_rate", self.learning_rate, 0.0, exclusive=True)
-        check_whole("batch_size", self.batch_size, 1)
+        check_whole("training_batch_size", self.training_batch_size, 1)
         check_measure(self.measure)
 
 
@@ -95,7 +95,10 @@ def one_shot(case: SearchCase, config: OneShotConfig) -> Valued:
     readout = ReadoutConfig(
         "perturbation", config.measure, config.images, config.statistics_images
     )
-    training = {"learning_rate": config.learning_rate, "batch_size": config.batch_size}
+    training = {
+        "learning_rate": config.learning_rate,
+        "batch_size": config.training_batch_size,
+    }
     return perturbation(
         case,
         start_of(case),
@@ -138,7 +141,7 @@ class Explored:
                 lambda _: next(following),
                 steps,
                 config.learning_rate,
-                config.batch_size,
+                config.training_batch_size,
             )
             case.journal.keep(WEIGHTS, self._evaluator.hypernet.variables)
             return loss
