@@ -24,6 +24,7 @@ from gmpq_tf.export.tfmot.fake_quantizers import (
 from gmpq_tf.export.tfmot.libraries import libraries
 from gmpq_tf.export.tfmot.translate import ARGUMENTS, OPERATIONS
 from gmpq_tf.graph import searchable_names
+from gmpq_tf.kernel_kinds import KERNEL_KINDS
 from gmpq_tf.policy import BitwidthPolicy, PolicyError
 from gmpq_tf.transform import calibrate, quantize_model
 from gmpq_tf.transform.calibrate import input_quantizers, is_calibrated
@@ -135,7 +136,7 @@ def grid_values(x, step, low, high, half_up):
 REFUSED = {"Multiply", "Normalization", "Subtract", "Divide", "TrueDivide"}
 # TFLite only, too.
 REFUSED |= {"LeakyReLU", "LeakyRelu", "PReLU", "Average"}
-REFUSED |= {"Conv1DTranspose", "Conv2DTranspose"}
+REFUSED |= {name for name, row in KERNEL_KINDS.items() if row.arguments is None}
 
 
 class Owner:

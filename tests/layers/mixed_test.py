@@ -3,18 +3,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from gmpq_tf.kernel_kinds import KERNEL_KINDS
 from gmpq_tf.layers import MIXED_LAYERS, QUANT_LAYERS
 from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
 
 ARGUMENTS = {
     "Conv2D": {"filters": 5, "kernel_size": 3, "padding": "same"},
-    "DepthwiseConv2D": {"kernel_size": 3, "strides": 2, "depth_multiplier": 2},
     "Dense": {"units": 5, "activation": "relu"},
-    "Conv2DTranspose": {"filters": 5, "kernel_size": 3, "strides": 2},
     "Conv1D": {"filters": 5, "kernel_size": 3, "padding": "causal"},
-    "DepthwiseConv1D": {"kernel_size": 3, "strides": 2, "depth_multiplier": 2},
-    "Conv1DTranspose": {"filters": 5, "kernel_size": 3, "strides": 2},
 }
+# Kinds that are not listed.
+DEPTHWISE = {"kernel_size": 3, "strides": 2, "depth_multiplier": 2}
+OTHERS = {"filters": 5, "kernel_size": 3, "strides": 2}
 X = np.random.default_rng(0).normal(0.5, 1, (2, 8, 8, 3)).astype("float32")
 # Operator of TensorFlow -> kinds that are computed with it.
 OPERATORS = {
@@ -26,6 +26,10 @@ OPERATORS = {
 IMPORTANCES = {1: [0.0], 2: [0.3, -0.7], 3: [0.5, -1.0, 0.2]}
 
 
+def arguments_of(kind):
+    return ARGUMENTS.get(kind, DEPTHWISE if KERNEL_KINDS[kind].depthwise else OTHERS)
+
+
 def shape_of(kind, images=2):
     """Of images, or of lines of as many values."""
     return (images, 64, 3) if "1D" in kind else (images, 8, 8, 3)
@@ -34,7 +38,7 @@ def shape_of(kind, images=2):
 def make(classes, kind, weight_bits, activation_bits, signed=False):
     cls = classes[kind]
     layer = cls(
-        **ARGUMENTS[kind],
+        **arguments_of(kind),
         input_quantizer=InputQuantizer(activation_bits, signed),
         kernel_quantizer=KernelQuantizer(weight_bits, "lsq", cls.shared_axes),
         name="layer",
@@ -83,7 +87,7 @@ class TestEveryKind:
             p * quantizer.codes(kernel, i) * quantizer.step(kernel, i)
             for i, p in enumerate(pi_w)
         )
-        stock = getattr(keras.layers, kind)(**ARGUMENTS[kind])
+        stock = getattr(keras.layers, kind)(**arguments_of(kind))
         stock.build(x.shape)
         stock.set_weights([composed, layer.bias.numpy()])
         np.testing.assert_allclose(layer(x), stock(inputs), rtol=1e-4, atol=1e-5)
