@@ -26,8 +26,13 @@ from gmpq_tf.files import write_json
 from gmpq_tf.models import load_model
 
 IMAGES = 20_000
+WIDE: dict[str, Any] = {"space": "wide"}
 # Name -> strategy and options.
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    # Of 2 to 8 bits, the first layer's kernel too.
+    "wide_around": ("one_shot", {"training_steps": 0, "measure": "task"} | WIDE),
+    "wide_table": ("loss_delta", WIDE),
+    "wide_one_shot": ("one_shot", {"measure": "task"} | WIDE),
     "table": ("loss_delta", {"attribution": True}),
     "table_task": ("loss_delta", {"measure": "task"}),
     # Around the uniform policy of the budget instead of around 8 bits.
@@ -56,6 +61,13 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         {"epochs": 2, "learning_rate": 0.01, "readout": "expected_bits"},
     ),
 }
+
+
+def wide_space(model: keras.Model) -> gmpq.SearchSpace:
+    """2 to 8 bits, for the first layer's kernel too; its input keeps 8."""
+    first, *_, last = gmpq.BitwidthPolicy.uniform(model, 8, 8).layers
+    bits = tuple(range(2, 9))
+    return gmpq.SearchSpace(bits, bits, {first: (None, 8), last: (8, 8)})
 
 
 def main() -> None:
@@ -87,8 +99,15 @@ def main() -> None:
         keras.backend.clear_session()
         strategy, options = KINDS[name]
         model = load_model(args.model)
+        wide = "space" in options
         result = gmpq.search_policy(
-            model, (images, labels), strategy, args.budget, progress="line", **options
+            model,
+            (images, labels),
+            strategy,
+            args.budget,
+            wide_space(model) if wide else None,
+            progress="line",
+            **{k: v for k, v in options.items() if k != "space"},
         )
         layers = result.policy.layers.items()
         write_json(

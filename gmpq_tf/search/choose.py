@@ -185,19 +185,24 @@ def uniform_bits(
 ) -> dict[str, tuple[int, int]] | None:
     """The uniform policy that spends most of the limits; None where none keeps them.
 
-    Layers with one candidate keep it.
+    What has one candidate keeps it. Of a layer of which one side alone has one, as the
+    first whose input keeps 8 bits, the other has the width or the most bits.
     """
-    free = [pair for pair in candidates.values() if max(map(len, pair)) > 1]
-    shared = [set.intersection(*(set(p[i]) for p in free)) if free else set()
-              for i in (0, 1)]  # fmt: skip
+    free: list[list[set[int]]] = [[], []]
+    for pair in candidates.values():
+        for own, side in zip(free, pair, strict=True):
+            if len(side) > 1:
+                own.append(set(side))
+    half = [n for n, pair in candidates.items() if min(map(len, pair)) == 1]
+    shared = [set.intersection(*own) if own else {0} for own in free]
     kept: list[dict[str, tuple[int, int]]] = []
     for width in sorted(product(*shared), key=lambda p: (p[0] * p[1], p)):
         bits = {
             name: (_only_or(weights, width[0]), _only_or(inputs, width[1]))
             for name, (weights, inputs) in candidates.items()
         }
-        if not exceeded(limits, bits):
-            kept.append(bits)
+        most = {n: (max(candidates[n][0]), max(candidates[n][1])) for n in half}
+        kept += [b for b in (bits, bits | most) if not exceeded(limits, b)]
     if not kept:
         return None
     if not limits:

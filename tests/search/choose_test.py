@@ -69,6 +69,17 @@ def test_uniform_spends_the_budget():
     assert uniform_bits({**CANDIDATES, "a": ((3, 4), (4,))}, LIMITS) is None
 
 
+def test_a_layer_pinned_on_one_side_is_as_wide_as_the_budget_allows():
+    wide = {**dict.fromkeys("ab", ((2, 3), (2, 3))), "c": ((2, 3, 8), (8,))}
+    table = bit_ops_table(MACS)
+    ends = table.cost({"a": (3, 3), "b": (3, 3), "c": (8, 8)})
+    for share, bits in ((1.0, (3, 3)), (0.99, (2, 3))):
+        found = uniform_bits(wide, (Limit(table, share * ends),))
+        assert found == {"a": bits, "b": bits, "c": (8, 8)}
+    narrow = Limit(table, table.cost({"a": (2, 2), "b": (2, 2), "c": (2, 8)}))
+    assert uniform_bits(wide, (narrow,)) == {"a": (2, 2), "b": (2, 2), "c": (2, 8)}
+
+
 def test_margins_say_what_to_do():
     assert Margin(1.0, 0.1, {}).decided
     assert "Measure on more images" in str(Margin(0.1, 0.1, {}))
