@@ -53,6 +53,12 @@ COMMANDS = {
         "--verify_images=64",
         "--least_agreement=0",
     ],
+    "compress": [
+        "train.compress",
+        *("--dataset=digits", "--scaling=0..1", "--threads=1", "--progress=none"),
+        *("--budget=W4A4,20kB", "--calibration_images=64", "--table_images=64"),
+        *("--verify_images=64", "--latency_runs=0", "--least_agreement=0"),
+    ],
 }
 # When a signal is sent: once a file of the workdir has been written, and a time drawn
 # between 0 and so many seconds has passed; no file: since the start.
@@ -88,6 +94,17 @@ MOMENTS = {
         (signal.SIGKILL, "finetune/*model*.tflite", 0),
         (signal.SIGKILL, "finetune/model.tflite", 0),
         (signal.SIGKILL, "finetune/export_report.json", 0),
+    ],
+    "compress": [
+        (signal.SIGKILL, None, 5),
+        (signal.SIGKILL, "pretrain/done.json", 0),
+        (signal.SIGKILL, "search/journal.jsonl", 0),
+        (signal.SIGKILL, "search/policy.json", 0),
+        (signal.SIGKILL, "compress/policy.json", 0.5),
+        (signal.SIGKILL, "compress/model.keras", 0),
+        (signal.SIGKILL, "compress/*model*.tflite", 0),
+        (signal.SIGKILL, "compress/export_report.json", 0),
+        (signal.SIGKILL, "compress/evaluation.json", 0),
     ],
 }
 
@@ -231,6 +248,22 @@ def test_a_killed_export_writes_the_same_bytes(start, float_file, digits, tmp_pa
         for command in [start(words, tmp_path / name) for name in ("whole", "cut")]
     ]
     assert files[0] == files[1]
+
+
+@pytest.mark.slow
+def test_a_killed_compression_writes_the_same_files(start, float_file, tmp_path):
+    words = [*COMMANDS["compress"], f"--model={float_file}"]
+    kills = cut_at_all_moments(start, "compress", words, tmp_path / "cut")
+    assert kills >= planned("compress") - 2  # two may come after the end
+    whole, cut = (finished(start(words, tmp_path / name)) for name in ("whole", "cut"))
+    for name in ("search/values.json", "compress/model.tflite"):
+        assert (whole / name).read_bytes() == (cut / name).read_bytes()
+    policies = [
+        json.loads((run / "search/policy.json").read_text()) for run in (whole, cut)
+    ]
+    assert policies[0]["layers"] == policies[1]["layers"]
+    assert temporaries(cut) == []
+    assert (cut / "report/report.html").exists()
 
 
 @pytest.mark.slow
