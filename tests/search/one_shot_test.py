@@ -8,7 +8,7 @@ from gmpq_tf.search import StrategyError, policies, search_policy
 from gmpq_tf.search.evaluator import Evaluator
 from gmpq_tf.search.strategies.one_shot import (
     ExploreConfig,
-    Explored,
+    explored,
     random_draws,
     start_of,
 )
@@ -53,8 +53,8 @@ def test_training_with_drawn_bits_serves_few_bits(case):
     config = ExploreConfig(
         training_steps=60, learning_rate=1e-3, training_batch_size=32
     )
-    explored = Explored(case, config, random_draws(case), 64)
-    after = Evaluator(case, 64, trained=explored.hypernet).measure(few).divergence
+    trained = explored(case, config, random_draws(case), 64)
+    after = Evaluator(case, 64, trained=trained).measure(few).divergence
     assert after.mean() < 0.8 * before.mean()
 
 

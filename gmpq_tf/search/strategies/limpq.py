@@ -12,7 +12,7 @@ import numpy as np
 from gmpq_tf.search.case import SearchCase
 from gmpq_tf.search.checks import check_number
 from gmpq_tf.search.errors import StrategyError
-from gmpq_tf.search.strategies.one_shot import ExploreConfig, Explored, random_draws
+from gmpq_tf.search.strategies.one_shot import ExploreConfig, explored, random_draws
 from gmpq_tf.search.values import Bits, Valued
 
 LOOKED_AT = 64  # images that tell what labels are
@@ -64,8 +64,7 @@ def limpq(case: SearchCase, config: LIMPQConfig) -> Valued:
     Raises:
         StrategyError: the kernel quantizer does not learn its steps.
     """
-    explored = Explored(case, config, _draws(case), LOOKED_AT)
-    hypernet = explored.hypernet()
+    hypernet = explored(case, config, _draws(case), LOOKED_AT)()
     values: dict[str, Any] = {}
     for name, (weights, inputs) in case.problem.candidates.items():
         layer = hypernet.get_layer(name)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import keras
@@ -44,6 +44,9 @@ class ExploreConfig:
         check_number("learning_rate", self.learning_rate, 0.0, exclusive=True)
         check_whole("training_batch_size", self.training_batch_size, 1)
         check_measure(self.measure)
+
+
+EXPLORING = fields(ExploreConfig)
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def one_shot(case: SearchCase, config: OneShotConfig) -> Valued:
     2023, for training with drawn bits. Unlike there weights are trained before anything
     is chosen, and choices are measured.
     """
-    explored = Explored(case, config, random_draws(case), config.images)
+    trained = explored(case, config, random_draws(case), config.images)
     readout = ReadoutConfig(
         "perturbation", config.measure, config.images, config.statistics_images
     )
@@ -104,58 +107,58 @@ def one_shot(case: SearchCase, config: OneShotConfig) -> Valued:
         start_of(case),
         readout,
         RiskConfig(eta=0.0),
-        explored.hypernet,
+        trained,
         config.healing_steps,
         **(training if config.healing_steps else {}),
     )
 
 
-class Explored:
-    """A hypernet trained with drawn bits; answered by the journal where it has it.
+def explored(
+    case: SearchCase,
+    config: ExploreConfig,
+    draws: Iterable[Bits],
+    images: int | None = None,
+) -> Callable[[], keras.Model]:
+    """Trains a hypernet with drawn bits, or lets the journal answer where it has it.
 
     Args:
         case: the float model, its choices and images.
         config: how it is trained.
         draws: policies, one a step, without end.
         images: how many first images it is not trained on; None: `default_images`.
+
+    Returns:
+        What gives the trained hypernet.
     """
+    evaluator = Evaluator(
+        case, images or default_images(case), labels=config.measure == "task"
+    )
+    ready = config.training_steps == 0
 
-    def __init__(
-        self,
-        case: SearchCase,
-        config: ExploreConfig,
-        draws: Iterable[Bits],
-        images: int | None = None,
-    ) -> None:
-        self._case, self._trained = case, False
-        self._evaluator = Evaluator(
-            case, images or default_images(case), labels=config.measure == "task"
+    def train() -> float:
+        nonlocal ready
+        if ready:
+            return 0.0
+        following, ready = iter(draws), True
+        loss = evaluator.explore(
+            lambda _: next(following),
+            config.training_steps,
+            config.learning_rate,
+            config.training_batch_size,
         )
+        case.journal.keep(WEIGHTS, evaluator.hypernet.variables)
+        return loss
 
-        def train() -> float:
-            following, steps = iter(draws), config.training_steps
-            self._trained = True
-            if not steps:
-                return 0.0
-            loss = self._evaluator.explore(
-                lambda _: next(following),
-                steps,
-                config.learning_rate,
-                config.training_batch_size,
-            )
-            case.journal.keep(WEIGHTS, self._evaluator.hypernet.variables)
-            return loss
+    def hypernet() -> keras.Model:
+        nonlocal ready
+        if not ready:  # it was trained before an interruption
+            case.journal.give_back(WEIGHTS, evaluator.hypernet.variables)
+            ready = True
+        return evaluator.hypernet
 
-        key = {name: getattr(config, name) for name in vars(ExploreConfig())}
-        case.journal.once({"explore": key}, train)
-        self._kept = config.training_steps > 0
-
-    def hypernet(self) -> keras.Model:
-        """The trained hypernet."""
-        if not self._trained and self._kept:  # before an interruption
-            self._case.journal.give_back(WEIGHTS, self._evaluator.hypernet.variables)
-        self._trained = True
-        return self._evaluator.hypernet
+    options = {field.name: getattr(config, field.name) for field in EXPLORING}
+    case.journal.once({"explore": options}, train)
+    return hypernet
 
 
 def random_draws(case: SearchCase) -> Iterable[Bits]:
