@@ -26,9 +26,16 @@ from gmpq_tf.files import write_json
 from gmpq_tf.models import load_model
 
 IMAGES = 20_000
+FINALISTS: dict[str, Any] = {"finalists": 8}
 WIDE: dict[str, Any] = {"space": "wide"}
 # Name -> strategy and options.
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    # The best policies of a table and the uniform one, fine-tuned shortly.
+    "finalists": ("loss_delta", {"finalists": 8}),
+    "finalists_task": (
+        "one_shot",
+        {"training_steps": 0, "measure": "task"} | FINALISTS,
+    ),
     # Of 2 to 8 bits, the first layer's kernel too.
     "wide_around": ("one_shot", {"training_steps": 0, "measure": "task"} | WIDE),
     "wide_table": ("loss_delta", WIDE),

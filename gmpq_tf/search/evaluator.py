@@ -32,6 +32,7 @@ from gmpq_tf.task import Binary
 from gmpq_tf.transform import build_hypernet, calibrate
 
 CHOSEN, LEFT_OUT = 0.0, -1e4
+TRAINED_STATISTICS = 256  # images, after steps of training
 DIGITS = 7  # that a measurement is kept with; float32 has no more
 
 
@@ -83,7 +84,8 @@ class Evaluator:
         attribution: whether R_G and the rank distance are measured.
         risk: options of R_G; None: the defaults.
         statistics: measure the statistics of BatchNormalization anew for each policy,
-            on the first `statistics` images; 0 keeps those of the float model.
+            on the first `statistics` images; 0 keeps those of the float model, but
+            where steps of training have changed what they are of: then 256.
         labels: whether they are looked at; False: `divergence` alone is measured.
         trained: gives a hypernet of the case that was trained, to measure in; None: one
             of the float model is made. Its importances are changed.
@@ -200,8 +202,8 @@ class Evaluator:
         }
         if self._attribution:
             key["attribution"] = {"p": self._risk.p, "top_k": self._risk.top_k}
-        if self.statistics:
-            key["statistics"] = self.statistics
+        if self._statistics(steps):
+            key["statistics"] = self._statistics(steps)
         if self._given is not None:
             key["hypernet"] = "trained"
         if steps:
@@ -230,12 +232,21 @@ class Evaluator:
         self, images: int, steps: int, batch_size: int = BATCH, **training: Any
     ) -> float:
         """Forward passes that a measurement takes, in images."""
-        return images + 3 * steps * batch_size + self.statistics
+        return images + 3 * steps * batch_size + self._statistics(steps)
+
+    def _statistics(self, steps: int) -> int:
+        """How many images statistics are measured on anew after so many steps.
+
+        A moving average lags behind weights that move: unrenewed it ranked policies the
+        wrong way round (`results/policy_bank`).
+        """
+        return self.statistics or (TRAINED_STATISTICS if steps else 0)
 
     def _measure(
         self, bits: Bits, steps: int, images: int, training: Mapping[str, Any]
     ) -> dict[str, list[float]]:
-        kept, renewed = None, self.statistics > 0 and bool(self._norms)
+        kept, statistics = None, self._statistics(steps)
+        renewed = statistics > 0 and bool(self._norms)
         if steps or renewed:
             kept = [np.asarray(v) for v in self.hypernet.variables]
         try:
@@ -243,7 +254,7 @@ class Evaluator:
             if steps:
                 self.tuner.train(steps, **training)
             if renewed:
-                self._measure_statistics()
+                self._measure_statistics(statistics)
             return self._risks(images)
         finally:
             if kept is not None:
@@ -382,8 +393,9 @@ class Evaluator:
 
         return measure
 
-    def _measure_statistics(self) -> None:
-        rows = slice(0, min(self.statistics, self.images))
+    def _measure_statistics(self, images: int) -> None:
+        fixed = self.case.data.inputs.batch_size
+        rows = slice(0, min(images, self.images, fixed or images))
         self._statistics_pass(self._inputs(rows))
         self.case.meter.forward(rows.stop)
 

@@ -133,3 +133,44 @@ def test_healing_is_undone(case):
     for value, variable in zip(before, evaluator.hypernet.variables, strict=True):
         if "importance" not in variable.path:
             np.testing.assert_array_equal(value, np.asarray(variable))
+
+
+def normalized_model(batch_size=None):
+    """A network whose moving statistics are not those of its images."""
+    keras.utils.set_random_seed(0)
+    x = inputs = keras.Input((8, 8, 2), batch_size=batch_size)
+    for index in range(2):
+        x = keras.layers.Conv2D(8, 3, name=f"conv{index}")(x)
+        x = keras.layers.BatchNormalization(momentum=0.999)(x)
+        x = keras.layers.ReLU()(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, keras.layers.Dense(5, name="last")(x))
+
+
+@pytest.mark.parametrize("batch_size", [None, 32])
+def test_trained_policies_are_measured_with_statistics_of_their_own(
+    batch_size, monkeypatch
+):
+    """Not with a moving average, which lags behind: those of batches, in NumPy."""
+    model = normalized_model(batch_size)
+    space = SearchSpace(pinned={"conv0": (8, 8), "last": (8, 8)})
+    case = case_of(model, toy_images(128), monkeypatch, space=space)
+    bits = {"conv0": (8, 8), "conv1": (4, 4), "last": (8, 8)}
+    still = {"learning_rate": 1e-9, "batch_size": 32}
+    found = Evaluator(case, 64).measure(bits, 1, **still).divergence
+    seen = batch_size or 64
+    for asked in (64, 1000):
+        known = Evaluator(case, 64, statistics=asked).measure(bits).divergence
+        np.testing.assert_allclose(found, known, rtol=1e-3, atol=1e-5)
+    # The statistics of one layer are what its inputs say.
+    evaluator = Evaluator(case, 64, statistics=64)
+    evaluator._choose(bits)
+    evaluator._measure_statistics(64)
+    hypernet = evaluator.hypernet
+    norm = next(la for la in hypernet.layers if hasattr(la, "moving_mean"))
+    before = keras.Model(hypernet.inputs, norm.input)
+    values = np.asarray(before(toy_images(128)[:seen]))
+    np.testing.assert_allclose(norm.moving_mean, values.mean((0, 1, 2)), atol=1e-5)
+    np.testing.assert_allclose(norm.moving_variance, values.var((0, 1, 2)), rtol=1e-3)
+    stale = Evaluator(case, 64).measure(bits).divergence
+    assert abs(stale.mean() - found.mean()) > 1e-3
