@@ -28,8 +28,8 @@ PURPOSES: dict[str, Purpose] = {
     "post_training": Purpose("loss_delta"),
     # A table of the float model does not know what training heals: on ResNet-8 its
     # policy ends 2.3 points below the uniform one (results/policy_bank). So its best
-    # policies and the uniform one are fine-tuned shortly, and the best of them is taken.
-    # There that is the uniform one.
+    # policies and the uniform one are fine-tuned shortly, and the best of them taken:
+    # there the uniform one.
     "fine_tuning": Purpose("loss_delta", {"finalists": 8}),
 }
 DEFAULT_PURPOSE = "post_training"  # of `search_policy`
