@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from policy_bank_scores import read_bank
+from policy_bank_values import training_images
 from scipy import stats
 
 import gmpq_tf as gmpq
-from gmpq_tf.data import DataConfig, load_dataset
 from gmpq_tf.models import load_model
 from gmpq_tf.search import policies
 from gmpq_tf.search.evaluator import Evaluator
@@ -34,17 +34,7 @@ HELD, TRAINED = 1024, 45_000  # images
 def case_of(args: argparse.Namespace) -> Any:
     """The search's own case of this network and these images."""
     model = load_model(args.model)
-    data = load_dataset(
-        DataConfig(
-            "cifar10",
-            data_dir=args.data_dir,
-            scaling="0..255",
-            batch_size=128,
-            validation_size=5000,
-        )
-    )
-    batches = list(data.calibration(TRAINED).as_numpy_iterator())
-    images, labels = (np.concatenate(part) for part in zip(*batches, strict=True))
+    images, labels = training_images(args.data_dir, TRAINED)
     cases: list[Any] = []
     policies.search_case = lambda case, *rest: cases.append(case)
     gmpq.search_policy(

@@ -77,6 +77,21 @@ def wide_space(model: keras.Model) -> gmpq.SearchSpace:
     return gmpq.SearchSpace(bits, bits, {first: (None, 8), last: (8, 8)})
 
 
+def training_images(data_dir: str | None, count: int) -> tuple[np.ndarray, ...]:
+    """Images and labels of CIFAR-10, without the 5,000 that are held out."""
+    data = load_dataset(
+        DataConfig(
+            "cifar10",
+            data_dir=data_dir,
+            scaling="0..255",
+            batch_size=128,
+            validation_size=5000,
+        )
+    )
+    batches = data.calibration(count).as_numpy_iterator()
+    return tuple(np.concatenate(part) for part in zip(*batches, strict=True))
+
+
 def main() -> None:
     """Make what has not been made."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -87,17 +102,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder")
     args = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(1)
-    data = load_dataset(
-        DataConfig(
-            "cifar10",
-            data_dir=args.data_dir,
-            scaling="0..255",
-            batch_size=128,
-            validation_size=5000,
-        )
-    )
-    batches = list(data.calibration(IMAGES).as_numpy_iterator())
-    images, labels = (np.concatenate(part) for part in zip(*batches, strict=True))
+    images, labels = training_images(args.data_dir, IMAGES)
     args.output.mkdir(parents=True, exist_ok=True)
     for name in args.only:
         file = args.output / f"{name}.json"

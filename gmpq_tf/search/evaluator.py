@@ -6,10 +6,9 @@ hypernet computes what `quantize_model` of the policy would.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
 from time import perf_counter
 from typing import Any
 
@@ -156,12 +155,12 @@ class Evaluator:
         return Tuner(self.case, self.hypernet, self.judge, self.images)
 
     def explore(
-        self, draw: Callable[[int], Bits], steps: int, learning_rate: float, size: int
+        self, draws: Iterator[Bits], steps: int, learning_rate: float, size: int
     ) -> float:
         """Trains the hypernet, which stays so: each step the policy that is drawn.
 
         Args:
-            draw: number of the step -> its policy.
+            draws: policies, one a step.
             steps: how many.
             learning_rate: of the first; it falls to zero.
             size: images of a step.
@@ -169,11 +168,10 @@ class Evaluator:
         Returns:
             The mean loss of the second half of the steps.
         """
-        numbers = count()
         self.case.watch.expect(steps, 3 * size)
 
         def each() -> None:
-            self._choose(draw(next(numbers)))
+            self._choose(next(draws))
 
         return self.tuner.train(steps, learning_rate, size, each, shown=True)
 

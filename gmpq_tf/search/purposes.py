@@ -27,7 +27,7 @@ PURPOSES: dict[str, Purpose] = {
     # Measured, in results/loss_delta: tens of points above uniform bits.
     "post_training": Purpose("loss_delta"),
     # A table of the float model does not know what training heals: on ResNet-8 its
-    # policy ends 2.3 points below the uniform one (results/policy_bank). So its best
+    # policy ends 2 points below the uniform one (results/policy_bank). So its best
     # policies and the uniform one are fine-tuned shortly, and the best of them taken:
     # there the uniform one.
     "fine_tuning": Purpose("loss_delta", {"finalists": 8}),

@@ -9,6 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from gmpq_tf.quantizers.kernel_quantizer import (
+    DEFAULT_KERNEL_QUANTIZER,
+    kernel_method,
+)
 from gmpq_tf.search.case import SearchCase
 from gmpq_tf.search.checks import check_number
 from gmpq_tf.search.errors import StrategyError
@@ -24,8 +28,8 @@ class LIMPQConfig(ExploreConfig):
 
     Args:
         alpha: What steps of weights count beside those of activations.
-        normalize: Divide each step by the standard deviation of the float kernel, or by
-            the range of the widest candidate, so that layers of other scales compare.
+        normalize: Divide each step by the standard deviation of the kernel, or by the
+            range of the widest candidate, so that layers of other scales compare.
     """
 
     alpha: float = 2.0
@@ -59,22 +63,23 @@ def limpq(case: SearchCase, config: LIMPQConfig) -> Valued:
         The values; learned steps have no measured error.
 
     Source: Tang et al., "Mixed-Precision Neural Network Quantization via Learned
-    Layer-wise Importance", ECCV 2022, sections 3.2 to 3.4.
+    Layer-wise Importance", ECCV 2022.
 
     Raises:
         StrategyError: the kernel quantizer does not learn its steps.
     """
+    name = case.quantizers.get("kernel_quantizer", DEFAULT_KERNEL_QUANTIZER)
+    if not kernel_method(name).learned:  # before anything is trained
+        raise StrategyError(
+            "limpq reads the learned steps of kernels. "
+            f"Received: kernel_quantizer={name!r}, which learns none. "
+            "Search with kernel_quantizer='lsq', or another strategy."
+        )
     hypernet = explored(case, config, _draws(case), LOOKED_AT)()
     values: dict[str, Any] = {}
     for name, (weights, inputs) in case.problem.candidates.items():
         layer = hypernet.get_layer(name)
         of_w, of_x = layer.kernel_quantizer, layer.input_quantizer
-        if not of_w.learned:
-            raise StrategyError(
-                "limpq reads the learned steps of kernels. "
-                f"Received: kernel_quantizer={of_w.method!r}, which learns none. "
-                "Search with kernel_quantizer='lsq', or another strategy."
-            )
         kernel = np.asarray(layer.kernel)
         sides = (
             {w: float(np.mean(of_w.step(kernel, of_w.bits.index(w)))) for w in weights},

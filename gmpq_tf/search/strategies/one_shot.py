@@ -139,9 +139,9 @@ def explored(
         nonlocal ready
         if ready:
             return 0.0
-        following, ready = iter(draws), True
+        ready = True
         loss = evaluator.explore(
-            lambda _: next(following),
+            iter(draws),
             config.training_steps,
             config.learning_rate,
             config.training_batch_size,
