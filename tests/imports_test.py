@@ -25,6 +25,7 @@ ORDER = [
     ("quantizers",),
     ("latency_cost",),
     ("layers",),
+    ("detection",),
     ("transform",),
     ("post_training",),
     ("attribution", "task"),

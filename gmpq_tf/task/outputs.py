@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gmpq_tf.detection import DefaultBoxesLayer
 from gmpq_tf.graph import Call, Graph, Ref, is_searchable, read_graph
 from gmpq_tf.layer_kinds import ACTIVATION, Role
 from gmpq_tf.spelling import suggest
@@ -35,13 +36,14 @@ RESHAPES = frozenset(["Flatten", "Reshape", "Squeeze", "ExpandDims"])
 CLASS_LOSSES = frozenset(
     "sparsecategoricalcrossentropy categoricalcrossentropy categoricalhinge kld "
     "categoricalfocalcrossentropy categoricalgeneralizedcrossentropy "
-    "kldivergence".split()
+    "kldivergence hardnegativecrossentropy".split()
 )
 BINARY_LOSSES = frozenset(["binarycrossentropy", "bce", "binaryfocalcrossentropy"])
 HINGES = frozenset(["hinge", "squaredhinge"])
 NUMBER_LOSSES = frozenset(
     "meansquarederror mse meanabsoluteerror mae meanabsolutepercentageerror mape "
-    "meansquaredlogarithmicerror msle huber logcosh poisson cosinesimilarity".split()
+    "meansquaredlogarithmicerror msle huber logcosh poisson cosinesimilarity "
+    "boxloss".split()
 )
 
 
@@ -205,7 +207,7 @@ class _Evidence:
 
     def conclusion(self) -> tuple[OutputKind, str]:
         """The kind, and what it is known from."""
-        if isinstance(self.graph, Classes):
+        if isinstance(self.graph, (Classes, Numbers)):
             return self.graph, "graph"
         if isinstance(self.loss, Classes) and self.shape[-1] != 1:
             return self.loss, "loss"
@@ -240,10 +242,12 @@ class _Evidence:
 def _of_graph(
     graph: Graph, producers: Mapping[int, Call], index: int
 ) -> OutputKind | None:
-    """What the last activation before an output says."""
+    """What the last activation before an output says, or its default boxes."""
     call = producers.get(index)
     if call is None:
         return None
+    if isinstance(call.layer, DefaultBoxesLayer):
+        return Numbers()
     kind = _of_activation(call, len(graph.shapes[index]))
     if kind is not None or not call.inputs:
         return kind

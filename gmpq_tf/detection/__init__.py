@@ -1,0 +1,24 @@
+"""Object detection: boxes, what they are matched to, losses, decoding, metrics.
+
+Boxes are (ymin, xmin, ymax, xmax) as shares of the image's height and width.
+"""
+
+from gmpq_tf.detection.default_boxes import BoxError, DefaultBoxes, ssd_boxes
+from gmpq_tf.detection.default_boxes_layer import DefaultBoxesLayer, default_boxes_of
+from gmpq_tf.detection.detections import Detections, decode_and_suppress
+from gmpq_tf.detection.losses import BoxLoss, HardNegativeCrossEntropy
+from gmpq_tf.detection.matching import match, targets
+
+__all__ = [
+    "BoxError",
+    "BoxLoss",
+    "DefaultBoxes",
+    "DefaultBoxesLayer",
+    "Detections",
+    "HardNegativeCrossEntropy",
+    "decode_and_suppress",
+    "default_boxes_of",
+    "match",
+    "ssd_boxes",
+    "targets",
+]

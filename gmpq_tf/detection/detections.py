@@ -1,0 +1,92 @@
+"""From the outputs of a detector to the objects that it finds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from gmpq_tf.detection.boxes import decode
+from gmpq_tf.detection.default_boxes import BoxError, DefaultBoxes
+
+
+@dataclass(frozen=True)
+class Detections:
+    """The objects found in a batch of images, best first, padded with zeros.
+
+    Args:
+        boxes: float32 [B, K, 4] as (ymin, xmin, ymax, xmax), inside the image.
+        classes: int32 [B, K], from 0 without background.
+        scores: float32 [B, K], 0 to 1.
+        counts: int32 [B]: objects of each image.
+    """
+
+    boxes: np.ndarray
+    classes: np.ndarray
+    scores: np.ndarray
+    counts: np.ndarray
+
+    def of_image(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Boxes [n, 4], classes [n] and scores [n] found in one image."""
+        count = int(self.counts[index])
+        columns = (self.boxes, self.classes, self.scores)
+        boxes, classes, scores = (column[index, :count] for column in columns)
+        return boxes, classes, scores
+
+
+def decode_and_suppress(
+    offsets: Any,
+    scores: Any,
+    default_boxes: DefaultBoxes,
+    score_threshold: float = 0.01,
+    iou_threshold: float = 0.45,
+    max_detections: int = 200,
+    from_logits: bool = True,
+) -> Detections:
+    """Reads a detector's outputs: decoding, then suppression class by class.
+
+    Of each class, boxes of score above the threshold, best first, unless one before it
+    overlaps by more than `iou_threshold`; then the best of all classes.
+
+    Args:
+        offsets: [B, N, 4] as (dy, dx, dh, dw).
+        scores: [B, N, classes + 1], background first.
+        default_boxes: of the detector.
+        score_threshold: 0 to 1.
+        iou_threshold: 0 to 1.
+        max_detections: K, of each class and of all.
+        from_logits: whether scores are logits; else probabilities.
+
+    Returns:
+        What was found.
+
+    Raises:
+        BoxError: the outputs are not those of these default boxes.
+
+    Source: Liu et al., section 2.2 and 3.1. Unlike there all candidates of a class are
+    compared, not the best 400.
+    """
+    offsets, scores = np.asarray(offsets, "float32"), np.asarray(scores, "float32")
+    wanted = (default_boxes.count, 4)
+    if offsets.shape[1:] != wanted or scores.shape[:2] != offsets.shape[:2]:
+        raise BoxError(
+            f"Outputs must be offsets [batch, {wanted[0]}, 4] and scores [batch, "
+            f"{wanted[0]}, classes + 1]. Received: {offsets.shape} and "
+            f"{scores.shape}. Pass the default boxes of the model."
+        )
+    first, second = default_boxes.variances
+    boxes = decode(offsets, default_boxes.centers(), (first, second))
+    shares = tf.nn.softmax(scores) if from_logits else tf.constant(scores)
+    found = tf.image.combined_non_max_suppression(
+        tf.constant(boxes)[:, :, None],
+        shares[..., 1:],
+        max_output_size_per_class=max_detections,
+        max_total_size=max_detections,
+        iou_threshold=iou_threshold,
+        score_threshold=score_threshold,
+        clip_boxes=True,
+    )
+    kept, values, classes, counts = (np.asarray(part) for part in found)
+    return Detections(kept, classes.astype(np.int32), values, counts)

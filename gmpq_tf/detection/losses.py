@@ -1,0 +1,120 @@
+"""The two losses of a single-shot detector: of its scores and of its offsets.
+
+Their sum is `(sum of cross-entropies over positives and hard negatives + sum of smooth
+L1 over the offsets of positives) / positives of the batch` (Liu et al., "SSD", ECCV
+2016, eq. 1 with alpha = 1).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+IGNORED = -1
+
+
+@keras.saving.register_keras_serializable("gmpq_tf")
+class HardNegativeCrossEntropy(keras.losses.Loss):
+    """Cross-entropy over boxes with an object and the worst of those without.
+
+    Of each image the `ratio` times as many background boxes as it has boxes with an
+    object, those of largest cross-entropy; divided by the positives of the batch's
+    mean image. An image without objects gives 0.
+
+    Args:
+        ratio: background boxes for each one with an object, 0 or more.
+        from_logits: whether scores are logits; else probabilities.
+        **kwargs: of `keras.losses.Loss`.
+    """
+
+    def __init__(
+        self,
+        ratio: float = 3.0,
+        from_logits: bool = True,
+        name: str = "hard_negative_cross_entropy",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(name=name, **kwargs)
+        self.ratio, self.from_logits = float(ratio), bool(from_logits)
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """The loss of each image, [B].
+
+        Args:
+            y_true: [B, N]: class from 1, 0: background, -1: neither, ignored.
+            y_pred: [B, N, classes + 1], background first.
+        """
+        labels = tf.cast(y_true, tf.int32)
+        scores = tf.cast(y_pred, tf.float32)
+        found, empty = labels > 0, tf.equal(labels, 0)
+        losses = keras.losses.sparse_categorical_crossentropy(
+            tf.maximum(labels, 0), scores, from_logits=self.from_logits
+        )
+        positives = tf.reduce_sum(tf.cast(found, tf.float32), axis=-1)
+        worst = worst_first(tf.where(empty, losses, -1.0))
+        hard = empty & (worst < tf.round(self.ratio * positives)[:, None])
+        total = tf.reduce_sum(tf.where(found | hard, losses, 0.0), axis=-1)
+        return total / mean_positives(positives)
+
+    def get_config(self) -> dict:
+        """The loss's configuration."""
+        own = {"ratio": self.ratio, "from_logits": self.from_logits}
+        return {**super().get_config(), **own}
+
+
+@keras.saving.register_keras_serializable("gmpq_tf")
+class BoxLoss(keras.losses.Loss):
+    """Smooth L1 of the offsets of boxes with an object, summed over them.
+
+    `sum_i sum_j h(t_ij - p_ij)`, `h(d) = d^2 / 2` up to `|d| = 1`, `|d| - 1/2` above;
+    divided by the positives of the batch's mean image.
+
+    Args:
+        **kwargs: of `keras.losses.Loss`.
+    """
+
+    def __init__(self, name: str = "box_loss", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """The loss of each image, [B].
+
+        Args:
+            y_true: [B, N, 5]: offsets, and 1 where there is an object, else 0.
+            y_pred: [B, N, 4].
+        """
+        wanted, marks = tf.cast(y_true[..., :4], tf.float32), y_true[..., 4]
+        found = marks > 0.5
+        gap = tf.where(found[..., None], wanted - tf.cast(y_pred, tf.float32), 0.0)
+        size = tf.abs(gap)
+        losses = tf.where(size < 1, gap * gap / 2, size - 0.5)
+        positives = tf.reduce_sum(tf.cast(found, tf.float32), axis=-1)
+        return tf.reduce_sum(losses, axis=[1, 2]) / mean_positives(positives)
+
+
+def worst_first(losses: tf.Tensor) -> tf.Tensor:
+    """The place of each box when those of largest loss come first.
+
+    Args:
+        losses: [B, N].
+
+    Returns:
+        float32 [B, N] from 0; equal ones in the order they stand.
+    """
+    order = tf.argsort(losses, direction="DESCENDING", stable=True)
+    return tf.cast(tf.argsort(order), tf.float32)
+
+
+def mean_positives(positives: tf.Tensor) -> tf.Tensor:
+    """Positives of the batch's mean image, at least one in the batch.
+
+    Keras averages the losses of images; divided by this, their mean is the sum over the
+    batch divided by its positives.
+
+    Args:
+        positives: of each image, [B].
+    """
+    images = tf.cast(tf.shape(positives)[0], tf.float32)
+    return tf.maximum(tf.reduce_sum(positives), 1.0) / tf.maximum(images, 1.0)

@@ -1,0 +1,82 @@
+"""What a detector is to say about an image: a class and offsets for each box."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import tensorflow as tf
+
+from gmpq_tf.detection.boxes import encode, iou
+from gmpq_tf.detection.default_boxes import DefaultBoxes
+
+LEAST_IOU = 0.5
+
+
+def match(overlap: tf.Tensor, known: tf.Tensor, least_iou: float) -> tf.Tensor:
+    """Which object each default box is to find (Liu et al., section 2.2).
+
+    Each object takes the box that overlaps it most; of two that take the same box the
+    later one keeps it. Then each other box takes the object that overlaps it most, if
+    it does so by `least_iou`. Objects that overlap no box are left out.
+
+    Args:
+        overlap: IoU of objects and boxes, [M, N], M at least 1.
+        known: bool [M]; False: padding.
+        least_iou: 0 to 1.
+
+    Returns:
+        int32 [N]: number of the object, -1: background.
+    """
+    overlap = tf.where(known[:, None], overlap, -1.0)
+    numbers = tf.range(tf.shape(overlap)[0])
+    best, most = tf.argmax(overlap, 0, tf.int32), tf.reduce_max(overlap, 0)
+    chosen = tf.where(most >= least_iou, best, -1)
+    takes = tf.one_hot(tf.argmax(overlap, 1), tf.shape(overlap)[1], True, False)
+    takes &= (overlap > 0) & known[:, None]
+    taken = tf.reduce_max(tf.where(takes, numbers[:, None], -1), 0)
+    return tf.where(taken >= 0, taken, chosen)
+
+
+def targets(
+    labels: Mapping[str, tf.Tensor],
+    default_boxes: DefaultBoxes,
+    least_iou: float = LEAST_IOU,
+) -> dict[str, tf.Tensor]:
+    """What the outputs of a detector are to be for a batch of images.
+
+    Args:
+        labels: "boxes" [B, M, 4] as (ymin, xmin, ymax, xmax), and "classes" int [B, M]
+            from 0, -1: padding. Difficult objects count as others do.
+        default_boxes: of the detector.
+        least_iou: with which a box takes an object, 0 to 1.
+
+    Returns:
+        "boxes" float32 [B, N, 5]: offsets, and 1 where there is an object to find, else
+        0; "scores" int32 [B, N]: class + 1, 0: background.
+    """
+    corners, centers = default_boxes.corners(), default_boxes.centers()
+    first, second = default_boxes.variances
+
+    def of_image(image: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        # One row more, so that there is one.
+        boxes = tf.pad(tf.cast(image[0], tf.float32), [[0, 1], [0, 0]])
+        classes = tf.pad(tf.cast(image[1], tf.int32), [[0, 1]], constant_values=-1)
+        overlap = iou(boxes, tf.constant(corners))
+        chosen = match(overlap, classes >= 0, least_iou)
+        found = chosen >= 0
+        number = tf.maximum(chosen, 0)
+        own = tf.where(found[:, None], tf.gather(boxes, number), corners)
+        offsets = encode(own, tf.constant(centers), (first, second))
+        offsets = tf.where(found[:, None], offsets, 0.0)
+        marked = tf.concat([offsets, tf.cast(found[:, None], tf.float32)], -1)
+        return marked, tf.where(found, tf.gather(classes, number) + 1, 0)
+
+    boxes, scores = tf.map_fn(
+        of_image,
+        (labels["boxes"], labels["classes"]),
+        fn_output_signature=(
+            tf.TensorSpec([default_boxes.count, 5], tf.float32),
+            tf.TensorSpec([default_boxes.count], tf.int32),
+        ),
+    )
+    return {"boxes": boxes, "scores": scores}
