@@ -8,14 +8,18 @@ from gmpq_tf.detection.default_boxes_layer import DefaultBoxesLayer, default_box
 from gmpq_tf.detection.detections import Detections, decode_and_suppress
 from gmpq_tf.detection.losses import BoxLoss, HardNegativeCrossEntropy
 from gmpq_tf.detection.matching import match, targets
+from gmpq_tf.detection.mean_ap import APReport, ClassAP, MeanAP
 
 __all__ = [
+    "APReport",
     "BoxError",
     "BoxLoss",
+    "ClassAP",
     "DefaultBoxes",
     "DefaultBoxesLayer",
     "Detections",
     "HardNegativeCrossEntropy",
+    "MeanAP",
     "decode_and_suppress",
     "default_boxes_of",
     "match",
