@@ -7,16 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from gmpq_tf.bits import LayerPair
 from gmpq_tf.layers.quantized import QUANT_LAYERS, Quantized
-from gmpq_tf.layers.relaxation import (
-    DEFAULT_RELAXATION,
-    Relaxation,
-    gumbel,
-    relaxation_of,
-)
+from gmpq_tf.layers.relaxation import ALONE, DEFAULT_RELAXATION, relaxation_of
+from gmpq_tf.layers.relaxation_row import Grids, Relaxation
+from gmpq_tf.quantizers.grid import code_limit
 
 
 class BranchImportance(keras.layers.Layer):
@@ -25,19 +23,20 @@ class BranchImportance(keras.layers.Layer):
     Stock convolutions save their kernel and bias only.
 
     Args:
-        bits: of the branches; a single one is not trained.
+        grids: of the branches; a single one is not trained.
         name: of the layer.
         relaxation: how the layer computes with the branches.
     """
 
-    def __init__(self, bits: Sequence[int], name: str, relaxation: Relaxation) -> None:
+    def __init__(self, grids: Grids, name: str, relaxation: Relaxation) -> None:
         super().__init__(name=name)
-        self.bits, self.relaxation = tuple(bits), relaxation
-        branches = len(self.bits)
+        branches = len(grids.bits)
+        self.grids, self.relaxation = grids, relaxation if branches > 1 else ALONE
+        started = self.relaxation.started(grids)
         self.importance = self.add_weight(
             name="importance",
-            shape=(branches,),
-            initializer="zeros",
+            shape=started.shape,
+            initializer=lambda shape, dtype=None: tf.constant(started, dtype),
             trainable=branches > 1,
             autocast=False,
             dtype="float32",
@@ -53,7 +52,7 @@ class BranchImportance(keras.layers.Layer):
         # A seed, and how often noise was drawn: saved with the weights, so that a
         # resumed search draws what an uninterrupted one does.
         self.draws = None
-        if relaxation.noisy and branches > 1:
+        if self.relaxation.noise is not None:
             seed = random.randrange(2**31)  # of keras.utils.set_random_seed
             self.draws = self.add_weight(
                 name="draws",
@@ -65,9 +64,24 @@ class BranchImportance(keras.layers.Layer):
             )
         self.built = True
 
+    @property
+    def bits(self) -> tuple[int, ...]:
+        """Bit-widths of the branches."""
+        return self.grids.bits
+
     def probabilities(self) -> tf.Tensor:
-        """`pi = softmax(importance / temperature)`, [branches]."""
-        return tf.nn.softmax(self._logits())
+        """`pi = softmax(importance / temperature)` of the mixture, [branches]."""
+        return self.relaxation.distribute(self._logits(), self.grids)
+
+    def choose(self, branch: int) -> None:
+        """Leave one branch, whose probability and weight become exactly 1."""
+        alone = self.relaxation.alone(np.asarray(self.importance), self.grids, branch)
+        self.importance.assign(alone)
+
+    def set_mean(self, bits: float) -> None:
+        """Let the branches have a mean of so many bits, at the temperature 1."""
+        if len(self.bits) > 1:
+            self.importance.assign(self.relaxation.at(self.grids, bits))
 
     def weights_now(self, training: bool | None = None) -> tf.Tensor:
         """What weighs the branches in one pass, [branches], as the relaxation does.
@@ -78,10 +92,12 @@ class BranchImportance(keras.layers.Layer):
         noise = None
         if training and self.draws is not None:
             seed = tf.convert_to_tensor(self.draws)
-            noise = gumbel(seed, [len(self.bits)])
+            noise = self.relaxation.noise(seed, self.importance.shape)
             with tf.control_dependencies([noise]):
                 self.draws.assign(seed + tf.constant([0, 1], seed.dtype))
-        return self.relaxation.weigh(self._logits(), self.bits, noise)
+            if self.relaxation.tempered:
+                noise /= tf.convert_to_tensor(self.temperature)
+        return self.relaxation.weigh(self._logits(), self.grids, noise)
 
     def _logits(self) -> tf.Tensor:
         importance = tf.convert_to_tensor(self.importance)
@@ -110,21 +126,25 @@ class Mixed(Quantized):
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Build the quantized layer, then one importance a branch."""
         super().build(input_shape)
-        self.kernel_branches = BranchImportance(
-            self.weight_bits, "kernel_branches", self._row
-        )
-        self.input_branches = BranchImportance(
-            self.activation_bits, "input_branches", self._row
+        of_w, signed = self.kernel_quantizer, self.input_quantizer.signed
+        weights = tuple(map(of_w.largest_code, range(len(of_w.bits))))
+        inputs = tuple(code_limit(b, bool(signed)) for b in self.activation_bits)
+        self.kernel_branches, self.input_branches = (
+            BranchImportance(Grids(bits, codes), name, self._row)
+            for bits, codes, name in (
+                (self.weight_bits, weights, "kernel_branches"),
+                (self.activation_bits, inputs, "input_branches"),
+            )
         )
 
     @property
     def kernel_importance(self) -> keras.Variable:
-        """Importances of the kernel's branches, [branches]."""
+        """Importances of the kernel's branches, [branches] of a mixture."""
         return self.kernel_branches.importance
 
     @property
     def input_importance(self) -> keras.Variable:
-        """Importances of the input's branches, [branches]."""
+        """Importances of the input's branches, [branches] of a mixture."""
         return self.input_branches.importance
 
     @property

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
 import tensorflow as tf
 
+from gmpq_tf.layers.fractional import ADJACENT
+from gmpq_tf.layers.learned_grid import LEARNED_GRID
+from gmpq_tf.layers.nested_gates import NESTED
+from gmpq_tf.layers.relaxation_row import (
+    Grids,
+    Relaxation,
+    gumbel,
+    probabilities,
+)
+from gmpq_tf.layers.thresholds import THRESHOLD_GRIDS
 from gmpq_tf.quantizers.straight_through import straight_through
 from gmpq_tf.spelling import lookup
 
@@ -14,37 +21,16 @@ DEFAULT_RELAXATION = "mixture"
 # Of the softmax that draws get their gradient from. On the errors of 2, 3 and 4 bits a
 # softmax of 1 has, as a mixture, its optimum inside the simplex; less is noisier.
 SHARPNESS = 0.25
-SMALLEST = 1e-30  # of the uniform draws, so that their logarithm is finite
-
-
-@dataclass(frozen=True)
-class Relaxation:
-    """A row of `RELAXATIONS`.
-
-    Args:
-        weigh: logarithms of the branch probabilities [branches], bit-widths, noise
-            [branches] or None -> weights of the branches [branches], whose gradient
-            trains the importances.
-        noisy: whether `weigh` is given Gumbel noise in training, drawn anew each time.
-        one_rounding: round once on the weighted mean of the grids, instead of adding
-            weighted roundings.
-    """
-
-    weigh: Callable[[tf.Tensor, Sequence[int], tf.Tensor | None], tf.Tensor]
-    noisy: bool = False
-    one_rounding: bool = False
 
 
 def expectation(
-    logits: tf.Tensor, bits: Sequence[int], noise: tf.Tensor | None = None
+    logits: tf.Tensor, grids: Grids, noise: tf.Tensor | None = None
 ) -> tf.Tensor:
     """The probabilities themselves, `pi = softmax(logits)`, [branches] (eq. 5)."""
-    return tf.nn.softmax(logits)
+    return probabilities(logits, grids)
 
 
-def draw(
-    logits: tf.Tensor, bits: Sequence[int], noise: tf.Tensor | None = None
-) -> tf.Tensor:
+def draw(logits: tf.Tensor, grids: Grids, noise: tf.Tensor | None = None) -> tf.Tensor:
     """One branch drawn with its probability: one-hot of `argmax(log pi + g)`.
 
     The gradient is that of `softmax((log pi + g) / 0.25)`. Without noise the most
@@ -52,7 +38,7 @@ def draw(
 
     Args:
         logits: [branches].
-        bits: not looked at.
+        grids: not looked at.
         noise: `g`, of the standard Gumbel distribution, [branches]; None outside of
             training.
 
@@ -65,23 +51,18 @@ def draw(
     scores = tf.nn.log_softmax(logits)
     if noise is not None:
         scores += noise
-    chosen = tf.one_hot(tf.argmax(scores), len(bits), dtype=scores.dtype)
+    chosen = tf.one_hot(tf.argmax(scores), logits.shape[0], dtype=scores.dtype)
     return straight_through(chosen, tf.nn.softmax(scores / SHARPNESS))
-
-
-def gumbel(seed: tf.Tensor, shape: Sequence[int]) -> tf.Tensor:
-    """Draws of the standard Gumbel distribution, the same for one seed [2].
-
-    XLA draws others than TensorFlow's own kernels do, each always the same.
-    """
-    uniform = tf.random.stateless_uniform(shape, seed, minval=SMALLEST, maxval=1.0)
-    return -tf.math.log(-tf.math.log(uniform))
 
 
 RELAXATIONS: dict[str, Relaxation] = {
     "mixture": Relaxation(expectation),
-    "sampled": Relaxation(draw, noisy=True),
+    "sampled": Relaxation(draw, noise=gumbel),
     "expected_grid": Relaxation(expectation, one_rounding=True),
+    "adjacent": ADJACENT,
+    "nested": NESTED,
+    "thresholds": THRESHOLD_GRIDS,
+    "learned_grid": LEARNED_GRID,
 }
 
 
@@ -93,3 +74,7 @@ def relaxation_of(name: str) -> Relaxation:
     """
     found: Relaxation = lookup(RELAXATIONS, name, "relaxation")
     return found
+
+
+# What a tensor with one branch does: there is nothing to choose.
+ALONE = RELAXATIONS[DEFAULT_RELAXATION]

@@ -31,7 +31,8 @@ def expected_grid(
         steps: positive, [branches, ...], each of which broadcasts against `x`.
         lows: smallest codes, [branches].
         highs: largest codes, [branches].
-        weights: [branches], with the sum 1.
+        weights: [branches], or [2, branches]: of the steps, and of the bounds. With
+            the sum 1, unless they scale the grids too.
         rounded: nearest whole numbers of any shape; its gradient is not looked at.
         clip: False: the gradient of `x` is that of the identity everywhere, for steps
             that follow the largest value.
@@ -45,11 +46,14 @@ def expected_grid(
     steps of the branches are learned, and no noise is added to the weights.
     """
     column = [-1] + [1] * (len(steps.shape) - 1)
-    weights, lows, highs = (tf.reshape(v, column) for v in (weights, lows, highs))
+    each = tf.unstack(weights) if weights.shape.rank == 2 else [weights, weights]
+    of_steps, of_bounds, lows, highs = (
+        tf.reshape(v, column) for v in (*each, lows, highs)
+    )
     within = steps if inside else tf.stop_gradient(steps)
-    step = tf.reduce_sum(weights * within, 0)
-    low = tf.reduce_sum(weights * steps * lows, 0) / step
-    high = tf.reduce_sum(weights * steps * highs, 0) / step
+    step = tf.reduce_sum(of_steps * within, 0)
+    low = tf.reduce_sum(of_bounds * steps * lows, 0) / step
+    high = tf.reduce_sum(of_bounds * steps * highs, 0) / step
     scaled = x * (1 / step)
     codes = tf.minimum(tf.maximum(rounded(scaled), low), high)
     slope = tf.minimum(tf.maximum(scaled, low), high) if clip else scaled

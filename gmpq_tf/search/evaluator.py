@@ -1,6 +1,6 @@
 """Any policy of a space, measured without building its network: one hypernet for all.
 
-Importances of 0 and -10,000 make the softmax of a branch exactly 1 or 0, so the
+Importances that leave one branch make its weight exactly 1 and the others 0, so the
 hypernet computes what `quantize_model` of the policy would.
 """
 
@@ -30,7 +30,6 @@ from gmpq_tf.search.values import Bits
 from gmpq_tf.task import Binary
 from gmpq_tf.transform import build_hypernet, calibrate
 
-CHOSEN, LEFT_OUT = 0.0, -1e4
 TRAINED_STATISTICS = 256  # images, after steps of training
 DIGITS = 7  # that a measurement is kept with; float32 has no more
 
@@ -263,13 +262,9 @@ class Evaluator:
         """Make a policy's branches the only ones."""
         for name, pair in bits.items():
             layer = self.hypernet.get_layer(name)
-            for variable, candidates, width in (
-                (layer.kernel_importance, layer.weight_bits, pair[0]),
-                (layer.input_importance, layer.activation_bits, pair[1]),
-            ):
-                chosen = np.array(candidates) == width
-                assert chosen.sum() == 1, (name, pair)
-                variable.assign(np.where(chosen, CHOSEN, LEFT_OUT))
+            sides = (layer.kernel_branches, layer.input_branches)
+            for branches, width in zip(sides, pair, strict=True):
+                branches.choose(branches.bits.index(width))
 
     def _risks(self, images: int) -> dict[str, list[float]]:
         """Columns of `Measured`, as plain JSON values."""

@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 
 from gmpq_tf.layers import MIXED_LAYERS
-from gmpq_tf.layers.relaxation import RELAXATIONS, gumbel
+from gmpq_tf.layers.relaxation import RELAXATIONS, relaxation_of
+from gmpq_tf.layers.relaxation_row import gumbel
 from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
 
 # Of 20,001 quantiles of the standard normal: what a row of a table says of them.
@@ -24,7 +25,7 @@ def normal():
 def layer_of(relaxation, values, bits=BITS, method="lsq", kind="Dense"):
     """A layer whose kernel [values, 1] or input [1, values] is quantized."""
     cls = MIXED_LAYERS[kind]
-    once = relaxation == "expected_grid"
+    once = relaxation_of(relaxation).one_rounding
     options = {"units": 1} if kind == "Dense" else {"filters": 1, "kernel_size": 1}
     layer = cls(
         **options,
@@ -44,6 +45,29 @@ def layer_of(relaxation, values, bits=BITS, method="lsq", kind="Dense"):
 def set_probabilities(layer, pi):
     for branches in (layer.kernel_branches, layer.input_branches):
         branches.importance.assign(np.log(np.maximum(pi, 1e-30)))
+
+
+def leave(layer, branch):
+    """One branch of both sides, with the range that its own quantizer has."""
+    for branches, quantizer in (
+        (layer.kernel_branches, layer.kernel_quantizer),
+        (layer.input_branches, layer.input_quantizer),
+    ):
+        values = np.array(branches.importance)
+        if layer.relaxation == "thresholds":  # of which the first is twice as wide
+            values[:, 1] += 20
+        if layer.relaxation == "learned_grid":
+            kernel = () if quantizer is layer.input_quantizer else (layer.kernel,)
+            widths = [
+                float(np.ravel(quantizer.step(*kernel, i))[0]) * branches.grids.codes[i]
+                for i in (branch, -1)
+            ]
+            values[1] = np.log2(widths[0] / widths[1])
+        branches.importance.assign(values)
+        branches.choose(branch)
+        np.testing.assert_allclose(
+            branches.probabilities(), np.eye(len(BITS))[branch], atol=2e-3
+        )
 
 
 def kernel_error(layer, pi, training=False):
@@ -140,7 +164,7 @@ def test_with_one_branch_left_all_compute_its_quantizer(relaxation, method, kind
         layer.input_quantizer.set_branch(branch, 1.5 / (2**bits - 1))
     x = np.abs(values).reshape((1, 40) if kind == "Dense" else (1, 1, 1, 40))
     for branch, bits in enumerate(BITS):
-        set_probabilities(layer, np.eye(3)[branch])
+        leave(layer, branch)
         codes = layer.kernel_quantizer.codes(layer.kernel, branch)
         kernel = codes * layer.kernel_quantizer.step(layer.kernel, branch)
         step = 1.5 / (2**bits - 1)
