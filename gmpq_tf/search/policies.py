@@ -30,8 +30,8 @@ from gmpq_tf.search.errors import StrategyError
 from gmpq_tf.search.finalists import FinalistsConfig, compare
 from gmpq_tf.search.journal import Journal
 from gmpq_tf.search.meter import Meter, SearchCost
-from gmpq_tf.search.policy_search import DEFAULT_QUANTIZERS
 from gmpq_tf.search.problem import SearchProblem
+from gmpq_tf.search.provenance import DEFAULT_QUANTIZERS
 from gmpq_tf.search.purposes import DEFAULT_PURPOSE, find_purpose
 from gmpq_tf.search.strategies import STRATEGIES
 from gmpq_tf.search.values import Bits, Valued, Values, plain

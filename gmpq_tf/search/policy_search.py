@@ -7,22 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
-import numpy as np
-import tensorflow as tf
 
 from gmpq_tf import metric_names
-from gmpq_tf.budget import Candidates
-from gmpq_tf.cost_tables import CostTable, TableOptions
-from gmpq_tf.distribution import replica_count
+from gmpq_tf.cost_tables import TableOptions
 from gmpq_tf.first_trace import build_before_tracing
 from gmpq_tf.layers.relaxation import DEFAULT_RELAXATION
-from gmpq_tf.limits import Limit, records
 from gmpq_tf.metric_names import TOTAL
 from gmpq_tf.policy import BitwidthPolicy
-from gmpq_tf.quantizers.input_quantizer import DEFAULT_INPUT_QUANTIZER
-from gmpq_tf.quantizers.kernel_quantizer import DEFAULT_KERNEL_QUANTIZER
 from gmpq_tf.search.config import RiskConfig, chosen_risk
-from gmpq_tf.search.divergence import WatchedMean, check_converged, nan_of_labels
+from gmpq_tf.search.divergence import WatchedMean, check_converged
 from gmpq_tf.search.first_steps import FirstSteps
 from gmpq_tf.search.importances import Importances
 from gmpq_tf.search.optimizers import (
@@ -31,24 +24,18 @@ from gmpq_tf.search.optimizers import (
     describe_optimizer,
 )
 from gmpq_tf.search.problem import SearchProblem
-from gmpq_tf.search.risks import Generalization, Risk, Step, complexities, exponent
+from gmpq_tf.search.provenance import made_by_search
+from gmpq_tf.search.risks import Generalization, Risk, complexities
+from gmpq_tf.search.search_steps import SearchSteps
 from gmpq_tf.space import SearchSpace
 from gmpq_tf.task import Binary, outputs_of
 from gmpq_tf.transform import build_hypernet, calibrate
 from gmpq_tf.transform.calibrate import first_images, is_calibrated
 from gmpq_tf.transform.rewrite import flat_copy
-from gmpq_tf.version import __version__
-
-# What `evaluate` does not compute.
-NOT_EVALUATED = (TOTAL, *metric_names.RISKS, metric_names.RANK_DISTANCE)
-DEFAULT_QUANTIZERS = {
-    "input_quantizer": DEFAULT_INPUT_QUANTIZER,
-    "kernel_quantizer": DEFAULT_KERNEL_QUANTIZER,
-}
 
 
 @keras.saving.register_keras_serializable("gmpq_tf")
-class PolicySearch(keras.Model):
+class PolicySearch(SearchSteps):
     """Searches the bit-width of every layer's weights and activations.
 
     Minimizes `R_E + zeta R_C + eta R_G` (eq. 6) over the hypernet's weights and branch
@@ -227,7 +214,7 @@ class PolicySearch(keras.Model):
         check_precision(self.hypernet)
         super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
         self.importance_optimizer = importance_optimizer
-        self._described = json.dumps(
+        self.optimizers_described = json.dumps(
             {
                 "optimizer": describe_optimizer(optimizer),
                 "importance_optimizer": describe_optimizer(importance_optimizer),
@@ -238,90 +225,6 @@ class PolicySearch(keras.Model):
             self.generalization.independent_labels = isinstance(kind, Binary)
         self.optimizer.build(self.network_variables)
         self.importance_optimizer.build(self.importance_variables)
-
-    @property
-    def space(self) -> SearchSpace:
-        """The candidate bit-widths."""
-        return self.problem.space
-
-    @property
-    def candidates(self) -> Candidates:
-        """(Weight bits, activation bits) that each layer may take."""
-        return self.problem.candidates
-
-    @property
-    def macs(self) -> Mapping[str, int]:
-        """Multiply-adds of each searched layer for one example."""
-        table, candidates = self.problem.bit_ops, self.problem.candidates
-        return {n: int(table.macs(n, c) or 0) for n, c in candidates.items()}
-
-    @property
-    def budget(self) -> float | None:
-        """Bit operations that the policy may cost; None: any."""
-        return self.problem.budget
-
-    @property
-    def limits(self) -> tuple[Limit, ...]:
-        """What the policy may cost, of each resource that has a budget."""
-        return self.problem.limits
-
-    @property
-    def zeta(self) -> keras.Variable:
-        """Weight of the (first) complexity risk, a scalar."""
-        return self.complexity.zeta
-
-    @property
-    def importance_variables(self) -> list[keras.Variable]:
-        """The trainable importances of every searched layer."""
-        return self.branches.variables
-
-    @property
-    def network_variables(self) -> list[keras.Variable]:
-        """The hypernet's weights, ranges and steps: all that is not an importance."""
-        importances = {id(v) for v in self.importance_variables}
-        return [
-            v for v in self.hypernet.trainable_variables if id(v) not in importances
-        ]
-
-    def mixed_layers(self) -> list[Any]:
-        """Layers of the hypernet that hold quantizers, in graph order."""
-        return list(self.branches.layers)
-
-    @property
-    def temperature(self) -> float:
-        """Temperature of the branch probabilities; 1 is the paper's softmax."""
-        return self.branches.temperature
-
-    def set_temperature(self, value: float) -> None:
-        """Set the temperature of every layer's branch probabilities, >= 1e-6."""
-        self.branches.set_temperature(value)
-
-    def importances(self) -> dict:
-        """Candidate bits and branch probabilities of each layer, as plain JSON."""
-        return self.branches.to_json()
-
-    def expected_bit_ops(self) -> tf.Tensor:
-        """Bit operations expected under the importances (eq. 7), a scalar.
-
-        With those of layers that stay float.
-        """
-        return self.expected_cost(self.problem.bit_ops)
-
-    def expected_cost(self, table: CostTable) -> tf.Tensor:
-        """Cost expected under the importances (eq. 7), a scalar.
-
-        Args:
-            table: of a resource, such as `limits[0].table`.
-        """
-        return self.problem.expected(table, self.branches)
-
-    def full_bit_ops(self) -> float:
-        """Bit operations of the full-precision model."""
-        return self.problem.full_bit_ops()
-
-    def exponent(self) -> tf.Tensor:
-        """The exponent p of the target, a scalar: fixed, or eq. 8."""
-        return exponent(self.risk, self.branches.expected_bits())
 
     def calibrate(self, dataset: Iterable, batches: int | None = None) -> None:
         """Set every range of the hypernet from data; see `gmpq.calibrate`."""
@@ -359,98 +262,6 @@ class PolicySearch(keras.Model):
             x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs
         )
 
-    def load_weights(self, *args: Any, **kwargs: Any) -> None:
-        """As `keras.Model.load_weights`; an earlier divergence is forgotten."""
-        super().load_weights(*args, **kwargs)
-        self.risk_metrics[TOTAL].forget()
-
-    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        return self.hypernet(inputs, training=training)
-
-    def train_step(self, data: Any) -> dict:
-        """One step on weights and importances together (section 4.1)."""
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        step = self._begin(x, y)
-        network, importances = self.network_variables, self.importance_variables
-        with tf.GradientTape() as tape:
-            output = self._forward(step)
-            task = self.compute_loss(
-                x=x, y=y, y_pred=output, sample_weight=sample_weight
-            )
-            guidance = sum(risk.weighted(step) for risk in self.risks)
-            # Gradients of replicas are added; Keras divides the task loss for that.
-            share = task + guidance / replica_count()
-        gradients = tape.gradient(share, network + importances)
-        self.optimizer.apply(gradients[: len(network)], network)
-        self.importance_optimizer.apply(gradients[len(network) :], importances)
-        for risk in self.risks:
-            risk.update(step)
-        task = task * replica_count()
-        step.values |= {TOTAL: task + guidance, metric_names.TASK_RISK: task}
-        for name, metric in self.risk_metrics.items():  # without a teacher R_G is 0
-            metric.update_state(step.values.get(name, 0.0))
-        self.compute_metrics(x, y, output, sample_weight)
-        return self._logs(step)
-
-    @property
-    def losses(self) -> list[Any]:
-        """Penalties of the hypernet's layers; the teacher's are no part of the task."""
-        return self.hypernet.losses
-
-    def compute_loss(
-        self,
-        x: Any = None,
-        y: Any = None,
-        y_pred: Any = None,
-        sample_weight: Any = None,
-        training: bool = True,
-    ) -> tf.Tensor:
-        """Keras's loss, a scalar; NaN where a label is, which XLA takes for a class."""
-        loss = super().compute_loss(x, y, y_pred, sample_weight, training)
-        return loss + nan_of_labels(y)
-
-    def _begin(self, x: Any, y: Any) -> Step:
-        """A batch as the random layers at the front of the model make it."""
-        guide = self.generalization
-        if guide is None:
-            return Step(x, y, self.branches)
-        images = guide.augmented(x)  # the same for the hypernet and the teacher
-        drawn = guide.drawn(images, self.optimizer.iterations)
-        maps = guide.teacher_maps(images, y, drawn)
-        return Step(images, y, self.branches, drawn, maps)
-
-    def _forward(self, step: Step) -> tf.Tensor:
-        """The hypernet's output; its maps are noted in the step."""
-        if self.generalization is None:
-            return self.hypernet(step.images, training=True)
-        output, step.maps = self.generalization.forward(
-            step.images, step.labels, step.drawn
-        )
-        return output
-
-    def _logs(self, step: Step) -> dict:
-        logs = self.get_metrics_result()
-        logs["loss"] = logs.pop(TOTAL)
-        noted = step.noted
-        if metric_names.EXPECTED_BIT_OPS not in noted:
-            noted = {metric_names.EXPECTED_BIT_OPS: self.expected_bit_ops(), **noted}
-        return {**logs, **noted, metric_names.EXPONENT: self.exponent()}
-
-    def test_step(self, data: Any) -> dict:
-        """Task loss and metrics of the hypernet."""
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        output = self.hypernet(x, training=False)
-        task = self.compute_loss(
-            x=x, y=y, y_pred=output, sample_weight=sample_weight, training=False
-        )
-        images = tf.shape(keras.tree.flatten(x)[0])[0]  # the last batch may be smaller
-        task_risk = self.risk_metrics[metric_names.TASK_RISK]
-        task_risk.update_state(task * replica_count(), sample_weight=images)
-        logs = self.compute_metrics(x, y, output, sample_weight)
-        left_out = {*NOT_EVALUATED, *self.risk_metrics}
-        kept = {k: v for k, v in logs.items() if k not in left_out}
-        return {**kept, "loss": task_risk.result()}
-
     def policy(self, made_by: Mapping[str, Any] | None = None) -> BitwidthPolicy:
         """The policy of the largest importances (section 3.3), within the budgets.
 
@@ -466,34 +277,8 @@ class PolicySearch(keras.Model):
         """
         check_converged(self)
         bits = self.problem.most_probable_bits(self.branches.probabilities())
-        strategy = "gmpq" if self.risk.eta else "edmips"
-        config: dict[str, Any] = {**vars(self.risk), "space": self.space.to_config()}
-        if self.relaxation != DEFAULT_RELAXATION:
-            config["relaxation"] = self.relaxation
-        if self.risk.budget is not None:
-            config["limits"] = records(self.limits, bits)
-        return BitwidthPolicy(
-            self.hypernet.name,
-            bits,
-            {
-                "strategy": strategy,
-                "config": config,
-                "quantizers": {**DEFAULT_QUANTIZERS, **self.quantizers},
-                "training": self._training_record(),
-                "versions": {"gmpq-tf": __version__},
-                **(made_by or {}),
-            },
-        )
-
-    def _training_record(self) -> dict[str, Any]:
-        """Optimizers, and how long they ran, as far as this process knows."""
-        if not self.compiled:
-            return {}
-        record = json.loads(self._described)
-        record["steps"] = int(np.asarray(self.optimizer.iterations))
-        if self.epochs_trained:
-            record["epochs"] = self.epochs_trained
-        return record
+        record = {**made_by_search(self, bits), **(made_by or {})}
+        return BitwidthPolicy(self.hypernet.name, bits, record)
 
     def get_compile_config(self) -> dict | None:
         """What `compile` was given, with the second optimizer."""

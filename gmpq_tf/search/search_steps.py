@@ -1,0 +1,119 @@
+"""What a search does in one step of training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from gmpq_tf import metric_names
+from gmpq_tf.distribution import replica_count
+from gmpq_tf.metric_names import TOTAL
+from gmpq_tf.search.divergence import WatchedMean, nan_of_labels
+from gmpq_tf.search.risks import Generalization, Risk, Step
+from gmpq_tf.search.search_views import SearchViews
+
+# What `evaluate` does not compute.
+NOT_EVALUATED = (TOTAL, *metric_names.RISKS, metric_names.RANK_DISTANCE)
+
+
+class SearchSteps(SearchViews, keras.Model):
+    """Steps on the hypernet's weights and importances together."""
+
+    risks: tuple[Risk, ...]
+    generalization: Generalization | None
+    risk_metrics: Mapping[str, WatchedMean]
+
+    def load_weights(self, *args: Any, **kwargs: Any) -> None:
+        """As `keras.Model.load_weights`; an earlier divergence is forgotten."""
+        super().load_weights(*args, **kwargs)
+        self.risk_metrics[TOTAL].forget()
+
+    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        return self.hypernet(inputs, training=training)
+
+    def train_step(self, data: Any) -> dict:
+        """One step on weights and importances together (section 4.1)."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        step = self._begin(x, y)
+        network, importances = self.network_variables, self.importance_variables
+        with tf.GradientTape() as tape:
+            output = self._forward(step)
+            task = self.compute_loss(
+                x=x, y=y, y_pred=output, sample_weight=sample_weight
+            )
+            guidance = sum(risk.weighted(step) for risk in self.risks)
+            # Gradients of replicas are added; Keras divides the task loss for that.
+            share = task + guidance / replica_count()
+        gradients = tape.gradient(share, network + importances)
+        self.optimizer.apply(gradients[: len(network)], network)
+        self.importance_optimizer.apply(gradients[len(network) :], importances)
+        for risk in self.risks:
+            risk.update(step)
+        task = task * replica_count()
+        step.values |= {TOTAL: task + guidance, metric_names.TASK_RISK: task}
+        for name, metric in self.risk_metrics.items():  # without a teacher R_G is 0
+            metric.update_state(step.values.get(name, 0.0))
+        self.compute_metrics(x, y, output, sample_weight)
+        return self._logs(step)
+
+    @property
+    def losses(self) -> list[Any]:
+        """Penalties of the hypernet's layers; the teacher's are no part of the task."""
+        return self.hypernet.losses
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> tf.Tensor:
+        """Keras's loss, a scalar; NaN where a label is, which XLA takes for a class."""
+        loss = super().compute_loss(x, y, y_pred, sample_weight, training)
+        return loss + nan_of_labels(y)
+
+    def _begin(self, x: Any, y: Any) -> Step:
+        """A batch as the random layers at the front of the model make it."""
+        guide = self.generalization
+        if guide is None:
+            return Step(x, y, self.branches)
+        images = guide.augmented(x)  # the same for the hypernet and the teacher
+        drawn = guide.drawn(images, self.optimizer.iterations)
+        maps = guide.teacher_maps(images, y, drawn)
+        return Step(images, y, self.branches, drawn, maps)
+
+    def _forward(self, step: Step) -> tf.Tensor:
+        """The hypernet's output; its maps are noted in the step."""
+        if self.generalization is None:
+            return self.hypernet(step.images, training=True)
+        output, step.maps = self.generalization.forward(
+            step.images, step.labels, step.drawn
+        )
+        return output
+
+    def _logs(self, step: Step) -> dict:
+        logs = self.get_metrics_result()
+        logs["loss"] = logs.pop(TOTAL)
+        noted = step.noted
+        if metric_names.EXPECTED_BIT_OPS not in noted:
+            noted = {metric_names.EXPECTED_BIT_OPS: self.expected_bit_ops(), **noted}
+        return {**logs, **noted, metric_names.EXPONENT: self.exponent()}
+
+    def test_step(self, data: Any) -> dict:
+        """Task loss and metrics of the hypernet."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        output = self.hypernet(x, training=False)
+        task = self.compute_loss(
+            x=x, y=y, y_pred=output, sample_weight=sample_weight, training=False
+        )
+        images = tf.shape(keras.tree.flatten(x)[0])[0]  # the last batch may be smaller
+        task_risk = self.risk_metrics[metric_names.TASK_RISK]
+        task_risk.update_state(task * replica_count(), sample_weight=images)
+        logs = self.compute_metrics(x, y, output, sample_weight)
+        left_out = {*NOT_EVALUATED, *self.risk_metrics}
+        kept = {k: v for k, v in logs.items() if k not in left_out}
+        return {**kept, "loss": task_risk.result()}
