@@ -30,10 +30,9 @@ def capacity_exponent(
     Returns:
         Scalar; larger for hypernets of lower capacity, which then concentrate.
     """
-    terms = [
-        (weight_capacity / w) * (activation_capacity / a) for w, a in expected_bits
-    ]
-    return tf.add_n(terms) / len(terms)
+    weights, activations = map(tf.stack, zip(*expected_bits, strict=True))
+    terms = (weight_capacity / weights) * (activation_capacity / activations)
+    return tf.reduce_mean(terms)
 
 
 def normalized(maps: tf.Tensor, p: tf.Tensor | float = 1.0) -> tf.Tensor:

@@ -71,7 +71,7 @@ class BranchImportance(keras.layers.Layer):
 
     def probabilities(self) -> tf.Tensor:
         """`pi = softmax(importance / temperature)` of the mixture, [branches]."""
-        return self.relaxation.distribute(self._logits(), self.grids)
+        return self.relaxation.distribute(self.logits(), self.grids)
 
     def choose(self, branch: int) -> None:
         """Leave one branch, whose probability and weight become exactly 1."""
@@ -97,9 +97,10 @@ class BranchImportance(keras.layers.Layer):
                 self.draws.assign(seed + tf.constant([0, 1], seed.dtype))
             if self.relaxation.tempered:
                 noise /= tf.convert_to_tensor(self.temperature)
-        return self.relaxation.weigh(self._logits(), self.grids, noise)
+        return self.relaxation.weigh(self.logits(), self.grids, noise)
 
-    def _logits(self) -> tf.Tensor:
+    def logits(self) -> tf.Tensor:
+        """The importances over the temperature, in the shape of the relaxation."""
         importance = tf.convert_to_tensor(self.importance)
         return importance / tf.convert_to_tensor(self.temperature)
 

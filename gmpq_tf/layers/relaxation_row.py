@@ -26,7 +26,7 @@ class Grids:
 
 
 def probabilities(logits: tf.Tensor, grids: Grids) -> tf.Tensor:
-    """`pi = softmax(logits)`, [branches] (eq. 5)."""
+    """`pi = softmax(logits)`, [branches] (eq. 5), or [rows, branches] row by row."""
     return tf.nn.softmax(logits)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from gmpq_tf.bits import LayerPair
+from gmpq_tf.layers.relaxation_row import probabilities
 from gmpq_tf.search.divergence import check_temperature
 
 
@@ -36,7 +39,42 @@ class Importances:
 
     def expected_bits(self) -> list[LayerPair]:
         """Expected bits of each layer, scalars (eq. 7)."""
-        return [layer.expected_bits() for layer in self.layers]
+        return self._of_all(
+            lambda pi, bits: tf.reduce_sum(pi * tf.constant(bits, pi.dtype), axis=1)
+        )
+
+    def branch_probabilities(self) -> list[LayerPair]:
+        """`pi_w` and `pi_a` of each layer, tensors [branches]."""
+        return self._of_all(lambda pi, bits: pi)
+
+    def _of_all(
+        self, function: Callable[[tf.Tensor, list[Sequence[int]]], tf.Tensor]
+    ) -> list[LayerPair]:
+        """A function of probabilities and bits [rows, branches], a row of each side.
+
+        All that are alike are computed at once: a step asks three times, and a graph
+        of each alone takes longer to trace and to optimize.
+        """
+        sides = [
+            side
+            for each in self.layers
+            for side in (each.kernel_branches, each.input_branches)
+        ]
+        groups: dict[Any, list[Any]] = defaultdict(list)
+        for side in sides:
+            groups[side.relaxation.distribute, len(side.bits)].append(side)
+        found: dict[int, tf.Tensor] = {}
+        for (distribute, _), group in groups.items():
+            if distribute is probabilities:  # a row each, whatever the grids
+                logits = tf.stack([side.logits() for side in group])
+                pi = distribute(logits, group[0].grids)
+            else:
+                pi = tf.stack([side.probabilities() for side in group])
+            rows = tf.unstack(function(pi, [side.bits for side in group]), len(group))
+            found |= {id(side): row for side, row in zip(group, rows, strict=True)}
+        values = [found[id(side)] for side in sides]
+        pairs = zip(values[::2], values[1::2], strict=True)
+        return [LayerPair(*pair) for pair in pairs]
 
     def probabilities(self) -> dict[str, LayerPair]:
         """Layer name -> `pi_w` and `pi_a`, arrays [branches]."""

@@ -95,17 +95,23 @@ class SearchProblem:
             table: of the resource.
             branches: the importances of the layers of `candidates`, in their order.
         """
+        items = self.candidates.items()
+        macs = [table.macs(name, pair) for name, pair in items]
         terms = []
-        layers = zip(self.candidates.items(), branches.layers, strict=True)
-        for (name, pair), layer in layers:
-            macs = table.macs(name, pair)
-            if macs is not None:
-                terms.append(bit_ops(macs, *layer.expected_bits()))
-            else:
-                weights, inputs = layer.branch_probabilities()
-                costs = tf.constant(table.of(name, pair), tf.float32)
-                row = tf.linalg.matvec(costs, inputs)
-                terms.append(tf.reduce_sum(weights * row))
+        if any(each is not None for each in macs):
+            means = zip(macs, branches.expected_bits(), strict=True)
+            rows = [(float(m), *bits) for m, bits in means if m is not None]
+            # Of all layers at once, which makes a smaller graph.
+            terms.append(
+                tf.reduce_sum(bit_ops(*map(tf.stack, zip(*rows, strict=True))))
+            )
+        if None in macs:
+            chosen = zip(items, macs, branches.branch_probabilities(), strict=True)
+            for (name, pair), each, pi in chosen:
+                if each is None:
+                    costs = tf.constant(table.of(name, pair), tf.float32)
+                    row = tf.linalg.matvec(costs, pi.activations)
+                    terms.append(tf.reduce_sum(pi.weights * row))
         return tf.add_n(terms) + float(table.constant)
 
     def full_bit_ops(self) -> float:
