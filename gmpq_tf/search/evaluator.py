@@ -29,6 +29,7 @@ from gmpq_tf.search.tuning import BATCH, Tuner
 from gmpq_tf.search.values import Bits
 from gmpq_tf.task import Binary
 from gmpq_tf.transform import build_hypernet, calibrate
+from gmpq_tf.transform.rewrite import flat_copy
 
 TRAINED_STATISTICS = 256  # images, after steps of training
 DIGITS = 7  # that a measurement is kept with; float32 has no more
@@ -309,7 +310,7 @@ class Evaluator:
 
     @cached_property
     def _guide(self) -> Generalization:
-        return Generalization(self.hypernet, self.case.model, self._risk)
+        return Generalization(self.hypernet, flat_copy(self.case.model), self._risk)
 
     @cached_property
     def _classes(self) -> np.ndarray:

@@ -166,13 +166,14 @@ class PolicySearch(SearchSteps):
         self.output_names = list(self.hypernet.output_names)
         # As text, which Keras does not track; before freezing, which changes it.
         serialize = keras.saving.serialize_keras_object
-        self._model_config = json.dumps(serialize(flat_copy(model)))
+        flat = flat_copy(model)
+        self._model_config = json.dumps(serialize(flat))
         self.branches = Importances(self.hypernet, self.problem.candidates)
         priced = complexities(self.problem, self.risk.zeta, self.add_weight)
         self.complexity, self.generalization = priced[0], None
         self.risks: tuple[Risk, ...] = priced
         if self.risk.eta:
-            self.generalization = Generalization(self.hypernet, model, self.risk)
+            self.generalization = Generalization(self.hypernet, flat, self.risk)
             self.risks += (self.generalization,)
         # Keras tracks what the model itself names.
         self.teacher = self.generalization and self.generalization.teacher

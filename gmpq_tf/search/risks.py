@@ -47,13 +47,10 @@ class Step:
     Args:
         images: what the hypernet sees, as the model takes it.
         labels: as `fit` was given them.
-        branches: the importances; read anew by each risk that depends on them, which
-            keeps the order in which TensorFlow's graph optimizer adds.
+        branches: the importances.
         drawn: places of the images that are attributed, integers [A]; None: all.
         teacher_maps: of the float model, [A, H, W]; None without a teacher.
         maps: of the hypernet, [A, H, W]; None without a teacher.
-        bits: expected in each layer, scalars.
-        probabilities: `pi_w` and `pi_a` of each layer, [branches] each.
         values: name of a risk -> its value, once it has been computed, a scalar.
         noted: name of another metric -> its value, likewise.
     """
@@ -64,8 +61,6 @@ class Step:
     drawn: tf.Tensor | None = None
     teacher_maps: tf.Tensor | None = None
     maps: tf.Tensor | None = None
-    bits: Sequence[LayerPair] = ()
-    probabilities: Sequence[LayerPair] = ()
     values: dict[str, tf.Tensor] = field(default_factory=dict)
     noted: dict[str, tf.Tensor] = field(default_factory=dict)
 
@@ -206,7 +201,8 @@ class Generalization(Risk):
 
     Args:
         hypernet: from `build_hypernet`.
-        model: the float model; it is copied.
+        model: the float model, without nested models; it becomes the teacher, unless
+            that computes in another type.
         config: the options of the risk.
     """
 
@@ -216,7 +212,8 @@ class Generalization(Risk):
         self, hypernet: keras.Model, model: keras.Model, config: RiskConfig
     ) -> None:
         self.config = config
-        self.teacher = flat_copy(model, config.teacher_dtype)
+        other = config.teacher_dtype != "float32"
+        self.teacher = flat_copy(model, config.teacher_dtype) if other else model
         self.teacher.trainable = False
         front = _random_front(hypernet)
         self.student_parts = split_parts(hypernet, config.feature_layer, front)
