@@ -94,6 +94,30 @@ def test_first_step_against_the_equations(data):
     assert logs["p"][0] == pytest.approx(np.mean(inverse), rel=1e-2)
 
 
+def test_costs_are_those_of_each_layer_whatever_its_candidates():
+    """Layers with other numbers of candidates, one pinned on one side, by hand."""
+    pinned = {"conv0": (4, 8), "conv1": (None, 8), "head": (8, None)}
+    space = gmpq.SearchSpace((2, 4), (2, 3, 8), pinned)
+    search = PolicySearch(classifier(), space, eta=0.0)
+    search.set_temperature(2.0)
+    rng, expected = np.random.default_rng(0), 0.0
+    for layer in search.mixed_layers():
+        means = []
+        pair = search.candidates[layer.name]
+        for side, values in zip(("kernel", "input"), pair, strict=True):
+            drawn = rng.normal(size=len(values))
+            getattr(layer, f"{side}_importance").assign(drawn)
+            pi = np.exp(drawn / 2) / np.exp(drawn / 2).sum()
+            means.append(pi @ values)
+        expected += search.macs[layer.name] * np.prod(means)
+    assert float(search.expected_bit_ops()) == pytest.approx(expected, rel=1e-5)
+    for layer, pair in zip(
+        search.mixed_layers(), search.branches.branch_probabilities(), strict=True
+    ):
+        for mine, its in zip(pair, layer.branch_probabilities(), strict=True):
+            np.testing.assert_allclose(mine, its, rtol=1e-6)
+
+
 def test_search_learns_weights_and_importances(data):
     search = compiled(zeta=100.0, eta=10.0)
     before = [np.array(v) for v in search.importance_variables]
