@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from gmpq_tf.budget import SLACK, Candidates
+from gmpq_tf.budget import SLACK, BudgetError, Candidates
 from gmpq_tf.limits import Limit, exceeded
 from gmpq_tf.search.knapsack import Problem, knapsack, spend_budget
-from gmpq_tf.search.values import Bits, Valued, Values, total
+from gmpq_tf.search.values import FREE, Bits, Bonds, Valued, Values, total
 
 # Differences of so many standard errors are seldom chance.
 DECIDED = 2.0
@@ -94,7 +94,10 @@ class Margin:
 
 
 def choose(
-    values: Values, candidates: Candidates, limits: Sequence[Limit]
+    values: Values,
+    candidates: Candidates,
+    limits: Sequence[Limit],
+    bonds: Bonds = FREE,
 ) -> dict[str, tuple[int, int]]:
     """The policy of highest value within the limits.
 
@@ -102,6 +105,7 @@ def choose(
         values: of the choices that may be taken.
         candidates: (weight bits, activation bits) each layer may take.
         limits: of the costs; () for none.
+        bonds: what holds between choices.
 
     Returns:
         Layer name -> (weight bits, activation bits).
@@ -109,11 +113,15 @@ def choose(
     Raises:
         BudgetError: no policy keeps all limits.
     """
-    return shortlist(values, candidates, limits, 1)[0]
+    return shortlist(values, candidates, limits, 1, bonds)[0]
 
 
 def shortlist(
-    values: Values, candidates: Candidates, limits: Sequence[Limit], count: int
+    values: Values,
+    candidates: Candidates,
+    limits: Sequence[Limit],
+    count: int,
+    bonds: Bonds = FREE,
 ) -> list[dict[str, tuple[int, int]]]:
     """The policies of highest value within the limits, the best first.
 
@@ -124,6 +132,7 @@ def shortlist(
         candidates: (weight bits, activation bits) each layer may take.
         limits: of the costs; () for none.
         count: how many; fewer where there are fewer.
+        bonds: what holds between choices.
 
     Returns:
         Policies that differ, as `choose` returns one.
@@ -131,24 +140,27 @@ def shortlist(
     Raises:
         BudgetError: no policy keeps all limits.
     """
-    allowed, problem, limits, first = posed(values, candidates, limits)
+    allowed, problem, limits, first = posed(values, candidates, limits, bonds)
     found, masks = [first], [_mask(problem, first)]
     least = smallest_share(limits, first)
-    policies = [spent_on(first, allowed, limits)]
+    policies = [spent_on(first, allowed, limits, bonds)]
     while len(policies) < count and len(found) < 20 * count:
         mask = problem.solve(problem.values, least, masks)
         if mask is None:
             break
         found.append(problem.bits(mask))
         masks.append(mask)
-        bits = spent_on(found[-1], allowed, limits)
+        bits = spent_on(found[-1], allowed, limits, bonds)
         if bits not in policies:
             policies.append(bits)
     return policies
 
 
 def posed(
-    values: Values, candidates: Candidates, limits: Sequence[Limit]
+    values: Values,
+    candidates: Candidates,
+    limits: Sequence[Limit],
+    bonds: Bonds = FREE,
 ) -> tuple[dict, Problem, list[Limit], dict[str, tuple[int, int]]]:
     """Candidates that have values, the knapsack of them, its limits and solution."""
     allowed = {
@@ -157,12 +169,30 @@ def posed(
     }
     choices = {
         name: [
-            ((w, a), values[name][0][w] + values[name][1][a]) for w, a in product(*pair)
+            (
+                (w, a),
+                values[name][0][w]
+                + values[name][1][a]
+                + bonds.between((name, 0, w), (name, 1, a)),
+            )
+            for w, a in product(*pair)
+            if bonds.permits(name, (w, a))
         ]
         for name, pair in allowed.items()
     }
     felt = [each for each in limits if not each.table.is_fixed(candidates)]
-    return allowed, Problem(choices, felt), felt, knapsack(choices, felt)
+    problem = Problem(choices, felt, bonds.pairs)
+    try:
+        return allowed, problem, felt, knapsack(choices, felt, bonds.pairs)
+    except BudgetError as error:
+        if not bonds.allowed:
+            raise
+        raise BudgetError(
+            "No policy keeps the budgets in which the activations of a layer have the "
+            f"bits of its weights. Received: {', '.join(map(str, limits))}. Raise the "
+            "budget, give weights and activations the same candidates, or pass "
+            "activations='measured'."
+        ) from error
 
 
 def smallest_share(limits: Sequence[Limit], first: Bits) -> float:
@@ -174,10 +204,15 @@ def smallest_share(limits: Sequence[Limit], first: Bits) -> float:
 
 
 def spent_on(
-    bits: Bits, candidates: Candidates, limits: Sequence[Limit]
+    bits: Bits,
+    candidates: Candidates,
+    limits: Sequence[Limit],
+    bonds: Bonds = FREE,
 ) -> dict[str, tuple[int, int]]:
     """A policy with what it leaves of the budgets spent."""
-    return spend_budget(bits, candidates, limits) if limits else dict(bits)
+    if not limits:
+        return dict(bits)
+    return spend_budget(bits, candidates, limits, bonds.allowed)
 
 
 def uniform_bits(
@@ -223,11 +258,11 @@ def margin_of(
     """
     if valued.ranked:
         return margin_of_ranked(valued.ranked)
-    near = shortlist(valued.values, candidates, limits, 2)
+    near = shortlist(valued.values, candidates, limits, 2, valued.bonds)
     others = [bits for bits in near if bits != best]
     if not others:
         return Margin(0.0, None, None)
-    gap = max(total(valued.values, best) - total(valued.values, others[0]), 0.0)
+    gap = max(valued.total(best) - valued.total(others[0]), 0.0)
     if valued.samples is None:
         return Margin(gap, None, others[0], valued.odds)
     each = total(valued.samples, best) - total(valued.samples, others[0])

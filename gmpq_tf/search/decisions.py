@@ -100,7 +100,7 @@ def decisions_of(
     """
     if valued.ranked:
         return decisions_of_ranked(valued.ranked, candidates)
-    _, problem, felt, first = posed(valued.values, candidates, limits)
+    _, problem, felt, first = posed(valued.values, candidates, limits, valued.bonds)
     least = smallest_share(felt, first)
 
     def against(name: str, which: int) -> Margin | None:
@@ -116,7 +116,7 @@ def decisions_of(
         if mask is None:
             return Margin(0.0, None, None)
         other = problem.bits(mask)
-        gap = total(valued.values, best) - total(valued.values, other)
+        gap = valued.total(best) - valued.total(other)
         error = None
         if valued.samples is not None:
             each = total(valued.samples, best) - total(valued.samples, other)

@@ -30,6 +30,7 @@ def delta_table(
     columns: Mapping[str, float],
     most: float = math.inf,
     steps: int = 0,
+    images: int | None = None,
     **training: Any,
 ) -> Valued:
     """Values every choice by the risk it adds to a policy, with the sign turned.
@@ -44,6 +45,7 @@ def delta_table(
         columns: of `Measured` -> weight in the risk; the first is put on record.
         most: value that none exceeds.
         steps: of fine-tuning before each measurement, that of the context too.
+        images: how many are measured on; None: all of the evaluator's.
         **training: `learning_rate` and `batch_size` of it.
 
     Returns:
@@ -51,15 +53,15 @@ def delta_table(
     """
     risk = next(iter(columns))
     different = [b for *_, b in changes(context, candidates) if b != context]
-    evaluator.expect(1 + len(different), steps, **training)
-    base = evaluator.measure(context, steps, **training)
+    evaluator.expect(1 + len(different), steps, images, **training)
+    base = evaluator.measure(context, steps, images, **training)
     found: dict = {column: {n: ({}, {}) for n in candidates} for column in columns}
     history = [_record("", base, risk)]
     for name, which, width, bits in changes(context, candidates):
         if bits == context:
             measured = base
         else:
-            measured = evaluator.measure(bits, steps, **training)
+            measured = evaluator.measure(bits, steps, images, **training)
         for column in columns:
             added = measured.column(column) - base.column(column)
             found[column][name][which][width] = -added
@@ -75,7 +77,7 @@ def delta_table(
         for name in candidates
     }
     return Valued(
-        _monotone(samples, most),
+        monotone(samples, most),
         samples,
         {COLUMNS[c]: _means(found[c]) for c in columns},
         history=tuple(history),
@@ -108,7 +110,7 @@ def changes(
                 yield name, which, width, {**context, name: (own[0], own[1])}
 
 
-def _monotone(samples: Samples, most: float) -> Values:
+def monotone(samples: Samples, most: float) -> Values:
     """Means of samples, at most `most` and never more with fewer bits."""
     values: dict[str, Any] = {}
     for name, pair in samples.items():

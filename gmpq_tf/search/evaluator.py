@@ -126,8 +126,8 @@ class Evaluator:
     def teacher(self) -> list[np.ndarray]:
         """Outputs of the float model on the images, arrays [images, ...]."""
         model, parts = self.case.model, []
-        for rows in self._rows(self.images):
-            outputs = keras.tree.flatten(model(self._inputs(rows), training=False))
+        for rows in self.rows(self.images):
+            outputs = keras.tree.flatten(model(self.batch(rows), training=False))
             parts.append([np.asarray(each, "float32") for each in outputs])
             self.case.meter.forward(rows.stop - rows.start)
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
@@ -271,7 +271,7 @@ class Evaluator:
         """Columns of `Measured`, as plain JSON values."""
         judge = self.judge
         columns: dict[str, list[np.ndarray]] = {}
-        for rows in self._rows(images):
+        for rows in self.rows(images):
             outputs, maps = self._outputs(rows)
             self.case.meter.forward(rows.stop - rows.start)
             found = {
@@ -290,7 +290,7 @@ class Evaluator:
         }
 
     def _outputs(self, rows: slice) -> tuple[list[Any], dict[str, Any]]:
-        inputs = self._inputs(rows)
+        inputs = self.batch(rows)
         if not self._attribution:
             return self._forward(inputs), {}
         output, gaps, distance = self._attributed(
@@ -329,9 +329,9 @@ class Evaluator:
     @cached_property
     def _teacher_maps(self) -> np.ndarray:
         maps = []
-        for rows in self._rows(self.images):
+        for rows in self.rows(self.images):
             found = self._guide.teacher_maps(
-                self._inputs(rows), tf.constant(self._classes[rows])
+                self.batch(rows), tf.constant(self._classes[rows])
             )
             maps.append(np.asarray(found))
             self.case.meter.forward(rows.stop - rows.start)
@@ -390,14 +390,16 @@ class Evaluator:
     def _measure_statistics(self, images: int) -> None:
         fixed = self.case.data.inputs.batch_size
         rows = slice(0, min(images, self.images, fixed or images))
-        self._statistics_pass(self._inputs(rows))
+        self._statistics_pass(self.batch(rows))
         self.case.meter.forward(rows.stop)
 
-    def _inputs(self, rows: slice) -> Any:
+    def batch(self, rows: slice) -> Any:
+        """Some of the images, as the model takes them."""
         arrays = [tf.constant(a[rows]) for a in self.held.inputs]
         return self.case.data.inputs.structured(arrays)
 
-    def _rows(self, images: int) -> list[slice]:
+    def rows(self, images: int) -> list[slice]:
+        """The first images, batch by batch."""
         size = self.case.data.inputs.batch_size or BATCH
         return [slice(i, min(i + size, images)) for i in range(0, images, size)]
 

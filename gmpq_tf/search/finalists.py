@@ -73,7 +73,9 @@ def compare(
     policies: list[Bits] = [bits for bits, _ in valued.ranked[: config.finalists]]
     if not policies:
         count = config.finalists
-        policies = list(shortlist(valued.values, candidates, limits, count))
+        policies = list(
+            shortlist(valued.values, candidates, limits, count, valued.bonds)
+        )
     uniform = uniform_bits(candidates, limits)
     if uniform is not None and uniform not in policies:
         policies = [*policies[: config.finalists - 1], uniform]

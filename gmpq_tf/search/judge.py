@@ -150,6 +150,45 @@ class Judge:
             terms.append(_per_image(gap))
         return tf.add_n(terms)
 
+    def drawn(
+        self, outputs: Sequence[Any], teacher: Sequence[Any], seed: tf.Tensor
+    ) -> tf.Tensor:
+        """Minus log-likelihood of answers drawn from what the float model says, [B].
+
+        Where the outputs are the teacher's, the mean over draws of the product of its
+        gradient with itself is the Hessian of `divergence`: Fisher's information.
+
+        Args:
+            outputs: tensors [B, ...] of each output.
+            teacher: those of the float model.
+            seed: two integers, of the draw.
+        """
+        terms = []
+        for index, (scores, known) in enumerate(zip(outputs, teacher, strict=True)):
+            kind, own = self.outputs[index].kind, seed + tf.constant([0, index])
+            scores, known = tf.cast(scores, tf.float32), tf.cast(known, tf.float32)
+            if isinstance(kind, Classes):
+                last = _axis_last(self._log(index, known), kind.axis)
+                rows = tf.reshape(last, [-1, last.shape[-1]])
+                picks = tf.random.stateless_categorical(rows, 1, own)[:, 0]
+                log = _axis_last(self._log(index, scores), kind.axis)
+                answer = tf.one_hot(picks, last.shape[-1])
+                gap = -tf.reduce_sum(log * tf.reshape(answer, tf.shape(log)), axis=-1)
+            elif isinstance(kind, Binary):
+                yes, no = self._log_odds(index, scores)
+                chance = tf.exp(self._log_odds(index, known)[0])
+                uniform = tf.random.stateless_uniform(tf.shape(known), own)
+                gap = -tf.where(uniform < chance, yes, no)
+            else:
+                spread = (self.scales[index] / 2) ** 0.5
+                noise = spread * tf.random.stateless_normal(tf.shape(known), own)
+                gap = tf.square(scores - known - noise) / self.scales[index]
+            each = tf.reshape(gap, [tf.shape(gap)[0], -1])
+            # Of the mean over places; draws of different places are independent.
+            places = tf.cast(tf.shape(each)[1], tf.float32)
+            terms.append(tf.reduce_sum(each, axis=1) / tf.sqrt(places))
+        return tf.add_n(terms)
+
     def _log(self, index: int, scores: tf.Tensor) -> tf.Tensor:
         """Logarithms of the probabilities of classes."""
         if self.probabilities[index]:
@@ -193,6 +232,11 @@ class Judge:
                 f"Received: {labels.shape}. Pass those of the images."
             )
         return labels.reshape(scores.shape).astype("float32")
+
+
+def _axis_last(values: tf.Tensor, axis: int) -> tf.Tensor:
+    """A tensor with one of its axes moved to the end."""
+    return keras.ops.moveaxis(values, axis, -1)
 
 
 def _per_image(values: tf.Tensor) -> tf.Tensor:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
+from scipy import sparse
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from gmpq_tf.budget import SLACK, Candidates
@@ -13,6 +15,8 @@ from gmpq_tf.limits import Limit, no_policy
 
 Pair = tuple[int, int]
 Choices = Mapping[str, list[tuple[Pair, float]]]
+# Two of (layer, 0 for its weights or 1 for its activations, bits) -> value.
+PairValues = Mapping[tuple[tuple[str, int, int], tuple[str, int, int]], float]
 
 
 def most_probable_bits(
@@ -56,7 +60,10 @@ def most_probable_bits(
 
 
 def spend_budget(
-    bits: Mapping[str, Pair], candidates: Candidates, limits: Sequence[Limit]
+    bits: Mapping[str, Pair],
+    candidates: Candidates,
+    limits: Sequence[Limit],
+    allowed: Mapping[str, Sequence[Pair]] | None = None,
 ) -> dict[str, Pair]:
     """Raise bits, the step that costs the first budget least first, until none fits.
 
@@ -67,17 +74,18 @@ def spend_budget(
         bits: a policy that keeps the limits.
         candidates: (weight bits, activation bits) each layer may take.
         limits: at least one.
+        allowed: layer -> pairs it may take; a layer that is missing may take any.
 
     Returns:
         Layer name -> (weight bits, activation bits), none fewer than before.
     """
-    bits = dict(bits)
+    bits, allowed = dict(bits), allowed or {}
     while True:
         left = [each.for_layers - each.table.of_layers(bits) for each in limits]
         steps = [
             (_added(limits, name, bits[name], new), name, new)
             for name in bits
-            for new in _raised(bits[name], candidates[name])
+            for new in _raised(bits[name], candidates[name], allowed.get(name))
         ]
         affordable = [
             (added[0], name, new)
@@ -95,19 +103,34 @@ def _added(limits: Sequence[Limit], name: str, old: Pair, new: Pair) -> list[flo
     return [each.table.at(name, *new) - each.table.at(name, *old) for each in limits]
 
 
-def _raised(pair: Pair, candidates: tuple[Sequence[int], Sequence[int]]) -> list[Pair]:
-    """The pair with its weight bits, or its activation bits, at the next candidate."""
+def _raised(
+    pair: Pair,
+    candidates: tuple[Sequence[int], Sequence[int]],
+    allowed: Sequence[Pair] | None,
+) -> list[Pair]:
+    """The pair with its weight bits, or its activation bits, at the next candidate.
+
+    Where pairs are restricted, the next of those that are no narrower.
+    """
+    if allowed is not None:
+        wider = [
+            p for p in allowed if p != pair and p[0] >= pair[0] and p[1] >= pair[1]
+        ]
+        return sorted(wider, key=sum)[:1]
     weights = [w for w in candidates[0] if w > pair[0]][:1]
     inputs = [a for a in candidates[1] if a > pair[1]][:1]
     return [(w, pair[1]) for w in weights] + [(pair[0], a) for a in inputs]
 
 
-def knapsack(choices: Choices, limits: Sequence[Limit]) -> dict[str, Pair]:
+def knapsack(
+    choices: Choices, limits: Sequence[Limit], pairs: PairValues | None = None
+) -> dict[str, Pair]:
     """The choices of highest total value that keep all limits.
 
     Args:
         choices: layer name -> (bit-widths, value) pairs, of which one is taken.
-        limits: at least one.
+        limits: of the costs.
+        pairs: what two choices of different layers add where both are taken.
 
     Returns:
         Layer name -> bit-widths. The cost of the first limit lies in
@@ -116,7 +139,7 @@ def knapsack(choices: Choices, limits: Sequence[Limit]) -> dict[str, Pair]:
     Raises:
         BudgetError: no choices keep them all.
     """
-    problem = Problem(choices, limits)
+    problem = Problem(choices, limits, pairs)
     chosen = problem.solve(problem.values, 1 - SLACK)
     if chosen is None:  # the space has no policy that near: take the nearest below
         nearest = problem.solve(problem.costs[0], 0.0)
@@ -160,14 +183,26 @@ def blocking(choices: Choices, limits: Sequence[Limit]) -> list[Limit]:
 class Problem:
     """Choices and limits as arrays.
 
+    What two choices add is a product of two binaries. For each two tensors the columns
+    after those of the rows stand for the products, whose sums over either tensor are
+    the other's choice: then all are whole where the choices are, and the bound is
+    tighter than that of one inequality a product.
+
     Args:
         choices: layer name -> (bit-widths, value) pairs.
         limits: of the costs.
+        pairs: what two choices of different layers add where both are taken.
     """
 
-    def __init__(self, choices: Choices, limits: Sequence[Limit]) -> None:
-        self.rows = [(n, *choice) for n, pairs in choices.items() for choice in pairs]
-        self.values = np.array([value for _, _, value in self.rows])
+    def __init__(
+        self,
+        choices: Choices,
+        limits: Sequence[Limit],
+        pairs: PairValues | None = None,
+    ) -> None:
+        self.rows = [(n, *choice) for n, own in choices.items() for choice in own]
+        products, self.sums = _products(self.rows, pairs or {})
+        self.values = np.array([value for _, _, value in self.rows] + products)
         # In shares of what each limit leaves for the layers.
         self.costs = np.array(
             [
@@ -180,7 +215,7 @@ class Problem:
         )
 
     def bits(self, chosen: np.ndarray) -> dict[str, Pair]:
-        """The bit-widths of a mask, [choices]."""
+        """The bit-widths of a mask, [rows]."""
         return {self.rows[i][0]: self.rows[i][1] for i in np.flatnonzero(chosen)}
 
     def solve(
@@ -190,34 +225,96 @@ class Problem:
         without: Sequence[np.ndarray] = (),
         forbidden: np.ndarray | None = None,
     ) -> np.ndarray | None:
-        """Mask of the best choices within the limits; None without any.
+        """Mask of the best choices within the limits, [rows]; None without any.
 
         Args:
-            values: [rows], of which the sum is made largest.
+            values: [rows] or [columns], of which the sum is made largest.
             least: share of the first limit that must be spent.
             without: masks that are not to be found again.
             forbidden: mask of the choices that may not be taken, [rows].
         """
+        rows, columns = len(self.rows), len(self.values)
         low = np.full(len(self.costs), -np.inf)
         low[:1] = least
-        most = np.ones(len(values)) if forbidden is None else 1.0 - forbidden
+        most = np.ones(columns)
+        if forbidden is not None:
+            most[:rows] -= forbidden
+        kinds = np.zeros(columns)
+        kinds[:rows] = 1  # products are whole where the choices are
         for high in (1.0, 1.0 - 1e-5):  # the solver may overstep a limit by about 1e-6
-            constraints = [LinearConstraint(self.one_each, 1, 1)]
+            constraints = [LinearConstraint(_wide(self.one_each, columns), 1, 1)]
             if len(self.costs):
-                constraints.insert(0, LinearConstraint(self.costs, low, high))
+                costs = _wide(self.costs, columns)
+                constraints.insert(0, LinearConstraint(costs, low, high))
             if len(without):
                 other = len(self.one_each) - 1
-                constraints.append(LinearConstraint(np.array(without), -np.inf, other))
+                masks = _wide(np.array(without), columns)
+                constraints.append(LinearConstraint(masks, -np.inf, other))
+            if self.sums is not None:
+                constraints.append(LinearConstraint(self.sums, 0, 0))
             result = milp(
-                -values,
+                -_wide(values[None], columns)[0],
                 constraints=constraints,
-                integrality=np.ones(len(values)),
+                integrality=kinds,
                 bounds=Bounds(0, most),
                 options={"time_limit": 60.0, "mip_rel_gap": 1e-6},
             )
             if result.x is None:
                 return None
-            chosen = np.round(result.x).astype(bool)
+            chosen = np.round(result.x[:rows]).astype(bool)
             if (self.costs[:, chosen].sum(axis=1) <= 1 + 1e-12).all():
                 return chosen
         return None
+
+
+def _wide(matrix: np.ndarray, columns: int) -> np.ndarray:
+    """A matrix [n, rows] with zeros for the other columns, [n, columns]."""
+    return np.pad(matrix, ((0, 0), (0, columns - matrix.shape[1])))
+
+
+def _products(
+    rows: Sequence[tuple[str, Pair, float]], pairs: PairValues
+) -> tuple[list[float], Any]:
+    """Columns for the products of choices: their values, and what their sums are.
+
+    Args:
+        rows: (layer, bit-widths, value).
+        pairs: of which those of one layer are left out, as they are in its values.
+
+    Returns:
+        Values [products], and a sparse matrix [sums, rows + products] of which each
+        row is 0; None without products.
+    """
+    tensors = {(own[0][:2], own[1][:2]) for own in pairs if own[0][0] != own[1][0]}
+    values: list[float] = []
+    entries: list[tuple[int, int, float]] = []
+    equations = 0
+    for both in sorted(tensors):
+        taken = [_taken(rows, *tensor) for tensor in both]
+        first = len(rows) + len(values)
+        for b in taken[0]:
+            for c in taken[1]:
+                values.append(pairs.get(((*both[0], b), (*both[1], c)), 0.0))
+        products = np.arange(first, len(rows) + len(values))
+        grid = products.reshape(len(taken[0]), len(taken[1]))
+        for own, lines in zip(taken, (grid, grid.T), strict=True):
+            for places, line in zip(own.values(), lines, strict=True):
+                entries += [(equations, int(column), 1.0) for column in line]
+                entries += [(equations, place, -1.0) for place in places]
+                equations += 1
+    if not equations:
+        return [], None
+    at, columns, signs = zip(*entries, strict=True)
+    shape = (equations, len(rows) + len(values))
+    return values, sparse.csr_array((signs, (at, columns)), shape=shape)
+
+
+def _taken(
+    rows: Sequence[tuple[str, Pair, float]], layer: str, side: int
+) -> dict[int, list[int]]:
+    """Bits of a tensor -> the rows that take them."""
+    found: dict[int, list[int]] = {}
+    for place, (name, pair, _) in enumerate(rows):
+        if name == layer:
+            found.setdefault(pair[side], []).append(place)
+    return found

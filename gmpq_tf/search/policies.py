@@ -70,9 +70,11 @@ class SearchResult:
 
     def to_json(self) -> dict[str, Any]:
         """What `values.json` says: the same however often a search was interrupted."""
+        pairs = [[*a, *b, v] for (a, b), v in self.valued.bonds.pairs.items()]
         return {
             "strategy": self.policy.made_by["strategy"],
             "values": plain(self.values),
+            **({"pairs": pairs} if pairs else {}),
             "columns": {n: plain(own) for n, own in self.valued.columns.items()},
             "finalists": [
                 {"risk": risk, "layers": _listed(bits)} for bits, risk in self.finalists
@@ -222,7 +224,7 @@ def conclude(
         best: the policy of highest value, where it is known.
     """
     candidates, limits = case.problem.candidates, case.problem.limits
-    best = dict(best or choose(valued.values, candidates, limits))
+    best = dict(best or choose(valued.values, candidates, limits, valued.bonds))
     compared: tuple[tuple[Bits, float], ...] = ()
     if finalists.finalists:
         ranked = compare(case, valued, finalists)

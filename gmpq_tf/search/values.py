@@ -15,6 +15,43 @@ Bits = Mapping[str, Pair]
 Values = Mapping[str, tuple[Mapping[int, float], Mapping[int, float]]]
 # Likewise, of each image that the values were measured on: arrays [images].
 Samples = Mapping[str, tuple[Mapping[int, np.ndarray], Mapping[int, np.ndarray]]]
+# Layer, 0 for its weights or 1 for its activations, bits.
+Choice = tuple[str, int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Bonds:
+    """What holds between choices, beside the value of each.
+
+    Args:
+        allowed: layer -> pairs of bits that it may take; a layer that is missing may
+            take any.
+        pairs: two choices of different tensors -> value that is added where both are
+            taken; in either order, each two once.
+    """
+
+    allowed: Mapping[str, tuple[Pair, ...]] = field(default_factory=dict)
+    pairs: Mapping[tuple[Choice, Choice], float] = field(default_factory=dict)
+
+    def permits(self, name: str, pair: Pair) -> bool:
+        """Whether a layer may take a pair of bits."""
+        return name not in self.allowed or pair in self.allowed[name]
+
+    def between(self, one: Choice, other: Choice) -> float:
+        """What two choices add where both are taken."""
+        found = self.pairs.get((one, other))
+        return self.pairs.get((other, one), 0.0) if found is None else found
+
+    def worth(self, bits: Bits) -> float:
+        """What the pairs of a policy's choices add."""
+        return sum(
+            value
+            for pair, value in self.pairs.items()
+            if all(bits[name][side] == width for name, side, width in pair)
+        )
+
+
+FREE = Bonds()
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +66,7 @@ class Valued:
             the strategy compared whole policies; values then name the best.
         history: what was done, as plain JSON values.
         odds: whether the values are logarithms of probabilities.
+        bonds: what holds between choices.
     """
 
     values: Values
@@ -37,6 +75,11 @@ class Valued:
     ranked: tuple[tuple[Bits, np.ndarray], ...] = ()
     history: Any = ()
     odds: bool = False
+    bonds: Bonds = FREE
+
+    def total(self, bits: Bits) -> float:
+        """The value of a policy: of its choices, and of what holds between them."""
+        return total(self.values, bits) + self.bonds.worth(bits)
 
 
 def only(bits: Bits) -> Values:

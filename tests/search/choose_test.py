@@ -5,10 +5,19 @@ from itertools import product
 import numpy as np
 import pytest
 
+from gmpq_tf.budget import BudgetError
 from gmpq_tf.cost_tables import bit_ops_table
 from gmpq_tf.limits import Limit
-from gmpq_tf.search.choose import Margin, choose, shortlist, uniform_bits
-from gmpq_tf.search.values import only, total
+from gmpq_tf.search.choose import (
+    Margin,
+    choose,
+    margin_of,
+    posed,
+    shortlist,
+    uniform_bits,
+)
+from gmpq_tf.search.decisions import decisions_of
+from gmpq_tf.search.values import Bonds, Valued, only, total
 
 MACS = {"a": 3000, "b": 1700, "c": 900}
 CANDIDATES = dict.fromkeys(MACS, ((2, 3, 4), (2, 3, 4)))
@@ -34,6 +43,65 @@ def brute_force(values, count):
     table, most = LIMITS[0].table, LIMITS[0].budget
     near = [p for p in policies if 0.97 * most <= table.cost(p) <= most]
     return sorted(near, key=lambda p: -total(values, p))[:count]
+
+
+def random_pairs(seed):
+    """Values of some choices of different tensors, those of one layer among them."""
+    rng = np.random.default_rng(seed)
+    tensors = [(name, side) for name in MACS for side in (0, 1)]
+    return {
+        ((*one, b), (*other, c)): float(rng.normal())
+        for i, one in enumerate(tensors)
+        for other in tensors[i + 1 :]
+        for b, c in product((2, 3, 4), repeat=2)
+        if rng.random() < 0.6
+    }
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_pairs_of_choices_are_best_together(seed):
+    valued = Valued(random_values(seed), bonds=Bonds(pairs=random_pairs(seed)))
+    policies = brute_force(valued.values, None)
+    best = max(policies, key=valued.total)
+    # Nothing to spend, so that nothing is raised after: a policy of the whole budget.
+    _, problem, _, found = posed(valued.values, CANDIDATES, LIMITS, valued.bonds)
+    assert valued.total(found) == pytest.approx(valued.total(best))
+    chosen = problem.solve(problem.values, 0.97)
+    assert problem.bits(chosen) == found == best
+    for name, which in product(MACS, (0, 1)):
+        forbidden = np.array(
+            [n == name and p[which] == best[name][which] for n, p, _ in problem.rows]
+        )
+        other = problem.bits(problem.solve(problem.values, 0.97, (), forbidden))
+        left = [p for p in policies if p[name][which] != best[name][which]]
+        wanted = max(map(valued.total, left))
+        assert valued.total(other) == pytest.approx(wanted)
+    margin = margin_of(valued, CANDIDATES, LIMITS, best)
+    decisions = decisions_of(valued, CANDIDATES, LIMITS, best)
+    assert margin.difference >= 0 and len(list(decisions.each())) == 6
+
+
+def test_tied_pairs_stay_tied():
+    tied = dict.fromkeys(MACS, ((2, 2), (3, 3), (4, 4)))
+    bonds = Bonds(tied)
+    for seed in range(4):
+        values = random_values(seed)
+        found = choose(values, CANDIDATES, LIMITS, bonds)
+        assert all(found[name] in tied[name] for name in MACS)
+        allowed = [dict(zip(MACS, own, strict=True)) for own in product(*tied.values())]
+        table, most = LIMITS[0].table, LIMITS[0].budget
+        within = [p for p in allowed if table.cost(p) <= most]
+        spent = max(map(table.cost, within))
+        near = [p for p in within if table.cost(p) >= min(0.97 * most, 0.97 * spent)]
+        assert total(values, found) >= max(total(values, p) for p in near) - 1e-9
+        for name in MACS:  # what is left does not reach for another
+            more = {**found, name: (found[name][0] + 1,) * 2}
+            assert found[name] == (4, 4) or table.cost(more) > most
+    few = (Limit(bit_ops_table(MACS), 10 * sum(MACS.values())),)
+    wide = dict.fromkeys(MACS, ((4,), (2, 4)))
+    values = {name: ({4: 0.0}, {2: -1.0, 4: 0.0}) for name in MACS}
+    with pytest.raises(BudgetError, match="activations='measured'"):
+        choose(values, wide, few, Bonds(dict.fromkeys(MACS, ((4, 4),))))
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -35,6 +35,8 @@ CASES: dict = {
     "one_shot": {"training_steps": 4, "learning_rate": 1e-3, "images": 32},
     "limpq": {"training_steps": 4, "learning_rate": 1e-3, "training_batch_size": 16},
     "random": {"policies": 24},
+    "hawq": {"probes": 4, "trace_images": 96},
+    "fisher": {},
 }
 # Of the strategies with gradients: how layers compute, and how importances are read.
 MEASURED = {"epochs": 1, "learning_rate": 1e-3, "readout": "perturbation"}
@@ -45,7 +47,15 @@ GRADIENT: list = [
     ("gmpq", MEASURED | {"relaxation": "sampled", "eta": 1.0}),
     ("gmpq", {"epochs": 1, "relaxation": "expected_grid", "readout": "expected_bits"}),
 ]
-ROWS = [*CASES.items(), *GRADIENT]
+# The other ways to value activations.
+TABLES: list = [
+    (name, CASES[name] | {"activations": way})
+    for name in ("hawq", "fisher")
+    for way in STRATEGIES[name].config.ways
+    if way != STRATEGIES[name].config.activations
+]
+SEEING = ("loss_delta", "one_shot", "random", "hawq", "fisher")
+ROWS = [*CASES.items(), *TABLES, *GRADIENT]
 APOT = SearchSpace((2, 4), (2, 4), dict.fromkeys(SPACE.pinned, (6, 8)))
 
 
@@ -56,9 +66,8 @@ def finds(strategy, options):
     are read by measuring, hardly tell one from another; one epoch is too short for any.
     """
     return (
-        strategy in ("loss_delta", "one_shot", "random")
-        or options.items() >= MEASURED.items()
-    )
+        strategy in SEEING and options.get("activations") != "tied"
+    ) or options.items() >= MEASURED.items()
 
 
 def names_of(rows):

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from gmpq_tf.search.case import SearchCase
+from gmpq_tf.search.strategies.fisher import FisherConfig, fisher
 from gmpq_tf.search.strategies.gradient import EdMIPSConfig, GMPQConfig, edmips, gmpq
+from gmpq_tf.search.strategies.hawq import HAWQConfig, hawq
 from gmpq_tf.search.strategies.limpq import LIMPQConfig, limpq
 from gmpq_tf.search.strategies.loss_delta import LossDeltaConfig, loss_delta
 from gmpq_tf.search.strategies.one_shot import OneShotConfig, one_shot
@@ -37,6 +39,8 @@ STRATEGIES: dict[str, Strategy] = {
     "loss_delta": Strategy(LossDeltaConfig, loss_delta),
     "one_shot": Strategy(OneShotConfig, one_shot),
     "limpq": Strategy(LIMPQConfig, limpq),
+    "hawq": Strategy(HAWQConfig, hawq),
+    "fisher": Strategy(FisherConfig, fisher),
     "random": Strategy(RandomConfig, random_draws),
 }
 

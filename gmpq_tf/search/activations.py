@@ -1,0 +1,168 @@
+"""Bits of activations, for strategies that value those of kernels alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, ClassVar, Literal
+
+from gmpq_tf.budget import Candidates
+from gmpq_tf.search.case import SearchCase
+from gmpq_tf.search.checks import check_measure, check_whole
+from gmpq_tf.search.choose import choose
+from gmpq_tf.search.deltas import default_images, delta_table
+from gmpq_tf.search.errors import StrategyError
+from gmpq_tf.search.evaluator import Evaluator
+from gmpq_tf.search.values import FREE, Bonds, Pair, Valued, Values
+from gmpq_tf.spelling import suggest
+
+TIED, MEASURED = "tied", "measured"
+# Layer -> weight bits -> value.
+WeightValues = Mapping[str, Mapping[int, float]]
+
+
+@dataclass(frozen=True)
+class ActivationsConfig:
+    """How bits of activations are valued where the strategy values those of kernels.
+
+    Args:
+        activations: tied gives the input of each layer the bits of its kernel; measured
+            values each choice by the risk that it alone adds, as loss_delta does.
+        images: Images that risks are measured on; none: as many as loss_delta takes.
+        measure: What is measured: divergence (of the outputs from the float model's,
+            without labels), or task (of the labels).
+    """
+
+    activations: str = MEASURED
+    images: int | None = None
+    measure: Literal["divergence", "task"] = "divergence"
+
+    ways: ClassVar[tuple[str, ...]] = (TIED, MEASURED)
+
+    def __post_init__(self) -> None:
+        check_activations(self.activations, self.ways)
+        if self.images is not None:
+            check_whole("images", self.images, 1)
+        check_measure(self.measure)
+
+
+def check_activations(activations: Any, ways: Sequence[str]) -> None:
+    """Refuse what is no way to value activations.
+
+    Raises:
+        StrategyError: it is none of `ways`; the nearest is given.
+    """
+    if activations not in ways:
+        raise StrategyError(
+            f"activations must be one of {', '.join(ways)}. "
+            f"Received: activations={activations!r}. {suggest(str(activations), ways)}"
+        )
+
+
+def bonds_of(case: SearchCase, activations: str) -> Bonds:
+    """What holds between bits of weights and activations, refused before any work.
+
+    Raises:
+        BudgetError: no policy of tied bits keeps the budgets.
+    """
+    if activations != TIED:
+        return FREE
+    problem = case.problem
+    bonds = Bonds(allowed=tied_pairs(problem.candidates))
+    zeros: Any = {
+        name: tuple(dict.fromkeys(side, 0.0) for side in pair)
+        for name, pair in problem.candidates.items()
+    }
+    choose(zeros, problem.candidates, problem.limits, bonds)
+    return bonds
+
+
+def tied_pairs(candidates: Candidates) -> dict[str, tuple[Pair, ...]]:
+    """Pairs of bits of each layer whose weights and activations both have a choice.
+
+    Where the activations have not the same candidates, the nearest, of two the wider.
+    """
+    return {
+        name: tuple((w, min(inputs, key=lambda a: (abs(a - w), -a))) for w in weights)
+        for name, (weights, inputs) in candidates.items()
+        if len(weights) > 1 and len(inputs) > 1
+    }
+
+
+def evaluator_of(case: SearchCase, config: Any, least: int = 1) -> Evaluator:
+    """What measures the images of a config, or `least` if that is more.
+
+    Args:
+        case: the float model, its choices and images.
+        config: of `images` and `measure`.
+        least: images that are needed.
+    """
+    images = max(config.images or default_images(case), least)
+    return Evaluator(case, images, labels=config.measure == "task")
+
+
+def with_activations(
+    evaluator: Evaluator,
+    config: Any,
+    weights: WeightValues,
+    bonds: Bonds,
+    in_nats: bool,
+) -> Valued:
+    """Values of the weights' bits, and those of the activations'.
+
+    Args:
+        evaluator: from `evaluator_of`.
+        config: of `activations`, `images` and `measure`.
+        weights: layer -> bits -> value; more is better.
+        bonds: from `bonds_of`.
+        in_nats: whether values are risks, as measured ones are. If not, all of them
+            are scaled so that the weights' add up to the same range as the
+            activations', which makes the two equally important.
+
+    Returns:
+        The values, and a column of those of the weights as they were.
+    """
+    case = evaluator.case
+    candidates = case.problem.candidates
+    zeros = {n: dict.fromkeys(inputs, 0.0) for n, (_, inputs) in candidates.items()}
+    column: Values = {n: (weights[n], zeros[n]) for n in candidates}
+    if config.activations == TIED:
+        return Valued(column, bonds=bonds)
+    context = case.context()
+    inputs_alone = {n: ((context[n][0],), pair[1]) for n, pair in candidates.items()}
+    images = config.images or default_images(case)
+    table = delta_table(
+        evaluator, context, inputs_alone, {config.measure: 1.0}, 0.0, images=images
+    )
+    scale = 1.0
+    if not in_nats:
+        ranges = [_range(weights), _range({n: v[1] for n, v in table.values.items()})]
+        scale = ranges[1] / ranges[0] if ranges[0] > 0 else 1.0
+    values: Values = {
+        n: ({b: scale * v for b, v in weights[n].items()}, table.values[n][1])
+        for n in candidates
+    }
+    columns = {"weights": column, **_inputs(table)}
+    return replace(table, values=values, samples=None, columns=columns)
+
+
+def _inputs(table: Valued) -> dict[str, Values]:
+    """Columns of a table of activations, without its single choice of weights."""
+    return {
+        name: {n: ({}, inputs) for n, (_, inputs) in own.items()}
+        for name, own in table.columns.items()
+    }
+
+
+def _range(values: Mapping[str, Mapping[int, float]]) -> float:
+    """Sum over the layers of how far values reach."""
+    return sum(max(v.values()) - min(v.values()) for v in values.values())
+
+
+def all_pairs(candidates: Candidates, bonds: Bonds) -> dict[str, list[Pair]]:
+    """Pairs of bits that each layer may take."""
+    return {
+        name: [pair for pair in product(*own) if bonds.permits(name, pair)]
+        for name, own in candidates.items()
+    }
