@@ -10,6 +10,7 @@ from gmpq_tf.data.crops import (
     random_resized_window,
     random_square_window,
 )
+from gmpq_tf.data.object_augment import VaryObjects, vary_flip, vary_ssd
 from gmpq_tf.data.splits import WHOLE, Share
 
 
@@ -22,12 +23,17 @@ class Augmentation:
         shift_divisor: Where given, the largest shift is a side over this, if more.
         flip: Whether images are mirrored left to right, with probability 1/2.
         crop: The part of the stored image that is read in place of the centre.
+        objects: What is done to images with objects, and to their boxes; None: this is
+            for images with classes only.
+        classes: Whether this is for images with classes.
     """
 
     shift_pixels: int = 0
     shift_divisor: int | None = None
     flip: bool = False
     crop: RandomWindow | None = None
+    objects: VaryObjects | None = None
+    classes: bool = True
 
     def largest_shift(self, side: int) -> int:
         """Returns the largest shift in pixels for images of `side` pixels."""
@@ -37,7 +43,13 @@ class Augmentation:
 
 # The names of `AUGMENTATIONS`, which the command lines show.
 AugmentationName = Literal[
-    "none", "flip_crop", "shift", "random_crop", "random_resized_crop"
+    "none",
+    "flip",
+    "flip_crop",
+    "shift",
+    "ssd",
+    "random_crop",
+    "random_resized_crop",
 ]
 AUGMENTATIONS: dict[str, Augmentation] = {
     "none": Augmentation(),
@@ -48,6 +60,8 @@ AUGMENTATIONS: dict[str, Augmentation] = {
     # Section 4.1: random regions of 224 after resizing the shorter side to 256.
     "random_crop": Augmentation(flip=True, crop=random_square_window),
     "random_resized_crop": Augmentation(flip=True, crop=random_resized_window),
+    "flip": Augmentation(flip=True, objects=vary_flip),
+    "ssd": Augmentation(objects=vary_ssd, classes=False),
 }
 
 

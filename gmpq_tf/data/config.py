@@ -16,12 +16,14 @@ class DataConfig:
 
     Args:
         dataset: A name in `DATASETS`, any TFDS image classification set (also as
-            `"set/config"`), or the path of a folder of class folders.
+            `"set/config"`), or the path of a folder of class folders; for boxes
+            `"voc0712"`, the path of a folder with VOC annotations, or of a COCO file or
+            the folder that holds it.
         data_dir: Where TFDS keeps the set (TFDS's own default if None); the folder
-            itself with `dataset="folder"`.
+            itself with `dataset="folder"`, `"voc_folder"` or `"coco_json"`.
         image_size: Side of the square images the model reads, in pixels, or height and
-            width (32x24); of other images the middle is kept. None: the set's own; of a
-            folder, what the model reads.
+            width (32x24); of other images the middle is kept, but those with boxes are
+            stretched. None: the set's own; of a folder, what the model reads.
         scaling: `"0..255"`, `"0..1"`, `"-1..1"` or `"mean_std"`.
         mean: Mean of each channel, pixels in 0..1; only with `"mean_std"`.
         std: Standard deviation of each channel, pixels in 0..1; only with `"mean_std"`.
@@ -31,7 +33,8 @@ class DataConfig:
         augment: `"flip_crop"` (shifts and mirrors), `"shift"`, `"random_crop"` or
             `"random_resized_crop"` (which mirror too), or `"none"`, which leaves
             training images as they are; the two random crops are cut out of the
-            stored images.
+            stored images. With boxes `"ssd"` (colours, zooming out, crops that keep
+            objects, mirroring), `"flip"` or `"none"`.
         seed: Seed of the shuffling and of the augmentation.
         split_seed: Seed of the held-out choice; keep it the same for every command of
             a comparison, or one run trains on what another holds out.

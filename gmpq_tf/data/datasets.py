@@ -4,11 +4,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from gmpq_tf.data.coco_json import is_coco, load_coco_json
 from gmpq_tf.data.config import DataConfig
 from gmpq_tf.data.digits import load_digits
-from gmpq_tf.data.folder import load_folder
+from gmpq_tf.data.folder import expanded, load_folder
 from gmpq_tf.data.spec import DatasetSpec
+from gmpq_tf.data.tfds_objects import load_tfds_objects
 from gmpq_tf.data.tfds_sets import load_tfds
+from gmpq_tf.data.voc_folder import is_voc_folder, load_voc_folder
 
 
 def _photographs(name: str, num_classes: int, **options: Any) -> DatasetSpec:
@@ -27,6 +30,7 @@ def _photographs(name: str, num_classes: int, **options: Any) -> DatasetSpec:
     return DatasetSpec(name, load_tfds, num_classes, **usual | options)
 
 
+_BOXES: dict[str, Any] = {"holds": "boxes", "augment": "ssd"}
 _ROWS = (
     DatasetSpec(
         "cifar10",
@@ -63,7 +67,12 @@ _ROWS = (
         validation_size=0.2,
         augment="shift",
     ),
-    DatasetSpec("folder", load_folder),
+    DatasetSpec("folder", load_folder, any_size=True),
+    DatasetSpec("voc0712", load_tfds_objects, 20, **_BOXES, image_size=300),
+    DatasetSpec("voc", load_tfds_objects, 20, **_BOXES, image_size=300),
+    DatasetSpec("coco", load_tfds_objects, 80, **_BOXES, image_size=300),
+    DatasetSpec("voc_folder", load_voc_folder, **_BOXES, any_size=True),
+    DatasetSpec("coco_json", load_coco_json, **_BOXES, any_size=True),
 )
 DATASETS: dict[str, DatasetSpec] = {row.name: row for row in _ROWS}
 
@@ -72,20 +81,28 @@ def find_spec(name: str) -> DatasetSpec:
     """Returns the row of a data set.
 
     Args:
-        name: A name in `DATASETS`, the path of a folder, or a TFDS name; a row counts
-            for every config and version of its set, as in `"imagenette/160px"`.
+        name: A name in `DATASETS`, the path of a folder or of a COCO file, or a TFDS
+            name; a row counts for every config and version of its set, as in
+            `"imagenette/160px"`.
 
     Returns:
         The row; for a folder or another TFDS set one with general defaults.
     """
     if name in DATASETS:
         return DATASETS[name]
-    if Path(name).expanduser().is_dir():
-        return dataclasses.replace(DATASETS["folder"], name=name)
+    if (path := expanded(name)).is_dir() or is_coco(path):
+        return dataclasses.replace(DATASETS[_kind_of(path)], name=name)
     row = DATASETS.get(name.replace(":", "/").split("/")[0])
-    if row is not None and row.source is load_tfds:
+    if row is not None and row.source in (load_tfds, load_tfds_objects):
         return dataclasses.replace(row, name=name, num_classes=None)
     return DatasetSpec(name, load_tfds)
+
+
+def _kind_of(path: Path) -> str:
+    """The row for a folder, or a file of annotations."""
+    if is_coco(path):
+        return "coco_json"
+    return "voc_folder" if is_voc_folder(path) else "folder"
 
 
 def with_defaults(config: DataConfig, spec: DatasetSpec) -> DataConfig:

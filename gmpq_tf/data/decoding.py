@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -10,6 +11,10 @@ from gmpq_tf.data.crops import center_window, cut
 
 # From (height, width) to the window that is kept.
 Window = Callable[[tf.Tensor], tf.Tensor]
+# From (height, width) of an image and its place in the epoch to the part that is read.
+Crop = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+# Decoded and resized in float32 an image of so many takes 0.8 GB.
+MAX_PIXELS = 2**26
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +69,24 @@ class ImageDecoder:
         )
         return resize(self._part(encoded, window), self.size)
 
+    def example(
+        self, encoded: tf.Tensor, label: tf.Tensor, crop: Crop | None, place: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Decodes one image of an epoch.
+
+        Args:
+            encoded: A scalar string.
+            label: Its class.
+            crop: What cuts the images of the epoch; None: the middle is kept.
+            place: Its place in the epoch, int64 scalar.
+
+        Returns:
+            uint8 `[height, width, channels]`, and the label.
+        """
+        return self(encoded, window_at(crop, place)), label
+
     def _whole(self, encoded: tf.Tensor) -> tf.Tensor:
-        if self.channels != 1:
-            return tf.io.decode_image(encoded, self.channels, expand_animations=False)
-        return to_grey(tf.io.decode_image(encoded, 3, expand_animations=False))
+        return decode_whole(encoded, self.channels)
 
     def _part(self, encoded: tf.Tensor, window: Window) -> tf.Tensor:
         if self.channels not in (1, 3):  # No JPEG has these.
@@ -98,6 +117,33 @@ class ImageDecoder:
         return tf.stack([tf.maximum(shape[0] - self.banner, 1), shape[1]])
 
 
+def decode_whole(encoded: tf.Tensor, channels: int) -> tf.Tensor:
+    """Decodes an image as it is stored.
+
+    Args:
+        encoded: A scalar string: JPEG, PNG, BMP or GIF.
+        channels: 1 (grey), 3 (RGB) or 4 (RGBA).
+
+    Returns:
+        uint8 `[height, width, channels]`.
+    """
+    if channels != 1:
+        image = tf.io.decode_image(encoded, channels, expand_animations=False)
+    else:
+        image = to_grey(tf.io.decode_image(encoded, 3, expand_animations=False))
+    return tf.ensure_shape(image, [None, None, channels])
+
+
+def window_at(crop: Crop | None, position: tf.Tensor) -> Window | None:
+    """Returns the crop of one image, or None for none.
+
+    Args:
+        crop: What cuts the images of an epoch.
+        position: Place of the image in the epoch, int64 scalar.
+    """
+    return None if crop is None else lambda shape: crop(shape, position)
+
+
 def height_width(size: int | Sequence[int]) -> tuple[int, int]:
     """Returns height and width of a size: a pair, or the side of a square."""
     height, width = (size, size) if isinstance(size, int) else size
@@ -118,7 +164,7 @@ def to_grey(images: tf.Tensor) -> tf.Tensor:
     return tf.cast((wide + 0x8000) // 0x10000, tf.uint8)
 
 
-def resize(images: tf.Tensor, size: int | Sequence[int]) -> tf.Tensor:
+def resize(images: tf.Tensor, size: int | Sequence[int] | tf.Tensor) -> tf.Tensor:
     """Resizes uint8 images, bilinear and anti-aliased, if they have another size.
 
     Args:
@@ -128,8 +174,14 @@ def resize(images: tf.Tensor, size: int | Sequence[int]) -> tf.Tensor:
     Returns:
         uint8 images of that size.
     """
+    if tf.is_tensor(size):
+        return _resized(images, size)
     height, width = height_width(size)
     if images.shape[-3] == height and images.shape[-2] == width:
         return images
-    resized = tf.image.resize(images, [height, width], antialias=True)
+    return _resized(images, [height, width])
+
+
+def _resized(images: tf.Tensor, size: Any) -> tf.Tensor:
+    resized = tf.image.resize(images, size, antialias=True)
     return tf.cast(tf.round(tf.clip_by_value(resized, 0.0, 255.0)), tf.uint8)

@@ -11,13 +11,13 @@ import tensorflow as tf
 from PIL import Image
 
 from gmpq_tf.data.config import DataConfig
-from gmpq_tf.data.decoding import ImageDecoder, height_width
+from gmpq_tf.data.decoding import MAX_PIXELS, ImageDecoder, height_width
 from gmpq_tf.data.errors import DataError
 from gmpq_tf.data.spec import TEST_FRACTION, DatasetSpec, Raw
 from gmpq_tf.data.splits import TEST_SEED, FileSplit, stratified_split
 from gmpq_tf.spelling import suggest
 
-_IMAGE_SUFFIXES = frozenset(
+IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif"}
 )
 # What lies beside images and is none; hidden files are none either.
@@ -34,8 +34,6 @@ _ENDINGS = {
     "GIF": None,
 }
 _READ_AS = ("JPEG", "PNG", "BMP", "GIF")  # MPO files are read as JPEG ones.
-# Decoded and resized in float32 an image of so many takes 0.8 GB.
-MAX_PIXELS = 2**26
 
 
 def load_folder(config: DataConfig, spec: DatasetSpec) -> Raw:
@@ -47,7 +45,7 @@ def load_folder(config: DataConfig, spec: DatasetSpec) -> Raw:
     Raises:
         DataError: The folder, its classes or a file in it cannot be used.
     """
-    root = _folder_root(config)
+    root = folder_root(config)
     if config.labels == "none":
         return _load_unlabelled(root, config, spec)
     parts = _folder_parts(root)
@@ -65,10 +63,10 @@ def load_folder(config: DataConfig, spec: DatasetSpec) -> Raw:
 def _load_unlabelled(root: Path, config: DataConfig, spec: DatasetSpec) -> Raw:
     """All images below a folder, 20 % of them as the test split."""
     found = sorted(root.rglob("*"))
-    paths = tuple(str(p) for p in found if p.suffix.lower() in _IMAGE_SUFFIXES)
+    paths = tuple(str(p) for p in found if p.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
         raise DataError(
-            f"A folder must hold {', '.join(sorted(_IMAGE_SUFFIXES))} files. "
+            f"A folder must hold {', '.join(sorted(IMAGE_SUFFIXES))} files. "
             f"Received: {root} with none, nor below it. Name the folder of the images."
         )
     decode, stored = _decoder(config, spec, paths)
@@ -83,8 +81,8 @@ def has_classes(root: str | Path) -> bool:
     Args:
         root: A folder that exists.
     """
-    root = _expanded(str(root))
-    flat = any(p.suffix.lower() in _IMAGE_SUFFIXES for p in root.iterdir())
+    root = expanded(str(root))
+    flat = any(p.suffix.lower() in IMAGE_SUFFIXES for p in root.iterdir())
     return not flat and bool(_visible_folders(root))
 
 
@@ -184,19 +182,29 @@ def _ends_as_it_should(path: str, ending: bytes | None) -> bool:
         return file.read() == ending
 
 
-def _folder_root(config: DataConfig) -> Path:
-    named = config.data_dir if config.dataset == "folder" else config.dataset
-    root = _expanded(named) if named else None
+def folder_root(config: DataConfig, name: str = "folder") -> Path:
+    """Returns the folder that a configuration names.
+
+    Args:
+        config: The configuration.
+        name: Of the row of `DATASETS` whose folder is `data_dir`.
+
+    Raises:
+        DataError: There is no such folder.
+    """
+    named = config.data_dir if config.dataset == name else config.dataset
+    root = expanded(named) if named else None
     if root is None or not _is_folder(root):
         raise DataError(
             "A folder data set needs a folder that exists. "
             f"Received: dataset={config.dataset!r}, data_dir={config.data_dir!r}. "
-            "Give dataset='folder' with data_dir='<path>', or dataset='<path>'."
+            f"Give dataset={name!r} with data_dir='<path>', or dataset='<path>'."
         )
     return root
 
 
-def _expanded(path: str) -> Path:
+def expanded(path: str) -> Path:
+    """Returns a path with `~` replaced, as it is where there is no such user."""
     try:
         return Path(path).expanduser()
     except RuntimeError:  # There is no such user.
@@ -252,7 +260,7 @@ def _labelled_files(
     others: collections.Counter[str] = collections.Counter()
     for label, name in enumerate(class_names):
         found = sorted((folder / name).rglob("*"))
-        files = [str(p) for p in found if p.suffix.lower() in _IMAGE_SUFFIXES]
+        files = [str(p) for p in found if p.suffix.lower() in IMAGE_SUFFIXES]
         others.update(p.suffix.lower() for p in found if _is_left_out(p))
         paths.extend(files)
         labels.extend([label] * len(files))
@@ -263,7 +271,7 @@ def _labelled_files(
 
 def _is_left_out(path: Path) -> bool:
     """Whether a file may be meant as an image and is not read."""
-    known = _IMAGE_SUFFIXES | _NO_IMAGES
+    known = IMAGE_SUFFIXES | _NO_IMAGES
     hidden = path.name.startswith(".")
     return not hidden and path.suffix.lower() not in known and path.is_file()
 
@@ -273,7 +281,7 @@ def _left_out_message(folder: Path, others: Mapping[str, int], read: int) -> str
         f"{number} of {suffix or 'no suffix'}" for suffix, number in others.items()
     )
     return (
-        f"Images are read from {', '.join(sorted(_IMAGE_SUFFIXES))} files. "
+        f"Images are read from {', '.join(sorted(IMAGE_SUFFIXES))} files. "
         f"Received: other files in {folder}, which are left out: {counts}; {read} "
         "images are read. Convert them, or remove them."
     )
@@ -286,7 +294,7 @@ def _check_every_class(
     if missing:
         raise DataError(
             "Every class needs training images. Received: no "
-            f"{', '.join(sorted(_IMAGE_SUFFIXES))} file in "
+            f"{', '.join(sorted(IMAGE_SUFFIXES))} file in "
             f"{', '.join(str(folder / class_names[label]) for label in missing)}. "
             "Add images or remove the folder."
         )

@@ -12,14 +12,13 @@ from gmpq_tf.data.config import DataConfig
 from gmpq_tf.data.datasets import find_spec, with_defaults
 from gmpq_tf.data.decoding import height_width, resize
 from gmpq_tf.data.errors import DataError
-from gmpq_tf.data.folder import check_files, load_folder
+from gmpq_tf.data.folder import check_files
 from gmpq_tf.data.identity import identity_of
 from gmpq_tf.data.scaling import scale_images
 from gmpq_tf.data.spec import DatasetSpec, Raw
 from gmpq_tf.data.splits import (
     WHOLE,
     ArraySplit,
-    Crop,
     FileSplit,
     Share,
     Split,
@@ -41,7 +40,9 @@ _SHUFFLE, _CALIBRATION, _AUGMENT, _CROP = 0, 1, 2, 3
 class Dataset:
     """The splits of a data set as pipelines of (float32 NHWC images, int64 labels).
 
-    Of images without labels, as pipelines of images.
+    Of images without labels, as pipelines of images. Of images with objects the labels
+    are a dict: "boxes" float32 [B, M, 4] as (ymin, xmin, ymax, xmax) in 0 to 1,
+    "classes" int32 [B, M] with -1 for padding, "difficult" bool [B, M].
 
     Args:
         config: How images are prepared, with every default filled in.
@@ -50,6 +51,7 @@ class Dataset:
         class_names: One name a class; () for images without labels, whose numbers of
             classes say nothing then.
         sources: The splits before images were read into memory.
+        holds: `"classes"`, one an image, or `"boxes"` with a class each.
     """
 
     config: DataConfig
@@ -57,6 +59,7 @@ class Dataset:
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
     sources: Mapping[str, Split] = dataclasses.field(default_factory=dict)
+    holds: str = "classes"
 
     @property
     def num_classes(self) -> int:
@@ -183,16 +186,31 @@ class Dataset:
             self.config.batch_size,
             fold(self._seed(_SHUFFLE), epoch),
             drop_remainder=True,
-            crop=_crop(augmentation, fold(self._seed(_CROP), epoch), self._ratio),
+            crop=self._crop(augmentation, fold(self._seed(_CROP), epoch)),
             share=share,
         )
 
-        def prepare(step: tf.Tensor, batch: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        def prepare(step: tf.Tensor, batch: Any) -> tuple[tf.Tensor, Any]:
             images = self._sized(batch[0])
-            images = augment_batch(images, augmentation, fold(variation, step), share)
+            if self.holds == "classes":  # others were varied with their boxes
+                images = augment_batch(
+                    images, augmentation, fold(variation, step), share
+                )
             return scale_images(images, self.config.input_scaling()), batch[1]
 
         return batches.enumerate().map(prepare, tf.data.AUTOTUNE)
+
+    def _crop(self, augmentation: Augmentation, seed: tf.Tensor) -> Any:
+        """Returns the crop of an epoch: its seed and an image's place in it decide."""
+        fold, ratio = tf.random.fold_in, self._ratio
+        window, vary = augmentation.crop, augmentation.objects
+        if self.holds == "boxes" and vary is not None:
+            return lambda image, objects, place, size: vary(
+                image, objects, fold(seed, place), size
+            )
+        if self.holds == "classes" and window is not None:
+            return lambda shape, place: window(shape, fold(seed, place), ratio)
+        return None
 
     def _plain(self, name: str) -> tf.data.Dataset:
         split = self._split(name)
@@ -201,7 +219,7 @@ class Dataset:
     def _inputs(self, batches: tf.data.Dataset) -> tf.data.Dataset:
         scaling = self.config.input_scaling()
 
-        def prepare(images: tf.Tensor, labels: tf.Tensor) -> Any:
+        def prepare(images: tf.Tensor, labels: Any) -> Any:
             scaled = scale_images(self._sized(images), scaling)
             return (scaled, labels) if self.labelled else scaled
 
@@ -265,6 +283,7 @@ def load_dataset(
     """
     spec = find_spec(config.dataset)
     config = _as_read(with_defaults(config, spec), spec, reads)
+    _check_augment(config, spec)
     raw = spec.source(dataclasses.replace(config, channels=_asked(config, reads)), spec)
     _check_channels(config, raw.image_shape[2])
     if raw.image_shape[2] != (raw.stored_channels or raw.image_shape[2]):
@@ -275,8 +294,26 @@ def load_dataset(
     splits = dict(raw.splits)
     if "validation" not in splits and "train" in splits:
         splits |= _hold_out(splits["train"], config)
-    prepared = {k: _prepared(k, split, raw, config) for k, split in splits.items()}
-    return Dataset(config, prepared, raw.image_shape, raw.class_names, splits)
+    prepared = dict(splits)
+    if spec.holds == "classes":
+        prepared = {k: _prepared(k, s, raw, config) for k, s in splits.items()}
+    shape, names = raw.image_shape, raw.class_names
+    return Dataset(config, prepared, shape, names, splits, spec.holds)
+
+
+def _check_augment(config: DataConfig, spec: DatasetSpec) -> None:
+    """Refuses to move images without their boxes, and to move boxes that are not."""
+    fits = [
+        name
+        for name, row in AUGMENTATIONS.items()
+        if (row.classes if spec.holds == "classes" else row.objects) or name == "none"
+    ]
+    if config.augment not in fits:
+        raise DataError(
+            f"`augment` must be one of {', '.join(map(repr, fits))} for images with "
+            f"{spec.holds}. Received: augment={config.augment!r} with "
+            f"dataset={config.dataset!r}. Leave it out for {spec.augment!r}."
+        )
 
 
 def _as_read(
@@ -284,7 +321,7 @@ def _as_read(
 ) -> DataConfig:
     """Fills in the size of images that have none of their own."""
     sized = config.image_size is not None or spec.image_size is not None
-    if sized or spec.source is not load_folder or reads is None:
+    if sized or not spec.any_size or reads is None:
         return config
     height, width = tuple(reads)[:2] if len(reads) == 3 else (None, None)
     if height is None or width is None:
@@ -353,14 +390,6 @@ def _shared(batches: tf.data.Dataset) -> tf.data.Dataset:
 
 def _augmentation(config: DataConfig) -> Augmentation:
     return AUGMENTATIONS[config.augment or "none"]
-
-
-def _crop(augmentation: Augmentation, seed: tf.Tensor, ratio: float) -> Crop | None:
-    """Returns the crop of an epoch: its seed and an image's place in it decide."""
-    window = augmentation.crop
-    if window is None:
-        return None
-    return lambda shape, place: window(shape, tf.random.fold_in(seed, place), ratio)
 
 
 def _prepared(name: str, split: Split, raw: Raw, config: DataConfig) -> Split:

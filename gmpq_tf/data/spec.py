@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 from gmpq_tf.data.augment import AugmentationName
 from gmpq_tf.data.config import DataConfig
@@ -44,6 +45,9 @@ class DatasetSpec:
             image's shorter side; of training images where they are not cropped at
             random.
         banner: Rows at the bottom of each image that are no part of the picture.
+        holds: `"classes"`, one an image, or `"boxes"` with a class each.
+        any_size: Whether its images are files of any size, read as the model takes
+            them.
     """
 
     name: str
@@ -56,3 +60,5 @@ class DatasetSpec:
     std: tuple[float, ...] | None = None
     crop_fraction: float = 1.0
     banner: int = 0
+    holds: Literal["classes", "boxes"] = "classes"
+    any_size: bool = False

@@ -1,18 +1,14 @@
 """The images of one split, in memory or in files (those of TFDS: stream.py)."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
 
 from gmpq_tf.data.crops import cut
-from gmpq_tf.data.decoding import ImageDecoder, Window, resize
+from gmpq_tf.data.decoding import Crop, resize
 from gmpq_tf.data.errors import DataError
-
-# From (height, width) of an image and its place in the epoch to the part that is read.
-Crop = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 TEST_SEED = 0  # The test images of a set never depend on a run's seed.
 
@@ -78,6 +74,9 @@ class Split(Protocol):
         share: Share = WHOLE,
     ) -> Any:
         """Returns a `tf.data.Dataset` of (uint8 NHWC images, int64 labels).
+
+        Of images with objects the labels are a dict of "boxes", "classes" and
+        "difficult", and `crop` varies image and objects (`objects.ObjectDecoder`).
 
         Args:
             batch_size: Images in a batch.
@@ -164,13 +163,14 @@ class FileSplit:
 
     Args:
         paths: File paths.
-        labels: int64 `[size]`.
-        decode: File content to uint8 image.
+        labels: int64 `[size]`, or a dict of arrays `[size, ...]`.
+        decode: File content and label to uint8 image and label: an `ImageDecoder`, or
+            an `ObjectDecoder`.
     """
 
     paths: tuple[str, ...]
-    labels: np.ndarray
-    decode: ImageDecoder
+    labels: Any
+    decode: Any
 
     @property
     def size(self) -> int:
@@ -193,11 +193,12 @@ class FileSplit:
         """Returns batches of (uint8 images, int64 labels); see `Split.batches`."""
         with tf.init_scope(), tf.device("CPU"):
             paths = tf.constant(self.paths, tf.string)
-            labels = tf.constant(self.labels)
+            labels = tf.nest.map_structure(tf.constant, self.labels)
 
-        def read(position: tf.Tensor, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def read(position: tf.Tensor, index: tf.Tensor) -> tuple[tf.Tensor, Any]:
             encoded = tf.io.read_file(paths[index])
-            return self.decode(encoded, window_at(crop, position)), labels[index]
+            label = tf.nest.map_structure(lambda values: values[index], labels)
+            return self.decode.example(encoded, label, crop, position)
 
         places = _places(self.size, batch_size, seed, share)
         images = places.map(read, tf.data.AUTOTUNE)
@@ -211,7 +212,8 @@ class FileSplit:
     def take(self, indices: np.ndarray) -> "FileSplit":
         """Returns the files at `indices`, int64 [n], in that order."""
         paths = tuple(self.paths[index] for index in indices)
-        return FileSplit(paths, self.labels[indices], self.decode)
+        labels = tf.nest.map_structure(lambda values: values[indices], self.labels)
+        return FileSplit(paths, labels, self.decode)
 
 
 def read_into_memory(split: Split, shape: tuple[int, int, int]) -> ArraySplit:
@@ -265,16 +267,6 @@ def stratified_split(
     chosen: np.ndarray = np.zeros(len(labels), bool)
     chosen[np.array(held, int)] = True
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
-
-
-def window_at(crop: Crop | None, position: tf.Tensor) -> Window | None:
-    """Returns the crop of one image, or None for none.
-
-    Args:
-        crop: What cuts the images of an epoch.
-        position: Place of the image in the epoch, int64 scalar.
-    """
-    return None if crop is None else lambda shape: crop(shape, position)
 
 
 def _places(size: int, batch_size: int, seed: Any, share: Share) -> tf.data.Dataset:

@@ -6,14 +6,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from gmpq_tf.data.decoding import ImageDecoder
+from gmpq_tf.data.decoding import Crop
 from gmpq_tf.data.splits import (
     WHOLE,
-    Crop,
     Share,
     order_of,
     random_parts,
-    window_at,
 )
 
 # Encoded images that are shuffled at a time; TFDS shuffled all as it wrote. Up to three
@@ -21,6 +19,20 @@ from gmpq_tf.data.splits import (
 SHUFFLE_WINDOW = 5_000
 # Above this many examples those held out lie in one run, which can be read alone.
 SCATTER_LIMIT = 100_000
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassLabels:
+    """The class of an image, as TFDS image classification sets have it."""
+
+    @property
+    def features(self) -> dict[str, Any]:
+        """What is read of an example."""
+        return {"label": True}
+
+    def of(self, example: Any) -> tf.Tensor:
+        """Returns the class of an example, int64 scalar."""
+        return tf.cast(example["label"], tf.int64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,21 +45,30 @@ class StreamSplit:
         builder: The TFDS builder.
         name: The TFDS split.
         ranges: Examples `[first, last)` of the TFDS split.
-        decode: Encoded image to uint8 image.
+        decode: Encoded image and label to uint8 image and label.
         chosen: Which of those examples belong to this split, bool; None for all.
+        labels: What is read of an example beside its image.
+        others: Splits whose examples are spread evenly among those of this one.
     """
 
     builder: Any
     name: str
     ranges: tuple[tuple[int, int], ...]
-    decode: ImageDecoder
+    decode: Any
     chosen: np.ndarray | None = None
+    labels: Any = ClassLabels()
+    others: tuple["StreamSplit", ...] = ()
 
     @property
     def size(self) -> int:
         """Number of images."""
         if self.chosen is not None:
             return int(self.chosen.sum())
+        return self._own + sum(other.size for other in self.others)
+
+    @property
+    def _own(self) -> int:
+        """Examples in the ranges."""
         return sum(last - first for first, last in self.ranges)
 
     @property
@@ -65,10 +86,8 @@ class StreamSplit:
     ) -> tf.data.Dataset:
         """Returns batches of (uint8 images, int64 labels); see `Split.batches`."""
 
-        def read(position: tf.Tensor, example: Any) -> tuple[tf.Tensor, tf.Tensor]:
-            encoded, label = example
-            image = self.decode(encoded, window_at(crop, position))
-            return image, tf.cast(label, tf.int64)
+        def read(position: tf.Tensor, example: Any) -> tuple[tf.Tensor, Any]:
+            return self.decode.example(*example, crop, position)
 
         examples = self._encoded()
         if seed is not None:
@@ -86,7 +105,7 @@ class StreamSplit:
         They are random ones, as of a split in memory; of more than 100,000 examples a
         run in stored order, since reading past the others would take too long.
         """
-        if self.size > SCATTER_LIMIT:
+        if self.size > SCATTER_LIMIT and not self.others:
             return self._hold_out_run(count, seed)
         held: np.ndarray = np.zeros(self.size, bool)
         held[random_parts(self.size, count, seed)[1]] = True
@@ -114,13 +133,25 @@ class StreamSplit:
                 split="+".join(f"{self.name}[{a}:{b}]" for a, b in self.ranges),
                 shuffle_files=False,
                 decoders=tfds.decode.PartialDecoding(
-                    {"image": True, "label": True},
+                    {"image": True, **self.labels.features},
                     decoders={"image": tfds.decode.SkipDecoding()},
                 ),
             )
-            if self.chosen is not None:
-                examples = _chosen(examples, self.chosen)
-            return examples.map(lambda example: (example["image"], example["label"]))
+            pairs = examples.map(lambda e: (e["image"], self.labels.of(e)))
+            if self.others:
+                parts = [pairs, *(other._encoded() for other in self.others)]
+                sizes = [self._own, *(other.size for other in self.others)]
+                pairs = _spread(parts, sizes)
+            return pairs if self.chosen is None else _chosen(pairs, self.chosen)
+
+
+def _spread(parts: list[tf.data.Dataset], sizes: list[int]) -> tf.data.Dataset:
+    """The examples of several sets, each in its order, evenly among each other."""
+    places = [(np.arange(size) + 0.5) / size for size in sizes if size]
+    numbers: np.ndarray = np.repeat(np.arange(len(sizes)), sizes)
+    order = np.argsort(np.concatenate(places), kind="stable")
+    choices = tf.data.Dataset.from_tensor_slices(numbers[order].astype(np.int64))
+    return tf.data.Dataset.choose_from_datasets(parts, choices)
 
 
 def _chosen(examples: tf.data.Dataset, chosen: np.ndarray) -> tf.data.Dataset:
@@ -139,9 +170,10 @@ def _shuffled(
     head = examples.take(first).batch(window)
     windows = head.concatenate(examples.skip(first).batch(window))
 
-    def shuffle(index: tf.Tensor, batch: tuple[tf.Tensor, ...]) -> tuple[Any, ...]:
-        order = order_of(tf.shape(batch[1])[0], tf.random.fold_in(seed, index))
-        return tuple(tf.gather(each, order) for each in batch)
+    def shuffle(index: tf.Tensor, batch: Any) -> Any:
+        count = tf.shape(tf.nest.flatten(batch)[0])[0]
+        order = order_of(count, tf.random.fold_in(seed, index))
+        return tf.nest.map_structure(lambda each: tf.gather(each, order), batch)
 
     # The next window is read while this one is used up.
     return windows.prefetch(1).enumerate().map(shuffle).unbatch()

@@ -23,7 +23,7 @@ def load_tfds(config: DataConfig, spec: DatasetSpec) -> Raw:
         DataError: TFDS does not know the set, it is not on disk and cannot be fetched,
             or it is not for image classification.
     """
-    builder = _prepared_builder(config, spec.name)
+    builder = prepared_builder(config, spec.name)
     (height, width, stored), class_names = _image_features(builder)
     stored_side = height if height == width else None
     size = height_width(config.image_size or stored_side or _required_side(spec))
@@ -79,7 +79,16 @@ def _nearest(name: str) -> str:
     return f"Nearest in TFDS: {', '.join(near or [base])}, version {builder.VERSION}."
 
 
-def _prepared_builder(config: DataConfig, name: str) -> Any:
+def prepared_builder(config: DataConfig, name: str) -> Any:
+    """Returns the TFDS builder of a set that is on disk, or is fetched if it may be.
+
+    Args:
+        config: `data_dir`, `download`, and the name to show in errors.
+        name: As for `make_builder`.
+
+    Raises:
+        DataError: There is no such set, or no copy of it.
+    """
     builder = make_builder(config, name)
     if builder.is_prepared():
         return builder

@@ -230,8 +230,8 @@ def class_ap(objects: int, scores: np.ndarray, marked: np.ndarray) -> ClassAP:
     scores, hits = scores[order], np.cumsum(right[order])
     # The last detection of each score.
     ends = np.flatnonzero(np.append(scores[1:] != scores[:-1], True)[: len(scores)])
-    found, shown = hits[ends], ends + 1
-    precision = found / shown
+    found = hits[ends]
+    precision = found / (ends + 1)
     recall = found / max(objects, 1)
     if not objects:
         return ClassAP(0, len(scores), recall, precision, None, None)

@@ -21,7 +21,6 @@ import keras
 
 from gmpq_tf.data import DataConfig, Dataset, load_dataset
 from gmpq_tf.data.datasets import find_spec
-from gmpq_tf.data.folder import load_folder
 from gmpq_tf.distribution import support_workers
 from gmpq_tf.models import MODELS, PUBLISHED, build_pretrained, load_model
 from gmpq_tf.run.app import run_main
@@ -155,7 +154,7 @@ def pretrain(
 
 def _colours(config: PretrainConfig, data: DataConfig) -> Any:
     """What a built-in model reads of a folder: published weights take RGB images."""
-    folder = find_spec(data.dataset).source is load_folder
+    folder = find_spec(data.dataset).any_size
     return (None, None, 3) if folder and config.weights else None
 
 

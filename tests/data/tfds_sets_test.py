@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from gmpq_tf.data import DataConfig, DataError, load_dataset
+from gmpq_tf.data.spec import DatasetSpec
+from gmpq_tf.data.tfds_sets import load_tfds
 
 pytest.importorskip("tensorflow_datasets")
 
@@ -142,8 +144,9 @@ def test_folder_named_for_files_fetched_by_hand_is_where_tfds_looks(tmp_path):
 
 def test_set_of_another_kind_is_refused(shared_dir):
     config = DataConfig("voc/2012", str(shared_dir / "data" / "tfds"), image_size=64)
+    spec = DatasetSpec("voc/2012", load_tfds)
     with pytest.raises(DataError, match="image classification set"):
-        load_dataset(config)
+        load_tfds(config, spec)
 
 
 def test_real_photographs_are_cropped(shared_dir):
