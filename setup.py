@@ -23,6 +23,13 @@ CORE = [
 TFMOT = ["tensorflow-model-optimization", "tf_keras"]
 LITERT = ["litert-quantizer"]
 SAFETENSORS = ["safetensors"]  # state dicts of torchvision for --weights
+DOCS = [
+    "mkdocs-material",  # the pages of docs/ as a site that needs no network
+    "mkdocstrings[python]",  # its reference, from the docstrings
+    "latex2mathml",  # equations that browsers show without a script
+    "nbclient",  # runs the notebook
+    "ipykernel",
+]
 EXTRAS = {
     "tfmot": TFMOT,
     # Runs the recipes that export/litert_recipe.py writes.
@@ -33,6 +40,7 @@ EXTRAS = {
     # Programs that run exported files. They want absl-py 2, and "dev" absl-py 1: the
     # Makefile gives them an environment of their own.
     "clients": ["mediapipe", "tflite-micro"],
+    "docs": DOCS,
     "dev": [
         *TFMOT,  # the tests of gmpq_tf/export/tfmot
         *LITERT,
@@ -44,6 +52,7 @@ EXTRAS = {
         "mypy",
         "tensorboard",  # --tensorboard, and the test that stock TensorBoard works
         "build",  # python -m build: the wheel to publish
+        "twine",  # twine check: what a package index will say of it
         "setuptools>=68",  # tests/wheel_test.py builds without network
         "wheel",
     ],
