@@ -80,6 +80,18 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    author="The gmpq_tf maintainers",
+    keywords="quantization mixed-precision keras tensorflow tflite litert",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.14",
     # Installed, train/ and export/ must not claim top-level names as common as theirs.

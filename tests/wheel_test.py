@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from gmpq_tf.version import __version__
+from tools.try_extras import CHECKS as EXTRAS
+from tools.try_extras import try_extra
+
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ("setup.py", "pyproject.toml", "README.md", "LICENSE")
+FILES = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in")
 
 pytest.importorskip("setuptools", minversion="68", reason="builds the wheel with it")
 pytest.importorskip("pip", reason="installs the wheel with it")
@@ -31,14 +35,34 @@ def copy_sources(folder):
         shutil.copy(ROOT / name, folder / name)
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    source = tmp_path_factory.mktemp("source")
-    target = tmp_path_factory.mktemp("wheel")
-    copy_sources(source)
+def built(source, target):
+    """The wheel of a folder or of a source archive."""
     options = ["--no-build-isolation", "--no-deps", "--no-index", "-w", str(target)]
-    run(sys.executable, "-m", "pip", "wheel", *options, ".", cwd=source)
+    run(sys.executable, "-m", "pip", "wheel", *options, str(source), cwd=target)
     (path,) = target.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("source")
+    copy_sources(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(sources, tmp_path_factory):
+    return built(sources, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    """The source archive."""
+    pytest.importorskip("build", reason="makes the source archive")
+    folder = tmp_path_factory.mktemp("source")
+    copy_sources(folder)
+    run(sys.executable, "-m", "build", "--sdist", "--no-isolation", ".", cwd=folder)
+    (path,) = (folder / "dist").glob("*.tar.gz")
     return path
 
 
@@ -62,6 +86,37 @@ def test_holds_every_module_and_nothing_else(wheel):
     assert sorted(modules) == sorted(expected_modules())
     assert "gmpq_tf/py.typed" in names
     assert any(name.endswith("LICENSE") for name in names)
+
+
+def contents(wheel):
+    """Name -> bytes; RECORD lists the others, and the metadata name the tool."""
+    found = zipfile.ZipFile(wheel)
+    skip = ("RECORD", "WHEEL")
+    return {n: found.read(n) for n in found.namelist() if not n.endswith(skip)}
+
+
+def test_the_source_archive_builds_the_same_wheel(wheel, archive, tmp_path):
+    assert contents(built(archive, tmp_path)) == contents(wheel)
+
+
+def test_an_index_would_take_them(wheel, archive):
+    pytest.importorskip("twine", reason="knows what a package index checks")
+    run(sys.executable, "-m", "twine", "check", "--strict", wheel, archive, cwd=ROOT)
+
+
+def test_metadata_say_what_it_is(wheel):
+    found = zipfile.ZipFile(wheel)
+    (name,) = [n for n in found.namelist() if n.endswith("METADATA")]
+    lines = found.read(name).decode().splitlines()
+    assert f"Version: {__version__}" in lines
+    assert "Description-Content-Type: text/markdown" in lines
+    (python,) = [li for li in lines if li.startswith("Requires-Python")]
+    assert ">=3.10" in python and "<3.14" in python
+    classifiers = {li.partition(": ")[2] for li in lines if li.startswith("Classifier")}
+    versions = {f"Programming Language :: Python :: 3.{n}" for n in range(10, 14)}
+    assert versions | {"Typing :: Typed"} <= classifiers
+    extras = {li.partition(": ")[2] for li in lines if li.startswith("Provides-Extra")}
+    assert extras == set(EXTRAS)
 
 
 def test_claims_one_top_level_name(wheel):
@@ -116,6 +171,29 @@ assert len(gmpq_tf.__path__) == 1
 assert "tensorflow" not in sys.modules
 """
     run(sys.executable, "-I", "-c", program, cwd=tmp_path)
+
+
+def test_a_policy_needs_half_a_second(installed, tmp_path):
+    """Of processor time, so that it does not count what else the machine does."""
+    program = f"""
+import sys, time
+sys.path.insert(0, {str(installed)!r})
+start = time.process_time()
+import gmpq_tf.policy
+print(time.process_time() - start)
+assert "tensorflow" not in sys.modules and "keras" not in sys.modules
+"""
+    times = [
+        float(run(sys.executable, "-I", "-c", program, cwd=tmp_path)) for _ in range(3)
+    ]
+    assert min(times) < 0.5
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("extra", ["", *EXTRAS])
+def test_an_extra_works_in_an_empty_environment(extra, tmp_path):
+    """Needs a package index, and gigabytes for a while."""
+    try_extra(extra, tmp_path)
 
 
 @pytest.mark.slow

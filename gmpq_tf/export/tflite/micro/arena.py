@@ -106,7 +106,7 @@ def measure_arena(content: bytes) -> Arena | None:
             )
         except subprocess.TimeoutExpired as error:
             raise _not_started(f"nothing within {LONGEST} s") from error
-        text = output.read_text(errors="replace") if output.exists() else ""
+        text = output.read_text("utf-8", "replace") if output.exists() else ""
     if done.returncode == NO_PACKAGE:
         return None
     return parsed(text)
