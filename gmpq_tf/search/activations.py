@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any, ClassVar, Literal
 
 from gmpq_tf.budget import Candidates
@@ -158,11 +157,3 @@ def _inputs(table: Valued) -> dict[str, Values]:
 def _range(values: Mapping[str, Mapping[int, float]]) -> float:
     """Sum over the layers of how far values reach."""
     return sum(max(v.values()) - min(v.values()) for v in values.values())
-
-
-def all_pairs(candidates: Candidates, bonds: Bonds) -> dict[str, list[Pair]]:
-    """Pairs of bits that each layer may take."""
-    return {
-        name: [pair for pair in product(*own) if bonds.permits(name, pair)]
-        for name, own in candidates.items()
-    }

@@ -37,6 +37,9 @@ CASES: dict = {
     "random": {"policies": 24},
     "hawq": {"probes": 4, "trace_images": 96},
     "fisher": {},
+    "clado": {"pair_images": 32},
+    "ompq": {"feature_images": 16},
+    "topological_entropy": {"map_images": 16, "map_channels": 4, "images": 16},
 }
 # Of the strategies with gradients: how layers compute, and how importances are read.
 MEASURED = {"epochs": 1, "learning_rate": 1e-3, "readout": "perturbation"}
@@ -50,11 +53,17 @@ GRADIENT: list = [
 # The other ways to value activations.
 TABLES: list = [
     (name, CASES[name] | {"activations": way})
-    for name in ("hawq", "fisher")
-    for way in STRATEGIES[name].config.ways
-    if way != STRATEGIES[name].config.activations
+    for name, way in (
+        ("hawq", "tied"),
+        ("fisher", "tied"),
+        ("fisher", "measured"),
+        ("limpq", "measured"),
+        ("clado", "tied"),
+        ("ompq", "tied"),
+        ("topological_entropy", "measured"),
+    )
 ]
-SEEING = ("loss_delta", "one_shot", "random", "hawq", "fisher")
+SEEING = ("loss_delta", "one_shot", "random", "hawq", "fisher", "clado")
 ROWS = [*CASES.items(), *TABLES, *GRADIENT]
 APOT = SearchSpace((2, 4), (2, 4), dict.fromkeys(SPACE.pinned, (6, 8)))
 

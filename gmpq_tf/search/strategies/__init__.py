@@ -7,13 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from gmpq_tf.search.case import SearchCase
+from gmpq_tf.search.strategies.clado import CLADOConfig, clado
 from gmpq_tf.search.strategies.fisher import FisherConfig, fisher
 from gmpq_tf.search.strategies.gradient import EdMIPSConfig, GMPQConfig, edmips, gmpq
 from gmpq_tf.search.strategies.hawq import HAWQConfig, hawq
 from gmpq_tf.search.strategies.limpq import LIMPQConfig, limpq
 from gmpq_tf.search.strategies.loss_delta import LossDeltaConfig, loss_delta
+from gmpq_tf.search.strategies.ompq import OMPQConfig, ompq
 from gmpq_tf.search.strategies.one_shot import OneShotConfig, one_shot
 from gmpq_tf.search.strategies.random_draws import RandomConfig, random_draws
+from gmpq_tf.search.strategies.topological import (
+    TopologicalEntropyConfig,
+    topological_entropy,
+)
 from gmpq_tf.search.values import Valued
 
 
@@ -41,6 +47,9 @@ STRATEGIES: dict[str, Strategy] = {
     "limpq": Strategy(LIMPQConfig, limpq),
     "hawq": Strategy(HAWQConfig, hawq),
     "fisher": Strategy(FisherConfig, fisher),
+    "clado": Strategy(CLADOConfig, clado),
+    "ompq": Strategy(OMPQConfig, ompq),
+    "topological_entropy": Strategy(TopologicalEntropyConfig, topological_entropy),
     "random": Strategy(RandomConfig, random_draws),
 }
 

@@ -13,12 +13,21 @@ from gmpq_tf.quantizers.kernel_quantizer import (
     DEFAULT_KERNEL_QUANTIZER,
     kernel_method,
 )
+from gmpq_tf.search.activations import (
+    MEASURED,
+    TIED,
+    bonds_of,
+    check_activations,
+    evaluator_of,
+    with_activations,
+)
 from gmpq_tf.search.case import SearchCase
-from gmpq_tf.search.checks import check_number
+from gmpq_tf.search.checks import check_number, check_whole
 from gmpq_tf.search.errors import StrategyError
 from gmpq_tf.search.strategies.one_shot import ExploreConfig, explored, random_draws
 from gmpq_tf.search.values import Bits, Valued
 
+LEARNED = "learned"
 LOOKED_AT = 64  # images that tell what labels are
 
 
@@ -28,15 +37,24 @@ class LIMPQConfig(ExploreConfig):
 
     Args:
         alpha: What steps of weights count beside those of activations.
+        activations: learned takes the steps of activations too; tied gives the input of
+            each layer the bits of its kernel; measured values each choice by the risk
+            that it alone adds, as loss_delta does, in the float model.
+        images: Images that risks are measured on; none: as many as loss_delta takes.
         normalize: Divide each step by the standard deviation of the kernel, or by the
             range of the widest candidate, so that layers of other scales compare.
     """
 
     alpha: float = 2.0
     normalize: bool = False
+    activations: str = LEARNED
+    images: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_activations(self.activations, (LEARNED, TIED, MEASURED))
+        if self.images is not None:
+            check_whole("images", self.images, 1)
         check_number("alpha", self.alpha, 0.0)
         if not self.training_steps:
             raise StrategyError(
@@ -75,6 +93,7 @@ def limpq(case: SearchCase, config: LIMPQConfig) -> Valued:
             f"Received: kernel_quantizer={name!r}, which learns none. "
             "Search with kernel_quantizer='lsq', or another strategy."
         )
+    bonds = bonds_of(case, config.activations)
     hypernet = explored(case, config, _draws(case), LOOKED_AT)()
     values: dict[str, Any] = {}
     for name, (weights, inputs) in case.problem.candidates.items():
@@ -94,7 +113,11 @@ def limpq(case: SearchCase, config: LIMPQConfig) -> Valued:
             _falling(sides[0], -config.alpha / max(scales[0], 1e-12)),
             _falling(sides[1], -1 / max(scales[1], 1e-12)),
         )
-    return Valued(values)
+    if config.activations == LEARNED:
+        return Valued(values)
+    of_weights = {name: own[0] for name, own in values.items()}
+    evaluator = evaluator_of(case, config)
+    return with_activations(evaluator, config, of_weights, bonds, in_nats=False)
 
 
 def _draws(case: SearchCase) -> Iterable[Bits]:

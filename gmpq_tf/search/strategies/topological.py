@@ -1,0 +1,188 @@
+"""Value of a choice: topological entropy of a layer's feature maps (GMPQ-TE)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from gmpq_tf.search.activations import (
+    TIED,
+    ActivationsConfig,
+    bonds_of,
+    evaluator_of,
+    with_activations,
+)
+from gmpq_tf.search.case import SearchCase
+from gmpq_tf.search.checks import check_whole
+from gmpq_tf.search.evaluator import Evaluator
+from gmpq_tf.search.float_pass import FloatPass, any_batch
+from gmpq_tf.search.topology import birth, entropy
+from gmpq_tf.search.values import Valued
+
+BATCH = 16  # images; their births take longer than the pass
+LEAST_NODES = 4  # of a loop that is no triangle
+SEARCHED = 16  # times as many images are looked through for those of one class
+
+
+@dataclass(frozen=True)
+class TopologicalEntropyConfig(ActivationsConfig):
+    """As `ActivationsConfig`, and what maps are looked at.
+
+    Args:
+        activations: tied gives the input of each layer the bits of its kernel; measured
+            values each choice by the risk that it alone adds, as loss_delta does.
+        map_images: Images of one class whose maps are looked at.
+        map_channels: Channels of each layer, evenly spaced.
+        map_nodes: Rows and columns that larger maps are averaged to.
+        map_steps: Steps in which the threshold falls.
+    """
+
+    activations: str = TIED
+    map_images: int = 128
+    map_channels: int = 16
+    map_nodes: int = 32
+    map_steps: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole("map_images", self.map_images, 2)
+        check_whole("map_channels", self.map_channels, 1)
+        check_whole("map_nodes", self.map_nodes, LEAST_NODES)
+        check_whole("map_steps", self.map_steps, 2)
+
+
+def topological_entropy(case: SearchCase, config: TopologicalEntropyConfig) -> Valued:
+    """Values bits of kernels by `H_l log2(b)`, H_l a topological entropy.
+
+    A map of a layer's output is read as the weights of a graph, made symmetric by the
+    larger of two; while a threshold falls its edges appear, and at some step its
+    first hole (`topology.birth`). H_l is the entropy of the histogram of these steps
+    over images of one class, the mean over channels. Rounding is not looked at.
+    The paper leaves several of its steps open; this is a reading of it. Unlike there
+    the value is concave in the bits instead of linear under an order of the layers;
+    more entropy asks for more bits; maps that are no square are cut to one, those of
+    Dense layers and of fewer than 4 rows take the mean of the others; and images count
+    as of one class by what the float model says, so that no labels are needed.
+
+    Args:
+        case: the float model, its choices and images.
+        config: what maps are looked at, and how activations are valued.
+
+    Returns:
+        The values, and a column of those of the weights.
+
+    Source: "Efficient and Generalizable Mixed-Precision Quantization via Topological
+    Entropy", NeurIPS 2025.
+    """
+    bonds = bonds_of(case, config.activations)
+    candidates = case.problem.candidates
+    evaluator = evaluator_of(case, config, SEARCHED * config.map_images)
+    free = [name for name, (weights, _) in candidates.items() if len(weights) > 1]
+    entropies = _entropies(evaluator, free, config)
+    mean = float(np.mean(list(entropies.values()))) if entropies else 1.0
+    values = {
+        name: {b: entropies.get(name, mean) * float(np.log2(b)) for b in weights}
+        for name, (weights, _) in candidates.items()
+    }
+    return with_activations(evaluator, config, values, bonds, in_nats=False)
+
+
+def _entropies(
+    evaluator: Evaluator, names: Sequence[str], config: TopologicalEntropyConfig
+) -> dict[str, float]:
+    """Topological entropy of each layer that has maps. Journaled by batch."""
+    case = evaluator.case
+    options = {k: v for k, v in vars(config).items() if k.startswith("map_")}
+    images = _of_one_class(evaluator, config.map_images)
+    size = case.data.inputs.batch_size or BATCH
+    batches = [images[i : i + size] for i in range(0, len(images), size)]
+    for rows in batches:
+        case.watch.expect(1, len(rows))
+    found: dict[str, list[Any]] = {}
+    births = _births(evaluator, names, config)
+    for number, rows in enumerate(batches):
+        seconds = 0.0
+
+        def compute(rows: np.ndarray = rows) -> dict[str, list]:
+            nonlocal seconds
+            started = perf_counter()
+            answer = births([tf.constant(a[rows]) for a in evaluator.held.inputs])
+            case.meter.forward(len(rows))
+            seconds = perf_counter() - started
+            return answer
+
+        key = {"births": list(names), "batch": number, **options}
+        for name, own in case.journal.once(key, compute).items():
+            found.setdefault(name, []).extend(own)
+        case.watch.step(len(rows), seconds)
+    return {
+        name: float(np.mean([entropy(column) for column in np.transpose(own)]))
+        for name, own in found.items()
+    }
+
+
+def _of_one_class(evaluator: Evaluator, count: int) -> np.ndarray:
+    """The first images of the class that the float model says most often."""
+    scores = evaluator.teacher[0]
+    if scores.ndim != 2 or scores.shape[-1] == 1:
+        return np.arange(min(count, len(scores)))
+    said = np.argmax(scores, axis=-1)
+    classes, counts = np.unique(said, return_counts=True)
+    return np.flatnonzero(said == classes[np.argmax(counts)])[:count]
+
+
+def _births(
+    evaluator: Evaluator, names: Sequence[str], config: TopologicalEntropyConfig
+) -> Any:
+    """Inputs -> of each layer with maps the births of each image and channel."""
+    network = FloatPass(evaluator.hypernet, names)
+
+    @tf.function(input_signature=[any_batch(evaluator.held.inputs)])
+    def outputs(inputs: Any) -> dict[str, tf.Tensor]:
+        return {name: own[0][1] for name, own in network(inputs)[1].items()}
+
+    def births(inputs: Sequence[tf.Tensor]) -> dict[str, list]:
+        found = {}
+        for name, made in outputs(inputs).items():
+            graphs = as_graphs(np.asarray(made), config)
+            if graphs is not None:
+                found[name] = [
+                    [birth(own, config.map_steps) for own in image] for image in graphs
+                ]
+        return found
+
+    return births
+
+
+def as_graphs(
+    outputs: np.ndarray, config: TopologicalEntropyConfig
+) -> np.ndarray | None:
+    """Maps [B, H, W, C] as symmetric weights [B, channels, nodes, nodes].
+
+    Args:
+        outputs: of a layer, [B, ..., C].
+        config: how many channels and nodes.
+
+    Returns:
+        None where the outputs are no maps, or too small for a hole.
+    """
+    if outputs.ndim != 4 or min(outputs.shape[1:3]) < LEAST_NODES:
+        return None
+    channels = outputs.shape[-1]
+    picks = np.linspace(0, channels - 1, min(config.map_channels, channels)).round()
+    maps: Any = np.moveaxis(outputs[..., picks.astype(int)], -1, 1).astype("float64")
+    side = min(maps.shape[2:])
+    nodes = min(side, config.map_nodes)
+    edges = np.linspace(0, side, nodes + 1).round().astype(int)
+    for axis in (2, 3):
+        maps = np.take(maps, np.arange(side), axis=axis)
+        sums = np.add.reduceat(maps, edges[:-1], axis=axis)
+        shape = [1] * 4
+        shape[axis] = nodes
+        maps = sums / np.diff(edges).reshape(shape)
+    return np.maximum(maps, np.swapaxes(maps, 2, 3))
