@@ -16,21 +16,21 @@ from gmpq_tf.layers.relaxation_row import (
     tilted,
 )
 
-THRESHOLDS = 8  # each half of the one before; the first is twice the quantizer's range
-# Of the widest threshold beside all others, in the beginning.
-WIDEST = 0.95
+THRESHOLDS = 8  # each half of the one before
+OWN = 1  # place of the quantizer's own range
+FIRST = 0.95  # of that beside all others, in the beginning
 
 
 def _weigh(
     logits: tf.Tensor, grids: Grids, noise: tf.Tensor | None = None
 ) -> tf.Tensor:
-    """`m_b = sum_j rho_bj 2^(1-j)`, [branches], with `rho = softmax(logits + noise)`.
+    """`m_b = sum_j rho_bj 2^(OWN-j)`, [branches], with `rho = softmax(logits + noise)`.
 
     With the step `s_b` of each branch, `sum_b m_b s_b` is the expected step and
     `sum_b m_b s_b hi_b` the expected threshold.
     """
     shares = _joint(logits if noise is None else logits + noise)
-    scales = 2.0 ** (1 - np.arange(THRESHOLDS, dtype="float32"))
+    scales = 2.0 ** (OWN - np.arange(THRESHOLDS, dtype="float32"))
     return tf.linalg.matvec(shares, scales)
 
 
@@ -50,12 +50,13 @@ def _alone(values: np.ndarray, grids: Grids, index: int) -> np.ndarray:
 
 
 def _at(grids: Grids, mean: float) -> np.ndarray:
-    widest = math.log(WIDEST / (1 - WIDEST) * (THRESHOLDS - 1))
-    return tilted(grids, mean)[:, None] + widest * (np.arange(THRESHOLDS) == 0)
+    odds = math.log(FIRST / (1 - FIRST) * (THRESHOLDS - 1))
+    return tilted(grids, mean)[:, None] + odds * (np.arange(THRESHOLDS) == OWN)
 
 
 # Source: Habi, Jennings and Netzer, "HMQ", ECCV 2020, section 3.2. Unlike there a
-# tensor draws once, not anew for each image or channel.
+# tensor draws once, not anew for each image or channel, and thresholds are powers of two
+# times the range that the quantizer fits and learns, from which the search starts.
 THRESHOLD_GRIDS = Relaxation(
     _weigh,
     _distribute,

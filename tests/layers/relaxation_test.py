@@ -54,8 +54,6 @@ def leave(layer, branch):
         (layer.input_branches, layer.input_quantizer),
     ):
         values = np.array(branches.importance)
-        if layer.relaxation == "thresholds":  # of which the first is twice as wide
-            values[:, 1] += 20
         if layer.relaxation == "learned_grid":
             kernel = () if quantizer is layer.input_quantizer else (layer.kernel,)
             widths = [

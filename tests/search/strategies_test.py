@@ -49,6 +49,10 @@ GRADIENT: list = [
     ("edmips", MEASURED | {"relaxation": "expected_grid"}),
     ("gmpq", MEASURED | {"relaxation": "sampled", "eta": 1.0}),
     ("gmpq", {"epochs": 1, "relaxation": "expected_grid", "readout": "expected_bits"}),
+    ("edmips", {"epochs": 1, "relaxation": "adjacent", "readout": "expected_bits"}),
+    ("edmips", {"epochs": 1, "relaxation": "nested"}),
+    ("edmips", {"epochs": 1, "relaxation": "learned_grid", "learning_rate": 1e-3}),
+    ("edmips", MEASURED | {"relaxation": "thresholds"}),
 ]
 # The other ways to value activations.
 TABLES: list = [
