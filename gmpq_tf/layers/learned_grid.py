@@ -25,7 +25,7 @@ def _weigh(
     """
     most = math.log2(grids.codes[-1])
     step = most + importance[1] - _log2_codes(importance, grids)
-    widest = np.eye(len(grids.bits), dtype="float32")[-1]
+    widest: np.ndarray = np.eye(len(grids.bits), dtype="float32")[-1]
     return 2.0 ** tf.stack([step, importance[1]])[:, None] * widest
 
 

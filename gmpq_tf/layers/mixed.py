@@ -90,9 +90,11 @@ class BranchImportance(keras.layers.Layer):
             training: whether noise is drawn, where the relaxation has some.
         """
         noise = None
-        if training and self.draws is not None:
+        draw = self.relaxation.noise
+        if training and draw is not None:
+            assert self.draws is not None
             seed = tf.convert_to_tensor(self.draws)
-            noise = self.relaxation.noise(seed, self.importance.shape)
+            noise = draw(seed, self.importance.shape)
             with tf.control_dependencies([noise]):
                 self.draws.assign(seed + tf.constant([0, 1], seed.dtype))
             if self.relaxation.tempered:

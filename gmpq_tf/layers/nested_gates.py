@@ -55,7 +55,7 @@ def _at(grids: Grids, mean: float) -> np.ndarray:
     def mean_at(logit: float) -> float:
         opened = 1 / (1 + np.exp(OFFSET - logit))
         before = opened ** np.arange(gates + 1)
-        closed = np.append(np.full(gates, 1 - opened), 1.0)
+        closed: np.ndarray = np.append(np.full(gates, 1 - opened), 1.0)
         return float(bits @ (before * closed))
 
     return np.full(gates, bisected(mean_at, mean, 30.0))

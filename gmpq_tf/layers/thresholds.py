@@ -55,8 +55,8 @@ def _at(grids: Grids, mean: float) -> np.ndarray:
 
 
 # Source: Habi, Jennings and Netzer, "HMQ", ECCV 2020, section 3.2. Unlike there a
-# tensor draws once, not anew for each image or channel, and thresholds are powers of two
-# times the range that the quantizer fits and learns, from which the search starts.
+# tensor draws once, not anew for each image or channel, and thresholds are powers of
+# two times the range that the quantizer fits and learns, where the search starts.
 THRESHOLD_GRIDS = Relaxation(
     _weigh,
     _distribute,

@@ -48,6 +48,11 @@ class RiskConfig:
         attribution_share: share of each batch, above 0 and at most 1, that the
             generalization risk is taken on: images drawn anew in each step, one at
             least. Its mean stays what it is; a step is faster and the risk noisier.
+        generalization: what the generalization risk compares: attribution (maps, as
+            eq. 4), partitioned (groups of pixels near in rank, after R-GMPQ), margin
+            (how well classes are separated, after SEAM), or none, as eta=0. The second
+            and third are reconstructions from abstracts.
+        groups: of pixels, where generalization is partitioned.
     """
 
     zeta: float = 50.0
@@ -65,6 +70,8 @@ class RiskConfig:
     storage: str | None = None
     latency_table: str | None = None
     attribution_share: float = 1.0
+    generalization: str = "attribution"
+    groups: int = 8
 
     def __post_init__(self) -> None:
         _check_range("zeta", self.zeta, 0.0)
@@ -87,6 +94,14 @@ class RiskConfig:
         _check_choice("attribution_class", self.attribution_class, ATTRIBUTION_CLASSES)
         _check_choice("map_size", self.map_size, MAP_SIZES)
         _check_choice("teacher_dtype", self.teacher_dtype, TEACHER_DTYPES)
+        if self.generalization == "none":
+            object.__setattr__(self, "eta", 0.0)
+        whole = isinstance(self.groups, int) and not isinstance(self.groups, bool)
+        if not whole or self.groups < 1:
+            raise ValueError(
+                "groups must be a whole number of at least 1. "
+                f"Received: groups={self.groups!r}."
+            )
         given_budget(self.budget, self.bit_ops_budget)
         if self.budget is not None:
             object.__setattr__(self, "budget", plain_budget(self.budget))

@@ -16,15 +16,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gmpq_tf.attribution import generalization_risk, grad_cam, rank_distance
+from gmpq_tf.attribution import grad_cam, rank_distance
 from gmpq_tf.attribution.target import resize_maps
 from gmpq_tf.graph import read_graph
 from gmpq_tf.layer_kinds import Role
 from gmpq_tf.search.case import SearchCase
 from gmpq_tf.search.config import RiskConfig
 from gmpq_tf.search.errors import StrategyError
+from gmpq_tf.search.generalizations import generalization_of
 from gmpq_tf.search.judge import Judge
-from gmpq_tf.search.risks import Generalization
 from gmpq_tf.search.tuning import BATCH, Tuner
 from gmpq_tf.search.values import Bits
 from gmpq_tf.task import Binary
@@ -199,7 +199,10 @@ class Evaluator:
             "labelled": self.labels is not None,
         }
         if self._attribution:
-            key["attribution"] = {"p": self._risk.p, "top_k": self._risk.top_k}
+            named = ["p", "top_k"]
+            if self._risk.generalization != RiskConfig.generalization:
+                named += ["generalization", "groups"]
+            key["attribution"] = {n: getattr(self._risk, n) for n in named}
         if self._statistics(steps):
             key["statistics"] = self._statistics(steps)
         if self._given is not None:
@@ -309,8 +312,9 @@ class Evaluator:
         return forward
 
     @cached_property
-    def _guide(self) -> Generalization:
-        return Generalization(self.hypernet, flat_copy(self.case.model), self._risk)
+    def _guide(self) -> Any:
+        make = generalization_of(self._risk.generalization)
+        return make(self.hypernet, flat_copy(self.case.model), self._risk)
 
     @cached_property
     def _classes(self) -> np.ndarray:
@@ -339,13 +343,13 @@ class Evaluator:
 
     @cached_property
     def _attributed(self) -> Any:
-        guide, top_k = self._guide, self._risk.top_k
+        guide = self._guide
         p = tf.constant(self._risk.p or 1.0, tf.float32)
         parts = guide.student_parts
 
         def gap(pair: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
             student, teacher = pair  # of one image: the mean over a batch of one
-            return generalization_risk(student[None], teacher[None], p, top_k)
+            return guide.distance(student[None], teacher[None], p)
 
         @tf.function(reduce_retracing=True)
         def attributed(inputs: Any, classes: Any, teacher: Any) -> tuple:

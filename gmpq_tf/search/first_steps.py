@@ -51,7 +51,7 @@ class MapCount(keras.metrics.Metric):
 
 
 class FirstSteps(keras.callbacks.Callback):
-    """Warns once where labels or teacher maps guide nothing; counts epochs.
+    """Warns once where labels or teacher maps guide nothing; tells risks of epochs.
 
     It looks after the first images, and once more when the first epoch ends.
     """
@@ -63,6 +63,11 @@ class FirstSteps(keras.callbacks.Callback):
         self.looks, self.warned = 0, set[str]()
         if self.counts is not None:
             self.counts.reset_state()
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Tell the risks how far the search is."""
+        for risk in self.model.risks:
+            risk.begin_epoch(epoch, self.params["epochs"])
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Look when enough images have been seen."""

@@ -76,6 +76,16 @@ class Importances:
         pairs = zip(values[::2], values[1::2], strict=True)
         return [LayerPair(*pair) for pair in pairs]
 
+    @property
+    def draws(self) -> list[keras.Variable]:
+        """Variables [2] that count the draws of layers that draw."""
+        sides = [
+            side
+            for layer in self.layers
+            for side in (layer.kernel_branches, layer.input_branches)
+        ]
+        return [side.draws for side in sides if side.draws is not None]
+
     def probabilities(self) -> dict[str, LayerPair]:
         """Layer name -> `pi_w` and `pi_a`, arrays [branches]."""
         return {

@@ -14,9 +14,12 @@ from gmpq_tf.first_trace import build_before_tracing
 from gmpq_tf.layers.relaxation import DEFAULT_RELAXATION
 from gmpq_tf.metric_names import TOTAL
 from gmpq_tf.policy import BitwidthPolicy
+from gmpq_tf.search.complexity import complexities
 from gmpq_tf.search.config import RiskConfig, chosen_risk
 from gmpq_tf.search.divergence import WatchedMean, check_converged
 from gmpq_tf.search.first_steps import FirstSteps
+from gmpq_tf.search.formulation import PAPER, Formulation, prepare
+from gmpq_tf.search.generalizations import generalization_of
 from gmpq_tf.search.importances import Importances
 from gmpq_tf.search.optimizers import (
     check_optimizers,
@@ -25,7 +28,8 @@ from gmpq_tf.search.optimizers import (
 )
 from gmpq_tf.search.problem import SearchProblem
 from gmpq_tf.search.provenance import made_by_search
-from gmpq_tf.search.risks import Generalization, Risk, complexities
+from gmpq_tf.search.risks import Risk
+from gmpq_tf.search.rules import RULES
 from gmpq_tf.search.search_steps import SearchSteps
 from gmpq_tf.space import SearchSpace
 from gmpq_tf.task import Binary, outputs_of
@@ -76,12 +80,16 @@ class PolicySearch(SearchSteps):
         latency_table: JSON file of `gmpq-latency`, for a budget of milliseconds.
         attribution_share: share of each batch that the generalization risk is taken
             on, above 0; less than 1 is faster, and an unbiased estimate.
+        generalization: what the generalization risk compares: "attribution" (maps),
+            "partitioned" (groups of pixels), "margin" (classes), "none" as eta=0.
+        groups: of pixels, where it is "partitioned".
         class_names: those that the file will hold, where its bytes are budgeted; ():
             there is room for names of nine letters.
         relaxation: how layers compute with several bit-widths at once: "mixture" adds
             their outputs (eq. 5), "sampled" draws one in each step, "expected_grid"
             rounds once on the mean grid. The last two do not average rounding errors,
             which a mixture does, so that importances say which layer needs its bits.
+        formulation: how budgets are kept and gradients taken; None: the paper's.
         **unknown: refused, with the nearest name of an option.
 
     Raises:
@@ -115,8 +123,11 @@ class PolicySearch(SearchSteps):
         storage: str | None = RiskConfig.storage,
         latency_table: str | None = RiskConfig.latency_table,
         attribution_share: float = RiskConfig.attribution_share,
+        generalization: str = RiskConfig.generalization,
+        groups: int = RiskConfig.groups,
         class_names: Sequence[str] = (),
         relaxation: str = DEFAULT_RELAXATION,
+        formulation: Formulation | None = None,
         **unknown: Any,
     ) -> None:
         # Under a global mixed_float16 Keras would scale the loss, of which the second
@@ -139,6 +150,8 @@ class PolicySearch(SearchSteps):
             storage=storage,
             latency_table=latency_table,
             attribution_share=attribution_share,
+            generalization=generalization,
+            groups=groups,
             **unknown,
         )
         methods = {
@@ -146,7 +159,7 @@ class PolicySearch(SearchSteps):
             "kernel_quantizer": kernel_quantizer,
         }
         self.quantizers = {key: value for key, value in methods.items() if value}
-        self.relaxation = relaxation
+        self.relaxation, self.formulation = relaxation, formulation or PAPER
         self.class_names = tuple(class_names)
         self.problem = SearchProblem.of(
             model,
@@ -160,6 +173,7 @@ class PolicySearch(SearchSteps):
                 self.class_names,
             ),
         )
+        self.formulation.check_budget(self.problem.limits)
         self.hypernet = build_hypernet(
             model, self.problem.space, relaxation=relaxation, **self.quantizers
         )
@@ -169,19 +183,26 @@ class PolicySearch(SearchSteps):
         flat = flat_copy(model)
         self._model_config = json.dumps(serialize(flat))
         self.branches = Importances(self.hypernet, self.problem.candidates)
-        priced = complexities(self.problem, self.risk.zeta, self.add_weight)
+        priced = complexities(
+            self.problem, self.risk.zeta, self.add_weight, self.formulation
+        )
         self.complexity, self.generalization = priced[0], None
         self.risks: tuple[Risk, ...] = priced
         if self.risk.eta:
-            self.generalization = Generalization(self.hypernet, flat, self.risk)
+            make = generalization_of(self.risk.generalization)
+            self.generalization = make(self.hypernet, flat, self.risk, self.add_weight)
             self.risks += (self.generalization,)
+        self.risks += prepare(self)
         # Keras tracks what the model itself names.
         self.teacher = self.generalization and self.generalization.teacher
+        self.rule = RULES[self.formulation.rule.rule](
+            self.formulation.rule, self.hypernet, self.branches.draws, self.add_weight
+        )
         self.epochs_trained = 0
         self.risk_metrics = {
             key: WatchedMean(name=key)
             for key in dict.fromkeys(
-                (TOTAL, *metric_names.RISKS, *(risk.name for risk in priced))
+                (TOTAL, *metric_names.RISKS, *(risk.name for risk in self.risks))
             )
         }
         self.rank_metric = self.generalization and self.generalization.rank_metric
@@ -295,6 +316,9 @@ class PolicySearch(SearchSteps):
 
     def get_config(self) -> dict:
         """Configuration, with the float model's architecture."""
+        formulated: dict[str, Any] = {}
+        if self.formulation != PAPER:
+            formulated["formulation"] = self.formulation.to_config()
         return {
             "name": self.name,
             "model": json.loads(self._model_config),
@@ -303,6 +327,7 @@ class PolicySearch(SearchSteps):
             **vars(self.risk),
             "class_names": list(self.class_names),
             "relaxation": self.relaxation,
+            **formulated,
         }
 
     @classmethod
@@ -313,4 +338,6 @@ class PolicySearch(SearchSteps):
             config.pop("model"), custom_objects=custom_objects
         )
         space = SearchSpace.from_config(config.pop("space"))
+        if "formulation" in config:
+            config["formulation"] = Formulation.from_config(config["formulation"])
         return cls(model, space, **config)

@@ -11,6 +11,7 @@ from gmpq_tf.layers.relaxation import DEFAULT_RELAXATION
 from gmpq_tf.limits import records
 from gmpq_tf.quantizers.input_quantizer import DEFAULT_INPUT_QUANTIZER
 from gmpq_tf.quantizers.kernel_quantizer import DEFAULT_KERNEL_QUANTIZER
+from gmpq_tf.search.formulation import PAPER
 from gmpq_tf.search.values import Bits
 from gmpq_tf.version import __version__
 
@@ -30,6 +31,8 @@ def made_by_search(search: Any, bits: Bits) -> dict[str, Any]:
     config: dict[str, Any] = {**vars(search.risk), "space": search.space.to_config()}
     if search.relaxation != DEFAULT_RELAXATION:
         config["relaxation"] = search.relaxation
+    if search.formulation != PAPER:
+        config["formulation"] = search.formulation.to_config()
     if search.risk.budget is not None:
         config["limits"] = records(search.limits, bits)
     return {

@@ -10,6 +10,7 @@ import numpy as np
 
 from gmpq_tf.bits import LayerPair
 from gmpq_tf.budget import Candidates
+from gmpq_tf.search.attribution_risk import exponent
 from gmpq_tf.search.case import SearchCase
 from gmpq_tf.search.checks import check_measure, check_whole
 from gmpq_tf.search.choose import choose
@@ -17,7 +18,6 @@ from gmpq_tf.search.config import RiskConfig
 from gmpq_tf.search.deltas import default_images, delta_table
 from gmpq_tf.search.errors import StrategyError
 from gmpq_tf.search.evaluator import Evaluator
-from gmpq_tf.search.risks import exponent
 from gmpq_tf.search.values import Bits, Valued, Values
 from gmpq_tf.spelling import suggest
 

@@ -11,8 +11,10 @@ import tensorflow as tf
 from gmpq_tf import metric_names
 from gmpq_tf.distribution import replica_count
 from gmpq_tf.metric_names import TOTAL
+from gmpq_tf.search.attribution_risk import Generalization
 from gmpq_tf.search.divergence import WatchedMean, nan_of_labels
-from gmpq_tf.search.risks import Generalization, Risk, Step
+from gmpq_tf.search.risks import Risk, Step
+from gmpq_tf.search.rules import Plain
 from gmpq_tf.search.search_views import SearchViews
 
 # What `evaluate` does not compute.
@@ -25,6 +27,7 @@ class SearchSteps(SearchViews, keras.Model):
     risks: tuple[Risk, ...]
     generalization: Generalization | None
     risk_metrics: Mapping[str, WatchedMean]
+    rule: Plain
 
     def load_weights(self, *args: Any, **kwargs: Any) -> None:
         """As `keras.Model.load_weights`; an earlier divergence is forgotten."""
@@ -39,15 +42,20 @@ class SearchSteps(SearchViews, keras.Model):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         step = self._begin(x, y)
         network, importances = self.network_variables, self.importance_variables
-        with tf.GradientTape() as tape:
-            output = self._forward(step)
+
+        def passed() -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+            now = step.again() if step.values else step
+            output = self._forward(now)
             task = self.compute_loss(
                 x=x, y=y, y_pred=output, sample_weight=sample_weight
             )
-            guidance = sum(risk.weighted(step) for risk in self.risks)
+            guidance = sum(risk.weighted(now) for risk in self.risks)
             # Gradients of replicas are added; Keras divides the task loss for that.
-            share = task + guidance / replica_count()
-        gradients = tape.gradient(share, network + importances)
+            return task + guidance / replica_count(), (output, task, guidance)
+
+        (output, task, guidance), gradients = self.rule.gradients(
+            passed, network + importances
+        )
         self.optimizer.apply(gradients[: len(network)], network)
         self.importance_optimizer.apply(gradients[len(network) :], importances)
         for risk in self.risks:

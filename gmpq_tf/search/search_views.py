@@ -11,10 +11,11 @@ import tensorflow as tf
 from gmpq_tf.budget import Candidates
 from gmpq_tf.cost_tables import CostTable
 from gmpq_tf.limits import Limit
+from gmpq_tf.search.attribution_risk import Generalization, exponent
+from gmpq_tf.search.complexity import Complexity
 from gmpq_tf.search.config import RiskConfig
 from gmpq_tf.search.importances import Importances
 from gmpq_tf.search.problem import SearchProblem
-from gmpq_tf.search.risks import Complexity, exponent
 from gmpq_tf.space import SearchSpace
 
 
@@ -26,6 +27,7 @@ class SearchViews:
     complexity: Complexity
     hypernet: keras.Model
     risk: RiskConfig
+    generalization: Generalization | None
 
     @property
     def space(self) -> SearchSpace:
@@ -109,4 +111,7 @@ class SearchViews:
 
     def exponent(self) -> tf.Tensor:
         """The exponent p of the target, a scalar: fixed, or eq. 8."""
-        return exponent(self.risk, self.branches.expected_bits())
+        bits = self.branches.expected_bits()
+        if self.generalization is None:
+            return exponent(self.risk, bits)
+        return self.generalization.exponent(bits)

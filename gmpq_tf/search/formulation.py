@@ -1,0 +1,122 @@
+"""What is minimized beside the risks of eq. 6, and how: the paper's, unless said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gmpq_tf.search.checks import check_number, check_whole
+from gmpq_tf.search.decisiveness import Decisiveness
+from gmpq_tf.search.errors import StrategyError
+from gmpq_tf.search.penalties import CONTROLLER, penalty_of
+from gmpq_tf.search.risks import Risk
+from gmpq_tf.search.rules import RuleConfig
+
+HALVINGS = 40  # of the interval in which a start is searched
+
+
+@dataclass(frozen=True)
+class Formulation:
+    """How a search keeps its budget, and takes its gradients.
+
+    Args:
+        penalty: a name in `PENALTIES`, whose weight is zeta; "controller" lets zeta
+            follow the budget.
+        stages: parts of the epochs over which a penalty's budget tightens, from the
+            expected cost at the start to what was given; 1 keeps it throughout.
+        prob1: weight of the Prob-1 regularizer in the last epoch; 0: none.
+        start: expected cost before training, as a multiple of the budget; None: that of
+            the relaxation's first importances.
+        rule: how gradients are taken.
+    """
+
+    penalty: str = CONTROLLER
+    stages: int = 1
+    prob1: float = 0.0
+    start: float | None = None
+    rule: RuleConfig = field(default_factory=RuleConfig)
+
+    def __post_init__(self) -> None:
+        penalty_of(self.penalty)
+        check_whole("stages", self.stages, 1)
+        check_number("prob1", self.prob1, 0.0)
+        if self.start is not None:
+            check_number("start", self.start, 0.0, exclusive=True)
+
+    def check_budget(self, limits: Any) -> None:
+        """Refuse a formulation that asks for a budget where there is none.
+
+        Raises:
+            StrategyError: it does.
+        """
+        needs = self.penalty != CONTROLLER or self.start is not None
+        if needs and not limits:
+            raise StrategyError(
+                "A penalty is of how much of a budget is spent. "
+                f"Received: penalty={self.penalty!r}, start={self.start!r} and no "
+                "budget. Pass a budget such as 'W4A4', or penalty='controller'."
+            )
+
+    def to_config(self) -> dict[str, Any]:
+        """Plain JSON values, for `from_config`."""
+        return {**vars(self), "rule": dict(vars(self.rule))}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Formulation:
+        """The formulation that `to_config` described."""
+        return cls(**{**config, "rule": RuleConfig(**config["rule"])})
+
+
+PAPER = Formulation()
+
+
+def prepare(search: Any) -> tuple[Risk, ...]:
+    """Sets a search up as its formulation says, before anything is trained.
+
+    Args:
+        search: a `PolicySearch`, whose importances and complexity risks are there.
+
+    Returns:
+        The risks that the formulation adds.
+    """
+    formulation = search.formulation
+    if formulation.start is not None:
+        start_at(search, formulation.start)
+    for risk in search.complexity.beside:
+        if risk.limit is not None:
+            risk.first = risk.spent_now(search.branches)
+    if not formulation.prob1:
+        return ()
+    return (Decisiveness(search.branches, formulation.prob1, search.add_weight),)
+
+
+def start_at(search: Any, multiple: float) -> None:
+    """Set importances by which the first budget's expected cost is a multiple of it.
+
+    All tensors get the same share of the way from their fewest to their most bits; the
+    nearest that can be, where the candidates do not reach the cost.
+
+    Args:
+        search: a `PolicySearch`, with a budget.
+        multiple: expected cost over the budget.
+    """
+    sides = [
+        side
+        for layer in search.branches.layers
+        for side in (layer.kernel_branches, layer.input_branches)
+    ]
+
+    def spent(share: float) -> float:
+        for side in sides:
+            low, high = side.bits[0], side.bits[-1]
+            side.set_mean(low + share * (high - low))
+        return search.complexity.spent_now(search.branches)
+
+    low, high = 0.0, 1.0
+    for _ in range(HALVINGS if any(len(side.bits) > 1 for side in sides) else 0):
+        middle = (low + high) / 2
+        if spent(middle) < multiple:
+            low = middle
+        else:
+            high = middle

@@ -1,0 +1,85 @@
+"""What an expected cost is punished with, by how much of its budget it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from gmpq_tf.spelling import lookup
+
+PERCENT = 100.0  # the units of a budget, in which the barrier stands
+EDGE = 0.99  # from which on the barrier goes on as a line
+
+
+def barrier(spent: tf.Tensor) -> tf.Tensor:
+    """`-log(log(U + 1 - E))` with `U = 100` and `E = 100 spent` (BP-NAS), a scalar.
+
+    Flat inside, infinite at the budget; from 99 % on its tangent instead, so that a
+    search may start outside and comes in.
+
+    Args:
+        spent: expected cost over the budget, a scalar.
+
+    Source: Yu et al., "Search What You Want: Barrier Penalty NAS for Mixed Precision
+    Quantization", ECCV 2020. Unlike there costs are in percent of the budget.
+    """
+    inside = tf.minimum(spent, EDGE)
+    left = PERCENT + 1 - PERCENT * inside
+    edge = PERCENT * (1 - EDGE) + 1
+    slope = PERCENT / (edge * tf.math.log(edge))
+    return -tf.math.log(tf.math.log(left)) + slope * tf.maximum(spent - EDGE, 0.0)
+
+
+def compression(spent: tf.Tensor) -> tf.Tensor:
+    """`relu((target - r) / target)^2` of the compression rate `r` (HMQ), a scalar.
+
+    Args:
+        spent: expected cost over the budget, `target / r`, a scalar.
+
+    Source: Habi, Jennings and Netzer, "HMQ", ECCV 2020, section 4.
+    """
+    return tf.square(tf.nn.relu(1 - 1 / tf.maximum(spent, 1e-6)))
+
+
+def excess(spent: tf.Tensor) -> tf.Tensor:
+    """`relu(E - U)^2` in units of the budget (DQ), a scalar.
+
+    Args:
+        spent: expected cost over the budget, a scalar.
+
+    Source: Uhlich et al., "Mixed Precision DNNs", ICLR 2020, section 3. Unlike there of
+    any cost, not of the bytes of weights and activations.
+    """
+    return tf.square(tf.nn.relu(spent - 1))
+
+
+def distance(spent: tf.Tensor) -> tf.Tensor:
+    """`|E - U|` in units of the budget (FracBits), a scalar.
+
+    Args:
+        spent: expected cost over the budget, a scalar.
+
+    Source: Yang and Jin, "FracBits", AAAI 2021.
+    """
+    return tf.abs(spent - 1)
+
+
+CONTROLLER = "controller"  # zeta follows the budget, with the cost itself as risk
+PENALTIES: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
+    "barrier": barrier,
+    "compression": compression,
+    "excess": excess,
+    "distance": distance,
+}
+
+
+def penalty_of(name: str) -> Callable[[tf.Tensor], tf.Tensor] | None:
+    """The row of `PENALTIES` with this name, of scalars; None for "controller".
+
+    Raises:
+        ValueError: there is none; the nearest name is given.
+    """
+    if name == CONTROLLER:
+        return None
+    return lookup({CONTROLLER: None, **PENALTIES}, name, "penalty")
