@@ -93,8 +93,9 @@ class FinetuneConfig(TrainingConfig):
         snap_tolerance: Accuracy, 0 to 1, that measuring statistics and rounding biases
             may cost before the stage stops with an error; 1: any.
         calibration_images: Training images that set the first activation ranges.
-        kernel_quantizer: How kernels are quantized: lsq, max_abs or apot (2 to 6
-            bits), best as in the search; none: lsq.
+        kernel_quantizer: How kernels are quantized: lsq, max_abs, apot (2 to 6 bits),
+            alq (2 to 7 bits) or rq (drawn in training), best as in the search; none:
+            lsq.
 
     Raises:
         ValueError: a value is out of range.

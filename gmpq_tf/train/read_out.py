@@ -28,7 +28,7 @@ from gmpq_tf.search.readouts import (
     perturbation,
     read_importances,
 )
-from gmpq_tf.search.strategies.gradient import step_cost
+from gmpq_tf.search.strategies.training import step_cost
 from gmpq_tf.search.values import Bits
 from gmpq_tf.search.watch import Watch
 from gmpq_tf.transform.rewrite import flattened

@@ -52,7 +52,9 @@ from gmpq_tf.search import (
     TemperatureScheduler,
 )
 from gmpq_tf.search.finalists import NO_FINALISTS, FinalistsConfig
+from gmpq_tf.search.formulation import Formulation
 from gmpq_tf.search.readouts import DEFAULT_READOUT, ReadoutConfig
+from gmpq_tf.search.rules import RuleConfig
 from gmpq_tf.space import SearchSpace
 from gmpq_tf.train.first_look import look
 from gmpq_tf.train.inputs import data_from_flags, file_identity, load_inputs, model_path
@@ -96,12 +98,15 @@ class SearchConfig(TrainingConfig):
             falling from 1; 1 keeps the softmax of the paper throughout, less pushes the
             mixture towards the policy that it stands for.
         calibration_images: Training images that set the first activation ranges.
-        kernel_quantizer: How kernels are quantized: lsq, max_abs or apot (2 to 6
-            bits); none: lsq.
+        kernel_quantizer: How kernels are quantized: lsq, max_abs, apot (2 to 6 bits),
+            alq (2 to 7 bits) or rq (drawn in training); none: lsq.
         relaxation: How layers compute with several bit-widths at once: mixture adds
             their outputs, as eq. 5; sampled draws one in each step; expected_grid
             rounds once on the mean grid. The last two do not average rounding errors.
+            adjacent, nested, thresholds and learned_grid are those of the strategies
+            fracbits, bayesian_bits, hmq and dq.
         readout: how the importances are read.
+        rule: how gradients are taken.
         risk: the risks and the budget.
         space: the candidates.
 
@@ -121,6 +126,7 @@ class SearchConfig(TrainingConfig):
     kernel_quantizer: str | None = None
     relaxation: str = DEFAULT_RELAXATION
     readout: ReadoutConfig = dataclasses.field(default_factory=ReadoutConfig)
+    rule: RuleConfig = dataclasses.field(default_factory=RuleConfig)
     risk: RiskConfig = dataclasses.field(default_factory=RiskConfig)
     space: SearchSpace = dataclasses.field(default_factory=SearchSpace)
 
@@ -216,6 +222,7 @@ def search(
         risk=config.risk,
         class_names=dataset.class_names,
         relaxation=config.relaxation,
+        formulation=Formulation(rule=config.rule),
     )
     stage = open_shared_stage(run, STAGE, resolved, scaling)
     if stage.finished:
@@ -306,11 +313,14 @@ def resolved_config(
         options["relaxation"] = None
     if config.readout.readout == DEFAULT_READOUT:
         options["readout"] = None
+    if config.rule == RuleConfig():
+        options["rule"] = None
     options["finalists"] = (
         dataclasses.asdict(finalists) if finalists.finalists else None
     )
-    if options["risk"]["attribution_share"] == 1:  # as before there was the option
-        options["risk"]["attribution_share"] = None
+    for name in ("attribution_share", "generalization", "groups"):
+        if options["risk"][name] == getattr(RiskConfig, name):
+            options["risk"][name] = None  # as before there was the option
     return {
         **options,
         "model": file_identity(path),

@@ -47,7 +47,8 @@ class StrategyConfig:
     """Which strategy values the choices.
 
     Args:
-        strategy: How the choices are valued: gmpq and edmips train importances,
+        strategy: How the choices are valued: gmpq and edmips train importances, as do
+            bp_nas, hmq, dq, fracbits, ssps and bayesian_bits, each as its paper does,
             loss_delta measures what each choice costs (no training, no labels),
             one_shot does so after training with drawn bits, limpq reads the steps that
             quantizers learn, random draws policies. Each has flags of its own:
@@ -69,8 +70,8 @@ class ChoicesConfig:
         model: Float model, a .keras or .h5 file; none: the workdir's
             pretrain/model.keras.
         calibration_images: Training images that set the activation ranges.
-        kernel_quantizer: How kernels are quantized: lsq, max_abs or apot (2 to 6
-            bits); none: lsq.
+        kernel_quantizer: How kernels are quantized: lsq, max_abs, apot (2 to 6 bits),
+            alq (2 to 7 bits) or rq (drawn in training); none: lsq.
         budget: What the policy may cost: up to 1 a fraction of full precision, above 1
             a count of bit operations, or such as 5%, W4A4, 0.5GBOPs, 60kB (of the
             .tflite file), 2.5ms, or weight_bytes=60kB; several with commas between

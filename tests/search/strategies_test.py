@@ -22,15 +22,25 @@ from gmpq_tf.search import (
 from gmpq_tf.search.choose import choose
 from gmpq_tf.search.decisions import decisions_of
 from gmpq_tf.search.evaluator import Evaluator
+from gmpq_tf.search.generalizations import GENERALIZATIONS
 from gmpq_tf.search.readouts import READOUTS
+from gmpq_tf.search.rules import RULES
 from gmpq_tf.search.values import Valued, total
 from gmpq_tf.space import SearchSpace
 from tests.search.toy import RIGHT, SPACE, toy_budget, toy_images, toy_model
 
+# Of the strategies with gradients: how importances are read.
+MEASURED = {"epochs": 1, "learning_rate": 1e-3, "readout": "perturbation"}
 # Options with which a row is quick; a row without a case fails.
 CASES: dict = {
     "gmpq": {"epochs": 1},
     "edmips": {"epochs": 1},
+    "bp_nas": MEASURED | {"rule": "asga"},
+    "hmq": MEASURED,
+    "dq": MEASURED,
+    "fracbits": MEASURED,
+    "ssps": {"epochs": 2, "eta": 1.0, "generalization": "partitioned"},
+    "bayesian_bits": {"epochs": 1, "eta": 1.0, "generalization": "margin"},
     "loss_delta": {},
     "one_shot": {"training_steps": 4, "learning_rate": 1e-3, "images": 32},
     "limpq": {"training_steps": 4, "learning_rate": 1e-3, "training_batch_size": 16},
@@ -41,18 +51,13 @@ CASES: dict = {
     "ompq": {"feature_images": 16},
     "topological_entropy": {"map_images": 16, "map_channels": 4, "images": 16},
 }
-# Of the strategies with gradients: how layers compute, and how importances are read.
-MEASURED = {"epochs": 1, "learning_rate": 1e-3, "readout": "perturbation"}
+# How layers compute, where that is an option, and how importances are read.
 GRADIENT: list = [
     ("edmips", MEASURED | {"relaxation": "mixture"}),
     ("edmips", MEASURED | {"relaxation": "sampled", "readout_measure": "divergence"}),
     ("edmips", MEASURED | {"relaxation": "expected_grid"}),
     ("gmpq", MEASURED | {"relaxation": "sampled", "eta": 1.0}),
     ("gmpq", {"epochs": 1, "relaxation": "expected_grid", "readout": "expected_bits"}),
-    ("edmips", {"epochs": 1, "relaxation": "adjacent", "readout": "expected_bits"}),
-    ("edmips", {"epochs": 1, "relaxation": "nested"}),
-    ("edmips", {"epochs": 1, "relaxation": "learned_grid", "learning_rate": 1e-3}),
-    ("edmips", MEASURED | {"relaxation": "thresholds"}),
 ]
 # The other ways to value activations.
 TABLES: list = [
@@ -69,6 +74,13 @@ TABLES: list = [
 ]
 SEEING = ("loss_delta", "one_shot", "random", "hawq", "fisher", "clado")
 ROWS = [*CASES.items(), *TABLES, *GRADIENT]
+# Strategies that are a way to compute of their own.
+COMPUTES = {
+    "hmq": "thresholds",
+    "dq": "learned_grid",
+    "fracbits": "adjacent",
+    "bayesian_bits": "nested",
+}
 APOT = SearchSpace((2, 4), (2, 4), dict.fromkeys(SPACE.pinned, (6, 8)))
 
 
@@ -123,9 +135,15 @@ def chosen(result):
 
 def test_every_row_has_a_case():
     assert set(CASES) == set(STRATEGIES)
-    rows = [options for _, options in ROWS]
-    for option, known in (("relaxation", RELAXATIONS), ("readout", READOUTS)):
-        assert {row.get(option) for row in rows} >= set(known) - {"log_probability"}
+    rows = [{"relaxation": COMPUTES.get(name), **options} for name, options in ROWS]
+    for option, known in (
+        ("relaxation", RELAXATIONS),
+        ("readout", READOUTS),
+        ("rule", RULES),
+        ("generalization", GENERALIZATIONS),
+    ):
+        default = {"log_probability", "plain", "attribution"}
+        assert {row.get(option) for row in rows} >= set(known) - default
 
 
 class TestStrategy:

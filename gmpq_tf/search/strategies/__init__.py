@@ -7,15 +7,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from gmpq_tf.search.case import SearchCase
+from gmpq_tf.search.strategies.bayesian_bits import (
+    BayesianBitsConfig,
+    bayesian_bits,
+)
+from gmpq_tf.search.strategies.bp_nas import BPNASConfig, bp_nas
 from gmpq_tf.search.strategies.clado import CLADOConfig, clado
+from gmpq_tf.search.strategies.dq import DQConfig, dq
 from gmpq_tf.search.strategies.fisher import FisherConfig, fisher
+from gmpq_tf.search.strategies.fracbits import FracBitsConfig, fracbits
 from gmpq_tf.search.strategies.gradient import EdMIPSConfig, GMPQConfig, edmips, gmpq
 from gmpq_tf.search.strategies.hawq import HAWQConfig, hawq
+from gmpq_tf.search.strategies.hmq import HMQConfig, hmq
 from gmpq_tf.search.strategies.limpq import LIMPQConfig, limpq
 from gmpq_tf.search.strategies.loss_delta import LossDeltaConfig, loss_delta
 from gmpq_tf.search.strategies.ompq import OMPQConfig, ompq
 from gmpq_tf.search.strategies.one_shot import OneShotConfig, one_shot
 from gmpq_tf.search.strategies.random_draws import RandomConfig, random_draws
+from gmpq_tf.search.strategies.ssps import SSPSConfig, ssps
 from gmpq_tf.search.strategies.topological import (
     TopologicalEntropyConfig,
     topological_entropy,
@@ -42,6 +51,12 @@ class Strategy:
 STRATEGIES: dict[str, Strategy] = {
     "gmpq": Strategy(GMPQConfig, gmpq, gradient=True),
     "edmips": Strategy(EdMIPSConfig, edmips, gradient=True),
+    "bp_nas": Strategy(BPNASConfig, bp_nas, gradient=True),
+    "hmq": Strategy(HMQConfig, hmq, gradient=True),
+    "dq": Strategy(DQConfig, dq, gradient=True),
+    "fracbits": Strategy(FracBitsConfig, fracbits, gradient=True),
+    "ssps": Strategy(SSPSConfig, ssps, gradient=True),
+    "bayesian_bits": Strategy(BayesianBitsConfig, bayesian_bits, gradient=True),
     "loss_delta": Strategy(LossDeltaConfig, loss_delta),
     "one_shot": Strategy(OneShotConfig, one_shot),
     "limpq": Strategy(LIMPQConfig, limpq),

@@ -1,0 +1,63 @@
+"""A barrier at the budget, and one branch a tensor in the end (BP-NAS)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gmpq_tf.layers.relaxation import DEFAULT_RELAXATION, relaxation_of
+from gmpq_tf.search.case import SearchCase
+from gmpq_tf.search.checks import check_number
+from gmpq_tf.search.formulation import Formulation
+from gmpq_tf.search.strategies.training import (
+    GuidedConfig,
+    Recipe,
+    valued_by_training,
+)
+from gmpq_tf.search.values import Valued
+
+INSIDE = 0.9  # of the budget, at which the search starts
+
+
+@dataclass(frozen=True)
+class BPNASConfig(GuidedConfig):
+    """As `GuidedConfig`, and the barrier.
+
+    Args:
+        mu: Weight of the barrier.
+        prob1: Weight of the Prob-1 regularizer in the last epoch; it sets in after
+            half of them.
+        relaxation: How layers compute with several bit-widths at once; see edmips.
+    """
+
+    mu: float = 0.1
+    prob1: float = 1.0
+    relaxation: str = DEFAULT_RELAXATION
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("mu", self.mu, 0.0, exclusive=True)
+        check_number("prob1", self.prob1, 0.0)
+        relaxation_of(self.relaxation)
+
+
+def bp_nas(case: SearchCase, config: BPNASConfig) -> Valued:
+    """Values choices by importances trained on `R_E + barrier + Prob-1`.
+
+    `-mu log(log(U + 1 - E))` keeps the expected cost below the budget from inside,
+    `sum_l prod_i (1 - pi_li)` leaves each tensor one bit-width.
+
+    Args:
+        case: the float model, its choices, budgets and labelled images.
+        config: how they are trained.
+
+    Returns:
+        The values; importances have no measured error.
+
+    Source: Yu et al., "Search What You Want: Barrier Penalty NAS for Mixed Precision
+    Quantization", ECCV 2020. Both formulas are from memory, as the text at hand had
+    none. Unlike there weights and activations are chosen apart, weights are not
+    reshaped, and the budgets are kept by the knapsack in the end.
+    """
+    formulation = Formulation("barrier", prob1=config.prob1, start=INSIDE)
+    recipe = Recipe(config.relaxation, config.mu, formulation)
+    return valued_by_training(case, "bp_nas", config, recipe)
