@@ -182,11 +182,14 @@ def plain_activation(activation: Any) -> Any:
 
 
 def _clone_lambda(call: Call) -> Any:
-    """A Lambda with the same function: no configuration brings that back safely."""
-    layer, config = call.layer, call.layer.get_config()
+    """A Lambda with the same functions: no configuration brings those back safely.
+
+    None is asked for: it would list the arguments value by value.
+    """
+    layer = call.layer
     return keras.layers.Lambda(
         layer.function,
-        config.get("output_shape"),
+        getattr(layer, "_output_shape", None),
         layer.mask,
         dict(layer.arguments),
         name=call.name,

@@ -180,6 +180,27 @@ def test_lambda_layers_are_rebuilt():
     np.testing.assert_allclose(rebuilt(model)(X), model(X), rtol=1e-5)
 
 
+def test_all_functions_of_a_lambda_are_kept_and_nothing_is_listed(monkeypatch):
+    """A configuration would hold code for the shape, and a list of each argument."""
+    monkeypatch.delattr(layers.Lambda, "get_config")
+    by = np.full(IMAGE, 255.0, "float32")
+    inputs = keras.Input(IMAGE)
+    layer = layers.Lambda(
+        lambda x, by: x / by,
+        output_shape=lambda shape: shape,
+        mask=lambda x, mask: ops.any(x > 0, axis=(2, 3)),
+        arguments={"by": by},
+        name="scale",
+    )
+    model = keras.Model(inputs, head(layer(inputs)))
+    copy = rebuilt(model)
+    np.testing.assert_array_equal(copy(X), model(X))
+    mine, its = copy.get_layer("scale"), model.get_layer("scale")
+    assert mine.compute_output_shape((4, *IMAGE)) == (4, *IMAGE)
+    np.testing.assert_array_equal(mine.compute_mask(X), its.compute_mask(X))
+    assert mine.arguments["by"] is by
+
+
 class OwnNames(layers.Layer):
     """A block that names itself, and whose configuration does not say how."""
 
