@@ -175,7 +175,6 @@ class Mixed(Quantized):
         )
 
     def get_config(self) -> dict:
-        """Plain JSON configuration."""
         config = super().get_config()
         if self.relaxation != DEFAULT_RELAXATION:
             config["relaxation"] = self.relaxation

@@ -185,7 +185,6 @@ class Quantized(keras.layers.Layer):
         return tf.cast(quantized, kernel.dtype)
 
     def get_config(self) -> dict:
-        """Plain JSON configuration."""
         serialize = keras.saving.serialize_keras_object
         return {
             **super().get_config(),

@@ -217,11 +217,9 @@ class InputQuantizer(keras.layers.Layer):
         self.calibrated.assign(1.0)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
-        """Shape is unchanged."""
         return input_shape
 
     def get_config(self) -> dict:
-        """Plain JSON configuration."""
         return {
             **super().get_config(),
             "bits": list(self.bits),

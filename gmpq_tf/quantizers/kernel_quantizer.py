@@ -255,11 +255,9 @@ class KernelQuantizer(keras.layers.Layer):
         return np.log2(np.where(dead, default, best))
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
-        """Shape is unchanged."""
         return input_shape
 
     def get_config(self) -> dict:
-        """Plain JSON configuration."""
         return {
             **super().get_config(),
             "bits": list(self.bits),

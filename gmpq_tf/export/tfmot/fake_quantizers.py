@@ -165,13 +165,11 @@ class InputFakeQuantizer:
         return [tf.math.log(step * limit) / math.log(2.0), tf.zeros([1])]
 
     def get_config(self) -> dict[str, Any]:
-        """Plain JSON configuration."""
         names = "bits signed method power_of_two learn_range first_batch".split()
         return {name: getattr(self, name) for name in names}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> InputFakeQuantizer:
-        """Inverse of `get_config`."""
         return cls(**config)
 
 
@@ -278,7 +276,6 @@ class KernelFakeQuantizer:
         return tf.reshape(tf.math.log(step) / math.log(2.0), shape)
 
     def get_config(self) -> dict[str, Any]:
-        """Plain JSON configuration."""
         axes = None if self.shared_axes is None else list(self.shared_axes)
         return {
             "bits": self.bits,
@@ -289,7 +286,6 @@ class KernelFakeQuantizer:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> KernelFakeQuantizer:
-        """Inverse of `get_config`."""
         return cls(**config)
 
 
@@ -344,7 +340,6 @@ class PolicyQuantizeConfig:
         return []
 
     def get_config(self) -> dict[str, Any]:
-        """Plain JSON configuration."""
         return {
             "kernel_quantizer": self.kernel_quantizer.get_config(),
             "input_quantizer": self.input_quantizer.get_config(),
@@ -352,7 +347,6 @@ class PolicyQuantizeConfig:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> PolicyQuantizeConfig:
-        """Inverse of `get_config`."""
         return cls(
             KernelFakeQuantizer.from_config(config["kernel_quantizer"]),
             InputFakeQuantizer.from_config(config["input_quantizer"]),
