@@ -1,7 +1,7 @@
 """Tables, plots and the HTML report of a run, from its files only."""
 
 from gmpq_tf.report.curves import plot_pretraining, plot_search
-from gmpq_tf.report.page import write_report
+from gmpq_tf.report.page import write_figures, write_report
 from gmpq_tf.report.plots import (
     plot_accuracy_bops,
     plot_attribution,
@@ -24,5 +24,6 @@ __all__ = [
     "plot_pretraining",
     "plot_search",
     "read_summary",
+    "write_figures",
     "write_report",
 ]

@@ -1,6 +1,5 @@
 """report.html: one self-contained file with the table, the pictures, the provenance."""
 
-import base64
 import html
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,9 +8,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from gmpq_tf.budget import LATENCY_MS
 from gmpq_tf.files import write_atomic
 from gmpq_tf.report import curves, plots, read
-from gmpq_tf.report.budgets import budget_lines, search_limits
+from gmpq_tf.report.budgets import SearchLimit, budget_lines, search_limits
+from gmpq_tf.report.drawing import FigureFormat, figure_bytes, inline_svg
+from gmpq_tf.report.headline import headline
 from gmpq_tf.report.layout import COST
 from gmpq_tf.report.read_maps import read_attribution
 from gmpq_tf.report.schema import ReportError, ResultRow, Summary
@@ -30,11 +32,23 @@ th, td { border-bottom: 1px solid var(--line); padding: .35rem .6rem;
   text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; white-space: normal; }
 figure { margin: 0; }
-img { background: #fff; border-radius: .4rem; height: auto; max-width: 100%; }
+svg { background: #fff; border-radius: .4rem; display: block; height: auto;
+  min-width: 34rem; width: 100%; }
+.facts { display: grid; gap: .8rem;
+  grid-template-columns: repeat(auto-fit, minmax(12rem, 1fr)); }
+.facts div { border: 1px solid var(--line); border-radius: .4rem; padding: .6rem; }
+.facts strong { display: block; font-size: 1.5rem; line-height: 1.3; }
+td.taken { font-weight: bold; text-decoration: underline; }
+meter { width: 8rem; }
 figcaption, .note { color: var(--soft); }
 dl { display: grid; gap: .2rem 1rem; grid-template-columns: max-content 1fr; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
-@media (max-width: 34rem) { dl { grid-template-columns: 1fr; } dd { margin: 0 1rem; } }
+@media (max-width: 34rem) { dl { grid-template-columns: 1fr; } dd { margin: 0 1rem; }
+  .facts dd { margin: 0; } }
+@media print { :root { color-scheme: light; --line: #d0d0d0; --soft: #5a5a5a; }
+  body { font-size: 9pt; max-width: none; padding: 0; } svg { min-width: 0; }
+  section, figure, tr, .facts div { break-inside: avoid; } h2 { break-after: avoid; }
+  .wide { overflow: visible; } th, td { padding: .2rem .3rem; } }
 """
 # Whatever a file of the run may hold, the page loads nothing and runs nothing.
 CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -128,12 +142,13 @@ PICTURES = (
 )
 
 
-def write_report(workdir: str | Path) -> Path:
+def write_report(workdir: str | Path, beside: Sequence[str | Path] = ()) -> Path:
     """Writes the report of a run: `report/report.html`, one file, nothing to load.
 
     Args:
         workdir: the folder of the run; `summary.json` must be in it, and whatever else
             lacks or is broken is named on the page.
+        beside: folders of other runs, whose rows are drawn with this one's.
 
     Returns:
         the path of the page.
@@ -142,26 +157,31 @@ def write_report(workdir: str | Path) -> Path:
         ReportError: `summary.json` is missing or of the wrong shape.
     """
     workdir = Path(workdir)
-    page = "\n".join(_page(workdir, read.read_summary(workdir))) + "\n"
+    runs = {Path(run).name: read.read_summary(run) for run in (workdir, *beside)}
+    page = "\n".join(_page(workdir, read.read_summary(workdir), runs)) + "\n"
     path = workdir / "report" / "report.html"
     return write_atomic(path, page.encode("utf-8", "replace"))
 
 
-def _page(workdir: Path, summary: Summary) -> Iterator[str]:
+def _page(
+    workdir: Path, summary: Summary, runs: Mapping[str, Summary]
+) -> Iterator[str]:
     title = html.escape(f"{summary.model} on {summary.dataset}")
     yield '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
     yield f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">'
     yield f"<title>{title}: bit-width policy</title>\n<style>{STYLE}</style>\n</head>"
     yield f"<body>\n<main>\n<h1>{title}</h1>"
-    lines = [*_headlines(summary), *_budgets(workdir, summary)]
-    lines += decision_line(workdir)
-    yield from (f"<p>{html.escape(line)}</p>" for line in lines)
+    yield from headline(workdir, summary, _predicted_ms(workdir, summary))
+    yield from (f"<p>{html.escape(line)}</p>" for line in _headlines(summary))
+    yield from _budgets(workdir, summary)
+    yield from (f"<p>{html.escape(line)}</p>" for line in decision_line(workdir))
     yield _table(summary.rows)
     yield from (f"<p>{html.escape(line)}</p>" for line in _float_layers(workdir))
-    for picture in PICTURES:
+    pictures = (_front(runs), *PICTURES) if len(runs) > 1 else PICTURES
+    for picture in pictures:
         yield _section(picture, workdir, summary)
-    yield from values_section(workdir)
+    yield from values_section(workdir, _policy_bits(workdir))
     yield _provenance(workdir, summary)
     yield "</main>\n</body>\n</html>"
 
@@ -178,10 +198,31 @@ def _headlines(summary: Summary) -> Iterator[str]:
 
 
 def _budgets(workdir: Path, summary: Summary) -> Iterator[str]:
+    """Each budget with what the policy costs of it, in words and as a gauge."""
     try:
-        yield from budget_lines(search_limits(summary, _made_by(workdir)))
+        limits = search_limits(summary, _made_by(workdir))
     except ReportError as error:
-        yield f"Budgets left out: {error}"
+        yield f"<p>Budgets left out: {html.escape(str(error))}</p>"
+        return
+    for limit, line in zip(limits, budget_lines(limits), strict=True):
+        yield f"<p>{html.escape(line)} {_gauge(limit)}</p>"
+
+
+def _predicted_ms(workdir: Path, summary: Summary) -> float | None:
+    """What the policy was said to take, where milliseconds had a budget."""
+    try:
+        limits = search_limits(summary, _made_by(workdir))
+    except ReportError:
+        return None
+    return next((x.cost for x in limits if x.resource == LATENCY_MS), None)
+
+
+def _gauge(limit: SearchLimit) -> str:
+    if limit.cost is None or not limit.limit:
+        return ""
+    share = limit.cost / limit.limit
+    label = html.escape(f"{limit.resource} used of its budget")
+    return f'<meter min="0" max="1" value="{share:.4f}" aria-label="{label}"></meter>'
 
 
 def _float_layers(workdir: Path) -> Iterator[str]:
@@ -212,19 +253,72 @@ def _table(rows: Sequence[ResultRow]) -> str:
 def _section(picture: Picture, workdir: Path, summary: Summary) -> str:
     heading = f"<section>\n<h2>{picture.title}</h2>"
     try:
-        png = plots.png_bytes(picture.draw(workdir, summary))
+        figure = picture.draw(workdir, summary)
     except ReportError as error:
-        # A page is passed on: it need not say where the run lay.
-        reason = str(error).replace(f"{workdir}/", "")
-        note = html.escape(f"Left out: {reason}")
+        note = html.escape(f"Left out: {_without(workdir, error)}")
         return f'{heading}\n<p class="note">{note}</p>\n</section>'
-    source = base64.b64encode(png).decode("ascii")
+    drawn = inline_svg(figure, slug(picture), picture.title)
     return (
-        f"{heading}\n<figure>\n"
-        f'<img src="data:image/png;base64,{source}" alt="{picture.title}">\n'
+        f'{heading}\n<figure>\n<div class="wide">\n{drawn}\n</div>\n'
         f"<figcaption>{html.escape(picture.caption)}</figcaption>\n"
         "</figure>\n</section>"
     )
+
+
+def _front(runs: Mapping[str, Summary]) -> Picture:
+    """The section of several runs: every row, and a line through those none beats."""
+    rows = [r for run in runs.values() for r in run.rows if r.accuracy is not None]
+
+    def draw(workdir: Path, summary: Summary) -> Figure:
+        if not rows:
+            raise ReportError("no run had labels.")
+        return plots.plot_front(rows, plots.front(rows))
+
+    return Picture("Several runs", f"Every row of {', '.join(runs)}.", draw)
+
+
+def slug(picture: Picture) -> str:
+    """The title of a picture as a name of a file."""
+    return picture.title.lower().replace(" ", "_")
+
+
+def write_figures(workdir: str | Path, kind: FigureFormat) -> list[Path]:
+    """Writes every picture of a run's report that can be drawn as a file of its own.
+
+    Args:
+        workdir: the folder of the run, as `write_report` takes it.
+        kind: "png", "svg" or "pdf".
+
+    Returns:
+        the paths, in `report/figures`.
+
+    Raises:
+        ReportError: `summary.json` is missing or of the wrong shape, or another kind.
+    """
+    workdir = Path(workdir)
+    summary, written = read.read_summary(workdir), []
+    for picture in PICTURES:
+        try:
+            figure = picture.draw(workdir, summary)
+        except ReportError:  # the page says why
+            continue
+        path = workdir / "report" / "figures" / f"{slug(picture)}.{kind}"
+        written.append(write_atomic(path, figure_bytes(figure, kind)))
+    return written
+
+
+def _without(workdir: Path, error: ReportError) -> str:
+    """A reason that does not say where the run lay: a page is passed on."""
+    return str(error).replace(f"{workdir}/", "")
+
+
+def _policy_bits(workdir: Path) -> Mapping[str, tuple[int, int]]:
+    """Bits that were taken; none where there is no policy."""
+    try:
+        policy = read.read_policy(workdir)
+    except ReportError:
+        return {}
+    return {n: (b.weight_bits, b.activation_bits) for n, b in policy.items()}
 
 
 def _made_by(workdir: Path) -> Mapping[str, Any]:

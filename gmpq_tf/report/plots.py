@@ -1,6 +1,5 @@
 """The pictures of a report, drawn on matplotlib figures that own no window."""
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -11,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from gmpq_tf.policy import BitwidthPolicy
+from gmpq_tf.report.drawing import figure_bytes
 from gmpq_tf.report.schema import (
     AttributionMaps,
     LayerImportances,
@@ -35,9 +35,7 @@ def png_bytes(figure: Figure) -> bytes:
     Returns:
         a PNG; the same figure gives the same bytes.
     """
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    return buffer.getvalue()
+    return figure_bytes(figure, "png")
 
 
 def plot_policy(
@@ -194,6 +192,23 @@ def plot_accuracy_bops(rows: Sequence[ResultRow]) -> Figure:
     axes.set_ylabel("accuracy (%)", fontsize=9)
     quiet(axes)
     return figure
+
+
+def front(rows: Sequence[ResultRow]) -> list[ResultRow]:
+    """The rows that no other beats: more accurate, or cheaper (Pareto front).
+
+    Args:
+        rows: results; those without an accuracy are left out.
+
+    Returns:
+        those rows, cheapest first.
+    """
+    best: list[ResultRow] = []
+    known = [row for row in rows if row.accuracy is not None]
+    for row in sorted(known, key=lambda row: (row.bit_ops, -_percent(row))):
+        if not best or _percent(row) > _percent(best[-1]):
+            best.append(row)
+    return best
 
 
 def plot_front(rows: Sequence[ResultRow], front: Sequence[ResultRow]) -> Figure:

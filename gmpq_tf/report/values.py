@@ -12,6 +12,7 @@ from gmpq_tf.report.layout import VALUES
 from gmpq_tf.report.schema import REMEDY, ReportError, check_kind, named, take
 
 SIDES = ("weights", "activations")
+TAKEN = ' class="taken"'
 
 
 def read_values(workdir: str | Path) -> Mapping[str, Any] | None:
@@ -65,8 +66,15 @@ def decision_line(workdir: Path) -> Iterator[str]:
             yield str(decisions)
 
 
-def values_section(workdir: Path) -> Iterator[str]:
-    """A table of the value of each choice, the best of a row 0 or next to it."""
+def values_section(
+    workdir: Path, taken: Mapping[str, tuple[int, int]] | None = None
+) -> Iterator[str]:
+    """A table of the value of each choice, the best of a row 0 or next to it.
+
+    Args:
+        workdir: the folder of the run.
+        taken: layer -> weight and activation bits of the policy, which are marked.
+    """
     try:
         data = read_values(workdir)
     except ReportError:  # said above
@@ -86,14 +94,17 @@ def values_section(workdir: Path) -> Iterator[str]:
     yield f'<div class="wide">\n<table>\n<thead><tr><th scope="col">layer</th>{head}'
     yield "</tr></thead>\n<tbody>"
     for name, entry in data["values"].items():
+        bits_taken = dict(zip(SIDES, (taken or {}).get(name, ()), strict=False))
         cells = "".join(
-            f"<td>{_cell(entry[side].get(str(bits)))}</td>" for side, bits in columns
+            f"<td{TAKEN if bits_taken.get(side) == bits else ''}>"
+            f"{_cell(entry[side].get(str(bits)))}</td>"
+            for side, bits in columns
         )
         yield f"<tr><td>{html.escape(str(name))}</td>{cells}</tr>"
     yield "</tbody>\n</table>\n</div>"
     yield (
         '<p class="note">What the search thought of each choice: values of a policy\'s '
-        "choices are added, and the highest sum within the budgets is taken.</p>"
+        "choices are added, and the highest sum within the budgets is taken (bold).</p>"
     )
     yield from _decided(data.get("decisions", {}).get("layers", {}))
     yield "</section>"

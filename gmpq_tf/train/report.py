@@ -4,6 +4,7 @@ Reads what the other commands left (run `python -m train.evaluate` first) and wr
 summary.json, cost.json, attribution.npz and report/report.html.
 
   python -m train.report --workdir=runs/digits
+  python -m train.report --workdir=runs/digits --format=pdf     figures for a paper
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from gmpq_tf.files import write_json
 from gmpq_tf.graph import GraphError
 from gmpq_tf.models import load_model
 from gmpq_tf.policy import BitwidthPolicy
-from gmpq_tf.report import format_table, read_summary, write_report
+from gmpq_tf.report import format_table, read_summary, write_figures, write_report
 from gmpq_tf.report.budgets import budget_lines, search_limits
+from gmpq_tf.report.drawing import FigureFormat
 from gmpq_tf.report.layout import (
     ATTRIBUTION,
     COST,
@@ -48,9 +50,15 @@ class ReportConfig:
 
     Args:
         attribution_images: Test images whose attribution maps are shown; 0 for none.
+        format: Write each figure as a file of its own too, into report/figures: png,
+            svg or pdf.
+        beside: Workdirs of other runs that have a summary.json, whose rows are drawn
+            with this one's, and the front of all.
     """
 
     attribution_images: int = 8
+    format: FigureFormat | None = None
+    beside: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.attribution_images < 0:
@@ -100,7 +108,10 @@ def report(config: ReportConfig, data: DataConfig, run: WorkdirConfig) -> Path:
     made_by = _inside(read_json(workdir / SEARCHED_POLICY), "made_by")
     for line in budget_lines(search_limits(read, made_by or {})):
         print(line)
-    return write_report(workdir)
+    if config.format is not None:
+        for path in write_figures(workdir, config.format):
+            print(f"Figure: {path}")
+    return write_report(workdir, config.beside)
 
 
 def result_row(folder: Path, model: keras.Model) -> dict[str, Any]:

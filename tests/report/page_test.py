@@ -8,12 +8,19 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import matplotlib.image
 import numpy as np
 import pytest
 
-from gmpq_tf.report import ReportError, ResultRow, Summary, write_report
+from gmpq_tf.report import (
+    ReportError,
+    ResultRow,
+    Summary,
+    write_figures,
+    write_report,
+)
 from gmpq_tf.report.budgets import bit_ops_budget
 from gmpq_tf.report.page import PICTURES
 
@@ -96,13 +103,15 @@ def test_a_whole_run_has_every_picture_and_the_provenance(tmp_path):
     assert path == tmp_path / "report" / "report.html"
     text = path.read_text(encoding="utf-8")
     page = Page(text)
-    pictures = re.findall(r"data:image/png;base64,([^\"]+)", text)
-    assert len(pictures) == page.tags.count("img") == len(PICTURES)
+    pictures = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+    assert len(pictures) == page.tags.count("svg") == len(PICTURES)
     for picture in pictures:
+        assert len(list(ElementTree.fromstring(picture).iter())) > 20
+    for picture in re.findall(r"data:image/png;base64,([^\"]+)", text):
         matplotlib.image.imread(io.BytesIO(base64.b64decode(picture)))
     for said in ("99.70 %", "100 times fewer", "python -m train.demo", "0.125"):
         assert said in page.text
-    assert text.index("<table>") < text.index("<img") < text.index("Provenance")
+    assert text.index("<table>") < text.index("<svg") < text.index("Provenance")
 
 
 def test_layers_that_stay_float_are_named(tmp_path):
@@ -152,8 +161,102 @@ def test_the_page_loads_nothing(tmp_path):
     write_summary(tmp_path, attribution="maps.npz")
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
-    links = [value for key, value in page.attributes if key in ("src", "href")]
-    assert links and all(link.startswith("data:image/png;base64,") for link in links)
+    keys = ("src", "href", "xlink:href")
+    links = [value for key, value in page.attributes if key in keys]
+    names = {value for key, value in page.attributes if key == "id"}
+    inside = [link for link in links if link[0] == "#"]
+    assert inside and all(link[1:] in names for link in inside)
+    others = [link for link in links if link[0] != "#"]
+    assert others and all(li.startswith("data:image/png;base64,") for li in others)
+
+
+def test_figures_are_text_and_share_no_id(tmp_path):
+    write_run(tmp_path, layer="block_7_expand")
+    write_summary(tmp_path, attribution="maps.npz")
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert page.text.count("block_7_expand") >= 2  # of the policy, of probabilities
+    assert "accuracy (%)" in page.text and "share of MACs (%)" in page.text
+    names = [value for key, value in page.attributes if key == "id"]
+    assert len(names) == len(set(names))
+
+
+def test_the_headline_says_what_is_asked_first(tmp_path):
+    write_run(tmp_path)
+    searched = row("searched", file_bytes=56924, tflite_accuracy=0.9526)
+    rows = [row("float"), row("uniform W3A3", tflite_accuracy=0.913), searched]
+    write_summary(tmp_path, rows=rows)
+    export = {"storage": "packed", "storage_bytes": {"fast": 100976}}
+    export["latency_ms"] = {"packed": 0.0123, "fast": 0.007, "float": 0.028}
+    write_json(tmp_path / "finetune" / "export_report.json", export)
+    text = write_report(tmp_path).read_text("utf-8")
+    head = Page(re.search('<dl class="facts">.*?</dl>', text, re.DOTALL)[0]).text
+    for said in (
+        *("56.9 kB", "float weights 900 B; all kernels in INT8 101.0 kB"),
+        *("95.26 %", "float 90.00 %; uniform W3A3 91.30 %"),
+        *("0.0123 ms", "float 0.028 ms; INT8 0.007 ms", "1/100"),
+    ):
+        assert said in head, said
+    write_json(tmp_path / "finetune" / "export_report.json", {"latency_ms": ["no"]})
+    assert "95.26 %" in Page(write_report(tmp_path).read_text("utf-8")).text
+
+
+def test_the_time_that_was_predicted_stands_beside_the_measured(tmp_path):
+    write_run(tmp_path)
+    write_summary(tmp_path, rows=[row("searched", file_bytes=9)])
+    path = tmp_path / "search" / "policy.json"
+    policy = json.loads(path.read_text())
+    limit = {"resource": "latency_ms", "unit": "ms", "limit": 2.5, "cost": 2.125}
+    policy["made_by"]["config"]["limits"] = [limit]
+    write_json(path, policy)
+    export = {"storage": "fast", "latency_ms": {"fast": 2.25}}
+    write_json(tmp_path / "finetune" / "export_report.json", export)
+    text = Page(write_report(tmp_path).read_text("utf-8")).text
+    assert "2.25 ms predicted 2.12 ms;" in text
+
+
+def test_other_runs_are_drawn_beside(tmp_path):
+    runs = [tmp_path / name for name in ("one", "two")]
+    for number, run in enumerate(runs):
+        write_run_folder(run, number)
+    alone = Page(write_report(runs[0]).read_text("utf-8"))
+    both = Page(write_report(runs[0], [runs[1]]).read_text("utf-8"))
+    assert both.tags.count("svg") == alone.tags.count("svg") + 1
+    assert "Every row of one, two." in both.text
+    with pytest.raises(ReportError, match=r"summary\.json"):
+        write_report(runs[0], [tmp_path / "three"])
+
+
+def write_run_folder(folder, number):
+    folder.mkdir()
+    write_run(folder)
+    write_summary(folder, rows=[row("searched", accuracy=0.5 + number / 10)])
+
+
+def test_a_budget_has_a_gauge(tmp_path):
+    write_run(tmp_path)
+    write_summary(tmp_path)
+    text = write_report(tmp_path).read_text("utf-8")
+    assert re.search(r'<meter min="0" max="1" value="1.0000"', text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")]
+)
+def test_figures_for_papers(tmp_path, kind, start):
+    write_run(tmp_path)
+    write_summary(tmp_path)
+    paths = write_figures(tmp_path, kind)
+    assert len(paths) == len(PICTURES) - 1  # no attribution in this run
+    first = [path.read_bytes() for path in paths]
+    assert all(content.startswith(start) for content in first)
+    assert [p.read_bytes() for p in write_figures(tmp_path, kind)] == first
+
+
+def test_another_kind_of_figure_is_refused(tmp_path):
+    write_run(tmp_path)
+    write_summary(tmp_path)
+    with pytest.raises(ReportError, match="format='gif'"):
+        write_figures(tmp_path, "gif")
 
 
 def test_what_lacks_is_said(tmp_path):

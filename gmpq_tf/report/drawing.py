@@ -1,0 +1,84 @@
+"""Figures as files, and as parts of a page whose text can be searched and copied."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from typing import Literal
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from gmpq_tf.report.schema import ReportError
+
+FORMATS = ("png", "svg", "pdf")
+FigureFormat = Literal["png", "svg", "pdf"]
+DPI = 150
+# Dates and names of programs would make two files of the same figure differ.
+_PLAIN: dict[str, dict[str, None]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None, "Format": None, "Type": None},
+    "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
+}
+_BEFORE = re.compile(r"^.*?(?=<svg)", re.DOTALL)
+_METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
+_SIZE = re.compile(r'(<svg[^>]*?) width="[\d.]+pt"|(<svg[^>]*?) height="[\d.]+pt"')
+_NAMED = re.compile(r'(\bid="|"#|url\(#)')
+
+
+def figure_bytes(figure: Figure, kind: FigureFormat = "png") -> bytes:
+    """Renders a figure; the same figure gives the same bytes.
+
+    Args:
+        figure: any matplotlib figure.
+        kind: "png", "svg" or "pdf"; in the last two text stays text.
+
+    Returns:
+        The content of such a file.
+
+    Raises:
+        ReportError: another kind.
+    """
+    if kind not in FORMATS:
+        raise ReportError(
+            f"A figure is written as {', '.join(FORMATS)}. Received: format={kind!r}. "
+            "Give one of them."
+        )
+    buffer = io.BytesIO()
+    options = {"svg.fonttype": "none", "svg.hashsalt": "gmpq", "pdf.fonttype": 42}
+    with matplotlib.rc_context(options):
+        figure.savefig(buffer, format=kind, dpi=DPI, metadata=_PLAIN[kind])
+    return buffer.getvalue()
+
+
+def inline_svg(figure: Figure, prefix: str, label: str) -> str:
+    """A figure as an element of a page.
+
+    Args:
+        figure: any matplotlib figure.
+        prefix: put before every id, so that figures of one page do not share any.
+        label: what readers of the page who do not see are told.
+
+    Returns:
+        An `<svg>` that is as wide as it is drawn, or as its place allows.
+    """
+    text = figure_bytes(figure, "svg").decode("utf-8")
+    text = _METADATA.sub("", _BEFORE.sub("", text))
+    text = _once(_NAMED.sub(rf"\g<1>{prefix}-", text))
+    width = f"{figure.get_figwidth():.2f}in"
+    text = _SIZE.sub(r"\1\2", _SIZE.sub(r"\1\2", text))
+    named = f'role="img" aria-label="{html.escape(label)}" style="max-width: {width}"'
+    return text.replace("<svg", f"<svg {named}", 1).strip()
+
+
+def _once(text: str) -> str:
+    """Ids of a drawing the first time only: matplotlib repeats those of markers."""
+    seen: set[str] = set()
+
+    def kept(match: re.Match[str]) -> str:
+        again = match[0] in seen
+        seen.add(match[0])
+        return "" if again else match[0]
+
+    return re.sub(r' id="[^"]*"', kept, text)

@@ -1,0 +1,139 @@
+"""What a person asks first: how large, how good, how fast, against what."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gmpq_tf.files import parse_json, read_text
+from gmpq_tf.report.schema import ResultRow, Summary
+from gmpq_tf.report.table import format_bytes, format_percent
+
+EXPORT_REPORT = "export_report.json"
+INT8 = "fast"  # the storage of kernels in INT8
+# Name of a row -> folder of the model that it is of, where the two differ.
+FOLDERS = {"searched": "finetune"}
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A number with what it is to be compared with.
+
+    Args:
+        name: such as "File".
+        value: as printed.
+        beside: such as "float 376.0 kB".
+    """
+
+    name: str
+    value: str
+    beside: str
+
+
+def headline(
+    workdir: Path, summary: Summary, predicted_ms: float | None = None
+) -> Iterator[str]:
+    """The facts of the model that the page is about, as a part of the page.
+
+    Args:
+        workdir: folder of the run.
+        summary: its results.
+        predicted_ms: milliseconds that a latency table foretold; None: not known.
+    """
+    row = main_row(summary.rows)
+    if row is None:
+        return
+    found = list(facts(workdir, summary, row, predicted_ms))
+    if not found:
+        return
+    yield '<dl class="facts">'
+    for fact in found:
+        yield (
+            f"<div><dt>{html.escape(fact.name)}</dt><dd><strong>"
+            f"{html.escape(fact.value)}</strong> {html.escape(fact.beside)}</dd></div>"
+        )
+    yield "</dl>"
+
+
+def main_row(rows: Sequence[ResultRow]) -> ResultRow | None:
+    """The row of the model that was searched, or else the last that has a file.
+
+    Args:
+        rows: of the table.
+    """
+    searched = [row for row in rows if row.name.split()[0] in ("searched", "compress")]
+    return next(iter(searched or [r for r in rows if r.file_bytes][::-1]), None)
+
+
+def facts(
+    workdir: Path,
+    summary: Summary,
+    row: ResultRow,
+    predicted_ms: float | None = None,
+) -> Iterator[Fact]:
+    """What is known of a model's size, accuracy, time and cost.
+
+    Args:
+        workdir: folder of the run.
+        summary: its results.
+        row: of the model.
+        predicted_ms: as in `headline`.
+    """
+    export = read_export(workdir, row)
+    others = [each for each in summary.rows if each.name.split()[0] == "uniform"]
+    plain = next((each for each in summary.rows if each.name == "float"), None)
+    storage = export.get("storage")
+    if row.file_bytes is not None:
+        sizes = {"float weights": plain.weight_bytes if plain else None}
+        if storage != INT8:
+            sizes["all kernels in INT8"] = _number(export, "storage_bytes", INT8)
+        beside = [f"{k} {format_bytes(v)}" for k, v in sizes.items() if v]
+        yield Fact("File", format_bytes(row.file_bytes), "; ".join(beside))
+    if _right(row) is not None:
+        rows = [each for each in (plain, *others) if each is not None]
+        beside = [f"{each.name} {format_percent(_right(each))}" for each in rows]
+        of = "Accuracy" if row.tflite_accuracy is None else "Accuracy of the file"
+        yield Fact(of, format_percent(_right(row)), "; ".join(beside))
+    took = _number(export, "latency_ms", storage)
+    if took is not None:
+        times = {"predicted": predicted_ms}
+        times["float"] = _number(export, "latency_ms", "float")
+        if storage != INT8:
+            times["INT8"] = _number(export, "latency_ms", INT8)
+        beside = [f"{k} {v:.3g} ms" for k, v in times.items() if v is not None]
+        beside.append("an image, one thread, where it was exported")
+        yield Fact(f"Time in {storage} storage", f"{took:.3g} ms", "; ".join(beside))
+    share = summary.full_precision_bit_ops / row.bit_ops
+    yield Fact("Bit operations", f"1/{share:.0f}", "of full precision")
+
+
+def read_export(workdir: Path, row: ResultRow) -> Mapping[str, Any]:
+    """What the export of a row's model reported; empty where that is not known.
+
+    Args:
+        workdir: folder of the run.
+        row: of the model.
+    """
+    word = row.name.split()[0]
+    folder = row.name.partition(" (")[2].rstrip(")") or FOLDERS.get(word, word)
+    if any(sign in folder for sign in "/\\") or folder in ("", ".", ".."):
+        return {}
+    try:
+        found = parse_json(read_text(workdir / folder / EXPORT_REPORT))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, Mapping) else {}
+
+
+def _right(row: ResultRow) -> float | None:
+    return row.accuracy if row.tflite_accuracy is None else row.tflite_accuracy
+
+
+def _number(found: Mapping[str, Any], name: str, key: Any) -> float | None:
+    inner = found.get(name)
+    value = inner.get(key) if isinstance(inner, Mapping) else None
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if plain and value > 0 else None
