@@ -52,6 +52,14 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "one_shot_healed": ("one_shot", {"measure": "task", "healing_steps": 20}),
     "limpq": ("limpq", {"measure": "task"}),
     "limpq_normalized": ("limpq", {"measure": "task", "normalize": True}),
+    # Tables of the literature; bits of activations are measured.
+    "fisher": ("fisher", {}),
+    "fisher_task": ("fisher", {"measure": "task"}),
+    "hawq": ("hawq", {}),
+    "hawq_task": ("hawq", {"measure": "task"}),
+    "clado": ("clado", {}),
+    "ompq": ("ompq", {"activations": "measured"}),
+    "topological_entropy": ("topological_entropy", {"activations": "measured"}),
     # Trained importances; the probabilities are a column, the values their mean bits.
     "edmips": ("edmips", {"epochs": 2, "learning_rate": 0.01}),
     "edmips_sampled": (

@@ -47,6 +47,26 @@ def draw_bits(candidates: Candidates, limits: Sequence[Limit], seed: int) -> Bit
     return best
 
 
+def settled_bits(
+    bits: Bits, candidates: Candidates, limits: Sequence[Limit], seed: int
+) -> Bits | None:
+    """Moves a policy, at random, to within its budgets, then up until nothing fits.
+
+    Args:
+        bits: the policy.
+        candidates: (weight bits, activation bits) each layer may take.
+        limits: at least one.
+        seed: of the moves.
+
+    Returns:
+        Layer name -> (weight bits, activation bits); None where moves did not get
+        within every limit.
+    """
+    meters = [Meter(limit) for limit in limits]
+    found = _settled(dict(bits), candidates, meters, random.Random(seed))
+    return None if found is None or exceeded(limits, found) else found
+
+
 @dataclass(frozen=True)
 class Meter:
     """What the layers may cost, and do."""
@@ -72,6 +92,12 @@ def _draw(
     candidates: Candidates, meters: Sequence[Meter], rng: random.Random
 ) -> Bits | None:
     bits = {n: (rng.choice(w), rng.choice(a)) for n, (w, a) in candidates.items()}
+    return _settled(bits, candidates, meters, rng)
+
+
+def _settled(
+    bits: Bits, candidates: Candidates, meters: Sequence[Meter], rng: random.Random
+) -> Bits | None:
     # More steps than bit-widths are passed only where more bits cost less.
     for _ in range(2 * len(bits) * len(ALL_BITS)):
         over = [m for m in meters if m.cost(bits) > m.budget]

@@ -45,6 +45,8 @@ CASES: dict = {
     "one_shot": {"training_steps": 4, "learning_rate": 1e-3, "images": 32},
     "limpq": {"training_steps": 4, "learning_rate": 1e-3, "training_batch_size": 16},
     "random": {"policies": 24},
+    "haq": {"trials": 8, "warmup": 3},
+    "evolution": {"trials": 30, "population": 6},
     "hawq": {"probes": 4, "trace_images": 96},
     "fisher": {},
     "clado": {"pair_images": 32},
@@ -72,7 +74,7 @@ TABLES: list = [
         ("topological_entropy", "measured"),
     )
 ]
-SEEING = ("loss_delta", "one_shot", "random", "hawq", "fisher", "clado")
+SEEING = ("loss_delta", "one_shot", "random", "evolution", "hawq", "fisher", "clado")
 ROWS = [*CASES.items(), *TABLES, *GRADIENT]
 # Strategies that are a way to compute of their own.
 COMPUTES = {
@@ -148,7 +150,9 @@ def test_every_row_has_a_case():
 
 class TestStrategy:
     @pytest.mark.parametrize(("strategy", "options"), ROWS, ids=names_of(ROWS))
-    def test_keeps_the_contract(self, model, labelled, strategy, options, tmp_path):
+    def test_keeps_the_contract(
+        self, model, labelled, strategy, options, tmp_path, capsys, monkeypatch
+    ):
         before = [v.numpy() for v in model.variables]
         file = tmp_path / "journal.jsonl"
         result = run(model, labelled, strategy, journal=file, **options)
@@ -170,7 +174,14 @@ class TestStrategy:
         part.write_bytes(b"".join(lines[: len(lines) // 2 + 1]) + b'{"key": [1')
         for kept in tmp_path.glob("journal.*.npz"):  # the weights that were trained
             kept.rename(tmp_path / kept.name.replace("journal", "part"))
-        again = run(model, labelled, strategy, journal=part, **options)
+        monkeypatch.setattr(watch, "INTERVALS", {"bar": 0.0, "line": 0.0})
+        capsys.readouterr()
+        again = run(model, labelled, strategy, journal=part, progress="line", **options)
+        shown = re.findall(r"Measured (\d+) of (\d+)  (.*)", capsys.readouterr().out)
+        # The host shows how far training is; one measurement has nothing to show.
+        assert shown or len(lines) < 4 or "epochs" in options or strategy == "limpq"
+        assert all(int(done) <= int(planned) for done, planned, _ in shown)
+        assert not shown or re.match(r"left: \d\d:\d\d", shown[-1][2])
         assert json.dumps(again.to_json()) == json.dumps(result.to_json())
         assert again.policy.layers == result.policy.layers
         assert again.cost.float_steps == pytest.approx(result.cost.float_steps, rel=0.3)

@@ -14,9 +14,11 @@ from gmpq_tf.search.strategies.bayesian_bits import (
 from gmpq_tf.search.strategies.bp_nas import BPNASConfig, bp_nas
 from gmpq_tf.search.strategies.clado import CLADOConfig, clado
 from gmpq_tf.search.strategies.dq import DQConfig, dq
+from gmpq_tf.search.strategies.evolution import EvolutionConfig, evolution
 from gmpq_tf.search.strategies.fisher import FisherConfig, fisher
 from gmpq_tf.search.strategies.fracbits import FracBitsConfig, fracbits
 from gmpq_tf.search.strategies.gradient import EdMIPSConfig, GMPQConfig, edmips, gmpq
+from gmpq_tf.search.strategies.haq import HAQConfig, haq
 from gmpq_tf.search.strategies.hawq import HAWQConfig, hawq
 from gmpq_tf.search.strategies.hmq import HMQConfig, hmq
 from gmpq_tf.search.strategies.limpq import LIMPQConfig, limpq
@@ -65,6 +67,8 @@ STRATEGIES: dict[str, Strategy] = {
     "clado": Strategy(CLADOConfig, clado),
     "ompq": Strategy(OMPQConfig, ompq),
     "topological_entropy": Strategy(TopologicalEntropyConfig, topological_entropy),
+    "haq": Strategy(HAQConfig, haq),
+    "evolution": Strategy(EvolutionConfig, evolution),
     "random": Strategy(RandomConfig, random_draws),
 }
 

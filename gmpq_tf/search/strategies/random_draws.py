@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from gmpq_tf.limits import Limit
 from gmpq_tf.policy.draw import draw_bits
 from gmpq_tf.search.case import SearchCase
 from gmpq_tf.search.checks import check_measure, check_number, check_whole
@@ -94,13 +95,7 @@ def draw(case: SearchCase, count: int) -> list[Bits]:
     Raises:
         StrategyError: there is no budget.
     """
-    problem = case.problem
-    limits = [e for e in problem.limits if not e.table.is_fixed(problem.candidates)]
-    if not limits:
-        raise StrategyError(
-            "Random policies are drawn for a budget. Received: budget=None, or one "
-            "that every policy keeps. Give such as budget='W3A3'."
-        )
+    problem, limits = case.problem, check_budgeted(case)
     found: list[Bits] = []
     for attempt in range(TRIES * count):
         seed = case.seed * TRIES * 10_000 + attempt
@@ -110,3 +105,19 @@ def draw(case: SearchCase, count: int) -> list[Bits]:
         if len(found) == count:
             break
     return found
+
+
+def check_budgeted(case: SearchCase) -> list[Limit]:
+    """The limits that bits can change; refuses a case without any.
+
+    Raises:
+        StrategyError: there is none.
+    """
+    problem = case.problem
+    limits = [e for e in problem.limits if not e.table.is_fixed(problem.candidates)]
+    if not limits:
+        raise StrategyError(
+            "Whole policies are tried for a budget. Received: budget=None, or one "
+            "that every policy keeps. Give such as budget='W3A3'."
+        )
+    return limits
