@@ -15,6 +15,12 @@ from gmpq_tf.models.resnet import (
     resnet50_v1_5,
     resnet56,
 )
+from gmpq_tf.models.ssd import (
+    ssd300_vgg16,
+    ssd_mobilenet_v2,
+    ssd_resnet8,
+    ssd_resnet20,
+)
 from gmpq_tf.models.vgg import vgg16
 from gmpq_tf.spelling import lookup
 
@@ -28,6 +34,10 @@ MODELS: dict[str, Callable[..., keras.Model]] = {
     "resnet50": resnet50,
     "resnet50_v1_5": resnet50_v1_5,
     "resnet56": resnet56,
+    "ssd300_vgg16": ssd300_vgg16,
+    "ssd_mobilenet_v2": ssd_mobilenet_v2,
+    "ssd_resnet20": ssd_resnet20,
+    "ssd_resnet8": ssd_resnet8,
     "vgg16": vgg16,
 }
 
@@ -40,7 +50,8 @@ def build_model(
     Args:
         name: A name in `MODELS`.
         input_shape: Height, width, channels.
-        num_classes: Number of outputs, which are logits unless the options say so.
+        num_classes: Number of outputs, which are logits unless the options say so; of
+            a detector number of classes, without background.
         **options: Arguments of that model's own function.
 
     Returns:

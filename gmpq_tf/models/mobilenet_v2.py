@@ -43,38 +43,64 @@ def mobilenet_v2(
     Raises:
         ValueError: There is no such stem or padding.
     """
-    symmetric = _is_symmetric(padding)
-    shrink = 1 if is_small(input_shape, stem) else 2
     inputs = keras.Input(input_shape, name="image")
-    x = conv(inputs, _channels(32 * alpha), 3, shrink, "stem_conv", symmetric=symmetric)
+    shrink = 1 if is_small(input_shape, stem) else 2
+    x = mobilenet_v2_features(inputs, alpha, shrink, padding)[-1]
+    outputs = head(x, num_classes, classifier_activation)
+    return keras.Model(inputs, outputs, name="mobilenet_v2")
+
+
+def mobilenet_v2_features(
+    x: Any, alpha: float = 1.0, shrink: int = 2, padding: str = "same"
+) -> list[Any]:
+    """Applies the convolutions.
+
+    Args:
+        x: Images `[batch, height, width, channels]`.
+        alpha: Width multiplier, above 0.
+        shrink: Step of the stem and of the second stage.
+        padding: As for `mobilenet_v2`.
+
+    Returns:
+        The expanded feature map of the sixth stage's first block, before its step
+        (stride 16), and the last one (stride 32): what SSDLite reads (section 6.2).
+    """
+    symmetric = _is_symmetric(padding)
+    x = conv(x, _channels(32 * alpha), 3, shrink, "stem_conv", symmetric=symmetric)
     x = _bn_relu6(x, "stem")
     for stage, (expansion, width, blocks, strides) in enumerate(STAGES, 1):
         first = shrink if stage == 2 else strides
         for block in range(1, blocks + 1):
             name = f"stage{stage}_block{block}"
             step = first if block == 1 else 1
-            x = _block(x, expansion, _channels(width * alpha), step, name, symmetric)
+            filters = _channels(width * alpha)
+            x, expanded = _block(x, expansion, filters, step, name, symmetric)
+            if (stage, block) == (6, 1):
+                stride16 = expanded
     x = conv(x, _channels(1280 * max(alpha, 1.0)), 1, 1, "head_conv")
-    x = _bn_relu6(x, "head")
-    outputs = head(x, num_classes, classifier_activation)
-    return keras.Model(inputs, outputs, name="mobilenet_v2")
+    return [stride16, _bn_relu6(x, "head")]
 
 
 def _block(
     x: Any, expansion: int, filters: int, strides: int, name: str, symmetric: bool
-) -> Any:
-    """Applies an inverted residual: expand, filter depthwise, project."""
+) -> tuple[Any, Any]:
+    """Applies an inverted residual: expand, filter depthwise, project.
+
+    Returns:
+        The block's feature map, and the expanded one inside it.
+    """
     y, channels = x, x.shape[-1]
     if expansion != 1:
         y = conv(y, expansion * channels, 1, 1, f"{name}_expand")
         y = _bn_relu6(y, f"{name}_expand")
+    expanded = y
     y = depthwise(y, strides, f"{name}_depthwise", symmetric)
     y = _bn_relu6(y, f"{name}_depthwise")
     y = conv(y, filters, 1, 1, f"{name}_project")
     y = batch_norm(y, f"{name}_project_bn")
     if strides != 1 or channels != filters:
-        return y
-    return layers.Add(name=f"{name}_add")([x, y])
+        return y, expanded
+    return layers.Add(name=f"{name}_add")([x, y]), expanded
 
 
 def _bn_relu6(x: Any, name: str) -> Any:

@@ -41,13 +41,30 @@ def resnet8(
         classifier_activation: None for logits, or such as `"softmax"`.
     """
     inputs = keras.Input(input_shape, name="image")
-    x = _conv_bn_relu(inputs, 16, 3, 1, "stem", use_bias=True)
-    for stage, filters in enumerate(_CIFAR_WIDTHS, 1):
-        strides = 1 if stage == 1 else 2
-        name = f"stage{stage}_block1"
-        x = _block(x, filters, strides, name, use_bias=True, shortcut_bn=False)
+    x = resnet8_features(inputs)[-1]
     outputs = head(x, num_classes, classifier_activation)
     return keras.Model(inputs, outputs, name="resnet8")
+
+
+def resnet8_features(x: Any, stem_strides: int = 1) -> list[Any]:
+    """Applies the convolutions of ResNet-8.
+
+    Args:
+        x: Images `[batch, height, width, channels]`.
+        stem_strides: Step of the first convolution.
+
+    Returns:
+        The feature map at the end of each of the three stages.
+    """
+    x = _conv_bn_relu(x, 16, 3, stem_strides, "stem", use_bias=True)
+    block = functools.partial(_block, use_bias=True, shortcut_bn=False)
+    return _stages(x, _CIFAR_WIDTHS, (1, 1, 1), block)
+
+
+def resnet20_features(x: Any, stem_strides: int = 1) -> list[Any]:
+    """Applies the convolutions of ResNet-20; as `resnet8_features`."""
+    x = _conv_bn_relu(x, 16, 3, stem_strides, "stem")
+    return _stages(x, _CIFAR_WIDTHS, (3, 3, 3), _block)
 
 
 def resnet18(
@@ -68,7 +85,7 @@ def resnet18(
     inputs = keras.Input(input_shape, name="image")
     x, style = _stem(inputs, stem)
     block = functools.partial(_block, **style)
-    x = _stages(x, _IMAGENET_WIDTHS, (2, 2, 2, 2), block)
+    x = _stages(x, _IMAGENET_WIDTHS, (2, 2, 2, 2), block)[-1]
     outputs = head(x, num_classes, classifier_activation)
     return keras.Model(inputs, outputs, name="resnet18")
 
@@ -151,7 +168,7 @@ def _cifar(
 ) -> keras.Model:
     inputs = keras.Input(input_shape, name="image")
     x = _conv_bn_relu(inputs, 16, 3, 1, "stem")
-    x = _stages(x, _CIFAR_WIDTHS, (blocks,) * 3, _block)
+    x = _stages(x, _CIFAR_WIDTHS, (blocks,) * 3, _block)[-1]
     return keras.Model(inputs, head(x, num_classes, activation), name=name)
 
 
@@ -164,7 +181,7 @@ def _resnet50(
 ) -> Any:
     x, style = _stem(inputs, stem)
     block = functools.partial(block, **style)
-    x = _stages(x, _IMAGENET_WIDTHS, (3, 4, 6, 3), block)
+    x = _stages(x, _IMAGENET_WIDTHS, (3, 4, 6, 3), block)[-1]
     return head(x, num_classes, activation)
 
 
@@ -184,12 +201,15 @@ def _stem(inputs: Any, stem: str) -> tuple[Any, dict[str, Any]]:
 
 def _stages(
     x: Any, widths: tuple[int, ...], blocks: tuple[int, ...], block: Callable[..., Any]
-) -> Any:
+) -> list[Any]:
+    """Applies stages of blocks; returns the feature map at the end of each."""
+    maps = []
     for stage, (filters, count) in enumerate(zip(widths, blocks, strict=True), 1):
         for number in range(1, count + 1):
             strides = 2 if stage > 1 and number == 1 else 1
             x = block(x, filters, strides, f"stage{stage}_block{number}")
-    return x
+        maps.append(x)
+    return maps
 
 
 def _block(

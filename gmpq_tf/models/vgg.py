@@ -1,5 +1,6 @@
 """VGG-16 (Simonyan and Zisserman, ICLR 2015, arXiv:1409.1556)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -28,12 +29,8 @@ def vgg16(
         num_classes: Number of outputs.
         classifier_activation: None for logits, or such as `"softmax"`.
     """
-    x = inputs = keras.Input(input_shape, name="image")
-    for stage, (filters, convolutions) in enumerate(_STAGES, 1):
-        for number in range(1, convolutions + 1):
-            x = conv(x, filters, 3, 1, f"stage{stage}_conv{number}", use_bias=True)
-            x = relu(x, f"stage{stage}_relu{number}")
-        x = _halve(x, f"stage{stage}_pool")
+    inputs = keras.Input(input_shape, name="image")
+    x = _halve(vgg16_features(inputs)[-1], "stage5_pool")
     x = layers.Flatten(name="head_flatten")(x)
     for name in ("head_fc1", "head_fc2"):
         x = layers.Dense(_HIDDEN, kernel_initializer="he_normal", name=name)(x)
@@ -42,6 +39,27 @@ def vgg16(
         x
     )
     return keras.Model(inputs, x, name="vgg16")
+
+
+def vgg16_features(x: Any, halve: Callable[[Any, str], Any] | None = None) -> list[Any]:
+    """Applies the 13 convolutions.
+
+    Args:
+        x: Images `[batch, height, width, channels]`.
+        halve: Pools a feature map, given a name; None: as VGG-16 does.
+
+    Returns:
+        The feature map at the end of each of the five stages, before its pool.
+    """
+    maps: list[Any] = []
+    for stage, (filters, convolutions) in enumerate(_STAGES, 1):
+        if maps:
+            x = (halve or _halve)(x, f"stage{stage - 1}_pool")
+        for number in range(1, convolutions + 1):
+            x = conv(x, filters, 3, 1, f"stage{stage}_conv{number}", use_bias=True)
+            x = relu(x, f"stage{stage}_relu{number}")
+        maps.append(x)
+    return maps
 
 
 def _halve(x: Any, name: str) -> Any:
