@@ -209,6 +209,40 @@ def check_pinned(
     return {name: check_pin(name, pin) for name, pin in pinned.items()}
 
 
+def default_pins(
+    ends: Iterable[str], pinned: Mapping[str, Pin] | None
+) -> Mapping[str, Pin]:
+    """Returns the pinned layers of a model: those given, or its ends at (8, 8).
+
+    Args:
+        ends: names of the layers at the two ends of the model.
+        pinned: as for `check_pinned`, or None.
+    """
+    return dict.fromkeys(ends, PINNED_BITS) if pinned is None else pinned
+
+
+def uniform_pins(
+    ends: Iterable[str], pinned: Mapping[str, Pin] | None
+) -> Mapping[str, Pin]:
+    """Returns the exceptions of a uniform policy.
+
+    Args:
+        ends: names of the layers at the two ends of the model.
+        pinned: as for `check_pinned`. The side of a pair that is None counts 8 bits in
+            these layers, as they have where nothing is said.
+
+    Raises:
+        PolicyError: a pinned layer has no such pair.
+    """
+    ends, checked = set(ends), {}
+    for name, pin in default_pins(ends, pinned).items():
+        own: Pin = PINNED_BITS if name in ends else (None, None)
+        pairs = zip(check_pin(name, pin), own, strict=True)
+        weights, activations = (side if bits is None else bits for bits, side in pairs)
+        checked[name] = (weights, activations)
+    return checked
+
+
 def uniform_bits(
     names: Iterable[str],
     weight_bits: int,

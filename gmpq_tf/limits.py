@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gmpq_tf.bits import Pin
+from gmpq_tf.bits import Pin, uniform_pins
 from gmpq_tf.budget import (
     BIT_OPS,
     Budget,
@@ -17,6 +17,7 @@ from gmpq_tf.budget import (
     plain_budget,
 )
 from gmpq_tf.cost_tables import CostTable, TableOptions, cost_table
+from gmpq_tf.ends import end_names
 
 # Unit of a table -> (size, name) of what messages say, the first that it reaches.
 SHOWN = {
@@ -195,6 +196,7 @@ def limits_of(
         return ()
     budgets = parse_budget(budget, what)
     options = (options or TableOptions()).for_budgets(budgets)
+    pinned = uniform_pins(end_names(model), pinned)
     return tuple(
         resolve_limit(
             each,

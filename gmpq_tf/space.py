@@ -10,8 +10,10 @@ from gmpq_tf.bits import (
     ReadOnlyDict,
     check_candidates,
     check_pin,
+    default_pins,
     layer_candidates,
 )
+from gmpq_tf.ends import end_names
 from gmpq_tf.graph import searchable_names
 from gmpq_tf.policy import BitwidthPolicy
 
@@ -26,8 +28,9 @@ class SearchSpace:
         weight_bits: candidates of every kernel, each 2 to 8, none twice; kept sorted.
         activation_bits: candidates of every layer's input, likewise.
         pinned: layer name -> (weight_bits, activation_bits) of layers that are not
-            searched; None pins the first and last searchable layer at (8, 8), {} pins
-            none. One of a pair may be None: conv1: (None, 8) searches its weights.
+            searched; None pins the first searchable layer and those whose results are
+            outputs at (8, 8), {} pins none. One of a pair may be None: conv1: (None, 8)
+            searches its weights.
 
     Raises:
         PolicyError: no candidate, one twice, or one outside 2 to 8.
@@ -52,7 +55,7 @@ class SearchSpace:
 
         Args:
             model_or_names: a built functional Keras model, or the names of its
-                searchable layers in graph order.
+                searchable layers in graph order, whose ends are the first and the last.
 
         Returns:
             Layer name -> (candidate weight bits, candidate activation bits), ascending,
@@ -61,10 +64,14 @@ class SearchSpace:
         Raises:
             PolicyError: a pinned layer is not in the model.
         """
-        names = _layer_names(model_or_names)
-        return layer_candidates(
-            names, self.weight_bits, self.activation_bits, self.pinned
-        )
+        if hasattr(model_or_names, "layers"):
+            names = searchable_names(model_or_names)
+            ends = end_names(model_or_names)
+        else:
+            names = list(model_or_names)
+            ends = [*names[:1], *names[-1:]]
+        pins = default_pins(ends, self.pinned)
+        return layer_candidates(names, self.weight_bits, self.activation_bits, pins)
 
     def to_config(self) -> dict[str, Any]:
         """Returns the space as plain JSON values, for `from_config`."""
@@ -98,12 +105,6 @@ def _checked_pinned(pinned: Any) -> Mapping[str, Pin] | None:
             "Pass {name: (weight_bits, activation_bits)}."
         )
     return ReadOnlyDict({n: check_pin(n, pin) for n, pin in pinned.items()})
-
-
-def _layer_names(model_or_names: Any) -> list[str]:
-    if hasattr(model_or_names, "layers"):
-        return searchable_names(model_or_names)
-    return list(model_or_names)
 
 
 def random_policy(

@@ -14,7 +14,7 @@ ORDER = [
     ("layer_kinds",),
     ("inputs", "latency"),
     ("graph",),
-    ("bits",),
+    ("bits", "ends"),
     ("budget",),
     ("float_layers",),
     ("cost_tables",),

@@ -9,6 +9,7 @@ from typing import Any, cast
 from gmpq_tf.align import align
 from gmpq_tf.bits import (
     LAYER_KEYS,
+    PINNED_BITS,
     LayerBits,
     Pin,
     PolicyError,
@@ -16,11 +17,14 @@ from gmpq_tf.bits import (
     check_candidates,
     check_layer_bits,
     check_pinned,
+    default_pins,
     layer_candidates,
     uniform_bits,
+    uniform_pins,
 )
 from gmpq_tf.budget import BudgetError, plain_budget
 from gmpq_tf.cost_tables import TableOptions
+from gmpq_tf.ends import end_names
 from gmpq_tf.files import write_json
 from gmpq_tf.graph import searchable_names
 from gmpq_tf.limits import given_budget, limits_of, records
@@ -33,7 +37,7 @@ from gmpq_tf.policy.diff import (
 )
 from gmpq_tf.policy.draw import draw_bits
 from gmpq_tf.policy.file import FORMAT, KEYS, check_object, read_policy_file
-from gmpq_tf.policy.renaming import check_same_names, new_names
+from gmpq_tf.policy.renaming import check_adapts, check_same_names, new_names
 from gmpq_tf.spelling import suggest
 
 LONGEST_MESSAGE = 2000
@@ -124,8 +128,9 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
             weight_bits: bits of every kernel, 2 to 8.
             activation_bits: bits of every layer's input, 2 to 8.
             pinned: layer name -> (weight_bits, activation_bits) of the exceptions; None
-                is the first and last searchable layer at (8, 8), {} is no exception. A
-                side that is None is no exception either, but in those two layers.
+                is the layers of `end_names` (the first, and those whose results are
+                outputs) at (8, 8), {} is no exception. A side that is None is no
+                exception either, but in those layers.
 
         Returns:
             The policy of `model`, its layers in graph order.
@@ -134,7 +139,8 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
             PolicyError: a bit-width not in 2 to 8, or a pinned layer not in the model.
         """
         names = searchable_names(model)
-        layers = uniform_bits(names, weight_bits, activation_bits, pinned)
+        pins = uniform_pins(end_names(model), pinned)
+        layers = uniform_bits(names, weight_bits, activation_bits, pins)
         config = {"weight_bits": weight_bits, "activation_bits": activation_bits}
         return cls(model.name, layers, {"strategy": "uniform", "config": config})
 
@@ -164,8 +170,8 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
             weight_bits: candidates of every kernel, each 2 to 8, none twice.
             activation_bits: candidates of every layer's input, likewise.
             pinned: layer name -> (weight_bits, activation_bits) of layers that are not
-                drawn; None is the first and last at (8, 8), {} is none. Of a pair one
-                may be None: that side is drawn.
+                drawn; None is those of `end_names` at (8, 8), {} is none. Of a pair
+                one may be None: that side is drawn.
             budget: as people say it, such as "W4A4" or ("W4A4", "60kB"); of the first
                 at most 3 % are left, the others are kept. See `gmpq_tf.budget`.
             storage: as in `TableOptions`.
@@ -181,7 +187,8 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
             BudgetError: every policy of these candidates costs more.
         """
         names = searchable_names(model)
-        candidates = layer_candidates(names, weight_bits, activation_bits, pinned)
+        pins = default_pins(end_names(model), pinned)
+        candidates = layer_candidates(names, weight_bits, activation_bits, pins)
         given, what = given_budget(budget, bit_ops_budget)
         options = TableOptions(
             storage, latency_table, kernel_quantizer, tuple(class_names)
@@ -235,11 +242,46 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
         given = renaming if isinstance(renaming, str) else dict(renaming)
         return BitwidthPolicy(self.model, layers, {**self.made_by, "renamed": given})
 
+    def adapt(
+        self,
+        model: Any,
+        others: LayerBits | tuple[int, int] = PINNED_BITS,
+        drop: Iterable[str] = (),
+    ) -> "BitwidthPolicy":
+        """Returns the policy for a network that this one's is the backbone of.
+
+        Layers of equal names take their bits; what else the network has gets `others`.
+
+        Args:
+            model: a built functional Keras model, such as a detector.
+            others: (weight_bits, activation_bits) of its other layers.
+            drop: layers of this policy whose bits are not taken, such as the last
+                layer of a classifier.
+
+        Returns:
+            A policy of `model`, its layers in graph order.
+
+        Raises:
+            PolicyError: a layer of this policy that is neither in the model nor
+                dropped, one that is dropped and not in the policy, or none is left.
+        """
+        dropped, names = list(drop), searchable_names(model)
+        others = check_layer_bits("others", others)
+        kept = check_adapts(self.model, list(self), names, dropped)
+        layers = {name: self[name] if name in kept else others for name in names}
+        config = {
+            "policy": self.made_by,
+            "policy_model": self.model,
+            "others": [others.weight_bits, others.activation_bits],
+            "drop": dropped,
+        }
+        made_by = {"strategy": "adapt", "config": config}
+        return BitwidthPolicy(model.name, layers, made_by)
+
     def merge(self, other: "BitwidthPolicy") -> "BitwidthPolicy":
         """Returns the policy of the layers of both, like `dict | dict`.
 
-        To use the policy of a backbone in a larger model, put it over one for all of
-        its layers: `BitwidthPolicy.uniform(detector, 8, 8).merge(backbone_policy)`.
+        To use the policy of a backbone in a larger model, see `adapt`.
 
         Args:
             other: whose bits are taken for layers that both name.

@@ -31,6 +31,43 @@ def check_same_names(policy: str, names: Collection[str], wanted: list[str]) -> 
         )
 
 
+def check_adapts(
+    policy: str, names: list[str], wanted: list[str], dropped: list[str]
+) -> set[str]:
+    """Returns the layers of a policy that a larger model takes the bits of.
+
+    Args:
+        policy: what the message calls the policy.
+        names: the layers it names.
+        wanted: the searchable layers of the model.
+        dropped: layers of the policy that are not to be taken.
+
+    Raises:
+        PolicyError: a layer is in neither, a dropped one is not in the policy, or none
+            is left.
+    """
+    for name in dropped:
+        if name not in names:
+            raise PolicyError(
+                "A dropped layer must be one of the policy's. "
+                f"Received: {name!r}, policy for {policy!r}. {suggest(name, names)}"
+            )
+    kept = [name for name in names if name not in dropped]
+    unknown = [name for name in kept if name not in wanted]
+    matched = len(kept) - len(unknown)
+    if unknown or not matched:
+        listed = ", ".join(map(repr, unknown[:5]))
+        raise PolicyError(
+            "Every layer of a policy must be in the model it is adapted to, or be "
+            f"dropped. Received: the policy for {policy!r}, of which {matched} layers "
+            f"match the model's {len(wanted)}, with unknown={shorten(unknown)}. "
+            f"{suggest(unknown[0], wanted) if unknown else ''} Drop what the model "
+            f"does not need: drop=[{listed}] (--drop_layers); where only names "
+            "differ, rename the layers first (policy.rename, --rename_layers)."
+        )
+    return set(kept)
+
+
 def new_names(names: Collection[str], renaming: Any) -> dict[str, str]:
     """Returns what each layer is called after a renaming, checked.
 

@@ -32,7 +32,7 @@ from gmpq_tf.run.app import run_main
 from gmpq_tf.run.flags import from_flags
 from gmpq_tf.space import SearchSpace
 from gmpq_tf.train.cost_resources import format_resources, resource_records
-from gmpq_tf.train.policies import read_policy
+from gmpq_tf.train.policies import check_other_layers, read_policy
 
 HEADER = ("layer", "W", "A", "MACs", "BOPs", "share", "weights", "share", "inputs")
 COLUMNS = (
@@ -56,6 +56,11 @@ class CostConfig:
             layer at 8); none: 32 bits everywhere.
         rename_layers: How the layers of the policy file are called in the model:
             prefix=TEXT, or a JSON file {old name: new name}.
+        other_layers: WEIGHT_BITS,ACTIVATION_BITS of the layers that the policy file
+            does not name, where its network is the backbone of the model; none: the
+            file names all layers.
+        drop_layers: With other_layers: layers of the policy file that the model does
+            not have; none: a classifier's head_dense.
         compare: Another policy, in the forms of policy: what differs in it, and its
             rank correlation, are written too.
         format: Aligned columns in human units, or raw counts as CSV or JSON.
@@ -79,6 +84,8 @@ class CostConfig:
     num_classes: int | None = None
     policy: str | None = None
     rename_layers: str | None = None
+    other_layers: tuple[int, ...] | None = None
+    drop_layers: tuple[str, ...] | None = None
     compare: str | None = None
     format: Literal["table", "csv", "json"] = "table"
     output: str | None = None
@@ -94,11 +101,14 @@ class CostConfig:
                 "A model must be given. Received: model=None. Give a .keras or .h5 "
                 f"file, or one of {', '.join(MODELS)}."
             )
-        if self.policy is None and (self.compare or self.rename_layers):
+        check_other_layers(self.other_layers, self.drop_layers)
+        adapted = self.rename_layers or self.other_layers
+        if self.policy is None and (self.compare or adapted):
             raise ValueError(
-                "compare and rename_layers need a policy. "
+                "compare, rename_layers and other_layers need a policy. "
                 f"Received: compare={self.compare!r}, "
-                f"rename_layers={self.rename_layers!r}, policy=None. Give --policy."
+                f"rename_layers={self.rename_layers!r}, "
+                f"other_layers={self.other_layers!r}, policy=None. Give --policy."
             )
         if self.compare and self.format == "csv":
             raise ValueError(
@@ -132,7 +142,13 @@ def describe_cost(config: CostConfig) -> str:
     model = counted_model(config)
     policy = other = None
     if config.policy is not None:
-        policy = read_policy(config.policy, model, config.rename_layers)
+        policy = read_policy(
+            config.policy,
+            model,
+            config.rename_layers,
+            config.other_layers,
+            config.drop_layers,
+        )
     if config.compare is not None:
         other = read_policy(config.compare, model)
     records = cost_records(count_cost(model, policy))

@@ -8,8 +8,10 @@ from typing import Any
 import keras
 
 from gmpq_tf.align import align
+from gmpq_tf.bits import uniform_pins
 from gmpq_tf.budget import Budget, BudgetError, parse_budget, plain_budget
 from gmpq_tf.cost_tables import COST_TABLES, CostTable, TableOptions, cost_table
+from gmpq_tf.ends import end_names
 from gmpq_tf.limits import Limit, amount_of, shown_in
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.search.knapsack import check_limits
@@ -82,7 +84,8 @@ def _limit(
     table = tables.get(budget.resource)
     if table is None:  # raises what was wrong
         table = cost_table(budget.resource, model, options)
-    return Limit(table, amount_of(budget, table, space.pinned), budget.said)
+    pins = uniform_pins(end_names(model), space.pinned)
+    return Limit(table, amount_of(budget, table, pins), budget.said)
 
 
 def _resource(

@@ -46,9 +46,16 @@ from gmpq_tf.run.run_config import RunConfig
 from gmpq_tf.run.stage import Stage
 from gmpq_tf.search.distill import Distiller
 from gmpq_tf.space import SearchSpace, random_policy
+from gmpq_tf.task.tasks import task_of
 from gmpq_tf.train.first_look import look
-from gmpq_tf.train.inputs import data_from_flags, file_identity, load_inputs, model_path
-from gmpq_tf.train.policies import read_policy
+from gmpq_tf.train.inputs import (
+    as_labelled,
+    data_from_flags,
+    file_identity,
+    load_inputs,
+    model_path,
+)
+from gmpq_tf.train.policies import check_other_layers, read_policy
 from gmpq_tf.train.recipe import (
     TrainingConfig,
     make_loss,
@@ -74,6 +81,11 @@ class FinetuneConfig(TrainingConfig):
             search/policy.json.
         rename_layers: How the layers of the policy file are called in the model:
             prefix=TEXT, or a JSON file {old name: new name}.
+        other_layers: WEIGHT_BITS,ACTIVATION_BITS of the layers that the policy file
+            does not name, where its network is the backbone of the model, as a
+            classifier is of a detector; none: the file names all layers.
+        drop_layers: With other_layers: layers of the policy file that the model does
+            not have; none: a classifier's head_dense.
         name: Folder in the workdir for what is made.
         bit_ops_budget: Only with policy=random:SEED: bit operations it may cost, up to
             1 as a fraction of full precision, above 1 as a count.
@@ -90,8 +102,9 @@ class FinetuneConfig(TrainingConfig):
             BatchNormalization are measured after the last epoch, before biases are
             rounded to what integer kernels add; 0: they stay as training left them.
             Frozen ones always stay.
-        snap_tolerance: Accuracy, 0 to 1, that measuring statistics and rounding biases
-            may cost before the stage stops with an error; 1: any.
+        snap_tolerance: Accuracy (of boxes mean average precision), 0 to 1, that
+            measuring statistics and rounding biases may cost before the stage stops
+            with an error; 1: any.
         calibration_images: Training images that set the first activation ranges.
         kernel_quantizer: How kernels are quantized: lsq, max_abs, apot (2 to 6 bits),
             alq (2 to 7 bits) or rq (drawn in training), best as in the search; none:
@@ -104,6 +117,8 @@ class FinetuneConfig(TrainingConfig):
     model: str | None = None
     policy: str | None = None
     rename_layers: str | None = None
+    other_layers: tuple[int, ...] | None = None
+    drop_layers: tuple[str, ...] | None = None
     name: str = "finetune"
     bit_ops_budget: float | None = None
     budget: str | None = None
@@ -126,6 +141,7 @@ class FinetuneConfig(TrainingConfig):
         require(self, "snap_tolerance", 0 <= self.snap_tolerance <= 1, "0 to 1")
         require(self, "calibration_images", self.calibration_images > 0, "1 or more")
         kernel_method(self.kernel_quantizer or DEFAULT_KERNEL_QUANTIZER)
+        check_other_layers(self.other_layers, self.drop_layers)
         if self.policy is not None and self.policy.startswith("random:"):
             require(
                 self,
@@ -175,11 +191,11 @@ def finetune(config: FinetuneConfig, data: DataConfig, run: RunConfig) -> Stage:
             look(model, dataset)
         calibrate(student, dataset.calibration(config.calibration_images))
         trainee = train_student(student, model, dataset, stage, config, run)
-        accuracy = snap_student(student, trainee, dataset, stage, config)
+        figure = snap_student(student, trainee, dataset, stage, config)
     if is_chief():
         save_model(student, stage.folder / "model.keras")
         results = policy_results(stage, model, policy)
-        stage.finish({**results, "rounded_accuracy": accuracy})
+        stage.finish({**results, f"rounded_{task_of(student).headline}": figure})
     wait_for_workers()
     return stage
 
@@ -210,28 +226,34 @@ def snap_student(
         trainee: what `train_student` returned.
         dataset: the images. Without a validation split the comparison is on training
             images.
-        stage: whose metrics.jsonl has the accuracy of the last epoch.
+        stage: whose metrics.jsonl may have the accuracy of the last epoch.
         config: the images to measure on, and the tolerance.
 
     Returns:
-        Accuracy of the student that is saved.
+        Accuracy of the student that is saved, or what else its task is measured by.
 
     Raises:
         StageError: it lies more than the tolerance below that of the last epoch.
     """
     batches = statistics_batches(config, dataset)
+    task, labelled = task_of(student), as_labelled(dataset)
     if dataset.sizes["validation"]:
-        images, key = dataset.validation(), "val_accuracy"
+        images, key = labelled.validation(), f"val_{task.headline}"
     else:
-        images, key = dataset.train(config.epochs).take(VERIFIED_BATCHES), "accuracy"
+        images = labelled.train(config.epochs).take(VERIFIED_BATCHES)
+        key = task.headline
+
+    def measured() -> float:
+        return task.measure(trainee, images, dataset.class_names)[task.headline]
+
     if config.precision != "float32":
         trainee.make_test_function(force=True)  # that of `fit` computes in it
     epochs = read_jsonl(stage.folder / METRICS)
-    before = epochs[-1].get("val_accuracy") if epochs else None
+    before = epochs[-1].get(f"val_{task.headline}") if epochs else None
     if before is None:
-        before = _accuracy(trainee, images)
+        before = measured()
     snap_biases(student, batches)
-    after = _accuracy(trainee, images)
+    after = measured()
     if is_chief():
         print(
             f"{key} {before:.4f} after the last epoch, {after:.4f} with biases rounded."
@@ -239,10 +261,6 @@ def snap_student(
     if before - after > config.snap_tolerance:
         raise StageError(_dropped(before, after, key, stage, config))
     return after
-
-
-def _accuracy(model: keras.Model, images: Any) -> float:
-    return float(model.evaluate(images, verbose=0, return_dict=True)["accuracy"])
 
 
 def _dropped(
@@ -334,7 +352,9 @@ def choose_policy(
         return random_policy(
             model, space, budget, int(match[1]), *options, class_names=class_names
         )
-    return read_policy(text, model, config.rename_layers)
+    return read_policy(
+        text, model, config.rename_layers, config.other_layers, config.drop_layers
+    )
 
 
 def resolved_config(
@@ -342,8 +362,12 @@ def resolved_config(
 ) -> dict[str, Any]:
     """Returns everything the result depends on, for `open_stage`."""
     bits = {n: [b.weight_bits, b.activation_bits] for n, b in policy.items()}
+    options = dataclasses.asdict(config)
+    for name in ("other_layers", "drop_layers"):
+        if options[name] is None:  # as before there were these options
+            del options[name]
     return {
-        **dataclasses.asdict(config),
+        **options,
         "model": file_identity(path),
         "policy": bits,
         "data": dataclasses.asdict(dataset.config),

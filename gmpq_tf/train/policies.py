@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
 
+from gmpq_tf.bits import check_layer_bits
+from gmpq_tf.graph import searchable_names
 from gmpq_tf.models.file_checks import is_file
 from gmpq_tf.policy import BitwidthPolicy, PolicyError
 from gmpq_tf.policy.file import read_renaming
 
+# The last layer of our classifiers, which no larger network has.
+CLASSIFIER_HEAD = "head_dense"
+
 
 def read_policy(
-    text: str, model: keras.Model, rename_layers: str | None = None
+    text: str,
+    model: keras.Model,
+    rename_layers: str | None = None,
+    other_layers: Sequence[int] | None = None,
+    drop_layers: Sequence[str] | None = None,
 ) -> BitwidthPolicy:
     """Returns the policy that a flag describes; whether it suits is for others to say.
 
@@ -23,6 +33,10 @@ def read_policy(
         model: the float model, whose layers a uniform policy names.
         rename_layers: how the layers of a policy file are called in the model:
             `prefix=TEXT` or a JSON file `{old name: new name}`; None: the same.
+        other_layers: weight and activation bits of the layers of the model that a
+            policy file does not name; None: it names them all.
+        drop_layers: layers of the policy file that the model does not have; None: with
+            `other_layers` a classifier's `head_dense`.
 
     Returns:
         A policy.
@@ -31,13 +45,16 @@ def read_policy(
         PolicyError: the text is none of the forms, or a file is unusable.
     """
     match = re.fullmatch(r"uniform:(\d+),(\d+)", text)
-    if match and not rename_layers:
+    check_other_layers(other_layers, drop_layers)
+    given = {"rename_layers": rename_layers, "other_layers": other_layers}
+    named = [name for name, value in given.items() if value]
+    if match and not named:
         return BitwidthPolicy.uniform(model, int(match[1]), int(match[2]))
     if match:
         raise PolicyError(
-            "Only the layers of a policy file can be renamed. "
-            f"Received: policy={text!r}, rename_layers={rename_layers!r}. "
-            "Leave --rename_layers out: a uniform policy has the model's names."
+            "Only the layers of a policy file can be renamed or added to. "
+            f"Received: policy={text!r}, {named[0]}={given[named[0]]!r}. "
+            f"Leave --{named[0]} out: a uniform policy has the model's names."
         )
     if not is_file(Path(text)):
         raise PolicyError(
@@ -46,4 +63,30 @@ def read_policy(
             "`python -m train.search`, or give such as --policy=uniform:3,3."
         )
     policy = BitwidthPolicy.load(text)
-    return policy.rename(read_renaming(rename_layers)) if rename_layers else policy
+    if rename_layers:
+        policy = policy.rename(read_renaming(rename_layers))
+    if other_layers is None:
+        return policy
+    if drop_layers is None:
+        has_head = CLASSIFIER_HEAD in searchable_names(model)
+        drop_layers = [n for n in policy if n == CLASSIFIER_HEAD and not has_head]
+    weights, activations = other_layers
+    return policy.adapt(model, (weights, activations), drop_layers)
+
+
+def check_other_layers(
+    other_layers: Sequence[int] | None, drop_layers: Sequence[str] | None
+) -> None:
+    """Refuses flags that adapt no policy.
+
+    Raises:
+        PolicyError: not a pair of 2 to 8 bits, or layers dropped without others.
+    """
+    if other_layers is not None:
+        check_layer_bits("other_layers", tuple(other_layers))
+    elif drop_layers:
+        raise PolicyError(
+            "Layers are dropped where a policy serves a larger network. Received: "
+            f"drop_layers={list(drop_layers)!r} without other_layers. Give the bits of "
+            "its other layers, such as --other_layers=8,8."
+        )

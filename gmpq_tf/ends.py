@@ -1,0 +1,51 @@
+"""The layers at both ends of a model, which keep their bits unless told otherwise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gmpq_tf.graph import Call, Graph, is_searchable, read_graph
+from gmpq_tf.layer_kinds import Role
+
+# What stands between a layer and an output without making another number of it.
+_PASSING = frozenset([Role.QUANTIZER, Role.NORM, Role.CURVE, Role.IDENTITY])
+
+
+def end_names(model: Any) -> list[str]:
+    """The first searchable layer, the last, and each whose result is an output.
+
+    Of a model of several outputs, or of one put together from several layers (as a
+    detector's heads), that is more than one at the far end. A result may be reshaped,
+    joined with others, normalized and activated on the way.
+
+    Args:
+        model: a built functional Keras model.
+
+    Returns:
+        Names in graph order, each once.
+    """
+    graph = read_graph(model)
+    names = list(dict.fromkeys(c.name for c in graph.calls if is_searchable(c.layer)))
+    ends = {*names[:1], *names[-1:], *_last_names(graph)}
+    return [name for name in names if name in ends]
+
+
+def _last_names(graph: Graph) -> set[str]:
+    producers, found = graph.producers(), set()
+    pending, seen = list(graph.outputs), set()
+    while pending:
+        index = pending.pop()
+        call = producers.get(index)
+        if index in seen or call is None:
+            continue
+        seen.add(index)
+        if is_searchable(call.layer):
+            found.add(call.name)
+        elif _passes(call):
+            pending += call.inputs
+    return found
+
+
+def _passes(call: Call) -> bool:
+    moved = call.row.whole and "Pooling" not in call.kind
+    return moved or call.role in _PASSING
