@@ -1,0 +1,141 @@
+"""Two-stage detection: regions that may hold an object, and their features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from gmpq_tf.detection.boxes import decode
+
+# Offsets of regions are plain (Ren et al., "Faster R-CNN", NeurIPS 2015, eq. 2).
+NO_VARIANCES = (1.0, 1.0)
+# More would overflow: what one step may enlarge a side by, as in the authors' code.
+MOST_GROWTH = math.log(1000.0 / 16.0)
+
+
+def region_anchors(
+    feature_shape: Sequence[int],
+    image_shape: Sequence[int],
+    stride: float = 16.0,
+    scales: Sequence[float] = (8.0, 16.0, 32.0),
+    ratios: Sequence[float] = (0.5, 1.0, 2.0),
+) -> np.ndarray:
+    """Anchors of a region proposal network: at each place one a ratio and scale.
+
+    At ratio r and scale s: height `stride s sqrt(r)`, width `stride s / sqrt(r)`.
+
+    Args:
+        feature_shape: rows and columns of the feature map.
+        image_shape: height and width of the image, in pixels.
+        stride: pixels between two places, and side of an anchor of scale 1.
+        scales: sides, in strides.
+        ratios: heights over widths.
+
+    Returns:
+        float32 [rows * columns * anchors, 4] as (cy, cx, h, w), shares of the image,
+        not clipped; rows ordered (y, x, ratio, scale).
+    """
+    sides = np.array(
+        [
+            (stride * s * math.sqrt(r), stride * s / math.sqrt(r))
+            for r in ratios
+            for s in scales
+        ]
+    )
+    y, x = ((np.arange(n) + 0.5) * stride for n in feature_shape)
+    grid = np.stack(np.meshgrid(y, x, indexing="ij"), axis=-1)[:, :, None]
+    shape = (*feature_shape, len(sides), 2)
+    pair = np.broadcast_to(grid, shape), np.broadcast_to(sides, shape)
+    boxes = np.concatenate(pair, axis=-1).reshape(-1, 4)
+    return (boxes / np.tile(np.asarray(image_shape, float), 2)).astype(np.float32)
+
+
+def propose(
+    scores: Any,
+    offsets: Any,
+    anchors: np.ndarray,
+    before: int = 6000,
+    after: int = 300,
+    iou_threshold: float = 0.7,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The regions of an image that most likely hold an object.
+
+    Of each image the `before` anchors of highest score, moved by their offsets and
+    clipped to the image, best first, unless one before overlaps by more than
+    `iou_threshold`; then the first `after`. No gradient passes.
+
+    Args:
+        scores: that an anchor holds an object, [B, N], of any scale.
+        offsets: [B, N, 4] as (dy, dx, dh, dw), without variances.
+        anchors: [N, 4] as (cy, cx, h, w).
+        before: candidates of an image.
+        after: regions of an image, R.
+        iou_threshold: 0 to 1.
+
+    Returns:
+        (boxes float32 [B, R, 4] as (ymin, xmin, ymax, xmax), zeros where there are
+        fewer; how many there are, int32 [B]).
+    """
+    count = min(before, len(anchors))
+    scores = tf.cast(tf.stop_gradient(scores), tf.float32)
+    offsets = tf.cast(tf.stop_gradient(offsets), tf.float32)
+    values, places = tf.math.top_k(scores, count)
+    moved = tf.gather(offsets, places, batch_dims=1)
+    grown = tf.minimum(moved[..., 2:], MOST_GROWTH)
+    moved = tf.concat([moved[..., :2], grown], axis=-1)
+    boxes = decode(moved, tf.gather(tf.constant(anchors), places), NO_VARIANCES)
+    boxes = tf.clip_by_value(boxes, 0.0, 1.0)
+    kept, counts = tf.image.non_max_suppression_padded(
+        boxes,
+        values,
+        after,
+        iou_threshold,
+        pad_to_max_output_size=True,
+        sorted_input=True,
+        canonicalized_coordinates=True,
+    )
+    found = tf.gather(boxes, kept, batch_dims=1)
+    real = tf.sequence_mask(counts, after)
+    return tf.where(real[..., None], found, 0.0), counts
+
+
+def roi_align(features: Any, boxes: Any, size: int = 7, samples: int = 2) -> tf.Tensor:
+    """Features of regions: bilinear samples at the middles of `samples^2` parts a bin.
+
+    Sample i of n along a side from a to b of a map of H pixels is taken at
+    `a H + (i + 1/2) (b - a) H / n - 1/2`, pixels counted from the middle of the first.
+    Unlike torchvision's, samples outside the map are 0, not the border's value.
+
+    Args:
+        features: [B, H, W, C].
+        boxes: [B, R, 4] as (ymin, xmin, ymax, xmax), 0 to 1.
+        size: bins along a side.
+        samples: along a side of a bin.
+
+    Returns:
+        [B, R, size, size, C]; differentiable in the features.
+
+    Source: He et al., "Mask R-CNN", ICCV 2017, section 3.
+    """
+    features = tf.convert_to_tensor(features)
+    boxes = tf.cast(boxes, tf.float32)
+    batch, regions = tf.shape(boxes)[0], tf.shape(boxes)[1]
+    sides = tf.cast(tf.shape(features)[1:3], tf.float32)
+    points = size * samples
+    low, high = boxes[..., :2] * sides, boxes[..., 2:] * sides
+    part = (high - low) / points
+    span = tf.maximum(sides - 1, 1)
+    ends = [(low - 0.5 + part / 2) / span, (high - 0.5 - part / 2) / span]
+    crops = tf.image.crop_and_resize(
+        features,
+        tf.reshape(tf.concat(ends, axis=-1), [-1, 4]),
+        tf.repeat(tf.range(batch), regions),
+        [points, points],
+    )
+    pooled = tf.nn.avg_pool2d(crops, samples, samples, "VALID")
+    shape = [batch, regions, size, size, features.shape[-1]]
+    return tf.reshape(pooled, shape)
