@@ -32,6 +32,14 @@ _SMALL_RATIOS = ((2.0,), (2.0, 3.0), (2.0, 3.0), (2.0,))
 _SMALL_EXTRAS = ((64, 128, 2), (64, 128, 2))
 _LITE_EXTRAS = (512, 256, 256, 128)  # of TensorFlow's SSDLite
 
+# The classifier whose layers, weights and policies each detector's backbone takes.
+BACKBONES = {
+    "ssd300_vgg16": "vgg16",
+    "ssd_mobilenet_v2": "mobilenet_v2",
+    "ssd_resnet20": "resnet20",
+    "ssd_resnet8": "resnet8",
+}
+
 SourceNorm = Literal["batch", "l2"]
 
 

@@ -7,15 +7,11 @@ import pytest
 from gmpq_tf.detection import default_boxes_of
 from gmpq_tf.graph import layer_macs, searchable_names
 from gmpq_tf.models import MODELS, build_model, load_model
+from gmpq_tf.models.foreign.weights import build_pretrained
+from gmpq_tf.models.ssd import BACKBONES
 from tests.models.golden_names import NAMES
 
 DETECTORS = [name for name in MODELS if name.startswith("ssd")]
-BACKBONES = {
-    "ssd300_vgg16": "vgg16",
-    "ssd_mobilenet_v2": "mobilenet_v2",
-    "ssd_resnet20": "resnet20",
-    "ssd_resnet8": "resnet8",
-}
 
 
 def size(variables):
@@ -115,3 +111,26 @@ def test_rows_are_ordered_level_place_box():
     finest = slice(0, 16 * 16 * 4)
     most = centers[finest][np.argsort(moved[finest])[-40:]]
     np.testing.assert_allclose(most[:, :2].mean(0), (8 / 64, 56 / 64), atol=0.06)
+
+
+@pytest.mark.parametrize("name", ["ssd_resnet8", "ssd_mobilenet_v2"])
+def test_a_backbone_takes_the_weights_of_its_classifier(name, tmp_path):
+    classifier = build_model(BACKBONES[name], (32, 32, 3), 10)
+    for layer in classifier.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.moving_mean.assign_add(np.full(layer.moving_mean.shape, 0.25))
+    classifier.save(tmp_path / "c.keras")
+    found = build_pretrained(name, (48, 48, 3), 2, tmp_path / "c.keras")
+    names = [layer.name for layer in classifier.layers if layer.weights]
+    for layer in names[:-1]:
+        pairs = zip(
+            found.model.get_layer(layer).get_weights(),
+            classifier.get_layer(layer).get_weights(),
+            strict=True,
+        )
+        assert all(np.array_equal(one, other) for one, other in pairs)
+    assert "boxes0" in found.notes[-1] and names[0] not in found.notes[-1]
+    found.model.save(tmp_path / "d.keras")
+    again = build_pretrained(name, (48, 48, 3), 2, tmp_path / "d.keras")
+    head = found.model.get_layer("boxes0").get_weights()
+    assert np.array_equal(again.model.get_layer("boxes0").get_weights()[0], head[0])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 
+from gmpq_tf.models.blocks import SMALL_IMAGE
 from gmpq_tf.models.builtin import MODELS, build_model
 from gmpq_tf.models.foreign.files import (
     WeightFile,
@@ -28,6 +30,7 @@ from gmpq_tf.models.foreign.match import (
     new_classifier,
     stored_layers,
 )
+from gmpq_tf.models.ssd import BACKBONES
 from gmpq_tf.spelling import lookup, suggest
 
 PUBLISHED = "imagenet"  # What `weights` says instead of a path.
@@ -62,7 +65,8 @@ def build_pretrained(
     size of the image, all dense layers are with another size).
 
     Args:
-        name: A name in `MODELS`.
+        name: A name in `MODELS`; a detector takes those of its backbone's classifier,
+            too, or its own.
         input_shape: Height, width, channels.
         num_classes: Number of outputs.
         weights: `"imagenet"`: those that keras.applications publishes; or a file: see
@@ -82,6 +86,9 @@ def build_pretrained(
     lookup(MODELS, name, "model")
     _check_channels(channels)
     published = str(weights) == PUBLISHED
+    if name in BACKBONES and (published or _is_of_another(weights, name)):
+        given = (name, input_shape, num_classes, weights, channels)
+        return _with_backbone(*given, **options)
     file = _download(name, options) if published else read_weight_file(weights)
     layout = _choose_layout(name, file)
     file = _renamed_by_order(file, layout)
@@ -95,6 +102,45 @@ def build_pretrained(
     values = convert(model, layout, kept, file)
     assign(model, values, reverse_channels=order == "bgr")
     return Pretrained(model, _notes(layout, file, slots, new, order))
+
+
+def _is_of_another(weights: str | Path, name: str) -> bool:
+    return read_weight_file(weights).model_name != name
+
+
+def _with_backbone(
+    name: str,
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    weights: str | Path,
+    channels: str,
+    **options: Any,
+) -> Pretrained:
+    """A detector whose backbone has the weights of a classifier."""
+    classifier = BACKBONES[name]
+    known = inspect.signature(MODELS[classifier]).parameters
+    shared = {key: value for key, value in options.items() if key in known}
+    # The classifier's own size: dense layers are not needed, and may depend on it.
+    shape = (SMALL_IMAGE, SMALL_IMAGE, input_shape[2])
+    found = build_pretrained(
+        classifier, shape, num_classes, weights, channels, **shared
+    )
+    padded = any(layer.name.endswith("_depthwise_pad") for layer in found.model.layers)
+    if padded and "padding" in inspect.signature(MODELS[name]).parameters:
+        options["padding"] = "symmetric"
+    model = build_model(name, input_shape, num_classes, **options)
+    sources = {layer.name: layer for layer in found.model.layers if layer.weights}
+    new = []
+    for layer in filter(lambda each: each.weights, model.layers):
+        source = sources.get(layer.name)
+        shapes = [tuple(w.shape) for w in layer.weights]
+        if source is None or [tuple(w.shape) for w in source.weights] != shapes:
+            new.append(layer.name)
+        else:
+            layer.set_weights(source.get_weights())
+    left = f"Left at a new initialization: {', '.join(new)}."
+    notes = [note for note in found.notes if not note.startswith("Left at")]
+    return Pretrained(model, (*notes, left))
 
 
 def _check_channels(channels: str) -> None:
