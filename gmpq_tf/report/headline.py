@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gmpq_tf.files import parse_json, read_text
-from gmpq_tf.report.schema import ResultRow, Summary
+from gmpq_tf.report.schema import METRICS, ResultRow, Summary
 from gmpq_tf.report.table import format_bytes, format_percent
 
 EXPORT_REPORT = "export_report.json"
@@ -95,7 +95,9 @@ def facts(
     if _right(row) is not None:
         rows = [each for each in (plain, *others) if each is not None]
         beside = [f"{each.name} {format_percent(_right(each))}" for each in rows]
-        of = "Accuracy" if row.tflite_accuracy is None else "Accuracy of the file"
+        classes = summary.metric == "accuracy"
+        of = "Accuracy" if classes else METRICS[summary.metric]
+        of += "" if row.tflite_accuracy is None else " of the file"
         yield Fact(of, format_percent(_right(row)), "; ".join(beside))
     took = _number(export, "latency_ms", storage)
     if took is not None:

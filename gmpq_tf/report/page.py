@@ -16,7 +16,7 @@ from gmpq_tf.report.drawing import FigureFormat, figure_bytes, inline_svg
 from gmpq_tf.report.headline import headline
 from gmpq_tf.report.layout import COST
 from gmpq_tf.report.read_maps import read_attribution
-from gmpq_tf.report.schema import ReportError, ResultRow, Summary
+from gmpq_tf.report.schema import METRICS, ReportError, ResultRow, Summary
 from gmpq_tf.report.table import format_percent, table_cells
 from gmpq_tf.report.values import decision_line, values_section
 
@@ -54,10 +54,10 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 LEGEND = (
-    "accuracy: of the Keras model in float; GBOPs: 1e9 multiply-adds x bits x bits; "
-    "weights: at the policy's bits; file: as shipped; .tflite: accuracy of the "
-    "shipped file; agreement: images to which it and Keras give the same answer, "
-    "computed in the file's integers where that was measured."
+    "{metric}: of the Keras model in float; GBOPs: 1e9 multiply-adds x bits x bits; "
+    "weights: at the policy's bits; file: as shipped; .tflite: {metric} of "
+    "the shipped file; agreement: {answers} to which it and Keras give the same "
+    "answer, computed in the file's integers where that was measured."
 )
 
 
@@ -79,7 +79,7 @@ class Picture:
 def _draw_accuracy(workdir: Path, summary: Summary) -> Figure:
     if all(row.accuracy is None for row in summary.rows):
         raise ReportError("the images had no labels.")
-    return plots.plot_accuracy_bops(summary.rows)
+    return plots.plot_accuracy_bops(summary.rows, summary.metric)
 
 
 def _draw_policy(workdir: Path, summary: Summary) -> Figure:
@@ -176,7 +176,7 @@ def _page(
     yield from (f"<p>{html.escape(line)}</p>" for line in _headlines(summary))
     yield from _budgets(workdir, summary)
     yield from (f"<p>{html.escape(line)}</p>" for line in decision_line(workdir))
-    yield _table(summary.rows)
+    yield _table(summary.rows, summary.metric)
     yield from (f"<p>{html.escape(line)}</p>" for line in _float_layers(workdir))
     pictures = (_front(runs), *PICTURES) if len(runs) > 1 else PICTURES
     for picture in pictures:
@@ -191,6 +191,8 @@ def _headlines(summary: Summary) -> Iterator[str]:
         if row.name.split()[0] == "searched":
             saving = summary.full_precision_bit_ops / row.bit_ops
             right = format_percent(row.accuracy)
+            if summary.metric != "accuracy":
+                right = f"{METRICS[summary.metric]} {right}"
             yield (
                 f"{row.name}: {'' if row.accuracy is None else f'{right} with '}"
                 f"{saving:.0f} times fewer bit operations than full precision."
@@ -238,15 +240,17 @@ def _float_layers(workdir: Path) -> Iterator[str]:
         yield f"Float in every row, counted at 32 x 32 bits: {names}."
 
 
-def _table(rows: Sequence[ResultRow]) -> str:
-    header, *body = table_cells(rows)
+def _table(rows: Sequence[ResultRow], metric: str) -> str:
+    header, *body = table_cells(rows, metric)
     lines = [
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
         for cells in body
     ]
     head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in header)
     table = "\n".join([f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>", *lines])
-    end = f'</tbody>\n</table>\n</div>\n<p class="note">{LEGEND}</p>'
+    answers = "images" if metric == "accuracy" else "default boxes"
+    legend = LEGEND.format(metric=METRICS[metric], answers=answers)
+    end = f'</tbody>\n</table>\n</div>\n<p class="note">{legend}</p>'
     return f'<div class="wide">\n{table}\n{end}'
 
 

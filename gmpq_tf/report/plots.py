@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.report.drawing import figure_bytes
 from gmpq_tf.report.schema import (
+    METRICS,
     AttributionMaps,
     LayerImportances,
     ReportError,
@@ -165,12 +166,13 @@ def quiet(axes: Axes) -> None:
     axes.tick_params(labelsize=8)
 
 
-def plot_accuracy_bops(rows: Sequence[ResultRow]) -> Figure:
+def plot_accuracy_bops(rows: Sequence[ResultRow], metric: str = "accuracy") -> Figure:
     """Draws accuracy against cost; up and left is better.
 
     Args:
         rows: the results; rows whose names start with the same word share a line, and
             those without accuracy are left out.
+        metric: what `accuracy` of the rows is: a name in `METRICS`.
 
     Returns:
         the figure, cost on a logarithmic axis.
@@ -189,7 +191,7 @@ def plot_accuracy_bops(rows: Sequence[ResultRow]) -> Figure:
     names = [_group_name(word, group) for word, group in groups.items()]
     axes.legend(axes.lines, names, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
     _cost_axis(axes, [row.bit_ops for row in rows])
-    axes.set_ylabel("accuracy (%)", fontsize=9)
+    axes.set_ylabel(f"{METRICS[metric]} (%)", fontsize=9)
     quiet(axes)
     return figure
 

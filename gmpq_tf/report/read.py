@@ -50,6 +50,7 @@ def _summary(data: Mapping[str, Any]) -> Summary:
         bit_ops_budget=data.get("bit_ops_budget"),
         command=data.get("command"),
         versions=data.get("versions", {}),
+        metric=data.get("metric", "accuracy"),
     )
 
 

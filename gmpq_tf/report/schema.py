@@ -11,6 +11,11 @@ from typing import Any, cast
 
 import numpy as np
 
+# What models may be compared by, and what that is called.
+METRICS = {
+    "accuracy": "accuracy",
+    "map_07": "mAP (VOC 2007)",
+}
 REMEDY = (
     "Run its stages and then `python -m train.report`; `make demo` or "
     "`python -m train.demo` runs them all."
@@ -29,14 +34,15 @@ class ResultRow:
 
     Args:
         name: what was measured, such as "uniform W3A3".
-        accuracy: top-1 of the Keras model, 0..1, or None without labels.
+        accuracy: top-1 of the Keras model, or what else the summary's metric says,
+            0..1, or None without labels.
         bit_ops: MACs times bits times bits, more than 0.
         weight_bytes: bytes of the weights at the policy's bits, more than 0.
         file_bytes: bytes of the shipped file, or None.
-        tflite_accuracy: top-1 of the shipped file, 0..1, or None.
+        tflite_accuracy: likewise of the shipped file, 0..1, or None.
         agreement: share of images on which file and Keras agree, 0..1, or None.
         labelled: whether the images had labels; if not, there is no accuracy.
-        twin_accuracy: top-1 of the Keras model in the file's integers, 0..1, or None.
+        twin_accuracy: likewise of the model in the file's integers, 0..1, or None.
         twin_agreement: share of images on which file and those agree, 0..1, or None.
 
     Raises:
@@ -80,6 +86,7 @@ class Summary:
             precision; above: a count), or None.
         command: the command that made the run, or None.
         versions: package name -> version.
+        metric: what `accuracy` of the rows is: a name in `METRICS`.
 
     Raises:
         ReportError: a value is of the wrong kind or out of its range.
@@ -93,8 +100,14 @@ class Summary:
     bit_ops_budget: float | None = None
     command: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    metric: str = "accuracy"
 
     def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise ReportError(
+                f"metric must be one of {', '.join(METRICS)}. "
+                f"Received: metric={self.metric!r:.80}. {REMEDY}"
+            )
         check_text("dataset", self.dataset)
         check_text("model", self.model)
         check_number("full_precision_bit_ops", self.full_precision_bit_ops, 1)

@@ -4,7 +4,7 @@ import math
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from gmpq_tf.report.schema import ResultRow
+from gmpq_tf.report.schema import METRICS, ResultRow
 
 HEADER = ("model", "accuracy", "GBOPs", "weights", "file", ".tflite", "agreement")
 NAME_WIDTH = 26  # leaves a row within 88 columns; longer names go on below
@@ -64,11 +64,14 @@ def agreement(row: ResultRow) -> float | None:
     return row.agreement if row.twin_agreement is None else row.twin_agreement
 
 
-def table_cells(rows: Sequence[ResultRow]) -> list[tuple[str, ...]]:
+def table_cells(
+    rows: Sequence[ResultRow], metric: str = "accuracy"
+) -> list[tuple[str, ...]]:
     """Prints every value of a table.
 
     Args:
         rows: the results, at least one.
+        metric: what `accuracy` of the rows is: a name in `METRICS`.
 
     Returns:
         the header and one tuple of texts for each row.
@@ -86,21 +89,23 @@ def table_cells(rows: Sequence[ResultRow]) -> list[tuple[str, ...]]:
         )
         for row in rows
     ]
-    return [HEADER, *body]
+    header = [METRICS[metric] if word == "accuracy" else word for word in HEADER]
+    return [tuple(header), *body]
 
 
-def format_table(rows: Sequence[ResultRow]) -> str:
+def format_table(rows: Sequence[ResultRow], metric: str = "accuracy") -> str:
     """Prints results as an aligned table for a terminal of 88 columns.
 
     Args:
         rows: the results, at least one.
+        metric: what `accuracy` of the rows is: a name in `METRICS`.
 
     Returns:
         lines of text: a header, a rule, the rows. `accuracy` is the Keras model's,
         `.tflite` the shipped file's, `agreement` the share of equal predictions of the
         file and the model in the file's integers (of an older run, in float).
     """
-    cells = table_cells(rows)
+    cells = table_cells(rows, metric)
     names = [textwrap.wrap(row[0], NAME_WIDTH) for row in cells]
     name_width = max(len(part) for parts in names for part in parts)
     widths = [max(map(len, column)) for column in list(zip(*cells, strict=True))[1:]]
