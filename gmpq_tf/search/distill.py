@@ -10,8 +10,13 @@ import tensorflow as tf
 
 from gmpq_tf.distribution import replica_count
 from gmpq_tf.graph import GraphError, functional_of, read_graph
+from gmpq_tf.task import Binary, Classes, Numbers, Output, OutputKind, outputs_of
+from gmpq_tf.task.guidance import binary_gap as binary_gap
+from gmpq_tf.task.guidance import guidance
+from gmpq_tf.task.guidance import soft_cross_entropy as soft_cross_entropy
+from gmpq_tf.task.tasks import guidance_of
 from gmpq_tf.transform.front import leading_layers, split_front
-from gmpq_tf.transform.rewrite import flattened, scores_of
+from gmpq_tf.transform.rewrite import all_scores, flattened
 
 
 @keras.saving.register_keras_serializable("gmpq_tf")
@@ -21,11 +26,13 @@ class Distiller(keras.Model):
     `loss = (1 - w) task + w T^2 KL(softmax(t / T) || softmax(s / T))` with the logits
     `s` of the student and `t` of the teacher, which is frozen and in inference mode.
     Random layers at the front of both models are run once: both see the same image.
-    For sigmoids, and a single score, it is the sum of each one's KL of two classes.
+    For sigmoids, and a single score, it is the sum of each one's KL of two classes; for
+    plain numbers (which the loss says, or default boxes) the mean squared error. Of
+    several outputs these are added; of a detector see `box_gap`.
 
     Args:
-        student: a classifier, e.g. from `quantize_model`; it is what gets trained, and
-            what to save afterwards. Logits, softmax or sigmoid outputs.
+        student: e.g. from `quantize_model`; it is what gets trained, and what to save
+            afterwards. Logits, softmax or sigmoid outputs, or numbers.
         teacher: the float model of the same classes; it may hold nested models.
         weight: `w`, 0 to 1.
         temperature: `T > 0`.
@@ -49,15 +56,18 @@ class Distiller(keras.Model):
             )
         self.student = student
         self.weight, self.temperature = float(weight), float(temperature)
-        logits, ending = scores_of(student)
+        scores = [before for before, _ in all_scores(student)]
+        self.endings = [ending for _, ending in all_scores(student)]
         leading, teacher = shared_front(student, teacher)
-        if leading and logits is student.outputs[0]:  # Keras refuses the same twice
-            logits = keras.layers.Identity()(logits)
-        outputs = [functional_of(student)._outputs_struct, logits]
+        if leading:  # Keras refuses the same tensor twice
+            own = {id(output) for output in student.outputs}
+            same = keras.layers.Identity
+            scores = [same()(z) if id(z) in own else z for z in scores]
+        outputs = [functional_of(student)._outputs_struct, scores]
         front, both = split_front(student, leading, outputs)
-        _, teacher_logits = split_front(teacher, leading, scores_of(teacher)[0])
-        # One score is the logarithm of the odds of two classes, too.
-        self.independent = ending == "sigmoid" or logits.shape[-1] == 1
+        targets = [before for before, _ in all_scores(teacher)]
+        _, teacher_logits = split_front(teacher, leading, targets)
+        self.guidance = guidance_of(student)
         # In a namespace, which Keras does not track: backups hold the student alone.
         self._frozen = SimpleNamespace(front=front, both=both, teacher=teacher_logits)
 
@@ -70,19 +80,15 @@ class Distiller(keras.Model):
         front = self._frozen.front
         # What random layers make of the images, for both.
         seen = x if front is None else front(x, training=True)
-        targets = self._frozen.teacher(seen, training=False) / self.temperature
+        targets = self._frozen.teacher(seen, training=False)
         with tf.GradientTape() as tape:
             outputs, logits = self._frozen.both(seen, training=True)
             task = self.compute_loss(
                 x=x, y=y, y_pred=outputs, sample_weight=sample_weight
             )
-            scores = logits / self.temperature
-            gap = (binary_gap if self.independent else soft_cross_entropy)(
-                targets, scores
-            )
-            guidance = self.weight * self.temperature**2 * gap
+            gap = self._gap(keras.tree.flatten(targets), keras.tree.flatten(logits))
             # Gradients of replicas are added; Keras divides the task loss for that.
-            loss = (1 - self.weight) * task + guidance / replica_count()
+            loss = (1 - self.weight) * task + self.weight * gap / replica_count()
             scaled = self.optimizer.scale_loss(loss)  # unless for float16, as it is
         variables = self.student.trainable_variables
         self.optimizer.apply_gradients(
@@ -91,9 +97,31 @@ class Distiller(keras.Model):
         for metric in self.metrics:
             if metric.name == "loss":
                 metric.update_state(loss * replica_count())
-            else:
-                metric.update_state(y, outputs, sample_weight=sample_weight)
-        return self.get_metrics_result()
+        return self.compute_metrics(x, y, outputs, sample_weight)
+
+    def _gap(self, targets: list, scores: list) -> tf.Tensor:
+        """How far the student's scores are from the teacher's."""
+        if self.guidance is not None:
+            return self.guidance(targets, scores, self.temperature)
+        kinds = [
+            _kind(output, ending)
+            for output, ending in zip(
+                outputs_of(self.student, loss=getattr(self, "loss", None)),
+                self.endings,
+                strict=True,
+            )
+        ]
+        return guidance(kinds, targets, scores, self.temperature)
+
+
+def _kind(output: Output, ending: str) -> OutputKind:
+    """What an output says, of which the teacher's scores are what is to be learned."""
+    if isinstance(output.kind, Numbers) and output.known_from in ("loss", "graph"):
+        return output.kind
+    # One score is the logarithm of the odds of two classes, too.
+    if ending == "sigmoid" or output.shape[-1] == 1:
+        return Binary(0.0)
+    return output.kind if isinstance(output.kind, Classes) else Classes()
 
 
 def shared_front(
@@ -125,33 +153,3 @@ def shared_front(
             "quantize_model(teacher, policy)."
         )
     return leading, flat
-
-
-def soft_cross_entropy(target_logits: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Mean over the batch of `KL(softmax(target_logits) || softmax(logits))`.
-
-    Args:
-        target_logits: [..., C], of the teacher.
-        logits: [..., C], of the student.
-
-    Returns:
-        Scalar, float32, in nats.
-    """
-    log_targets = tf.nn.log_softmax(tf.cast(target_logits, tf.float32))
-    gap = log_targets - tf.nn.log_softmax(tf.cast(logits, tf.float32))
-    return tf.reduce_mean(tf.reduce_sum(tf.exp(log_targets) * gap, axis=-1))
-
-
-def binary_gap(target_logits: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Mean over the batch of the summed `KL(sigmoid(target) || sigmoid(logit))`.
-
-    Args:
-        target_logits: [..., units], of the teacher.
-        logits: [..., units], of the student.
-
-    Returns:
-        Scalar, float32, in nats.
-    """
-    pairs = [tf.stack([tf.zeros_like(z), z], axis=-1) for z in (target_logits, logits)]
-    units = float(target_logits.shape[-1] or 1)
-    return units * soft_cross_entropy(*pairs)

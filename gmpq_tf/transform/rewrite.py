@@ -322,6 +322,11 @@ def scores_of(model: keras.Model) -> tuple[Any, str]:
     return _scores_before(model.outputs[0])
 
 
+def all_scores(model: keras.Model) -> list[tuple[Any, str]]:
+    """`scores_of` of each output, in the order of `model.outputs`."""
+    return [_scores_before(output) for output in model.outputs]
+
+
 def _scores_before(output: Any) -> tuple[Any, str]:
     layer, node_index, index = output._keras_history
     node = layer._inbound_nodes[node_index]

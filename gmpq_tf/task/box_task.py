@@ -1,0 +1,138 @@
+"""The task of detectors: boxes, and a class for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import keras
+import numpy as np
+
+from gmpq_tf.detection import (
+    BoxLoss,
+    DefaultBoxes,
+    HardNegativeCrossEntropy,
+    decode_and_suppress,
+    targets,
+)
+from gmpq_tf.detection.mean_ap import MeanAP
+from gmpq_tf.task.guidance import box_gap
+from gmpq_tf.task.kinds import Classes, TaskError
+from gmpq_tf.task.outputs import outputs_of
+from gmpq_tf.task.task import Task
+
+
+class BoxTask(Task):
+    """Boxes and their classes: offsets from default boxes, and scores of each.
+
+    Args:
+        model: a functional model with outputs `{"boxes": [batch, N, 4], "scores":
+            [batch, N, classes + 1]}`.
+        default_boxes: that its offsets are from.
+
+    Raises:
+        TaskError: it has other outputs.
+    """
+
+    holds: ClassVar[str] = "boxes"
+    headline: ClassVar[str] = "map_07"
+    of_images: ClassVar[str] = "mean average precision (VOC 2007) on the {} images"
+    # That most default boxes are background says nothing of a detector.
+    placewise: ClassVar[bool] = False
+
+    def __init__(self, model: keras.Model, default_boxes: DefaultBoxes) -> None:
+        self.default_boxes, self.name = default_boxes, model.name
+        self.encode = self.targets
+        outputs = outputs_of(model)
+        shapes, count = {o.name: o.shape for o in outputs}, default_boxes.count
+        named = set(shapes) == {"boxes", "scores"}
+        if not named or shapes["scores"][:-1] != (count,):
+            raise TaskError(
+                'A detector must have the outputs {"boxes": [batch, N, 4], "scores": '
+                f"[batch, N, classes + 1]}} of its N={count} default boxes. Received: "
+                f"model={model.name!r} with {shapes}. Name them in a dict: "
+                "keras.Model(inputs, {'boxes': ..., 'scores': ...})."
+            )
+        self.deciding = [o.name for o in outputs].index("scores")
+        scores = outputs[self.deciding]
+        self.classes = scores.shape[-1] - 1
+        softmax = isinstance(scores.kind, Classes) and scores.known_from == "graph"
+        self.from_logits = not softmax
+
+    def targets(self, labels: Any) -> dict[str, Any]:
+        """Offsets and classes that the default boxes are to have."""
+        return targets(labels, self.default_boxes)
+
+    def loss(self) -> dict[str, keras.losses.Loss]:
+        """Smooth L1 of the offsets, cross-entropy with hard negatives of the scores."""
+        scores = HardNegativeCrossEntropy(from_logits=self.from_logits)
+        return {"boxes": BoxLoss(), "scores": scores}
+
+    def metrics(self) -> list[Any]:
+        """None: average precision takes all images at once."""
+        return []
+
+    def check(self, class_names: Sequence[str]) -> None:
+        """Refuses scores that are not one a class, and one of the background."""
+        if self.classes != len(class_names):
+            raise TaskError(
+                "A detector needs a score for each class of the data set, and one for "
+                f"the background. Received: model={self.name!r} of {self.classes} "
+                f"classes for {len(class_names)}. Build the model with that many "
+                "classes, or choose its own data set."
+            )
+
+    def measure(
+        self, model: keras.Model, batches: Any, class_names: Sequence[str]
+    ) -> dict[str, float]:
+        """Mean average precision, VOC 2007's and the area; {} without objects."""
+        meter = self.meter(class_names)
+        for images, labels in batches:
+            outputs = model.predict_on_batch(np.asarray(images))
+            meter.add(outputs, keras.tree.map_structure(np.asarray, labels))
+        found = meter.report().items()
+        return {name: share for name, share in found if share is not None}
+
+    def guidance(
+        self, targets: Sequence[Any], outputs: Sequence[Any], temperature: float
+    ) -> Any:
+        """How far a student is from its teacher: `box_gap`."""
+        places = 1 - self.deciding, self.deciding
+        wanted, own = ([each[p] for p in places] for each in (targets, outputs))
+        return box_gap(wanted, own, temperature)
+
+    def meter(self, class_names: Sequence[str]) -> BoxMeter:
+        """Mean average precision."""
+        names = class_names or [str(number) for number in range(self.classes)]
+        return BoxMeter(self.default_boxes, names, self.from_logits)
+
+
+class BoxMeter:
+    """Mean average precision of a detector's outputs.
+
+    Args:
+        default_boxes: of the detector.
+        class_names: one a class.
+        from_logits: whether scores are logits; else probabilities.
+    """
+
+    def __init__(
+        self, default_boxes: DefaultBoxes, class_names: Sequence[str], from_logits: bool
+    ) -> None:
+        self.default_boxes, self.from_logits = default_boxes, from_logits
+        self.mean_ap = MeanAP(class_names)
+
+    def add(self, outputs: Mapping[str, Any], labels: Mapping[str, Any]) -> None:
+        """Adds a batch of outputs by name, and of labels as the data set has them."""
+        found = decode_and_suppress(
+            outputs["boxes"],
+            outputs["scores"],
+            self.default_boxes,
+            from_logits=self.from_logits,
+        )
+        self.mean_ap.add_batch(labels, found)
+
+    def report(self) -> dict[str, float | None]:
+        """`map_07` and `map_area` over all batches, 0 to 1."""
+        report = self.mean_ap.report()
+        return {"map_07": report.map_07, "map_area": report.map_area}
