@@ -1,7 +1,7 @@
 """From a configuration to `tf.data` pipelines of model inputs and labels."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,6 +52,8 @@ class Dataset:
             classes say nothing then.
         sources: The splits before images were read into memory.
         holds: `"classes"`, one an image, or `"boxes"` with a class each.
+        encode: From the labels of a batch to those that pipelines give; None: as they
+            are.
     """
 
     config: DataConfig
@@ -60,6 +62,7 @@ class Dataset:
     class_names: tuple[str, ...]
     sources: Mapping[str, Split] = dataclasses.field(default_factory=dict)
     holds: str = "classes"
+    encode: Callable[[Any], Any] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -196,7 +199,8 @@ class Dataset:
                 images = augment_batch(
                     images, augmentation, fold(variation, step), share
                 )
-            return scale_images(images, self.config.input_scaling()), batch[1]
+            images = scale_images(images, self.config.input_scaling())
+            return images, self._encoded(batch[1])
 
         return batches.enumerate().map(prepare, tf.data.AUTOTUNE)
 
@@ -212,6 +216,9 @@ class Dataset:
             return lambda shape, place: window(shape, fold(seed, place), ratio)
         return None
 
+    def _encoded(self, labels: Any) -> Any:
+        return labels if self.encode is None else self.encode(labels)
+
     def _plain(self, name: str) -> tf.data.Dataset:
         split = self._split(name)
         return self._inputs(split.batches(self.config.batch_size, None, False))
@@ -221,7 +228,7 @@ class Dataset:
 
         def prepare(images: tf.Tensor, labels: Any) -> Any:
             scaled = scale_images(self._sized(images), scaling)
-            return (scaled, labels) if self.labelled else scaled
+            return (scaled, self._encoded(labels)) if self.labelled else scaled
 
         scaled = batches.map(prepare, tf.data.AUTOTUNE)
         return _shared(scaled.prefetch(tf.data.AUTOTUNE))

@@ -44,6 +44,7 @@ from gmpq_tf.run.records import fingerprint, read_json, recorded_data
 from gmpq_tf.run.run_config import WorkdirConfig, set_threads
 from gmpq_tf.run.workdir import claim
 from gmpq_tf.task.kinds import OutputKindName
+from gmpq_tf.task.tasks import task_of
 
 TensorKind = Literal["float32", "int8", "uint8"]
 
@@ -182,7 +183,7 @@ def write_tflite(
             storage=config.storage or "fast",
             input_type=config.input_type,
             output_type=config.output_type,
-            verify_data=verification_images(dataset, config.verify_images),
+            verify_data=verification_images(dataset, config.verify_images, student),
             metadata=metadata(path.parent, dataset),
             scale_codes=config.scale_codes,
             batch=config.batch,
@@ -296,12 +297,16 @@ WRITERS = {
 }
 
 
-def verification_images(dataset: Dataset, count: int) -> Any:
+def verification_images(
+    dataset: Dataset, count: int, student: keras.Model | None = None
+) -> Any:
     """Returns batches of held-out images and labels, or None for random inputs.
 
     Args:
         dataset: the images.
         count: how many; 0 for none.
+        student: whose outputs labels are compared with, where they can be; None: they
+            can.
 
     Returns:
         A `tf.data.Dataset` of (images, labels), or of images that have none, or None.
@@ -311,7 +316,10 @@ def verification_images(dataset: Dataset, count: int) -> Any:
     held_out = dataset.sizes["validation"] > 0
     batches = dataset.validation() if held_out else dataset.calibration(count)
     size = min(count, dataset.config.batch_size)
-    return batches.unbatch().take(count).batch(size)
+    images = batches.unbatch().take(count).batch(size)
+    if not dataset.labelled or student is None or task_of(student).placewise:
+        return images
+    return images.map(lambda pixels, labels: pixels)
 
 
 def class_names(student: keras.Model, dataset: Dataset) -> tuple[str, ...]:

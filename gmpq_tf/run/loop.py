@@ -23,6 +23,7 @@ from gmpq_tf.files import (
     write_arrays,
 )
 from gmpq_tf.first_trace import build_before_tracing
+from gmpq_tf.graph import fill, functional_of, read_graph
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.report.layout import METRICS
 from gmpq_tf.run.devices import is_chief, training_batches
@@ -226,16 +227,29 @@ def save_model(model: keras.Model, path: Path) -> None:
     """Writes a model without the state of its training.
 
     Args:
-        model: a functional or Sequential model of one input and one output.
+        model: a functional or Sequential model; it keeps the names and the structure of
+            its inputs and outputs.
         path: the .keras file to make or to replace.
 
     Raises:
         TrainingDivergedError: a weight is NaN or infinite.
     """
     check_weights(model)
-    plain = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+    plain = _untrained(model)
     with replace_file(path) as temporary:
         plain.save(temporary)
+
+
+def _untrained(model: keras.Model) -> keras.Model:
+    """A model of the same layers that was never compiled."""
+    graph, functional = read_graph(model), functional_of(model)
+    tensors = dict(zip(graph.inputs, functional.inputs, strict=True))
+    tensors |= dict(zip(graph.outputs, functional.outputs, strict=True))
+    structures = (
+        fill(graph.input_structure, tensors),
+        fill(graph.output_structure, tensors),
+    )
+    return keras.Model(*structures, name=model.name)
 
 
 def policy_results(

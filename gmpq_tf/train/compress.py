@@ -65,6 +65,7 @@ from gmpq_tf.train.finetune import FinetuneConfig, finetune
 from gmpq_tf.train.first_look import look
 from gmpq_tf.train.inputs import (
     PRETRAINED,
+    comparable,
     data_from_flags,
     file_identity,
     load_inputs,
@@ -303,7 +304,7 @@ def corrected(
     keras.utils.set_random_seed(dataset.config.seed)
     policy.save(stage.folder / POLICY)
     count = HELD * min(images, correction_images(model))
-    source = SearchData(model, dataset.calibration(count))
+    source = SearchData(model, comparable(model, dataset, count))
     with dataset.naming_damaged_images():
         held = source.first(count)
         found = correct(model, policy, source, held, correction, print)

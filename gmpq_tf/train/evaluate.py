@@ -5,7 +5,8 @@ that accuracy is the file's, image by image; the first one is Keras's, which rou
 float.
 
 Decisions are those of the model: the largest score of several classes, 0.5 of a single
-sigmoid, 0 of a single logit; --output_kind says otherwise.
+sigmoid, 0 of a single logit; --output_kind says otherwise. Detectors are measured by
+mean average precision, the decisions compared are the classes of default boxes.
 
 Looks at model.keras and model.tflite in every folder of the workdir (or in --names) and
 writes evaluation.json beside them.
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,10 +38,11 @@ from gmpq_tf.run.flags import from_flags
 from gmpq_tf.run.records import fingerprint, read_json, recorded_data
 from gmpq_tf.run.run_config import WorkdirConfig, set_threads
 from gmpq_tf.spelling import suggest
-from gmpq_tf.task import Output, classifier_kind
+from gmpq_tf.task import Output, classifier_kind, outputs_of
 from gmpq_tf.task.kinds import OutputKindName, read_kind
+from gmpq_tf.task.tasks import task_of
 from gmpq_tf.train.first_look import look
-from gmpq_tf.train.inputs import load_float_model
+from gmpq_tf.train.inputs import as_labelled, load_float_model
 from gmpq_tf.transform.calibrate import input_quantizers
 
 RESULT = "evaluation.json"
@@ -83,13 +85,14 @@ def evaluate(
         What evaluation.json says: split, images, accuracy (None without labels), what
         was compared, of a quantized model twin_accuracy and, with a .tflite,
         tflite_accuracy, agreement with Keras and with the twin (or errors) and
-        file_bytes.
+        file_bytes; what else the task is measured by, such as map_07, tflite_map_07
+        and twin_map_07 of a detector.
 
     Raises:
         ValueError: a file cannot be read or does not suit the images.
     """
     folder = Path(run.workdir) / name
-    dataset = dataset or load_dataset(data)
+    dataset = as_labelled(dataset or load_dataset(data))
     identity = _identity(config, dataset, folder)
     before = read_json(folder / RESULT)
     if before.get("identity") == identity and not run.overwrite:
@@ -103,7 +106,8 @@ def evaluate(
             look(model, dataset, name)
         pairs = batches if dataset.labelled else ((x, None) for x in batches)
         twin = twin_of_student(model)
-        measured = measure_both(model, tflite, pairs, config.output_kind, twin)
+        names = dataset.class_names
+        measured = measure_both(model, tflite, pairs, config.output_kind, twin, names)
     result = {"split": config.split, **measured}
     result["file_bytes"] = path.stat().st_size if tflite else None
     write_json(folder / RESULT, {**result, "identity": identity})
@@ -116,50 +120,92 @@ def measure_both(
     batches: Iterable,
     output_kind: str | None = None,
     twin: keras.Model | None = None,
+    class_names: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Runs a Keras model, its twin in integers and a .tflite on the same images.
 
     Args:
-        model: of one output.
+        model: a classifier or a detector.
         tflite: its file, or None.
-        batches: (images, class numbers), or (images, None) without labels.
-        output_kind: what the output says; None: what a classifier's does.
+        batches: (images, labels as the data set has them), or (images, None).
+        output_kind: what the deciding output says; None: what a classifier's does.
         twin: `integer_twin` of the model, or None.
+        class_names: one a class.
 
     Returns:
         images, accuracy, tflite_accuracy, agreement, twin_accuracy, twin_agreement
         (with the file), compared (what was, in words) and the errors of the file; None
         what there is no file or no twin for. Plain numbers have no accuracy and no
-        agreement, and only they have errors.
+        agreement, and only they have errors. What else the task is measured by has its
+        own names, with tflite_ and twin_ before those of the file and the twin.
     """
-    if output_kind is None:
-        kind, known_from = classifier_kind(model), "labels"
-    else:
-        kind, known_from = read_kind(output_kind), "stated"
-    shape = tuple(model.output_shape[1:])
-    tally, images = Tally(Output("output", kind, known_from, shape), None), 0
+    task, names = task_of(model), list(model.output_names)
+    output = _deciding(model, task.deciding, output_kind)
+    kind, tally, images = output.kind, Tally(output, None), 0
+    made = {"": model, "tflite_": tflite, "twin_": twin}
+    meters = {
+        prefix: task.meter(class_names)
+        for prefix, maker in made.items()
+        if maker is not None
+    }
     for pixels, batch_labels in batches:
         pixels = np.asarray(pixels)
-        known = kind.decides and batch_labels is not None
+        known = kind.decides and task.placewise and batch_labels is not None
         labels = np.asarray(batch_labels) if known else None
-        wanted = np.asarray(model.predict_on_batch(pixels))
-        received = wanted
+        outputs = {"": _listed(model.predict_on_batch(pixels))}
         if tflite is not None:
-            received = tflite.predict(pixels, batch_size=len(pixels))
-        tally.add(wanted, received, labels)
+            predicted = tflite.predict(pixels, batch_size=len(pixels))
+            outputs["tflite_"] = _listed(predicted)
         if twin is not None:
-            exact = np.asarray(twin.predict_on_batch(pixels))
+            outputs["twin_"] = _listed(twin.predict_on_batch(pixels))
+        deciding = {prefix: each[task.deciding] for prefix, each in outputs.items()}
+        received = deciding.get("tflite_", deciding[""])
+        tally.add(deciding[""], received, labels)
+        if twin is not None:
+            exact = deciding["twin_"]
             tally.add_twin(exact, exact if tflite is None else received, labels)
+        for prefix, meter in meters.items():
+            if meter is not None and batch_labels is not None:
+                pairs = zip(names, outputs[prefix], strict=True)
+                meter.add(dict(pairs), batch_labels)
         images += len(pixels)
     row, errors = tally.report(), ("mean_error", "max_error", "relative_error")
     of_file = ("tflite_accuracy", "agreement", "ties", "twin_agreement")
-    names = of_file if kind.decides else (*of_file, *errors, "twin_max_error")
+    figures = of_file if kind.decides else (*of_file, *errors, "twin_max_error")
     return {
         "images": images,
         "accuracy": row.keras_accuracy,
         "twin_accuracy": row.twin_accuracy,
         "compared": row.compared,
-        **{name: getattr(row, name) if tflite else None for name in names},
+        **{name: getattr(row, name) if tflite else None for name in figures},
+        **_figures(meters),
+    }
+
+
+def _deciding(model: keras.Model, number: int, output_kind: str | None) -> Output:
+    """The output that decides, as what a classifier's says or what the flag does."""
+    if output_kind is not None:
+        kind, known_from = read_kind(output_kind), "stated"
+    elif len(model.outputs) == 1:
+        kind, known_from = classifier_kind(model), "labels"
+    else:
+        return outputs_of(model)[number]
+    shape = tuple(model.outputs[number].shape[1:])
+    return Output("output", kind, known_from, shape)
+
+
+def _listed(outputs: Any) -> list[np.ndarray]:
+    """Arrays in the order of `model.outputs`."""
+    return [np.asarray(each) for each in keras.tree.flatten(outputs)]
+
+
+def _figures(meters: Mapping[str, Any]) -> dict[str, float | None]:
+    """What meters say, with their prefixes before it."""
+    return {
+        f"{prefix}{name}": figure
+        for prefix, meter in meters.items()
+        if meter is not None
+        for name, figure in meter.report().items()
     }
 
 
@@ -212,12 +258,17 @@ def model_folders(
 def describe(name: str, result: dict[str, Any]) -> str:
     """Returns one line on a result."""
     said = []
+    for prefix, of in (("", ""), ("twin_", " in integers"), ("tflite_", " of .tflite")):
+        for name in ("map_07", "map_area"):
+            if result.get(f"{prefix}{name}") is not None:
+                said.append(f"{name}{of} {100 * result[f'{prefix}{name}']:.2f} %")
     if result["accuracy"] is not None:
         said.append(f"{100 * result['accuracy']:.2f} %")
     if result.get("twin_accuracy") is not None:
         said.append(f"in integers {100 * result['twin_accuracy']:.2f} %")
     if result["tflite_accuracy"] is not None:
         said.append(f".tflite {100 * result['tflite_accuracy']:.2f} %")
+    if result.get("agreement") is not None:
         said.append(f"agreement {100 * result['agreement']:.2f} %")
     if result.get("twin_agreement") is not None:
         said.append(f"{100 * result['twin_agreement']:.2f} % in integers")

@@ -218,7 +218,7 @@ def snap_student(
     dataset: Dataset,
     stage: Stage,
     config: FinetuneConfig,
-) -> float:
+) -> float | None:
     """Measures statistics, rounds biases, and compares the student with the last epoch.
 
     Args:
@@ -230,7 +230,8 @@ def snap_student(
         config: the images to measure on, and the tolerance.
 
     Returns:
-        Accuracy of the student that is saved, or what else its task is measured by.
+        Accuracy of the student that is saved, or what else its task is measured by;
+        None where the images cannot tell (a detector's, without an object).
 
     Raises:
         StageError: it lies more than the tolerance below that of the last epoch.
@@ -243,8 +244,8 @@ def snap_student(
         images = labelled.train(config.epochs).take(VERIFIED_BATCHES)
         key = task.headline
 
-    def measured() -> float:
-        return task.measure(trainee, images, dataset.class_names)[task.headline]
+    def measured() -> float | None:
+        return task.measure(trainee, images, dataset.class_names).get(task.headline)
 
     if config.precision != "float32":
         trainee.make_test_function(force=True)  # that of `fit` computes in it
@@ -254,6 +255,8 @@ def snap_student(
         before = measured()
     snap_biases(student, batches)
     after = measured()
+    if before is None or after is None:
+        return None
     if is_chief():
         print(
             f"{key} {before:.4f} after the last epoch, {after:.4f} with biases rounded."

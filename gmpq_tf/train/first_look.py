@@ -36,11 +36,11 @@ def look(model: keras.Model, dataset: Dataset, name: str = "Float model") -> str
     """Prints a model's accuracy, and a hint where another scaling fits far better.
 
     No training depends on it: no random number is drawn and no weight changed. Without
-    labels there is no accuracy, and the statistics of the first BatchNormalization say
-    what was read in training.
+    labels, or a class for each image, there is no accuracy, and the statistics of the
+    first BatchNormalization say what was read in training.
 
     Args:
-        model: a classifier.
+        model: that reads them.
         dataset: the images, scaled as the command was told.
         name: what the line calls the model.
 
@@ -52,8 +52,9 @@ def look(model: keras.Model, dataset: Dataset, name: str = "Float model") -> str
         return None
     batches = list(dataset.calibration(IMAGES).as_numpy_iterator())
     given = dataset.config.input_scaling()
-    if not dataset.labelled:
-        images = np.concatenate(batches)[:STATISTICS_IMAGES]
+    if not dataset.labelled or dataset.holds != "classes":
+        parts = [b[0] if dataset.labelled else b for b in batches]
+        images = np.concatenate(parts)[:STATISTICS_IMAGES]
         return _said(_by_statistics(model, images, given, _others(dataset)))
     try:
         right, losses = _measured(model, batches)
@@ -192,7 +193,7 @@ def _statistics_reader(
     flat = flattened(model)
     norm = next((each for each in flat.layers if _has_statistics(each)), None)
     try:
-        before = keras.Model(flat.inputs, norm.input) if norm else None
+        before = keras.Model(flat.inputs[0], norm.input) if norm else None
     except (AttributeError, ValueError):  # called more than once
         return None
     if (

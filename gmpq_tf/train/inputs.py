@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
 
-from gmpq_tf.data import DataConfig, Dataset, check_num_classes, load_dataset
+from gmpq_tf.data import DataConfig, Dataset, load_dataset
 from gmpq_tf.graph import read_graph
 from gmpq_tf.models import MODELS, load_model
 from gmpq_tf.models.file_checks import check_model_path, expand_user
@@ -16,7 +17,8 @@ from gmpq_tf.run.errors import StageError
 from gmpq_tf.run.flags import from_flags
 from gmpq_tf.run.records import fingerprint, recorded_data
 from gmpq_tf.run.run_config import WorkdirConfig
-from gmpq_tf.transform.rewrite import flattened, scores_of
+from gmpq_tf.task.tasks import task_of
+from gmpq_tf.transform.rewrite import flattened
 
 PRETRAINED = "pretrain/model.keras"
 
@@ -89,7 +91,7 @@ def load_inputs(
         labels: whether images without labels are refused.
 
     Returns:
-        The model and the images.
+        The model, and the images with what its losses take as labels.
 
     Raises:
         ValueError: a file is unreadable, or classes or image shape differ.
@@ -102,7 +104,40 @@ def load_inputs(
     if dataset.config.channels != data.channels:
         colours = "grey" if dataset.input_shape[2] == 1 else "RGB"
         print(f"Images are read as {colours}, as the model reads them.")
-    return model, dataset
+    return model, as_targets(model, dataset)
+
+
+def as_targets(model: keras.Model, dataset: Dataset) -> Dataset:
+    """The images with what a model's losses take as labels.
+
+    Args:
+        model: that is trained on them.
+        dataset: the images, with the labels of the data set.
+    """
+    return dataclasses.replace(dataset, encode=task_of(model).encode)
+
+
+def as_labelled(dataset: Dataset) -> Dataset:
+    """The images with the labels of the data set, as models are measured with them."""
+    return dataclasses.replace(dataset, encode=None)
+
+
+def comparable(model: keras.Model, dataset: Dataset, count: int) -> Any:
+    """Training images with labels that outputs can be compared with one by one.
+
+    Args:
+        model: that reads them.
+        dataset: the images.
+        count: how many, at most.
+
+    Returns:
+        A `tf.data.Dataset` of batches (images, labels), or of images alone, whose
+        outputs can be compared with the float model's.
+    """
+    batches = as_labelled(dataset).calibration(count)
+    if not dataset.labelled or task_of(model).placewise:
+        return batches
+    return batches.map(lambda images, labels: images)
 
 
 def image_shape(model: keras.Model) -> tuple[int | None, ...] | None:
@@ -133,22 +168,25 @@ def check_model(model: keras.Model, dataset: Dataset) -> None:
     """Refuses a model that does not suit the images.
 
     Args:
-        model: a classifier.
+        model: a classifier or a detector.
         dataset: the images.
 
     Raises:
-        ValueError: not functional, not one input and one output, or classes or image
-            shape differ.
+        ValueError: not functional, not one input and the outputs of a task, labels of
+            another task, or classes or image shape differ.
     """
     read_graph(model)  # refuses what could not be rewritten before it is trained
-    if len(model.inputs) != 1 or len(model.outputs) != 1:
+    if len(model.inputs) != 1:
         raise ValueError(
-            "The commands train classifiers of one input and one output. "
-            f"Received: model={model.name!r} with {len(model.inputs)} inputs and "
-            f"{len(model.outputs)} outputs. Use gmpq_tf from Python for others."
+            "The commands train models of one input. "
+            f"Received: model={model.name!r} with {len(model.inputs)} inputs. Use "
+            "gmpq_tf from Python for others."
         )
+    task = task_of(model)
+    if task.holds != dataset.holds:
+        raise ValueError(_other_task(model, task.holds, dataset))
     if dataset.labelled:
-        _check_outputs(model, dataset)
+        task.check(dataset.class_names)
     shape, images = tuple(model.input_shape[1:]), dataset.input_shape
     fits = len(shape) == len(images) and all(
         side in (None, given) for side, given in zip(shape, images, strict=True)
@@ -171,19 +209,21 @@ def _reshaping(shape: tuple[int | None, ...]) -> str:
     return f"Set {' '.join(given)}, or choose another --dataset or --model."
 
 
-def _check_outputs(model: keras.Model, dataset: Dataset) -> None:
-    """Refuses outputs that do not tell the classes of the images apart."""
-    if model.output_shape[1:] == (1,) and dataset.num_classes == 2:
-        return
-    check_num_classes(model.output_shape, dataset)
-    if scores_of(model)[1] == "sigmoid":
-        raise ValueError(
-            "Images of one class each need a softmax, logits, or for two classes one "
-            f"sigmoid. Received: model={model.name!r} with "
-            f"{model.output_shape[-1]} sigmoids, which are independent labels. Give "
-            "its last layer no activation (its decisions stay the same), or use "
-            "gmpq_tf from Python."
-        )
+# What data sets fit models of a task.
+FITTING = {
+    "classes": "one with a class an image, such as cifar10 or a folder of folders",
+    "boxes": "one with boxes, such as voc0712, a VOC folder (JPEGImages, Annotations) "
+    "or a COCO folder",
+}
+
+
+def _other_task(model: keras.Model, holds: str, dataset: Dataset) -> str:
+    return (
+        f"A model whose outputs are {holds} needs images with {holds}. Received: "
+        f"model={model.name!r} with dataset={dataset.config.dataset!r}, whose images "
+        f"have {dataset.holds}. Choose another --dataset: {FITTING[holds]}; or a "
+        f"--model for {dataset.holds}."
+    )
 
 
 def file_identity(path: Path) -> dict[str, str]:

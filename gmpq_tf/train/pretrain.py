@@ -36,8 +36,16 @@ from gmpq_tf.run.loop import fit_epochs, save_model
 from gmpq_tf.run.run_config import RunConfig
 from gmpq_tf.run.stage import Stage
 from gmpq_tf.spelling import suggest
+from gmpq_tf.task.tasks import task_of
 from gmpq_tf.train.first_look import look
-from gmpq_tf.train.inputs import check_model, file_identity, load_inputs, model_path
+from gmpq_tf.train.inputs import (
+    as_labelled,
+    as_targets,
+    check_model,
+    file_identity,
+    load_inputs,
+    model_path,
+)
 from gmpq_tf.train.recipe import (
     OptimizerName,
     Schedule,
@@ -62,7 +70,8 @@ class PretrainConfig(TrainingConfig):
 
     Args:
         model: A built-in model (digits_cnn, digits_mobilenet, mobilenet_v2, resnet8,
-            resnet18, resnet20, resnet50, resnet50_v1_5, resnet56, vgg16) or a .keras or
+            resnet18, resnet20, resnet50, resnet50_v1_5, resnet56, vgg16), of boxes
+            (ssd300_vgg16, ssd_mobilenet_v2, ssd_resnet20, ssd_resnet8), or a .keras or
             .h5 file.
         weight_decay: Share of each weight that a step takes off at a learning rate of
             1, 0 or more.
@@ -125,6 +134,7 @@ def pretrain(
         keras.utils.set_random_seed(data.seed)
         model = float_model(config, dataset)
         check_model(model, dataset)
+        dataset = as_targets(model, dataset)
     else:
         keras.utils.set_random_seed(data.seed)
         model, dataset = loaded or load_inputs(
@@ -218,14 +228,18 @@ def measure(model: keras.Model, dataset: Dataset) -> dict[str, Any]:
         dataset: the images.
 
     Returns:
-        `val_loss` and `val_accuracy`, or nothing.
+        `val_loss` and `val_accuracy`, or what else the model's task is measured by, or
+        nothing.
     """
     if not dataset.sizes["validation"] or not dataset.labelled:
         return {}
     support_workers(model)
-    logs = model.evaluate(dataset.validation(), verbose=0, return_dict=True)
-    print(f"Float model: {100 * logs['accuracy']:.2f} % of the held-out images")
-    return {f"val_{name}": float(value) for name, value in logs.items()}
+    task, images = task_of(model), as_labelled(dataset).validation()
+    logs = task.measure(model, images, dataset.class_names)
+    if task.headline in logs:
+        said = task.of_images.format("held-out")
+        print(f"Float model: {100 * logs[task.headline]:.2f} % {said}")
+    return {f"val_{name}": value for name, value in logs.items()}
 
 
 def resolved_config(

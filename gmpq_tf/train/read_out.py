@@ -31,6 +31,7 @@ from gmpq_tf.search.readouts import (
 from gmpq_tf.search.strategies.training import step_cost
 from gmpq_tf.search.values import Bits
 from gmpq_tf.search.watch import Watch
+from gmpq_tf.train.inputs import comparable
 from gmpq_tf.transform.rewrite import flattened
 
 
@@ -116,7 +117,7 @@ def read_out(
     case = SearchCase(
         model,
         problem,
-        SearchData(model, dataset.calibration(dataset.sizes["train"])),
+        SearchData(model, comparable(model, dataset, dataset.sizes["train"])),
         _no_fit,
         dataset.config.seed,
         journal,

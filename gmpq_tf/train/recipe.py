@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import keras
 
+from gmpq_tf.task.classification import gives_logits as gives_logits
+from gmpq_tf.task.tasks import task_of
 from gmpq_tf.transform.precision import Precision
-from gmpq_tf.transform.rewrite import logits_of
 
 OptimizerName = Literal["sgd", "adam"]
 Schedule = Literal["step", "cosine", "constant"]
@@ -142,46 +143,11 @@ def make_schedule(
     return keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, values)
 
 
-def gives_logits(model: keras.Model) -> bool:
-    """Whether a classifier's output is scores rather than probabilities.
-
-    Args:
-        model: a functional classifier with one output.
-
-    Returns:
-        False where a softmax (or sigmoid) stands last.
-    """
-    return logits_of(model) is model.outputs[0]
+def make_loss(model: keras.Model) -> Any:
+    """Returns the loss that suits what a model's outputs say; see `task_of`."""
+    return task_of(model).loss()
 
 
-def make_loss(model: keras.Model) -> keras.losses.Loss:
-    """Returns the cross-entropy that suits a classifier's output.
-
-    Args:
-        model: a functional classifier of logits or probabilities; with one output it
-            tells two classes apart.
-
-    Returns:
-        A loss of whole-number labels.
-    """
-    logits = gives_logits(model)
-    if model.output_shape[-1] == 1:
-        return keras.losses.BinaryCrossentropy(from_logits=logits)
-    return keras.losses.SparseCategoricalCrossentropy(from_logits=logits)
-
-
-def make_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
-    """Returns the metrics of every stage: top-1 accuracy.
-
-    Args:
-        model: a functional classifier; with one output, the second of two classes is
-            meant where its probability is above 0.5.
-    """
-    if model.output_shape[-1] > 1:
-        return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
-    threshold = 0.0 if gives_logits(model) else 0.5
-    # BinaryAccuracy refuses the threshold of logits.
-    function = keras.metrics.binary_accuracy
-    return [
-        keras.metrics.MeanMetricWrapper(function, name="accuracy", threshold=threshold)
-    ]
+def make_metrics(model: keras.Model) -> list[Any]:
+    """Returns the metrics of every stage; see `task_of`."""
+    return task_of(model).metrics()

@@ -39,6 +39,7 @@ from gmpq_tf.run.errors import StageError
 from gmpq_tf.run.flags import from_flags
 from gmpq_tf.run.records import command, read_json, recorded_data, versions
 from gmpq_tf.run.run_config import WorkdirConfig, set_threads
+from gmpq_tf.task.tasks import task_of
 from gmpq_tf.train.attribute import write_attribution
 from gmpq_tf.train.evaluate import RESULT, model_folders
 from gmpq_tf.train.inputs import PRETRAINED
@@ -92,6 +93,7 @@ def report(config: ReportConfig, data: DataConfig, run: WorkdirConfig) -> Path:
         attribution = attribute(workdir, folders, model, data, config)
     write_json(workdir / COST, dataclasses.asdict(cost))
     rows = [result_row(workdir / folder, model) for folder in folders]
+    metric = task_of(model).headline
     summary = {
         "dataset": data.dataset,
         "model": model.name,
@@ -101,10 +103,11 @@ def report(config: ReportConfig, data: DataConfig, run: WorkdirConfig) -> Path:
         "bit_ops_budget": searched_budget(workdir),
         "command": command(),
         "versions": versions(),
+        **({} if metric == "accuracy" else {"metric": metric}),
     }
     write_json(workdir / SUMMARY, summary)
     read = read_summary(workdir)
-    print(format_table(read.rows))
+    print(format_table(read.rows, read.metric))
     made_by = _inside(read_json(workdir / SEARCHED_POLICY), "made_by")
     for line in budget_lines(search_limits(read, made_by or {})):
         print(line)
@@ -127,16 +130,16 @@ def result_row(folder: Path, model: keras.Model) -> dict[str, Any]:
     """
     result = read_json(folder / RESULT)
     name, cost = row_name(folder), row_cost(folder, model)
-    measured = (
-        *("accuracy", "file_bytes", "tflite_accuracy", "agreement"),
-        *("twin_accuracy", "twin_agreement"),
-    )
+    headline = task_of(model).headline
+    figures = {p: result.get(f"{p}{headline}") for p in ("", "tflite_", "twin_")}
+    measured = ("file_bytes", "agreement", "twin_agreement")
     return {
         "name": name,
         "bit_ops": cost.bit_ops,
         "weight_bytes": cost.weight_bytes,
+        **{f"{prefix}accuracy": figure for prefix, figure in figures.items()},
         **{key: result.get(key) for key in measured},
-        "labelled": result.get("accuracy", 0.0) is not None,
+        "labelled": result.get(headline, 0.0) is not None,
     }
 
 

@@ -34,7 +34,7 @@ from gmpq_tf.search.problem import SearchProblem
 from gmpq_tf.search.purposes import find_purpose
 from gmpq_tf.space import SearchSpace
 from gmpq_tf.train.first_look import look
-from gmpq_tf.train.inputs import file_identity, load_inputs, model_path
+from gmpq_tf.train.inputs import comparable, file_identity, load_inputs, model_path
 from gmpq_tf.train.recipe import require
 from gmpq_tf.transform.rewrite import flattened
 
@@ -176,7 +176,7 @@ def _searched(
 
     return search_policy(
         model,
-        dataset.calibration(dataset.sizes["train"]),
+        comparable(model, dataset, dataset.sizes["train"]),
         name,
         config.budget,
         config.space,

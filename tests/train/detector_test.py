@@ -1,0 +1,128 @@
+"""A detector through the commands: train, quantize, export, measure."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from gmpq_tf.data import DataConfig, load_dataset
+from gmpq_tf.export.command import ExportConfig, export
+from gmpq_tf.graph import searchable_names
+from gmpq_tf.models import build_model
+from gmpq_tf.policy import BitwidthPolicy
+from gmpq_tf.run.run_config import RunConfig, WorkdirConfig
+from gmpq_tf.search.finalists import NO_FINALISTS
+from gmpq_tf.search.strategies.loss_delta import LossDeltaConfig
+from gmpq_tf.task.tasks import task_of
+from gmpq_tf.train.evaluate import EvaluateConfig, describe, evaluate
+from gmpq_tf.train.finetune import FinetuneConfig, finetune
+from gmpq_tf.train.inputs import check_model
+from gmpq_tf.train.pretrain import PretrainConfig, pretrain
+from gmpq_tf.train.strategies import ChoicesConfig, search_by
+from tests.data.detection_sets import voc_kit
+
+TRAINING = {"learning_rate": 0.003, "optimizer": "adam", "decay_epochs": ()}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Images with cats and dogs; those of the training twice, to fill a batch."""
+    folder = voc_kit(tmp_path_factory.mktemp("voc"))
+    return DataConfig(str(folder), image_size=32, batch_size=4, augment="flip")
+
+
+@pytest.fixture(scope="module")
+def workdir(data, tmp_path_factory):
+    """Everything up to the evaluation."""
+    folder = tmp_path_factory.mktemp("run")
+    run = RunConfig(workdir=str(folder), progress="none")
+    float_config = PretrainConfig(model="ssd_resnet8", epochs=1, **TRAINING)
+    pretrain(float_config, data, run)
+    backbone = searchable_names(build_model("resnet8", (32, 32, 3), 10))
+    policy = BitwidthPolicy("resnet8", dict.fromkeys(backbone, (4, 5)))
+    policy.save(folder / "cifar.json")
+    config = FinetuneConfig(
+        policy=str(folder / "cifar.json"),
+        other_layers=(8, 8),
+        distillation=0.5,
+        epochs=1,
+        snap_tolerance=1.0,
+        **TRAINING,
+    )
+    finetune(config, data, run)
+    plain = WorkdirConfig(workdir=str(folder))
+    export(ExportConfig(latency_runs=0), data, plain)
+    names = ("pretrain", "finetune")
+    config = EvaluateConfig(split="test")
+    return folder, {name: evaluate(config, data, plain, name) for name in names}
+
+
+@pytest.mark.slow
+def test_a_classifier_s_policy_serves_the_detector(workdir):
+    folder, _ = workdir
+    policy = BitwidthPolicy.load(folder / "finetune/policy.json")
+    bits = {n: (b.weight_bits, b.activation_bits) for n, b in policy.items()}
+    assert bits["stage2_block1_conv1"] == bits["stem_conv"] == (4, 5)
+    assert bits["boxes0"] == bits["extra1_conv1"] == (8, 8)
+    assert policy.made_by["config"]["policy_model"] == "resnet8"
+
+
+@pytest.mark.slow
+def test_keras_file_and_twin_are_measured_alike(workdir):
+    _, results = workdir
+    floats, tuned = results["pretrain"], results["finetune"]
+    assert floats["map_07"] is not None and floats["accuracy"] is None
+    for name in ("map_07", "map_area"):
+        assert tuned[f"tflite_{name}"] == pytest.approx(tuned[name], abs=0.005)
+        assert tuned[f"twin_{name}"] == tuned[f"tflite_{name}"]
+    assert tuned["agreement"] > 0.99 and tuned["twin_agreement"] == 1.0
+    line = describe("finetune", tuned)
+    assert "map_07" in line and "map_07 of .tflite" in line
+
+
+@pytest.mark.slow
+def test_what_is_recorded_is_the_task_s_figure(workdir):
+    folder, _ = workdir
+    done = json.loads((folder / "pretrain/done.json").read_text())
+    text = json.dumps(done)
+    assert "val_map_07" in text and "val_accuracy" not in text
+    report = json.loads((folder / "finetune/export_report.json").read_text())
+    assert {each["name"] for each in report["outputs"]} == {"boxes", "scores"}
+
+
+def test_targets_come_with_the_images_and_labels_without(data):
+    model = build_model("ssd_resnet8", (32, 32, 3), 2)
+    dataset = load_dataset(data)
+    _, labels = next(iter(dataset.validation()))
+    encoded = dataclasses.replace(dataset, encode=task_of(model).encode)
+    _, targets = next(iter(encoded.validation()))
+    assert set(labels) == {"boxes", "classes", "difficult"}
+    assert set(targets) == {"boxes", "scores"}
+    assert int(np.sum(np.asarray(targets["scores"]) > 0)) > 0
+
+
+@pytest.mark.slow
+def test_a_search_without_attribution_takes_a_detector(data, workdir, tmp_path):
+    folder, _ = workdir
+    run = WorkdirConfig(workdir=str(tmp_path), progress="none")
+    config = ChoicesConfig(
+        model=str(folder / "pretrain/model.keras"), budget="W4A4", calibration_images=4
+    )
+    options = LossDeltaConfig(images=4)
+    search_by("loss_delta", config, options, NO_FINALISTS, data, run)
+    policy = BitwidthPolicy.load(tmp_path / "search/policy.json")
+    assert policy["boxes3"].weight_bits == policy["scores0"].weight_bits == 8
+
+
+def test_each_is_told_which_data_fits(data):
+    boxes, digits = load_dataset(data), load_dataset(DataConfig("digits"))
+    detector = build_model("ssd_resnet8", (32, 32, 3), 2)
+    check_model(detector, boxes)
+    with pytest.raises(ValueError, match="one with boxes, such as voc0712"):
+        check_model(detector, digits)
+    classifier = build_model("resnet8", (32, 32, 3), 2)
+    with pytest.raises(ValueError, match="one with a class an image, such as cifar10"):
+        check_model(classifier, boxes)
+    with pytest.raises(ValueError, match="of 5 classes for 2"):
+        check_model(build_model("ssd_resnet8", (32, 32, 3), 5), boxes)
