@@ -1,5 +1,7 @@
 """Detectors against the sizes, costs and names of their papers."""
 
+import math
+
 import keras
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from gmpq_tf.graph import layer_macs, searchable_names
 from gmpq_tf.models import MODELS, build_model, load_model
 from gmpq_tf.models.foreign.weights import build_pretrained
 from gmpq_tf.models.ssd import BACKBONES
+from gmpq_tf.models.vgg import vgg16_features
 from tests.models.golden_names import NAMES
 
 DETECTORS = [name for name in MODELS if name.startswith("ssd")]
@@ -134,3 +137,25 @@ def test_a_backbone_takes_the_weights_of_its_classifier(name, tmp_path):
     again = build_pretrained(name, (48, 48, 3), 2, tmp_path / "d.keras")
     head = found.model.get_layer("boxes0").get_weights()
     assert np.array_equal(again.model.get_layer("boxes0").get_weights()[0], head[0])
+
+
+def paper_count(model):
+    """Multiply-adds, and one more operation for each output, of the convolutions."""
+    macs = layer_macs(model)
+    outputs = sum(
+        math.prod(layer.output.shape[1:])
+        for layer in model.layers
+        if isinstance(layer, keras.layers.Conv2D)
+    )
+    return sum(n for name, n in macs.items() if name != "head_dense"), outputs
+
+
+def test_both_full_precision_rows_of_the_paper_s_table_2():
+    """Backbones alone, each output counted once more, at 32 x 32 bits."""
+    inputs = keras.Input((300, 300, 3))
+    trunk = keras.Model(inputs, vgg16_features(inputs)[-1])
+    assert paper_count(trunk) == (27_112_246_272, 24_200_448)
+    assert 1024 * sum(paper_count(trunk)) / 1e9 == pytest.approx(27_787.72, abs=0.01)
+    resnet = build_model("resnet18", (600, 1000, 3), 20)
+    assert paper_count(resnet) == (21_976_855_552, 29_820_800)
+    assert 1024 * sum(paper_count(resnet)) / 1e9 == pytest.approx(22_534.84, abs=0.01)
