@@ -92,8 +92,8 @@ class Quantized(keras.layers.Layer):
             tf.cast(value, quantizer.compute_dtype)
             for value, quantizer in ((inputs, of_x), (kernel, of_w))
         ]
-        x_parameters = of_x.parameters(wide[0], weights.activations)
-        w_parameters = of_w.parameters(wide[1], weights.weights)
+        x_parameters = of_x.parameters(wide[0], weights.activations, training=True)
+        w_parameters = of_w.parameters(wide[1], weights.weights, training=True)
         count = len(x_parameters)
 
         def function(x: tf.Tensor, w: tf.Tensor, *parameters: tf.Tensor) -> tf.Tensor:

@@ -74,6 +74,13 @@ def check_one_rounding(row: Any, method: str, one_rounding: bool) -> bool:
     Raises:
         ValueError: it is, and the row is not uniform.
     """
+    if one_rounding and row.stochastic:
+        raise ValueError(
+            "One rounding on the mean of several grids rounds to the nearest code. "
+            f"Received: the quantizer {method!r}, which draws codes in training. Take "
+            "the relaxation 'sampled' or 'mixture', or another quantizer such as "
+            "'lsq'."
+        )
     if one_rounding and not row.uniform:
         raise ValueError(
             "One rounding on the mean of several grids needs grids of whole numbers "

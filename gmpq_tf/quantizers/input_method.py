@@ -8,6 +8,7 @@ one fused pass, overrides what it can.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -30,6 +31,7 @@ class InputMethod:
     fused = False  # whether a mixture is one pass over the values
     uniform = False  # whether a value goes to the nearest code, halves upwards
     learns_inside = True  # whether values inside the range move it
+    stochastic = False  # whether training draws codes
 
     def __call__(
         self, x: tf.Tensor, input_range: tf.Tensor, bits: int, signed: bool = False
@@ -54,6 +56,40 @@ class InputMethod:
     ) -> Callable[..., tf.Tensor]:
         """As `quantizers.mixture.mixture`, of the row; any shape, kept."""
         return own.mixture(bits, signed, self, nested, learn_range)
+
+    def draw(self, x: tf.Tensor, *args: Any) -> tf.Tensor:
+        """`code * step` with drawn codes, like `x`, where the row is `stochastic`.
+
+        Args:
+            x: any shape.
+            args: step, smallest and largest code, seed [2], place of the draw.
+        """
+        raise NotImplementedError
+
+    def drawn(
+        self,
+        bits: tuple[int, ...],
+        signed: bool | None,
+        nested: bool,
+        learn_range: bool,
+    ) -> Callable[..., tf.Tensor]:
+        """As `mixture`, any shape, with a seed [2] more, of codes that are drawn."""
+
+        def call(
+            x: tf.Tensor,
+            ranges: tf.Tensor,
+            zeros: tf.Tensor,
+            weights: tf.Tensor,
+            seed: tf.Tensor,
+        ) -> tf.Tensor:
+            if not learn_range:
+                ranges = tf.stop_gradient(ranges)
+            grids = steps_and_codes(ranges, zeros, bits, signed, nested)
+            each = enumerate(zip(*map(tf.unstack, grids), strict=True))
+            terms = [self.draw(x, *grid, seed, i) for i, grid in each]
+            return own.weighted(terms, weights)
+
+        return call
 
     def one_rounding(
         self,

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from gmpq_tf.policy import check_bits
+from gmpq_tf.quantizers.draws import add_draws, next_seed
 from gmpq_tf.quantizers.expected_grid import check_one_rounding
 from gmpq_tf.quantizers.grid import bounded_power, code_limit
 from gmpq_tf.quantizers.input_method import FunctionInput, InputMethod
@@ -18,11 +19,16 @@ from gmpq_tf.quantizers.lsq import lsq, scale_gradient
 from gmpq_tf.quantizers.mixture import steps_and_codes
 from gmpq_tf.quantizers.observing import observers_now
 from gmpq_tf.quantizers.pact import pact
+from gmpq_tf.quantizers.rq import rq
 from gmpq_tf.spelling import lookup
 
 # Rows, or functions `(x, input_range, bits, signed)` that return `code * step`, where
 # the step is `input_range` over the largest code.
-INPUT_QUANTIZERS: dict[str, InputMethod | Callable] = {"pact": pact, "lsq": lsq}
+INPUT_QUANTIZERS: dict[str, InputMethod | Callable] = {
+    "pact": pact,
+    "lsq": lsq,
+    "rq": rq,
+}
 DEFAULT_INPUT_QUANTIZER = "lsq"
 DEFAULT_RANGE = 6.0
 
@@ -113,9 +119,13 @@ class InputQuantizer(keras.layers.Layer):
             autocast=False,
             dtype="float32",
         )
+        self.draws = add_draws(self) if self.row.stochastic else None
 
     def call(
-        self, inputs: tf.Tensor, probabilities: tf.Tensor | None = None
+        self,
+        inputs: tf.Tensor,
+        probabilities: tf.Tensor | None = None,
+        training: bool | None = None,
     ) -> tf.Tensor:
         """Quantize `inputs`; `probabilities` [branches] weigh the branches."""
         observers = observers_now()
@@ -123,7 +133,7 @@ class InputQuantizer(keras.layers.Layer):
             if self in observers:
                 observers[self](np.asarray(inputs))
             return inputs
-        return self.compute(inputs, self.parameters(inputs, probabilities))
+        return self.compute(inputs, self.parameters(inputs, probabilities, training))
 
     def check_calibrated(self) -> None:
         """Refuse to train a range that no data have set, if it was asked for.
@@ -145,9 +155,15 @@ class InputQuantizer(keras.layers.Layer):
             )
 
     def parameters(
-        self, inputs: tf.Tensor, probabilities: tf.Tensor | None = None
+        self,
+        inputs: tf.Tensor,
+        probabilities: tf.Tensor | None = None,
+        training: bool | None = None,
     ) -> list[tf.Tensor]:
-        """What `compute` takes besides the inputs, [branches] each, of their type."""
+        """What `compute` takes besides the inputs, [branches] each, of their type.
+
+        And a seed [2], in training of a row that draws codes.
+        """
         dtype = inputs.dtype
         features = math.prod(d for d in inputs.shape[1:] if d is not None)
         log2 = tf.convert_to_tensor(self.log2_range)
@@ -156,12 +172,17 @@ class InputQuantizer(keras.layers.Layer):
         zeros = tf.cast(tf.convert_to_tensor(self.zero_code), dtype)
         if probabilities is None:
             probabilities = tf.ones([len(self.bits)], dtype)
-        return [ranges, zeros, tf.cast(probabilities, dtype)]
+        found = [ranges, zeros, tf.cast(probabilities, dtype)]
+        if training and self.draws is not None:
+            found.append(next_seed(self.draws))
+        return found
 
     def compute(self, inputs: tf.Tensor, parameters: Sequence[tf.Tensor]) -> tf.Tensor:
         """Quantize `inputs`, of any shape, with `parameters`, reading no variable."""
         once = self.one_rounding and len(self.bits) > 1
-        make = self.row.one_rounding if once else self.row.mixture
+        make: Callable = self.row.one_rounding if once else self.row.mixture
+        if len(parameters) > 3:
+            make = self.row.drawn
         quantize = make(self.bits, self.signed, self.power_of_two, self.learn_range)
         return quantize(inputs, *parameters)
 

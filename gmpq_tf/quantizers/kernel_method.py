@@ -32,6 +32,7 @@ class KernelMethod:
     learned = True  # whether steps are variables; else they follow the kernel
     follows_in_graph = False  # whether TensorFlow finds the steps that follow
     uniform = False  # whether codes are all whole numbers between two
+    stochastic = False  # whether training draws codes
 
     def __call__(self, kernel: tf.Tensor, *args: Any) -> tf.Tensor:
         """Quantize a kernel to one bit-width; differentiable."""
@@ -82,6 +83,38 @@ class KernelMethod:
             axes: kernel axes that share a step.
         """
         terms = [self.values(kernel, steps[i], b, axes) for i, b in enumerate(bits)]
+        return own.weighted(terms, weights)
+
+    def draw(self, kernel: tf.Tensor, *args: Any) -> tf.Tensor:
+        """`code * step` with drawn codes, like the kernel; as `InputMethod.draw`.
+
+        Args:
+            kernel: any shape.
+            args: step, smallest and largest code, seed [2], place of the draw.
+        """
+        raise NotImplementedError
+
+    def drawn(
+        self,
+        kernel: tf.Tensor,
+        steps: tf.Tensor,
+        bits: Sequence[int],
+        weights: tf.Tensor,
+        seed: tf.Tensor,
+    ) -> tf.Tensor:
+        """As `mixture`, of the shape of W, with codes that are drawn.
+
+        Args:
+            kernel: any shape.
+            steps: [branches, ...], each of which broadcasts against the kernel.
+            bits: bit-width of each branch.
+            weights: [branches].
+            seed: [2].
+        """
+        terms = []
+        for i, width in enumerate(bits):
+            limit = tf.cast(self.largest_code(width), kernel.dtype)
+            terms.append(self.draw(kernel, steps[i], -limit, limit, seed, i))
         return own.weighted(terms, weights)
 
     def one_rounding(

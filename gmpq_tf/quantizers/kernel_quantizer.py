@@ -11,13 +11,16 @@ import numpy as np
 import tensorflow as tf
 
 from gmpq_tf.policy import PolicyError, check_bits
+from gmpq_tf.quantizers.alq import alq
 from gmpq_tf.quantizers.apot import apot
+from gmpq_tf.quantizers.draws import add_draws, next_seed
 from gmpq_tf.quantizers.expected_grid import check_one_rounding
 from gmpq_tf.quantizers.grid import bounded_power, finite_step
 from gmpq_tf.quantizers.kernel_method import FunctionKernel, KernelMethod
 from gmpq_tf.quantizers.lsq import lsq_kernel, scale_gradient
 from gmpq_tf.quantizers.max_abs import max_abs
 from gmpq_tf.quantizers.observing import observers_now
+from gmpq_tf.quantizers.rq import rq_kernel
 from gmpq_tf.spelling import lookup
 
 # Rows, or functions `(kernel, step, bits)`, whose step is then learned, or `(kernel,
@@ -27,6 +30,8 @@ KERNEL_QUANTIZERS: dict[str, KernelMethod | Callable] = {
     "max_abs": max_abs,
     "lsq": lsq_kernel,
     "apot": apot,
+    "alq": alq,
+    "rq": rq_kernel,
 }
 DEFAULT_KERNEL_QUANTIZER = "lsq"
 DEFAULT_LOG2_STEP = -4.0
@@ -79,7 +84,8 @@ class KernelQuantizer(keras.layers.Layer):
         bits: a bit-width, or the candidate bit-widths, each 2 to 8.
         method: a name in `KERNEL_QUANTIZERS`; "lsq" learns the steps (in the
             logarithm), "max_abs" follows the largest weight, "apot" has sums of powers
-            of two. A registered function is called as it is, forward and backward.
+            of two, "alq" of binary bases that follow the weights, and "rq" draws codes
+            in training. A registered function is called as it is, forward and backward.
         shared_axes: kernel axes that share one step, ascending: all of them for one
             step a tensor, all but the output channels for one step a channel.
         one_rounding: round once, on the mean of the branches' grids, as
@@ -141,6 +147,7 @@ class KernelQuantizer(keras.layers.Layer):
             for axis, size in enumerate(kernel_shape)
         ]
         self._group_size = math.prod(kernel_shape) / math.prod(shape)
+        self.draws = add_draws(self) if self.row.stochastic else None
         if self.learned:
             self.log2_step = self.add_weight(
                 name="log2_step",
@@ -151,18 +158,27 @@ class KernelQuantizer(keras.layers.Layer):
             )
 
     def call(
-        self, kernel: tf.Tensor, probabilities: tf.Tensor | None = None
+        self,
+        kernel: tf.Tensor,
+        probabilities: tf.Tensor | None = None,
+        training: bool | None = None,
     ) -> tf.Tensor:
         """Quantize `kernel`; `probabilities` [branches] weigh the branches."""
         if observers_now() is not None:
             return kernel
         kernel = tf.convert_to_tensor(kernel)
-        return self.compute(kernel, self.parameters(kernel, probabilities))
+        return self.compute(kernel, self.parameters(kernel, probabilities, training))
 
     def parameters(
-        self, kernel: tf.Tensor, probabilities: tf.Tensor | None = None
+        self,
+        kernel: tf.Tensor,
+        probabilities: tf.Tensor | None = None,
+        training: bool | None = None,
     ) -> list[tf.Tensor]:
-        """What `compute` takes besides the kernel: steps, probabilities [branches]."""
+        """What `compute` takes besides the kernel: steps, probabilities [branches].
+
+        And a seed [2], in training of a row that draws codes.
+        """
         if self.learned:
             steps = self._learned_steps()
         elif self.row.follows_in_graph:
@@ -171,14 +187,19 @@ class KernelQuantizer(keras.layers.Layer):
             steps = tf.ones([len(self.bits)])  # the row finds them itself
         if probabilities is None:
             probabilities = tf.ones([len(self.bits)])
-        return [
+        found = [
             finite_step(tf.cast(steps, kernel.dtype)),
             tf.cast(probabilities, kernel.dtype),
         ]
+        if training and self.draws is not None:
+            found.append(next_seed(self.draws))
+        return found
 
     def compute(self, kernel: tf.Tensor, parameters: Sequence[tf.Tensor]) -> tf.Tensor:
         """Quantize `kernel`, of any shape, with `parameters`, reading no variable."""
-        steps, weights = parameters
+        steps, weights, *seed = parameters
+        if seed:
+            return self.row.drawn(kernel, steps, self.bits, weights, seed[0])
         if self.one_rounding and len(self.bits) > 1:
             return self.row.one_rounding(kernel, steps, self.bits, weights)
         return self.row.mixture(kernel, steps, self.bits, weights, self.shared_axes)

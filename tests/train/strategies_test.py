@@ -242,7 +242,7 @@ def test_what_cannot_be_measured_is_refused_before(float_file, digits, quiet, tm
     ("words", "said"),
     [
         (["--strategy=loss_delta", "--epochs=3"], "It is one of 'gmpq', 'edmips'"),
-        (["--strategy=edmips", "--eta=3"], "It is one of 'gmpq', 'loss_delta'"),
+        (["--strategy=edmips", "--eta=3"], "It is one of 'gmpq', 'bp_nas'"),
         (["--strategy=random", "--policies=0"], "Received: policies=0"),
         (["--readout=perturb"], "Did you mean 'perturbation'"),
         (["--purpose=posttraining"], "Did you mean 'post_training'"),

@@ -54,10 +54,18 @@ SAMPLE = 65_536  # values of the first batch that a range is fitted to
 Variables = Mapping[str, Any]
 
 
-def _check_row(registry: Mapping[str, Any], kind: type, method: str) -> None:
-    """Refuse a function that somebody registered: tf_keras would not call it."""
-    if not isinstance(lookup(registry, method, "quantizer"), kind):
-        names = [name for name, row in registry.items() if isinstance(row, kind)]
+def _check_row(registry: Mapping[str, Any], kind: Any, method: str) -> None:
+    """Refuse a function that somebody registered, and rows that draw codes.
+
+    tf_keras would not call the one, nor draw in training.
+    """
+    row = lookup(registry, method, "quantizer")
+    if not isinstance(row, kind) or row.stochastic:
+        names = [
+            name
+            for name, each in registry.items()
+            if isinstance(each, kind) and not each.stochastic
+        ]
         raise ExportError(
             "tf_keras computes with the quantizers of gmpq_tf alone. "
             f"Received: method={method!r}. Use one of {', '.join(names)}."
