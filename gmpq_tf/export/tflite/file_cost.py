@@ -252,20 +252,20 @@ def _patch_bytes(graph: Graph, storage: str) -> tuple[dict[str, int], int]:
         if is_searchable(call.layer)
         and container(storage, fewest, call).kind != call.kind
     }
-    everything = _with_patches(calls.values(), graph)
+    everything = _with_patches(calls.values(), graph, storage)
     alone = {
         name: everything
-        - _with_patches([c for c in calls.values() if c is not call], graph)
+        - _with_patches([c for c in calls.values() if c is not call], graph, storage)
         for name, call in calls.items()
     }
-    nothing = _with_patches([], graph)
+    nothing = _with_patches([], graph, storage)
     return alone, everything - nothing - sum(alone.values())
 
 
-def _with_patches(calls: Iterable[Call], graph: Graph) -> int:
+def _with_patches(calls: Iterable[Call], graph: Graph, storage: str) -> int:
     """Bytes of a file that lays out the patches of some convolutions."""
     file, grid = FileBuilder(), Grid(1.0, 0, 255)
-    net: Any = SimpleNamespace(file=file, batch=None)
+    net: Any = SimpleNamespace(file=file, batch=None, storage=storage)
     source = Value(file.tensor("x", (1,), "INT8", quantization(grid)), grid, 0)
     for call in calls:
         layer, before, after = image_window(graph, call)
