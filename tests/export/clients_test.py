@@ -17,15 +17,17 @@ import numpy as np
 import pytest
 
 from gmpq_tf.cost_tables import cost_table
+from gmpq_tf.detection.boxes import decode
 from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.tflite.exporter import export_tflite
 from gmpq_tf.export.tflite.lowering import lower
 from gmpq_tf.export.tflite.memory_cost import peak_bytes, planned_bytes
 from gmpq_tf.export.tflite.micro.arena import measure_arena
+from gmpq_tf.export.tflite.postprocess import PostProcess, detector_head
 from gmpq_tf.export.tflite.runtime import TFLiteModel
 from gmpq_tf.models import load_model
 from gmpq_tf.transform import snap_biases
-from tests.export.nets import NETS, L, conv_bn, images, student_of
+from tests.export.nets import NETS, L, conv_bn, detector, images, student_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "tests" / "clients"
@@ -40,12 +42,13 @@ def client(tmp_path_factory):
     if not python.exists():
         pytest.skip(f"no MediaPipe and TFLite Micro in {folder}; `make test` puts them")
 
-    def run(script, model, arrays, suffix):
+    def run(script, model, arrays, suffix, *more):
         place = tmp_path_factory.mktemp("client")
         np.savez(place / "in.npz", *arrays)
         command = [python, SCRIPTS / script, model, place / "in.npz"]
         output = place / f"out{suffix}"
-        done = subprocess.run([*command, output], capture_output=True, text=True)
+        command = [*command, output, *more]
+        done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
         return output
 
@@ -259,3 +262,107 @@ def cifar(shared_dir):
         pytest.skip("CIFAR-10 is not here")
     split = tfds.load("cifar10", split="test[:200]", data_dir=folder, batch_size=-1)
     return split["image"].numpy().astype("float32")
+
+
+@pytest.fixture(scope="module")
+def detect(client, classify):
+    """Objects that MediaPipe finds in pixels: name, score, (left, top, wide, high)."""
+
+    def run(model, pixels, score=0.0):
+        found = client("detect.py", model, [pixels], ".json", str(score))
+        return json.loads(found.read_text(encoding="utf-8"))
+
+    return run
+
+
+def detector_of(scaling, background, end):
+    """Pixels, what the model reads of them, and a student of a detector of noise."""
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), "uint8")
+    pixels[0], pixels[1] = 0, 255
+    x = {"0..1": pixels / 255, "-1..1": pixels / 127.5 - 1}[scaling].astype("float32")
+    return pixels, x, student_of(detector(3, background, end), 8, 8, x=x)
+
+
+def assert_same_place(place, box, side=32):
+    """Whole pixels of a box (ymin, xmin, ymax, xmax) inside the image."""
+    top, left, bottom, right = np.asarray(box) * side
+    want = (left, top, right - left, bottom - top)
+    np.testing.assert_allclose(place, want, atol=1.01)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "float32"])
+@pytest.mark.parametrize("scaling", ["0..1", "-1..1"])
+@pytest.mark.parametrize("suppression", ["per_class", "fast"])
+def test_mediapipe_returns_the_objects_of_a_file(
+    tmp_path, detect, scaling, kind, suppression
+):
+    pixels, x, student = detector_of(scaling, True, None)
+    path, names = tmp_path / "m.tflite", NAMES[:3]
+    export_tflite(
+        student,
+        path,
+        verify_data=x,
+        class_names=names,
+        scaling=scaling,
+        input_type=kind,
+        latency_runs=0,
+        postprocess=PostProcess(15, 0.45, 0.3, suppression),
+    )
+    model = TFLiteModel(path)
+    boxes, classes, scores, counts = model.predict(pixels if kind == "uint8" else x)
+    inside = 0
+    for index, found in enumerate(detect(path, pixels)):
+        assert len(found) == counts[index]
+        for row, (name, score, place) in enumerate(found):
+            # Pixels that fall on halves of the grid go either way in float.
+            assert score == pytest.approx(
+                scores[index, row], abs=1e-6 if kind == "uint8" else 5e-3
+            )
+            box = boxes[index, row]
+            if kind == "uint8":
+                assert name == names[int(classes[index, row])]
+                if box.min() >= 0 and box.max() <= 1:
+                    assert_same_place(place, box)
+                    inside += 1
+    assert inside >= (10 if kind == "uint8" else 0)
+
+
+@pytest.mark.parametrize("end", [None, "sigmoid"])
+def test_mediapipe_decodes_raw_outputs_without_background(tmp_path, detect, end):
+    pixels, x, student = detector_of("0..1", False, end)
+    path, names = tmp_path / "m.tflite", NAMES[:3]
+    report = export_tflite(
+        student, path, verify_data=x, class_names=names, scaling="0..1", latency_runs=0
+    )
+    assert report.input_type == "uint8"
+    offsets, scores = TFLiteModel(path).predict(pixels)
+    scores = scores if end else 1 / (1 + np.exp(-scores.astype("float64")))
+    centers = detector_head(student, names).centers
+    boxes = decode(offsets, centers, (0.1, 0.2))
+    least, total = 0.56, 0
+    for index, found in enumerate(detect(path, pixels, least)):
+        best = scores[index].max(-1)
+        passing = np.flatnonzero(best >= least)
+        assert (len(found) > 0) == (len(passing) > 0)
+        if found:
+            assert found[0][1] == pytest.approx(best.max(), abs=1e-6)
+        for name, score, place in found:
+            near = [i for i in passing if abs(best[i] - score) < 1e-6]
+            assert name in {names[scores[index, i].argmax()] for i in near}
+            whole = [i for i in near if boxes[index, i].min() >= 0]
+            whole = [i for i in whole if boxes[index, i].max() <= 1]
+            wanted = [
+                (32 * b[[1, 0, 3, 2]] - [0, 0, *(32 * b[[1, 0]])])
+                for b in boxes[index, whole]
+            ]
+            gaps = [np.abs(np.array(place) - w).max() for w in wanted]
+            total += bool(gaps) and min(gaps) <= 1.01
+    assert total >= 5
+
+
+def test_a_background_would_be_a_class_to_mediapipe_so_raw_files_say_nothing(tmp_path):
+    _, x, student = detector_of("0..1", True, None)
+    path = tmp_path / "m.tflite"
+    export_tflite(student, path, verify_data=x, class_names=NAMES[:3], latency_runs=0)
+    content = path.read_bytes()
+    assert b"DETECTOR_METADATA" not in content and b"labels.txt" not in content

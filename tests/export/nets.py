@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 
+from gmpq_tf.detection import DefaultBoxesLayer, ssd_boxes
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.transform import calibrate, quantize_model
 
@@ -143,3 +144,24 @@ def student_of(model, weight_bits, activation_bits, x=None, pinned=None, **optio
     student = quantize_model(model, policy, **options)
     calibrate(student, [(images(model) if x is None else x,)])
     return student
+
+
+def detector(classes=3, background=True, end=None, seed=0, side=32):
+    """Two levels of default boxes, random offsets and scores (logits without `end`)."""
+    keras.utils.set_random_seed(seed)
+    x = inputs = keras.Input((side, side, 3), name="image")
+    x = L.Conv2D(8, 3, 2, padding="same", activation="relu", name="stem")(x)
+    columns, offsets, scores = classes + background, [], []
+    for level in "ab":
+        x = L.Conv2D(16, 3, 2, padding="same", activation="relu", name=level)(x)
+        y = L.Conv2D(24, 3, padding="same", name=f"boxes_{level}")(x)
+        offsets.append(L.Reshape((-1, 4))(y))
+        y = L.Conv2D(6 * columns, 3, padding="same", name=f"scores_{level}")(x)
+        scores.append(L.Reshape((-1, columns))(y))
+    shapes = [(side // 4, side // 4), (side // 8, side // 8)]
+    boxes = DefaultBoxesLayer(ssd_boxes(shapes, smallest=0.2), name="boxes")
+    scores = L.Concatenate(axis=1, name="all_scores")(scores)
+    if end:
+        scores = L.Activation(end, name="scores")(scores)
+    offsets = boxes(L.Concatenate(axis=1, name="all_boxes")(offsets))
+    return keras.Model(inputs, {"boxes": offsets, "scores": scores})

@@ -26,16 +26,23 @@ from gmpq_tf.export.tflite.acceptance import (
 from gmpq_tf.export.tflite.arguments import (
     STORAGES,
     STORAGES_OF,
+    TYPES,
     check_batch,
     check_choices,
     check_metadata,
     check_student,
     verification,
 )
-from gmpq_tf.export.tflite.lowering import Lowered, lower
+from gmpq_tf.export.tflite.lowering import Lowered, lower, reads_pixels
 from gmpq_tf.export.tflite.metadata import facts
 from gmpq_tf.export.tflite.micro.files import check_sources, micro_files
 from gmpq_tf.export.tflite.outputs import NEAR_STEPS, compare_outputs
+from gmpq_tf.export.tflite.postprocess import (
+    PostProcess,
+    check_postprocess,
+    compare_postprocess,
+    detector_head,
+)
 from gmpq_tf.export.tflite.report import (
     REPORT_NAME,
     ExportReport,
@@ -75,7 +82,7 @@ def export_tflite(
     student: keras.Model,
     path: str | os.PathLike[str],
     storage: str = "fast",
-    input_type: str = "float32",
+    input_type: str | None = None,
     output_type: str = "float32",
     verify_data: Any = None,
     labels: Any = None,
@@ -91,6 +98,7 @@ def export_tflite(
     scaling: InputScaling | Mapping[str, Any] | str | None = None,
     float_layers: str = "refuse",
     verify: str | None = None,
+    postprocess: PostProcess | Mapping[str, Any] | bool | None = None,
 ) -> ExportReport:
     """Write a quantized model as TFLite, and check the file against the model.
 
@@ -108,7 +116,8 @@ def export_tflite(
             patches, which is exact but slower. Depthwise and grouped ones stay INT8,
             and so do those with fewer than 32 filters or too small to gain from it,
             and dense rows that do not fill whole bytes.
-        input_type: "float32", or "int8" or "uint8" for codes of the input's grid.
+        input_type: "float32", or "int8" or "uint8" for codes of the input's grid. None:
+            "float32", of a detector "uint8" where `scaling` makes the codes the pixels.
         output_type: likewise; with "float32" a final softmax is computed in float.
         verify_data: inputs as `student` takes them: an array [images, ...]; for several
             inputs a dict of arrays by name, or a list in the order of
@@ -152,6 +161,9 @@ def export_tflite(
             comparison with exact arithmetic, for processors whose kernels round
             otherwise, and judged by `least_agreement`. None: "exact", or for Micro,
             whose kernels round twice, "agreement".
+        postprocess: of a detector: return the objects found and not its outputs, by
+            `TFLite_Detection_PostProcess`; True, or a `PostProcess` that says how many.
+            The file takes one image. None: the outputs as they are.
 
     Returns:
         An `ExportReport`.
@@ -162,7 +174,7 @@ def export_tflite(
             that does not compute the model; `path` is then as it was.
     """
     path = Path(path)
-    check_choices(storage, input_type, output_type, runtime, float_layers)
+    check_choices(storage, input_type or TYPES[0], output_type, runtime, float_layers)
     verify = verification(runtime, verify)
     exact = verify == "exact"
     check_batch(batch)
@@ -172,8 +184,16 @@ def export_tflite(
         check_sources(path)
     _described(student, output_kinds)
     known = facts(class_names, scaling)
+    head = detector_head(student, known.class_names)
+    tail = check_postprocess(
+        postprocess, head, len(student.outputs), output_type, batch, runtime
+    )
+    batch = 1 if tail is not None else batch
+    if input_type is None:
+        pixels = head is not None and reads_pixels(student, known)
+        input_type = "uint8" if pixels else "float32"
     file = (dict(metadata or {}), scale_codes, batch, runtime, known)
-    choices = (input_type, output_type, *file, float_layers)
+    choices = (input_type, output_type, *file, float_layers, head)
     lowered = _lower(student, storage, *choices)
     given = verify_data is not None
     if not given:
@@ -214,17 +234,20 @@ def export_tflite(
         least = LEAST_AGREEMENT if least_agreement is None else least_agreement
         judge(outputs, deviations, least)
     beside, micro = micro_files(path, lowered) if runtime == "micro" else ({}, None)
-    contents = {storage: lowered.content}
+    contents = {} if tail is not None else {storage: lowered.content}
     for other in STORAGES_OF[runtime]:
         if other not in contents:
-            contents[other] = _lower(student, other, *choices).content
+            contents[other] = _lower(student, other, *choices, tail).content
+    content, found = contents[storage], None
+    if head is not None and tail is not None:
+        found = compare_postprocess(content, lowered.content, head, tail, local)
     latency_runs = latency_runs if runtime == "litert" else 0
     report = ExportReport(
         path=str(path),
         storage=storage,
         input_type=input_type,
         output_type=output_type,
-        file_bytes=len(lowered.content),
+        file_bytes=len(content),
         data="given" if given else "random",
         layers=tuple(layers),
         storage_bytes={name: len(contents[name]) for name in STORAGES_OF[runtime]},
@@ -235,9 +258,10 @@ def export_tflite(
         twin=twin,
         unsnapped_layers=tuple(loose),
         micro=micro,
+        postprocess=found,
         **vars(outputs),
     )
-    write_export(path, lowered.content, report, beside)
+    write_export(path, content, report, beside)
     return report
 
 

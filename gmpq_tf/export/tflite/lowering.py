@@ -12,6 +12,7 @@ from typing import Any
 from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.integers.grids import Grid
 from gmpq_tf.export.tflite.convolutions import lower_layer
+from gmpq_tf.export.tflite.detection_metadata import detecting_outputs
 from gmpq_tf.export.tflite.elementwise import (
     lower_add,
     lower_affine,
@@ -29,6 +30,7 @@ from gmpq_tf.export.tflite.metadata import (
     ENTRY_NAME,
     Facts,
     standard_metadata,
+    takes_pixels,
     with_labels,
 )
 from gmpq_tf.export.tflite.pools import (
@@ -36,6 +38,11 @@ from gmpq_tf.export.tflite.pools import (
     lower_bilinear,
     lower_max_pool,
     lower_mean,
+)
+from gmpq_tf.export.tflite.postprocess import (
+    DetectorHead,
+    PostProcess,
+    add_postprocess,
 )
 from gmpq_tf.export.tflite.shapes import (
     lower_alias,
@@ -122,6 +129,8 @@ def lower(
     runtime: str = "litert",
     known: Facts | None = None,
     float_layers: str = "refuse",
+    head: DetectorHead | None = None,
+    postprocess: PostProcess | None = None,
 ) -> Lowered:
     """Write a quantized model as TFLite operators.
 
@@ -140,6 +149,8 @@ def lower(
         known: class names and scaling, for the standard metadata.
         float_layers: "refuse" layers that have no integer counterpart, or "allow" them
             to be computed in float.
+        head: what the outputs of a detector mean; None: it is none.
+        postprocess: return its detections; None: its outputs.
 
     Raises:
         ExportError: layers that have no integer counterpart; all are named.
@@ -157,11 +168,14 @@ def lower(
         ends.append(len(net.file.operators))
     outputs = net.add_outputs(output_type)
     described = net.described(inputs), net.described(outputs)
+    if head is not None and postprocess is not None:
+        outputs = add_postprocess(net.file, list(outputs.values()), head, postprocess)
     known = known or Facts()
-    standard = standard_metadata(student.name, *described, known)
+    detecting = detecting_outputs(head, postprocess is not None, output_type, known)
+    standard = standard_metadata(student.name, *described, known, detecting)
     content = net.file.finish(inputs, outputs, metadata or {}, {ENTRY_NAME: standard})
     return Lowered(
-        with_labels(content, described[1], known),
+        with_labels(content, described[1], known, detecting),
         net.graph,
         net.kernels,
         [replace(c, slack=c.slack + ROUNDS_TWICE) for c in net.checks]
@@ -173,6 +187,18 @@ def lower(
         spans_of(net, [*ends, len(net.file.operators)]),
         tuple(parts),
     )
+
+
+def reads_pixels(student: Any, known: Facts) -> bool:
+    """Whether the codes of a model's one input are the pixels of images.
+
+    Args:
+        student: calibrated model.
+        known: how pixels are scaled.
+    """
+    net = IntegerGraph(student, "fast", False, None, "litert")
+    described = net.described(net.add_inputs("uint8"))
+    return takes_pixels(described[0], described, known)
 
 
 def spans_of(net: IntegerGraph, ends: list[int]) -> tuple[tuple[str, int, int], ...]:

@@ -11,7 +11,7 @@ import io
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import flatbuffers
 import numpy as np
@@ -23,7 +23,7 @@ from gmpq_tf.export.integers.grids import Grid
 ENTRY_NAME = "TFLITE_METADATA"
 LABELS_FILE = "labels.txt"
 FILE_IDENTIFIER = b"M001"
-MIN_PARSER_VERSION = "1.0.0"
+MIN_PARSER_VERSION, DETECTOR_PARSER_VERSION = "1.0.0", "1.5.0"
 COLOR_SPACES = {1: 2, 3: 1}  # channels -> GRAYSCALE, RGB
 NORMALIZATION, FEATURES, IMAGE, AXIS_LABELS = 1, 1, 2, 2
 # The oldest date that a zip archive can hold: the same model is the same file.
@@ -91,8 +91,30 @@ def facts(class_names: Any = None, scaling: Any = None) -> Facts:
     return Facts(tuple(class_names or ()), scaling)
 
 
+class Detecting(Protocol):
+    """Outputs that are objects or lead to them: see `detection_metadata`."""
+
+    @property
+    def classes(self) -> int:
+        """How many there are."""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether a table names the file of the class names."""
+
+    def outputs(self, writer: Writer, known: Facts) -> list[int]:
+        """A table for each output."""
+
+    def fields(self, writer: Writer) -> dict[int, Callable[[int], None]]:
+        """Further fields of the subgraph."""
+
+
 def standard_metadata(
-    name: str, inputs: Sequence[Described], outputs: Sequence[Described], known: Facts
+    name: str,
+    inputs: Sequence[Described],
+    outputs: Sequence[Described],
+    known: Facts,
+    detecting: Detecting | None = None,
 ) -> bytes:
     """The metadata of a model, and nothing that is not known of it.
 
@@ -101,16 +123,24 @@ def standard_metadata(
         inputs: in the order of the file.
         outputs: likewise.
         known: class names and scaling.
+        detecting: what the outputs are where they are a detector's.
 
     Raises:
         ExportError: no output has as many scores as there are names.
     """
-    _check_names(outputs, known)
     writer = Writer()
+    if detecting is None:
+        _check_names(outputs, known)
+        version, more = MIN_PARSER_VERSION, {}
+        tables = [_output(writer, o, known) for o in outputs]
+    else:
+        version, more = DETECTOR_PARSER_VERSION, detecting.fields(writer)
+        tables = detecting.outputs(writer, known)
     subgraph = writer.table(
         {
             2: writer.vector([_input(writer, i, inputs, known) for i in inputs]),
-            3: writer.vector([_output(writer, o, known) for o in outputs]),
+            3: writer.vector(tables),
+            **more,
         }
     )
     model = writer.table(
@@ -118,16 +148,25 @@ def standard_metadata(
             0: writer.text(name),
             1: writer.text("Made by gmpq_tf."),
             3: writer.vector([subgraph]),
-            7: writer.text(MIN_PARSER_VERSION),
+            7: writer.text(version),
         }
     )
     writer.builder.Finish(model, file_identifier=FILE_IDENTIFIER)
     return bytes(writer.builder.Output())
 
 
-def with_labels(content: bytes, outputs: Sequence[Described], known: Facts) -> bytes:
+def with_labels(
+    content: bytes,
+    outputs: Sequence[Described],
+    known: Facts,
+    detecting: Detecting | None = None,
+) -> bytes:
     """A file with its class names after it, as a zip archive of stored entries."""
-    if not any(is_labelled(output, known) for output in outputs):
+    if detecting is not None:
+        labelled = detecting.labelled and bool(known.class_names)
+    else:
+        labelled = any(is_labelled(output, known) for output in outputs)
+    if not labelled:
         return content
     stream = io.BytesIO(content)
     with zipfile.ZipFile(stream, "a", zipfile.ZIP_STORED) as archive:
@@ -194,6 +233,22 @@ class Writer:
         array: np.ndarray = np.asarray(values, "float32").ravel()
         return self.reference(self.builder.CreateNumpyVector(array))
 
+    def numbers(self, values: np.ndarray) -> Callable[[int], None]:
+        """A field that holds numbers of the array's own type, [n]."""
+        return self.reference(self.builder.CreateNumpyVector(values))
+
+    def bytes(self, content: bytes) -> Callable[[int], None]:
+        """A field that holds a file of its own, at a multiple of 16 bytes."""
+        self.builder.StartVector(1, len(content), 16)
+        self.builder.head = self.builder.head - len(content)
+        place = self.builder.head
+        self.builder.Bytes[place : place + len(content)] = content
+        return self.reference(self.builder.EndVector())
+
+    def texts(self, values: Sequence[str]) -> Callable[[int], None]:
+        """A field that holds texts."""
+        return self.vector([self.builder.CreateString(value) for value in values])
+
     def vector(self, tables: Sequence[int]) -> Callable[[int], None]:
         """A field that holds tables."""
         self.builder.StartVector(4, len(tables), 4)
@@ -208,6 +263,18 @@ class Writer:
     def byte(self, value: int) -> Callable[[int], None]:
         """A field that holds an enumeration."""
         return lambda slot: self.builder.PrependUint8Slot(slot, value, 0)
+
+    def whole(self, value: int) -> Callable[[int], None]:
+        """A field that holds an int32."""
+        return lambda slot: self.builder.PrependInt32Slot(slot, value, 0)
+
+    def real(self, value: float) -> Callable[[int], None]:
+        """A field that holds a float32."""
+        return lambda slot: self.builder.PrependFloat32Slot(slot, value, 0.0)
+
+    def truth(self, value: bool) -> Callable[[int], None]:
+        """A field that holds a bool."""
+        return lambda slot: self.builder.PrependBoolSlot(slot, value, False)
 
     def table(self, fields: dict[int, Callable[[int], None]]) -> int:
         """Write a table; returns where it lies."""

@@ -12,6 +12,7 @@ from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.tflite.lowering import Lowered
 from gmpq_tf.export.tflite.micro.files import MicroReport
 from gmpq_tf.export.tflite.outputs import Outputs
+from gmpq_tf.export.tflite.postprocess import PostReport
 from gmpq_tf.export.tflite.runtime import latencies
 from gmpq_tf.export.tflite.twin.compare import TwinCheck
 from gmpq_tf.export.tflite.verify import LayerReport
@@ -96,6 +97,8 @@ class ExportReport(Outputs):
         verify: "exact": no integer and no output of the file may differ from its
             integer twin; "agreement": only decisions and numbers were judged.
         twin: the integers that were compared with the twin's; None: none were.
+        postprocess: the detections that the file returns in place of the outputs, which
+            were compared before; None: it returns the outputs.
     """
 
     path: str
@@ -113,6 +116,7 @@ class ExportReport(Outputs):
     float_parts: tuple[FloatReport, ...] = ()
     verify: str = "agreement"
     twin: TwinCheck | None = None
+    postprocess: PostReport | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""

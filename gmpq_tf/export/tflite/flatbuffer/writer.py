@@ -46,6 +46,7 @@ VERSIONS = {
     "TRANSPOSE": 2,
     "TRANSPOSE_CONV": 3,
 }
+CUSTOM, CUSTOM_VERSION = schema.BuiltinOperator.CUSTOM, 1
 NUMPY_TYPES = {"INT8": np.int8, "INT32": np.int32, "FLOAT32": np.float32}
 
 
@@ -129,6 +130,16 @@ class FileBuilder:
             kind = type(options).__name__.removesuffix("T")
             operator.builtinOptionsType = getattr(schema.BuiltinOptions, kind)
             operator.builtinOptions = SharedOptions(options)
+        self.operators.append(operator)
+
+    def custom(
+        self, name: str, inputs: Sequence[int], outputs: Sequence[int], options: bytes
+    ) -> None:
+        """Add an operator that runtimes know by name, with options for it to read."""
+        operator = schema.OperatorT()
+        operator.opcodeIndex = self._code(name, CUSTOM_VERSION)
+        operator.inputs, operator.outputs = list(inputs), list(outputs)
+        operator.customOptions = np.frombuffer(options, np.uint8)
         self.operators.append(operator)
 
     def finish(
@@ -232,7 +243,9 @@ def _pack_quantization(quantization: Quantization) -> Any:
 
 def _operator_code(code: str, version: int) -> Any:
     packed = schema.OperatorCodeT()
-    packed.builtinCode = getattr(schema.BuiltinOperator, code)
+    if not hasattr(schema.BuiltinOperator, code):
+        packed.customCode = code
+    packed.builtinCode = getattr(schema.BuiltinOperator, code, CUSTOM)
     packed.deprecatedBuiltinCode = min(packed.builtinCode, 127)
     packed.version = version
     return packed
