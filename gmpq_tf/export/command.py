@@ -8,6 +8,7 @@ kept. With --format=tfmot it writes model_tfmot.h5 for TFMOT, with
 
   python -m export.tflite --workdir=runs/digits
   python -m export.tflite --workdir=runs/digits --storage=smallest
+  python -m export.tflite --workdir=runs/cells --postprocess
 
 In Python, `export_tflite` does the same for a model in memory.
 """
@@ -23,6 +24,7 @@ import keras
 
 from gmpq_tf.budget import FILE_BYTES, LATENCY_MS
 from gmpq_tf.data import DataConfig, Dataset, load_dataset
+from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.float_model import float_tflite
 from gmpq_tf.export.litert_recipe import recipe, write_recipe
 from gmpq_tf.export.tflite.exporter import (
@@ -32,6 +34,7 @@ from gmpq_tf.export.tflite.exporter import (
 )
 from gmpq_tf.export.tflite.micro.files import SUFFIXES
 from gmpq_tf.export.tflite.outputs import NEAR_STEPS
+from gmpq_tf.export.tflite.postprocess import PostProcess, detector_head
 from gmpq_tf.export.tfmot import write_tfmot
 from gmpq_tf.files import remove_temporaries, replace_files, write_json
 from gmpq_tf.models import load_model
@@ -71,7 +74,8 @@ class ExportConfig:
         float_layers: Layers without an integer counterpart: refuse them, or allow them
             to be computed in float.
         latency_runs: Timed runs of each storage and of the float model; 0 for none.
-        input_type: Type of the input tensor.
+        input_type: Type of the input tensor; none: float32, of a detector uint8 where
+            the scaling makes its codes the pixels.
         output_type: Type of the output tensor.
         verify: How the file is judged: exact (every integer must be what exact
             arithmetic makes of it) or agreement (by decisions, where another
@@ -83,6 +87,14 @@ class ExportConfig:
             (each number is a probability, decided at 0.5), binary_logit (decided at 0)
             or numbers; none: what the model and the labels say.
         near_steps: Numbers so many steps of the output's grid apart are near.
+        postprocess: Of a detector: the file returns the objects found and not its raw
+            outputs, by TFLite_Detection_PostProcess, of one image at a time.
+        max_detections: With --postprocess: objects of an image at most.
+        iou_threshold: With --postprocess: boxes that overlap a better one by more are
+            dropped, above 0 and at most 1.
+        score_threshold: With --postprocess: probability of an object at least, 0 to 1.
+        suppression: With --postprocess: per_class compares boxes with those of their
+            class, fast each by its best class with all.
         verify_images: Images, held out if there are any, on which the file is compared
             with the Keras model; 0 uses random inputs.
     """
@@ -99,8 +111,13 @@ class ExportConfig:
     least_agreement: float | None = None
     output_kind: OutputKindName | None = None
     near_steps: float = NEAR_STEPS
-    input_type: TensorKind = "float32"
+    input_type: TensorKind | None = None
     output_type: TensorKind = "float32"
+    postprocess: bool = False
+    max_detections: int = PostProcess.max_detections
+    iou_threshold: float = PostProcess.iou_threshold
+    score_threshold: float = PostProcess.score_threshold
+    suppression: Literal["per_class", "fast"] = "per_class"
     verify_images: int = 512
 
     def __post_init__(self) -> None:
@@ -119,10 +136,27 @@ class ExportConfig:
                 "least_agreement must be 0 to 1. "
                 f"Received: least_agreement={self.least_agreement}."
             )
+        self.objects()
         if not self.near_steps >= 0:
             raise ValueError(
                 f"near_steps must be 0 or more. Received: near_steps={self.near_steps}."
             )
+
+    def objects(self) -> PostProcess | None:
+        """Which objects the file returns; None: it returns its raw outputs."""
+        options = PostProcess(
+            self.max_detections,
+            self.iou_threshold,
+            self.score_threshold,
+            self.suppression,
+        )
+        if not self.postprocess and options != PostProcess():
+            raise ExportError(
+                "max_detections, iou_threshold, score_threshold and suppression say "
+                "which objects a file returns. Received: them without postprocess. "
+                "Give --postprocess too, or leave them out."
+            )
+        return options if self.postprocess else None
 
 
 def export(
@@ -196,6 +230,7 @@ def write_tflite(
             near_steps=config.near_steps,
             float_layers=config.float_layers,
             verify=config.verify,
+            postprocess=config.objects(),
         )
     beyond = beyond_budget(path.parent, report.file_bytes, report.storage)
     print(f"{report.file_bytes} bytes{beyond}")
@@ -205,6 +240,8 @@ def write_tflite(
         print(f"  {output}")
     for part in report.float_parts:
         print(f"  {part}")
+    if report.postprocess is not None:
+        print(f"  {report.postprocess}")
     if report.micro is not None:
         print(f"  {report.micro}")
     for name, milliseconds in report.latency_ms.items():
@@ -325,6 +362,9 @@ def verification_images(
 def class_names(student: keras.Model, dataset: Dataset) -> tuple[str, ...]:
     """Returns the names of the scores of a model: those of the classes, if as many."""
     names = tuple(dataset.class_names)
+    head = detector_head(student, names)
+    if head is not None:
+        return names if head.classes == len(names) else ()
     fits = any(tuple(o.shape[1:]) == (len(names),) for o in student.outputs)
     return names if fits else ()
 

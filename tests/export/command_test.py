@@ -17,12 +17,15 @@ from gmpq_tf.export.command import (
     metadata,
     verification_images,
 )
+from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.tflite.flatbuffer import read_metadata
 from gmpq_tf.export.tflite.runtime import TFLiteModel
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.run.errors import StageError
 from gmpq_tf.run.run_config import WorkdirConfig
 from gmpq_tf.transform import calibrate, quantize_model
+from tests.data.detection_sets import voc_kit
+from tests.export.nets import detector
 
 DATA = DataConfig("digits", scaling="-1..1", batch_size=64)
 
@@ -176,3 +179,43 @@ def eight(run):
         student.save(folder / "model.keras")
         policy.save(folder / "policy.json")
     return run
+
+
+def test_a_detectors_file_returns_objects(tmp_path):
+    """From a folder of images with XML files to a .tflite that names what it finds."""
+    voc_kit(tmp_path / "data")
+    data = DataConfig(str(tmp_path / "data"), image_size=32, batch_size=2)
+    model = detector(classes=2)
+    policy = BitwidthPolicy.uniform(model, 8, 8)
+    student = quantize_model(model, policy)
+    calibrate(student, load_dataset(data).calibration(4))
+    folder = tmp_path / "run" / "finetune"
+    folder.mkdir(parents=True)
+    student.save(folder / "model.keras")
+    policy.save(folder / "policy.json")
+    run = WorkdirConfig(workdir=str(tmp_path / "run"))
+    options = {"postprocess": True, "max_detections": 7, "score_threshold": 0.2}
+    path = export(ExportConfig(verify_images=2, **options), data, run)
+    report = json.loads((folder / "export_report.json").read_text())
+    assert report["input_type"] == "uint8"
+    assert report["postprocess"]["options"] == {
+        "max_detections": 7,
+        "iou_threshold": 0.45,
+        "score_threshold": 0.2,
+        "suppression": "per_class",
+    }
+    boxes, *_ = TFLiteModel(path).predict(np.zeros((1, 32, 32, 3), "uint8"))
+    assert boxes.shape == (1, 7, 4)
+    content = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        assert archive.read("labels.txt") == b"cat\ndog\n"
+    raw = export(ExportConfig(verify_images=2), data, run)
+    assert raw == path and path.read_bytes() != content
+    assert len(TFLiteModel(path).outputs) == 2
+
+
+def test_what_objects_are_returned_needs_that_some_are():
+    with pytest.raises(ExportError, match="Give --postprocess too"):
+        ExportConfig(max_detections=7)
+    with pytest.raises(ExportError, match="iou_threshold=0"):
+        ExportConfig(postprocess=True, iou_threshold=0.0)
