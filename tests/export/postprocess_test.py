@@ -11,14 +11,18 @@ from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.tflite.exporter import export_tflite
 from gmpq_tf.export.tflite.flatbuffer import FileBuilder, operator_name, read_model
 from gmpq_tf.export.tflite.lowering import lower
+from gmpq_tf.export.tflite.objects import (
+    compare_postprocess,
+    found_objects,
+    reference,
+    returns_objects,
+)
 from gmpq_tf.export.tflite.postprocess import (
     OUTPUTS,
     DetectorHead,
     PostProcess,
     add_postprocess,
-    compare_postprocess,
     detector_head,
-    reference,
 )
 from gmpq_tf.export.tflite.runtime import TFLiteModel
 from tests.export.nets import L, detector, student_of
@@ -149,6 +153,8 @@ def test_a_file_returns_the_objects_of_the_models_outputs(
     assert model.batch == 1 and [d["name"] for d in model.outputs] == list(OUTPUTS)
     found = model.predict(pixels)
     assert [a.shape for a in found] == [(6, 20, 4), (6, 20), (6, 20), (6,)]
+    assert returns_objects(model)
+    objects = found_objects(found)
     # From what Keras says of the same images.
     outputs = student.predict_on_batch(x)
     ends = detector_head(student, NAMES)
@@ -164,6 +170,11 @@ def test_a_file_returns_the_objects_of_the_models_outputs(
         np.testing.assert_allclose(found[2][index], want[2], atol=1e-6)
         np.testing.assert_allclose(found[0][index], want[0], rtol=1e-5, atol=1e-5)
         np.testing.assert_array_equal(found[1][index], want[1])
+        boxes, classes, _ = objects.of_image(index)
+        np.testing.assert_array_equal(classes, want[1][: want[3]])
+        np.testing.assert_allclose(
+            boxes, np.clip(want[0][: want[3]], 0, 1), rtol=1e-5, atol=1e-5
+        )
 
 
 def test_the_file_is_the_raw_one_and_the_operator(students):

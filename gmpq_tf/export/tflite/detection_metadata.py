@@ -18,7 +18,7 @@ from gmpq_tf.export.tflite.metadata import (
     Facts,
     Writer,
 )
-from gmpq_tf.export.tflite.postprocess import BOXES, OUTPUTS, SCORES, DetectorHead
+from gmpq_tf.export.tflite.postprocess import OUTPUTS, DetectorHead
 
 FEATURES, BOUNDING_BOX = 1, 3
 BOUNDARIES = 1
@@ -37,7 +37,6 @@ class FoundObjects:
     """
 
     classes: int
-    labelled = True
 
     def outputs(self, writer: Writer, known: Facts) -> list[int]:
         """A table for each output."""
@@ -72,7 +71,6 @@ class RawDetector:
     """
 
     head: DetectorHead
-    labelled = True
 
     @property
     def classes(self) -> int:
@@ -98,32 +96,12 @@ class RawDetector:
         return {9: writer.vector([custom])}
 
 
-@dataclasses.dataclass(frozen=True)
-class RawScores:
-    """Outputs with a background, which MediaPipe would take for a class.
-
-    Args:
-        classes: how many there are without it.
-        names: of the two outputs, in the file's order.
-    """
-
-    classes: int
-    names: tuple[str, str]
-    labelled = False
-
-    def outputs(self, writer: Writer, known: Facts) -> list[int]:
-        """A table for each output."""
-        return [writer.table({0: writer.text(name)}) for name in self.names]
-
-    def fields(self, writer: Writer) -> dict[int, Callable[[int], None]]:
-        """None."""
-        return {}
-
-
 def detecting_outputs(
     head: DetectorHead | None, found: bool, output_type: str, known: Facts
-) -> FoundObjects | RawDetector | RawScores | None:
-    """What is said of a detector's outputs; None: it is none.
+) -> FoundObjects | RawDetector | None:
+    """What is said of a detector's outputs; None: nothing, or it is none.
+
+    Of raw scores with a background nothing: MediaPipe would take that for a class.
 
     Args:
         head: of the detector.
@@ -146,8 +124,7 @@ def detecting_outputs(
         return FoundObjects(head.classes)
     if head.curve == "sigmoid" and output_type == "float32":
         return RawDetector(head)
-    names = (BOXES, SCORES) if head.places == (0, 1) else (SCORES, BOXES)
-    return RawScores(head.classes, names)
+    return None
 
 
 def raw_options(head: DetectorHead) -> bytes:

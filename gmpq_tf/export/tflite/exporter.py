@@ -36,11 +36,11 @@ from gmpq_tf.export.tflite.arguments import (
 from gmpq_tf.export.tflite.lowering import Lowered, lower, reads_pixels
 from gmpq_tf.export.tflite.metadata import facts
 from gmpq_tf.export.tflite.micro.files import check_sources, micro_files
+from gmpq_tf.export.tflite.objects import compare_postprocess
 from gmpq_tf.export.tflite.outputs import NEAR_STEPS, compare_outputs
 from gmpq_tf.export.tflite.postprocess import (
     PostProcess,
     check_postprocess,
-    compare_postprocess,
     detector_head,
 )
 from gmpq_tf.export.tflite.report import (

@@ -172,6 +172,8 @@ def lower(
         outputs = add_postprocess(net.file, list(outputs.values()), head, postprocess)
     known = known or Facts()
     detecting = detecting_outputs(head, postprocess is not None, output_type, known)
+    if head is not None and detecting is None:
+        known = replace(known, class_names=())
     standard = standard_metadata(student.name, *described, known, detecting)
     content = net.file.finish(inputs, outputs, metadata or {}, {ENTRY_NAME: standard})
     return Lowered(

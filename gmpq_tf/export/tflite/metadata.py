@@ -98,10 +98,6 @@ class Detecting(Protocol):
     def classes(self) -> int:
         """How many there are."""
 
-    @property
-    def labelled(self) -> bool:
-        """Whether a table names the file of the class names."""
-
     def outputs(self, writer: Writer, known: Facts) -> list[int]:
         """A table for each output."""
 
@@ -162,11 +158,8 @@ def with_labels(
     detecting: Detecting | None = None,
 ) -> bytes:
     """A file with its class names after it, as a zip archive of stored entries."""
-    if detecting is not None:
-        labelled = detecting.labelled and bool(known.class_names)
-    else:
-        labelled = any(is_labelled(output, known) for output in outputs)
-    if not labelled:
+    detects = detecting is not None and bool(known.class_names)
+    if not detects and not any(is_labelled(output, known) for output in outputs):
         return content
     stream = io.BytesIO(content)
     with zipfile.ZipFile(stream, "a", zipfile.ZIP_STORED) as archive:

@@ -11,8 +11,8 @@ from typing import Any
 from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.tflite.lowering import Lowered
 from gmpq_tf.export.tflite.micro.files import MicroReport
+from gmpq_tf.export.tflite.objects import PostReport
 from gmpq_tf.export.tflite.outputs import Outputs
-from gmpq_tf.export.tflite.postprocess import PostReport
 from gmpq_tf.export.tflite.runtime import latencies
 from gmpq_tf.export.tflite.twin.compare import TwinCheck
 from gmpq_tf.export.tflite.verify import LayerReport
