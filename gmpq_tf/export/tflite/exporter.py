@@ -125,7 +125,7 @@ def export_tflite(
             inputs or of (inputs, labels). None: 64 random ones in the calibrated range.
         labels: class numbers or one-hot rows, zeros and ones, or numbers, as the
             outputs are, where `verify_data` holds arrays; of several outputs a list,
-            tuple or dict.
+            tuple or dict. Those of detectors are not looked at.
         metadata: stored in the file as JSON, e.g. input scaling and class names;
             `read_metadata` gives it back.
         scale_codes: store kernel codes times the largest power of two that fits, with
@@ -199,6 +199,8 @@ def export_tflite(
     if not given:
         verify_data = random_inputs(student, lowered.input_grids, SEED)
     batches = _batches(lowered, verify_data, labels)
+    if head is not None:  # objects are no labels of its offsets and scores
+        batches = ((arrays, None) for arrays, _ in batches)
     first = list(islice(batches, _local_batches(lowered)))
     if not first:
         raise ExportError(
