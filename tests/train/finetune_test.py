@@ -49,6 +49,40 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
     assert not (stage.folder / "backup").exists()
 
 
+def test_a_student_follows_another_teacher(float_file, digits, quiet, tmp_path):
+    """Of one that sees class 3 everywhere, whatever the labels say."""
+    teacher = keras.models.load_model(float_file)
+    dense = [x for x in teacher.layers if isinstance(x, keras.layers.Dense)][-1]
+    dense.kernel.assign(0 * dense.kernel)
+    dense.bias.assign(np.where(np.arange(dense.units) == 3, 9.0, 0.0))
+    teacher.save(tmp_path / "threes.keras")
+    config = tiny(
+        float_file,
+        epochs=3,
+        learning_rate=1e-2,
+        distillation=1.0,
+        teacher=str(tmp_path / "threes.keras"),
+    )
+    stage = finetune(dataclasses.replace(config, snap_tolerance=1.0), digits, quiet)
+    student = keras.models.load_model(stage.folder / "model.keras")
+    images = next(iter(load_dataset(digits).test()))[0]
+    assert np.all(np.argmax(student.predict(images, verbose=0), -1) == 3)
+
+
+@pytest.mark.parametrize("change", [{"classes": 7}, {"side": 9}])
+def test_a_teacher_of_other_images_or_classes_is_refused(
+    float_file, digits, quiet, tmp_path, change
+):
+    side, classes = change.get("side", 8), change.get("classes", 10)
+    inputs = keras.Input((side, side, 1))
+    outputs = keras.layers.Dense(classes)(keras.layers.Flatten()(inputs))
+    keras.Model(inputs, outputs).save(tmp_path / "other.keras")
+    config = tiny(float_file, distillation=0.5, teacher=str(tmp_path / "other.keras"))
+    with pytest.raises(StageError, match=r"other\.keras.*--teacher"):
+        finetune(config, digits, quiet)
+    assert not (Path(quiet.workdir) / "finetune").exists()
+
+
 def test_without_training_the_student_is_the_calibrated_float_model(
     float_file, digits, quiet
 ):
@@ -128,6 +162,7 @@ def test_nan_in_training_leaves_no_model(float_file, digits, quiet):
     "wrong",
     [
         {"distillation": 1.5},
+        {"distillation": 0.0, "teacher": "larger.keras"},
         {"temperature": 0.0},
         {"snap_tolerance": 1.1},
         {"calibration_images": 0},
@@ -169,7 +204,14 @@ def test_statistics_of_other_images_stop_the_stage(
         digits = dataclasses.replace(digits, validation_size=0)
     digits = dataclasses.replace(digits, batch_size=32, augment="none")
     black = [np.zeros((32, 8, 8, 1), "float32")]
-    config = tiny(float_file, epochs=4, learning_rate=0.03, policy="uniform:8,8")
+    config = tiny(
+        float_file,
+        epochs=4,
+        learning_rate=0.03,
+        schedule="constant",
+        distillation=0.0,  # the float model has learned nothing
+        policy="uniform:8,8",
+    )
     monkeypatch.setattr(
         finetune_module,
         "statistics_batches",
