@@ -4,12 +4,13 @@
         --bank=results/policy_bank/resnet8_2-4.jsonl \
         --values=results/policy_bank/values --output=results/policy_bank/scores.json
 
-Of the bank of `policy_bank.py` and the values of `policy_bank_values.py`:
+Of the bank of `policy_bank.py`, or that of `policy_bank_jax` (`--reference=uniform3`), and the values of `policy_bank_values.py`:
 
 * the standard deviation between seeds of one policy (pooled) and between random
   policies (seed 0), and the highest correlation that values could have with one run of
   each, `sqrt(1 - seeds^2 / policies^2)`;
-* the policies beside uniform: difference of test accuracy, McNemar's test on seed 0;
+* the policies beside uniform: difference of test accuracy, a t-test of the seeds' pairs
+  where there are three, McNemar's test on seed 0 where the bank kept which images;
 * of each kind of value Spearman's rank correlation of the sum over a policy's choices
   with its test accuracy, over the random policies, with a bootstrap interval over them.
 """
@@ -31,8 +32,9 @@ DISCOUNTS = (0.0, 0.1, 0.3)
 
 
 def read_bank(path: Path) -> list[dict[str, Any]]:
-    """The runs, in the order they were made."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """The runs of two epochs and of the paper's recipe, in the order they were made."""
+    runs = [json.loads(line) for line in path.read_text().splitlines()]
+    return [run for run in runs if run["epochs"] == 2 and not run.get("hyper")]
 
 
 def right(run: dict) -> np.ndarray:
@@ -68,28 +70,29 @@ def random_runs(runs: list[dict]) -> list[dict]:
     return [r for r in runs if r["policy"].startswith("random") and r["seed"] == 0]
 
 
-def beside_uniform(runs: list[dict]) -> list[dict[str, Any]]:
+def beside_uniform(runs: list[dict], reference: str) -> list[dict[str, Any]]:
     """Every policy beside uniform, by the seeds both have; the best first."""
     by_seed: dict[str, dict[int, dict]] = {}
     for run in runs:
         by_seed.setdefault(run["policy"], {})[run["seed"]] = run
-    uniform, rows = by_seed["uniform"], []
+    uniform, rows = by_seed[reference], []
     for name, own in by_seed.items():
         shared = sorted(set(own) & set(uniform))
         gaps = [100 * (own[s]["test"] - uniform[s]["test"]) for s in shared]
-        a, b = right(own[0]), right(uniform[0])
-        more, less = int((a & ~b).sum()), int((b & ~a).sum())
-        rows.append(
-            {
-                "policy": name,
-                "seeds": len(shared),
-                "test": float(np.mean([100 * own[s]["test"] for s in shared])),
-                "above_uniform": float(np.mean(gaps)),
-                "mcnemar_p_of_seed_0": stats.binomtest(more, more + less).pvalue
-                if more + less
-                else 1.0,
-            }
-        )
+        row = {
+            "policy": name,
+            "seeds": len(shared),
+            "test": float(np.mean([100 * own[s]["test"] for s in shared])),
+            "above_uniform": float(np.mean(gaps)),
+        }
+        if len(gaps) > 2 and np.std(gaps):
+            row["paired_t_p"] = float(stats.ttest_1samp(gaps, 0).pvalue)
+        if "right" in own[0]:
+            a, b = right(own[0]), right(uniform[0])
+            more, less = int((a & ~b).sum()), int((b & ~a).sum())
+            test = stats.binomtest(more, more + less) if more + less else None
+            row["mcnemar_p_of_seed_0"] = test.pvalue if test else 1.0
+        rows.append(row)
     return sorted(rows, key=lambda row: -row["above_uniform"])
 
 
@@ -136,6 +139,7 @@ def main() -> None:
     parser.add_argument("--bank", type=Path, required=True)
     parser.add_argument("--values", type=Path, required=True, help="folder")
     parser.add_argument("--output", type=Path, required=True, help="JSON file")
+    parser.add_argument("--reference", default="uniform", help="policy to compare with")
     args = parser.parse_args()
     runs = read_bank(args.bank)
     drawn = random_runs(runs)
@@ -144,7 +148,7 @@ def main() -> None:
     values_of = {file.stem: json.loads(file.read_text()) for file in files}
     found = {
         "spread": spread(runs),
-        "beside_uniform": beside_uniform(runs),
+        "beside_uniform": beside_uniform(runs, args.reference),
         "correlations": {
             name: correlation([score(v, r["bits"], d) for r in drawn], accuracy)
             for name, (v, d) in tables(values_of).items()
@@ -157,7 +161,7 @@ def main() -> None:
     for row in found["beside_uniform"]:
         print(
             f"{row['policy']:12} {row['test']:6.2f} {row['above_uniform']:+6.2f} "
-            f"({row['seeds']} seeds, p = {row['mcnemar_p_of_seed_0']:.2g})"
+            f"({row['seeds']} seeds, p = {row.get('paired_t_p', float('nan')):.2g})"
         )
     for name, each in found["correlations"].items():
         print(f"{name:28} {each['rho']:5.2f} [{each['low']:.2f}, {each['high']:.2f}]")
