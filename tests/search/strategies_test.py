@@ -234,13 +234,14 @@ def test_a_purpose_names_strategy_and_options(model, labelled):
     result = run(model, labelled, None, purpose="post_training")
     assert result.policy.made_by["strategy"] == "loss_delta"
     quick = {"finalist_steps": 1, "finalist_batch_size": 16, "finalist_images": 32}
-    result = run(model, labelled, None, purpose="fine_tuning", images=32, **quick)
+    result = run(model, labelled, None, purpose="fine_tuning", epochs=1, **quick)
+    assert result.policy.made_by["strategy"] == "edmips"
     assert result.policy.made_by["config"]["finalists"] == 8
     assert len(result.finalists) >= 2
     # A strategy that is named is taken, and options of one's own.
     result = run(model, labelled, "random", purpose="fine_tuning", policies=4)
     assert result.policy.made_by["strategy"] == "random" and not result.finalists
-    result = run(model, labelled, None, purpose="fine_tuning", finalists=0, images=32)
+    result = run(model, labelled, None, purpose="fine_tuning", finalists=0, epochs=1)
     assert not result.finalists
     with pytest.raises(StrategyError, match="Did you mean 'fine_tuning'"):
         run(model, labelled, None, purpose="finetuning")

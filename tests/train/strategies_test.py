@@ -156,7 +156,7 @@ def test_the_command_line_names_a_strategy(tmp_path):
 
 def test_the_command_line_names_a_purpose():
     name, defaults = named_search(["search", "--purpose=fine_tuning"])
-    assert (name, defaults) == ("loss_delta", PURPOSES["fine_tuning"].options)
+    assert (name, defaults) == ("edmips", PURPOSES["fine_tuning"].options)
     assert named_search(["search", "--purpose", "post_training"]) == ("loss_delta", {})
     words = ["search", "--purpose=fine_tuning", "--strategy=random"]
     assert named_search(words) == ("random", {})
