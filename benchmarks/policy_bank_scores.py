@@ -4,7 +4,8 @@
         --bank=results/policy_bank/resnet8_2-4.jsonl \
         --values=results/policy_bank/values --output=results/policy_bank/scores.json
 
-Of the bank of `policy_bank.py`, or that of `policy_bank_jax` (`--reference=uniform3`), and the values of `policy_bank_values.py`:
+Of the bank of `policy_bank.py`, or that of `policy_bank_jax` (`--reference=uniform3`),
+and the values of `policy_bank_values.py`:
 
 * the standard deviation between seeds of one policy (pooled) and between random
   policies (seed 0), and the highest correlation that values could have with one run of
