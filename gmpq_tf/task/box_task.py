@@ -17,9 +17,10 @@ from gmpq_tf.detection import (
 )
 from gmpq_tf.detection.mean_ap import MeanAP
 from gmpq_tf.task.guidance import box_gap
-from gmpq_tf.task.kinds import Classes, TaskError
+from gmpq_tf.task.kinds import TaskError
 from gmpq_tf.task.outputs import outputs_of
 from gmpq_tf.task.task import Task
+from gmpq_tf.transform.rewrite import all_scores
 
 
 class BoxTask(Task):
@@ -56,8 +57,7 @@ class BoxTask(Task):
         self.deciding = [o.name for o in outputs].index("scores")
         scores = outputs[self.deciding]
         self.classes = scores.shape[-1] - 1
-        softmax = isinstance(scores.kind, Classes) and scores.known_from == "graph"
-        self.from_logits = not softmax
+        self.from_logits = all_scores(model)[self.deciding][1] != "softmax"
 
     def targets(self, labels: Any) -> dict[str, Any]:
         """Offsets and classes that the default boxes are to have."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gmpq_tf.detection import DefaultBoxesLayer
+from gmpq_tf.detection import DefaultBoxesLayer, default_boxes_of
 from gmpq_tf.graph import Call, Graph, Ref, is_searchable, read_graph
 from gmpq_tf.layer_kinds import ACTIVATION, Role
 from gmpq_tf.spelling import suggest
@@ -103,6 +103,7 @@ def outputs_of(
     losses = _losses(loss or getattr(model, "loss", None), graph)
     producers = graph.producers()
     taken_in = {graph.shapes[i][1:] for i in graph.inputs}
+    boxes = default_boxes_of(model)
     found = []
     for index, name, kind, loss, own in zip(
         graph.outputs, names, kinds, losses, given, strict=True
@@ -118,8 +119,16 @@ def outputs_of(
             loss,
             None if own is None else _of_labels(np.asarray(own), shape),
         )
-        found.append(Output(name, *seen.conclusion(), shape))
+        conclusion = seen.conclusion()
+        if boxes is not None and shape[:-1] == (boxes.count,):
+            conclusion = _of_boxes(*conclusion)
+        found.append(Output(name, *conclusion, shape))
     return found
+
+
+def _of_boxes(kind: OutputKind, known_from: str) -> tuple[OutputKind, str]:
+    """What is said of each default box besides its offsets: classes."""
+    return (Classes(), "graph") if known_from == "assumed" else (kind, known_from)
 
 
 def classifier_kind(model: Any) -> OutputKind:

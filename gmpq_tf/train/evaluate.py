@@ -259,9 +259,9 @@ def describe(name: str, result: dict[str, Any]) -> str:
     """Returns one line on a result."""
     said = []
     for prefix, of in (("", ""), ("twin_", " in integers"), ("tflite_", " of .tflite")):
-        for name in ("map_07", "map_area"):
-            if result.get(f"{prefix}{name}") is not None:
-                said.append(f"{name}{of} {100 * result[f'{prefix}{name}']:.2f} %")
+        for figure in ("map_07", "map_area"):
+            if (share := result.get(f"{prefix}{figure}")) is not None:
+                said.append(f"{figure}{of} {100 * share:.2f} %")
     if result["accuracy"] is not None:
         said.append(f"{100 * result['accuracy']:.2f} %")
     if result.get("twin_accuracy") is not None:

@@ -48,7 +48,7 @@ def perfect(detector, labels):
 def test_a_detector_says_numbers_and_classes(detector):
     kinds = {o.name: (o.kind, o.known_from) for o in outputs_of(detector)}
     assert kinds["boxes"] == (Numbers(), "graph")
-    assert kinds["scores"] == (Classes(), "assumed")
+    assert kinds["scores"] == (Classes(), "graph")
     trained = outputs_of(detector, loss=task_of(detector).loss())
     known = {o.name: o.known_from for o in trained}
     assert known == {"boxes": "graph", "scores": "loss"}
