@@ -52,8 +52,8 @@ class CostConfig:
             file whose input leaves its size open.
         channels: Channels of the images a built-in model reads.
         num_classes: Outputs of a built-in model.
-        policy: A policy file, or uniform:WEIGHT_BITS,ACTIVATION_BITS (first and last
-            layer at 8); none: 32 bits everywhere.
+        policy: A policy file, or uniform:WEIGHT_BITS,ACTIVATION_BITS (first layer
+            and those of outputs at 8); none: 32 bits everywhere.
         rename_layers: How the layers of the policy file are called in the model:
             prefix=TEXT, or a JSON file {old name: new name}.
         other_layers: WEIGHT_BITS,ACTIVATION_BITS of the layers that the policy file

@@ -84,8 +84,8 @@ class FinetuneConfig(TrainingConfig):
     Args:
         model: Float model, a .keras or .h5 file; none: the workdir's
             pretrain/model.keras.
-        policy: A policy file, uniform:WEIGHT_BITS,ACTIVATION_BITS (first and last
-            layer at 8), or random:SEED (needs a budget); none: the workdir's
+        policy: A policy file, uniform:WEIGHT_BITS,ACTIVATION_BITS (first layer and
+            those of outputs at 8), or random:SEED (needs a budget); none: the workdir's
             search/policy.json.
         rename_layers: How the layers of the policy file are called in the model:
             prefix=TEXT, or a JSON file {old name: new name}.

@@ -28,8 +28,8 @@ def read_policy(
     """Returns the policy that a flag describes; whether it suits is for others to say.
 
     Args:
-        text: a policy file, or `uniform:WEIGHT_BITS,ACTIVATION_BITS` (first and last
-            layer at 8).
+        text: a policy file, or `uniform:WEIGHT_BITS,ACTIVATION_BITS` (first layer
+            and those of outputs at 8).
         model: the float model, whose layers a uniform policy names.
         rename_layers: how the layers of a policy file are called in the model:
             `prefix=TEXT` or a JSON file `{old name: new name}`; None: the same.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gmpq_tf.data import DataConfig
+from gmpq_tf.data.datasets import find_spec
 from gmpq_tf.files import parse_json, read_text
 from gmpq_tf.run.errors import StageError
 from gmpq_tf.run.flags import field_types, word_for_none
@@ -71,6 +72,14 @@ def _check_decides(point: Point) -> None:
             "A sweep draws accuracies, which numbers do not have. "
             "Received: evaluate.output_kind=numbers. Leave it out."
         )
+    for stage, flags in point.items():
+        name = flags.get("dataset")
+        if isinstance(name, str) and find_spec(name).holds != "classes":
+            raise StageError(
+                "A sweep draws accuracies, which images with boxes do not have. "
+                f"Received: {stage}.dataset={name!r}. Fine-tune and evaluate each "
+                "policy in one workdir; train.report compares them."
+            )
 
 
 def _read_spec(spec: Path) -> dict[str, Any]:

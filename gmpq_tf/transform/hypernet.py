@@ -49,7 +49,7 @@ def build_hypernet(
 
     Args:
         model: a built functional or Sequential model, channels last.
-        space: candidate bit-widths; the default is 2-4 with the first and last layer
+        space: candidate bit-widths; the default is 2-4 with the layers of `end_names`
             at 8 bits.
         input_quantizer: a name in `INPUT_QUANTIZERS`.
         kernel_quantizer: a name in `KERNEL_QUANTIZERS`.

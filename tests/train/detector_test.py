@@ -11,6 +11,7 @@ from gmpq_tf.export.command import ExportConfig, export
 from gmpq_tf.graph import searchable_names
 from gmpq_tf.models import build_model
 from gmpq_tf.policy import BitwidthPolicy
+from gmpq_tf.run.errors import StageError
 from gmpq_tf.run.run_config import RunConfig, WorkdirConfig
 from gmpq_tf.search.finalists import NO_FINALISTS
 from gmpq_tf.search.strategies.loss_delta import LossDeltaConfig
@@ -20,6 +21,7 @@ from gmpq_tf.train.finetune import FinetuneConfig, finetune
 from gmpq_tf.train.inputs import check_model
 from gmpq_tf.train.pretrain import PretrainConfig, pretrain
 from gmpq_tf.train.strategies import ChoicesConfig, search_by
+from gmpq_tf.train.sweep_spec import read_points
 from tests.data.detection_sets import voc_kit
 
 TRAINING = {"learning_rate": 0.003, "optimizer": "adam", "decay_epochs": ()}
@@ -127,3 +129,11 @@ def test_each_is_told_which_data_fits(data):
         check_model(classifier, boxes)
     with pytest.raises(ValueError, match="of 5 classes for 2"):
         check_model(build_model("ssd_resnet8", (32, 32, 3), 5), boxes)
+
+
+def test_a_sweep_says_that_it_draws_accuracies(data, tmp_path):
+    path = tmp_path / "spec.json"
+    spec = {"finetune": {"dataset": data.dataset}, "grid": {"seed": [0]}}
+    path.write_text(json.dumps(spec))
+    with pytest.raises(StageError, match="images with boxes do not have"):
+        read_points(path)
