@@ -16,10 +16,20 @@ NOT_SOURCES = ("build", "dist", "runs")
 HEADER = '''\
 """One target for each Python file. Written by tools/update_build.py."""
 
-load("@pypi//:requirements.bzl", "requirement")
-load("@rules_python//python:defs.bzl", "py_binary", "py_library", "py_test")
+load("//tools/bazel:rules.bzl", "py_binary", "py_library", "py_test", "requirement")
 
 package(default_visibility = ["//visibility:public"])
+
+# `bazel test //:fast`: files that need no TensorFlow.
+test_suite(
+    name = "fast",
+    tests = [
+        "tests/bits_test",
+        "tests/budget_test",
+        "tests/policy/policy_test",
+        "tests/spelling_test",
+    ],
+)
 '''
 # Import name -> distribution, where the two differ.
 DISTRIBUTIONS = {
