@@ -195,7 +195,9 @@ def complexities(
     risks: list[Complexity] = []
     for table, limit in problem.priced():
         suffix = f"_{table.resource}" if risks else ""
-        risks.append(make(problem, table, limit, zeta, add_weight, suffix))
+        # A budget that bits cannot change has no limit to keep.
+        kind: Callable[..., Complexity] = Complexity if limit is None else make
+        risks.append(kind(problem, table, limit, zeta, add_weight, suffix))
     for risk in risks:
         risk.beside = tuple(risks)
     return tuple(risks)

@@ -81,7 +81,7 @@ def prepare(search: Any) -> tuple[Risk, ...]:
         The risks that the formulation adds.
     """
     formulation = search.formulation
-    if formulation.start is not None:
+    if formulation.start is not None and search.complexity.limit is not None:
         start_at(search, formulation.start)
     for risk in search.complexity.beside:
         if risk.limit is not None:

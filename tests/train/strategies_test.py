@@ -23,6 +23,7 @@ from gmpq_tf.search import (
 from gmpq_tf.search.finalists import FinalistsConfig
 from gmpq_tf.search.purposes import PURPOSES
 from gmpq_tf.search.readouts import ReadoutConfig
+from gmpq_tf.search.strategies.hmq import HMQConfig, TemperatureCycles
 from gmpq_tf.search.strategies.loss_delta import LossDeltaConfig
 from gmpq_tf.search.strategies.random_draws import RandomConfig
 from gmpq_tf.space import SearchSpace
@@ -92,6 +93,40 @@ def test_an_interrupted_table_goes_on(float_file, digits, quiet, tmp_path, monke
     journal = (whole.folder / "journal.jsonl").read_text().splitlines()
     # Once each, but the one that was interrupted; the first line is the problem.
     assert len(measured) == len(journal)
+
+
+def test_an_interrupted_search_with_gradients_goes_on(
+    float_file, digits, quiet, tmp_path, monkeypatch
+):
+    """In its second epoch; draws, temperature and stages go on where they were."""
+
+    def searched(run):
+        options = HMQConfig(epochs=3, learning_rate=1e-3, stages=2, rule="asga")
+        config = choices(float_file)
+        return search_by("hmq", config, options, FinalistsConfig(), digits, run)
+
+    whole = searched(quiet)
+    other = dataclasses.replace(quiet, workdir=str(tmp_path / "other"))
+    begin = TemperatureCycles.on_epoch_begin
+
+    def interrupted(self, epoch, logs=None):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        begin(self, epoch, logs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TemperatureCycles, "on_epoch_begin", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            searched(other)
+    stage = searched(other)
+    one, two = (
+        json.loads((each.folder / "values.json").read_text())["values"]
+        for each in (whole, stage)
+    )
+    assert list(one) == list(two)
+    for name, sides in one.items():
+        for side, values in sides.items():
+            assert two[name][side] == pytest.approx(values, rel=1e-3, abs=1e-3)
 
 
 def test_random_policies_and_finalists(float_file, digits, quiet):
