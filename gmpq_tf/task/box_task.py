@@ -11,6 +11,7 @@ import numpy as np
 from gmpq_tf.detection import (
     BoxLoss,
     DefaultBoxes,
+    Detections,
     HardNegativeCrossEntropy,
     decode_and_suppress,
     targets,
@@ -122,15 +123,18 @@ class BoxMeter:
         self.default_boxes, self.from_logits = default_boxes, from_logits
         self.mean_ap = MeanAP(class_names)
 
-    def add(self, outputs: Mapping[str, Any], labels: Mapping[str, Any]) -> None:
-        """Adds a batch of outputs by name, and of labels as the data set has them."""
-        found = decode_and_suppress(
-            outputs["boxes"],
-            outputs["scores"],
-            self.default_boxes,
-            from_logits=self.from_logits,
-        )
-        self.mean_ap.add_batch(labels, found)
+    def add(
+        self, outputs: Mapping[str, Any] | Detections, labels: Mapping[str, Any]
+    ) -> None:
+        """Adds a batch of outputs by name, or of objects found, and of labels."""
+        if not isinstance(outputs, Detections):
+            outputs = decode_and_suppress(
+                outputs["boxes"],
+                outputs["scores"],
+                self.default_boxes,
+                from_logits=self.from_logits,
+            )
+        self.mean_ap.add_batch(labels, outputs)
 
     def report(self) -> dict[str, float | None]:
         """`map_07` and `map_area` over all batches, 0 to 1."""

@@ -28,6 +28,7 @@ import numpy as np
 import gmpq_tf.layers  # noqa: F401  registers the layers that the model files name
 from gmpq_tf.data import DataConfig, Dataset, load_dataset
 from gmpq_tf.export.errors import ExportError
+from gmpq_tf.export.tflite.objects import found_objects, returns_objects
 from gmpq_tf.export.tflite.outputs import Tally
 from gmpq_tf.export.tflite.runtime import TFLiteModel
 from gmpq_tf.export.tflite.twin import integer_twin
@@ -137,9 +138,14 @@ def measure_both(
         (with the file), compared (what was, in words) and the errors of the file; None
         what there is no file or no twin for. Plain numbers have no accuracy and no
         agreement, and only they have errors. What else the task is measured by has its
-        own names, with tflite_ and twin_ before those of the file and the twin.
+        own names, with tflite_ and twin_ before those of the file and the twin. A
+        file that returns objects has these only.
     """
     task, names = task_of(model), list(model.output_names)
+    if len(names) > 1:  # Keras says the layers', not the keys of a dict
+        names = [output.name for output in outputs_of(model)]
+    # A file that returns objects has no scores to compare with Keras's.
+    finds = isinstance(tflite, TFLiteModel) and returns_objects(tflite)
     output = _deciding(model, task.deciding, output_kind)
     kind, tally, images = output.kind, Tally(output, None), 0
     made = {"": model, "tflite_": tflite, "twin_": twin}
@@ -155,7 +161,8 @@ def measure_both(
         outputs = {"": _listed(model.predict_on_batch(pixels))}
         if tflite is not None:
             predicted = tflite.predict(pixels, batch_size=len(pixels))
-            outputs["tflite_"] = _listed(predicted)
+            if not finds:
+                outputs["tflite_"] = _listed(predicted)
         if twin is not None:
             outputs["twin_"] = _listed(twin.predict_on_batch(pixels))
         deciding = {prefix: each[task.deciding] for prefix, each in outputs.items()}
@@ -163,11 +170,17 @@ def measure_both(
         tally.add(deciding[""], received, labels)
         if twin is not None:
             exact = deciding["twin_"]
-            tally.add_twin(exact, exact if tflite is None else received, labels)
+            own = received if "tflite_" in outputs else exact
+            tally.add_twin(exact, own, labels)
+        said: dict[str, Any] = {
+            prefix: dict(zip(names, each, strict=True))
+            for prefix, each in outputs.items()
+        }
+        if finds:
+            said["tflite_"] = found_objects(predicted)
         for prefix, meter in meters.items():
             if meter is not None and batch_labels is not None:
-                pairs = zip(names, outputs[prefix], strict=True)
-                meter.add(dict(pairs), batch_labels)
+                meter.add(said[prefix], batch_labels)
         images += len(pixels)
     row, errors = tally.report(), ("mean_error", "max_error", "relative_error")
     of_file = ("tflite_accuracy", "agreement", "ties", "twin_agreement")
@@ -177,7 +190,7 @@ def measure_both(
         "accuracy": row.keras_accuracy,
         "twin_accuracy": row.twin_accuracy,
         "compared": row.compared,
-        **{name: getattr(row, name) if tflite else None for name in figures},
+        **{n: getattr(row, n) if tflite and not finds else None for n in figures},
         **_figures(meters),
     }
 
