@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,11 +98,24 @@ def beside_uniform(runs: list[dict], reference: str) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -row["above_uniform"])
 
 
-def score(values: Any, bits: dict[str, list[int]], discount: float = 1.0) -> float:
-    """Sum over a policy's choices; those of weights count `discount`."""
-    return sum(
+def score(
+    values: Any,
+    bits: dict[str, list[int]],
+    discount: float = 1.0,
+    pairs: Sequence[Sequence[Any]] = (),
+) -> float:
+    """Sum over a policy's choices; those of weights count `discount`.
+
+    Where pairs of choices have values, these are added.
+    """
+    found = sum(
         discount * values[n]["weights"][str(w)] + values[n]["activations"][str(a)]
         for n, (w, a) in bits.items()
+    )
+    return found + sum(
+        value
+        for n, side, b, m, other, c, value in pairs
+        if bits[n][side] == b and bits[m][other] == c
     )
 
 
@@ -120,17 +134,18 @@ def correlation(x: Any, y: Any) -> dict[str, float]:
     return {"rho": float(rho), "low": float(low), "high": float(high)}
 
 
-def tables(values_of: dict[str, Any]) -> dict[str, tuple[Any, float]]:
-    """Name -> (values, discount of the weights'), of each kind and column."""
-    found: dict[str, tuple[Any, float]] = {}
+def tables(values_of: dict[str, Any]) -> dict[str, tuple[Any, float, Any]]:
+    """Name -> (values, discount of the weights', pairs), of each kind and column."""
+    found: dict[str, tuple[Any, float, Any]] = {}
     for name, record in values_of.items():
-        found[name] = (record["values"], 1.0)
+        found[name] = (record["values"], 1.0, record.get("pairs", ()))
         for column, own in record["columns"].items():
             if column in ("generalization", "rank_distance"):
-                found[f"{name}: {column}"] = (own, 1.0)
+                found[f"{name}: {column}"] = (own, 1.0, ())
         if name == "table":
             for discount in DISCOUNTS:
-                found[f"{name}, weights x {discount:g}"] = (record["values"], discount)
+                key = f"{name}, weights x {discount:g}"
+                found[key] = (record["values"], discount, ())
     return found
 
 
@@ -151,8 +166,8 @@ def main() -> None:
         "spread": spread(runs),
         "beside_uniform": beside_uniform(runs, args.reference),
         "correlations": {
-            name: correlation([score(v, r["bits"], d) for r in drawn], accuracy)
-            for name, (v, d) in tables(values_of).items()
+            name: correlation([score(v, r["bits"], d, p) for r in drawn], accuracy)
+            for name, (v, d, p) in tables(values_of).items()
         },
         "float_steps": {n: r["cost"]["float_steps"] for n, r in values_of.items()},
         "seconds": {n: r["cost"]["seconds"] for n, r in values_of.items()},

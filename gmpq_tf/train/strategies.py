@@ -51,8 +51,10 @@ class StrategyConfig:
             bp_nas, hmq, dq, fracbits, ssps and bayesian_bits, each as its paper does,
             loss_delta measures what each choice costs (no training, no labels),
             one_shot does so after training with drawn bits, limpq reads the steps that
-            quantizers learn, random draws policies. Each has flags of its own:
-            --strategy=NAME --help.
+            quantizers learn, fisher and hawq take derivatives, clado measures pairs,
+            ompq and topological_entropy look at features, evolution and haq try whole
+            policies, random draws some. Each has flags of its own: --strategy=NAME
+            --help.
         purpose: What the policy is for, which names the strategy, and defaults of its
             flags, where --strategy does not: post_training (the model is not trained
             after) or fine_tuning; none: the paper's search.
