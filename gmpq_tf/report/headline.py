@@ -137,5 +137,6 @@ def _right(row: ResultRow) -> float | None:
 def _number(found: Mapping[str, Any], name: str, key: Any) -> float | None:
     inner = found.get(name)
     value = inner.get(key) if isinstance(inner, Mapping) else None
-    plain = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if plain and value > 0 else None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return value if value > 0 else None
