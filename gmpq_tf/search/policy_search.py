@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 
 from gmpq_tf import metric_names
 from gmpq_tf.cost_tables import TableOptions
-from gmpq_tf.first_trace import build_before_tracing
 from gmpq_tf.layers.relaxation import DEFAULT_RELAXATION
 from gmpq_tf.metric_names import TOTAL
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.search.complexity import complexities
 from gmpq_tf.search.config import RiskConfig, chosen_risk
 from gmpq_tf.search.divergence import WatchedMean, check_converged
-from gmpq_tf.search.first_steps import FirstSteps
 from gmpq_tf.search.formulation import PAPER, Formulation, prepare
 from gmpq_tf.search.generalizations import generalization_of
 from gmpq_tf.search.importances import Importances
@@ -33,8 +31,7 @@ from gmpq_tf.search.rules import RULES
 from gmpq_tf.search.search_steps import SearchSteps
 from gmpq_tf.space import SearchSpace
 from gmpq_tf.task import Binary, outputs_of
-from gmpq_tf.transform import build_hypernet, calibrate
-from gmpq_tf.transform.calibrate import first_images, is_calibrated
+from gmpq_tf.transform import build_hypernet
 from gmpq_tf.transform.rewrite import flat_copy
 
 
@@ -247,42 +244,6 @@ class PolicySearch(SearchSteps):
             self.generalization.independent_labels = isinstance(kind, Binary)
         self.optimizer.build(self.network_variables)
         self.importance_optimizer.build(self.importance_variables)
-
-    def calibrate(self, dataset: Iterable, batches: int | None = None) -> None:
-        """Set every range of the hypernet from data; see `gmpq.calibrate`."""
-        calibrate(self.hypernet, dataset, batches)
-
-    def fit(
-        self,
-        x: Any = None,
-        y: Any = None,
-        batch_size: int | None = None,
-        epochs: int = 1,
-        verbose: Any = "auto",
-        callbacks: Any = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        """Search, as `keras.Model.fit`; ranges are calibrated first where they are not.
-
-        Calibration reads the first 512 images of `x` (arrays, `tf.data.Dataset` or
-        `keras.utils.PyDataset`; for other sources call `calibrate` before).
-        """
-        if not is_calibrated(self.hypernet):
-            self.calibrate(first_images(self.hypernet, x))
-        self.risk_metrics[TOTAL].forget()
-        build_before_tracing(self, x, y)
-        # An interrupted search goes on from an epoch that another process ended.
-        self.epochs_trained = kwargs.get("initial_epoch", self.epochs_trained)
-        watch = FirstSteps()
-        if isinstance(callbacks, keras.callbacks.CallbackList):
-            watch.set_model(self)
-            callbacks.append(watch)
-        else:
-            callbacks = [watch, *keras.tree.flatten(callbacks or [])]
-        return super().fit(
-            x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs
-        )
 
     def policy(self, made_by: Mapping[str, Any] | None = None) -> BitwidthPolicy:
         """The policy of the largest importances (section 3.3), within the budgets.

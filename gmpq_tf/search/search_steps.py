@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
@@ -10,12 +10,16 @@ import tensorflow as tf
 
 from gmpq_tf import metric_names
 from gmpq_tf.distribution import replica_count
+from gmpq_tf.first_trace import build_before_tracing
 from gmpq_tf.metric_names import TOTAL
 from gmpq_tf.search.attribution_risk import Generalization
 from gmpq_tf.search.divergence import WatchedMean, nan_of_labels
+from gmpq_tf.search.first_steps import FirstSteps
 from gmpq_tf.search.risks import Risk, Step
 from gmpq_tf.search.rules import Plain
 from gmpq_tf.search.search_views import SearchViews
+from gmpq_tf.transform import calibrate
+from gmpq_tf.transform.calibrate import first_images, is_calibrated
 
 # What `evaluate` does not compute.
 NOT_EVALUATED = (TOTAL, *metric_names.RISKS, metric_names.RANK_DISTANCE)
@@ -28,6 +32,43 @@ class SearchSteps(SearchViews, keras.Model):
     generalization: Generalization | None
     risk_metrics: Mapping[str, WatchedMean]
     rule: Plain
+    epochs_trained: int
+
+    def calibrate(self, dataset: Iterable, batches: int | None = None) -> None:
+        """Set every range of the hypernet from data; see `gmpq.calibrate`."""
+        calibrate(self.hypernet, dataset, batches)
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Search, as `keras.Model.fit`; ranges are calibrated first where they are not.
+
+        Calibration reads the first 512 images of `x` (arrays, `tf.data.Dataset` or
+        `keras.utils.PyDataset`; for other sources call `calibrate` before).
+        """
+        if not is_calibrated(self.hypernet):
+            self.calibrate(first_images(self.hypernet, x))
+        self.risk_metrics[TOTAL].forget()
+        build_before_tracing(self, x, y)
+        # An interrupted search goes on from an epoch that another process ended.
+        self.epochs_trained = kwargs.get("initial_epoch", self.epochs_trained)
+        watch = FirstSteps()
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            watch.set_model(self)
+            callbacks.append(watch)
+        else:
+            callbacks = [watch, *keras.tree.flatten(callbacks or [])]
+        return super().fit(
+            x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs
+        )
 
     def load_weights(self, *args: Any, **kwargs: Any) -> None:
         """As `keras.Model.load_weights`; an earlier divergence is forgotten."""
