@@ -290,9 +290,15 @@ def assert_same_place(place, box, side=32):
     np.testing.assert_allclose(place, want, atol=1.01)
 
 
-@pytest.mark.parametrize("kind", ["uint8", "float32"])
-@pytest.mark.parametrize("scaling", ["0..1", "-1..1"])
-@pytest.mark.parametrize("suppression", ["per_class", "fast"])
+@pytest.mark.parametrize(
+    ("scaling", "kind", "suppression"),
+    [
+        ("0..1", "uint8", "per_class"),
+        ("-1..1", "uint8", "fast"),
+        ("0..1", "float32", "fast"),
+        ("-1..1", "float32", "per_class"),
+    ],
+)
 def test_mediapipe_returns_the_objects_of_a_file(
     tmp_path, detect, scaling, kind, suppression
 ):

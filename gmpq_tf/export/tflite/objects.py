@@ -173,6 +173,12 @@ def compare_postprocess(
     for arrays in batches:
         own = plain.run(arrays)
         seen_offsets, seen_scores, *found = shown.run(arrays)
+        if seen_scores.min() < 0 or seen_scores.max() > 1:
+            raise ExportError(
+                f"{OPERATOR} needs probabilities. Received: scores from "
+                f"{seen_scores.min():.3g} to {seen_scores.max():.3g}. Nothing was "
+                "written; end the model's scores with a softmax or sigmoid."
+            )
         wanted_scores = _curved(own[head.places[1]], head)
         largest = max(
             largest,

@@ -18,7 +18,8 @@ from flatbuffers import flexbuffers
 from gmpq_tf.detection import default_boxes_of
 from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.tflite.flatbuffer import FileBuilder
-from gmpq_tf.task import Binary, Classes, outputs_of
+from gmpq_tf.task import outputs_of
+from gmpq_tf.transform.rewrite import all_scores
 
 OPERATOR = "TFLite_Detection_PostProcess"
 # Names of its outputs, in its order.
@@ -115,11 +116,9 @@ def detector_head(student: Any, class_names: Sequence[str] = ()) -> DetectorHead
             f"rows of scores. Received: {BOXES!r} of {outputs[places[0]].shape}, "
             f"{SCORES!r} of {scores.shape}. Make the boxes for the model's maps."
         )
-    ends = scores.known_from == "graph" and isinstance(scores.kind, Classes | Binary)
-    if ends:
-        sigmoid = isinstance(scores.kind, Binary)
-    else:
-        sigmoid = len(class_names) == scores.shape[-1]
+    last = all_scores(student)[places[1]][1]
+    ends = last in ("softmax", "sigmoid")
+    sigmoid = last == "sigmoid" if ends else len(class_names) == scores.shape[-1]
     y, h = (1 / float(v) for v in boxes.variances)
     return DetectorHead(
         places,
