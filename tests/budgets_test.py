@@ -320,12 +320,13 @@ def test_who_has_uniform_kernels_is_asked_of_the_row(monkeypatch):
     assert {n for n in KERNEL_QUANTIZERS if is_uniform(kernel_method(n))} == {
         "lsq",
         "max_abs",
+        "rq",
     }
     monkeypatch.setitem(KERNEL_QUANTIZERS, "own", lambda kernel, step, bits: kernel)
     monkeypatch.setitem(KERNEL_QUANTIZERS, "coarse", Coarse())
     assert is_uniform(kernel_method("own")) and not is_uniform(Coarse())
     options = TableOptions("packed", "missing.json", "coarse")
-    with pytest.raises(BudgetError, match=r"'coarse'.*lsq, max_abs, own"):
+    with pytest.raises(BudgetError, match=r"'coarse'.*lsq, max_abs, own, rq"):
         cost_table("latency_ms", dense(), options)
     options = TableOptions("packed", "missing.json", "own")
     with pytest.raises(BudgetError, match=r"missing\.json"):

@@ -116,10 +116,12 @@ class Distiller(keras.Model):
 
 def _kind(output: Output, ending: str) -> OutputKind:
     """What an output says, of which the teacher's scores are what is to be learned."""
+    if ending == "sigmoid":  # whatever the loss
+        return Binary(0.0)
     if isinstance(output.kind, Numbers) and output.known_from in ("loss", "graph"):
         return output.kind
     # One score is the logarithm of the odds of two classes, too.
-    if ending == "sigmoid" or output.shape[-1] == 1:
+    if output.shape[-1] == 1:
         return Binary(0.0)
     return output.kind if isinstance(output.kind, Classes) else Classes()
 

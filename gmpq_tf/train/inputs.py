@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from gmpq_tf.data import DataConfig, Dataset, load_dataset
+from gmpq_tf.data import DataConfig, DataError, Dataset, load_dataset
 from gmpq_tf.graph import read_graph
 from gmpq_tf.models import MODELS, load_model
 from gmpq_tf.models.file_checks import check_model_path, expand_user
@@ -17,6 +17,7 @@ from gmpq_tf.run.errors import StageError
 from gmpq_tf.run.flags import from_flags
 from gmpq_tf.run.records import fingerprint, recorded_data
 from gmpq_tf.run.run_config import WorkdirConfig
+from gmpq_tf.task.kinds import TaskError
 from gmpq_tf.task.tasks import task_of
 from gmpq_tf.transform.rewrite import flattened
 
@@ -186,7 +187,10 @@ def check_model(model: keras.Model, dataset: Dataset) -> None:
     if task.holds != dataset.holds:
         raise ValueError(_other_task(model, task.holds, dataset))
     if dataset.labelled:
-        task.check(dataset.class_names)
+        try:
+            task.check(dataset.class_names)
+        except TaskError as error:
+            raise DataError(str(error)) from error
     shape, images = tuple(model.input_shape[1:]), dataset.input_shape
     fits = len(shape) == len(images) and all(
         side in (None, given) for side, given in zip(shape, images, strict=True)

@@ -19,7 +19,7 @@ def built(*args, **kwargs):
 
 @pytest.mark.parametrize("method", sorted(KERNEL_QUANTIZERS))
 def test_branches_are_weighed_by_their_probabilities(method):
-    layer = built((2, 3, 6 if method == "apot" else 8), method)
+    layer = built((2, 3, {"apot": 6, "alq": 7}.get(method, 8)), method)
     terms = [layer.codes(KERNEL, i) * layer.step(KERNEL, i) for i in range(3)]
     expected = 0.2 * terms[0] + 0.5 * terms[1] + 0.3 * terms[2]
     y = layer(KERNEL, probabilities=tf.constant([0.2, 0.5, 0.3]))

@@ -4,7 +4,8 @@ import pytest
 from keras import layers
 
 import gmpq_tf as gmpq
-from gmpq_tf.graph import GraphError, is_searchable, read_graph, searchable_names
+from gmpq_tf.ends import end_names
+from gmpq_tf.graph import GraphError, is_searchable, read_graph
 from gmpq_tf.layers import MIXED_LAYERS
 from gmpq_tf.policy import BitwidthPolicy, PolicyError
 from gmpq_tf.quantizers import InputQuantizer
@@ -21,14 +22,13 @@ def test_names_weights_and_candidates(model):
     before = flat(model(batch_of(model))), model.get_config()
     hypernet = gmpq.build_hypernet(model, gmpq.SearchSpace((2, 4), (3, 8)))
     found = {layer.name: layer for layer in hypernet.operations}
-    names = searchable_names(model)
     for call in read_graph(model).calls:
         layer, sources = found[call.name], getattr(call.layer, "weights", [])
         for source, target in zip(sources, getattr(layer, "weights", []), strict=False):
             np.testing.assert_array_equal(source, target)
         if is_searchable(call.layer):
             assert type(layer) is MIXED_LAYERS[call.kind]
-            end = call.name in (names[0], names[-1])
+            end = call.name in end_names(model)
             assert layer.weight_bits == ((8,) if end else (2, 4))
             assert layer.activation_bits == ((8,) if end else (3, 8))
     np.testing.assert_array_equal(flat(model(batch_of(model))), before[0])

@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 import gmpq_tf as gmpq
+from gmpq_tf.ends import end_names
 from gmpq_tf.graph import GraphError, is_searchable, read_graph, searchable_names
 from gmpq_tf.layers import QUANT_LAYERS
 from gmpq_tf.policy import BitwidthPolicy, PolicyError
@@ -74,10 +75,8 @@ def test_names_kinds_and_weights_are_kept(model):
 
 def test_bits_are_those_of_the_policy(model):
     student = student_of(model, 3, 5)
-    names = searchable_names(model)
-    for number, name in enumerate(names):
-        layer = student.get_layer(name)
-        end = number in (0, len(names) - 1)
+    for name in searchable_names(model):
+        layer, end = student.get_layer(name), name in end_names(model)
         assert layer.kernel_quantizer.bits == ((8,) if end else (3,))
         assert layer.input_quantizer.bits == ((8,) if end else (5,))
 
