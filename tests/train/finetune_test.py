@@ -83,6 +83,15 @@ def test_a_teacher_of_other_images_or_classes_is_refused(
     assert not (Path(quiet.workdir) / "finetune").exists()
 
 
+def test_a_teacher_may_read_images_of_any_size(float_file, digits, quiet, tmp_path):
+    inputs = keras.Input((None, None, 1))
+    x = keras.layers.Conv2D(4, 3, activation="relu")(inputs)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    keras.Model(inputs, keras.layers.Dense(10)(x)).save(tmp_path / "any.keras")
+    config = tiny(float_file, epochs=1, teacher=str(tmp_path / "any.keras"))
+    assert finetune(dataclasses.replace(config, snap_tolerance=1.0), digits, quiet)
+
+
 def test_without_training_the_student_is_the_calibrated_float_model(
     float_file, digits, quiet
 ):
