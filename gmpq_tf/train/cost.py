@@ -4,6 +4,7 @@
   python -m train.cost --model=model.keras --policy=runs/digits/search/policy.json
   python -m train.cost --model=model.keras --policy=uniform:3,3 --format=csv
   python -m train.cost --model=model.keras --budget=W4A4,60kB
+  python -m train.cost --model=ssd300_vgg16 --part=backbone
 
 Weight bytes are those of kernels packed at their bits; biases and the rest, at 32 bits,
 are the row "other". Activation bytes are what a layer reads for one example.
@@ -17,6 +18,7 @@ import csv
 import dataclasses
 import io
 import json
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import keras
@@ -31,6 +33,7 @@ from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.run.app import run_main
 from gmpq_tf.run.flags import from_flags
 from gmpq_tf.space import SearchSpace
+from gmpq_tf.train.cost_parts import layers_of_parts, part_costs, part_records
 from gmpq_tf.train.cost_resources import format_resources, resource_records
 from gmpq_tf.train.policies import check_other_layers, read_policy
 
@@ -72,6 +75,10 @@ class CostConfig:
             it, and where it lies between lowest and highest.
         storage: Of the .tflite file: fast, packed or smallest; none: smallest.
         latency_table: JSON file that gmpq-latency wrote, for milliseconds.
+        part: Of a detector, what is counted: its backbone (as table 2 of the paper
+            counts), the heads and extra layers, or all, with a sum for each part.
+        backbone: Classifier whose layers the backbone has, by name: a built-in one, or
+            a .keras or .h5 file; none: that of a built-in detector.
         space: the candidates.
 
     Raises:
@@ -93,6 +100,8 @@ class CostConfig:
     budget: str | None = None
     storage: str | None = None
     latency_table: str | None = None
+    part: Literal["all", "backbone", "heads"] = "all"
+    backbone: str | None = None
     space: SearchSpace = dataclasses.field(default_factory=SearchSpace)
 
     def __post_init__(self) -> None:
@@ -121,6 +130,12 @@ class CostConfig:
                 "CSV has no place for resources and budgets. "
                 f"Received: resources={self.resources}, budget={self.budget!r}, "
                 "format='csv'. Use --format=table or --format=json."
+            )
+        if self.part != "all" and (self.resources or self.budget):
+            raise ValueError(
+                "Resources and budgets are of whole models. "
+                f"Received: part={self.part!r}, resources={self.resources}, "
+                f"budget={self.budget!r}. Leave --part out, or the others."
             )
         if self.budget is not None:
             parse_budget(self.budget)
@@ -151,7 +166,12 @@ def describe_cost(config: CostConfig) -> str:
         )
     if config.compare is not None:
         other = read_policy(config.compare, model)
-    records = cost_records(count_cost(model, policy))
+    cost = count_cost(model, policy)
+    parts = part_costs(cost, layers_of_parts(model, config.backbone, config.part))
+    if config.part == "all":
+        records = cost_records(cost, part_records(parts))
+    else:
+        records = cost_records(parts[config.part])
     if config.format == "csv":
         return format_csv(records)
     reached = None
@@ -222,11 +242,12 @@ def with_image_size(model: keras.Model, size: int) -> keras.Model:
     return keras.models.clone_model(model, input_tensors=inputs)
 
 
-def cost_records(cost: Cost) -> list[Record]:
-    """Returns the rows of the table: layers, float layers, the rest, the total.
+def cost_records(cost: Cost, parts: Sequence[Record] = ()) -> list[Record]:
+    """Returns the rows of the table: layers, float layers, parts, the rest, the total.
 
     Args:
         cost: of a model.
+        parts: rows of sums over some layers, which the total does not add.
 
     Returns:
         One dict a row, with the keys `COLUMNS`; None where a row has no such value.
@@ -247,7 +268,8 @@ def cost_records(cost: Cost) -> list[Record]:
         "weight_bytes": cost.weight_bytes,
         "activation_bytes": cost.activation_bytes,
     }
-    rows = [*layers, {"kind": "other", **other}, {"kind": "total", **total}]
+    rest: list[Record] = [{"kind": "other", **other}, {"kind": "total", **total}]
+    rows = [*layers, *parts, *rest]
     return [_with_shares(row, total) for row in rows]
 
 
@@ -298,7 +320,8 @@ def format_json(
 
     Returns:
         An object with the keys model, input_shapes, made_by, layers, float_layers,
-        other, total and, with another policy, comparison; with resources, their keys.
+        other, total and, with another policy, comparison; of a detector parts; with
+        resources, their keys.
     """
     rows = [{k: v for k, v in row.items() if v is not None} for row in records]
     content: Record = {
@@ -311,6 +334,8 @@ def format_json(
         "total": rows[-1],
         **(reached or {}),
     }
+    if parts := [row for row in rows if row["kind"] == "part"]:
+        content["parts"] = parts
     if policy is not None and other is not None:
         content["comparison"] = policy_comparison(policy, other)
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
