@@ -3,6 +3,7 @@
 Boxes are (ymin, xmin, ymax, xmax) as shares of the image's height and width.
 """
 
+from gmpq_tf.detection.coco_ap import CocoAP
 from gmpq_tf.detection.default_boxes import BoxError, DefaultBoxes, ssd_boxes
 from gmpq_tf.detection.default_boxes_layer import DefaultBoxesLayer, default_boxes_of
 from gmpq_tf.detection.detections import Detections, decode_and_suppress
@@ -15,6 +16,7 @@ __all__ = [
     "BoxError",
     "BoxLoss",
     "ClassAP",
+    "CocoAP",
     "DefaultBoxes",
     "DefaultBoxesLayer",
     "Detections",

@@ -130,7 +130,7 @@ class MeanAP:
             order = np.argsort(-found[2][hits], kind="stable")
             self._scores[number].append(found[2][hits][order])
             overlap = iou(found[0][hits][order], real[0][own])
-            self._marks[number].append(marks(overlap, hard, self.least_iou))
+            self._marks[number].append(self._marked(overlap, hard))
 
     def add_batch(self, labels: Mapping[str, Any], found: Found) -> None:
         """Adds a batch of images.
@@ -143,6 +143,10 @@ class MeanAP:
         for index in range(len(arrays["classes"])):
             truth = {name: array[index] for name, array in arrays.items()}
             self.add(truth, *found.of_image(index))
+
+    def _marked(self, overlap: np.ndarray, difficult: np.ndarray) -> np.ndarray:
+        """Whether each detection of an image is right; its first axis is theirs."""
+        return marks(overlap, difficult, self.least_iou)
 
     def report(self) -> APReport:
         """The average precision over all images that were added."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from gmpq_tf.detection import (
     BoxLoss,
+    CocoAP,
     DefaultBoxes,
     Detections,
     HardNegativeCrossEntropy,
@@ -86,7 +87,7 @@ class BoxTask(Task):
     def measure(
         self, model: keras.Model, batches: Any, class_names: Sequence[str]
     ) -> dict[str, float]:
-        """Mean average precision, VOC 2007's and the area; {} without objects."""
+        """Mean average precision: VOC 2007's, area, COCO's; {} without objects."""
         meter = self.meter(class_names)
         for images, labels in batches:
             outputs = model.predict_on_batch(np.asarray(images))
@@ -121,7 +122,7 @@ class BoxMeter:
         self, default_boxes: DefaultBoxes, class_names: Sequence[str], from_logits: bool
     ) -> None:
         self.default_boxes, self.from_logits = default_boxes, from_logits
-        self.mean_ap = MeanAP(class_names)
+        self.mean_ap, self.coco_ap = MeanAP(class_names), CocoAP(class_names)
 
     def add(
         self, outputs: Mapping[str, Any] | Detections, labels: Mapping[str, Any]
@@ -135,8 +136,13 @@ class BoxMeter:
                 from_logits=self.from_logits,
             )
         self.mean_ap.add_batch(labels, outputs)
+        self.coco_ap.add_batch(labels, outputs)
 
     def report(self) -> dict[str, float | None]:
-        """`map_07` and `map_area` over all batches, 0 to 1."""
-        report = self.mean_ap.report()
-        return {"map_07": report.map_07, "map_area": report.map_area}
+        """`map_07`, `map_area` and COCO's AP, `map_coco`, over all batches, 0 to 1."""
+        report, coco = self.mean_ap.report(), self.coco_ap.mean()
+        return {
+            "map_07": report.map_07,
+            "map_area": report.map_area,
+            "map_coco": coco,
+        }

@@ -272,7 +272,7 @@ def describe(name: str, result: dict[str, Any]) -> str:
     """Returns one line on a result."""
     said = []
     for prefix, of in (("", ""), ("twin_", " in integers"), ("tflite_", " of .tflite")):
-        for figure in ("map_07", "map_area"):
+        for figure in ("map_07", "map_area", "map_coco"):
             if (share := result.get(f"{prefix}{figure}")) is not None:
                 said.append(f"{figure}{of} {100 * share:.2f} %")
     if result["accuracy"] is not None:
