@@ -17,6 +17,7 @@ CORE = [
     "tqdm",  # the progress display of trainings on a terminal
     "matplotlib",  # pictures of the report
     "scikit-learn",  # its 1,797 handwritten digits: the demo needs no network
+    "filelock>=4",  # one process at a time in a folder, on every system
     "pillow",  # reads folders of images and says which file is corrupt
 ]
 # TFMOT works on Keras 2 models only, which tf_keras holds.

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from pathlib import Path
-from typing import Any
+
+from filelock import FileLock, Timeout
 
 from gmpq_tf.run.errors import StageError
 
 LOCKED = "Another process is at work"
-_held: list[Any] = []  # lock files; closing one gives it back
+_held: list[FileLock] = []  # what nobody holds is given back
 
 
 def check_writable(folder: Path) -> None:
@@ -43,46 +43,30 @@ def claim(path: Path, folder: Path) -> None:
     Raises:
         StageError: another process has claimed it, or the disk cannot lock files.
     """
+    # One lock for all threads of this process, which may claim a folder again. Where a
+    # disk has no locks, no file stands for one: it would outlive a killed process.
+    lock = FileLock(
+        path,
+        timeout=0,
+        thread_local=False,
+        is_singleton=True,
+        fallback_to_soft=False,
+        preserve_lock_file=True,
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
-        held = _lock(file)
+        lock.acquire()
+    except Timeout as error:
+        raise StageError(
+            f"A stage must be run by one process at a time. Received: {folder}. "
+            f"{LOCKED} there: let it finish, or use another --workdir or --name."
+        ) from error
     except OSError as error:
         raise StageError(
             "The workdir must be on a disk that can be written to and can lock files. "
             f"Received: {path} ({error.strerror}). Use another --workdir."
         ) from error
-    if not held:
-        file.close()
-        raise StageError(
-            f"A stage must be run by one process at a time. Received: {folder}. "
-            f"{LOCKED} there: let it finish, or use another --workdir or --name."
-        )
-    _held.append(file)
-
-
-def _lock(file: Any) -> bool:
-    """Locks a file, unless another process has."""
-    try:
-        _lock_or_raise(file)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            raise
-        return False
-    return True
-
-
-def _lock_or_raise(file: Any) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        import msvcrt
-
-        file.seek(0)
-        # The stubs of other systems lack it.
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-    else:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    _held.append(lock)
 
 
 def _is_there(path: Path) -> bool:

@@ -3,9 +3,10 @@ import fcntl
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
-import types
+import threading
 from pathlib import Path
 
 import pytest
@@ -144,7 +145,7 @@ def test_wrong_run_options_are_refused():
 HOLD = """
 import fcntl, sys
 file = open(sys.argv[1], "a")
-fcntl.lockf(file, fcntl.LOCK_EX)
+fcntl.flock(file, fcntl.LOCK_EX)
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -170,9 +171,21 @@ def test_two_processes_do_not_run_one_stage(tmp_path):
 TRY = """
 import fcntl, sys
 try:
-    fcntl.lockf(open(sys.argv[1], "a"), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(open(sys.argv[1], "a"), fcntl.LOCK_EX | fcntl.LOCK_NB)
 except OSError:
     print("held")
+"""
+
+
+FORK = """
+import os, sys, time
+from pathlib import Path
+from gmpq_tf.run.workdir import claim
+claim(Path(sys.argv[1]), Path(sys.argv[1]).parent)
+child = os.fork()
+if child:
+    print(child, flush=True)
+time.sleep(60)
 """
 
 
@@ -182,13 +195,55 @@ def test_another_process_finds_the_lock_of_this_one(tmp_path):
     assert subprocess.run(command, stdout=subprocess.PIPE).stdout == b"held\n"
 
 
-def test_a_disk_without_locks_is_named_as_such(run, monkeypatch):
-    def lockf(*args):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_disk_without_locks_is_named_as_such(run, monkeypatch, code):
+    """Network folders may have none: a file that stands for one would outlive us."""
 
-    monkeypatch.setattr(fcntl, "lockf", lockf)
-    with pytest.raises(StageError, match=r"can lock files.*No locks available"):
+    def flock(*args):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    words = rf"can lock files.*{os.strerror(code)}"
+    with pytest.raises(StageError, match=words):
         open_stage(run, "search", config(), SCALING)
+
+
+def test_threads_of_a_process_and_other_spellings_share_a_lock(tmp_path):
+    claim(tmp_path / "config" / "search.lock", tmp_path)
+    failed = []
+
+    def again(path):
+        try:
+            claim(path, tmp_path)
+        except StageError as error:
+            failed.append(error)
+
+    for path in ("config/search.lock", "config/../config/search.lock"):
+        thread = threading.Thread(target=again, args=[tmp_path / path])
+        thread.start()
+        thread.join()
+    assert not failed
+
+
+def test_a_child_that_outlives_its_parent_does_not_keep_the_lock(tmp_path):
+    """Of a process that forked workers and was killed."""
+    parent = tmp_path / "parent.py"
+    parent.write_text(FORK)
+    command = [sys.executable, str(parent), str(tmp_path / "search.lock")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment
+    ) as other:
+        child = int(other.stdout.readline())
+        try:
+            with pytest.raises(StageError, match=LOCKED):
+                claim(tmp_path / "search.lock", tmp_path)
+            other.kill()
+            other.wait()
+            os.kill(child, 0)  # still there
+            claim(tmp_path / "search.lock", tmp_path)
+        finally:
+            os.kill(child, signal.SIGKILL)
 
 
 def test_a_workdir_that_is_a_file_is_refused(tmp_path):
@@ -218,12 +273,17 @@ def test_a_workdir_said_to_be_read_only_is_refused(run, tmp_path, monkeypatch):
 
 
 def test_a_lock_file_of_somebody_else_is_no_other_process(run, monkeypatch):
-    open_stage(run, "search", config(), SCALING)
+    lock = Path(run.workdir) / "config" / "search.lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    opened = os.open
 
-    def refuse(self, *args, **kwargs):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    def refuse(path, *args, **kwargs):
+        if Path(path) == lock:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return opened(path, *args, **kwargs)
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(StageError, match="Permission denied") as error:
         open_stage(run, "search", config(), SCALING)
     assert workdir.LOCKED not in str(error.value)
@@ -339,25 +399,6 @@ def test_json_nested_too_deep_counts_as_damaged(tmp_path):
 
 def test_a_folder_name_with_a_space_is_no_way_out(tmp_path):
     assert recorded_data(tmp_path, "uniform w2") == {}
-
-
-def test_without_fcntl_one_process_at_a_time_holds_a_folder(tmp_path, monkeypatch):
-    """On Windows, where msvcrt locks bytes of a file."""
-    held = set()
-
-    def locking(descriptor, mode, count):
-        identity = os.fstat(descriptor).st_ino
-        if identity in held:
-            raise PermissionError(errno.EACCES, "Permission denied")
-        held.add(identity)
-
-    windows = types.SimpleNamespace(locking=locking, LK_NBLCK=2)
-    monkeypatch.setitem(sys.modules, "fcntl", None)
-    monkeypatch.setitem(sys.modules, "msvcrt", windows)
-    claim(tmp_path / "a.lock", tmp_path)
-    claim(tmp_path / "b.lock", tmp_path)
-    with pytest.raises(StageError, match=LOCKED):
-        claim(tmp_path / "a.lock", tmp_path)
 
 
 def test_versions_name_this_package_and_what_it_needs(repo_root):
