@@ -1,4 +1,4 @@
-"""Grad-CAM, with the inner gradient taken over the head of the network only."""
+"""Grad-CAM, with the inner gradient taken through the head of the network only."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ def attribution_map(feature: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
     """`M[t] = ReLU(sum_c alpha_c[t] A_c)` (eq. 4).
 
     Args:
-        feature: feature map A, [B, H, W, C]; or [B, T, C], which counts as images of
-            one row, so that `Z = T`.
-        gradient: of the class score with respect to it, same shape.
+        feature: feature map A, [B, H, W, C]; or [B, T, C], treated as images of one
+            row, so that `Z = T`.
+        gradient: gradient of the class score with respect to it, of the same shape.
 
     Returns:
-        Non-negative maps, [B, H, W] or [B, 1, T], in float32 at least: float16 loses
-        the gradients of large feature maps and the sums of bright ones. NaN stays NaN.
+        Non-negative maps, [B, H, W] or [B, 1, T], in float32 at least: in float16 the
+        gradients of large feature maps underflow and the sums of bright ones overflow.
+        NaN stays NaN.
     """
     feature, gradient = as_images(wide(feature)), as_images(wide(gradient))
     alpha = channel_importance(gradient)
@@ -38,27 +39,27 @@ def attribution_map(feature: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
 
 
 def wide(value: Any) -> tf.Tensor:
-    """A tensor of any shape, in float32 where its type is narrower."""
+    """A tensor of any shape, cast to float32 where its type is narrower."""
     value = tf.convert_to_tensor(value)
     return tf.cast(value, tf.float32) if value.dtype.size < 4 else value
 
 
 def as_images(feature: tf.Tensor) -> tf.Tensor:
-    """[B, T, C] as [B, 1, T, C]; images as they are."""
+    """Reshape [B, T, C] to [B, 1, T, C]; images [B, H, W, C] are returned unchanged."""
     return feature[:, None] if feature.shape.rank == 3 else feature
 
 
 def class_scores(logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
     """The score `f(x)[t]` that eq. 3 differentiates, [B].
 
-    `logits[b, classes[b]]`; of a single logit, which says yes or no, `+logit` for class
-    1 and `-logit` for class 0. Of several labels an image their scores are added. What
-    is no class has the score 0, and with it a map of zeros.
+    `logits[b, classes[b]]`; for a single logit of two classes, `+logit` for class 1 and
+    `-logit` for class 0. If an image has several labels, their scores are added. A
+    class that does not exist has the score 0, and so a map of zeros.
 
     Args:
         logits: [B, C], or [B, 1] for two classes.
-        classes: integers [B]; or, for several labels an image, 1 for each of them and
-            else 0, [B, C].
+        classes: integers [B]; or, for several labels an image, [B, C] with 1 for each
+            label and 0 elsewhere.
     """
     if classes.shape.rank == 2:
         mask = tf.cast(classes, logits.dtype)
@@ -71,7 +72,7 @@ def class_scores(logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
 
 
 def predicted_classes(logits: tf.Tensor) -> tf.Tensor:
-    """The class of the largest score, [B]; of a single logit whether it is above 0."""
+    """The class of the largest score, [B]; for a single logit 1 where it is above 0."""
     if logits.shape[-1] == 1:
         return tf.cast(logits[:, 0] > 0, tf.int64)
     return tf.argmax(logits, axis=-1)
@@ -80,12 +81,13 @@ def predicted_classes(logits: tf.Tensor) -> tf.Tensor:
 def grad_cam(
     head: keras.Model, feature: tf.Tensor, classes: tf.Tensor | None, training: bool
 ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-    """Attribution maps, and the head's outputs, from one pass over the head.
+    """Attribution maps (eq. 3 and 4) and the head's outputs, in one pass of the head.
 
     The score depends on the feature map through the head alone, so the gradient of
     eq. 3 needs no other layer. Unlike the official code, which back-propagates the
     whole network for it, this costs next to nothing; the maps are the same.
-    Differentiable once more when called under an outer `tf.GradientTape`.
+    Under an outer `tf.GradientTape` the maps can be differentiated once more: that is
+    how the risk R_G trains the student through this inner gradient.
 
     Args:
         head: feature map -> [logits, model output], as `split_head` returns it.
@@ -110,22 +112,23 @@ def grad_cam(
 def labels_to_classes(
     labels: Any, num_classes: int, independent: bool = False
 ) -> tf.Tensor:
-    """Classes of images from their labels, whatever these look like.
+    """Classes of images from their labels, in any of the usual formats.
 
     Args:
         labels: class numbers, [B] or [B, 1], of any type; or one row an image, [B, C]:
-            one-hot, soft (the first of the largest counts), or zeros and ones. Of one
-            logit: 1 (true) or 0 or -1, [B] or [B, 1]; smoothed ones count at 0.5.
-        num_classes: scores that the model has; 1 for a single logit of two classes.
-        independent: whether a row may hold any number of labels, as sigmoids have them.
+            one-hot, soft (the first of the largest counts), or zeros and ones. For a
+            single logit: 1 (yes), 0 or -1 (no), [B] or [B, 1]; smoothed labels count as
+            yes above 0.5.
+        num_classes: number of scores of the model; 1 for a single logit of two classes.
+        independent: whether a row may hold any number of labels, as with sigmoids.
 
     Returns:
-        Class numbers [B], -1 for what is no whole number; or, of rows of independent
-        labels, [B, C]: 1 where a label is above 0.5. A class that does not exist, and a
-        row without a label, has no score: its map is all zero.
+        Class numbers [B], with -1 for labels that are not whole numbers; or, for rows
+        of independent labels, [B, C] with 1 where a label is above 0.5. Classes that do
+        not exist, and rows without a label, have no score: their maps are all zero.
 
     Raises:
-        ValueError: labels of another shape.
+        ValueError: labels of a shape that fits none of these.
     """
     labels = tf.convert_to_tensor(labels)
     shape = labels.shape
@@ -151,17 +154,17 @@ def labels_to_classes(
 
 
 def _signs_to_classes(labels: tf.Tensor) -> tf.Tensor:
-    """1 for yes and 0 for no, which may be written -1; -1 for what is neither."""
+    """Classes 1 (yes) and 0 (no, which may be given as -1); -1 for other labels."""
     known = tf.abs(labels) <= 1
     return tf.where(known, tf.cast(labels > 0.5, tf.int64), -1)
 
 
 def are_classes(classes: tf.Tensor, num_classes: int) -> tf.Tensor:
-    """Whether each image has a class of the model, or a label, to attribute: [B].
+    """Whether each image has a class that exists, or at least one label; bool [B].
 
     Args:
-        classes: what `labels_to_classes` returned.
-        num_classes: scores that the model has; 1 for a single logit of two classes.
+        classes: what `labels_to_classes` returned, [B] or [B, C].
+        num_classes: number of scores of the model; 1 for a single logit of two classes.
     """
     if classes.shape.rank == 2:
         return tf.reduce_any(classes > 0, axis=-1)

@@ -27,15 +27,15 @@ def split_head(
         feature_layer: layer whose output is A; None: the last [B, H, W, C] tensor with
             more than one pixel that every path to the output passes through, or, where
             there is none, the last such [B, T, C] tensor with more than one step.
-        front: leading layers that are run before, as `split_front` does it; the
-            backbone takes their results.
+        front: names of leading layers that the caller runs first (see `split_front`);
+            the backbone takes their results.
 
     Returns:
         (backbone, head); the head returns [logits, model output]. Both share the
         model's layers, or those of a copy where it holds nested models.
 
     Raises:
-        GraphError: no such tensor, or not a classifier.
+        GraphError: there is no such tensor, or the model is not a classifier.
     """
     model = flattened(model)
     graph = read_graph(model)
@@ -99,7 +99,7 @@ def _is_feature_map(shape: tuple) -> bool:
 
 
 def _is_inside(call: Call) -> bool:
-    """Whether a call's output lies inside a layer of the model (a separable one)."""
+    """Whether a call is the depthwise part of a separable layer, so not its output."""
     return isinstance(call.layer, KernelPart) and KERNEL_KINDS[call.kind].depthwise
 
 

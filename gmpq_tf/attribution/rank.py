@@ -1,4 +1,4 @@
-"""How far the attribution rank of a quantized network is from the float one's."""
+"""Distance between the attribution ranks of a quantized and of the float network."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from gmpq_tf.metric_names import RANK_DISTANCE
 
 
 def attribution_ranks(maps: tf.Tensor) -> tf.Tensor:
-    """Rank of each pixel: k where the pixel is the k-th largest; ties in scan order.
+    """Rank of each pixel: k for the k-th largest; ties are ranked in scan order.
 
-    So a constant map has the ranks 1, 2, 3, ... from the top left to the bottom right.
+    A constant map so has the ranks 1, 2, 3, ... from the top left to the bottom right.
 
     Args:
         maps: [B, H, W].

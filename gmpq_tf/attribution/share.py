@@ -7,23 +7,25 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-SALT = 0x6A7C  # so that no other draw of the same step has the same seed
+SALT = 0x6A7C  # makes the seed differ from other draws of the same step
 
 
 def drawn_images(images: int | tf.Tensor, share: float, step: Any) -> tf.Tensor:
-    """Places of images drawn from a batch, each image as likely as any other.
+    """Draw the indices of some images of a batch, each image with the same probability.
 
-    A mean over them is an unbiased estimate of the mean over the batch. They lie evenly
-    over the batch, from a start that is drawn anew in each step; a run that is resumed
-    draws as it would have.
+    So the mean over the drawn images is an unbiased estimate of the mean over the
+    batch. The indices are evenly spaced, from a start that is drawn anew in each step.
+    The step seeds the draw, so a resumed run draws the same images.
 
     Args:
-        images: in the batch; a number, or a scalar tensor where the graph is for any.
-        share: how many are drawn of them, above 0, at most 1; one at least.
-        step: number of the training step, which seeds the draw, a scalar.
+        images: number of images in the batch; a scalar tensor where the batch size is
+            not known to the graph.
+        share: share of the images to draw, above 0, at most 1; at least one is drawn.
+        step: number of the training step, a scalar.
 
     Returns:
-        Different places, integers [max(1, round(share * images))]; none of no image.
+        Distinct indices, integers [max(1, round(share * images))]; empty for an empty
+        batch.
     """
     if isinstance(images, int):
         count: Any = min(images, max(1, int(share * images + 0.5)))
@@ -37,24 +39,24 @@ def drawn_images(images: int | tf.Tensor, share: float, step: Any) -> tf.Tensor:
 
 
 def spread(start: Any, count: Any, images: Any) -> tf.Tensor:
-    """`(start + floor(k images / count)) mod images`, [count], for each k below it.
+    """`(start + floor(k images / count)) mod images` for each k < count; [count].
 
-    Over all starts each place comes up equally often.
+    Over all starts each index occurs equally often.
 
     Args:
-        start: of the first, below `images`.
-        count: of places, at most `images`.
-        images: in the batch, 1 or more.
+        start: first index, below `images`.
+        count: number of indices, at most `images`.
+        images: number of images in the batch, 1 or more.
     """
     steps = tf.range(count) * images // tf.maximum(count, 1)
     return (start + steps) % images
 
 
 def batch_size(images: Any) -> int | tf.Tensor:
-    """Images in a batch: a number where the graph knows it, else a scalar tensor.
+    """Number of images in a batch: an int where the graph knows it, else a scalar.
 
     Args:
-        images: inputs of a model, nested, [B, ...] each.
+        images: inputs of a model, [B, ...] each, in any nested structure.
     """
     leaf = tf.convert_to_tensor(keras.tree.flatten(images)[0])
     return tf.shape(leaf)[0] if leaf.shape[0] is None else int(leaf.shape[0])

@@ -1,4 +1,4 @@
-"""What the quantized network's attribution is asked to look like."""
+"""The target of the quantized network's attribution, and the generalization risk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gmpq_tf.attribution.grad_cam import wide
 from gmpq_tf.bits import LayerPair
 
 _EPSILON = 1e-12
-# Maps below count as zero: float32 has room for their reciprocal and its products.
+# Maps that are nowhere above this count as zero; above it the reciprocal stays finite.
 _FAINT = 1e-30
 
 
@@ -23,12 +23,13 @@ def capacity_exponent(
     """`p = (1/L) sum_k (Q_w0 / E[w bits]_k) (Q_a0 / E[a bits]_k)` (eq. 8).
 
     Args:
-        expected_bits: those of each layer, scalars, the weights' first.
+        expected_bits: expected bits of each layer's weights and activations, scalars.
         weight_capacity: `Q_w0`, bits.
         activation_capacity: `Q_a0`, bits.
 
     Returns:
-        Scalar; larger for hypernets of lower capacity, which then concentrate.
+        Scalar; larger for hypernets of lower capacity, whose target then concentrates
+        on the brightest pixels.
     """
     weights, activations = map(tf.stack, zip(*expected_bits, strict=True))
     terms = (weight_capacity / weights) * (activation_capacity / activations)
@@ -36,10 +37,10 @@ def capacity_exponent(
 
 
 def normalized(maps: tf.Tensor, p: tf.Tensor | float = 1.0) -> tf.Tensor:
-    """`M^p / sum_ij M^p` of each map, at any scale of the map.
+    """`M^p / sum_ij M^p` of each map, whatever its scale.
 
-    A map that is all zero, or nowhere above 1e-30, becomes zero with a gradient of
-    zero; one that holds NaN or infinity becomes NaN.
+    A map that is nowhere above 1e-30 becomes zero, with a gradient of zero; one that
+    holds NaN or infinity becomes NaN.
 
     Args:
         maps: non-negative, [B, H, W]; narrow floats are computed in float32.
@@ -54,19 +55,20 @@ def normalized(maps: tf.Tensor, p: tf.Tensor | float = 1.0) -> tf.Tensor:
     largest = tf.stop_gradient(tf.reduce_max(maps, axis=(1, 2), keepdims=True))
     bright = tf.cast(largest >= _FAINT, maps.dtype)
     scaled = maps / (largest * bright + (1 - bright))
-    # The gradient of x^p is infinite at 0 for p < 1; nothing lies below the floor.
+    # For p < 1 the gradient of x^p is infinite at 0, so zeros are raised to a floor
+    # here and set to 0 again below.
     powered = tf.pow(tf.maximum(scaled, _EPSILON), tf.cast(p, maps.dtype))
-    # Products, unlike a choice of zeros, keep NaN.
+    # `scaled * 0.0` and `* bright`, unlike constant zeros, let NaN through.
     powered = tf.where(scaled > 0, powered, scaled * 0.0) * bright
     total = tf.reduce_sum(powered, axis=(1, 2), keepdims=True)
     return powered / tf.maximum(total, _EPSILON)
 
 
 def top_pixels(maps: tf.Tensor, k: int) -> tf.Tensor:
-    """1 on the k highest pixels of each map, 0 elsewhere; [B, H, W].
+    """1 at the k highest pixels of each map, 0 elsewhere; [B, H, W].
 
-    Ties at the k-th value go to the earlier pixel, so that exactly k are chosen (all of
-    them where the map has no more).
+    Ties go to the earlier pixel, so that exactly k are chosen (all of them where the
+    map has k or fewer).
     """
     height, width = maps.shape[1], maps.shape[2]
     if k >= height * width:
@@ -85,17 +87,17 @@ def generalization_risk(
     """`R_G = sum_ij (M_q,ij - M_f,ij^p / sum M_f^p)^2`, mean over the batch.
 
     Only the `top_k` pixels highest in the teacher's map count (section 4.1). The
-    student's map is normalized to sum 1 like its target: the Z of eq. 3 leaves its
-    scale free. An image whose teacher map is all zero counts nothing; one whose student
-    map is all zero counts its target, without a gradient. A batch without images has
-    the risk 0. Unlike the official code, which compares l2-normalized maps of the
-    predicted class over all pixels, this follows the paper.
+    student's map is normalized to the sum 1 like its target, since the Z of eq. 3
+    leaves its scale free. An image whose teacher map is all zero contributes 0; one
+    whose student map is all zero contributes its squared target, without a gradient. A
+    batch without images has the risk 0. Unlike the official code, which compares
+    l2-normalized maps of the predicted class over all pixels, this follows the paper.
 
     Args:
         student_maps: M_q, [B, H, W], non-negative.
         teacher_maps: M_f, same shape; treated as constant.
         p: exponent of the target, scalar; treated as constant.
-        top_k: number of pixels.
+        top_k: number of pixels that count.
 
     Returns:
         Scalar >= 0.
@@ -112,12 +114,12 @@ def generalization_risk(
 def resize_maps(maps: tf.Tensor, height: int, width: int) -> tf.Tensor:
     """Bilinear resize, half-pixel centres, written as two matrix products.
 
-    `tf.image.resize` has no XLA kernel for this on every device; the values agree.
+    The values are those of `tf.image.resize`, which XLA cannot compile on every device.
 
     Args:
         maps: [B, h, w], float.
-        height: of the result, in pixels.
-        width: of the result, in pixels.
+        height: height of the result, in pixels.
+        width: width of the result, in pixels.
 
     Returns:
         [B, height, width].

@@ -7,21 +7,21 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-MIN_EPSILON = 1.001e-5  # of cuDNN
+MIN_EPSILON = 1.001e-5  # the smallest epsilon that cuDNN accepts
 NARROW = ("float32", "bfloat16", "float16")  # computed in float32, as Keras does
 
 
-# Of the name of the stock class: files address weights by it, and what reads layers by
-# their kinds need not know of this one.
+# It has the name of the stock class: weight files address layers by class name, and
+# code that decides by the kind of a layer treats it like the stock one.
 @keras.saving.register_keras_serializable("gmpq_tf")
 class BatchNormalization(keras.layers.BatchNormalization):
     """As `keras.layers.BatchNormalization`, in a third of the time in training.
 
     `y = gamma (x - mean) / sqrt(var + epsilon) + beta` over a batch, forward and
-    backward in one pass each where Keras takes a dozen, each of which reads and writes
-    the whole tensor. Values, gradients and moving statistics differ by the order of
-    additions (second derivatives by more: Keras drops a term of theirs). In inference,
-    and where the kernel does not do what was asked for, it is Keras's own.
+    backward in one pass each, where Keras takes a dozen passes over the whole tensor.
+    Values, gradients and moving statistics differ only by the order of additions
+    (second derivatives by more: Keras drops one of their terms). In inference, and for
+    settings that TensorFlow's kernel does not support, Keras's own code runs.
 
     Source: Ioffe and Szegedy, "Batch Normalization", ICML 2015, algorithm 1.
     """
@@ -42,8 +42,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
             epsilon=self.epsilon,
             is_training=True,
         )
-        # The kernel's estimate for more data than the batch, n / (n - 1) times what it
-        # divides by; Keras keeps the latter.
+        # The kernel returns the unbiased variance, n / (n - 1) times the variance of
+        # the batch; Keras keeps the latter.
         count = tf.cast(tf.size(x) // shape[0], x.dtype)
         variance *= tf.maximum(count - 1, 1) / count
         for moving, new in (
@@ -67,9 +67,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
 
 def fused_norm(layer: Any) -> Any:
-    """A stock BatchNormalization, without weights yet, as one of the above.
+    """The faster `BatchNormalization` for a stock one that has no weights yet.
 
-    Any other layer is returned as it is.
+    Any other layer is returned unchanged.
     """
     if type(layer) is not keras.layers.BatchNormalization:
         return layer

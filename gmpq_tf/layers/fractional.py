@@ -9,14 +9,15 @@ from gmpq_tf.layers.relaxation_row import Grids, Relaxation
 
 
 def between(bits: tf.Tensor, grids: Grids) -> tf.Tensor:
-    """Weights of the branches next to a bit-width, whose mean is the bit-width.
+    """Weights of the two branches around a bit-width, so that their mean is it.
 
     `w_i = (b_(i+1) - b) / (b_(i+1) - b_i)` and `w_(i+1) = 1 - w_i` for
-    `b_i <= b <= b_(i+1)`; beyond the ends the last branch alone.
+    `b_i <= b <= b_(i+1)`; below the first or above the last bit-width that branch
+    alone.
 
     Args:
-        bits: a scalar.
-        grids: the branches.
+        bits: fractional bit-width `b`, a scalar.
+        grids: bit-widths of the branches.
 
     Returns:
         [branches], with the sum 1.
@@ -47,7 +48,8 @@ def _at(grids: Grids, mean: float) -> np.ndarray:
 
 
 # The importance is the bit-width itself, [1]. Source: Yang and Jin, "FracBits", AAAI
-# 2021. Unlike there the neighbours are candidates, which need not differ by one bit.
+# 2021. Unlike the paper the neighbours are candidates, which need not differ by one
+# bit.
 ADJACENT = Relaxation(
     _weigh, _weigh, shape=lambda _: (1,), alone=_alone, at=_at, start=0.5
 )

@@ -1,4 +1,4 @@
-"""A step and a range that are learned, from which bits follow (DQ)."""
+"""Learn a step and a range, from which the bit-width follows (DQ)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from gmpq_tf.layers.fractional import between
 from gmpq_tf.layers.relaxation_row import Grids, Relaxation
 from gmpq_tf.quantizers.straight_through import straight_through
 
-MARGIN = 1e-3  # bits, by which expected bits stay away from the ends
+MARGIN = 1e-3  # distance, in bits, of expected bits from the fewest and the most bits
 
 
 def _weigh(
     importance: tf.Tensor, grids: Grids, noise: tf.Tensor | None = None
 ) -> tf.Tensor:
-    """Weights of steps and of ranges, [2, branches]: those of the widest branch alone.
+    """Weights of steps and ranges, [2, branches]: they scale the widest branch's grid.
 
-    With importances `log2 d` and `log2 x_max`, in units of its step and range, the step
-    is `d` and the range `x_max`. The step has no gradient from values outside, the
-    range none from values inside.
+    The importances are `log2 d` and `log2 x_max`, relative to the step and the range of
+    the widest branch; the weights make its step `d` and its range `x_max`. Values
+    outside the range give the step no gradient, values inside the range none.
     """
     most = math.log2(grids.codes[-1])
     step = most + importance[1] - _log2_codes(importance, grids)
@@ -30,14 +30,14 @@ def _weigh(
 
 
 def _log2_codes(importance: tf.Tensor, grids: Grids) -> tf.Tensor:
-    """`log2(x_max / d)`, within what the candidates have; gradient of the identity."""
+    """`log2(x_max / d)`, clipped to the candidates' largest codes; gradient 1."""
     logs = math.log2(grids.codes[-1]) + importance[1] - importance[0]
     low, high = math.log2(grids.codes[0]), math.log2(grids.codes[-1])
     return straight_through(tf.clip_by_value(logs, low, high), logs)
 
 
 def smooth_bits(importance: tf.Tensor, grids: Grids) -> tf.Tensor:
-    """`b = log2(x_max / d + 1)`, a scalar, and 1 more for grids with a sign."""
+    """`b = log2(x_max / d + 1)`, a scalar; one more for grids with a sign."""
     ratio = 2.0 ** _log2_codes(importance, grids)
     more = tf.math.log((ratio + 1) / (grids.codes[-1] + 1)) / math.log(2.0)
     return grids.bits[-1] + more
@@ -50,7 +50,7 @@ def _distribute(importance: tf.Tensor, grids: Grids) -> tf.Tensor:
 
 
 def _alone(values: np.ndarray, grids: Grids, index: int) -> np.ndarray:
-    """The range stays, and the step is that of the bit-width."""
+    """Importances [2] for one bit-width: the range stays, the step follows from it."""
     ratio = math.log2(grids.codes[-1] / grids.codes[index])
     return np.array([values[1] + ratio, values[1]])
 
@@ -61,8 +61,8 @@ def _at(grids: Grids, mean: float) -> np.ndarray:
 
 
 # Source: Uhlich et al., "Mixed Precision DNNs: All you need is a good parametrization",
-# ICLR 2020, parametrization U3. Unlike there bits stay within the candidates, steps and
-# ranges are no powers of two, and values beyond the range become the range itself.
+# ICLR 2020, parametrization U3. Unlike the paper bits stay within the candidates, steps
+# and ranges are not powers of two, and values beyond the range become the range itself.
 LEARNED_GRID = Relaxation(
     _weigh,
     _distribute,

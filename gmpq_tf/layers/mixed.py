@@ -1,4 +1,4 @@
-"""The same layers with several bit-widths at once, weighted by learned importances."""
+"""Quantized layers with several bit-widths at once, weighted by learned importances."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from gmpq_tf.quantizers.grid import code_limit
 
 
 class BranchImportance(keras.layers.Layer):
-    """Owns the importances of one layer's branches, in a layer of its own.
+    """Owns the importances of the branches of one tensor (a kernel or an input).
 
-    Stock convolutions save their kernel and bias only.
+    It is a layer of its own, because stock convolutions save only kernel and bias.
 
     Args:
-        grids: of the branches; a single one is not trained.
-        name: of the layer.
-        relaxation: how the layer computes with the branches.
+        grids: bit-widths of the branches; with a single one nothing is trained.
+        name: name of this layer.
+        relaxation: how the owner computes with the branches.
     """
 
     def __init__(self, grids: Grids, name: str, relaxation: Relaxation) -> None:
@@ -49,8 +49,8 @@ class BranchImportance(keras.layers.Layer):
             autocast=False,
             dtype="float32",
         )
-        # A seed, and how often noise was drawn: saved with the weights, so that a
-        # resumed search draws what an uninterrupted one does.
+        # The seed, and how often noise was drawn. Saved with the weights, so that a
+        # resumed search draws the same noise as an uninterrupted one.
         self.draws = None
         if self.relaxation.noise is not None:
             seed = random.randrange(2**31)  # of keras.utils.set_random_seed
@@ -66,28 +66,31 @@ class BranchImportance(keras.layers.Layer):
 
     @property
     def bits(self) -> tuple[int, ...]:
-        """Bit-widths of the branches."""
+        """Bit-width of each branch, ascending."""
         return self.grids.bits
 
     def probabilities(self) -> tf.Tensor:
-        """`pi = softmax(importance / temperature)` of the mixture, [branches]."""
+        """Probabilities of the branches, [branches], with the sum 1.
+
+        For "mixture" `pi = softmax(importance / temperature)` (eq. 5).
+        """
         return self.relaxation.distribute(self.logits(), self.grids)
 
     def choose(self, branch: int) -> None:
-        """Leave one branch, whose probability and weight become exactly 1."""
+        """Set the importances so that one branch has the weight 1, exactly."""
         alone = self.relaxation.alone(np.asarray(self.importance), self.grids, branch)
         self.importance.assign(alone)
 
     def set_mean(self, bits: float) -> None:
-        """Let the branches have a mean of so many bits, at the temperature 1."""
+        """Set the importances so that the mean is `bits`, at the temperature 1."""
         if len(self.bits) > 1:
             self.importance.assign(self.relaxation.at(self.grids, bits))
 
     def weights_now(self, training: bool | None = None) -> tf.Tensor:
-        """What weighs the branches in one pass, [branches], as the relaxation does.
+        """Weights of the branches in one pass, [branches], from the relaxation.
 
         Args:
-            training: whether noise is drawn, where the relaxation has some.
+            training: whether noise is drawn, if the relaxation uses any.
         """
         noise = None
         draw = self.relaxation.noise
@@ -102,7 +105,7 @@ class BranchImportance(keras.layers.Layer):
         return self.relaxation.weigh(self.logits(), self.grids, noise)
 
     def logits(self) -> tf.Tensor:
-        """The importances over the temperature, in the shape of the relaxation."""
+        """`importance / temperature`, of the shape that the relaxation defines."""
         importance = tf.convert_to_tensor(self.importance)
         return importance / tf.convert_to_tensor(self.temperature)
 
@@ -127,7 +130,7 @@ class Mixed(Quantized):
         self._row = relaxation_of(relaxation)
 
     def build(self, input_shape: Sequence[int | None]) -> None:
-        """Build the quantized layer, then one importance a branch."""
+        """Build the quantized layer, then the importances of its kernel and input."""
         super().build(input_shape)
         of_w, signed = self.kernel_quantizer, self.input_quantizer.signed
         weights = tuple(map(of_w.largest_code, range(len(of_w.bits))))
@@ -142,12 +145,12 @@ class Mixed(Quantized):
 
     @property
     def kernel_importance(self) -> keras.Variable:
-        """Importances of the kernel's branches, [branches] of a mixture."""
+        """Importances of the kernel's branches; [branches] for "mixture"."""
         return self.kernel_branches.importance
 
     @property
     def input_importance(self) -> keras.Variable:
-        """Importances of the input's branches, [branches] of a mixture."""
+        """Importances of the input's branches; [branches] for "mixture"."""
         return self.input_branches.importance
 
     @property
@@ -168,7 +171,7 @@ class Mixed(Quantized):
         )
 
     def branch_weights(self, training: bool | None = None) -> LayerPair:
-        """What weighs the branches in one pass, [branches] each."""
+        """Weights of the branches in one pass, [branches] each; see `weights_now`."""
         return LayerPair(
             weights=self.kernel_branches.weights_now(training),
             activations=self.input_branches.weights_now(training),
@@ -181,7 +184,7 @@ class Mixed(Quantized):
         return config
 
     def expected_bits(self) -> LayerPair:
-        """`sum_i pi_w[i] b_i` and `sum_j pi_a[j] b_j`, scalars, as in eq. 7."""
+        """`sum_i pi_w[i] b_i` and `sum_j pi_a[j] b_j` (eq. 7), scalars, in bits."""
         pi = self.branch_probabilities()
         return LayerPair(
             weights=expected(self.weight_bits, pi.weights),
@@ -190,12 +193,12 @@ class Mixed(Quantized):
 
 
 def expected(bits: Sequence[int], probabilities: tf.Tensor) -> tf.Tensor:
-    """Mean of bit-widths, a scalar; `probabilities` [branches]."""
+    """`sum_i pi_i b_i`, a scalar, in bits; `probabilities` are [branches]."""
     return tf.reduce_sum(probabilities * tf.constant(bits, tf.float32))
 
 
 def _mixed(quantized: Any) -> Any:
-    """The Mixed class of a quantized layer's class: `MixedConv2D` of `QuantConv2D`."""
+    """Make the Mixed class of a quantized class: `MixedConv2D` from `QuantConv2D`."""
     kind = quantized.searchable_kind
     text = f"{kind} of eq. 5; quantizers hold the candidate bit-widths."
     body = {"__doc__": text, "__module__": __name__}

@@ -9,19 +9,19 @@ import tensorflow as tf
 
 from gmpq_tf.layers.relaxation_row import Grids, Relaxation, bisected, logistic
 
-# Of the hard concrete distribution: its temperature, and how far it is stretched.
+# The hard concrete distribution: its temperature, and the interval it is stretched to.
 BETA, ZETA, GAMMA = 2 / 3, 1.1, -0.1
 OFFSET = BETA * math.log(-GAMMA / ZETA)
-THRESHOLD = 0.34  # of the probability of an exact 0, above which a gate is closed
-OPEN = 1e4
+THRESHOLD = 0.34  # a gate is closed where the probability of exactly 0 is above this
+OPEN = 1e4  # a logit whose gate is surely open
 
 
 def _weigh(gates: tf.Tensor, grids: Grids, noise: tf.Tensor | None = None) -> tf.Tensor:
     """`1 - z_1, z_1 (1 - z_2), ..., z_1 ... z_(n-1)`, [branches].
 
-    `x_q = q_1 + z_1 (q_2 - q_1 + z_2 (q_3 - q_2 + ...))`: what every further gate adds
-    to the values of few bits is the residual that more bits leave, so that the sum of
-    branches is that of nested residuals wherever the grids nest.
+    In the paper `x_q = q_1 + z_1 (q_2 - q_1 + z_2 (q_3 - q_2 + ...))`: each open gate
+    adds the residual between one bit-width and the next. Sorted by branches that is
+    `sum_i w_i q_i` with these weights.
     """
     if noise is None:  # outside of training gates are open or closed
         closed = tf.sigmoid(OFFSET - gates)
@@ -31,7 +31,7 @@ def _weigh(gates: tf.Tensor, grids: Grids, noise: tf.Tensor | None = None) -> tf
 
 
 def open_probabilities(gates: tf.Tensor) -> tf.Tensor:
-    """`P(z > 0) = sigmoid(phi - beta log(-gamma / zeta))`, any shape."""
+    """`P(z > 0) = sigmoid(phi - beta log(-gamma / zeta))` of logits of any shape."""
     return tf.sigmoid(gates - OFFSET)
 
 
@@ -49,7 +49,7 @@ def _alone(values: np.ndarray, grids: Grids, index: int) -> np.ndarray:
 
 
 def _at(grids: Grids, mean: float) -> np.ndarray:
-    """One logit of all gates."""
+    """Importances [branches - 1]: the same logit for all gates, for a mean of bits."""
     bits, gates = np.array(grids.bits), len(grids.bits) - 1
 
     def mean_at(logit: float) -> float:
@@ -62,8 +62,8 @@ def _at(grids: Grids, mean: float) -> np.ndarray:
 
 
 # The importances are the logits of the gates, [branches - 1]. Source: van Baalen et
-# al., "Bayesian Bits", NeurIPS 2020, and its code for the threshold. Unlike there each
-# branch has a step of its own, which need not divide that of the branch before.
+# al., "Bayesian Bits", NeurIPS 2020, and its code for the threshold. Unlike the paper
+# each branch has its own step, which need not divide that of the branch before.
 NESTED = Relaxation(
     _weigh,
     _distribute,

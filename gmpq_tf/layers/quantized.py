@@ -1,4 +1,4 @@
-"""Layers of `KERNEL_KINDS` with a quantizer on the input and on the kernel."""
+"""The layers of `KERNEL_KINDS` with quantizers on input and kernel."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gmpq_tf.quantizers.straight_through import round_half_even
 
 
 class Quantized(keras.layers.Layer):
-    """What the quantized layers add to a stock layer, which they inherit from too.
+    """What quantized layers add to the stock Keras layer, their second base class.
 
     Args:
         input_quantizer: `InputQuantizer`, or None to leave activations float.
@@ -31,10 +31,10 @@ class Quantized(keras.layers.Layer):
 
     searchable_kind = ""
     shared_axes: tuple[int, ...] = ()
-    recomputes = False  # whether quantized operands are worth their memory
+    recomputes = False  # whether training computes quantized operands twice: see below
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Know the axes of the kernel from the class's kind."""
+        """Set `shared_axes` from the kind that the class stands for."""
         super().__init_subclass__(**kwargs)
         if cls.searchable_kind:
             cls.shared_axes = KERNEL_KINDS[cls.searchable_kind].shared_axes
@@ -66,7 +66,10 @@ class Quantized(keras.layers.Layer):
     def product(
         self, inputs: tf.Tensor, training: bool | None
     ) -> tuple[tf.Tensor, tf.Tensor | None]:
-        """Product [B, ..., C] of the quantized operands, and its unit: `operands`."""
+        """Product [B, ..., C] of the quantized operands, and its unit [C] or None.
+
+        See `operands` for the unit.
+        """
         if training and self.input_quantizer is not None:
             self.input_quantizer.check_calibrated()
         if training and self.recomputes and self._quantizes_both():
@@ -79,15 +82,17 @@ class Quantized(keras.layers.Layer):
         raise NotImplementedError
 
     def _recomputed_product(self, inputs: tf.Tensor) -> tf.Tensor:
-        """Product that keeps the float operands alone for the backward pass.
+        """Product [B, ..., C] that keeps only float operands for the backward pass.
 
-        The quantized ones are made again there, at the cost of one elementwise pass.
+        The backward pass quantizes them again, which costs one elementwise pass and
+        saves the memory of a second copy of the activations.
         """
         of_x, of_w = self.input_quantizer, self.kernel_quantizer
         kernel = tf.convert_to_tensor(self.kernel)
         weights = self.branch_weights(training=True)
         # Under mixed precision operands are narrow and quantizers compute in float32.
-        # The casts stand inside the function too, so that it keeps the narrow ones.
+        # `function` casts inside, so that it keeps its narrow arguments, not float32
+        # copies of them.
         wide = [
             tf.cast(value, quantizer.compute_dtype)
             for value, quantizer in ((inputs, of_x), (kernel, of_w))
@@ -106,23 +111,24 @@ class Quantized(keras.layers.Layer):
         return keeping_arguments(function)(inputs, kernel, *x_parameters, *w_parameters)
 
     def branch_weights(self, training: bool | None = None) -> LayerPair:
-        """What weighs the branches of the quantizers, [branches]; None for one."""
+        """Weights of the quantizers' branches, [branches] each; None for one branch."""
         return LayerPair(weights=None, activations=None)
 
     def _quantizes_both(self) -> bool:
-        """Whether both quantizers are there and on: not while calibration observes."""
+        """Whether both quantizers exist and are on (calibration switches them off)."""
         both = self.input_quantizer is not None and self.kernel_quantizer is not None
         return both and observers_now() is None
 
     def operands(
         self, inputs: tf.Tensor, training: bool | None
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
-        """What the layer multiplies: input [B, ...], kernel, unit of the product.
+        """The operands that the layer multiplies: input [B, ...], kernel, and a unit.
 
-        Outside training the operands are integer codes: float32 adds their products
-        without rounding, as integer kernels do, as long as sums stay below 2^24. The
-        unit, one a channel, is then the product of the steps; else it is None, as in
-        narrower floats, which sums would leave.
+        Outside training the operands are integer codes where possible: float32 adds
+        their products without rounding, as integer kernels do, as long as sums stay
+        below 2^24. The result then has to be multiplied by the unit, the product of
+        both steps, [1] or [C]. In training, and in narrower floats, whose range such
+        sums would leave, operands are quantized floats and the unit is None.
         """
         kernel = tf.convert_to_tensor(self.kernel)
         weights = self.branch_weights(training)
@@ -136,7 +142,7 @@ class Quantized(keras.layers.Layer):
         return _codes(x, input_step), _codes(w, kernel_steps), unit
 
     def finish(self, outputs: tf.Tensor, unit: tf.Tensor | None) -> tf.Tensor:
-        """What follows the product [B, ..., C]: its unit, the bias, the activation."""
+        """Apply unit, bias and activation to the product; [B, ..., C] both."""
         if unit is not None:
             outputs = outputs * unit
         if self.bias is not None:
@@ -145,7 +151,7 @@ class Quantized(keras.layers.Layer):
         return outputs if activation is None else activation(outputs)
 
     def _is_integer(self) -> bool:
-        """Whether both operands are on one grid each, of steps known to the graph."""
+        """Whether both operands are codes times a step that is a tensor."""
         x, w = self.input_quantizer, self.kernel_quantizer
         if not self._quantizes_both() or not len(x.bits) == len(w.bits) == 1:
             return False
@@ -154,11 +160,11 @@ class Quantized(keras.layers.Layer):
     def quantize_input(
         self, inputs: tf.Tensor, weights: tf.Tensor | None = None
     ) -> tf.Tensor:
-        """Activations [B, ...] as the layer computes with them.
+        """Quantized activations, [B, ...], as the layer computes with them.
 
         Args:
-            inputs: [B, ...].
-            weights: of the branches, [branches]; None: those outside of training.
+            inputs: float activations, [B, ...].
+            weights: weights of the branches, [branches]; None: those of inference.
         """
         if self.input_quantizer is None:
             return inputs
@@ -170,11 +176,11 @@ class Quantized(keras.layers.Layer):
     def quantize_kernel(
         self, kernel: tf.Tensor, weights: tf.Tensor | None = None
     ) -> tf.Tensor:
-        """Kernel, of its shape, as the layer computes with it.
+        """Quantized kernel, of the kernel's shape, as the layer computes with it.
 
         Args:
-            kernel: any shape.
-            weights: of the branches, [branches]; None: those outside of training.
+            kernel: float, any shape.
+            weights: weights of the branches, [branches]; None: those of inference.
         """
         if self.kernel_quantizer is None:
             return kernel
@@ -194,7 +200,7 @@ class Quantized(keras.layers.Layer):
 
 
 def _codes(values: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-    """Integer codes of values on a grid; Grad-CAM sees the division only."""
+    """Integer codes of values on a grid; the gradient is that of the division alone."""
     return round_half_even(values * (1 / step))
 
 
@@ -241,7 +247,7 @@ class QuantConv1D(Quantized, keras.layers.Conv1D):
 
 
 class _Depthwise(Quantized):
-    """What depthwise convolutions of lines and of images compute alike."""
+    """Depthwise convolutions of sequences and of images."""
 
     recomputes = True
 
@@ -281,7 +287,7 @@ class QuantDense(Quantized, keras.layers.Dense):
 
 
 class _Transposed(Quantized):
-    """What transposed convolutions of lines and of images compute alike."""
+    """Transposed convolutions of sequences and of images."""
 
     recomputes = True
 
@@ -289,8 +295,9 @@ class _Transposed(Quantized):
         """Transposed convolution of an input [B, ..., C] and a kernel, without bias.
 
         Args:
-            x: [batch, height, width, inputs], or of lines [batch, steps, inputs].
-            kernel: [kernel height, kernel width, outputs, inputs], or of lines
+            x: images [batch, height, width, inputs] or sequences
+                [batch, steps, inputs].
+            kernel: [kernel height, kernel width, outputs, inputs], or for sequences
                 [kernel steps, outputs, inputs].
         """
         return ops.conv_transpose(

@@ -1,4 +1,4 @@
-"""How a layer computes with several bit-widths at once, as long as none is chosen."""
+"""How a layer computes with several bit-widths at once during a search."""
 
 from __future__ import annotations
 
@@ -18,32 +18,33 @@ from gmpq_tf.quantizers.straight_through import straight_through
 from gmpq_tf.spelling import lookup
 
 DEFAULT_RELAXATION = "mixture"
-# Of the softmax that draws get their gradient from. On the errors of 2, 3 and 4 bits a
-# softmax of 1 has, as a mixture, its optimum inside the simplex; less is noisier.
+# Temperature of the softmax that gives `draw` its gradient. With the rounding errors of
+# 2, 3 and 4 bits, a temperature of 1 has its optimum at a mixture of branches, not at
+# one of them; a lower one makes the gradient noisier.
 SHARPNESS = 0.25
 
 
 def expectation(
     logits: tf.Tensor, grids: Grids, noise: tf.Tensor | None = None
 ) -> tf.Tensor:
-    """The probabilities themselves, `pi = softmax(logits)`, [branches] (eq. 5)."""
+    """The probabilities as weights: `pi = softmax(logits)`, [branches] (eq. 5)."""
     return probabilities(logits, grids)
 
 
 def draw(logits: tf.Tensor, grids: Grids, noise: tf.Tensor | None = None) -> tf.Tensor:
-    """One branch drawn with its probability: one-hot of `argmax(log pi + g)`.
+    """Draw one branch with its probability: the one-hot vector of `argmax(log pi + g)`.
 
     The gradient is that of `softmax((log pi + g) / 0.25)`. Without noise the most
-    probable branch.
+    probable branch is taken.
 
     Args:
         logits: [branches].
-        grids: not looked at.
-        noise: `g`, of the standard Gumbel distribution, [branches]; None outside of
-            training.
+        grids: not used.
+        noise: `g`, drawn from the standard Gumbel distribution, [branches]; None
+            outside of training.
 
     Returns:
-        0 and one 1, [branches].
+        One 1 and else 0, [branches].
 
     Source: Jang, Gu and Poole, "Categorical Reparameterization with Gumbel-Softmax",
     ICLR 2017, section 2.2.
@@ -76,5 +77,5 @@ def relaxation_of(name: str) -> Relaxation:
     return found
 
 
-# What a tensor with one branch does: there is nothing to choose.
+# The relaxation of a tensor with a single branch, which has nothing to choose.
 ALONE = RELAXATIONS[DEFAULT_RELAXATION]

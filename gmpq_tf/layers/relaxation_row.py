@@ -1,4 +1,4 @@
-"""What a row of `RELAXATIONS` says of one tensor's bit-widths."""
+"""The interface of a row of `RELAXATIONS`."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 import tensorflow as tf
 
 CHOSEN, LEFT_OUT = 0.0, -1e4  # logits whose softmax is exactly 1 and 0
-SMALLEST = 1e-30  # of the uniform draws, so that their logarithm is finite
+SMALLEST = 1e-30  # least value of uniform draws, so that their logarithm is finite
 
 
 @dataclass(frozen=True)
 class Grids:
-    """What one tensor may be rounded to.
+    """The candidate grids of one tensor.
 
     Args:
         bits: bit-width of each branch, ascending.
-        codes: largest code of each.
+        codes: largest code of each branch.
     """
 
     bits: tuple[int, ...]
@@ -31,17 +31,17 @@ def probabilities(logits: tf.Tensor, grids: Grids) -> tf.Tensor:
 
 
 def one_each(branches: int) -> tuple[int, ...]:
-    """The shape of importances that are one a branch."""
+    """The shape of importances with one number a branch."""
     return (branches,)
 
 
 def left_alone(values: np.ndarray, grids: Grids, index: int) -> np.ndarray:
-    """Logits, [branches], whose softmax is 1 at one place."""
+    """Logits, [branches], whose softmax is exactly 1 at `index`."""
     return np.where(np.arange(len(grids.bits)) == index, CHOSEN, LEFT_OUT)
 
 
 def tilted(grids: Grids, mean: float) -> np.ndarray:
-    """Logits `beta b`, [branches], whose softmax has a mean of so many bits."""
+    """Logits `beta b`, [branches], whose softmax has the mean bit-width `mean`."""
     bits = np.array(grids.bits, "float64")
 
     def mean_at(slope: float) -> float:
@@ -53,7 +53,7 @@ def tilted(grids: Grids, mean: float) -> np.ndarray:
 
 
 def bisected(function: Callable[[float], float], wanted: float, most: float) -> float:
-    """Where a rising function of a number within `-most .. most` has a value."""
+    """Solve `function(x) = wanted` for a rising function by bisection, |x| <= most."""
     low, high = -most, most
     for _ in range(60):
         middle = (low + high) / 2
@@ -69,21 +69,22 @@ class Relaxation:
     """A row of `RELAXATIONS`.
 
     Args:
-        weigh: importances over the temperature, the grids, noise [branches] or None ->
-            weights of the branches [branches], whose gradient trains the importances;
-            or [2, branches], of steps and of ranges, where there is one rounding.
-        distribute: the first two -> probabilities of the branches [branches], by which
-            costs are expected and policies read.
-        noise: seed [2], shape -> what `weigh` is given in training, drawn anew each
-            time; None: nothing.
+        weigh: `(importances / temperature, grids, noise or None)` -> weights of the
+            branches [branches], whose gradient trains the importances; with
+            `one_rounding` [2, branches] is allowed: one row for the steps, one for the
+            ranges.
+        distribute: `(importances / temperature, grids)` -> probabilities of the
+            branches [branches], for the expected cost and for reading a policy.
+        noise: `(seed [2], shape)` -> noise that `weigh` gets in training, drawn anew in
+            each pass; None: no noise.
         tempered: whether noise is divided by the temperature, as logits are.
         one_rounding: round once on the weighted mean of the grids, instead of adding
             weighted roundings.
-        shape: branches -> shape of the importances, and of the noise.
-        alone: importances, grids, place -> importances that leave one branch.
-        at: grids, mean bits -> importances whose branches have that mean.
-        start: mean bits that importances start with, as a share of the way from the
-            fewest to the most bits; None: they start at 0.
+        shape: number of branches -> shape of the importances, and of the noise.
+        alone: `(importances, grids, index)` -> importances that leave one branch.
+        at: `(grids, mean bits)` -> importances whose branches have that mean.
+        start: mean bit-width at the start, as a share of the way from the fewest to the
+            most bits; None: importances start at 0.
     """
 
     weigh: Callable[[tf.Tensor, Grids, tf.Tensor | None], tf.Tensor]
@@ -97,7 +98,7 @@ class Relaxation:
     start: float | None = None
 
     def started(self, grids: Grids) -> np.ndarray:
-        """Importances before training, of the row's shape."""
+        """Importances before training, of the shape that the row defines."""
         if self.start is None:
             return np.zeros(self.shape(len(grids.bits)))
         low, high = grids.bits[0], grids.bits[-1]
@@ -105,15 +106,16 @@ class Relaxation:
 
 
 def gumbel(seed: tf.Tensor, shape: Sequence[int]) -> tf.Tensor:
-    """Draws of the standard Gumbel distribution, the same for one seed [2].
+    """Draws from the standard Gumbel distribution, fixed by the seed [2].
 
-    XLA draws others than TensorFlow's own kernels do, each always the same.
+    For one seed XLA draws other numbers than TensorFlow's own kernels, but each always
+    draws the same.
     """
     uniform = tf.random.stateless_uniform(shape, seed, minval=SMALLEST, maxval=1.0)
     return -tf.math.log(-tf.math.log(uniform))
 
 
 def logistic(seed: tf.Tensor, shape: Sequence[int]) -> tf.Tensor:
-    """Draws of the standard logistic distribution, the same for one seed [2]."""
+    """Draws from the standard logistic distribution, fixed by the seed [2]."""
     uniform = tf.random.stateless_uniform(shape, seed, minval=1e-7, maxval=1 - 1e-7)
     return tf.math.log(uniform) - tf.math.log1p(-uniform)

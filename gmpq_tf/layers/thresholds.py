@@ -17,8 +17,8 @@ from gmpq_tf.layers.relaxation_row import (
 )
 
 THRESHOLDS = 8  # each half of the one before
-OWN = 1  # place of the quantizer's own range
-FIRST = 0.95  # of that beside all others, in the beginning
+OWN = 1  # index of the threshold that is the quantizer's own range
+FIRST = 0.95  # probability of that threshold at the start
 
 
 def _weigh(
@@ -43,7 +43,10 @@ def _joint(logits: tf.Tensor) -> tf.Tensor:
 
 
 def _alone(values: np.ndarray, grids: Grids, index: int) -> np.ndarray:
-    """Of one bit-width its best threshold; what is best of the others is kept."""
+    """Importances [branches, thresholds] of one bit-width, with its best threshold.
+
+    The best thresholds of the other bit-widths are remembered too.
+    """
     best = values == values.max(axis=1, keepdims=True)
     rows = np.arange(len(grids.bits)) == index
     return np.where(best, CHOSEN, LEFT_OUT) + np.where(rows, CHOSEN, LEFT_OUT)[:, None]
@@ -54,9 +57,9 @@ def _at(grids: Grids, mean: float) -> np.ndarray:
     return tilted(grids, mean)[:, None] + odds * (np.arange(THRESHOLDS) == OWN)
 
 
-# Source: Habi, Jennings and Netzer, "HMQ", ECCV 2020, section 3.2. Unlike there a
-# tensor draws once, not anew for each image or channel, and thresholds are powers of
-# two times the range that the quantizer fits and learns, where the search starts.
+# Source: Habi, Jennings and Netzer, "HMQ", ECCV 2020, section 3.2. Unlike the paper a
+# tensor draws once a pass, not anew for each image or channel, and thresholds are the
+# quantizer's fitted and learned range times powers of two; the search starts there.
 THRESHOLD_GRIDS = Relaxation(
     _weigh,
     _distribute,

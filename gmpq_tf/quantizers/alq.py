@@ -14,29 +14,33 @@ from gmpq_tf.policy import PolicyError
 from gmpq_tf.quantizers.grid import symmetric_limit
 from gmpq_tf.quantizers.kernel_method import KernelMethod, orders
 
-MOST_BITS = 7  # 2^8 sums of one parity are more than int8 has codes
-SUM4, SUM8 = 7, 127  # what the coordinates of a channel add up to: in INT4, in INT8
+# The sums of n bases are 2^n codes that are all even or all odd: at most 128 of them
+# lie within int8, so 8 bases do not fit.
+MOST_BITS = 7
+SUM4, SUM8 = 7, 127  # largest sum of a channel's coordinates: in INT4, in INT8
 NARROW = 3  # bits up to which codes fit INT4
-ROUNDS = 3  # of bases and coordinates by turns
-# Of the largest weight, up to which doubled coordinates start.
+ROUNDS = 3  # alternations between choosing bases and fitting coordinates
+# Starts whose coordinates double, like the bits of a uniform grid: the largest sum of
+# each, as a share of the largest weight.
 SHARES = (0.4, 0.55, 0.7, 0.9)
-SUMS = 3  # below the largest, that whole coordinates may add up to
+SUMS = 3  # how far below its limit the sum of whole coordinates is tried
 TINY = 1e-6
 
 
 class Alq(KernelMethod):
-    """Adaptive binary bases for kernels.
+    """Kernels on a grid of adaptive binary bases (ALQ).
 
     `q(w) = s sum_i n_i beta_i` with `beta_i` in {-1, 1}, as many bases as bits, and
-    whole coordinates `n_i >= 1` of each output channel. Bases and coordinates are found
-    by turns, from five starts of which the best is kept: each weight takes the nearest
-    of the 2^bits sums, then the coordinates are a least squares fit. The gradient is
-    the identity.
+    whole coordinates `n_i >= 1` of each output channel. Bases and coordinates are
+    fitted in alternation: each weight takes the nearest of the 2^bits sums, then a
+    least squares fit gives the coordinates. That is done from five starts, of which the
+    best is kept. The gradient is the identity.
 
     Source: Qu et al., "Adaptive Loss-aware Quantization for Multi-bit Networks", CVPR
-    2020. Unlike there coordinates are whole multiples of one step, so that an integer
-    file holds the codes; errors are not weighed by the curvature of the loss; a channel
-    is one group, and keeps all its bases. They follow the weights in training.
+    2020. Unlike the paper coordinates are whole multiples of one step, so that an
+    integer file can hold the codes; errors are not weighted by the curvature of the
+    loss; a channel is one group and keeps all its bases; and both are fitted anew in
+    every training step.
     """
 
     learned = False
@@ -45,16 +49,19 @@ class Alq(KernelMethod):
     def __call__(
         self, kernel: tf.Tensor, bits: int, axes: Sequence[int] | None = None
     ) -> tf.Tensor:
-        """Quantize a kernel of any shape to one bit-width; `axes` share a step."""
+        """Quantize a kernel of any shape to one bit-width.
+
+        The axes in `axes` share a step (None: all of them).
+        """
         codes, step = self._fitted(kernel, bits, axes)
         # In this order the value keeps every bit: what is added to it is exactly 0.
         return tf.stop_gradient(codes * step) + (kernel - tf.stop_gradient(kernel))
 
     def largest_code(self, bits: int) -> int:
-        """What the coordinates add up to at most: 7 of 2 and 3 bits, else 127.
+        """Largest sum of a channel's coordinates: 7 for 2 and 3 bits, else 127.
 
         Raises:
-            PolicyError: 8 bits, whose sums int8 does not hold.
+            PolicyError: 8 bits, whose sums do not fit into int8.
         """
         symmetric_limit(bits)  # refuses what is no bit-width
         if bits > MOST_BITS:
@@ -67,11 +74,11 @@ class Alq(KernelMethod):
         return SUM4 if bits <= NARROW else SUM8
 
     def check(self, name: str, bits: Sequence[int]) -> bool:
-        """True: values are codes times a step by construction."""
+        """True for valid bits: values are codes times a step by construction."""
         return all(self.largest_code(b) for b in bits)
 
     def following_step(self, kernel: Any, bits: int, axes: Sequence[int]) -> Any:
-        """Steps, positive, shaped to broadcast against the kernel."""
+        """Positive steps of a kernel, of a shape that broadcasts against it."""
         return self._fitted(tf.convert_to_tensor(kernel), bits, axes)[1]
 
     def codes(
@@ -82,14 +89,17 @@ class Alq(KernelMethod):
         axes: Sequence[int],
         name: str,
     ) -> np.ndarray:
-        """Integer codes of a float32 kernel, int8 of its shape."""
+        """Integer codes of a float32 kernel, int8 of the same shape.
+
+        They are fitted anew; `step` and `name` are not used.
+        """
         codes, _ = self._fitted(tf.convert_to_tensor(kernel), bits, axes)
         return np.asarray(codes).astype("int8")
 
     def _fitted(
         self, kernel: tf.Tensor, bits: int, axes: Sequence[int] | None
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Codes and steps of a kernel; no gradient flows through them."""
+        """Codes, of the kernel's shape, and steps that broadcast; without gradient."""
         axes = range(len(kernel.shape)) if axes is None else axes
         order, inverse = orders(len(kernel.shape), axes)
         fixed = tf.cast(tf.stop_gradient(kernel), tf.float32)
@@ -108,12 +118,12 @@ alq = Alq()
 
 
 def bases(columns: tf.Tensor, count: int, limit: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Codes and steps of columns, each with binary bases of its own.
+    """Fit binary bases to each column: codes and steps.
 
     Args:
         columns: float32 [rows, columns].
-        count: of bases.
-        limit: that the coordinates of a column add up to at most.
+        count: number of bases.
+        limit: largest sum of a column's coordinates.
 
     Returns:
         Whole numbers [rows, columns], and positive steps [columns].
@@ -138,7 +148,7 @@ def bases(columns: tf.Tensor, count: int, limit: int) -> tuple[tf.Tensor, tf.Ten
 def on_whole_numbers(
     weights: tf.Tensor, coordinates: tf.Tensor, limit: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Codes [columns, rows] and least squares steps [columns] of rounded coordinates.
+    """Round coordinates, and give codes [columns, rows] and their steps [columns].
 
     Args:
         weights: [columns, rows].
@@ -148,7 +158,7 @@ def on_whole_numbers(
     whole = whole_numbers(coordinates, limit)
     step = tf.reduce_sum(coordinates, 1) / tf.reduce_sum(whole, 1)
     codes, _ = nearest_sums(weights / step[:, None], whole)
-    norm = tf.reduce_sum(codes**2, 1)  # 0 of a column of zeros
+    norm = tf.reduce_sum(codes**2, 1)  # 0 for a column of zeros
     step = tf.math.divide_no_nan(tf.reduce_sum(weights * codes, 1), norm)
     step = tf.maximum(step, TINY)
     codes, _ = nearest_sums(weights / step[:, None], whole)
@@ -156,11 +166,11 @@ def on_whole_numbers(
 
 
 def greedy(weights: tf.Tensor, count: int) -> tf.Tensor:
-    """Coordinates [columns, count] of the signs of what is left, one by one.
+    """Coordinates [columns, count] of greedy bases: each the signs of the residual.
 
     Args:
         weights: [columns, rows].
-        count: of bases.
+        count: number of bases.
     """
     left, found = weights, []
     for _ in range(count):
@@ -170,13 +180,14 @@ def greedy(weights: tf.Tensor, count: int) -> tf.Tensor:
 
 
 def refitted(weights: tf.Tensor, coordinates: tf.Tensor) -> tf.Tensor:
-    """Least squares coordinates [columns, count] of the bases nearest to weights.
+    """Least squares coordinates [columns, count] for the bases nearest to weights.
 
-    `(B'B + r I)^-1 (B'w + r a)`: a small r keeps those that the weights do not tell.
+    `(B'B + r I)^-1 (B'w + r a)`; a small r keeps the old coordinate `a` where the
+    weights do not determine a new one.
 
     Args:
         weights: [columns, rows].
-        coordinates: before, [columns, count].
+        coordinates: the old ones, `a`, [columns, count].
     """
     _, signs = nearest_sums(weights, coordinates)
     count, kept = coordinates.shape[1], 1e-3 * tf.cast(tf.shape(weights)[1], tf.float32)
@@ -189,11 +200,14 @@ def refitted(weights: tf.Tensor, coordinates: tf.Tensor) -> tf.Tensor:
 def nearest_sums(
     weights: tf.Tensor, coordinates: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The nearest `sum_i a_i beta_i` [columns, rows], and its signs [..., count].
+    """The sum `sum_i a_i beta_i` nearest to each weight, and its signs `beta`.
 
     Args:
         weights: [columns, rows].
         coordinates: `a`, [columns, count].
+
+    Returns:
+        Sums [columns, rows] and signs [columns, rows, count].
     """
     signs = tf.constant(_signs(coordinates.shape[1]))
     sums = tf.matmul(coordinates, signs, transpose_b=True)
@@ -206,13 +220,14 @@ def nearest_sums(
 
 
 def whole_numbers(coordinates: tf.Tensor, limit: int) -> tf.Tensor:
-    """Coordinates as whole numbers from 1 [columns, count], within a sum.
+    """Coordinates rounded to whole numbers from 1 [columns, count], of a bounded sum.
 
-    Of some sums up to the limit that by which their ratios change least.
+    Several sums up to the limit are tried; the one that changes the ratios of the
+    coordinates least is taken.
 
     Args:
         coordinates: positive, the largest first, [columns, count].
-        limit: of the sum; as many as there are coordinates, or more.
+        limit: largest sum, at least the number of coordinates.
     """
     total = tf.reduce_sum(coordinates, 1, keepdims=True)
     tried, errors = [], []

@@ -16,25 +16,24 @@ from gmpq_tf.quantizers.mixture import Rounded
 from gmpq_tf.quantizers.straight_through import straight_through
 
 INT8_LIMIT = 127
-MOST_BITS = 6  # of which the largest code, 100, is the last that int8 holds
+MOST_BITS = 6  # the largest code of 6 bits is 100; that of 7 bits leaves int8
 
 
 class Apot(GridKernel):
     """Additive powers of two for kernels.
 
-    `q = sign(w) s l`, with `l` the level nearest to `|w| / s`, of two the smaller;
-    levels are all sums of one element of each set, as `levels` lists them. Within
-    `alpha = s max(l)`: `dq/dw = 1` and `dq/dalpha = (q - w) / alpha`; outside: 0 and
-    `sign(w)`.
+    `q = sign(w) s l`, where `l` is the level nearest to `|w| / s` (the smaller of two
+    that are equally near). `levels` lists the levels: all sums of one element from each
+    set. Within `alpha = s max(l)`: `dq/dw = 1` and `dq/dalpha = (q - w) / alpha`;
+    outside: 0 and `sign(w)`.
 
     Source: Li, Dong and Wang, "Additive Powers-of-Two Quantization", ICLR 2020,
-    equations 5-7. Unlike the paper the step is learned instead of `alpha`, in the
-    logarithm, and fitted to the weights, which are not normalized before: any scale of
-    theirs is the step's.
+    equations 5-7. Unlike the paper the logarithm of the step is learned instead of
+    `alpha`, and the weights are not normalized first: the step takes up their scale.
     """
 
     def __call__(self, kernel: tf.Tensor, step: tf.Tensor, bits: int) -> tf.Tensor:
-        """Quantize a kernel to one bit-width."""
+        """Quantize a kernel of any shape to one bit-width; the step broadcasts."""
         limit = tf.cast(self.largest_code(bits), kernel.dtype)
         scaled = tf.minimum(tf.maximum(kernel / step, -limit), limit)
         codes = self.rounded((bits,))(scaled[None])[0]
@@ -44,7 +43,7 @@ class Apot(GridKernel):
         """Largest level: 1, 4, 10, 48, 100 for 2 to 6 bits.
 
         Raises:
-            PolicyError: 7 bits or more, whose levels int8 does not hold.
+            PolicyError: 7 bits or more, whose levels do not fit into int8.
         """
         symmetric_limit(bits)  # refuses what is no bit-width
         largest = int(levels(bits)[-1])
@@ -62,7 +61,7 @@ class Apot(GridKernel):
         return _rounded(bits)
 
     def nearest(self, bits: int) -> Nearest:
-        """Likewise of one bit-width in NumPy."""
+        """Nearest levels for one bit-width in NumPy: a function `(scaled, out)`."""
         limit, table = self.largest_code(bits), _table(bits)
 
         def look_up(scaled: np.ndarray, out: np.ndarray) -> np.ndarray:
@@ -79,9 +78,10 @@ apot = Apot()
 def levels(bits: int) -> np.ndarray:
     """Magnitudes of the codes, ascending: whole numbers from 0, [2^(bits-1)].
 
-    Of `B = bits - 1` bits, `n = B // 2` sets hold 0 and three powers of two, and an odd
-    bit adds one of 0 and one power. The powers are dealt out from the largest down: two
-    rounds to the sets, the odd one, the last round.
+    One bit is the sign. Each two of the other `bits - 1` make a set of 0 and three
+    powers of two; a bit that is left over makes a set of 0 and one power. The powers
+    are dealt out from the largest down: two rounds to the sets of three, then one to
+    the odd set, then the last round.
     """
     sets, odd = divmod(bits - 1, 2)
     power = 2 ** (3 * sets + odd)
@@ -94,7 +94,11 @@ def levels(bits: int) -> np.ndarray:
 
 @functools.cache
 def _table(bits: int) -> np.ndarray:
-    """Nearest level of what rounds up to each half: thresholds are whole halves."""
+    """Nearest level of each half-open interval of length 1/2, as a look-up table.
+
+    The middle between two levels is a multiple of 1/2, so all values of an interval
+    have the same nearest level.
+    """
     known = levels(bits)
     values = np.arange(2 * known[-1] + 1) / 2 - 0.25
     return known[np.argmin(np.abs(np.subtract.outer(values, known)), 1)].astype("f")
@@ -102,7 +106,7 @@ def _table(bits: int) -> np.ndarray:
 
 @functools.cache
 def _rounded(bits: tuple[int, ...]) -> Rounded:
-    """The sum of the rises of each branch's staircase, which XLA fuses."""
+    """Rounding as a staircase: sums of comparisons, which XLA fuses into one loop."""
     thresholds, rises = _stairs(bits)
 
     def codes_of(clipped: tf.Tensor) -> tf.Tensor:
@@ -117,7 +121,7 @@ def _rounded(bits: tuple[int, ...]) -> Rounded:
 
 
 def _stairs(bits: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Thresholds and rises [stairs, branches, 1, 1]; too many rise by 0."""
+    """Thresholds and rises [stairs, branches, 1, 1]; unused stairs rise by 0."""
     stairs = 2 ** (max(bits) - 1) - 1
     thresholds, rises = np.zeros((2, stairs, len(bits), 1, 1))
     for branch, width in enumerate(bits):

@@ -1,10 +1,10 @@
-"""Keep weight decay off what quantizers learn.
+"""Keep weight decay off the learned steps and ranges of quantizers.
 
-Steps and ranges are learned as logarithms: a pull towards zero is a pull of the step
-towards one, up or down, whatever the weights need. So optimizers spare them by default,
-in every training loop, as they spare what `exclude_from_weight_decay` names. That
-method itself must be called on each optimizer before it is built, and forgets earlier
-calls; users call it for their own variables.
+Steps and ranges are learned as logarithms. Decay of a logarithm towards 0 would pull
+the step towards 1, whatever the weights need. So optimizers spare these variables by
+default, as they spare those that `exclude_from_weight_decay` names. That method is left
+to users: it has to be called on each optimizer before it is built, and a second call
+replaces the first.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def spare_quantizers(optimizers: type) -> None:
 
     Args:
         optimizers: base class of Keras's or tf_keras's optimizers. An optimizer whose
-            attribute `decays_quantizers` is True decays them all the same.
+            attribute `decays_quantizers` is True applies weight decay to them too.
     """
     uses: Any = optimizers._use_weight_decay  # type: ignore[attr-defined]
     if hasattr(uses, DECAYS):

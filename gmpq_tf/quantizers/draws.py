@@ -1,4 +1,4 @@
-"""Random numbers of a layer, counted by a variable, so that a resumed run draws on."""
+"""Random numbers of a layer; a saved counter lets a resumed run go on with them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-PLACES = 64  # that draw by the same count
-LARGEST = 2**24  # whole numbers up to which float32 has all
+PLACES = 64  # independent draws for one count
+LARGEST = 2**24  # float32 represents all whole numbers up to here
 
 
 def add_draws(layer: keras.layers.Layer) -> keras.Variable:
-    """A seed, of `keras.utils.set_random_seed`, and how often was drawn; [2]."""
+    """Give a layer a variable [2]: its seed, and how often it has drawn.
+
+    The seed depends on `keras.utils.set_random_seed`.
+    """
     seed = random.randrange(LARGEST)
     found: Any = layer.add_weight(
         name="draws",
@@ -27,9 +30,9 @@ def add_draws(layer: keras.layers.Layer) -> keras.Variable:
 
 
 def next_seed(draws: keras.Variable) -> tf.Tensor:
-    """What the next draw is made from, [2], in float32; counted.
+    """Seed of the next draw, float32 [2]; increases the count by one.
 
-    A float, so that gradients of what is computed with it may be asked for.
+    A float, since `keeping_arguments` asks for the gradient of every argument.
     """
     seed = tf.convert_to_tensor(draws)
     counted = tf.math.floormod(seed[1] + 1, LARGEST)
@@ -39,6 +42,12 @@ def next_seed(draws: keras.Variable) -> tf.Tensor:
 
 
 def uniform(shape: Any, seed: tf.Tensor, place: int = 0) -> tf.Tensor:
-    """Draws within 0 and 1 of a shape, the same for one seed [2] and place below 64."""
+    """Uniform draws from [0, 1) of a shape, fixed by the seed [2] and the place.
+
+    Args:
+        shape: of the result.
+        seed: [2], as `next_seed` returns it.
+        place: number of the draw among those of one seed, 0 to 63.
+    """
     whole = tf.cast(tf.stop_gradient(seed), tf.int32) * [1, PLACES] + [0, place]
     return tf.random.stateless_uniform(shape, whole)

@@ -1,4 +1,4 @@
-"""One rounding on the mean of several grids, not the mean of several roundings."""
+"""Round once, on the weighted mean of several grids (not the mean of roundings)."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ def expected_grid(
 ) -> tf.Tensor:
     """`s min(max(round(x / s), lo), hi)` with `s = sum_b w_b s_b`.
 
-    `lo = sum_b w_b s_b lo_b / s` and `hi` likewise need not be whole. Where one weight
-    is 1 that is the branch's quantizer. `dq/dx = 1` inside, 0 outside; `dq/ds` is
-    `round(v) - v` inside; outside `q` is the expected bound, `sum_b w_b s_b hi_b`.
+    `lo = sum_b w_b s_b lo_b / s`, `hi` likewise; they need not be whole numbers. Where
+    one weight is 1 and the others 0, this is the quantizer of that branch. `dq/dx = 1`
+    inside and 0 outside; `dq/ds` is `round(v) - v` inside, with `v = x / s`; outside
+    `q` is the expected bound, `sum_b w_b s_b hi_b`.
 
     Args:
         x: any shape.
         steps: positive, [branches, ...], each of which broadcasts against `x`.
         lows: smallest codes, [branches].
         highs: largest codes, [branches].
-        weights: [branches], or [2, branches]: of the steps, and of the bounds. With
-            the sum 1, unless they scale the grids too.
-        rounded: nearest whole numbers of any shape; its gradient is not looked at.
-        clip: False: the gradient of `x` is that of the identity everywhere, for steps
-            that follow the largest value.
+        weights: [branches]; or [2, branches], one row for the steps and one for the
+            bounds. They sum to 1, unless they are meant to scale the grids too.
+        rounded: rounds a tensor of any shape to whole numbers; its gradient is ignored.
+        clip: False: `dq/dx = 1` everywhere, for steps that follow the largest value.
         inside: False: steps get no gradient from values inside, as in PACT; the weights
-            do.
+            still do.
 
     Returns:
         A tensor like `x`, differentiable any number of times.
 
-    Source: Habi, Jennings and Netzer, "HMQ", ECCV 2020, section 3.2. Unlike there the
-    steps of the branches are learned, and no noise is added to the weights.
+    Source: Habi, Jennings and Netzer, "HMQ", ECCV 2020, section 3.2. Unlike the paper
+    the steps of the branches are learned, and no noise is added to the weights.
     """
     column = [-1] + [1] * (len(steps.shape) - 1)
     each = tf.unstack(weights) if weights.shape.rank == 2 else [weights, weights]
@@ -61,18 +61,18 @@ def expected_grid(
 
 
 def check_one_rounding(row: Any, method: str, one_rounding: bool) -> bool:
-    """Refuse grids that have no mean: codes that are not all whole numbers.
+    """Refuse one rounding for quantizers whose grids have no meaningful mean.
 
     Args:
-        row: of `KERNEL_QUANTIZERS` or `INPUT_QUANTIZERS`.
+        row: a row of `KERNEL_QUANTIZERS` or `INPUT_QUANTIZERS`.
         method: its name.
-        one_rounding: whether it is asked for.
+        one_rounding: whether one rounding is asked for.
 
     Returns:
         `one_rounding`.
 
     Raises:
-        ValueError: it is, and the row is not uniform.
+        ValueError: it is, and the row draws codes or is not uniform.
     """
     if one_rounding and row.stochastic:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What the weighted sums of quantizers share: compilation, and sums over elements."""
+"""Compilation by XLA, and chunked sums, for the weighted sums of quantizers."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from typing import Any
 
 import tensorflow as tf
 
-# XLA fuses each direction into few loops over the input; compiling takes about 0.2 s a
-# shape, so short runs on small tensors are quicker with GMPQ_XLA_QUANTIZERS=0.
-# This is what holds outside `xla_quantizers`.
+# XLA fuses the forward and the backward pass into few loops each. Compiling takes about
+# 0.2 s a shape, so short runs on small tensors are quicker with GMPQ_XLA_QUANTIZERS=0.
+# `xla_quantizers` overrides this default.
 USE_XLA = os.environ.get("GMPQ_XLA_QUANTIZERS", "1") != "0"
 _chosen: ContextVar[bool | None] = ContextVar("xla_quantizers", default=None)
-CHUNK = 4096  # elements; some twenty buffers of it stay in a processor's second cache
-FEW = 4 * CHUNK  # elements of columns that one pass sums as fast, and compiles sooner
+CHUNK = 4096  # elements: some twenty buffers of this size fit a processor's L2 cache
+FEW = 4 * CHUNK  # up to so many elements a plain sum is as fast, and compiles sooner
 
 Terms = Callable[..., Sequence[tf.Tensor]]
 
 
 @contextmanager
 def xla_quantizers(enabled: bool) -> Iterator[None]:
-    """Compile the quantizers by XLA, or not, in what is traced inside the block.
+    """Switch XLA on or off for quantizers that are traced inside the block.
 
     Args:
-        enabled: overrides the environment variable `GMPQ_XLA_QUANTIZERS`.
+        enabled: whether to compile; overrides the environment variable
+            `GMPQ_XLA_QUANTIZERS`.
     """
     token = _chosen.set(enabled)
     try:
@@ -38,13 +39,13 @@ def xla_quantizers(enabled: bool) -> Iterator[None]:
 
 
 def uses_xla() -> bool:
-    """Whether the quantizers are compiled by XLA, here and now."""
+    """Whether quantizers traced at this point are compiled by XLA."""
     chosen = _chosen.get()
     return USE_XLA if chosen is None else chosen
 
 
 def compiled(function: Callable) -> Callable:
-    """`function` as one XLA computation, or as it is where XLA is off."""
+    """`function` as one XLA computation, or as a plain graph where XLA is off."""
 
     @functools.wraps(function)
     def call(*args: Any) -> Any:
@@ -58,7 +59,7 @@ def compiled(function: Callable) -> Callable:
 def sums(
     terms: Terms, parameters: Any, arrays: Sequence[tf.Tensor], channels: int = 1
 ) -> list[tf.Tensor]:
-    """Sum over the rows of each tensor that `terms(parameters, *arrays)` returns.
+    """Sum each tensor that `terms(parameters, *arrays)` returns over its rows.
 
     Under XLA the arrays are walked chunk by chunk, and each chunk's terms are added to
     buffers: no term is ever stored whole, and the additions are vectorized, which a
@@ -67,9 +68,9 @@ def sums(
     Args:
         terms: elementwise function of tensors [rows, channels], to tensors
             [..., rows, channels].
-        parameters: its other tensors, nested in lists; scalars or [channels].
+        parameters: its other tensors, nested in lists; small, given to each chunk.
         arrays: tensors of one shape, channels last.
-        channels: size of the arrays' last axes that are kept, as one; 1 sums all.
+        channels: size of the arrays' last axes (as one), which are kept; 1 sums all.
 
     Returns:
         One tensor a term, [..., channels].
@@ -83,7 +84,9 @@ def sums(
         split = len(values) - len(arrays)
         return tf.nest.pack_sequence_as(parameters, values[:split]), values[split:]
 
-    @tf.custom_gradient  # of a loop, XLA could only keep every step
+    # Differentiating the loop would make XLA keep the state of every step, so the
+    # gradient is that of the plain sums.
+    @tf.custom_gradient
     def call(*values):  # type: ignore[no-untyped-def]
         def gradient(*upstream):  # type: ignore[no-untyped-def]
             with tf.GradientTape() as tape:
@@ -106,9 +109,10 @@ def _plain_sums(
 
 
 def _rows_of_chunk(whole: int, most: int) -> int:
-    """A number of rows, at most and about `most`, that divides `whole` if one does.
+    """Rows of a chunk: the largest divisor of `whole` between `most / 2` and `most`.
 
-    Nothing is then left over, and the terms are compiled once instead of twice.
+    With a divisor nothing is left over, and the terms are compiled once instead of
+    twice. Without one it is `most`.
     """
     near = range(most, most // 2, -1)
     return next((rows for rows in near if whole % rows == 0), most)

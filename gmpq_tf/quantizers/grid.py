@@ -1,4 +1,4 @@
-"""Integer grids: which codes a bit-width has, and what step they need."""
+"""Integer grids: which codes a bit-width has, and which steps are allowed."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import tensorflow as tf
 from gmpq_tf.policy import check_bits
 from gmpq_tf.quantizers.straight_through import straight_through
 
-# Sums of 2^24 products of two codes in units of two such steps stay below 2^128.
+# Bound of |log2(step)|: 2^24 products of two codes, times two such steps, add up to
+# less than 2^128, so float32 does not overflow.
 LOG2_LIMIT = 50.0
-FLOAT16_STEPS = 2.0**-14, 2.0**8  # 1 / step and 255 step are finite in float16
+FLOAT16_STEPS = 2.0**-14, 2.0**8  # 1 / step and 255 * step stay finite in float16
 
 
 def unsigned_limit(bits: int) -> int:
@@ -29,15 +30,15 @@ def symmetric_limit(bits: int) -> int:
 
 
 def code_limit(bits: int, signed: bool) -> int:
-    """Largest code of an activation grid."""
+    """Largest code of an activation grid: `2^(b-1) - 1` if signed, else `2^b - 1`."""
     return symmetric_limit(bits) if signed else unsigned_limit(bits)
 
 
 def lowest_code(bits: int, signed: bool) -> int:
-    """Smallest code of an activation grid: `-2^(b-1)`, or 0 of an unsigned one.
+    """Smallest code of an activation grid: `-2^(b-1)` if signed, else 0.
 
-    Unlike a kernel's, a signed activation's grid has the code without a counterpart, as
-    in LSQ: integer kernels saturate there for nothing.
+    Unlike a kernel's grid a signed activation's grid includes `-2^(b-1)`, as in LSQ:
+    integer kernels saturate there anyway, at no cost.
     """
     return -(2 ** (check_bits("bits", bits) - 1)) if signed else 0
 
@@ -46,8 +47,8 @@ def bounded_power(log2: tf.Tensor) -> tf.Tensor:
     """`2^log2`, kept within `2^-50 .. 2^50`; NaN stays NaN.
 
     Learned ranges and steps pass through it, so that neither they nor their reciprocals
-    overflow, however far training moves the logarithm. The gradient is that of
-    `2^log2` at the bound, so that training may come back.
+    overflow, however far training moves the logarithm. Beyond the bound the gradient is
+    that of `2^log2` at the bound, not 0, so that training can come back.
 
     Args:
         log2: logarithms to base 2 of ranges or steps, float of any shape.
@@ -62,7 +63,7 @@ def bounded_power(log2: tf.Tensor) -> tf.Tensor:
 
 
 def finite_step(step: tf.Tensor) -> tf.Tensor:
-    """A step kept within what float16 has room for; in wider floats as it is.
+    """A step clipped to the range that float16 allows; unchanged in wider floats.
 
     Args:
         step: positive, of any shape.
@@ -73,7 +74,7 @@ def finite_step(step: tf.Tensor) -> tf.Tensor:
 
 
 def power_of_two(step: tf.Tensor) -> tf.Tensor:
-    """Nearest power of two (in the logarithm) of a positive step, gradient of identity.
+    """Round a positive step to a power of two (in the logarithm); gradient 1.
 
     Two grids whose steps are powers of two nest: moving a tensor from one to the other
     in int8 is exact under XNNPACK.

@@ -1,8 +1,8 @@
-"""What a row of INPUT_QUANTIZERS answers.
+"""The interface of a row of INPUT_QUANTIZERS.
 
-Layers, calibration, export and TFMOT ask the row alone. A registered function becomes
-one: `InputMethod` does everything by calling it. A row that can do better, such as in
-one fused pass, overrides what it can.
+Layers, calibration, export and TFMOT use this interface only. A registered function is
+wrapped as a row: the defaults of `InputMethod` do everything by calling the function. A
+row that can do better, such as in one fused pass, overrides those methods.
 """
 
 from __future__ import annotations
@@ -29,18 +29,21 @@ class InputMethod:
     """
 
     fused = False  # whether a mixture is one pass over the values
-    uniform = False  # whether a value goes to the nearest code, halves upwards
+    uniform = False  # whether a value is rounded to the nearest code, halves upwards
     learns_inside = True  # whether values inside the range move it
     stochastic = False  # whether training draws codes
 
     def __call__(
         self, x: tf.Tensor, input_range: tf.Tensor, bits: int, signed: bool = False
     ) -> tf.Tensor:
-        """Quantize `x`, any shape, to one bit-width; differentiable."""
+        """Quantize `x`, any shape, to one bit-width; differentiable.
+
+        `input_range` is the value of the largest code, a positive scalar.
+        """
         raise NotImplementedError
 
     def check(self, name: str, bits: Sequence[int], signed: bool) -> bool:
-        """Whether each value goes to the nearest code, as integer kernels do it.
+        """Whether each value is rounded to the nearest code, as integer kernels do it.
 
         Raises:
             ValueError: the row cannot be called, or not with these bits.
@@ -54,7 +57,7 @@ class InputMethod:
         nested: bool,
         learn_range: bool,
     ) -> Callable[..., tf.Tensor]:
-        """As `quantizers.mixture.mixture`, of the row; any shape, kept."""
+        """The row's weighted sum of branches, any shape; see `mixture.mixture`."""
         return own.mixture(bits, signed, self, nested, learn_range)
 
     def draw(self, x: tf.Tensor, *args: Any) -> tf.Tensor:
@@ -73,7 +76,7 @@ class InputMethod:
         nested: bool,
         learn_range: bool,
     ) -> Callable[..., tf.Tensor]:
-        """As `mixture`, any shape, with a seed [2] more, of codes that are drawn."""
+        """As `mixture`, any shape, with drawn codes; the function takes a seed [2]."""
 
         def call(
             x: tf.Tensor,
@@ -98,7 +101,10 @@ class InputMethod:
         nested: bool,
         learn_range: bool,
     ) -> Callable[..., tf.Tensor]:
-        """As `mixture`, of `expected_grid`, any shape; where the row is `uniform`."""
+        """As `mixture`, any shape, but with one rounding: see `expected_grid`.
+
+        Only for rows that are `uniform`.
+        """
 
         def call(
             x: tf.Tensor, ranges: tf.Tensor, zeros: tf.Tensor, weights: tf.Tensor
@@ -115,7 +121,7 @@ class InputMethod:
     def squared_error(
         self, values: np.ndarray, step: float, bits: int, signed: bool
     ) -> float:
-        """Mean squared error of values [n] on a grid of this step."""
+        """Mean squared error of quantizing values [n] to a grid of this step."""
         ranges = tf.constant(step * code_limit(bits, signed), tf.float32)
         found = self(tf.constant(values), ranges, bits, signed)
         return float(np.mean(np.square(np.asarray(found) - values)))
@@ -123,7 +129,10 @@ class InputMethod:
     def fit(
         self, values: np.ndarray, steps: Sequence[float], bits: int, signed: bool
     ) -> float:
-        """Of the steps, the first of least squared error on float32 values [n]."""
+        """The step, among some, of least squared error on float32 values [n].
+
+        Of equally good steps the first.
+        """
         best = least_error_step(
             map(np.float64, steps),
             lambda s: np.float64(self.squared_error(values, float(s), bits, signed)),
@@ -138,11 +147,11 @@ class GridInput(InputMethod):
     uniform = True
 
     def step_gradient(self, *terms: tf.Tensor) -> tf.Tensor:
-        """What the step gets, a scalar; see `mixture.StepGradient`."""
+        """`dq/ds` of each element, any shape; see `mixture.StepGradient`."""
         raise NotImplementedError
 
     def check(self, name: str, bits: Sequence[int], signed: bool) -> bool:
-        """True: it does by construction."""
+        """True: the row rounds to the nearest code by construction."""
         return True
 
     def mixture(
@@ -152,15 +161,16 @@ class GridInput(InputMethod):
         nested: bool,
         learn_range: bool,
     ) -> Callable[..., tf.Tensor]:
-        """One fused pass; any shape, kept."""
+        """The weighted sum in one fused pass, any shape; see `mixture.mixture`."""
         return mixture(bits, signed, self.step_gradient, nested, learn_range)
 
     def squared_error(
         self, values: np.ndarray, step: float, bits: int, signed: bool
     ) -> float:
-        """Likewise, in NumPy, of values [n]."""
+        """Mean squared error of values [n], in NumPy, which is faster."""
         low, high = lowest_code(bits, signed), code_limit(bits, signed)
-        # In place: sixty steps a branch are tried, and making arrays takes as long.
+        # In place: sixty steps a branch are tried, and allocating arrays would double
+        # the time.
         error = values / np.float32(step)
         np.clip(error, low, high, out=error)
         error += 0.5
@@ -174,7 +184,7 @@ class FunctionInput(InputMethod):
     """A function `(x, input_range, bits, signed)` as a row.
 
     Args:
-        function: called as it is, forward and backward.
+        function: its values and its gradients are used unchanged.
     """
 
     def __init__(self, function: Callable[..., tf.Tensor]) -> None:
@@ -183,5 +193,5 @@ class FunctionInput(InputMethod):
     def __call__(
         self, x: tf.Tensor, input_range: tf.Tensor, bits: int, signed: bool = False
     ) -> tf.Tensor:
-        """The function's value."""
+        """The function's value for `x`, of the shape of `x`."""
         return self.function(x, input_range, bits, signed)

@@ -1,4 +1,4 @@
-"""Keras shell that owns an activation quantizer's ranges."""
+"""The Keras layer that owns an activation quantizer's ranges."""
 
 from __future__ import annotations
 
@@ -47,22 +47,22 @@ def input_method(name: str) -> InputMethod:
 class InputQuantizer(keras.layers.Layer):
     """Quantizes activations to one bit-width, or to a weighted sum of several.
 
-    One branch: `q_b(x)`. Several: `sum_j pi_j q_{b_j}(x)` (eq. 5), each with a range of
-    its own. Ranges are set by `gmpq.calibrate`; until then they are 6, as in ReLU6.
+    One branch: `q_b(x)`. Several: `sum_j pi_j q_{b_j}(x)` (eq. 5), each with its own
+    range. Ranges are set by `gmpq.calibrate`; until then they are 6, as in ReLU6.
 
     Args:
         bits: a bit-width, or the candidate bit-widths, each 2 to 8.
-        signed: True or False; None lets calibration place the zero (for model inputs,
-            whose sign no graph tells), the range then being `max - min`, fixed.
-        method: a name in `INPUT_QUANTIZERS`. A registered function is called as it is,
-            forward and backward.
+        signed: True or False; None (for model inputs, whose sign the graph does not
+            tell): calibration places the zero, and the range is `max - min` and fixed.
+        method: a name in `INPUT_QUANTIZERS`. Of a registered function the values and
+            the gradients are used unchanged.
         power_of_two: keep the step a power of two and fixed, so that this grid nests
-            in that of a tensor already quantized. (Learned, ranges settle exactly
-            between two powers, where training sees now one step, now the other.)
+            in that of a tensor already quantized. (A learned range would settle at the
+            border between two powers and flip between them.)
         learn_range: whether training changes the range.
         calibrate_first: whether a layer refuses to train before calibration.
-        one_rounding: round once, on the mean of the branches' grids, as
-            `quantizers.expected_grid` does it.
+        one_rounding: round once, on the mean of the branches' grids, instead of once
+            a branch; see `quantizers.expected_grid`.
 
     Raises:
         ValueError: an unknown method, or a function that cannot be called.
@@ -94,7 +94,7 @@ class InputQuantizer(keras.layers.Layer):
         self.on_grid = self.row.check(method, self.bits, bool(signed))
 
     def build(self, input_shape: Sequence[int | None]) -> None:
-        """Create one range a branch, and the calibration state."""
+        """Create one range and zero code a branch, and the flag `calibrated`."""
         self.log2_range = self.add_weight(
             name="log2_range",
             shape=(len(self.bits),),
@@ -127,7 +127,10 @@ class InputQuantizer(keras.layers.Layer):
         probabilities: tf.Tensor | None = None,
         training: bool | None = None,
     ) -> tf.Tensor:
-        """Quantize `inputs`; `probabilities` [branches] weigh the branches."""
+        """Quantize `inputs`, any shape; `probabilities` [branches] weigh the branches.
+
+        Inside `observing` the values are shown to the observer and passed on unchanged.
+        """
         observers = observers_now()
         if observers is not None:
             if self in observers:
@@ -136,12 +139,13 @@ class InputQuantizer(keras.layers.Layer):
         return self.compute(inputs, self.parameters(inputs, probabilities, training))
 
     def check_calibrated(self) -> None:
-        """Refuse to train a range that no data have set, if it was asked for.
+        """Refuse to train an uncalibrated range, if `calibrate_first` is set.
 
-        Looks at the variable when a training step is traced, or until it is set.
+        The variable is read when a training step is traced (in eager mode in each step,
+        until it is set).
 
         Raises:
-            ValueError: it is as it was made.
+            ValueError: the range has not been set from data.
         """
         if not self.calibrate_first or self._seen_calibrated:
             return
@@ -160,9 +164,10 @@ class InputQuantizer(keras.layers.Layer):
         probabilities: tf.Tensor | None = None,
         training: bool | None = None,
     ) -> list[tf.Tensor]:
-        """What `compute` takes besides the inputs, [branches] each, of their type.
+        """What `compute` needs besides the inputs: ranges, zero codes, probabilities.
 
-        And a seed [2], in training of a row that draws codes.
+        Each is [branches], of the type of the inputs. In training of a row that draws
+        codes a seed [2] follows.
         """
         dtype = inputs.dtype
         features = math.prod(d for d in inputs.shape[1:] if d is not None)
@@ -178,7 +183,10 @@ class InputQuantizer(keras.layers.Layer):
         return found
 
     def compute(self, inputs: tf.Tensor, parameters: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Quantize `inputs`, of any shape, with `parameters`, reading no variable."""
+        """Quantize `inputs`, any shape, with given `parameters`; reads no variable.
+
+        So it can be evaluated again in the backward pass (`keeping_arguments`).
+        """
         once = self.one_rounding and len(self.bits) > 1
         make: Callable = self.row.one_rounding if once else self.row.mixture
         if len(parameters) > 3:
@@ -187,11 +195,11 @@ class InputQuantizer(keras.layers.Layer):
         return quantize(inputs, *parameters)
 
     def fit(self, values: np.ndarray, branch: int, steps: Sequence[float]) -> float:
-        """Of some steps, the first of least squared error on values [n] of a branch."""
+        """The step, among some, of least squared error on values [n] for a branch."""
         return self.row.fit(values, steps, self.bits[branch], bool(self.signed))
 
     def _gradient_scales(self, features: int) -> np.ndarray:
-        """LSQ's `1 / sqrt(features * code_limit)` of each branch."""
+        """LSQ's gradient scale `1 / sqrt(features * code_limit)`, [branches]."""
         limits = [code_limit(b, bool(self.signed)) for b in self.bits]
         return 1.0 / np.sqrt(np.array(limits, "float32") * max(features, 1))
 
@@ -204,7 +212,10 @@ class InputQuantizer(keras.layers.Layer):
         return float(self._step_and_codes(branch)[0])
 
     def codes(self, branch: int = 0) -> tuple[int, int]:
-        """Smallest and largest code of a branch; the value of code c is `c * step`."""
+        """Smallest and largest code of a branch; code c is the value `c * step`.
+
+        Where calibration placed the zero, codes here are counted from it.
+        """
         _, low, high = self._step_and_codes(branch)
         return int(low), int(high)
 
@@ -217,7 +228,7 @@ class InputQuantizer(keras.layers.Layer):
         return tuple(values[branch] for values in grids)
 
     def set_branch(self, branch: int, step: float, zero_code: int = 0) -> None:
-        """Set a branch's step (and, where calibration places it, the zero's code).
+        """Set a branch's step and, for `signed=None`, the code of its zero.
 
         Raises:
             ValueError: a step that is not positive and finite.

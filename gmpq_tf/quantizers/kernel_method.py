@@ -1,4 +1,4 @@
-"""What a row of KERNEL_QUANTIZERS answers: as `input_method`, of kernels."""
+"""The interface of a row of KERNEL_QUANTIZERS (`input_method`: of activations)."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ class KernelMethod:
     """How kernels are quantized: a row of `KERNEL_QUANTIZERS`.
 
     A row is called as `(kernel, step, bits)` if its steps are learned, else as
-    `(kernel, bits, axes)`, with the axes that share a step; either returns
-    `code * step`. `kernel` has any shape, `step` broadcasts against it.
+    `(kernel, bits, axes)`, with the axes that share a step. Both return `code * step`.
+    `kernel` has any shape, `step` broadcasts against it.
     """
 
     fused = False  # whether a mixture is one pass over the kernel
     learned = True  # whether steps are variables; else they follow the kernel
-    follows_in_graph = False  # whether TensorFlow finds the steps that follow
-    uniform = False  # whether codes are all whole numbers between two
+    follows_in_graph = False  # whether `following_step` works on symbolic tensors
+    uniform = False  # whether codes are all whole numbers between the two limits
     stochastic = False  # whether training draws codes
 
     def __call__(self, kernel: tf.Tensor, *args: Any) -> tf.Tensor:
-        """Quantize a kernel to one bit-width; differentiable."""
+        """Quantize a kernel, any shape, to one bit-width; differentiable."""
         raise NotImplementedError
 
     def largest_code(self, bits: int) -> int:
-        """Largest code, 1 to 127, by which the kernel's type in a file is chosen.
+        """Largest code, 1 to 127; it decides the kernel's integer type in a file.
 
         Raises:
             ValueError: the row has no such bit-width.
@@ -62,7 +62,7 @@ class KernelMethod:
         bits: int,
         axes: Sequence[int],
     ) -> tf.Tensor:
-        """The row called on a kernel of any shape; `step` unused where it follows."""
+        """The quantized kernel, any shape; `step` is unused where none is learned."""
         return self(kernel, step, bits) if self.learned else self(kernel, bits, axes)
 
     def mixture(
@@ -86,7 +86,9 @@ class KernelMethod:
         return own.weighted(terms, weights)
 
     def draw(self, kernel: tf.Tensor, *args: Any) -> tf.Tensor:
-        """`code * step` with drawn codes, like the kernel; as `InputMethod.draw`.
+        """`code * step` with drawn codes, of the kernel's shape.
+
+        Only rows that are `stochastic` have it; see `InputMethod.draw`.
 
         Args:
             kernel: any shape.
@@ -102,14 +104,14 @@ class KernelMethod:
         weights: tf.Tensor,
         seed: tf.Tensor,
     ) -> tf.Tensor:
-        """As `mixture`, of the shape of W, with codes that are drawn.
+        """As `mixture`, of the shape of W, with drawn codes.
 
         Args:
             kernel: any shape.
             steps: [branches, ...], each of which broadcasts against the kernel.
             bits: bit-width of each branch.
             weights: [branches].
-            seed: [2].
+            seed: [2], of the draws.
         """
         terms = []
         for i, width in enumerate(bits):
@@ -124,7 +126,9 @@ class KernelMethod:
         bits: Sequence[int],
         weights: tf.Tensor,
     ) -> tf.Tensor:
-        """As `expected_grid`, of the shape of W, where the row is `uniform`.
+        """One rounding on the mean grid, of the shape of W: see `expected_grid`.
+
+        Only for rows that are `uniform`.
 
         Args:
             kernel: any shape.
@@ -138,7 +142,7 @@ class KernelMethod:
         )
 
     def following_step(self, kernel: Any, bits: int, axes: Sequence[int]) -> Any:
-        """Steps, where none are learned, shaped to broadcast against the kernel."""
+        """Steps of a row that learns none, of a shape that broadcasts to the kernel."""
         values = np.asarray(self.values(kernel, None, bits, axes))
         return own.steps_of(values, self.largest_code(bits), axes)
 
@@ -153,18 +157,18 @@ class KernelMethod:
         """Integer codes of a float32 kernel, int8 of its shape.
 
         Raises:
-            ValueError: values that are no codes times these steps.
+            ValueError: the quantized values are not whole multiples of the steps.
         """
         values = self.values(tf.convert_to_tensor(kernel), step, bits, axes)
         return own.codes_of(np.asarray(values), step, self.largest_code(bits), name)
 
     def fit(self, kernel: np.ndarray, bits: int, axes: Sequence[int]) -> np.ndarray:
-        """Learned steps of least squared error, of a shape that broadcasts.
+        """Steps of least squared error, of a shape that broadcasts to the kernel.
 
         Args:
             kernel: finite, float32.
             bits: 2 to 8.
-            axes: that share a step.
+            axes: axes that share a step.
         """
         tensor = tf.constant(kernel)
 
@@ -179,26 +183,27 @@ class KernelMethod:
 
 
 class GridKernel(KernelMethod):
-    """A row that goes to the nearest of some codes, and is fused.
+    """A row that rounds to the nearest of its codes, computed in one fused pass.
 
-    Those codes are all the whole numbers unless `rounded` and `nearest` say otherwise.
+    Its codes are all whole numbers, unless `rounded` and `nearest` are overridden.
     """
 
     fused = True
 
     def check(self, name: str, bits: Sequence[int]) -> bool:
-        """True: values are codes times a step by construction."""
+        """True for valid bits: values are codes times a step by construction."""
         return all(self.largest_code(b) for b in bits)
 
     def rounded(self, bits: tuple[int, ...]) -> Rounded:
-        """Nearest codes of clipped `W / step` [branches, rows, columns].
+        """A function that rounds `W / step` [branches, rows, columns] to codes.
 
-        One object for each `bits`, by which what was compiled is found again.
+        It is given clipped values. The same object must be returned for the same
+        `bits`, since compiled functions are cached by it.
         """
         return tf.round
 
     def nearest(self, bits: int) -> Nearest:
-        """Likewise of one bit-width in NumPy: `(scaled, out)`, not clipped before."""
+        """The same for one bit-width in NumPy: `(scaled, out)`, values not clipped."""
         limit = np.float32(self.largest_code(bits))
 
         def round_and_clip(scaled: np.ndarray, out: np.ndarray) -> np.ndarray:
@@ -214,7 +219,7 @@ class GridKernel(KernelMethod):
         weights: tf.Tensor,
         axes: Sequence[int],
     ) -> tf.Tensor:
-        """One fused pass; any shape, kept."""
+        """The weighted sum in one fused pass, any shape; see `KernelMethod.mixture`."""
         limits = [float(self.largest_code(b)) for b in bits]
         lows = tf.constant([-limit for limit in limits], kernel.dtype)
         highs = tf.constant(limits, kernel.dtype)
@@ -237,12 +242,16 @@ class GridKernel(KernelMethod):
         axes: Sequence[int],
         name: str,
     ) -> np.ndarray:
-        """By the reciprocal of the step, as the fused pass; of the kernel's shape."""
+        """Integer codes, int8 of the kernel's shape.
+
+        Multiplies by the reciprocal of the step, as the fused pass does, so that both
+        round alike.
+        """
         scaled = kernel * (1 / step)
         return self.nearest(bits)(scaled, scaled).astype("int8")
 
     def fit(self, kernel: np.ndarray, bits: int, axes: Sequence[int]) -> np.ndarray:
-        """Of all channels at once, of a shape that broadcasts."""
+        """Steps of least squared error, of a shape that broadcasts; all at once."""
         order, _ = orders(kernel.ndim, axes)
         moved = np.ascontiguousarray(kernel.transpose(order)) if order else kernel
         shape = [1 if i in axes else size for i, size in enumerate(kernel.shape)]
@@ -255,7 +264,7 @@ class FunctionKernel(KernelMethod):
     """A function `(kernel, step, bits)` or `(kernel, bits, axes)` as a row.
 
     Args:
-        function: called as it is, forward and backward.
+        function: its values and its gradients are used unchanged.
     """
 
     def __init__(self, function: Callable[..., tf.Tensor]) -> None:
@@ -263,12 +272,15 @@ class FunctionKernel(KernelMethod):
         self.learned = own.takes_step(function)
 
     def __call__(self, kernel: tf.Tensor, *args: Any) -> tf.Tensor:
-        """The function's value."""
+        """The function's value for a kernel, of the kernel's shape."""
         return self.function(kernel, *args)
 
 
 def orders(rank: int, axes: Sequence[int]) -> tuple[list[int] | None, list[int] | None]:
-    """How to bring `axes` to the front, and back; None where they are there."""
+    """Permutations that bring `axes` to the front, and back.
+
+    Both are None where the axes are in front already.
+    """
     order = [*axes, *(i for i in range(rank) if i not in axes)]
     if order == list(range(rank)):
         return None, None

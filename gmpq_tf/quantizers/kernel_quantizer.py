@@ -1,4 +1,4 @@
-"""Keras shell that owns a kernel quantizer's steps."""
+"""The Keras layer that owns a kernel quantizer's steps."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def kernel_method(name: str) -> KernelMethod:
 
 
 def check_widths(name: str, weight_bits: Mapping[str, Sequence[int]]) -> None:
-    """Refuse layers whose bits the kernel quantizer of this name has not.
+    """Refuse layers with bit-widths that the kernel quantizer does not support.
 
     Args:
-        name: in `KERNEL_QUANTIZERS`.
+        name: a name in `KERNEL_QUANTIZERS`.
         weight_bits: layer name -> bit-widths.
 
     Raises:
-        PolicyError: there are some; all are named.
+        PolicyError: there are such layers; all are named.
     """
     method, refused, reason = kernel_method(name), [], ""
     for layer, candidates in weight_bits.items():
@@ -77,23 +77,24 @@ class KernelQuantizer(keras.layers.Layer):
     """Quantizes a kernel to one bit-width, or to a weighted sum of several.
 
     One branch: `q_b(W)`. Several: `sum_i pi_i q_{b_i}(W)`, the compositional kernel of
-    eq. 5. Grids are symmetric, with codes `-(2^(b-1)-1) .. 2^(b-1)-1` unless the method
-    has others.
+    eq. 5. Grids are symmetric, with the codes `-(2^(b-1)-1) .. 2^(b-1)-1` unless the
+    method has its own.
 
     Args:
         bits: a bit-width, or the candidate bit-widths, each 2 to 8.
         method: a name in `KERNEL_QUANTIZERS`; "lsq" learns the steps (in the
             logarithm), "max_abs" follows the largest weight, "apot" has sums of powers
-            of two, "alq" of binary bases that follow the weights, and "rq" draws codes
-            in training. A registered function is called as it is, forward and backward.
+            of two as codes, "alq" sums of binary bases fitted to the weights, and "rq"
+            draws codes in training. Of a registered function the values and the
+            gradients are used unchanged.
         shared_axes: kernel axes that share one step, ascending: all of them for one
             step a tensor, all but the output channels for one step a channel.
-        one_rounding: round once, on the mean of the branches' grids, as
-            `quantizers.expected_grid` does it.
+        one_rounding: round once, on the mean of the branches' grids, instead of once
+            a branch; see `quantizers.expected_grid`.
 
     Raises:
-        ValueError: an unknown method, one that has not these bits, a function that
-            cannot be called, or axes that are none.
+        ValueError: an unknown method, one without these bits, a function that cannot
+            be called, or invalid axes.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class KernelQuantizer(keras.layers.Layer):
 
     @property
     def is_known_to_graph(self) -> bool:
-        """Whether steps are tensors: of some functions NumPy alone finds them."""
+        """Whether steps are tensors; for some functions only NumPy finds them."""
         return self.learned or self.row.follows_in_graph
 
     def largest_code(self, branch: int = 0) -> int:
@@ -131,10 +132,10 @@ class KernelQuantizer(keras.layers.Layer):
         return self.row.largest_code(self.bits[branch])
 
     def build(self, kernel_shape: Sequence[int]) -> None:
-        """Create the learned steps, one a branch and channel.
+        """Create the learned steps, one for each branch and channel.
 
         Raises:
-            ValueError: the kernel has not the axes that are to share a step.
+            ValueError: `shared_axes` names axes that the kernel does not have.
         """
         if max(self.shared_axes, default=-1) >= len(kernel_shape):
             raise ValueError(
@@ -163,7 +164,7 @@ class KernelQuantizer(keras.layers.Layer):
         probabilities: tf.Tensor | None = None,
         training: bool | None = None,
     ) -> tf.Tensor:
-        """Quantize `kernel`; `probabilities` [branches] weigh the branches."""
+        """Quantize `kernel`, any shape; `probabilities` [branches] weigh branches."""
         if observers_now() is not None:
             return kernel
         kernel = tf.convert_to_tensor(kernel)
@@ -175,9 +176,9 @@ class KernelQuantizer(keras.layers.Layer):
         probabilities: tf.Tensor | None = None,
         training: bool | None = None,
     ) -> list[tf.Tensor]:
-        """What `compute` takes besides the kernel: steps, probabilities [branches].
+        """What `compute` needs besides the kernel: steps, probabilities [branches].
 
-        And a seed [2], in training of a row that draws codes.
+        In training of a row that draws codes a seed [2] follows.
         """
         if self.learned:
             steps = self._learned_steps()
@@ -196,7 +197,7 @@ class KernelQuantizer(keras.layers.Layer):
         return found
 
     def compute(self, kernel: tf.Tensor, parameters: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Quantize `kernel`, of any shape, with `parameters`, reading no variable."""
+        """Quantize `kernel`, any shape, with given `parameters`; reads no variable."""
         steps, weights, *seed = parameters
         if seed:
             return self.row.drawn(kernel, steps, self.bits, weights, seed[0])
@@ -205,7 +206,10 @@ class KernelQuantizer(keras.layers.Layer):
         return self.row.mixture(kernel, steps, self.bits, weights, self.shared_axes)
 
     def _learned_steps(self) -> tf.Tensor:
-        """Steps [branches, ...], gradients scaled by `1 / sqrt(weights limit)`."""
+        """Steps [branches, ...], whose gradient is scaled as in LSQ.
+
+        The factor is `1 / sqrt(n limit)`, for `n` weights that share a step.
+        """
         limits = np.array([self.row.largest_code(b) for b in self.bits], "float32")
         factors = 1 / np.sqrt(self._group_size * limits)
         log2 = tf.convert_to_tensor(self.log2_step)
@@ -219,15 +223,15 @@ class KernelQuantizer(keras.layers.Layer):
         return tf.stop_gradient(tf.stack(steps))
 
     def steps_tensor(self, kernel: tf.Tensor) -> tf.Tensor:
-        """Steps of the only branch, shaped to broadcast against the kernel.
+        """Steps of the only branch, of a shape that broadcasts against the kernel.
 
-        Where `is_known_to_graph`.
+        Only where `is_known_to_graph`.
         """
         steps = self._learned_steps() if self.learned else self._following_steps(kernel)
         return steps[0]
 
     def step(self, kernel: Any, branch: int = 0) -> np.ndarray:
-        """Steps of a branch, shaped to broadcast against the kernel."""
+        """Steps of a branch, of a shape that broadcasts against the kernel."""
         if self.learned:
             return bounded_power(tf.convert_to_tensor(self.log2_step)[branch]).numpy()
         kernel, bits = tf.convert_to_tensor(kernel), self.bits[branch]
@@ -237,7 +241,7 @@ class KernelQuantizer(keras.layers.Layer):
         """Integer codes of a kernel on a branch's grid, int8 of its shape.
 
         Raises:
-            ValueError: a function of one's own whose values are on no such grid.
+            ValueError: a registered function whose values are not multiples of a step.
         """
         kernel = np.asarray(kernel, "float32")
         step, bits = self.step(kernel, branch), self.bits[branch]

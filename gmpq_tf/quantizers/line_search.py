@@ -1,7 +1,7 @@
 """The step of least squared error, searched among fractions of the largest one.
 
-The one place that says which fractions: `calibrate`, learned kernel steps and the first
-batch of TFMOT's quantizers start from the same.
+The fractions are defined here only: `calibrate`, learned kernel steps and the first
+batch of TFMOT's quantizers use the same.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-# Activations have few large values, which a good step clips; kernels have none so far.
+# A good step may clip the few large values of activations, so small fractions are
+# tried; kernels have no such outliers.
 ACTIVATION_FRACTIONS = np.geomspace(0.02, 1.0, 60)
-SILENT = 1e-8  # activations that are zero on every grid tried
+SILENT = 1e-8  # activations below this are zero on every grid tried
 KERNEL_FRACTIONS = np.linspace(0.2, 1.0, 81)
 
 # Codes nearest to weights in units of a step, written to the second argument.
@@ -22,11 +23,14 @@ Nearest = Callable[[np.ndarray, np.ndarray], np.ndarray]
 def least_error_step(
     steps: Iterable[np.ndarray], error_of: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
-    """Of steps tried one after the other, the first of least error.
+    """The step of least error; of equally good ones the first.
 
     Args:
-        steps: scalars, or arrays of which each element is a search of its own.
-        error_of: errors of steps, of their shape.
+        steps: scalars; or arrays [...], whose elements are searched independently.
+        error_of: a step -> its error, of the same shape.
+
+    Returns:
+        The best step, of the shape of a step.
     """
     tried = list(steps)
     best, least = tried[-1], np.full(np.shape(tried[-1]), np.inf)
@@ -38,16 +42,17 @@ def least_error_step(
 
 
 def least_error_steps(columns: np.ndarray, limit: int, nearest: Nearest) -> np.ndarray:
-    """Of each column, the step that `least_error_step` finds.
+    """The step of least squared error of each column.
 
     `argmin_s sum_i (nearest(w_i / s) s - w_i)^2` over `KERNEL_FRACTIONS` of the step
-    that clips nothing, bit for bit as if all were tried in float64. A first pass in
-    float32, whose error is bounded, leaves one or two of the 81 fractions a column.
+    that clips nothing. The result is bit for bit that of trying all 81 in float64: a
+    first pass in float32, whose error is bounded, rules out all but one or two
+    fractions a column, and float64 decides among those.
 
     Args:
         columns: finite weights, float32 [rows, columns].
         limit: largest code.
-        nearest: of the codes, which are as many below zero as above, in any float.
+        nearest: rounds values in steps to codes, which are symmetric around zero.
 
     Returns:
         Positive steps, float64 [columns].
@@ -77,12 +82,13 @@ def least_error_steps(columns: np.ndarray, limit: int, nearest: Nearest) -> np.n
 def _error_norms(
     sizes: np.ndarray, limit: int, nearest: Nearest
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Norm of each column's error at each fraction, and by how much it may be wrong.
+    """Norm of each column's error at each fraction, and a bound of its inaccuracy.
 
     Args:
-        sizes: absolute weights over the largest of their column, float32.
+        sizes: absolute weights over the largest of their column, float32
+            [rows, columns].
         limit: largest code.
-        nearest: as above.
+        nearest: as in `least_error_steps`.
 
     Returns:
         Two float64 arrays [fractions, columns], in units of the largest weight.
@@ -95,9 +101,10 @@ def _error_norms(
         np.subtract(scaled, nearest(scaled, codes), out=scaled)
         np.square(scaled, out=scaled)
         norms[i] = np.sqrt(scaled.sum(axis=0), dtype="float64") * (fraction / limit)
-    # The distance to the nearest code changes by no more than the weight does: three
-    # roundings of it, those of the sum, which NumPy adds in pairs in one column, and
-    # squares too small for float32.
+    # What may be wrong: the distance to the nearest code changes by at most as much as
+    # the scaled weight, which is rounded three times; the sum rounds once a row (one
+    # column alone NumPy adds in pairs, in fewer roundings); and the squares of small
+    # distances may underflow float32.
     unit, added = 2.0**-24, rows if count > 1 else 64
     size = np.sqrt(np.square(sizes, dtype="float64").sum(axis=0))
     return norms, unit * (4 * size + added * norms) + 2.0**-60 * rows**0.5

@@ -27,7 +27,7 @@ class Lsq(GridInput):
         Tensor like `x` with at most `2^bits` distinct values.
 
     Source: Esser et al., "Learned Step Size Quantization", ICLR 2020, equations 1-3.
-    Unlike the paper the learned variable is the range, in the logarithm, so that one
+    Unlike the paper the learned variable is the logarithm of the range, so that one
     learning rate suits every scale.
     """
 

@@ -40,7 +40,7 @@ class MaxAbs(GridKernel):
     Args:
         kernel: weights, any shape.
         bits: 2 to 8.
-        axes: axes that share a step; the others have one step an element.
+        axes: axes that share a step; along the others each index has its own.
 
     Source: Krishnamoorthi, "Quantizing deep convolutional networks for efficient
     inference", 2018, section 2.3.
@@ -57,14 +57,15 @@ class MaxAbs(GridKernel):
         step = tf.stop_gradient(max_abs_step(kernel, bits, axes))
         limit = tf.cast(symmetric_limit(bits), kernel.dtype)
         codes = kernel / step
-        # Rounding may put the largest weight a hair outside; its gradient stays.
+        # Rounding may put the largest weight slightly outside; it is clipped, and keeps
+        # the gradient 1.
         codes = straight_through(tf.clip_by_value(codes, -limit, limit), codes)
         return round_half_even(codes) * step
 
     def following_step(
         self, kernel: tf.Tensor, bits: int, axes: Sequence[int]
     ) -> tf.Tensor:
-        """As `max_abs_step`, of the same shape."""
+        """`max_abs_step` of the kernel, of a shape that broadcasts against it."""
         return max_abs_step(kernel, bits, axes)
 
 

@@ -1,4 +1,4 @@
-"""The rows of both registries, under the one name they had."""
+"""Names of both row interfaces, kept for code that imports them from here."""
 
 from gmpq_tf.quantizers.input_method import FunctionInput, GridInput, InputMethod
 from gmpq_tf.quantizers.kernel_method import FunctionKernel, GridKernel, KernelMethod

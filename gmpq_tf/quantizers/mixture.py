@@ -1,4 +1,4 @@
-"""Weighted sum of quantizers, one fused pass forward and one backward."""
+"""Weighted sum of quantizers: one fused pass forward, one backward."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from gmpq_tf.quantizers.grid import (
 )
 from gmpq_tf.quantizers.straight_through import floor_half_up
 
-# Codes, values and whether they are inside [branches, rows, channels], smallest and
-# largest codes [branches, 1, 1] -> slope of code times step, by the step.
+# `(codes, clipped, inside, low, high) -> dq/ds`: codes, clipped values in steps, and 1
+# for values inside the range, each [branches, rows, channels]; smallest and largest
+# code, [branches, 1, 1]. The result has the shape of the codes.
 StepGradient = Callable[..., tf.Tensor]
 Rounded = Callable[[tf.Tensor], tf.Tensor]
 
@@ -34,13 +35,13 @@ def mixture(
     Args:
         bits: bit-width of each branch.
         signed: as for `InputQuantizer`.
-        gradient: what the ranges get: a name in `STEP_GRADIENTS`, or such a function.
+        gradient: gradient of the steps: a name in `STEP_GRADIENTS`, or such a function.
         nested: steps are rounded to powers of two.
         learn_range: False: ranges get no gradient.
 
     Returns:
-        A function of `x` (any shape, channels last), `ranges` and `zero_codes`
-        [branches], `probabilities` [branches; ignored where there is one branch].
+        A function of `x` (any shape, channels last), `ranges` [branches], `zero_codes`
+        [branches] and `probabilities` [branches] (ignored for a single branch).
     """
     slope = STEP_GRADIENTS[gradient] if isinstance(gradient, str) else gradient
     add = weighted_sum(len(bits), slope if learn_range else None)
@@ -63,18 +64,18 @@ def steps_and_codes(
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Steps, smallest and largest codes of activation grids, [branches] each.
 
-    Of all branches at once: a graph of each alone would be several times as large, and
-    that much longer in tracing.
+    All branches are computed at once, since one graph a branch would take several times
+    as long to trace.
 
     Args:
-        ranges: value of the largest code, counted from the zero, [branches].
-        zeros: codes of the zero where calibration places it, [branches].
+        ranges: value of the largest code of each branch, [branches].
+        zeros: codes of the zero, [branches]; used where `signed` is None.
         bits: bit-width of each branch.
         signed: as for `InputQuantizer`.
         nested: steps are rounded to powers of two.
     """
-    # In the type of the ranges, which is that of the values. Steps of 8 bits have more
-    # digits than bfloat16: layers cast to float32 what they quantize, not we here.
+    # In the float type of the ranges, which is that of the values. bfloat16 has too few
+    # digits for 8-bit steps, so the layers cast to float32 before they quantize.
     limits = [float(code_limit(b, bool(signed))) for b in bits]
     highs = tf.constant(limits, ranges.dtype)
     steps = finite_step(ranges / highs)
@@ -93,7 +94,7 @@ def weighted_sum(
     rounded: Rounded = floor_half_up,
     clip: bool = True,
 ) -> WeightedSum:
-    """The one `WeightedSum` of these settings, which is compiled once a shape."""
+    """The `WeightedSum` of these settings; cached, so that it is compiled only once."""
     return WeightedSum(branches, step_gradient, rounded, clip)
 
 
@@ -101,19 +102,20 @@ class WeightedSum:
     """The function `x, steps, lows, highs, weights -> sum_j w_j q_j(x)`.
 
     `q_j(x) = round(min(max(x / s_j, lo_j), hi_j)) s_j`. Only the inputs are kept for
-    the backward pass, which recomputes the branches: memory does not grow with their
-    number. (Without XLA, what is computed meanwhile does: it is not fused.)
+    the backward pass, which computes the branches again, so memory does not grow with
+    their number. (Without XLA the temporaries do, since nothing is fused.)
 
-    Branches are an axis, not terms written out one by one: XLA makes a loop of one body
-    of it, which compiles faster and needs a quarter of the temporaries for seven.
+    The branches are an axis of one tensor, not separate terms: XLA turns that into one
+    loop, which compiles faster and, for seven branches, needs a quarter of the
+    temporaries.
 
     Args:
         branches: number of terms; a single one has weight 1.
-        step_gradient: as `lsq_step_gradient`; None: steps get no gradient.
-        rounded: codes [branches, rows, channels] of clipped values in units of a step;
-            one object for each, by which what was compiled is found again.
-        clip: False: the gradient of `x` is that of the identity everywhere, for steps
-            that follow the largest value.
+        step_gradient: such as `lsq_step_gradient`; None: steps get no gradient.
+        rounded: rounds clipped values in steps, [branches, rows, channels], to codes;
+            always the same object, since compiled functions are cached by it.
+        clip: False: the gradient of `x` is 1 everywhere, for steps that follow the
+            largest value.
     """
 
     def __init__(
@@ -147,7 +149,7 @@ class WeightedSum:
             steps: positive, [branches, channels or 1].
             lows: smallest codes, [branches].
             highs: largest codes, [branches].
-            weights: [branches]; not looked at where there is one branch.
+            weights: [branches]; ignored for a single branch.
 
         Returns:
             A tensor like `x`.
@@ -157,14 +159,16 @@ class WeightedSum:
         return self._call(x, steps, lows, highs, weights)
 
     def _value_and_backward(self, *inputs: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-        # Of all that is computed it reads the arguments only: a graph keeps for the
-        # backward pass what that reads, and scaled and clipped values, codes and masks
-        # of every branch would be some thirty tensors of the size of the activation.
+        # `backward` reads the arguments only, not what the forward pass computed: a
+        # graph keeps every tensor that the backward pass reads, and scaled and clipped
+        # values, codes and masks of all branches would be some thirty tensors of the
+        # activation's size.
         def backward(upstream: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
             of_steps = of_weights = None
             if self.step_gradient is not None or self.several:
                 of_steps, of_weights = self._parameter_gradients(*inputs, upstream)
-            # Apart, so that a second derivative of the first walks no loop of sums.
+            # Apart from the parameters' gradients: Grad-CAM differentiates the input's
+            # gradient again, and need not go through their loop of sums for it.
             of_x = self._input_gradient(*inputs, upstream) if self.clip else upstream
             return of_x, of_steps, None, None, of_weights
 
@@ -178,9 +182,10 @@ class WeightedSum:
         highs: tf.Tensor,
         weights: tf.Tensor,
     ) -> tf.Tensor:
-        """The sum, of the shape of `x`."""
-        # Rows of the channels that have steps of their own, or of one element: with
-        # the branches in front, all that follows is one loop over the input.
+        """The weighted sum, of the shape of `x`."""
+        # [rows, channels] where channels have their own steps, else [elements, 1]: with
+        # the branches as a third axis in front, XLA fuses all that follows into one
+        # loop.
         rows = tf.reshape(x, [-1, steps.shape[1]])
         _, clipped = scaled_and_clipped(rows, steps, lows, highs)
         scales = (steps * weights[:, None])[:, None]  # one product an element
@@ -196,10 +201,11 @@ class WeightedSum:
         weights: tf.Tensor,
         upstream: tf.Tensor,
     ) -> tf.Tensor:
-        """`upstream`, any shape, times the weights of branches that do not clip."""
+        """`upstream`, any shape, times the weight of the branches that do not clip."""
         rows = tf.reshape(x, [-1, steps.shape[1]])
         scaled, clipped = scaled_and_clipped(rows, steps, lows, highs)
-        # No comparison: a reduction of comparisons is not vectorized.
+        # 1 inside and 0 outside, without a comparison: XLA does not vectorize a sum of
+        # comparisons.
         inside = 1 - tf.sign(tf.abs(scaled - clipped))
         share = tf.reduce_sum(inside * column(weights), 0)
         return upstream * tf.reshape(share, tf.shape(x))
@@ -216,8 +222,9 @@ class WeightedSum:
         """Gradients of the steps [branches, channels or 1] and weights [branches]."""
         of_steps, of_weights = tf.zeros_like(steps), tf.zeros_like(weights)
         channels = steps.shape[1]
-        # The codes are made once more: sums walk the input in chunks that fit into a
-        # processor's cache, which is no order to write a gradient of the input in.
+        # The codes are computed a third time here: these sums walk the input in chunks
+        # that fit a processor's cache, an order in which the gradient of the input
+        # could not be written efficiently.
         totals = sums(self._terms, (steps, lows, highs), (x, upstream), channels)
         if self.step_gradient is not None:
             of_steps = weights[:, None] * totals[0]
@@ -228,7 +235,7 @@ class WeightedSum:
     def _terms(
         self, grids: Sequence[tf.Tensor], x: tf.Tensor, upstream: tf.Tensor
     ) -> list[tf.Tensor]:
-        """What `parameter_gradients` sums over the rows, [branches, rows, channels]."""
+        """Summands of `parameter_gradients`, [branches, rows, channels] each."""
         steps, lows, highs = grids
         scaled, clipped = scaled_and_clipped(x, steps, lows, highs)
         codes = self.rounded(clipped)
@@ -247,13 +254,13 @@ class WeightedSum:
 def scaled_and_clipped(
     x: tf.Tensor, steps: tf.Tensor, lows: tf.Tensor, highs: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """`x / step` as it is and clipped, each [branches, rows, channels]."""
-    scaled = x * (1 / steps[:, None])  # one division instead of one an element
+    """`x / step` before and after clipping, [branches, rows, channels] each."""
+    scaled = x * (1 / steps[:, None])  # one division a step, not one an element
     return scaled, tf.minimum(tf.maximum(scaled, column(lows)), column(highs))
 
 
 def column(values: tf.Tensor) -> tf.Tensor:
-    """[branches] as [branches, 1, 1]."""
+    """Reshape [branches] to [branches, 1, 1]."""
     return values[:, None, None]
 
 
@@ -275,7 +282,7 @@ def pact_step_gradient(
     low: tf.Tensor,
     high: tf.Tensor,
 ) -> tf.Tensor:
-    """`dq/ds` of PACT, any shape: `hi` from the range on, `lo` below a signed one."""
+    """`dq/ds` of PACT, any shape: `hi` above the range, `lo` below, 0 inside."""
     beyond = tf.where(clipped <= low, low, tf.zeros_like(clipped))
     return tf.where(clipped >= high, high, beyond)
 

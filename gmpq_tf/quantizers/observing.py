@@ -1,4 +1,4 @@
-"""A look at the float network: quantizers off, and observers on their inputs."""
+"""Run a model with quantizers off, and show their inputs to observers."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import numpy as np
 
 Observers = Mapping[Any, Callable[[np.ndarray], None]]
 
-# Of the thread, not of the quantizers: other threads go on quantizing, and nothing is
-# left behind where the block is left by an error.
+# A context variable, not an attribute of the quantizers: other threads go on
+# quantizing, and an error inside the block leaves nothing behind.
 _observers: ContextVar[Observers | None] = ContextVar("observers", default=None)
 
 
 @contextmanager
 def observing(observers: Observers) -> Iterator[None]:
-    """Quantizers pass on what they are given, in what is run inside the block.
+    """Inside the block quantizers return their inputs unchanged.
 
     Args:
-        observers: `InputQuantizer` -> what is shown the values that reach it, of any
-            shape; models must run eagerly.
+        observers: `InputQuantizer` -> function that is called with the values that
+            reach it, of any shape. Models must run eagerly.
     """
     token = _observers.set(observers)
     try:
@@ -32,5 +32,5 @@ def observing(observers: Observers) -> Iterator[None]:
 
 
 def observers_now() -> Observers | None:
-    """What `observing` was given; None outside of it."""
+    """The observers of the enclosing `observing` block; None outside of one."""
     return _observers.get()

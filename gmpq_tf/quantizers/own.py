@@ -1,4 +1,4 @@
-"""Quantizers that a user registers: called as they are, and checked when made."""
+"""Quantizer functions that a user registers: how they are called and checked."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import tensorflow as tf
 from gmpq_tf.quantizers.grid import code_limit, lowest_code
 from gmpq_tf.quantizers.mixture import steps_and_codes
 
-TOLERANCE = 1e-3  # of a step, by which a value may miss its code
-FRACTIONS = (-0.4, -0.2, 0.0, 0.2, 0.4)  # no halves, which each rounds its way
+TOLERANCE = 1e-3  # steps by which a value may miss its code
+FRACTIONS = (-0.4, -0.2, 0.0, 0.2, 0.4)  # no halves: any rounding of ties is allowed
 
 
 def mixture(
@@ -22,10 +22,10 @@ def mixture(
     nested: bool,
     learn_range: bool,
 ) -> Callable[..., tf.Tensor]:
-    """As `quantizers.mixture.mixture`, any shape, of `f(x, range, bits, signed)`.
+    """As `quantizers.mixture.mixture`, any shape, for `f(x, range, bits, signed)`.
 
-    Where calibration places the zero, the values are moved so that the unsigned grid
-    begins at zero, and moved back.
+    Where calibration places the zero (`signed=None`), the values are shifted so that
+    the grid becomes an unsigned one, and shifted back.
     """
 
     def term(
@@ -56,14 +56,14 @@ def mixture(
 
 
 def weighted(terms: Sequence[tf.Tensor], weights: tf.Tensor) -> tf.Tensor:
-    """`sum_j w_j terms[j]`; a single term has weight 1."""
+    """`sum_j w_j terms[j]`, of the shape of a term; a single term has weight 1."""
     if len(terms) == 1:
         return terms[0]
     return tf.add_n([w * t for w, t in zip(tf.unstack(weights), terms, strict=True)])
 
 
 def takes_step(function: Callable) -> bool:
-    """Whether a kernel quantizer is given a step, which is then learned."""
+    """Whether a kernel quantizer has an argument `step`, which is then learned."""
     return "step" in inspect.signature(function).parameters
 
 
@@ -73,7 +73,7 @@ def check_input_quantizer(
     """Try a registered activation quantizer on a few values of each bit-width.
 
     Returns:
-        Whether it rounds to the nearest code, as integer kernels do.
+        Whether it rounds each value to the nearest code, as integer kernels do.
 
     Raises:
         ValueError: it cannot be called, or returns another shape.
@@ -102,9 +102,9 @@ def check_kernel_quantizer(
         function: `(kernel, step, bits)` if its steps are learned, else
             `(kernel, bits, axes)`.
         method: its name.
-        bits: to try.
-        limits: the largest code of each.
-        learned: whether steps are.
+        bits: bit-widths to try.
+        limits: largest code of each bit-width.
+        learned: whether steps are learned.
 
     Returns:
         Whether its values are whole multiples of a step.
@@ -127,15 +127,18 @@ def check_kernel_quantizer(
 
 
 def steps_of(values: np.ndarray, limit: int, axes: Sequence[int]) -> np.ndarray:
-    """The largest steps, shaped to broadcast, whose multiples quantized values are.
+    """The largest steps of which quantized values are whole multiples.
 
     Args:
-        values: of a kernel.
+        values: quantized kernel, any shape.
         limit: largest code.
-        axes: that share a step; kept with size 1.
+        axes: axes that share a step.
+
+    Returns:
+        Steps of the kernel's shape, with size 1 along `axes`.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such step.
     """
     steps = _steps(values, limit, axes)
     if not np.isfinite(steps).all():
@@ -153,7 +156,7 @@ def codes_of(
     """Integer codes of quantized values, int8 of their shape.
 
     Raises:
-        ValueError: they are no multiples of the steps, or leave the grid.
+        ValueError: they are not multiples of the steps, or leave the grid.
     """
     if not _on_grid(values, steps, limit):
         raise ValueError(
@@ -200,11 +203,11 @@ def _on_grid(values: np.ndarray, steps: np.ndarray, limit: int) -> bool:
 
 
 def _steps(values: np.ndarray, limit: int, axes: Sequence[int]) -> np.ndarray:
-    """As `steps_of`, with infinity where there is none."""
+    """As `steps_of`, with infinity where there is no such step."""
     axes = tuple(axes)
     largest = np.abs(values).max(axis=axes, keepdims=True)
     steps = np.where(largest > 0, np.inf, np.float32(1e-6) / limit)
-    for code in range(1, limit + 1):  # that of the largest value
+    for code in range(1, limit + 1):  # assume it is the code of the largest value
         step = np.maximum(largest, 1e-30) / code
         scaled = values / step
         missed = np.abs(scaled - np.round(scaled)).max(axis=axes, keepdims=True)

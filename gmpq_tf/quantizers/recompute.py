@@ -1,4 +1,4 @@
-"""Trade a little time of the backward pass for memory."""
+"""Recompute in the backward pass what would cost memory to keep."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import tensorflow as tf
 
 
 def keeping_arguments(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
-    """`function`, evaluated again for its gradient instead of keeping what it computed.
+    """Keep only the arguments of `function`; the backward pass evaluates it again.
 
-    Unlike `tf.recompute_grad` it adds no pass over the arguments to delay the second
-    evaluation, and takes no variables. In graphs, what the gradient does not need of
-    it, such as a convolution's output, is not computed twice.
+    Unlike `tf.recompute_grad` this makes no copy of the arguments to delay the second
+    evaluation, and supports no variables. In graphs, what the gradient does not need,
+    such as the output of a convolution, is not computed twice.
 
     Args:
-        function: of tensors alone, of any shapes, to one tensor.
+        function: takes tensors only, of any shapes, and returns one tensor.
 
     Returns:
         A function of the same tensors, differentiable any number of times.
@@ -24,7 +24,8 @@ def keeping_arguments(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Te
     @tf.custom_gradient
     def call(*arguments: tf.Tensor) -> tuple[tf.Tensor, Callable]:
         def backward(upstream: tf.Tensor) -> list[tf.Tensor]:
-            # Not before the backward pass arrives, or it would be kept all the same.
+            # Wait for the upstream gradient: computed earlier, in the forward pass, the
+            # results would be kept all the same.
             with tf.control_dependencies([upstream]):
                 again = [tf.identity(argument) for argument in arguments]
             with tf.GradientTape() as tape:

@@ -1,4 +1,4 @@
-"""RQ: codes drawn in training from where noise may move a value, plain elsewhere."""
+"""RQ: in training codes are drawn as if noise moved the value; else plain LSQ."""
 
 from __future__ import annotations
 
@@ -10,35 +10,37 @@ from gmpq_tf.quantizers.draws import uniform
 from gmpq_tf.quantizers.lsq import Lsq, LsqKernel
 from gmpq_tf.quantizers.straight_through import straight_through
 
-SIGMA = 1 / 3  # of the noise, in steps
-REACH = 3  # codes on each side of a value that noise may reach: nine sigma
+SIGMA = 1 / 3  # scale of the noise, in steps
+REACH = 3  # codes on each side of a value that may be drawn: nine sigma
 
 
 class Rq(Lsq):
     """Quantize activations to codes that are drawn in training.
 
-    Outside of training it is `Lsq`. In training a code `c` is drawn with
+    Outside of training it is `Lsq`. In training a code `c` is drawn with the
+    probability
 
     `P(c) = [S((c + 1/2 - v) / sigma) - S((c - 1/2 - v) / sigma)] / sum`, `v = x / s`,
 
-    with the sigmoid S: the share of logistic noise around v that rounds to c, on the
-    grid's codes near v. Its gradient is that of the mean, `sum_c c P(c)`.
+    with the sigmoid S: the probability that v plus logistic noise rounds to c,
+    normalized over the grid's codes near v. The gradient is that of the mean,
+    `sum_c c P(c)`.
 
     Source: Louizos et al., "Relaxed Quantization for Discretized Neural Networks", ICLR
-    2019, section 2. Unlike there codes are drawn themselves, with the gradient of their
-    mean instead of a concrete relaxation, sigma stays a third of the step, and values
-    beyond the grid are clipped first.
+    2019, section 2. Unlike the paper hard codes are drawn, with the gradient of their
+    mean instead of a concrete relaxation; sigma is always a third of the step; and
+    values beyond the grid are clipped first.
     """
 
     stochastic = True
 
     def draw(self, x: tf.Tensor, *args: Any) -> tf.Tensor:
-        """`drawn` of the arguments, like `x`, of any shape."""
+        """`code * step` with drawn codes, like `x`, any shape; arguments as `drawn`."""
         return drawn(x, *args)
 
 
 class RqKernel(LsqKernel):
-    """Likewise of kernels, on the grid of `LsqKernel`.
+    """As `Rq`, for kernels, on the grid of `LsqKernel`.
 
     Source: Louizos et al., ICLR 2019, with the differences that `Rq` names.
     """
@@ -46,7 +48,7 @@ class RqKernel(LsqKernel):
     stochastic = True
 
     def draw(self, kernel: tf.Tensor, *args: Any) -> tf.Tensor:
-        """`drawn` of the arguments, like the kernel, of any shape."""
+        """`code * step` with drawn codes, of the kernel's shape; see `drawn`."""
         return drawn(kernel, *args)
 
 
@@ -61,15 +63,15 @@ def drawn(
     seed: tf.Tensor,
     place: int = 0,
 ) -> tf.Tensor:
-    """Values `code * step` with drawn codes, like `x`.
+    """Draw codes near `x / step`; returns `code * step`, like `x`.
 
     Args:
         x: any shape.
         step: positive, broadcasts against `x`.
         low: smallest code, a scalar.
         high: largest code, a scalar.
-        seed: [2].
-        place: of the draw, among those of one seed.
+        seed: [2], as `next_seed` returns it.
+        place: number of the draw among those of one seed, 0 to 63.
     """
     scaled = tf.minimum(tf.maximum(x / step, low), high)
     codes, chances = near_codes(scaled, low, high)
@@ -83,12 +85,15 @@ def drawn(
 def near_codes(
     scaled: tf.Tensor, low: tf.Tensor, high: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Codes near values, and their probabilities; [6, ...] each.
+    """The six codes nearest to each value, and their probabilities.
 
     Args:
-        scaled: values in steps, within the codes, any shape.
-        low: smallest code, whose chances those below it do not share.
-        high: largest code.
+        scaled: values in steps, between `low` and `high`, any shape.
+        low: smallest code; codes below it have the probability 0.
+        high: largest code; likewise above it.
+
+    Returns:
+        Two tensors [6, ...]; the probabilities sum to 1 along the first axis.
     """
     ways = tf.reshape(
         tf.range(1 - REACH, REACH + 1, dtype=scaled.dtype),

@@ -12,7 +12,7 @@ def straight_through(value: tf.Tensor, surrogate: tf.Tensor) -> tf.Tensor:
     `value` is `surrogate` rounded to an integer (the difference is then representable).
 
     Args:
-        value: tensor returned in the forward pass.
+        value: tensor of any shape, returned in the forward pass.
         surrogate: tensor of the same shape, differentiated instead.
 
     Source: Bengio et al., "Estimating or Propagating Gradients Through Stochastic

@@ -1,6 +1,6 @@
-"""Read what a caller has as batches for a model: the one place that does.
+"""Turn the data that a caller passes into batches for a model.
 
-`calibrate`, `snap_biases`, the search, and the exporters' checks all take the same:
+`calibrate`, `snap_biases`, the search, and the exporters' checks all accept the same:
 
 - an array [images, ...]; for several inputs a dict by name, or a list or tuple in the
   order of `model.inputs`;
@@ -23,16 +23,16 @@ from gmpq_tf.graph import Graph, Ref, fill
 from gmpq_tf.inputs import InputError, leaves_of, match_inputs
 
 BATCH_SIZE = 64
-MOST_IMAGES = 16_384  # of a data set that may have no end
+MOST_IMAGES = 16_384  # how many are read from a data set that may be endless
 
 Batch = tuple[list[np.ndarray], Any]
 
 
 class ModelInputs:
-    """The inputs of a model: reads values for them, and hands values to the model.
+    """The inputs of a model: checks given values, and arranges them for a call.
 
     Args:
-        graph: of the model.
+        graph: the model's graph.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -42,14 +42,14 @@ class ModelInputs:
 
     @property
     def batch_size(self) -> int | None:
-        """Images that the model takes at once, where it was built for a number."""
+        """The batch size that the model was built for; None: any."""
         return next((s[0] for s in self.shapes.values() if s[0] is not None), None)
 
     def read(self, given: Any) -> list[np.ndarray]:
         """Arrays in the order of `model.inputs`, of the model's types.
 
         Raises:
-            InputError: names, shapes or numbers of images that do not fit.
+            InputError: names, shapes or numbers of images do not fit the model.
         """
         self._check_order(given)
         refs = [Ref(index) for index in self.graph.inputs]
@@ -66,7 +66,7 @@ class ModelInputs:
         return arrays
 
     def structured(self, arrays: Iterable[Any]) -> Any:
-        """What the model is called with, from arrays in the order of its inputs."""
+        """Arrange arrays in the order of `model.inputs` as the model is called."""
         values = dict(zip(self.graph.inputs, arrays, strict=True))
         return fill(self.graph.input_structure, values)
 
@@ -88,9 +88,11 @@ class ModelInputs:
         return array
 
     def _check_order(self, given: Any) -> None:
-        """Refuse a list where the model's dict has another order, and both would fit.
+        """Refuse a list for a dict of inputs whose order is ambiguous.
 
-        Keras refuses every list there.
+        Keras sorts the keys of a dict; if the model was built with another order, and a
+        list would fit both, it is not clear which array is meant. (Keras refuses every
+        list there.)
         """
         structure = self.graph.input_structure
         if not isinstance(structure, dict) or not isinstance(given, (list, tuple)):
@@ -120,22 +122,23 @@ def batches_of(
     batch_size: int = BATCH_SIZE,
     largest: int | None = None,
 ) -> Iterator[Batch]:
-    """Batches (arrays in the order of `model.inputs`, labels or None) of any data.
+    """Yield batches (arrays in the order of `model.inputs`, labels or None) of data.
 
-    Empty batches are left out. Where the model was built for a number of images at
-    once, batches have that many, and what is left over is dropped. Of data whose end is
-    not known the first 16,384 images are taken, with a warning.
+    Empty batches are left out. For a model with a fixed batch size all batches have
+    that size, and the rest is dropped. From a data set that may be endless the first
+    16,384 images are taken, with a warning.
 
     Args:
-        inputs: of the model.
-        data: see above.
-        labels: one an image, where `data` is an array or arrays; several outputs: a
-            list, tuple or dict of them.
-        batch_size: of arrays.
-        largest: longer batches of a data set are cut in such pieces; None: they stay.
+        inputs: the inputs of the model.
+        data: see the module's docstring.
+        labels: one label an image, if `data` are arrays; for several outputs a list,
+            tuple or dict of such arrays.
+        batch_size: batch size for arrays.
+        largest: larger batches of a data set are cut into pieces of this size; None:
+            they are not cut.
 
     Raises:
-        InputError: names, shapes, or numbers of images or labels that do not fit.
+        InputError: names, shapes, or numbers of images or labels do not fit.
     """
     outputs, exactly = len(inputs.graph.outputs), inputs.batch_size
     if is_arrays(data, inputs, labels):
@@ -153,11 +156,11 @@ def batches_of(
 def input_batches(
     inputs: ModelInputs, data: Any, batches: int | None = None
 ) -> Iterator[list[np.ndarray]]:
-    """As `batches_of`, of the inputs alone; labels may be of any kind.
+    """As `batches_of`, but the inputs only; labels in the data are ignored.
 
     Args:
-        inputs: of the model.
-        data: see above.
+        inputs: the inputs of the model.
+        data: see the module's docstring.
         batches: how many to use; None: all.
 
     Yields:
@@ -180,7 +183,7 @@ def input_batches(
 def _pairs(
     inputs: ModelInputs, data: Any, batches: int | None = None
 ) -> Iterator[Batch]:
-    """The batches of a data set, as long as it yields them."""
+    """The batches of a data set; of one that may be endless, only the first images."""
     if isinstance(data, (str, bytes)) or not isinstance(data, Iterable):
         raise InputError(
             "Data must be arrays or batches. "
@@ -203,18 +206,19 @@ def _pairs(
 
 
 def is_arrays(data: Any, inputs: ModelInputs, labels: Any = None) -> bool:
-    """Whether data are all images at once, not batches of them."""
+    """Whether data are arrays of all images, not an iterable of batches."""
     if isinstance(data, Mapping) or hasattr(data, "shape"):
         return True
     if not isinstance(data, (list, tuple)) or len(data) != len(inputs.names):
         return False
-    # A list of one array is that array, and just as well one batch.
+    # A list of one array may be that array, or one batch. Without labels both mean the
+    # same, and it is read as a batch.
     alone = len(inputs.names) == 1 and labels is None
     return not alone and all(hasattr(value, "shape") for value in data)
 
 
 def _unpacked(batch: Any, count: int) -> tuple[Any, Any]:
-    """Inputs and labels of a batch for a model of `count` inputs."""
+    """Split a batch for a model of `count` inputs into its inputs and labels."""
     if not isinstance(batch, (list, tuple)):
         return batch, None
     bare = not any(isinstance(part, (list, tuple, Mapping)) for part in batch)
@@ -230,11 +234,12 @@ def _unpacked(batch: Any, count: int) -> tuple[Any, Any]:
 
 
 def labels_of(given: Any, outputs: int) -> Any:
-    """Labels as arrays, in their structure; bare where there is only one array.
+    """Convert labels to arrays and keep their structure; a single array is unpacked.
 
     Args:
-        given: an array, or a list, tuple or dict of one an output; None: no labels.
-        outputs: how many the model has.
+        given: an array; or a list, tuple or dict with one array an output; None: no
+            labels.
+        outputs: number of outputs of the model.
     """
     if given is None:
         return None
@@ -250,7 +255,7 @@ def labels_of(given: Any, outputs: int) -> Any:
 
 
 def _is_listed(labels: Any) -> bool:
-    """Whether labels are a list of arrays, not a list of numbers or of rows."""
+    """Whether labels are a list of arrays, not one list of numbers or of rows."""
     if not isinstance(labels, (list, tuple)):
         return False
     return all(v is None or len(getattr(v, "shape", ())) > 0 for v in labels)
@@ -275,7 +280,7 @@ def _check_labels(labels: Any, images: int) -> None:
 
 
 def _cut(batch: Batch, size: int | None, exactly: bool) -> Iterator[Batch]:
-    """Pieces of a batch of `size` images; the rest too, unless `exactly` so many."""
+    """Cut a batch into pieces of `size` images; `exactly`: drop a smaller last one."""
     images = len(batch[0][0])
     size = size or images
     if images and not exactly and size >= images:
@@ -294,7 +299,7 @@ def _rows(batch: Batch, part: slice) -> Batch:
 
 
 def _has_end(data: Any) -> bool:
-    """Whether the number of batches is known."""
+    """Whether a data set is known to end."""
     if isinstance(data, keras.utils.PyDataset):
         with contextlib.suppress(NotImplementedError):
             return data.num_batches is not None
@@ -306,7 +311,7 @@ def _has_end(data: Any) -> bool:
 
 
 def _fits(shape: tuple, wanted: tuple) -> bool:
-    """Whether an array has the shape of an input but for the number of images."""
+    """Whether a shape fits that of an input, apart from the number of images."""
     return len(shape) == len(wanted) and all(
         b in (None, a) for a, b in zip(shape[1:], wanted[1:], strict=True)
     )

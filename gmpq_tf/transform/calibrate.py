@@ -28,9 +28,11 @@ from gmpq_tf.transform.ranges import (
 
 CALIBRATION_IMAGES = 512
 SAMPLES_PER_BATCH = 16_384
+# Where more than this share of values lies midway between two codes, the step is
+# enlarged by this factor, so that they no longer do.
 HALVES, OFF_HALVES = 0.5, 2.0**-10
-# Rescaled pixels all have the same fractional code, which may be one half; a step
-# that much larger spreads them.
+# Pixels that are rescaled inside the model all have the same fractional code, which may
+# be one half; a step larger by this factor spreads them.
 OFF_INPUT_STEPS = 2.0**-6
 
 
@@ -39,7 +41,7 @@ class CalibrationError(ValueError):
 
 
 class Observer:
-    """Collects the extremes and a seeded sample of the values a quantizer sees."""
+    """Collects the extremes and a random sample of the values a quantizer sees."""
 
     def __init__(self, seed: int) -> None:
         self.random = np.random.default_rng(seed)
@@ -47,9 +49,9 @@ class Observer:
         self.low, self.high = np.inf, -np.inf
 
     def __call__(self, values: np.ndarray) -> None:
-        """Record one batch."""
+        """Record one batch of values, any shape; up to 16,384 are sampled."""
         flat = np.asarray(values, "float32").ravel()
-        # Unlike min and max these keep a NaN, so that it is noticed.
+        # Unlike Python's min and max these keep NaN, so that it is noticed.
         self.low = float(np.minimum(self.low, flat.min()))
         self.high = float(np.maximum(self.high, flat.max()))
         picks = self.random.integers(0, flat.size, min(flat.size, SAMPLES_PER_BATCH))
@@ -57,12 +59,12 @@ class Observer:
 
     @property
     def silent(self) -> bool:
-        """Whether all values are zero, or as good as zero."""
+        """Whether all values are below 1e-8 in magnitude, which counts as zero."""
         return max(-self.low, self.high) < SILENT
 
     @property
     def sample(self) -> np.ndarray:
-        """The values sampled so far, and both extremes: float32 [n]."""
+        """The sampled values and both extremes, float32 [n]."""
         return np.concatenate([*self.samples, [self.low, self.high]]).astype("float32")
 
 
@@ -76,12 +78,11 @@ def calibrate(
     """Set the range of every activation quantizer from data, in one pass.
 
     Runs the model in inference mode with quantizers off, and gives each grid the step
-    of least squared error on the values seen, or that of another `method`: 8-bit model
-    inputs get exactly the smallest and largest value whatever the method, power-of-two
-    grids the best power of two. A tensor that
-    is zero throughout says nothing of its range: it gets 6, as before calibration, with
-    a warning that names it (with a tiny range a channel that is zero here could never
-    become active).
+    of least squared error on the values seen, or that of another `method`. Model inputs
+    get the range from their smallest to their largest value, whatever the method;
+    power-of-two grids get the best power of two. A tensor that is zero throughout tells
+    nothing about its range: it gets 6, as before calibration, and a warning names it.
+    (With a tiny range a channel that is zero here could never become active.)
 
     Args:
         model: from `quantize_model` or `build_hypernet`; its ranges are changed.
@@ -91,12 +92,12 @@ def calibrate(
             labels, ...). Floats as the model takes them; a few hundred images are
             enough.
         batches: how many batches to use; None: all.
-        seed: of the sample of values kept.
+        seed: seed of the random sample of values.
         method: a name in `RANGE_METHODS`, or a function of `SeenValues` that returns
             the step, such as `Percentile(99.9)`.
 
     Raises:
-        CalibrationError: no image, a value that is not finite, or a model without
+        CalibrationError: there is no image, a value is not finite, or the model has no
             quantizers.
         InputError: data that do not fit the model's inputs.
         ValueError: an unknown method; the nearest name is given.
@@ -129,15 +130,15 @@ def calibrate(
 def first_images(
     model: keras.Model, data: Any, images: int = CALIBRATION_IMAGES
 ) -> list[Any]:
-    """The first images of training data, as batches to calibrate a model on.
+    """The first images of training data, as batches for `calibrate`.
 
     Args:
-        model: to be calibrated.
-        data: what `calibrate` takes, but no iterator or generator.
-        images: how many; fewer where there are fewer.
+        model: the model that will be calibrated.
+        data: what `calibrate` takes, except iterators and generators.
+        images: how many images; all, if the data have fewer.
 
     Raises:
-        CalibrationError: an iterator, which would be used up by looking at it.
+        CalibrationError: an iterator, which reading would consume.
         InputError: data that do not fit the model's inputs.
     """
     if isinstance(data, Iterator):
@@ -171,10 +172,10 @@ def is_calibrated(model: keras.Model) -> bool:
 
 
 def check_calibrated(model: keras.Model, purpose: str) -> None:
-    """Refuse a model with ranges that no data have set.
+    """Refuse a model that is not calibrated; `purpose` completes "before ...".
 
     Raises:
-        CalibrationError: it has some; the first is named.
+        CalibrationError: a range has not been set from data; the first is named.
     """
     missing = [q for q in input_quantizers(model) if not float(q.calibrated)]
     if missing:
@@ -206,11 +207,14 @@ def best_grid(
     scaled: bool = False,
     method: RangeMethod = squared_error,
 ) -> tuple[float, int]:
-    """Step, and code of the zero, that a method chooses from the observed values.
+    """Choose the step of a branch, and the code of its zero, from observed values.
 
-    Where inputs are scaled inside the model, and the zero is placed, a step slightly
-    larger than the scaled one of the input spreads the values between the codes, so
-    that few lie beside a half, where integer kernels may round either way.
+    Pixels that are scaled inside the model (`scaled`) would all have the same distance
+    to the next code, which may be one half, where integer kernels may round either way.
+    A slightly larger step spreads them between the codes, so that few lie near a half.
+
+    Returns:
+        The step, in units of the values, and the zero's code (0 unless `signed=None`).
     """
     bits, signed = quantizer.bits[branch], quantizer.signed
     limit = code_limit(bits, bool(signed))
@@ -238,9 +242,10 @@ def best_grid(
 
 
 def _share_of_halves(values: np.ndarray, step: float) -> float:
-    """Share of values that lie between two codes, where each kernel rounds its way.
+    """Share of values [n] midway between two codes, where kernels round differently.
 
-    Pixels scaled to -1..1 do: 255 steps from -1 to 1 have zero in the middle of one.
+    For pixels scaled to -1..1 it is 1: with 255 steps from -1 to 1 zero lies in the
+    middle of a step, and so all pixels do.
     """
     codes = values / np.float32(step) + 0.5
     return float(np.mean(np.abs(codes - np.round(codes)) < 1e-3))

@@ -1,4 +1,4 @@
-"""What the export to TFLite will refuse, known from the float model."""
+"""Tell from the float model which layers the export to TFLite will refuse."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ QUANTIZERS = ("input_quantizer", "kernel_quantizer")
 
 
 def is_lowered(call: Call) -> bool:
-    """Whether a call has an integer counterpart wherever it stands in a model.
+    """Whether a call has an integer counterpart, wherever it stands in a model.
 
-    Two tensors are subtracted or divided by no integer kernel that is used here.
+    Subtraction and division of two tensors have none among the kernels used here.
     """
     if is_gate(call) or is_lookup(call) or is_fusable_relu(call) or is_identity(call):
         return True
@@ -29,7 +29,8 @@ def refusals(graph: Graph) -> dict[str, str]:
     """The layers that the export will refuse: name -> why.
 
     Args:
-        graph: of a float model or of a student; activations and gates split.
+        graph: graph of a float model or of a student, after `split_activations` and
+            `split_gates`.
     """
     consumers = graph.consumers()
     found: dict[str, str] = {}
@@ -66,7 +67,7 @@ def _refusal(graph: Graph, call: Call) -> str | None:
 
 
 def warn_of_refusals(graph: Graph) -> None:
-    """Name, in one warning, what the export will refuse, before anything is trained."""
+    """Name in one warning all layers that the export will refuse."""
     found = [f"{name!r} {reason}" for name, reason in refusals(graph).items()]
     if found:
         warnings.warn(

@@ -1,4 +1,4 @@
-"""Look into a model layer by layer, with all batches at hand, in little memory."""
+"""Run a model layer by layer on all batches, in bounded memory."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ MEMORY_BYTES = 2**30
 
 
 class LayerwiseRun:
-    """Outputs of one call after the other, each computed from the nearest kept tensors.
+    """Outputs of one call after another, each computed from the nearest kept tensors.
 
-    Layers may change while it runs, as long as they come at or after the call asked
-    for. The tensors that later calls read are kept for all batches where they fit into
-    memory; elsewhere, as in the large first layers, calls are computed again. One such
-    walk takes about one pass over the data, where a model built up to each call takes
-    one a call.
+    A caller walks through the calls in order, and may change the layer of the call it
+    asked for, and later layers. The tensors that later calls read are kept for all
+    batches where they fit into memory; where they do not, as in the large first layers,
+    calls are computed again. Such a walk takes about one pass over the data; building a
+    model up to each call would take one pass a call.
 
     Args:
-        graph: of the model, in inference mode.
+        graph: graph of the model; it runs in inference mode.
         batches: inputs as the model takes them.
         memory: bytes that kept tensors may take.
     """
@@ -55,8 +55,8 @@ class LayerwiseRun:
         """The first output of call `number`, batch by batch.
 
         Args:
-            number: of the call; where it is smaller than the last one asked for, all
-                is computed again from the inputs.
+            number: index of the call in `graph.calls`; if it is smaller than the last
+                one asked for, everything is computed again from the inputs.
 
         Yields:
             [B, ...], float32.
@@ -65,13 +65,13 @@ class LayerwiseRun:
             yield np.asarray(self._call(tensors, number)[0])
 
     def operands(self, number: int) -> Iterator[np.ndarray]:
-        """The first tensor that call `number` reads: likewise, [B, ...] each."""
+        """The first tensor that call `number` reads, batch by batch, [B, ...] each."""
         source = self.graph.calls[number].inputs[0]
         for tensors in self._before(number):
             yield np.asarray(tensors[source])
 
     def tensors(self, number: int) -> Iterator[dict[int, Any]]:
-        """All that call `number` and later ones read, batch by batch.
+        """All tensors that call `number` and later ones read, batch by batch.
 
         Yields:
             Tensor number -> [B, ...].
@@ -79,7 +79,7 @@ class LayerwiseRun:
         yield from map(dict, self._before(number))
 
     def _before(self, number: int) -> Iterator[dict[int, Any]]:
-        """What exists before call `number`, batch by batch."""
+        """The tensors that exist before call `number`, batch by batch."""
         if number < self.start:
             self.start, self.kept = 0, self.given
         fits, found = self._bytes_at(number) <= self.memory, []
@@ -92,7 +92,7 @@ class LayerwiseRun:
             self.start, self.kept = number, found
 
     def _run(self, tensors: dict[int, Any], stop: int) -> dict[int, Any]:
-        """Compute the calls before `stop`; returns what it and later ones read."""
+        """Compute the calls before `stop`; returns the tensors read from there on."""
         for number in range(self.start, stop):
             outputs = self.graph.calls[number].outputs
             tensors.update(zip(outputs, self._call(tensors, number), strict=True))

@@ -1,7 +1,7 @@
 """Cut a model behind the layers that change images at random.
 
-A student and its teacher must see the same image: what stands before the first layer
-with weights is run once, and its result is given to both.
+A student and its teacher must see the same image. So the layers before the first layer
+with weights are run once, and their result is given to both.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ MOVING_PREFIX, MOVING_KINDS = "Random", ("RandAugment", "AugMix", "CutMix", "Mix
 
 
 def leading_layers(graph: Graph) -> list[str]:
-    """Names of the layers before the first weights, if one acts at random; else none.
+    """Names of the layers before the first weights, if one is random; else none.
 
-    Dropout ends them. A layer of somebody's own counts as one that may act at random.
+    Dropout ends them. A user's own layer counts as one that may be random.
 
     Args:
-        graph: of a model without nested models.
+        graph: graph of a model without nested models.
 
     Returns:
         In graph order.
@@ -45,12 +45,12 @@ def leading_layers(graph: Graph) -> list[str]:
 
 
 def misplaced_layers(graph: Graph) -> list[str]:
-    """Names of layers that change images at random behind the first weights.
+    """Names of layers behind the first weights that change images at random.
 
-    Dropout and noise are none: there they regularize the student alone.
+    Dropout and noise do not count: there they may act on the student alone.
 
     Args:
-        graph: of a model without nested models.
+        graph: graph of a model without nested models.
     """
     leading = set(leading_layers(graph))
     return [
@@ -69,13 +69,13 @@ def split_front(
 
     Args:
         model: functional, without nested models.
-        names: leading layers, as `leading_layers` names them.
+        names: leading layers, as `leading_layers` returns them.
         outputs: symbolic tensors of the model that the second part returns.
 
     Returns:
-        (front: the model's inputs -> a list of tensors, rest: these -> outputs); the
-        front is None, and the rest takes the model's inputs, where nothing leads. Both
-        share the model's layers.
+        `front` (the model's inputs -> a list of tensors) and `rest` (these tensors ->
+        outputs), which share the model's layers. Without names `front` is None, and
+        `rest` takes the model's inputs.
     """
     inputs = functional_of(model)._inputs_struct  # a Sequential has none itself
     if not names:
@@ -91,12 +91,12 @@ def split_front(
 
 
 def keras_tensor(model: keras.Model, graph: Graph, index: int) -> Any:
-    """The symbolic tensor that a number of `read_graph(model)` stands for.
+    """The symbolic Keras tensor that has a number in `read_graph(model)`.
 
     Args:
         model: functional, without nested models.
-        graph: of the model.
-        index: of the tensor; none that lies inside a separable convolution.
+        graph: graph of the model.
+        index: number of the tensor; not of one inside a separable convolution.
     """
     if index in graph.inputs:
         return model.inputs[graph.inputs.index(index)]
@@ -112,15 +112,15 @@ def keras_tensor(model: keras.Model, graph: Graph, index: int) -> Any:
 
 
 def _may_lead(call: Call) -> bool:
-    """Whether a call may be made once for a student and its teacher."""
+    """Whether a call may be run once for a student and its teacher."""
     if is_searchable(call.layer) or call.kind.endswith("Dropout"):
         return False
     return call.kind == "Normalization" or not getattr(call.layer, "weights", [])
 
 
 def _is_random(call: Call) -> bool:
-    """Whether a call without weights draws numbers in training, as far as one knows."""
+    """Whether a call without weights may draw random numbers in training."""
     if is_searchable(call.layer) or getattr(call.layer, "weights", []):
         return False
-    # A seed that changes with every draw is a variable, but no weight.
+    # The state of a random generator is a variable, but not a weight.
     return not is_stock(call.layer) or bool(getattr(call.layer, "variables", []))

@@ -1,4 +1,4 @@
-"""Swish and squeeze-excite in pieces that TFLite has integer kernels for.
+"""Rewrite swish and squeeze-excite as operations with integer kernels in TFLite.
 
 `silu(x) = x sigmoid(x)` and `hard_silu(x) = x hard_sigmoid(x)`: one lookup or one
 convolution makes the gate, one multiplication applies it, and both factors and the
@@ -27,7 +27,10 @@ SIXTH = 1 / 6
 
 
 def curve(call: Call) -> str | None:
-    """Name of the activation that a call is, whether a layer or an operation."""
+    """Name of the activation function that a call computes; None for other calls.
+
+    The call may be a layer or a Keras operation.
+    """
     if call.role is not Role.CURVE:
         return None
     return call.row.function or activation_name(call.layer)
@@ -39,12 +42,12 @@ def is_gate(call: Call) -> bool:
 
 
 def is_lookup(call: Call) -> bool:
-    """Whether a table of 256 codes computes a call, as of LeakyReLU and PReLU."""
+    """Whether a table over 256 codes computes a call, as for LeakyReLU and PReLU."""
     return call.role is Role.LOOKUP or function_of(curve(call)).lookup
 
 
 def split_gates(graph: Graph) -> Graph:
-    """Write swishes as products, and hard sigmoids spelled out as one call.
+    """Write swishes as products, and spelled-out hard sigmoids as one call.
 
     `x -> silu` becomes `<name>_gate = sigmoid(x)` and `<name> = x * <name>_gate`.
     """
@@ -98,7 +101,7 @@ def merge_hard_sigmoids(graph: Graph) -> Graph:
 def _hard_sigmoid(
     graph: Graph, call: Call, producers: dict, consumers: dict
 ) -> tuple[Call, Call] | None:
-    """The addition and the ReLU6 before the division that ends a hard sigmoid."""
+    """The addition and the ReLU6 of a hard sigmoid that ends at `call`; else None."""
     divides = operand(call, "Divide", "TrueDivide") == 6
     factor = operand(call, "Multiply")
     if not divides and (factor is None or abs(factor - SIXTH) > 1e-7):
@@ -119,7 +122,10 @@ def _is_relu6(call: Call) -> bool:
 
 
 def operand(call: Call, *kinds: str) -> float | None:
-    """The number that a call adds to, multiplies or divides its only tensor with."""
+    """The constant that a call adds to, multiplies with or divides its tensor by.
+
+    None for calls of other kinds, of two tensors, or with more than one number.
+    """
     if call.kind not in kinds or len(call.inputs) != 1 or len(call.args) != 2:
         return None
     constants = [arg for arg in call.args if not isinstance(arg, Ref)]

@@ -62,8 +62,8 @@ def build_hypernet(
     Raises:
         GraphError: a subclassed or unbuilt model, or a layer that cannot be rebuilt.
         PolicyError: the space names a layer that the model lacks, or bits that the
-            kernel quantizer has not.
-        ValueError: an unknown relaxation, or one that a quantizer has not.
+            kernel quantizer does not support.
+        ValueError: an unknown relaxation, or one that a quantizer does not support.
     """
     once = relaxation_of(relaxation).one_rounding
     graph = split_activations(read_graph(model))
@@ -102,10 +102,10 @@ def make_quantized(
     method: str,
     relaxation: str | None = None,
 ) -> Any:
-    """A Mixed* or Quant* layer configured as the call's stock layer."""
+    """A Mixed* or Quant* layer with the configuration of the call's stock layer."""
     cls = classes[call.kind]
     config = dict(in_float32(call.layer.get_config()), name=call.name)
-    config["activation"] = call.activation  # others have become calls of their own
+    config["activation"] = call.activation  # `split_activations` has split off others
     input_quantizer.calibrate_first = True
     config["input_quantizer"] = input_quantizer
     config["kernel_quantizer"] = KernelQuantizer(
@@ -121,7 +121,7 @@ def make_quantized(
 
 
 def fit_kernel_steps(model: keras.Model) -> None:
-    """Start every learned kernel step at the least squared error."""
+    """Set every learned kernel step to that of least squared error on its kernel."""
     for layer in model.layers:
         quantizer = getattr(layer, "kernel_quantizer", None)
         if quantizer is not None:
@@ -129,9 +129,10 @@ def fit_kernel_steps(model: keras.Model) -> None:
 
 
 def warn_unquantized(graph: Graph) -> None:
-    """Name, in one warning, the layers with kernels that stay float, and their share.
+    """Name in one warning the layers with kernels that stay float.
 
-    They count at 32 x 32 bits in costs and budgets; what cannot be counted is named.
+    They count at 32 x 32 bits in costs and budgets. A second warning names those whose
+    operations cannot be counted.
     """
     found = float_layers(graph)
     if found:

@@ -1,4 +1,9 @@
-"""Where 8-bit quantizers must sit so that TFLite can store every tensor in int8."""
+"""Where 8-bit quantizers must sit so that TFLite can store every tensor in int8.
+
+A searchable layer has an input quantizer of its own. Tensors that TFLite stores and no
+such quantizer covers get an 8-bit grid here, so that training sees the same rounding as
+the integer file.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +27,11 @@ class WantedGrid:
 
     Args:
         name: name of the `InputQuantizer` layer that makes it.
-        signed: None: calibration places the zero (a model input).
-        power_of_two: a reader needs such a step, as one whose grid must nest does.
-        unit: the fixed grid of sigmoids, from 0 to 255/256.
+        signed: whether codes may be negative; None: calibration places the zero (for
+            model inputs).
+        power_of_two: whether the step must be a power of two, because a reader
+            requantizes the tensor.
+        unit: whether it is the fixed grid of sigmoids, from 0 to 255/256.
     """
 
     name: str
@@ -38,8 +45,9 @@ class Placement:
     """What `quantize_model` adds to a graph.
 
     Attributes:
-        on_output: tensor number -> grid its maker puts it on.
-        on_operand: call id -> grid its operands are put on (concatenation).
+        on_output: tensor number -> grid that the tensor is put on where it is made.
+        on_operand: call id -> grid that the call's operands are put on before it reads
+            them (concatenation).
         signed: layer name -> signedness of its own input quantizer.
         nested: names of layers whose input is on an 8-bit grid already.
     """
@@ -68,18 +76,24 @@ def input_signs(graph: Graph) -> dict[str, bool | None]:
 def place_quantizers(graph: Graph) -> Placement:
     """Decide which tensors get an 8-bit grid of their own, and which nest.
 
-    A tensor needs one when TFLite stores it and no single searchable layer, whose own
-    input quantizer would do, is its only reader: operands and results of additions and
-    concatenations, inputs of average pools, tensors with several readers, outputs.
+    A tensor needs one when TFLite stores it, unless its only reader is a searchable
+    layer, whose own input quantizer then is the grid. That concerns operands and
+    results of additions and concatenations, inputs of average pools, tensors with
+    several readers, and outputs.
     """
     placement = Placement(signed=input_signs(graph))
     nonnegative, raw = nonnegative_tensors(graph), _raw_inputs(graph)
     producers, consumers = graph.producers(), graph.consumers()
+    # `grids` has the grid of every tensor that is on one, also where it is inherited;
+    # tensors are visited in graph order, so that of the source is known.
     together, grids = unit_of(graph), dict[int, WantedGrid]()
     for index in _tensors_in_order(graph):
         producer, readers = producers.get(index), consumers[index]
         source = grids.get(producer.inputs[0]) if producer and producer.inputs else None
-        # First what needs no quantizer, since the producer has decided the grid.
+        # First the tensors whose grid follows from their producer. The result of a
+        # concatenation is on the grid of its operands; reshapes, max pools and the like
+        # keep the grid of their input; local average pools and ReLUs round their result
+        # to that grid once more, as their int8 kernels do.
         if producer is not None and producer.role is Role.JOIN:
             grids[index] = placement.on_operand[id(producer)]
         elif producer is not None and keeps_grid(producer) and source:
@@ -89,22 +103,23 @@ def place_quantizers(graph: Graph) -> Placement:
         elif _is_stored(graph, index, producer, readers, together):
             sign = _sign(index, nonnegative, raw)
             nests = any(_requantizes(graph, c, consumers) for c in readers)
-            # Weights in sixteenths have halves, whatever reads the result.
+            # Bilinear weights are sixteenths, so results may lie midway between two
+            # codes, and must be rounded alike whoever reads them.
             nests |= producer is not None and producer.role is Role.BLEND
             name = _grid_name(graph, index, producer)
             unit = producer is not None and is_gate(producer)
             grid = WantedGrid(name, sign, nests or unit, unit)
             grids[index] = placement.on_output[index] = grid
-        # All operands of such a call must be on one grid, which is wider than each of
-        # theirs: so it is put on the operands, beside the grids they have.
+        # All operands of a concatenation must be on one grid, wide enough for each. It
+        # is put on them as this call reads them; other readers see their own grids.
         for call in readers:
             if call.row.shares_grid and id(call) not in placement.on_operand:
                 signed = not all(i in nonnegative for i in call.inputs)
                 placement.on_operand[id(call)] = WantedGrid(
                     f"{call.name}_quantizer", signed, True
                 )
-    # These layers move their input from the stored grid to their own: exact only where
-    # both steps are powers of two.
+    # These layers requantize their input from the stored grid to their own, which is
+    # exact only where both steps are powers of two.
     placement.nested = {
         call.name
         for call in graph.calls
@@ -114,14 +129,14 @@ def place_quantizers(graph: Graph) -> Placement:
 
 
 def is_transparent(call: Call) -> bool:
-    """Whether a call commutes with quantization: it neither needs nor loses a grid."""
+    """Whether a call only moves values, so that it commutes with quantization."""
     return is_identity(call) or call.role is Role.MOVE
 
 
 def is_local_pool(graph: Graph, call: Call) -> bool:
-    """Average pooling over windows, whose int8 kernel keeps the grid of its input.
+    """Whether a call is average pooling whose int8 kernel keeps its input's grid.
 
-    One window over the whole image is a mean, whose kernel may change the grid.
+    One window over the whole image is lowered to a mean, which may change the grid.
     """
     if call.role is not Role.POOL or not hasattr(call.layer, "pool_size"):
         return False
@@ -130,9 +145,9 @@ def is_local_pool(graph: Graph, call: Call) -> bool:
 
 
 def _keeps_steps(graph: Graph, call: Call) -> bool:
-    """Whether a call's integer kernel rounds what it computes to its input's grid.
+    """Whether a call's integer kernel rounds its result to the grid of its input.
 
-    The largest value of a ReLU need not be on it.
+    A ReLU does so too: its largest value, such as 6, need not be on the grid.
     """
     return is_local_pool(graph, call) or is_fusable_relu(call)
 
@@ -169,7 +184,7 @@ def _grid_name(graph: Graph, index: int, producer: Call | None) -> str:
 def is_final(graph: Graph, call: Call, readers: list[Call]) -> bool:
     """Whether a call is the softmax or sigmoid that ends a model.
 
-    In a call of its own, as `split_activations` leaves it.
+    It is a call of its own after `split_activations`, and its result needs no grid.
     """
     if readers or call.outputs[0] not in graph.outputs or is_searchable(call.layer):
         return False
@@ -177,9 +192,9 @@ def is_final(graph: Graph, call: Call, readers: list[Call]) -> bool:
 
 
 def keeps_grid(call: Call) -> bool:
-    """Whether what a call writes is on the grid of what it reads.
+    """Whether the result of a call is on the grid of its input, without rounding.
 
-    The input of a ReLU that is fused into the previous call has no grid.
+    (The input of a ReLU that is fused into the previous call has no grid to keep.)
     """
     if call.role is Role.REPEAT:
         return call.row.refuses(call.layer, 1) is None
@@ -217,7 +232,7 @@ def _sign(index: int, nonnegative: set[int], raw: set[int]) -> bool | None:
 
 
 def _raw_inputs(graph: Graph) -> set[int]:
-    """Model inputs, and what only moves or rescales their values."""
+    """Model inputs, and tensors that only move or rescale their values."""
     raw = set(graph.inputs)
     for call in graph.calls:
         moves = is_transparent(call) or call.row.of_images

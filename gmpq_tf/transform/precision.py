@@ -1,4 +1,4 @@
-"""Training in narrower floats than the weights are kept in."""
+"""Train in narrower floats than those of the weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ OTHER_FLOATS = ("float16", "bfloat16", "float64")
 def made_in_float32() -> Iterator[None]:
     """Layers made inside the block compute in float32, whatever Keras's global policy.
 
-    Only float32 adds the products of codes without rounding, as integer kernels do.
+    float32 adds products of codes without rounding, as integer kernels do; narrower
+    floats do not.
     """
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32")
@@ -29,7 +30,7 @@ def made_in_float32() -> Iterator[None]:
 
 
 def in_float32(config: Any) -> Any:
-    """A layer's configuration, with float32 for every other float it computes in.
+    """A layer's configuration, with every other float type replaced by float32.
 
     Args:
         config: plain values, nested, as `get_config` returns them.
@@ -47,7 +48,7 @@ def in_float32(config: Any) -> Any:
 
 
 def _is_other_float(dtype: Any) -> bool:
-    """Whether a dtype, or a serialized policy, is of floats other than float32."""
+    """Whether a dtype, or a serialized policy, is a float type other than float32."""
     if isinstance(dtype, dict):
         dtype = (dtype.get("config") or {}).get("name")
     return str(dtype).removeprefix("mixed_") in OTHER_FLOATS
@@ -57,12 +58,12 @@ def _is_other_float(dtype: Any) -> bool:
 def computing_in(model: keras.Model, precision: Precision) -> Iterator[None]:
     """Layers compute in `precision` inside the block; weights stay float32.
 
-    Quantizers stay in float32 too: codes of 8 bits times a step have more digits than
-    bfloat16. Unlike a global Keras policy, which acts where layers are made, this
-    trains any model, and what is saved after the block computes in float32 again.
+    Quantizers stay in float32 too: bfloat16 has too few digits for 8-bit codes times a
+    step. Unlike a global Keras policy, which acts when layers are made, this works for
+    any model, and a model saved after the block computes in float32 again.
 
     Args:
-        model: whose `fit` the block calls; its layers compute in float32 outside.
+        model: the model that the block trains; its layers compute in float32 outside.
         precision: "float32" changes nothing. "mixed_float16" needs an optimizer that
             scales the loss.
     """

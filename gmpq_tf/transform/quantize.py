@@ -44,27 +44,28 @@ def quantize_model(
     Each layer of `KERNEL_KINDS` quantizes its input and its kernel to the policy's
     bits. Every other tensor that TFLite must store (model input, operands and
     results of Add, Multiply and Concatenate, inputs of average pools, outputs) is put
-    on an 8-bit grid, so that export changes nothing. Swish is written as `x sigmoid(x)`
-    for that, hard swish as `x hard_sigmoid(x)`. Where a layer's grid follows such an
-    8-bit one both steps are powers of two, so that they nest.
+    on an 8-bit grid, so that export changes nothing. For that, swish is written as
+    `x sigmoid(x)` and hard swish as `x hard_sigmoid(x)`. Where a layer requantizes a
+    tensor on such a grid to its own bits, both steps are powers of two, so that the
+    grids nest.
 
     Args:
         model: a built functional or Sequential model; its weights and
             BatchNormalization statistics are copied, and it is not modified. Frozen
-            layers stay frozen; BatchNormalization called with `training=False`, alone
-            or in a nested model, is frozen.
+            layers stay frozen; BatchNormalization that is called with
+            `training=False`, directly or through a nested model, becomes frozen.
         policy: bits for each searchable layer of `model`.
         input_quantizer: a name in `INPUT_QUANTIZERS`.
         kernel_quantizer: a name in `KERNEL_QUANTIZERS`.
 
     Returns:
         An ordinary functional Keras model. Call `gmpq.calibrate(student, dataset)`
-        before fitting or exporting it; both are refused else.
+        before fitting or exporting it; otherwise both are refused.
 
     Raises:
         GraphError: a subclassed or unbuilt model, or a layer that cannot be rebuilt.
-        PolicyError: the policy is for other layers; the nearest names are given. Or
-            bits that the kernel quantizer has not.
+        PolicyError: the policy is for other layers (the nearest names are given), or
+            has bits that the kernel quantizer does not support.
     """
     policy.check(searchable_names(model))
     widths = {name: (bits.weight_bits,) for name, bits in policy.items()}

@@ -1,4 +1,4 @@
-"""How the step of an activation grid follows from the values seen: one row a method."""
+"""Methods that choose the step of an activation grid from the values seen."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ TINY = 1e-12
 
 @dataclass(frozen=True)
 class SeenValues:
-    """What calibration knows of a tensor whose zero is code 0.
+    """What calibration knows about a tensor whose zero is code 0.
 
     Args:
         values: a sample of its values, with the largest: float32 [n].
-        largest: the value that the largest code stands for where nothing is clipped,
-            positive.
+        largest: the largest magnitude, positive; a grid up to here clips nothing.
         limit: largest code; codes go from 0 or from `-limit - 1` to it.
         power_of_two: whether the step must be a power of two.
-        fit: steps [k] -> the first of least squared error on the values.
+        fit: steps [k] -> the one of least squared error on the values (of equally good
+            ones the first).
     """
 
     values: np.ndarray
@@ -35,12 +35,15 @@ class SeenValues:
     fit: Callable[[np.ndarray], float]
 
     def step_of(self, threshold: float) -> float:
-        """The step whose largest code is `threshold`, or the power of two nearest."""
+        """The step whose largest code stands for `threshold`.
+
+        Rounded to the nearest power of two where the grid needs one.
+        """
         step = threshold / self.limit
         return float(2.0 ** np.round(np.log2(step)) if self.power_of_two else step)
 
 
-# The step of an activation grid, from the values seen.
+# A method: the values seen -> the step of the activation grid.
 RangeMethod = Callable[[SeenValues], float]
 
 
@@ -53,7 +56,7 @@ def squared_error(seen: SeenValues) -> float:
 
 
 def largest_value(seen: SeenValues) -> float:
-    """`s = max |x| / limit`: nothing is clipped, but by a power of two below it."""
+    """`s = max |x| / limit`; only a power of two rounded down clips values."""
     return seen.step_of(seen.largest)
 
 
@@ -64,10 +67,10 @@ class Percentile:
     Where more than `percent` of the values are zero, the largest value is used.
 
     Args:
-        percent: of the values that are not clipped, above 0 to 100.
+        percent: percentage of values that are not clipped, above 0, at most 100.
 
     Raises:
-        ValueError: no such percentage.
+        ValueError: the percentage is outside this range.
 
     Source: Wu et al., "Integer Quantization for Deep Learning Inference", 2020, 3.3.
     """
@@ -90,11 +93,11 @@ class Percentile:
 def entropy(seen: SeenValues) -> float:
     """`argmin_T KL(P || Q_T)` over 128 thresholds T of a histogram of |x|.
 
-    P holds the values up to T, those above T added to its last bin; Q_T is the values
-    up to T in as many bins as there are codes, spread evenly over the bins of P that
-    are not empty.
-    Unlike the paper values that are exactly zero, as ReLU makes them, do not count:
-    every grid holds them. Bins of P where Q has nothing count with a small constant.
+    P is the histogram up to T, with the values above T added to its last bin. Q_T has
+    the values up to T, summed in as many groups as there are codes; each sum is spread
+    evenly over the bins of its group that are not empty in P.
+    Unlike the source values that are exactly zero, as ReLU makes them, do not count:
+    every grid holds them. Where Q is 0 and P is not, Q counts as a small constant.
 
     Source: Migacz, "8-bit Inference with TensorRT", GTC 2017.
     """
@@ -115,9 +118,9 @@ def divergence(counts: np.ndarray, kept: int, levels: int) -> float:
     """`KL(P || Q)` of a histogram clipped at a bin, see `entropy`.
 
     Args:
-        counts: of all bins, [n].
-        kept: bins below the threshold, 1 to n.
-        levels: how many codes they share.
+        counts: number of values in each bin, [n].
+        kept: number of bins below the threshold, 1 to n.
+        levels: number of codes that these bins are grouped to.
     """
     inside = counts[:kept]
     clipped = inside.copy()
@@ -134,7 +137,7 @@ def divergence(counts: np.ndarray, kept: int, levels: int) -> float:
     return float(np.sum(p * np.log(p / q)))
 
 
-# A new method is a function or an object that is called like one, and a line here.
+# To add a method, write a function or a callable object, and add a line here.
 RANGE_METHODS: dict[str, RangeMethod] = {
     "squared_error": squared_error,
     "max": largest_value,
@@ -145,10 +148,10 @@ DEFAULT_RANGE_METHOD = "squared_error"
 
 
 def range_method(method: str | RangeMethod) -> RangeMethod:
-    """A row of `RANGE_METHODS` by its name, or a method of one's own as it is.
+    """The row of `RANGE_METHODS` with a name; a callable is returned unchanged.
 
     Raises:
-        ValueError: no such name; the nearest is given.
+        ValueError: an unknown name; the nearest is given.
     """
     if callable(method):
         return method

@@ -32,14 +32,15 @@ from gmpq_tf.transform.precision import in_float32, made_in_float32
 
 @keras.saving.register_keras_serializable("gmpq_tf")
 class NamedOutputs(keras.Model):
-    """A functional model whose outputs keep their names, whatever layer makes them.
+    """A functional model whose outputs keep their names, whatever layers make them.
 
-    Keras names outputs after their last layers, and losses and metrics after those.
+    Keras names outputs after their last layers, and addresses losses and metrics by
+    these names.
 
     Args:
         inputs: as for `keras.Model`.
-        outputs: likewise.
-        name: of the model.
+        outputs: as for `keras.Model`.
+        name: name of the model.
         **kwargs: `output_names`, one for each output; others as for `keras.Model`.
     """
 
@@ -52,7 +53,7 @@ class NamedOutputs(keras.Model):
             self.output_names = list(names)
 
     def get_config(self) -> dict:
-        """The functional model's configuration, with the names."""
+        """The functional model's configuration, with the names of its outputs."""
         return {**super().get_config(), "output_names": list(self.output_names)}
 
     @classmethod
@@ -76,17 +77,19 @@ def rebuild(
     Args:
         graph: what `read_graph` returned.
         name: name of the new model.
-        make_layer: returns the new layer of a call; asked once a layer, so that
-            shared layers stay shared.
-        on_operand: `(call, tensor number, tensor) -> tensor` a call reads instead.
-        on_output: `(tensor number, tensor) -> tensor` everybody reads instead.
+        make_layer: call -> its new layer; called once for each layer, so that shared
+            layers stay shared.
+        on_operand: `(call, tensor number, tensor)` -> the tensor that this call reads
+            instead.
+        on_output: `(tensor number, tensor)` -> the tensor that all calls read instead.
 
     Returns:
-        A functional model of float32 layers and inputs; the new layers hold fresh
+        A functional model with float32 layers and inputs; the new layers have fresh
         weights.
 
     Raises:
-        GraphError: whole numbers that are computed with before they become floats.
+        GraphError: the model computes with integer inputs before it casts them to
+            floats.
     """
     _check_whole_numbers(graph)
     with made_in_float32():
@@ -131,7 +134,10 @@ def _rebuild(
 
 
 def _check_whole_numbers(graph: Graph) -> None:
-    """Refuse what whole numbers compute otherwise than floats of the same values."""
+    """Refuse integer inputs that are computed with before they are cast to floats.
+
+    The new model has float inputs, for which e.g. a division gives other results.
+    """
     others = ("float", "bfloat", "string")
     whole = {i for i in graph.inputs if not graph.dtypes[i].startswith(others)}
     for call in graph.calls:
@@ -151,7 +157,11 @@ def _check_whole_numbers(graph: Graph) -> None:
 
 
 def clone_layer(call: Call) -> Any:
-    """A new float32 layer like the call's, with its configuration and fresh weights."""
+    """A new float32 layer with the configuration of the call's, and fresh weights.
+
+    Raises:
+        GraphError: the layer cannot be rebuilt from its configuration.
+    """
     layer, config = call.layer, {}
     try:
         with made_in_float32():
@@ -171,20 +181,20 @@ def clone_layer(call: Call) -> Any:
             f"model is never modified. Received: layer={call.name!r} "
             f"({type(call.layer).__name__}): {error}. Add get_config() to it."
         ) from error
-    clone.name = call.name  # some choose their own
+    clone.name = call.name  # some layers ignore the name of their configuration
     return clone
 
 
 def plain_activation(activation: Any) -> Any:
-    """The name of an activation that Keras knows, else the function itself."""
+    """The name of an activation if Keras has one by it, else the function itself."""
     name = activation_name(activation)
     return name if hasattr(keras.activations, name) else activation
 
 
 def _clone_lambda(call: Call) -> Any:
-    """A Lambda with the same functions: no configuration brings those back safely.
+    """A Lambda with the same functions, which no configuration restores safely.
 
-    None is asked for: it would list the arguments value by value.
+    `get_config` is not called: it would list array arguments value by value.
     """
     layer = call.layer
     return keras.layers.Lambda(
@@ -216,17 +226,17 @@ def copy_weights(graph: Graph, model: keras.Model) -> None:
                 target.bias.assign(source.bias)
         else:
             target.set_weights(source.get_weights())
-            if hasattr(target, "finalize_state"):  # Normalization computes with copies
+            if hasattr(target, "finalize_state"):  # Normalization uses derived values
                 target.finalize_state()
 
 
 def split_activations(graph: Graph) -> Graph:
-    """Give every activation that cannot be fused into its layer a call of its own.
+    """Make every activation that cannot be fused into its layer a separate call.
 
     Softmax, swish and the like inside a searchable layer become an `Activation` layer
     named `<layer>_activation`, so that the tensor between them can be quantized and
-    the logits can be read. An activation that is a layer becomes a call of that layer.
-    ReLU and ReLU6 stay: TFLite fuses them.
+    the logits can be read. An activation that is a layer itself becomes a call of that
+    layer. ReLU and ReLU6 stay inside: TFLite fuses them.
     """
     split = Graph(**{**graph.__dict__, "calls": [], "shapes": list(graph.shapes)})
     split.dtypes = list(graph.dtypes)
@@ -274,8 +284,8 @@ def flat_copy(model: keras.Model, dtype: str = "float32") -> keras.Model:
     """A copy of a functional model, nested models inlined.
 
     Args:
-        model: not changed.
-        dtype: "bfloat16" lets the copy compute in it; its weights stay as they are.
+        model: the model to copy; it is not changed.
+        dtype: "bfloat16" lets the copy compute in it; its weights stay float32.
     """
     graph = read_graph(model)
 
@@ -291,27 +301,27 @@ def flat_copy(model: keras.Model, dtype: str = "float32") -> keras.Model:
 
 
 def flattened(model: keras.Model) -> keras.Model:
-    """The model itself, or where it holds nested models a copy without them."""
+    """The model itself, or, where it holds nested models, a copy with them inlined."""
     nested = any(functional_of(layer) is not None for layer in model.layers)
     return flat_copy(model) if nested else model
 
 
 def logits_of(model: keras.Model) -> Any:
-    """The tensor of a classifier's scores before its softmax (or sigmoid).
+    """The symbolic tensor of a classifier's scores before its softmax or sigmoid.
 
-    Nested models are looked into: the tensor is computed with their layers.
+    A softmax inside a nested model is found too.
 
     Raises:
-        GraphError: the model has no single output.
+        GraphError: the model has more than one output.
     """
     return scores_of(model)[0]
 
 
 def scores_of(model: keras.Model) -> tuple[Any, str]:
-    """`logits_of`, and what follows it: "softmax", "sigmoid" or "linear".
+    """`logits_of`, and the activation after it: "softmax", "sigmoid" or "linear".
 
     Raises:
-        GraphError: the model has no single output.
+        GraphError: the model has more than one output.
     """
     if len(model.outputs) != 1:
         raise GraphError(
@@ -356,7 +366,7 @@ def _scores_before(output: Any) -> tuple[Any, str]:
 
 
 def _without_activation(layer: Any) -> Any:
-    """A layer that shares the weights of `layer` but leaves out its activation."""
+    """A layer that shares the weights of `layer` but omits its activation."""
     return LinearView(layer, name=f"{layer.name}_logits")
 
 
@@ -368,7 +378,7 @@ class LinearView(keras.layers.Layer):
         self.layer = layer
 
     def call(self, inputs: Any) -> Any:
-        """The layer's output before its activation."""
+        """The other layer's output before its activation, of the same shape."""
         activation, self.layer.activation = self.layer.activation, None
         try:
             return self.layer(inputs)

@@ -12,8 +12,8 @@ from gmpq_tf.layer_kinds import function_of
 def nonnegative_tensors(graph: Graph) -> set[int]:
     """Numbers of the tensors that are non-negative for every input.
 
-    Follows ReLU, ReLU6, softmax and the like, and what keeps their sign: pools, sums,
-    concatenations, reshapes, zero padding.
+    These are results of ReLU, ReLU6, softmax and the like, and of calls that keep the
+    sign of such tensors: pools, sums, concatenations, reshapes, zero padding.
     """
     known: set[int] = set()
     for call in graph.calls:
@@ -25,7 +25,7 @@ def nonnegative_tensors(graph: Graph) -> set[int]:
 def _is_nonnegative(call: Call, known: set[int]) -> bool:
     ours = type(call.layer).__module__.startswith("gmpq_tf.")
     if not ours and not is_stock(call.layer):
-        return False  # somebody's own layer may do anything
+        return False  # a user's own layer may do anything
     row = call.row
     if row.nonnegative(call.layer) or function_of(call.activation).nonnegative:
         return True

@@ -1,4 +1,4 @@
-"""Move biases onto the grid that integer kernels can hold."""
+"""Round biases to the grid of the integer accumulator."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from gmpq_tf.transform.forward import LayerwiseRun
 from gmpq_tf.transform.placement import keeps_grid
 from gmpq_tf.transform.units import unit_of
 
-FAR_LOG2, FAR_SIGMAS = 2.0, 2.0  # of most channels' variance and mean
+# Statistics whose variance (in log2) or mean (in sigmas) moves by more, in the median
+# over channels, cannot come from the training data: a warning names the layer.
+FAR_LOG2, FAR_SIGMAS = 2.0, 2.0
 AFFINE_CODE = 127  # kernel code of a BatchNormalization that stands alone
 
 
@@ -33,28 +35,29 @@ def snap_biases(
 ) -> None:
     """Round every folded bias to what the 32-bit accumulator of its layer can hold.
 
-    TFLite stores `b - mean + beta sigma / gamma` in units of `input step * kernel
-    step`, which is coarse where both have few bits; unrounded biases in Keras would
-    move codes of the next layer by one step, and at 2 and 3 bits some decisions with
-    them. This moves the moving mean of the BatchNormalization (or, without one, the
-    layer's bias) by half a unit at most, so that the saved Keras model and its export
-    add the same integers. A BatchNormalization that follows no layer, as before the
-    convolutions of a pre-activation network, is a depthwise convolution there, and is
-    moved likewise. Call it once, after fine-tuning.
+    TFLite stores `b - mean + beta sigma / gamma` as a whole number of units of `input
+    step * kernel step`, which is coarse where both have few bits. Were biases not
+    rounded in Keras, codes of the next layer would differ by one from those of the
+    file, and at 2 and 3 bits some decisions too. This moves the moving mean of the
+    BatchNormalization (or, without one, the layer's bias) by half a unit at most, so
+    that the saved Keras model and its export add the same integers. A
+    BatchNormalization that follows no layer, as in a pre-activation network, is
+    exported as a depthwise convolution, and is treated likewise. Call it once, after
+    fine-tuning.
 
     Args:
         student: from `quantize_model`, calibrated and trained; changed in place.
         dataset: arrays or batches of training images, as `calibrate` takes them,
             augmented as in training; a few thousand. The statistics of each
             BatchNormalization are then measured on them before its layer is rounded,
-            with the layers before it rounded already: moving averages lag behind
-            weights that still train, and what rounding shifts is made up for. Frozen
-            ones keep theirs: not trainable, or called with `training=False`. None: all
-            keep them.
+            with the layers before it rounded already. So they do not lag behind the
+            weights, as moving averages do, and compensate for the rounding of earlier
+            layers. Frozen ones (not trainable, or called with `training=False`) keep
+            theirs. None: all keep theirs.
         batches: how many batches to use; None: all.
 
     Raises:
-        CalibrationError: not a calibrated student.
+        CalibrationError: the model is not a calibrated student.
         InputError: data that do not fit the student's inputs, or no images.
     """
     _check_student(student)
@@ -68,7 +71,7 @@ def snap_biases(
             seen.add(id(call.layer))
             reader = together[id(call)].batch_norm
             norm = reader.layer if reader else None
-            # Of layers used twice there are two distributions; theirs stay.
+            # Layers used twice see two distributions; their statistics stay.
             alone = uses[id(call.layer)] == uses[id(norm)] == 1
             if reader and forward and alone and not is_frozen_norm(reader):
                 before = _statistics(norm)
@@ -91,7 +94,7 @@ def snap_biases(
 
 
 def _check_student(student: keras.Model) -> None:
-    """Refuse what has no one step a layer, or none from data."""
+    """Refuse hypernets, float models and models that are not calibrated."""
     quantizers = input_quantizers(student)
     if not quantizers or any(len(q.bits) > 1 for q in quantizers):
         raise CalibrationError(
@@ -104,7 +107,7 @@ def _check_student(student: keras.Model) -> None:
 
 
 def input_step(graph: Graph, call: Call) -> float | None:
-    """Step of the grid that a call's first operand is on; None where it is on none."""
+    """Step of the grid of a call's first operand; None where it is on no grid."""
     producers = graph.producers()
     producer = producers.get(call.inputs[0])
     while producer is not None and _keeps_values(producer):
@@ -120,9 +123,9 @@ def _keeps_values(call: Call) -> bool:
 
 
 def bias_unit(layer: Any) -> np.ndarray:
-    """What one unit of the accumulator is worth, before BatchNormalization: [channels].
+    """Value of one unit of the accumulator, before BatchNormalization: [channels].
 
-    `input step * kernel step`, of the trained codes.
+    `input step * kernel step`, of the trained codes; float64.
     """
     kernel = np.asarray(layer.kernel)
     step = np.broadcast_to(layer.kernel_quantizer.step(kernel), kernel.shape)
@@ -142,20 +145,20 @@ def _forward(graph: Graph, dataset: Any, batches: int | None) -> LayerwiseRun:
 
 
 def _statistics(norm: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Moving mean and variance, of which epsilon is a part."""
+    """Moving mean and variance + epsilon, float64 [channels] each."""
     variance = np.asarray(norm.moving_variance, "float64") + norm.epsilon
     return np.asarray(norm.moving_mean, "float64"), variance
 
 
 def _are_of_other_data(before: tuple, after: tuple) -> bool:
-    """Whether statistics are none that moving averages could have lagged behind."""
+    """Whether statistics differ by more than the lag of moving averages explains."""
     ratio = np.abs(np.log2(after[1] / before[1]))
     moved = np.abs(after[0] - before[0]) / np.sqrt(before[1])
     return bool(np.median(ratio) > FAR_LOG2 or np.median(moved) > FAR_SIGMAS)
 
 
 def _measure_statistics(norm: Any, outputs: Iterable[np.ndarray]) -> None:
-    """Set the moving mean and variance to those of a layer's outputs."""
+    """Set the moving mean and variance to those of a layer's outputs, [B, ..., C]."""
     count, total, squares = 0, 0.0, 0.0
     for batch in outputs:
         values: np.ndarray = batch.astype("float64").reshape(-1, batch.shape[-1])
@@ -177,7 +180,10 @@ def _snap(layer: Any, norm: Any | None) -> None:
 
 
 def _snap_norm(norm: Any, bias: np.ndarray | float, unit: np.ndarray) -> None:
-    """Move the mean so that `bias - mean + beta sigma / gamma` is whole units."""
+    """Move the mean so that `bias - mean + beta sigma / gamma` is a multiple of `unit`.
+
+    Channels with gamma = 0 keep theirs: their output does not depend on the mean.
+    """
     sigma = np.sqrt(np.asarray(norm.moving_variance, "float64") + norm.epsilon)
     gamma = np.asarray(norm.gamma, "float64") if norm.scale else np.ones_like(sigma)
     beta = np.asarray(norm.beta, "float64") if norm.center else np.zeros_like(sigma)

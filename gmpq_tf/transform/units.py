@@ -1,6 +1,7 @@
-"""What is computed together: a layer, its BatchNormalization, its activation.
+"""Calls that are computed together: a layer, its BatchNormalization, its activation.
 
-Training, rounding of biases and every export read the same answer here.
+Placement of quantizers, rounding of biases and all exports use the same answer: a file
+is exact only if they agree on what folds into what.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from gmpq_tf.transform.gates import curve
 
 @dataclass(frozen=True, eq=False)
 class Unit:
-    """Calls that integer kernels compute as one, without storing what is between.
+    """Calls that one integer kernel computes, without storing tensors in between.
 
     Args:
-        call: what the kernel computes.
+        call: the call that the kernel computes.
         batch_norm: the BatchNormalization that folds into it.
         activation: the ReLU after both, in a call of its own.
     """
@@ -39,13 +40,14 @@ class Unit:
 
 
 def units(graph: Graph) -> list[Unit]:
-    """Part a graph: each call is in one unit.
+    """Partition a graph: each call is in exactly one unit.
 
-    A call joins the one before it if it alone reads its result, the model does not
-    return that, and the kernel can compute it: see `is_fused`.
+    A call joins the unit of the call before it if it is the only reader of its result,
+    the model does not return that result, and the kernel can compute both: see
+    `is_fused`. A quantizer between two calls so keeps them apart.
 
     Args:
-        graph: of a float model or of a student; activations split.
+        graph: graph of a float model or of a student, after `split_activations`.
 
     Returns:
         In the order of their first calls.
@@ -81,11 +83,11 @@ def _unit(graph: Graph, call: Call, consumers: dict[int, list[Call]]) -> Unit:
 
 
 def is_fused(call: Call, reader: Call) -> bool:
-    """Whether the kernel of `call` computes `reader`, which alone reads its result.
+    """Whether the kernel of `call` can compute its only reader too.
 
     BatchNormalization folds into the convolution before it; ReLU and ReLU6 into a
-    convolution, an addition of two tensors, or a BatchNormalization (which without a
-    convolution before it is a depthwise one itself).
+    convolution, an addition of two tensors, or a BatchNormalization (which, without a
+    convolution before it, is exported as a depthwise convolution).
     """
     if call.role is Role.KERNEL and call.activation != "linear":
         return False
@@ -97,9 +99,9 @@ def is_fused(call: Call, reader: Call) -> bool:
 
 
 def is_fusable_relu(call: Call) -> bool:
-    """True for a ReLU, with or without a largest value, however it is written.
+    """Whether a call is a ReLU, with or without a largest value.
 
-    A layer, an `Activation` or a Keras operation.
+    It may be a layer, an `Activation` or a Keras operation.
     """
     if call.kind == "ReLU":
         cap = relu_cap(call.layer)
@@ -108,7 +110,7 @@ def is_fusable_relu(call: Call) -> bool:
 
 
 def cap_of(call: Call) -> float | None:
-    """The largest value that a fusable ReLU lets through; None: all do."""
+    """The largest value that a fusable ReLU lets through; None: it has none."""
     if call.kind == "ReLU":
         return relu_cap(call.layer)
     return 6.0 if curve(call) == "relu6" else None
