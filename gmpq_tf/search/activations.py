@@ -1,4 +1,4 @@
-"""Bits of activations, for strategies that value those of kernels alone."""
+"""Value activation bits for strategies that only value the bits of kernels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WeightValues = Mapping[str, Mapping[int, float]]
 
 @dataclass(frozen=True)
 class ActivationsConfig:
-    """How bits of activations are valued where the strategy values those of kernels.
+    """How activation bits are valued where the strategy values kernel bits only.
 
     Args:
         activations: tied gives the input of each layer the bits of its kernel; measured
@@ -47,10 +47,10 @@ class ActivationsConfig:
 
 
 def check_activations(activations: Any, ways: Sequence[str]) -> None:
-    """Refuse what is no way to value activations.
+    """Refuse an unknown way to value activations.
 
     Raises:
-        StrategyError: it is none of `ways`; the nearest is given.
+        StrategyError: it is not one of `ways`; the nearest is given.
     """
     if activations not in ways:
         raise StrategyError(
@@ -60,7 +60,7 @@ def check_activations(activations: Any, ways: Sequence[str]) -> None:
 
 
 def bonds_of(case: SearchCase, activations: str) -> Bonds:
-    """What holds between bits of weights and activations, refused before any work.
+    """The constraints between weight and activation bits, checked before any work.
 
     Raises:
         BudgetError: no policy of tied bits keeps the budgets.
@@ -78,9 +78,10 @@ def bonds_of(case: SearchCase, activations: str) -> Bonds:
 
 
 def tied_pairs(candidates: Candidates) -> dict[str, tuple[Pair, ...]]:
-    """Pairs of bits of each layer whose weights and activations both have a choice.
+    """Equal (weight bits, activation bits) for each layer where both have a choice.
 
-    Where the activations have not the same candidates, the nearest, of two the wider.
+    Where the activations lack a bit-width, the nearest candidate is taken (of two the
+    wider).
     """
     return {
         name: tuple((w, min(inputs, key=lambda a: (abs(a - w), -a))) for w in weights)
@@ -90,12 +91,12 @@ def tied_pairs(candidates: Candidates) -> dict[str, tuple[Pair, ...]]:
 
 
 def evaluator_of(case: SearchCase, config: Any, least: int = 1) -> Evaluator:
-    """What measures the images of a config, or `least` if that is more.
+    """An evaluator on `config.images` images, or on `least` if that is more.
 
     Args:
         case: the float model, its choices and images.
-        config: of `images` and `measure`.
-        least: images that are needed.
+        config: a config with the fields `images` and `measure`.
+        least: number of images that are needed.
     """
     images = max(config.images or default_images(case), least)
     return Evaluator(case, images, labels=config.measure == "task")
@@ -108,19 +109,19 @@ def with_activations(
     bonds: Bonds,
     in_nats: bool,
 ) -> Valued:
-    """Values of the weights' bits, and those of the activations'.
+    """Combine the values of weight bits with measured values of activation bits.
 
     Args:
         evaluator: from `evaluator_of`.
-        config: of `activations`, `images` and `measure`.
+        config: a config with the fields `activations`, `images` and `measure`.
         weights: layer -> bits -> value; more is better.
         bonds: from `bonds_of`.
-        in_nats: whether values are risks, as measured ones are. If not, all of them
-            are scaled so that the weights' add up to the same range as the
-            activations', which makes the two equally important.
+        in_nats: whether the values are risks in nats, as measured ones are. If not,
+            the weights' values are scaled so that their range, summed over layers, is
+            that of the activations', which makes the two equally important.
 
     Returns:
-        The values, and a column of those of the weights as they were.
+        The values, with a column of the weights' values before scaling.
     """
     case = evaluator.case
     candidates = case.problem.candidates
@@ -155,5 +156,5 @@ def _inputs(table: Valued) -> dict[str, Values]:
 
 
 def _range(values: Mapping[str, Mapping[int, float]]) -> float:
-    """Sum over the layers of how far values reach."""
+    """Sum over the layers of the difference between largest and smallest value."""
     return sum(max(v.values()) - min(v.values()) for v in values.values())

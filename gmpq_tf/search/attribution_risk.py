@@ -1,4 +1,4 @@
-"""The generalization risk: attribution maps beside those of the float model."""
+"""The generalization risk: attribution maps compared with those of the float model."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ from gmpq_tf.transform.rewrite import flat_copy
 class Generalization(Risk):
     """`R_G`: distance of the hypernet's attribution map from that of the float model.
 
-    Owns the float model, frozen and in inference mode, and both models split where
-    random layers end and where the feature map is made.
+    Owns the float model, frozen and in inference mode. Both models are split in three:
+    random layers at the front, the backbone up to the feature map, and the head.
 
     Args:
         hypernet: from `build_hypernet`.
-        model: the float model, without nested models; it becomes the teacher, unless
-            that computes in another type.
+        model: the float model, without nested models; it becomes the teacher (a copy
+            does, where the teacher computes in another type).
         config: the options of the risk.
-        add_weight: makes variables, as `keras.Model.add_weight`; None: those of a risk
-            that is only measured.
+        add_weight: makes variables, as `keras.Model.add_weight`; None: the risk is only
+            measured, and needs none.
     """
 
     name = metric_names.GENERALIZATION_RISK
@@ -73,7 +73,7 @@ class Generalization(Risk):
 
     @property
     def num_scores(self) -> int:
-        """Scores that the model has: its classes, or 1 where one logit tells two."""
+        """Number of scores of the model: its classes, or 1 for a single logit."""
         return int(self.student_parts.head.outputs[0].shape[-1])
 
     @property
@@ -82,12 +82,12 @@ class Generalization(Risk):
         return self.teacher_parts.backbone.output._keras_history.operation.name
 
     def augmented(self, images: Any) -> Any:
-        """What the random layers at the front of the model make of a batch."""
+        """A batch after the random layers at the front of the model, [B, ...]."""
         front = self.student_parts.front
         return images if front is None else front(images, training=True)
 
     def drawn(self, images: Any, step: Any) -> tf.Tensor | None:
-        """Places [A] of the images to attribute in a step, by its number; None: all."""
+        """Indices [A] of the images to attribute in step number `step`; None: all."""
         if self.config.attribution_share == 1:
             return None
         return drawn_images(batch_size(images), self.config.attribution_share, step)
@@ -100,7 +100,7 @@ class Generalization(Risk):
         Args:
             images: what `augmented` returned.
             labels: as `fit` was given them.
-            drawn: places of the images that are attributed, integers [A]; None: all.
+            drawn: indices of the images that are attributed, integers [A]; None: all.
         """
         parts = self.student_parts
         feature = parts.backbone(images, training=True)
@@ -122,7 +122,11 @@ class Generalization(Risk):
         return tf.stop_gradient(self._resized(maps))
 
     def classes(self, labels: Any) -> tf.Tensor | None:
-        """Classes to attribute, [B], as `labels_to_classes`; None: those predicted."""
+        """Classes to attribute, from `labels_to_classes`; None: the predicted ones.
+
+        Raises:
+            ValueError: there are no labels, or they do not fit the model.
+        """
         if self.config.attribution_class == "predicted":
             return None
         leaves = keras.tree.flatten(labels)
@@ -138,28 +142,28 @@ class Generalization(Risk):
         return self.config.eta
 
     def value(self, step: Step) -> tf.Tensor:
-        """`distance` of the batch, a scalar."""
+        """R_G of the batch, a scalar."""
         p = self.exponent(step.branches.expected_bits())
         return self.distance(step.maps, step.teacher_maps, p)
 
     def exponent(self, bits: Sequence[LayerPair]) -> tf.Tensor:
-        """The exponent p of the target, a scalar; arguments as of `exponent`."""
+        """The exponent p of the target, a scalar; `bits` are the expected bits."""
         return exponent(self.config, bits)
 
     def distance(
         self, student: tf.Tensor, teacher: tf.Tensor, p: tf.Tensor
     ) -> tf.Tensor:
-        """`generalization_risk` of maps, a scalar.
+        """R_G of maps, a scalar; see `generalization_risk`.
 
         Args:
             student: maps of the hypernet, [A, H, W].
-            teacher: of the float model, [A, H, W].
-            p: exponent of the target.
+            teacher: maps of the float model, [A, H, W].
+            p: exponent of the target, a scalar.
         """
         return generalization_risk(student, teacher, p, self.config.top_k)
 
     def update(self, step: Step) -> None:
-        """Note how far the ranks of the maps are apart."""
+        """Add the rank distance of the maps to the metric."""
         assert self.rank_metric is not None
         self.rank_metric.update_state(step.teacher_maps, step.maps)
 
@@ -171,8 +175,8 @@ def exponent(config: RiskConfig, bits: Sequence[LayerPair]) -> tf.Tensor:
     """The exponent p of the target: fixed, or eq. 8.
 
     Args:
-        config: p, or the capacities.
-        bits: expected in each layer, scalars.
+        config: has p, or the capacities of eq. 8.
+        bits: expected bits of each layer, scalars.
     """
     if config.p is not None:
         return tf.constant(config.p, tf.float32)
@@ -189,7 +193,7 @@ def split_parts(
 
 
 def _random_front(model: keras.Model) -> list[str]:
-    """Leading layers up to the last random one, where each image is made."""
+    """Leading layers, if one is random; refuses random layers further back."""
     graph = read_graph(model)
     misplaced = misplaced_layers(graph)
     if misplaced:

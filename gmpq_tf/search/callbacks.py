@@ -20,15 +20,15 @@ REMEDY = (
 
 
 class StopOnDivergence(keras.callbacks.Callback):
-    """Stops training at the first loss that is not finite; of a search, by the risk.
+    """Stops training at the first loss that is not finite; names the risk of a search.
 
-    After each epoch it looks at the variables too: kernels for CPUs that fuse a
-    convolution with its ReLU turn NaN into 0, and the loss of a network that is all NaN
-    is finite then. Put it before callbacks that save.
+    After each epoch it checks the variables too: CPU kernels that fuse a convolution
+    with its ReLU turn NaN into 0, so the loss of a network that is all NaN can be
+    finite. Put it before callbacks that save.
 
     Args:
-        error: what is raised.
-        remedy: what the message ends with.
+        error: class of the error to raise.
+        remedy: end of the error's message.
 
     Raises:
         DivergenceError: from `fit`; checkpoints written before stay as they are.
@@ -45,7 +45,7 @@ class StopOnDivergence(keras.callbacks.Callback):
         self.epoch = epoch
 
     def on_train_batch_end(self, batch: int, logs: Mapping | None = None) -> None:
-        """Check the running means of the loss and of the risks."""
+        """Raise an error if the running mean of the loss is not finite."""
         loss = float((logs or {}).get("loss", 0.0))
         if not np.isfinite(loss):
             raise self.error(
@@ -54,7 +54,7 @@ class StopOnDivergence(keras.callbacks.Callback):
             )
 
     def on_epoch_end(self, epoch: int, logs: Mapping | None = None) -> None:
-        """Check the variables."""
+        """Raise an error if a variable is not finite."""
         broken = not_finite(self.model.variables)
         if broken:
             raise self.error(
@@ -64,7 +64,7 @@ class StopOnDivergence(keras.callbacks.Callback):
             )
 
     def _where(self, batch: int, logs: Mapping) -> str:
-        """Where a loss was not finite, and which risk was to blame."""
+        """Text for the error: at which step, and which risks were not finite."""
         risks = [name for name in (*RISKS, ZETA) if name in logs]
         if not risks:
             return f"at step {batch + 1} of epoch {self.epoch + 1}"
@@ -77,10 +77,10 @@ class StopOnDivergence(keras.callbacks.Callback):
 
 
 class ImportanceLearningRateScheduler(keras.callbacks.LearningRateScheduler):
-    """Stock `LearningRateScheduler`, for the optimizer of the importances."""
+    """Keras's `LearningRateScheduler` for the optimizer of the importances."""
 
     def set_model(self, model: keras.Model) -> None:
-        """Show the stock callback the other optimizer."""
+        """Give the stock callback the importances' optimizer."""
         self._model = SimpleNamespace(optimizer=model.importance_optimizer)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
@@ -94,10 +94,10 @@ class TemperatureScheduler(keras.callbacks.Callback):
     """Lowers the temperature of the branch probabilities, epoch by epoch.
 
     `T(e) = final^(e / (epochs - 1))`: from 1, the paper's softmax, to `final` in the
-    last epoch. A sum of branches is finer than any of them and hides what few bits
-    cost; cooling pushes it towards the policy it stands for. Importances can shrink to
-    counter that: on CIFAR-10 with `final` 0.1 the largest probability of a layer ended
-    between 0.44 and 0.74.
+    last epoch. A weighted sum of branches is more precise than each branch, and so
+    hides what few bits cost; a lower temperature brings it nearer to a single branch.
+    The importances can shrink to counter that: on CIFAR-10 with `final` 0.1 the largest
+    probability of a layer ended between 0.44 and 0.74.
 
     Args:
         final: temperature of the last epoch, at least 1e-6.
@@ -107,7 +107,7 @@ class TemperatureScheduler(keras.callbacks.Callback):
         ValueError: a value is out of range.
 
     Source: Jang et al., "Categorical Reparameterization with Gumbel-Softmax", ICLR
-    2017, whose annealing this is, without its noise.
+    2017. Unlike the paper no noise is added.
     """
 
     def __init__(self, final: float, epochs: int) -> None:
@@ -121,11 +121,11 @@ class TemperatureScheduler(keras.callbacks.Callback):
         self.final, self.epochs = float(final), int(epochs)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Set the epoch's temperature."""
+        """Set the temperature of this epoch, `final^(epoch / (epochs - 1))`."""
         share = epoch / (self.epochs - 1) if self.epochs > 1 else 1.0
         self.model.set_temperature(self.final ** min(share, 1.0))
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Log it as `temperature`."""
+        """Add the temperature to the logs, as `temperature`."""
         if logs is not None:
             logs["temperature"] = self.model.temperature

@@ -1,4 +1,4 @@
-"""What a strategy is given: a float model, its choices and budgets, and images."""
+"""The input of a strategy: a float model, its choices and budgets, and images."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from gmpq_tf.space import SearchSpace
 from gmpq_tf.transform.batches import ModelInputs, batches_of, is_arrays
 
 BATCH, SHUFFLED = 64, 50_000
-WIDEST = 8  # bits: next to float
-MOST = 10**9  # images: all of them
-# (Keras model, epochs, callbacks) -> its history: the host's own way of training.
+WIDEST = 8  # bits, the nearest to float
+MOST = 10**9  # more images than any data set has: all of them
+# (Keras model, epochs, callbacks) -> its history: how the caller trains a model.
 Fit = Callable[[keras.Model, int, Sequence[Any]], Any]
 
 
@@ -38,7 +38,8 @@ class Held:
 
     Args:
         inputs: arrays [images, ...], in the order of the model's inputs.
-        labels: as the data gave them, all images together; None: there are none.
+        labels: the labels of all images, in the structure of the data; None: there are
+            none.
     """
 
     inputs: list[np.ndarray]
@@ -48,7 +49,7 @@ class Held:
         return len(self.inputs[0])
 
     def digest(self) -> str:
-        """16 hex digits that change with images and labels."""
+        """16 hexadecimal digits of a hash of images and labels."""
         found = hashlib.sha256()
         leaves = [leaf for leaf in keras.tree.flatten(self.labels) if leaf is not None]
         for array in [*self.inputs, *leaves]:
@@ -59,10 +60,10 @@ class Held:
 
 
 class SearchData:
-    """Images of a search: the first are measured on, those after them train.
+    """Images of a search: the first ones measure policies, the others train.
 
     Args:
-        model: whose inputs they are.
+        model: the model that takes the images.
         dataset: arrays, (inputs, labels) arrays, or batches of inputs or of (inputs,
             labels), in the same order each time; see `gmpq_tf.transform.batches`.
     """
@@ -72,10 +73,10 @@ class SearchData:
         self.dataset = dataset
 
     def first(self, count: int) -> Held:
-        """The first images, or all if there are fewer.
+        """The first `count` images, or all if there are fewer.
 
         Raises:
-            InputError: there is no image, or some have labels and others none.
+            InputError: there is no image, or only some batches have labels.
         """
         found, images = [], 0
         for arrays, labels in self._batches():
@@ -98,13 +99,13 @@ class SearchData:
 
     @property
     def batch_images(self) -> int:
-        """Images of a batch of `epochs`."""
+        """Number of images in a batch of `epochs`."""
         if self._is_batched():
             return len(next(self._batches())[0][0])
         return BATCH
 
     def epochs(self, seed: int) -> Any:
-        """The labelled images as `fit` takes them, shuffled unless they are batches."""
+        """The data as `fit` takes them; arrays are shuffled, batched data stay."""
         if self._is_batched():
             return self.dataset
         held = self.first(MOST)
@@ -118,14 +119,14 @@ class SearchData:
         return isinstance(self.dataset, (tf.data.Dataset, keras.utils.PyDataset))
 
     def training(self, size: int, after: int) -> Iterator[tuple[list[np.ndarray], Any]]:
-        """Batches [size, ...] of the images after the first, over and over, in order.
+        """Endless batches [size, ...] of the images after the first ones, in order.
 
         Args:
-            size: images of a batch.
-            after: how many images come before.
+            size: number of images in a batch.
+            after: how many images to skip.
 
         Raises:
-            InputError: there are fewer than a batch after those.
+            InputError: fewer than a batch are left.
         """
         while True:
             left, kept, batches = after, [], 0
@@ -161,7 +162,7 @@ class SearchData:
         yield from batches_of(self.inputs, data, labels)
 
     def _is_labelled_arrays(self, data: Any) -> bool:
-        """Whether data are a tuple of all images and all labels."""
+        """Whether data are a tuple of two arrays: all images and all labels."""
         if not isinstance(data, tuple) or len(data) != 2:
             return False
         images, labels = data
@@ -176,21 +177,22 @@ class SearchData:
 
 @dataclass(frozen=True, eq=False)
 class SearchCase:
-    """Everything a strategy knows.
+    """Everything that a strategy is given.
 
     Args:
         model: the float model; it is not changed.
         problem: candidates, costs and limits.
-        data: its images.
-        fit: trains a compiled Keras model as the host does it, with its backup.
-        seed: of everything random.
-        journal: through which measurements are made once.
-        meter: of the cost.
-        calibration_images: training images that set activation ranges.
+        data: the images.
+        fit: trains a compiled Keras model in the caller's way, with backups if the
+            caller makes some.
+        seed: seed of everything random.
+        journal: stores each measurement, so that it is made only once.
+        meter: counts the cost of the search.
+        calibration_images: number of training images that set activation ranges.
         quantizers: input_quantizer and kernel_quantizer, where they are not the
             defaults.
-        budget: budget, storage and latency_table as they were given.
-        watch: shows how far measuring is.
+        budget: the arguments budget, storage and latency_table.
+        watch: shows the progress of measuring.
     """
 
     model: keras.Model
@@ -206,9 +208,10 @@ class SearchCase:
     watch: Watch = field(default_factory=lambda: Watch("none"))
 
     def context(self) -> dict[str, tuple[int, int]]:
-        """The policy that a choice is measured in: 8 bits, or the most there are.
+        """The policy that single choices are measured in: all else at 8 bits.
 
-        Of a layer that has one choice, that one.
+        Layer name -> (weight bits, activation bits). A tensor with a single candidate
+        keeps that; one whose quantizer has no 8 bits takes its widest candidate.
         """
         name = self.quantizers.get("kernel_quantizer", DEFAULT_KERNEL_QUANTIZER)
         return {
@@ -238,7 +241,7 @@ class SearchCase:
         )
 
     def calibration(self) -> list[Any]:
-        """Images that set ranges, as `gmpq.calibrate` takes them: batches of inputs."""
+        """Batches of the images that set ranges, as `gmpq.calibrate` takes them."""
         held = self.data.first(self.calibration_images)
         size = self.data.inputs.batch_size or 64
         return [
@@ -249,7 +252,7 @@ class SearchCase:
 
 
 def _most(candidates: Sequence[int], check: Callable[[], Any]) -> int:
-    """The widest grid of a tensor: 8 bits, unless it has one choice or no such grid."""
+    """8 bits; the only candidate, if there is one; the widest, if `check` refuses 8."""
     if len(candidates) == 1:
         return candidates[0]
     try:
@@ -266,7 +269,7 @@ def _rows(arrays: list, labels: Any, part: slice) -> tuple[list[np.ndarray], Any
 
 
 def _joined(batches: Sequence[tuple[list[np.ndarray], Any]]) -> Held:
-    """Batches as one; labels of all, or of none."""
+    """Concatenate batches; all of them have labels, or none has."""
     parts = [labels for _, labels in batches]
     missing = [part is None for part in parts]
     if any(missing) and not all(missing):

@@ -1,4 +1,4 @@
-"""What options of strategies must be."""
+"""Checks of the options of strategies."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ MEASURES = ("divergence", "task")
 
 
 def check_whole(name: str, value: Any, least: int) -> None:
-    """Refuse what is no whole number of at least `least`.
+    """Require a whole number of at least `least`.
 
     Raises:
-        StrategyError: it is none.
+        StrategyError: the value is something else.
     """
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole or value < least:
@@ -29,10 +29,10 @@ def check_whole(name: str, value: Any, least: int) -> None:
 
 
 def check_number(name: str, value: Any, least: float, exclusive: bool = False) -> None:
-    """Refuse what is no finite number of at least (or above) `least`.
+    """Require a finite number of at least `least` (`exclusive`: above it).
 
     Raises:
-        StrategyError: it is none.
+        StrategyError: the value is something else.
     """
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     low = number and (value <= least if exclusive else value < least)
@@ -45,10 +45,10 @@ def check_number(name: str, value: Any, least: float, exclusive: bool = False) -
 
 
 def check_measure(measure: str, name: str = "measure") -> None:
-    """Refuse what is no column that strategies compare.
+    """Require the name of a risk that strategies can measure.
 
     Raises:
-        StrategyError: it is none of `MEASURES`.
+        StrategyError: the value is not in `MEASURES`.
     """
     if measure not in MEASURES:
         raise StrategyError(
@@ -61,6 +61,6 @@ def check_attributable(model: keras.Model) -> None:
     """Refuse a model that has no feature map to attribute.
 
     Raises:
-        GraphError: it has none.
+        GraphError: the model has none.
     """
     split_head(model)

@@ -15,7 +15,7 @@ from gmpq_tf.limits import Limit, exceeded
 from gmpq_tf.search.knapsack import Problem, knapsack, spend_budget
 from gmpq_tf.search.values import FREE, Bits, Bonds, Valued, Values, total
 
-# Differences of so many standard errors are seldom chance.
+# Differences of this many standard errors or more are seldom due to chance.
 DECIDED = 2.0
 
 
@@ -24,9 +24,9 @@ class Margin:
     """How far the best policy lies above the next.
 
     Args:
-        difference: of their values, or of their risks; at least 0.
-        error: standard error of the difference, of the same images; None where values
-            are no measurements, 0 where the images do not differ.
+        difference: difference of their values, or of their risks; at least 0.
+        error: standard error of the difference, paired by image; None where values
+            are not measured, 0 where the images do not differ.
         following: the next policy; None: there is no other.
         odds: whether values without an error are logarithms of probabilities.
     """
@@ -47,7 +47,7 @@ class Margin:
 
     @property
     def decided(self) -> bool:
-        """Whether the best policy is the best by more than chance."""
+        """Whether the best policy is better by two standard errors or more."""
         if self.following is None:
             return True
         return self.in_errors is not None and self.in_errors >= DECIDED
@@ -102,10 +102,10 @@ def choose(
     """The policy of highest value within the limits.
 
     Args:
-        values: of the choices that may be taken.
+        values: values of the choices that may be taken.
         candidates: (weight bits, activation bits) each layer may take.
-        limits: of the costs; () for none.
-        bonds: what holds between choices.
+        limits: limits of the costs; () for none.
+        bonds: constraints and added values between choices.
 
     Returns:
         Layer name -> (weight bits, activation bits).
@@ -125,17 +125,17 @@ def shortlist(
 ) -> list[dict[str, tuple[int, int]]]:
     """The policies of highest value within the limits, the best first.
 
-    As `knapsack` finds them, each with what it leaves of the budget spent.
+    Found by `knapsack`; then each spends what is left of the budget.
 
     Args:
-        values: of the choices that may be taken.
+        values: values of the choices that may be taken.
         candidates: (weight bits, activation bits) each layer may take.
-        limits: of the costs; () for none.
-        count: how many; fewer where there are fewer.
-        bonds: what holds between choices.
+        limits: limits of the costs; () for none.
+        count: how many; fewer, if there are fewer.
+        bonds: constraints and added values between choices.
 
     Returns:
-        Policies that differ, as `choose` returns one.
+        Distinct policies, each as from `choose`.
 
     Raises:
         BudgetError: no policy keeps all limits.
@@ -162,7 +162,7 @@ def posed(
     limits: Sequence[Limit],
     bonds: Bonds = FREE,
 ) -> tuple[dict, Problem, list[Limit], dict[str, tuple[int, int]]]:
-    """Candidates that have values, the knapsack of them, its limits and solution."""
+    """The candidates that have values, their knapsack, its limits and its solution."""
     allowed = {
         name: (_valued(pair[0], values[name][0]), _valued(pair[1], values[name][1]))
         for name, pair in candidates.items()
@@ -196,7 +196,7 @@ def posed(
 
 
 def smallest_share(limits: Sequence[Limit], first: Bits) -> float:
-    """Share of the first limit that policies must spend, by the best one."""
+    """Share of the first limit that policies beside the best, `first`, must spend."""
     if not limits:
         return 0.0
     spent = limits[0].table.of_layers(first) / limits[0].for_layers
@@ -209,7 +209,7 @@ def spent_on(
     limits: Sequence[Limit],
     bonds: Bonds = FREE,
 ) -> dict[str, tuple[int, int]]:
-    """A policy with what it leaves of the budgets spent."""
+    """A policy with more bits where the budgets still allow them."""
     if not limits:
         return dict(bits)
     return spend_budget(bits, candidates, limits, bonds.allowed)
@@ -220,8 +220,8 @@ def uniform_bits(
 ) -> dict[str, tuple[int, int]] | None:
     """The uniform policy that spends most of the limits; None where none keeps them.
 
-    What has one candidate keeps it. Of a layer of which one side alone has one, as the
-    first whose input keeps 8 bits, the other has the width or the most bits.
+    A tensor with one candidate keeps it. If that is one side of a layer only (the first
+    layer's input, say), the other side has the uniform width or its widest candidate.
     """
     free: list[list[set[int]]] = [[], []]
     for pair in candidates.values():
@@ -248,13 +248,13 @@ def uniform_bits(
 def margin_of(
     valued: Valued, candidates: Candidates, limits: Sequence[Limit], best: Bits
 ) -> Margin:
-    """How far a chosen policy lies above the next, by what the strategy measured.
+    """How far a chosen policy lies above the next, from the strategy's measurements.
 
     Args:
-        valued: what it returned.
+        valued: what the strategy returned.
         candidates: (weight bits, activation bits) each layer may take.
-        limits: that both keep.
-        best: what `choose` chose.
+        limits: limits that both policies keep.
+        best: the policy that `choose` returned.
     """
     if valued.ranked:
         return margin_of_ranked(valued.ranked)
@@ -270,7 +270,7 @@ def margin_of(
 
 
 def margin_of_ranked(ranked: Sequence[tuple[Bits, np.ndarray]]) -> Margin:
-    """As `margin_of`, of policies and their risks [images], the best first."""
+    """As `margin_of`, for policies with their risks [images], the best first."""
     if len(ranked) < 2:
         return Margin(0.0, None, None)
     each = ranked[1][1] - ranked[0][1]
@@ -278,7 +278,7 @@ def margin_of_ranked(ranked: Sequence[tuple[Bits, np.ndarray]]) -> Margin:
 
 
 def standard_error(samples: np.ndarray) -> float:
-    """Standard error of the mean of samples [n]; that of one sample is not known: 0."""
+    """Standard error of the mean of samples [n]; 0 for one sample (unknown)."""
     if samples.size < 2:
         return 0.0
     return float(samples.std(ddof=1) / math.sqrt(samples.size))

@@ -27,11 +27,11 @@ class Complexity(Risk):
 
     Args:
         problem: candidates and costs.
-        table: of the cost.
-        limit: which the weight follows; None: it stays.
-        zeta: the weight, or where it starts.
-        add_weight: makes the variable of it, as `keras.Model.add_weight`.
-        suffix: of the metrics' names and of the variable's.
+        table: costs of each layer and bit-width.
+        limit: budget that zeta is controlled to keep; None: zeta is constant.
+        zeta: weight of the risk; with a limit, its start.
+        add_weight: makes the variable zeta, as `keras.Model.add_weight`.
+        suffix: suffix of the names of the metrics and of the variable.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Complexity(Risk):
         self.metric = metric_names.ZETA + suffix
         self.scale = zeta or RiskConfig.zeta
         self.full = table.full or table.range(problem.candidates)[1]
-        # Those of all budgets, this one among them.
+        # The complexity risks of all budgets, this one among them.
         self.beside: tuple[Complexity, ...] = (self,)
         self.zeta = add_weight(
             name=self.metric,
@@ -62,14 +62,14 @@ class Complexity(Risk):
         )
 
     def expected(self, step: Step) -> tf.Tensor:
-        """Expected cost, its constant part included; a scalar."""
+        """Expected cost (eq. 7), with its constant part: a scalar, in table units."""
         name = metric_names.expected(self.table.resource)
         if name not in step.noted:
             step.noted[name] = self.problem.expected(self.table, step.branches)
         return step.noted[name]
 
     def value(self, step: Step) -> tf.Tensor:
-        """Expected cost over that of full precision, a scalar."""
+        """Expected cost as a fraction of full precision, a scalar."""
         return self.expected(step) / self.full
 
     def weight(self, step: Step) -> tf.Tensor:
@@ -83,7 +83,7 @@ class Complexity(Risk):
         return zeta
 
     def update(self, step: Step) -> None:
-        """Let zeta follow the budget."""
+        """Move zeta by the integral term of its controller (see `zeta`)."""
         if self.limit is not None:
             zeta = adapted_zeta(
                 self.zeta, self._searched(step), self.limit.for_layers, self.scale
@@ -91,17 +91,18 @@ class Complexity(Risk):
             self.zeta.assign(self._bounded(step, zeta))
 
     def _searched(self, step: Step) -> tf.Tensor:
-        """Expected cost of the layers that are searched alone."""
+        """Expected cost of the searched layers, without the constant part."""
         return self.expected(step) - float(self.table.constant)
 
     def spent_now(self, branches: Importances) -> float:
-        """`spent`, of importances as they are."""
+        """`spent` for the current importances, as a float."""
         return float(np.asarray(self.spent(Step(None, None, branches))))
 
     def _bounded(self, step: Step, zeta: tf.Tensor) -> tf.Tensor:
-        """Of several budgets the tightest is spent, neither more nor less.
+        """Zeta of one of several budgets, a scalar.
 
-        The others only bound: their zeta is never negative.
+        The budget that is spent most is met exactly: its zeta may be negative, to spend
+        more. The others are upper bounds: their zeta is never negative.
         """
         if len(self.beside) == 1:
             return zeta
@@ -110,19 +111,19 @@ class Complexity(Risk):
         return tf.where(own >= tf.reduce_max(spent), zeta, tf.maximum(zeta, 0.0))
 
     def spent(self, step: Step) -> tf.Tensor:
-        """Expected cost of those over the budget, a scalar."""
+        """Expected cost of the searched layers over their budget, a scalar."""
         assert self.limit is not None
         return self._searched(step) / self.limit.for_layers
 
 
 class Penalized(Complexity):
-    """A budget kept by a penalty of the share of it that is expected to be spent.
+    """A budget kept by a penalty on the share of it that is expected to be spent.
 
     Args:
         penalty: a row of `PENALTIES`.
-        stages: as of `Formulation`.
-        args: as of `Complexity`; zeta weighs the penalty, and stays.
-        kwargs: likewise.
+        stages: as in `Formulation`.
+        args: as for `Complexity`; zeta weighs the penalty and is constant.
+        kwargs: as for `Complexity`.
     """
 
     def __init__(
@@ -139,34 +140,34 @@ class Penalized(Complexity):
         )
 
     def weight(self, step: Step) -> tf.Tensor:
-        """Zeta, a scalar."""
+        """The constant weight zeta, a scalar."""
         step.noted[self.metric] = tf.convert_to_tensor(self.zeta)
         return step.noted[self.metric]
 
     def weighted(self, step: Step) -> tf.Tensor:
-        """Zeta times the penalty, a scalar; what is noted is the cost, as of eq. 7."""
+        """Zeta times the penalty, a scalar; the logged value is the cost of eq. 7."""
         step.values[self.name] = self.value(step)
         allowed = tf.convert_to_tensor(self.allowed)
         return self.weight(step) * self.penalty(self.spent(step) / allowed)
 
     def update(self, step: Step) -> None:
-        """Nothing: zeta stays."""
+        """Do nothing, since zeta is constant here."""
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
-        """Tighten the budget, stage by stage."""
+        """Set the budget of this epoch's stage; see `tightened`."""
         self.allowed.assign(tightened(self.first, epoch, epochs, self.stages))
 
 
 def tightened(first: float, epoch: int, epochs: int, stages: int) -> float:
-    """The budget of an epoch, as a multiple of the one that is kept in the end.
+    """The budget of an epoch, as a multiple of the final budget.
 
-    Compression, its reciprocal, rises in equal steps from that of `first` to 1.
+    Its reciprocal, the compression, rises in equal steps from `1 / first` to 1.
 
     Args:
-        first: expected cost over the budget before training.
-        epoch: from 0.
-        epochs: of the whole search.
-        stages: how many steps there are.
+        first: expected cost before training, over the budget.
+        epoch: number of the epoch, from 0.
+        epochs: number of epochs of the whole search.
+        stages: number of steps.
     """
     if stages == 1 or first <= 1:
         return 1.0
@@ -180,12 +181,12 @@ def complexities(
     add_weight: Callable[..., keras.Variable],
     formulation: Formulation = PAPER,
 ) -> tuple[Complexity, ...]:
-    """One risk a budget, each with its own zeta; without budgets that of eq. 7.
+    """One risk for each budget, each with its own zeta; without budgets that of eq. 7.
 
     Args:
         problem: candidates, costs and budgets.
         zeta: as in `Complexity`.
-        add_weight: likewise.
+        add_weight: as in `Complexity`.
         formulation: whether zeta follows the budgets, or penalties keep them.
     """
     penalty = penalty_of(formulation.penalty)
@@ -195,7 +196,7 @@ def complexities(
     risks: list[Complexity] = []
     for table, limit in problem.priced():
         suffix = f"_{table.resource}" if risks else ""
-        # A budget that bits cannot change has no limit to keep.
+        # A budget whose cost the bits cannot change is not controlled.
         kind: Callable[..., Complexity] = Complexity if limit is None else make
         risks.append(kind(problem, table, limit, zeta, add_weight, suffix))
     for risk in risks:

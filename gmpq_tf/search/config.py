@@ -21,7 +21,7 @@ class RiskConfig:
     """The overall risk `R_E + zeta R_C + eta R_G` (eq. 6) and its parts.
 
     Args:
-        zeta: weight of the complexity risk; with a budget, where it starts.
+        zeta: weight of the complexity risk; with a budget, its start.
         eta: weight of the generalization risk; 0 searches by EdMIPS, without a teacher.
         bit_ops_budget: bit operations the policy may cost: up to 1 a fraction of full
             precision (32 x 32 bits), above 1 a count. None: zeta stays as given, or
@@ -36,23 +36,23 @@ class RiskConfig:
         activation_capacity: Q_a0 of eq. 8, in bits.
         feature_layer: layer whose output is attributed; None: the last feature map
             with more than one pixel that the whole model passes through.
-        teacher_dtype: what the frozen float model computes in, float32 or bfloat16;
-            the latter, of 8 significant bits, is faster on devices that have it.
+        teacher_dtype: float type in which the frozen float model computes, float32 or
+            bfloat16; the latter has 8 significant bits and is faster on some devices.
         budget: what the policy may cost, instead of bit_ops_budget: the same numbers,
             or such as 5%, W4A4, 0.5GBOPs, 60kB (of the .tflite file), 2.5ms, or
             weight_bytes=60kB; several with commas between them, all of which it keeps.
-        storage: of the .tflite file that a budget of bytes or milliseconds is about:
+        storage: storage of the .tflite file, for a budget of bytes or milliseconds:
             fast, packed or smallest. None: smallest where the file's bytes are
             budgeted, else fast.
         latency_table: JSON file that gmpq-latency wrote, for a budget of milliseconds.
-        attribution_share: share of each batch, above 0 and at most 1, that the
-            generalization risk is taken on: images drawn anew in each step, one at
-            least. Its mean stays what it is; a step is faster and the risk noisier.
+        attribution_share: share of each batch, above 0 and at most 1, on which the
+            generalization risk is computed: images drawn anew in each step, one at
+            least. The estimate is unbiased; a step is faster, and the risk noisier.
         generalization: what the generalization risk compares: attribution (maps, as
             eq. 4), partitioned (groups of pixels near in rank, after R-GMPQ), margin
             (how well classes are separated, after SEAM), or none, as eta=0. The second
             and third are reconstructions from abstracts.
-        groups: of pixels, where generalization is partitioned.
+        groups: number of groups of pixels, for generalization=partitioned.
     """
 
     zeta: float = 50.0
@@ -110,15 +110,15 @@ class RiskConfig:
 
 
 def chosen_risk(risk: RiskConfig | None, **options: Any) -> RiskConfig:
-    """The options of a search, given in one object or one by one.
+    """The options of a search, given as one object or one by one.
 
     Args:
-        risk: all of them; None: those named.
+        risk: all options; None: those in `options`.
         **options: fields of `RiskConfig`.
 
     Raises:
         TypeError: an option that does not exist.
-        ValueError: an option out of range, or both ways at once.
+        ValueError: an option is out of range, or both `risk` and options are given.
     """
     defaults = {field.name: field.default for field in fields(RiskConfig)}
     for name, value in options.items():

@@ -13,7 +13,7 @@ from gmpq_tf.search.errors import StrategyError
 from gmpq_tf.search.evaluator import Evaluator
 from gmpq_tf.search.float_pass import FloatPass, any_batch
 
-PRODUCT_COST = 2.5  # of a Hessian-vector product, in steps of training
+PRODUCT_COST = 2.5  # cost of a Hessian-vector product, in training steps
 
 
 def curvatures(
@@ -21,17 +21,18 @@ def curvatures(
     variables: Sequence[Any],
     vectors: Sequence[tf.Tensor],
 ) -> list[tf.Tensor]:
-    """Of each variable `v' (H v)`, H the Hessian of a risk with respect to all.
+    """`v' (H v)` of each variable, with H the Hessian of a risk in all variables.
 
     Args:
-        risk: a scalar of the variables.
+        risk: computes a scalar from the variables.
         variables: TensorFlow variables or tensors that it is computed from.
-        vectors: directions v, of their shapes.
+        vectors: directions v, of the shapes of the variables.
 
     Returns:
-        Scalars. The mean over Rademacher vectors is the trace of a variable's block of
-        H; its variance is `2 (||H||_F^2 - sum_i h_ii^2)` over that block, and the
-        blocks beside it.
+        One scalar a variable. For random signs v (Rademacher vectors) its mean is the
+        trace of the variable's block of H (Hutchinson's method); the variance is
+        `2 (||H||_F^2 - sum_i h_ii^2)` of that block, plus terms of the blocks beside
+        it.
     """
     sources = list(variables)
     with tf.GradientTape(watch_accessed_variables=False) as outer:
@@ -52,7 +53,7 @@ def curvatures(
 
 
 def rademacher(shape: Sequence[int], seed: Sequence[int]) -> tf.Tensor:
-    """-1 or 1 with equal probability, of a shape; the same for the same two seeds."""
+    """-1 or 1 with equal probability, float32 of a shape, fixed by the seed [2]."""
     drawn = tf.random.stateless_uniform(shape, seed, 0, 2, tf.int32)
     return tf.cast(2 * drawn - 1, tf.float32)
 
@@ -62,15 +63,16 @@ def kernel_traces(
 ) -> dict[str, np.ndarray]:
     """Hutchinson's samples of the trace of the Hessian of each kernel.
 
-    Of the mean risk of some images in the float model, all kernels at once. With
-    `divergence` the Hessian is that of Gauss and Newton: at the float weights nothing
-    diverges, and no sample of the whole is negative but by rounding.
+    The Hessian is that of the mean risk over some images in the float model; all
+    kernels are sampled at once. With `divergence` it is the Gauss-Newton matrix, since
+    the divergence is 0 at the float weights; so samples of the whole trace are negative
+    only by rounding.
 
     Args:
-        evaluator: of the float model, with labels where the task is measured.
-        names: of the layers.
-        probes: random vectors; one sample each.
-        images: how many of the evaluator's are taken.
+        evaluator: evaluator of the float model, with labels for "task".
+        names: names of the layers.
+        probes: number of random vectors; each gives one sample.
+        images: number of images.
         measure: "divergence" or "task".
 
     Returns:
@@ -104,9 +106,10 @@ def kernel_traces(
 
 
 def _product(evaluator: Evaluator, names: Sequence[str], measure: str) -> Any:
-    """(inputs, target, seed) -> `v' (H v)` of each kernel, [names]; sums over images.
+    """A function (inputs, targets, seed) -> `v' (H v)` of each kernel, [names].
 
-    Targets are of each output: labels, or what the float model says.
+    The risk is summed over images. Targets are, for each output, labels or the outputs
+    of the float model.
     """
     network, judge = FloatPass(evaluator.hypernet, names), evaluator.judge
     kernels = [evaluator.hypernet.get_layer(name).kernel.value for name in names]
@@ -132,7 +135,7 @@ def _product(evaluator: Evaluator, names: Sequence[str], measure: str) -> Any:
 
 
 def _sample(evaluator: Evaluator, product: Any, images: int, probe: int) -> list[float]:
-    """One sample of each kernel's trace, of the mean over images."""
+    """One sample of each kernel's trace, for the mean risk over images."""
     held, judge = evaluator.held, evaluator.judge
     targets = judge.targets if judge.labelled else evaluator.teacher
     seed = tf.constant([evaluator.case.seed, probe], tf.int32)

@@ -12,11 +12,11 @@ import tensorflow as tf
 
 HIDDEN = 300
 ACTOR_RATE, CRITIC_RATE = 1e-4, 1e-3
-TAU = 0.01  # share of the trained weights that the target networks take in a step
-# Standard deviation of the first actions with noise, and its factor in each episode.
+TAU = 0.01  # step size of the target networks towards the trained ones
+# Standard deviation of the noise after the warm-up, and its factor in each episode.
 NOISE, DECAY = 0.5, 0.99
 BASELINE = 0.5  # share of a new mean reward in the moving baseline
-TRIES = 64  # draws of a normal action before it is clipped
+TRIES = 64  # draws of a normal action before the mean is taken
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Transition:
     """One step of an episode.
 
     Args:
-        state: [state].
+        state: state before the action, [states].
         action: 0 to 1.
-        reward: of the whole episode.
-        following: the state after it, [state].
-        last: whether the episode ends with it.
+        reward: reward of the whole episode.
+        following: state after the action, [states].
+        last: whether the episode ends here.
     """
 
     state: np.ndarray
@@ -39,16 +39,17 @@ class Transition:
 
 
 class Agent:
-    """Actor and critic of two hidden layers each, with slowly following targets.
+    """Actor and critic with two hidden layers each, and slowly following targets.
 
-    The same actions for the same seed and rewards, so that a search can be replayed.
+    For the same seed and rewards it takes the same actions, so that a search can be
+    replayed.
 
     Args:
-        states: size of a state.
-        seed: of the networks, the noise and the batches.
-        warmup: episodes of random actions at the start.
-        memory: transitions that are kept, the last ones.
-        batch: transitions of a step of training.
+        states: number of features of a state.
+        seed: seed of the networks, the noise and the batches.
+        warmup: number of episodes with random actions at the start.
+        memory: number of transitions that are kept, the last ones.
+        batch: number of transitions in a training step.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Agent:
         self.warmup, self.batch, self.most = warmup, batch, memory
         self.memory: list[Transition] = []
         self.baseline: float | None = None
-        with tf.device("CPU"):  # networks this small are no work for another
+        with tf.device("CPU"):  # such small networks gain nothing from a GPU
             self.actor, self.slow_actor = (_network(states, 1, seed) for _ in range(2))
             self.critic, self.slow_critic = (
                 _network(states + 1, 1, seed + 1) for _ in range(2)
@@ -72,26 +73,26 @@ class Agent:
         """An action, 0 to 1: random at first, then the actor's with noise.
 
         Args:
-            state: [state].
-            episode: its number, from 0.
+            state: [states].
+            episode: number of the episode, from 0.
         """
         if episode < self.warmup:
             return float(self.random.uniform())
         with tf.device("CPU"):
             mean = float(tf.sigmoid(self._act(_row(state)))[0, 0])
         spread = NOISE * DECAY ** (episode - self.warmup)
-        for _ in range(TRIES):  # normal, cut to the interval
+        for _ in range(TRIES):  # a normal distribution truncated to [0, 1]
             action = float(self.random.normal(mean, spread))
             if 0 <= action <= 1:
                 return action
         return float(np.clip(mean, 0, 1))
 
     def learn(self, transitions: Sequence[Transition], episode: int) -> None:
-        """Remembers an episode; after the warm-up, a step of training for each.
+        """Store an episode; after the warm-up also train, one step a transition.
 
         Args:
-            transitions: of the episode.
-            episode: its number, from 0.
+            transitions: the transitions of the episode.
+            episode: number of the episode, from 0.
         """
         self.memory = (self.memory + list(transitions))[-self.most :]
         if episode + 1 < self.warmup:
@@ -123,7 +124,7 @@ class Agent:
     def _train(
         self, state: Any, action: Any, reward: Any, following: Any, on: Any
     ) -> None:
-        """One step of both networks, and of those that follow."""
+        """One training step of actor and critic, and of their target networks."""
         after = tf.sigmoid(self.slow_actor(following))
         worth = reward + on * self.slow_critic(tf.concat([following, after], 1))
         with tf.GradientTape() as tape:
@@ -147,7 +148,7 @@ class Agent:
 
 
 def _network(inputs: int, outputs: int, seed: int) -> keras.Model:
-    """Two hidden layers with ReLU; the same weights for the same seed."""
+    """A network with two hidden ReLU layers; the seed fixes its initial weights."""
     layers = [
         keras.layers.Dense(
             units,

@@ -1,4 +1,4 @@
-"""Which choices of a policy a search has decided, and by how much, one by one."""
+"""How sure each single choice of a policy is."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ NAMED = 6  # choices that the log lists
 
 @dataclass(frozen=True)
 class Decisions:
-    """How sure each choice of a policy is: against the best policy without it.
+    """How sure each choice of a policy is, compared with the best policy without it.
 
     Args:
         bits: the policy.
-        margins: layer -> (of its weight bits, of its activation bits); None where the
-            layer has one candidate.
+        margins: layer -> (margin of its weight bits, of its activation bits); None
+            where there is one candidate.
     """
 
     bits: Bits
@@ -45,7 +45,7 @@ class Decisions:
                     yield name, side, width, margin
 
     def __str__(self) -> str:
-        """For the log and the report; empty where nothing was to be chosen."""
+        """Text for the log and the report; empty where there was nothing to choose."""
         found = list(self.each())
         open_ = [each for each in found if not each[3].decided]
         if not found:
@@ -86,17 +86,17 @@ class Decisions:
 def decisions_of(
     valued: Valued, candidates: Candidates, limits: Sequence[Limit], best: Bits
 ) -> Decisions:
-    """How sure each choice of a chosen policy is, by what the strategy measured.
+    """How sure each choice of a chosen policy is, from the strategy's measurements.
 
-    Each is compared with the best policy within the limits that takes another bit-width
-    there: others then change too, where the budget asks for it. Of policies that were
-    compared as wholes, with the best of those.
+    The policy is compared with the best one within the limits that has another
+    bit-width there (and other choices, where the budget requires it). If the strategy
+    compared whole policies, the best of those with another bit-width is taken.
 
     Args:
         valued: what the strategy returned.
         candidates: (weight bits, activation bits) each layer may take.
-        limits: that all keep.
-        best: what was chosen.
+        limits: limits that all policies keep.
+        best: the chosen policy.
     """
     if valued.ranked:
         return decisions_of_ranked(valued.ranked, candidates)
@@ -131,7 +131,7 @@ def decisions_of(
 def decisions_of_ranked(
     ranked: Sequence[tuple[Bits, np.ndarray]], candidates: Candidates
 ) -> Decisions:
-    """As `decisions_of`, of policies and their risks [images], the best first."""
+    """As `decisions_of`, for policies with their risks [images], the best first."""
     best, risk = ranked[0]
 
     def against(name: str, which: int) -> Margin | None:
@@ -150,7 +150,7 @@ def decisions_of_ranked(
 
 
 def _least_sure(choices: list[tuple[str, str, int, Margin]]) -> str:
-    """Choices of values that have no measured error, the least sure first."""
+    """Text on choices whose values have no measured error, the least sure first."""
     choices.sort(key=lambda each: each[3].difference)
     if choices[0][3].odds:
         how = "how probable the best policy without them is beside the chosen one"

@@ -1,4 +1,4 @@
-"""The Prob-1 regularizer: one branch of each tensor is to have all the probability."""
+"""The Prob-1 regularizer: it drives each tensor to a single branch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LATE = 0.5  # share of the epochs after which it sets in
 class Decisiveness(Risk):
     """`sum_l prod_i (1 - pi_li)`: 0 where every tensor has one branch left (BP-NAS).
 
-    Its weight rises in a line over the second half of the epochs.
+    Its weight rises linearly over the second half of the epochs.
 
     Args:
         branches: the importances.
@@ -24,8 +24,8 @@ class Decisiveness(Risk):
         add_weight: makes the variable of the ramp, as `keras.Model.add_weight`.
 
     Source: Yu et al., "Search What You Want: Barrier Penalty NAS for Mixed Precision
-    Quantization", ECCV 2020. Unlike there weights and activations of a layer have
-    probabilities of their own, not those of pairs.
+    Quantization", ECCV 2020. Unlike the paper weights and activations of a layer have
+    separate probabilities, not one for each pair.
     """
 
     name = "prob1"
@@ -42,7 +42,7 @@ class Decisiveness(Risk):
         )
 
     def weight(self, step: Step) -> tf.Tensor:
-        """Strength times the ramp, a scalar."""
+        """The weight of this epoch, strength times ramp, a scalar."""
         return self.strength * tf.convert_to_tensor(self.ramp)
 
     def value(self, step: Step) -> tf.Tensor:
@@ -56,6 +56,6 @@ class Decisiveness(Risk):
         return tf.add_n(terms) if terms else tf.constant(0.0)
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
-        """Raise the ramp, which is 1 in the last epoch."""
+        """Set the ramp, 0 in the first half of the epochs and 1 in the last one."""
         share = (epoch + 1) / epochs
         self.ramp.assign(max(0.0, (share - LATE) / (1 - LATE)))

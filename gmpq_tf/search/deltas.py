@@ -1,4 +1,4 @@
-"""What each choice adds to a risk where all others stay: the table of one context."""
+"""Tables of what each choice adds to a risk if all other choices stay."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gmpq_tf.search.case import SearchCase
 from gmpq_tf.search.evaluator import Evaluator, Measured
 from gmpq_tf.search.values import Bits, Samples, Valued, Values
 
-# Multiply-adds that a table takes by default, and between how many images that is.
+# Multiply-adds that measuring a table may take by default, and bounds on its images.
 MACS, LEAST_IMAGES, MOST_IMAGES = 3e12, 32, 1024
 COLUMNS = {
     "task": "task",
@@ -33,20 +33,20 @@ def delta_table(
     images: int | None = None,
     **training: Any,
 ) -> Valued:
-    """Values every choice by the risk it adds to a policy, with the sign turned.
+    """Value every choice by the negative of the risk that it adds to a policy.
 
-    `value(b) = -(risk(one tensor at b bits) - risk(context))`, and never more with
-    fewer bits: what grows with the bits is chance.
+    `value(b) = -(risk(one tensor at b bits) - risk(context))`, made monotone: fewer
+    bits are never valued more than more bits, since such a difference is noise.
 
     Args:
         evaluator: measures policies.
         context: the policy that each choice is put into.
         candidates: (weight bits, activation bits) each layer may take.
-        columns: of `Measured` -> weight in the risk; the first is put on record.
-        most: value that none exceeds.
-        steps: of fine-tuning before each measurement, that of the context too.
-        images: how many are measured on; None: all of the evaluator's.
-        **training: `learning_rate` and `batch_size` of it.
+        columns: column of `Measured` -> weight in the risk; the first one is recorded.
+        most: upper bound of the values.
+        steps: steps of fine-tuning before each measurement, also of the context.
+        images: number of images to measure on; None: all of the evaluator's.
+        **training: `learning_rate` and `batch_size` of fine-tuning.
 
     Returns:
         The values, with samples and a column for each risk.
@@ -85,7 +85,7 @@ def delta_table(
 
 
 def default_images(case: SearchCase) -> int:
-    """As many images as a table's share of computing allows."""
+    """Number of images with which a table takes 3e12 multiply-adds; 32 to 1024."""
     context = case.context()
     changed = [bits for *_, bits in changes(context, case.problem.candidates)]
     evaluations = 1 + sum(bits != context for bits in changed)
@@ -97,7 +97,7 @@ def default_images(case: SearchCase) -> int:
 def changes(
     context: Bits, candidates: Candidates
 ) -> Iterator[tuple[str, int, int, Bits]]:
-    """Every policy that differs from one in one tensor, and the one itself.
+    """Every policy that differs from `context` in one tensor at most.
 
     Yields:
         (layer, 0 for its weights or 1 for its activations, bit-width, policy).
@@ -111,7 +111,7 @@ def changes(
 
 
 def monotone(samples: Samples, most: float) -> Values:
-    """Means of samples, at most `most` and never more with fewer bits."""
+    """Means of samples, at most `most`, and never larger for fewer bits."""
     values: dict[str, Any] = {}
     for name, pair in samples.items():
         sides = []

@@ -25,15 +25,16 @@ class Distiller(keras.Model):
 
     `loss = (1 - w) task + w T^2 KL(softmax(t / T) || softmax(s / T))` with the logits
     `s` of the student and `t` of the teacher, which is frozen and in inference mode.
-    Random layers at the front of both models are run once: both see the same image.
-    For sigmoids, and a single score, it is the sum of each one's KL of two classes; for
-    plain numbers (which the loss says, or default boxes) the mean squared error. Of
-    several outputs these are added; of a detector see `box_gap`.
+    Random layers at the front of both models are run once, so both see the same image.
+    For sigmoids and a single score the KL is that of two classes, summed over scores;
+    for plain numbers (recognized by the loss, or by default boxes) it is replaced by
+    the mean squared error. Terms of several outputs are added; for detectors see
+    `box_gap`.
 
     Args:
-        student: e.g. from `quantize_model`; it is what gets trained, and what to save
-            afterwards. Logits, softmax or sigmoid outputs, or numbers.
-        teacher: the float model of the same classes; it may hold nested models.
+        student: e.g. from `quantize_model`; it is trained, and is the model to save
+            afterwards. Its outputs are logits, softmax, sigmoid, or numbers.
+        teacher: the float model with the same outputs; it may hold nested models.
         weight: `w`, 0 to 1.
         temperature: `T > 0`.
 
@@ -68,7 +69,7 @@ class Distiller(keras.Model):
         targets = [before for before, _ in all_scores(teacher)]
         _, teacher_logits = split_front(teacher, leading, targets)
         self.guidance = guidance_of(student)
-        # In a namespace, which Keras does not track: backups hold the student alone.
+        # In a namespace, which Keras does not track: so backups hold only the student.
         self._frozen = SimpleNamespace(front=front, both=both, teacher=teacher_logits)
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
@@ -78,7 +79,7 @@ class Distiller(keras.Model):
         """One step of the optimizer on the student's weights."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         front = self._frozen.front
-        # What random layers make of the images, for both.
+        # The images after the random layers, for both models.
         seen = x if front is None else front(x, training=True)
         targets = self._frozen.teacher(seen, training=False)
         with tf.GradientTape() as tape:
@@ -100,7 +101,7 @@ class Distiller(keras.Model):
         return self.compute_metrics(x, y, outputs, sample_weight)
 
     def _gap(self, targets: list, scores: list) -> tf.Tensor:
-        """How far the student's scores are from the teacher's."""
+        """Distance of student and teacher scores ([B, ...] each), a scalar."""
         if self.guidance is not None:
             return self.guidance(targets, scores, self.temperature)
         kinds = [
@@ -115,12 +116,12 @@ class Distiller(keras.Model):
 
 
 def _kind(output: Output, ending: str) -> OutputKind:
-    """What an output says, of which the teacher's scores are what is to be learned."""
+    """The kind of an output, which decides how its scores are compared."""
     if ending == "sigmoid":  # whatever the loss
         return Binary(0.0)
     if isinstance(output.kind, Numbers) and output.known_from in ("loss", "graph"):
         return output.kind
-    # One score is the logarithm of the odds of two classes, too.
+    # A single score is the log-odds of two classes.
     if output.shape[-1] == 1:
         return Binary(0.0)
     return output.kind if isinstance(output.kind, Classes) else Classes()
@@ -129,14 +130,15 @@ def _kind(output: Output, ending: str) -> OutputKind:
 def shared_front(
     student: keras.Model, teacher: keras.Model
 ) -> tuple[list[str], keras.Model]:
-    """Random layers at the front of both models, and the teacher to cut there.
+    """Random layers at the front of both models, and the teacher to cut behind them.
 
     Args:
-        student: of which a copy would not do; left whole where it is nested.
-        teacher: nested or not.
+        student: the model that is trained, so it cannot be copied; if it holds nested
+            models, it is not cut.
+        teacher: the float model, nested or not.
 
     Returns:
-        (names, the teacher or a copy of it without nested models).
+        Names of the layers, and the teacher or a copy of it without nested models.
     """
     if flattened(student) is not student:
         return [], teacher

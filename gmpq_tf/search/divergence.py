@@ -1,4 +1,4 @@
-"""When a search has diverged: no policy is read from it any more."""
+"""Detect that a search has diverged, and refuse to read a policy from it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ REMEDY = (
     "Search again from a trained model, with smaller learning rates, or with "
     "optimizers that have clipnorm=1.0; or load a checkpoint written before."
 )
-NAMED = 3  # variables that a message lists
-LEAST_TEMPERATURE = 1e-6  # importances up to 1e32 are finite when divided by it
+NAMED = 3  # how many variables a message lists
+LEAST_TEMPERATURE = 1e-6  # importances up to 1e32 stay finite when divided by it
 
 
 class WatchedMean(keras.metrics.Mean):
-    """A mean that remembers, beyond the epoch, whether a value was not finite.
+    """A mean that remembers across epochs whether a value was not finite.
 
-    Gradients of a loss that is NaN need not be: compiled by XLA, those of one image may
-    be dropped, and nothing else tells of it. The memory is not saved with the model.
+    A NaN loss need not make the gradients NaN: code compiled by XLA may drop those of
+    one image, and then nothing else shows it. The memory is not saved with the model.
 
     Args:
-        **kwargs: of `keras.metrics.Mean`.
+        **kwargs: arguments of `keras.metrics.Mean`.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -37,29 +37,29 @@ class WatchedMean(keras.metrics.Mean):
         )
 
     def update_state(self, values: Any, sample_weight: Any = None) -> None:
-        """Add values, and count a call with one that is not finite."""
+        """Add values, any shape, and count the call if one is not finite."""
         super().update_state(values, sample_weight)
         finite = keras.ops.all(keras.ops.isfinite(values))
         self.broken.assign_add(1.0 - keras.ops.cast(finite, "float32"))
 
     def reset_state(self) -> None:
-        """Start a new mean; what was broken stays broken."""
+        """Start a new mean; the memory of values that were not finite is kept."""
         for variable in (self.total, self.count):
             variable.assign(0.0)
 
     def forget(self) -> None:
-        """Start anew in all respects: training starts, or weights were loaded."""
+        """Clear the memory: for a new training, or loaded weights."""
         self.broken.assign(0.0)
 
 
 def check_converged(search: Any) -> None:
     """Refuse a search whose state is not finite, whatever its callbacks noticed.
 
-    Every variable counts, not the importances alone: those of a hypernet whose weights
-    or ranges are NaN were chosen by it, or are about to become NaN themselves.
+    Every variable is checked, not only the importances: with weights or ranges that are
+    NaN the importances mean nothing, even while they are still finite.
 
     Args:
-        search: a `PolicySearch`; its hypernet, zeta and loss are looked at.
+        search: a `PolicySearch`; its hypernet, zeta and loss are checked.
 
     Raises:
         DivergenceError: an importance, branch probability, weight, statistic, range or
@@ -83,7 +83,7 @@ def check_converged(search: Any) -> None:
 
 
 def nan_of_labels(labels: Any) -> Any:
-    """0, or NaN where a label is not finite: cast to an integer it would be a class.
+    """0, or NaN if a label is not finite (cast to an integer it would look valid).
 
     Args:
         labels: tensors of any type, nested; or None.
@@ -104,16 +104,16 @@ def not_finite(variables: Iterable[keras.Variable]) -> list[str]:
 
 
 def listed(paths: list[str]) -> str:
-    """The first three of some paths, and how many more there are."""
+    """Text with the first three paths, and how many more there are."""
     more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
     return ", ".join(paths[:NAMED]) + more
 
 
 def check_temperature(value: float) -> None:
-    """Refuse a temperature that branch probabilities cannot be computed with.
+    """Refuse a temperature at which branch probabilities cannot be computed.
 
     Raises:
-        ValueError: below 1e-6, NaN or infinite.
+        ValueError: it is below 1e-6, NaN or infinite.
     """
     if not LEAST_TEMPERATURE <= value < math.inf:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What can go wrong during a search."""
+"""Errors of searches."""
 
 
 class DivergenceError(RuntimeError):
@@ -6,4 +6,4 @@ class DivergenceError(RuntimeError):
 
 
 class StrategyError(ValueError):
-    """A strategy, or an option of one, that cannot be used as it was given."""
+    """A strategy is unknown, or an option of one is invalid."""

@@ -1,7 +1,7 @@
-"""Any policy of a space, measured without building its network: one hypernet for all.
+"""Measure any policy of a space in one hypernet, without building its network.
 
-Importances that leave one branch make its weight exactly 1 and the others 0, so the
-hypernet computes what `quantize_model` of the policy would.
+Importances can be set so that one branch of each tensor has weight exactly 1 and the
+others 0. The hypernet then computes what `quantize_model` of the policy would compute.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from gmpq_tf.task import Binary
 from gmpq_tf.transform import build_hypernet, calibrate
 from gmpq_tf.transform.rewrite import flat_copy
 
-TRAINED_STATISTICS = 256  # images, after steps of training
-DIGITS = 7  # that a measurement is kept with; float32 has no more
+TRAINED_STATISTICS = 256  # images that renew the statistics after training steps
+DIGITS = 7  # significant digits of stored measurements; float32 has no more
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of a policy: arrays [images], None where it was not.
+    """Measurements of a policy, an array [images] each; None: not measured.
 
     Args:
-        divergence: of the outputs from the float model's, in nats.
-        task: cross-entropy of the labels, or squared error.
-        right: share of the decisions that are right.
-        attribution: generalization risk R_G, with p fixed.
-        rank_distance: of the attribution maps.
+        divergence: divergence of the outputs from the float model's, in nats.
+        task: cross-entropy with the labels, in nats, or squared error.
+        right: share of decisions that are right, 0 to 1.
+        attribution: generalization risk R_G, with fixed p.
+        rank_distance: rank distance of the attribution maps.
     """
 
     divergence: np.ndarray
@@ -59,7 +59,7 @@ class Measured:
         return None if self.right is None else float(self.right.mean())
 
     def column(self, name: str) -> np.ndarray:
-        """One of the risks of each image, [images].
+        """The column with a name, one number for each image, [images].
 
         Raises:
             ValueError: it was not measured.
@@ -79,19 +79,19 @@ class Evaluator:
 
     Args:
         case: the float model, its choices and images.
-        images: how many are measured on; all if there are fewer.
+        images: number of images to measure on; all if there are fewer.
         attribution: whether R_G and the rank distance are measured.
         risk: options of R_G; None: the defaults.
-        statistics: measure the statistics of BatchNormalization anew for each policy,
-            on the first `statistics` images; 0 keeps those of the float model, but
-            where steps of training have changed what they are of: then 256.
-        labels: whether they are looked at; False: `divergence` alone is measured.
-        trained: gives a hypernet of the case that was trained, to measure in; None: one
-            of the float model is made. Its importances are changed.
+        statistics: number of images on which the statistics of BatchNormalization are
+            measured anew for each policy. 0 keeps those of the float model, except
+            after training steps, which outdate them: then it is 256.
+        labels: whether labels are used; False: only `divergence` is measured.
+        trained: returns a trained hypernet of the case to measure in, whose importances
+            are changed; None: a hypernet of the float model is made.
 
     Raises:
-        GraphError: attribution of a model without a feature map.
-        StrategyError: labels are asked for, and there are none.
+        GraphError: attribution for a model without a feature map.
+        StrategyError: labels are needed, and there are none.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Evaluator:
 
     @property
     def images(self) -> int:
-        """How many are measured on."""
+        """Number of images that policies are measured on."""
         return len(self.held)
 
     @cached_property
@@ -134,12 +134,12 @@ class Evaluator:
 
     @cached_property
     def judge(self) -> Judge:
-        """What compares outputs."""
+        """Computes the risks of outputs from labels and the float model's outputs."""
         return Judge(self.case.model, self.teacher, self.labels)
 
     @cached_property
     def hypernet(self) -> keras.Model:
-        """The one network of all policies, calibrated."""
+        """The calibrated hypernet in which all policies are measured."""
         case = self.case
         if self._given is not None:
             return self._given()
@@ -151,19 +151,19 @@ class Evaluator:
 
     @cached_property
     def tuner(self) -> Tuner:
-        """What trains the hypernet, on the images after those measured on."""
+        """Trains the hypernet on the images after those that measure policies."""
         return Tuner(self.case, self.hypernet, self.judge, self.images)
 
     def explore(
         self, draws: Iterator[Bits], steps: int, learning_rate: float, size: int
     ) -> float:
-        """Trains the hypernet, which stays so: each step the policy that is drawn.
+        """Train the hypernet for good, in each step with the next policy of `draws`.
 
         Args:
-            draws: policies, one a step.
-            steps: how many.
-            learning_rate: of the first; it falls to zero.
-            size: images of a step.
+            draws: policies, one for each step.
+            steps: number of steps.
+            learning_rate: learning rate of the first step; it falls to zero.
+            size: number of images in a step.
 
         Returns:
             The mean loss of the second half of the steps.
@@ -178,13 +178,14 @@ class Evaluator:
     def measure(
         self, bits: Bits, steps: int = 0, images: int | None = None, **training: Any
     ) -> Measured:
-        """Risks of a policy on the first images; the answer of a journal, if it has it.
+        """Risks of a policy on the first images, from the journal if they are there.
 
         Args:
-            bits: layer name -> (weight bits, activation bits), of the space or of the
+            bits: layer name -> (weight bits, activation bits), from the space or the
                 case's context.
-            steps: of fine-tuning before; the hypernet is then as it was again.
-            images: how many are measured on; None: all.
+            steps: steps of fine-tuning before the measurement; afterwards the hypernet
+                is restored.
+            images: number of images; None: all.
             **training: `learning_rate` and `batch_size` of fine-tuning.
 
         Raises:
@@ -225,21 +226,21 @@ class Evaluator:
     def expect(
         self, count: int, steps: int = 0, images: int | None = None, **training: Any
     ) -> None:
-        """So many calls of `measure` are to come, each with these arguments."""
+        """Announce `count` calls of `measure` with these arguments to the watch."""
         images = min(images or self.images, self.images)
         self.case.watch.expect(count, self._work(images, steps, **training))
 
     def _work(
         self, images: int, steps: int, batch_size: int = BATCH, **training: Any
     ) -> float:
-        """Forward passes that a measurement takes, in images."""
+        """Work of a measurement, in images of a forward pass; a training step is 3."""
         return images + 3 * steps * batch_size + self._statistics(steps)
 
     def _statistics(self, steps: int) -> int:
-        """How many images statistics are measured on anew after so many steps.
+        """Number of images on which statistics are measured anew after some steps.
 
-        A moving average lags behind weights that move: unrenewed it ranked policies the
-        wrong way round (`results/policy_bank`).
+        Moving averages lag behind weights that have just been trained: with them,
+        policies were ranked in the wrong order (`results/policy_bank`).
         """
         return self.statistics or (TRAINED_STATISTICS if steps else 0)
 
@@ -263,7 +264,7 @@ class Evaluator:
                     variable.assign(value)
 
     def _choose(self, bits: Bits) -> None:
-        """Make a policy's branches the only ones."""
+        """Set the importances so that only the branches of a policy compute."""
         for name, pair in bits.items():
             layer = self.hypernet.get_layer(name)
             sides = (layer.kernel_branches, layer.input_branches)
@@ -318,9 +319,9 @@ class Evaluator:
 
     @cached_property
     def _classes(self) -> np.ndarray:
-        """Classes that are attributed, [images]: labels, or what the float model says.
+        """Classes that are attributed, [images]: labels, or the float model's decision.
 
-        One for both networks: else maps of two classes would be compared.
+        The same for both networks; else maps of different classes would be compared.
         """
         judge = self.judge
         scores = judge.targets[0] if judge.labelled else self.teacher[0]
@@ -348,7 +349,7 @@ class Evaluator:
         parts = guide.student_parts
 
         def gap(pair: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
-            student, teacher = pair  # of one image: the mean over a batch of one
+            student, teacher = pair  # of one image, a batch of size 1
             return guide.distance(student[None], teacher[None], p)
 
         @tf.function(reduce_retracing=True)
@@ -375,13 +376,13 @@ class Evaluator:
 
     @cached_property
     def _statistics_pass(self) -> Any:
-        """A pass after which each layer's statistics are those of its batch."""
+        """A forward pass after which norms have the statistics of its batch."""
         hypernet, norms = self.hypernet, self._norms
 
         @tf.function(reduce_retracing=True)
         def measure(inputs: Any) -> Any:
             before = [norm.momentum for norm in norms]
-            for norm in norms:  # while it is traced
+            for norm in norms:  # only while the function is traced
                 norm.momentum = 0.0
             try:
                 return hypernet(inputs, training=True)
@@ -398,12 +399,12 @@ class Evaluator:
         self.case.meter.forward(rows.stop)
 
     def batch(self, rows: slice) -> Any:
-        """Some of the images, as the model takes them."""
+        """The images of a slice, in the structure that the model takes."""
         arrays = [tf.constant(a[rows]) for a in self.held.inputs]
         return self.case.data.inputs.structured(arrays)
 
     def rows(self, images: int) -> list[slice]:
-        """The first images, batch by batch."""
+        """Slices that cut the first images into batches."""
         size = self.case.data.inputs.batch_size or BATCH
         return [slice(i, min(i + size, images)) for i in range(0, images, size)]
 

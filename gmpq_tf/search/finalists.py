@@ -1,4 +1,4 @@
-"""The best of some policies, by measuring and fine-tuning them: successive halving."""
+"""Find the best of some policies by fine-tuning and measuring: successive halving."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gmpq_tf.search.errors import StrategyError
 from gmpq_tf.search.evaluator import Evaluator
 from gmpq_tf.search.values import Bits, Valued
 
-SHARES = (0.25, 0.5, 1.0)  # of the steps, or of the images, round by round
+SHARES = (0.25, 0.5, 1.0)  # share of the steps, or of the images, in each round
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ class FinalistsConfig:
     """How the best policies of any strategy are compared in the end.
 
     Args:
-        finalists: Policies compared, the uniform one of the budget among them; 0 takes
-            the one that the values are best for.
+        finalists: Number of policies that are compared, the uniform one of the budget
+            among them; 0 takes the policy of the best value without comparing.
         finalist_steps: Steps of fine-tuning in the last of three rounds; 0 compares
             them without training.
-        finalist_learning_rate: Of fine-tuning; it falls to zero.
-        finalist_batch_size: Images of a step.
-        finalist_images: Images they are measured on; none: what a table takes.
+        finalist_learning_rate: Learning rate of fine-tuning; it falls to zero.
+        finalist_batch_size: Number of images in a step.
+        finalist_images: Number of images to measure on; none: as many as a table takes.
     """
 
     finalists: int = 0
@@ -59,12 +59,12 @@ NO_FINALISTS = FinalistsConfig()
 def compare(
     case: SearchCase, valued: Valued, config: FinalistsConfig
 ) -> list[tuple[Bits, np.ndarray]]:
-    """Ranks the best policies by values, and the uniform one, as `halve` does.
+    """Rank the policies of best value, and the uniform one, by `halve`.
 
     Args:
-        case: whose images they are measured on.
+        case: the case, with the images to measure on.
         valued: what the strategy returned.
-        config: how many, and how.
+        config: how many policies, and how they are compared.
 
     Returns:
         Policies with their risk on each image [images], the best first.
@@ -80,7 +80,8 @@ def compare(
     if uniform is not None and uniform not in policies:
         policies = [*policies[: config.finalists - 1], uniform]
     images = config.finalist_images or default_images(case)
-    # Trained on labels they leave the float model, which is then no measure.
+    # Policies fine-tuned on labels move away from the float model, so the divergence
+    # from it would be no fair measure: the task risk is compared then.
     labelled = config.finalist_steps > 0 and case.data.first(1).labels is not None
     return halve(
         policies,
@@ -100,22 +101,23 @@ def halve(
     learning_rate: float = 0.01,
     batch_size: int = 64,
 ) -> list[tuple[Bits, np.ndarray]]:
-    """Compares policies, the better half each time with twice the effort.
+    """Compare policies in three rounds; the better half goes on, with twice the effort.
 
-    With steps each is fine-tuned anew, for a quarter, half and all of them, and
-    measured on all images; without, it is measured on a quarter, half and all.
+    With steps, each policy is fine-tuned anew in each round, for a quarter, half and
+    all of the steps, and measured on all images. Without, it is measured on a quarter,
+    half and all of the images.
 
     Args:
-        policies: at least one; none twice.
+        policies: one or more distinct policies.
         evaluator: measures them.
         risk: the column of `Measured` that is compared.
-        steps: of fine-tuning in the last round; 0: without training.
-        learning_rate: of fine-tuning; it falls to zero.
-        batch_size: images of a step.
+        steps: steps of fine-tuning in the last round; 0: no training.
+        learning_rate: learning rate of fine-tuning; it falls to zero.
+        batch_size: number of images in a step.
 
     Returns:
-        Those of the last round, with their risk on each image [images], the best first;
-        two at least where there are two.
+        The policies of the last round (two or more, if there are two), with their risk
+        on each image [images], the best first.
     """
     left = list(policies)
     training = {"learning_rate": learning_rate, "batch_size": batch_size}
@@ -147,5 +149,5 @@ def halve(
 
 
 def kept_of(count: int) -> int:
-    """How many policies of so many go on to the next round: half, but two at least."""
+    """How many of `count` policies go on to the next round: half, two at least."""
     return min(count, max(2, math.ceil(count / 2)))

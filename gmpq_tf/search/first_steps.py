@@ -1,4 +1,4 @@
-"""Whether the first steps of a search are guided by anything, and how long it ran."""
+"""Warn early if nothing guides a search: labels without a class, empty maps."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import tensorflow as tf
 
 from gmpq_tf.attribution import are_classes
 
-ENOUGH_IMAGES = 32  # whose maps are looked at first
-MOST = 0.5
+ENOUGH_IMAGES = 32  # images seen before the first check
+MOST = 0.5  # share of unusable labels or maps above which a warning is given
 
 
 class MapCount(keras.metrics.Metric):
-    """Counts images, those whose label is no class, and teacher maps of zeros."""
+    """Counts images, labels that are not a class, and teacher maps of zeros."""
 
     def __init__(self, name: str = "map_count", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
@@ -30,9 +30,9 @@ class MapCount(keras.metrics.Metric):
         """Count a batch.
 
         Args:
-            maps: of the teacher, [B, H, W].
-            classes: what `labels_to_classes` returned; None: those predicted.
-            num_classes: scores that the model has.
+            maps: maps of the teacher, [B, H, W].
+            classes: what `labels_to_classes` returned; None: the predicted classes.
+            num_classes: number of scores of the model.
         """
         empty = tf.reduce_max(maps, axis=(1, 2)) == 0
         self.images.assign_add(tf.cast(tf.shape(maps)[0], tf.float32))
@@ -42,7 +42,7 @@ class MapCount(keras.metrics.Metric):
             self.strangers.assign_add(tf.reduce_sum(tf.cast(strangers, tf.float32)))
 
     def result(self) -> tuple[float, float, float]:
-        """Images, share of labels that are no class, share of maps of zeros."""
+        """Number of images, share of labels without a class, share of empty maps."""
         images, strangers, empty = (
             float(keras.ops.convert_to_numpy(v))
             for v in (self.images, self.strangers, self.empty)
@@ -51,13 +51,13 @@ class MapCount(keras.metrics.Metric):
 
 
 class FirstSteps(keras.callbacks.Callback):
-    """Warns once where labels or teacher maps guide nothing; tells risks of epochs.
+    """Warns if most labels or teacher maps are unusable; starts epochs of the risks.
 
-    It looks after the first images, and once more when the first epoch ends.
+    It checks after the first 32 images, and once more when the first epoch ends.
     """
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Start counting."""
+        """Reset the counts of images and maps."""
         guide = self.model.generalization
         self.counts = guide and guide.map_count
         self.looks, self.warned = 0, set[str]()
@@ -65,31 +65,31 @@ class FirstSteps(keras.callbacks.Callback):
             self.counts.reset_state()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Tell the risks how far the search is."""
+        """Let the risks change what depends on the epoch."""
         for risk in self.model.risks:
             risk.begin_epoch(epoch, self.params["epochs"])
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Look when enough images have been seen."""
+        """Check once, as soon as enough images have been seen."""
         if self.looks == 0 and self.counts is not None:
             images, *shares = self.counts.result()
             if images >= ENOUGH_IMAGES:
                 self.look(images, *shares)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Look at the first epoch as a whole."""
+        """Count the epoch, and check once more after the first."""
         self.model.epochs_trained += 1
         if self.looks < 2 and self.counts is not None:
             self.look(*self.counts.result())
             self.looks = 2
 
     def look(self, images: float, strangers: float, empty: float) -> None:
-        """Warn of what is wrong, each kind once.
+        """Warn of unusable labels or maps, once each.
 
         Args:
-            images: how many were seen.
-            strangers: share of labels that are no class.
-            empty: share of teacher maps of zeros.
+            images: number of images seen so far.
+            strangers: share of labels that are not a class.
+            empty: share of teacher maps that are all zero.
         """
         self.looks += 1
         guide = self.model.generalization

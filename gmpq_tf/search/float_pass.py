@@ -1,4 +1,4 @@
-"""The float network with what each searched layer reads and makes: one pass."""
+"""A float forward pass that returns inputs and outputs of each searched layer."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ import tensorflow as tf
 from gmpq_tf.graph import infer, read_graph
 from gmpq_tf.quantizers.observing import observing
 
-# Layer -> (input [B, ...], output [B, ...]) of each place where it is called.
+# Layer -> (input [B, ...], output [B, ...]) of each of its calls.
 Seen = Mapping[str, Sequence[tuple[tf.Tensor, tf.Tensor]]]
 
 
 class FloatPass:
-    """Computes what the float model does, in a hypernet with its quantizers off.
+    """Computes the float model, by a hypernet with its quantizers off.
 
-    There every layer of a policy is a layer of the network, those of a separable
-    convolution too.
+    In a hypernet every layer of a policy is a layer of its own, also both parts of a
+    separable convolution.
 
     Args:
         hypernet: from `build_hypernet`.
-        names: of its searched layers that are to be seen.
+        names: names of the searched layers to return.
     """
 
     def __init__(self, hypernet: keras.Model, names: Iterable[str]) -> None:
         self.graph, self.names = read_graph(hypernet), set(names)
 
     def __call__(self, inputs: Sequence[Any]) -> tuple[list[tf.Tensor], Seen]:
-        """Outputs of the network [B, ...], and what was seen.
+        """Outputs of the network [B, ...], and inputs and outputs of the layers.
 
         Args:
             inputs: tensors [B, ...], in the order of the model's inputs.
@@ -53,26 +53,27 @@ class FloatPass:
 
 
 def any_batch(arrays: Sequence[np.ndarray]) -> list[tf.TensorSpec]:
-    """What a graph is traced for, that computes batches of any size the same way.
+    """Signature for tracing one graph for batches of any size.
 
-    Graphs of one size may add in another order: a resumed search would differ.
+    A graph for one size might add in another order than that for another, and a resumed
+    search would differ in the last digit.
 
     Args:
-        arrays: [images, ...].
+        arrays: inputs of the model, [images, ...] each.
     """
     return [tf.TensorSpec([None, *own.shape[1:]], own.dtype) for own in arrays]
 
 
 def quantized_kernel(layer: Any, bits: int) -> tf.Tensor:
-    """The kernel of a layer of a hypernet, of its shape, rounded to so many bits."""
+    """The kernel of a hypernet's layer, of the kernel's shape, quantized to `bits`."""
     return layer.quantize_kernel(layer.kernel, one_hot(layer.weight_bits, bits))
 
 
 def quantized_input(layer: Any, inputs: tf.Tensor, bits: int) -> tf.Tensor:
-    """What a layer of a hypernet reads [B, ...], rounded to so many bits."""
+    """The input of a hypernet's layer, [B, ...], quantized to `bits`."""
     return layer.quantize_input(inputs, one_hot(layer.activation_bits, bits))
 
 
 def one_hot(candidates: Sequence[int], bits: int) -> tf.Tensor:
-    """Weights of branches of which one computes, [branches]."""
+    """Weights of branches [branches]: 1 for the branch of `bits`, else 0."""
     return tf.constant([float(own == bits) for own in candidates])

@@ -1,4 +1,4 @@
-"""What is minimized beside the risks of eq. 6, and how: the paper's, unless said."""
+"""How a search keeps its budget and takes gradients; the default is the paper's way."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gmpq_tf.search.penalties import CONTROLLER, penalty_of
 from gmpq_tf.search.risks import Risk
 from gmpq_tf.search.rules import RuleConfig
 
-HALVINGS = 40  # of the interval in which a start is searched
+HALVINGS = 40  # halvings of the interval in which a start is searched
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,13 @@ class Formulation:
     """How a search keeps its budget, and takes its gradients.
 
     Args:
-        penalty: a name in `PENALTIES`, whose weight is zeta; "controller" lets zeta
-            follow the budget.
-        stages: parts of the epochs over which a penalty's budget tightens, from the
-            expected cost at the start to what was given; 1 keeps it throughout.
+        penalty: a name in `PENALTIES`, whose weight is zeta; "controller": a controller
+            adapts zeta until the budget is met.
+        stages: number of stages in which a penalty's budget tightens from the expected
+            cost at the start to the given one; 1 keeps it constant.
         prob1: weight of the Prob-1 regularizer in the last epoch; 0: none.
         start: expected cost before training, as a multiple of the budget; None: that of
-            the relaxation's first importances.
+            the relaxation's initial importances.
         rule: how gradients are taken.
     """
 
@@ -72,10 +72,10 @@ PAPER = Formulation()
 
 
 def prepare(search: Any) -> tuple[Risk, ...]:
-    """Sets a search up as its formulation says, before anything is trained.
+    """Set a search up for its formulation, before anything is trained.
 
     Args:
-        search: a `PolicySearch`, whose importances and complexity risks are there.
+        search: a `PolicySearch` whose importances and complexity risks exist.
 
     Returns:
         The risks that the formulation adds.
@@ -92,14 +92,14 @@ def prepare(search: Any) -> tuple[Risk, ...]:
 
 
 def start_at(search: Any, multiple: float) -> None:
-    """Set importances by which the first budget's expected cost is a multiple of it.
+    """Set importances so that the expected cost is a multiple of the first budget.
 
-    All tensors get the same share of the way from their fewest to their most bits; the
-    nearest that can be, where the candidates do not reach the cost.
+    All tensors get the same share of the way from their fewest to their most bits;
+    where the candidates do not reach the cost, the nearest possible one is taken.
 
     Args:
         search: a `PolicySearch`, with a budget.
-        multiple: expected cost over the budget.
+        multiple: wanted expected cost, over the budget.
     """
     sides = [
         side

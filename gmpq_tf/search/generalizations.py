@@ -1,4 +1,4 @@
-"""The generalization risks: one file each, one line in `GENERALIZATIONS`."""
+"""The registry of generalization risks; each has a file of its own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GENERALIZATIONS: dict[str, Callable[..., Generalization]] = {
 
 
 def generalization_of(name: str) -> Callable[..., Generalization]:
-    """The row of `GENERALIZATIONS` with this name; of "none", whose eta is 0, any.
+    """The row of `GENERALIZATIONS` with this name; "none" (eta is 0) gets the first.
 
     Raises:
         ValueError: there is none; the nearest name is given.

@@ -1,4 +1,4 @@
-"""The branch importances of a hypernet, read as one."""
+"""A common view of all branch importances of a hypernet."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ class Importances:
 
     Args:
         hypernet: from `build_hypernet`.
-        names: of its searched layers, in graph order.
+        names: names of the searched layers, in graph order.
     """
 
     def __init__(self, hypernet: keras.Model, names: Iterable[str]) -> None:
-        # In a tuple of an object that Keras does not track: layers are saved once.
+        # A tuple in an object that Keras does not track, so that the layers are saved
+        # only once, with the hypernet.
         self.layers: tuple[Any, ...] = tuple(hypernet.get_layer(n) for n in names)
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """Those that are trained, the kernel's before the input's, [branches] each."""
+        """The trainable importances; of each layer the kernel's, then the input's."""
         return [
             variable
             for layer in self.layers
@@ -50,10 +51,12 @@ class Importances:
     def _of_all(
         self, function: Callable[[tf.Tensor, list[Sequence[int]]], tf.Tensor]
     ) -> list[LayerPair]:
-        """A function of probabilities and bits [rows, branches], a row of each side.
+        """Apply a function of probabilities and bits, [rows, branches], to all tensors.
 
-        All that are alike are computed at once: a step asks three times, and a graph
-        of each alone takes longer to trace and to optimize.
+        Each row is one side (weights or activations) of a layer. Sides with the same
+        number of branches and the same relaxation are stacked and computed at once: a
+        step needs this three times, and a graph for each side would take longer to
+        trace and to optimize.
         """
         sides = [
             side
@@ -65,7 +68,7 @@ class Importances:
             groups[side.relaxation.distribute, len(side.bits)].append(side)
         found: dict[int, tf.Tensor] = {}
         for (distribute, _), group in groups.items():
-            if distribute is probabilities:  # a row each, whatever the grids
+            if distribute is probabilities:  # a softmax of each row needs no grids
                 logits = tf.stack([side.logits() for side in group])
                 pi = distribute(logits, group[0].grids)
             else:
@@ -78,7 +81,7 @@ class Importances:
 
     @property
     def draws(self) -> list[keras.Variable]:
-        """Variables [2] that count the draws of layers that draw."""
+        """The variables [2] (seed, count) of all layers that draw random numbers."""
         sides = [
             side
             for layer in self.layers

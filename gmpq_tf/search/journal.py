@@ -1,8 +1,14 @@
-"""Measurements of a search, kept as they are made: what is interrupted is replayed.
+"""A file of the measurements of a search, from which an interrupted one is replayed.
 
-A strategy is a function of its problem, its options and the answers of `once`. Run
-again, it asks the same in the same order, and is answered from the file as far as it
-had come.
+A strategy is a deterministic function of its problem, its options and the answers of
+`once`. When it is run again it asks for the same measurements in the same order. Those
+that the file has are answered from there; at the first that is missing it goes on
+measuring. No other state of the strategy has to be saved, except variables that it
+trains (`keep` and `give_back`).
+
+The first line of the file holds the problem; a search of another one is refused. Each
+further line is one answer, written and synced before it is used, so that at most the
+line being written is lost; an incomplete last line is removed.
 """
 
 from __future__ import annotations
@@ -20,19 +26,19 @@ from gmpq_tf.search.meter import Meter
 
 
 class JournalError(ValueError):
-    """A journal that cannot be gone on with."""
+    """A journal cannot be continued: it is damaged, or of another problem."""
 
 
 class Journal:
-    """A JSON-lines file of answers; the first line says to what problem.
+    """A JSON-lines file of answers, with the problem in its first line.
 
     Args:
-        path: the file to make, or to go on with; None keeps the answers in memory.
-        problem: everything that they depend on, plain JSON values.
-        meter: what answers cost is counted there.
+        path: the file to create or to continue; None keeps the answers in memory.
+        problem: everything that the answers depend on, as plain JSON values.
+        meter: counts the cost of answers, also of replayed ones.
 
     Raises:
-        JournalError: the file is of another problem, or damaged before its end.
+        JournalError: the file is of another problem, or damaged before its last line.
     """
 
     def __init__(
@@ -50,18 +56,19 @@ class Journal:
 
     @property
     def replayable(self) -> int:
-        """Answers that are known."""
+        """Number of answers that are known and need no computing."""
         return len(self._answers)
 
     def once(self, key: Any, compute: Callable[[], Any]) -> Any:
-        """The answer to a key: from the file, or computed and added to it.
+        """The answer to a key, from the file, or else computed and added to the file.
 
         Args:
-            key: what is asked, plain JSON values.
+            key: describes what is measured, plain JSON values.
             compute: returns the answer, plain JSON values.
 
         Returns:
-            The answer as JSON keeps it.
+            The answer after a round trip through JSON, so that a replayed search gets
+            the same value as the first one.
         """
         name = json.dumps(key, sort_keys=True)
         if name in self._answers:
@@ -85,10 +92,10 @@ class Journal:
         return record["value"]
 
     def keep(self, name: str, variables: Sequence[Any]) -> None:
-        """Keeps variables for `give_back`, in a file beside the journal.
+        """Save variables for `give_back`, in a file beside the journal.
 
         Args:
-            name: what they are.
+            name: part of the file's name.
             variables: Keras variables of any shape.
         """
         if self.path is not None:
@@ -96,10 +103,10 @@ class Journal:
             write_arrays(self._beside(name), arrays)
 
     def give_back(self, name: str, variables: Sequence[Any]) -> None:
-        """Sets variables to what `keep` was given.
+        """Set variables to the values that `keep` has saved.
 
         Raises:
-            JournalError: the file is not there, damaged, or of other variables.
+            JournalError: the file is missing, damaged, or of other variables.
         """
         path = self._beside(name)
         try:
@@ -155,7 +162,7 @@ def _append(path: Path, line: str) -> None:
 
 
 def _whole_lines(path: Path) -> list[str]:
-    """The lines of a file; one whose writing was interrupted is removed from it."""
+    """The lines of a file; a last line without an end is cut off the file."""
     if not path.exists():
         return []
     data = path.read_bytes()

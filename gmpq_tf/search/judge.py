@@ -1,4 +1,4 @@
-"""The risk of each image, by what the outputs of a model say."""
+"""The risk of each image, computed according to what the outputs of a model mean."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from gmpq_tf.task import Binary, Classes, TaskError, match_labels, outputs_of
 
-_LEAST = 1e-7  # probability, as Keras clips it
+_LEAST = 1e-7  # least probability inside a logarithm, as in Keras
 
 
 class Judge:
@@ -19,11 +19,11 @@ class Judge:
 
     Args:
         model: the float model.
-        outputs: its outputs for some images, arrays [B, ...] in its order.
-        labels: of the images, as `match_labels` takes them; None: there are none.
+        outputs: its outputs for some images, arrays [B, ...], in its order.
+        labels: labels of these images, as for `match_labels`; None: there are none.
 
     Raises:
-        TaskError: labels that do not fit the outputs.
+        TaskError: labels do not fit the outputs.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Judge:
             for each, scores in zip(self.outputs, outputs, strict=True)
         ]
         given = match_labels(model, labels)
-        # Whether labels are rows, one score a class.
+        # Whether labels are rows with one number for each class.
         self.one_hot = np.shape(given[0]) == np.shape(outputs[0])
         self.scales = [float(np.var(scores)) or 1.0 for scores in outputs]
         self.labels = [
@@ -56,25 +56,25 @@ class Judge:
 
     @property
     def labelled(self) -> bool:
-        """Whether there are labels."""
+        """Whether every output has labels."""
         return all(own is not None for own in self.labels)
 
     @property
     def targets(self) -> list[np.ndarray]:
-        """Labels in the shape of each output [images, ...], where there are labels."""
+        """Labels of each output, in its shape [images, ...]; [] without labels."""
         return [own for own in self.labels if own is not None]
 
     @property
     def decides(self) -> bool:
-        """Whether an output says something that is right or wrong."""
+        """Whether an output is a decision, such as a class, that is right or wrong."""
         return any(each.kind.decides for each in self.outputs)
 
     def right(self, outputs: Sequence[np.ndarray], labels: Sequence[Any]) -> np.ndarray:
         """Share of the decisions on each image that are right, [B].
 
         Args:
-            outputs: arrays [B, ...] of each output.
-            labels: rows of `labels` that belong to them.
+            outputs: an array [B, ...] for each output.
+            labels: the labels of these images.
         """
         found = [
             each.kind.right(scores, own).reshape(len(scores), -1).mean(axis=1)
@@ -84,13 +84,13 @@ class Judge:
         return np.mean(found, axis=0)
 
     def task(self, outputs: Sequence[Any], labels: Sequence[Any]) -> tf.Tensor:
-        """Cross-entropy (squared error of numbers) of each image, [B].
+        """Cross-entropy in nats (for numbers the squared error) of each image, [B].
 
-        The mean over places, the sum over outputs.
+        Averaged over positions such as pixels, summed over outputs.
 
         Args:
-            outputs: tensors [B, ...] of each output.
-            labels: rows of `labels` that belong to them.
+            outputs: a tensor [B, ...] for each output.
+            labels: the labels of these images.
         """
         terms = []
         for index, (scores, own) in enumerate(zip(outputs, labels, strict=True)):
@@ -108,7 +108,7 @@ class Judge:
         return tf.add_n(terms)
 
     def keras_loss(self) -> Any:
-        """The task risk of a model of one output, as `compile` takes a loss."""
+        """The task risk as a Keras loss, for a model with one output."""
         kind, axis = self.outputs[0].kind, getattr(self.outputs[0].kind, "axis", -1)
         if isinstance(kind, Binary):
             return keras.losses.BinaryCrossentropy(from_logits=not kind.threshold)
@@ -121,14 +121,14 @@ class Judge:
         return keras.losses.SparseCategoricalCrossentropy(**options)
 
     def divergence(self, outputs: Sequence[Any], teacher: Sequence[Any]) -> tf.Tensor:
-        """Kullback-Leibler divergence from the float outputs, of each image, [B], nats.
+        """`KL(teacher || student)` of each image, [B], in nats.
 
-        `KL(teacher || student)`, the mean over places, the sum over outputs; of numbers
-        the squared difference over the variance of the float ones.
+        Averaged over positions such as pixels, summed over outputs. For numbers it is
+        the squared difference over the variance of the float outputs.
 
         Args:
-            outputs: tensors [B, ...] of each output.
-            teacher: those of the float model.
+            outputs: a tensor [B, ...] for each output of the student.
+            teacher: the same for the float model.
         """
         terms = []
         for index, (scores, known) in enumerate(zip(outputs, teacher, strict=True)):
@@ -153,15 +153,15 @@ class Judge:
     def drawn(
         self, outputs: Sequence[Any], teacher: Sequence[Any], seed: tf.Tensor
     ) -> tf.Tensor:
-        """Minus log-likelihood of answers drawn from what the float model says, [B].
+        """Negative log-likelihood of labels drawn from the float model's outputs, [B].
 
-        Where the outputs are the teacher's, the mean over draws of the product of its
-        gradient with itself is the Hessian of `divergence`: Fisher's information.
+        If student and teacher are the same, the mean over draws of the outer product of
+        its gradient with itself is the Hessian of `divergence` (Fisher information).
 
         Args:
-            outputs: tensors [B, ...] of each output.
-            teacher: those of the float model.
-            seed: two integers, of the draw.
+            outputs: a tensor [B, ...] for each output.
+            teacher: the same for the float model.
+            seed: seed of the draw, two integers [2].
         """
         terms = []
         for index, (scores, known) in enumerate(zip(outputs, teacher, strict=True)):
@@ -184,13 +184,13 @@ class Judge:
                 noise = spread * tf.random.stateless_normal(tf.shape(known), own)
                 gap = tf.square(scores - known - noise) / self.scales[index]
             each = tf.reshape(gap, [tf.shape(gap)[0], -1])
-            # Of the mean over places; draws of different places are independent.
+            # The mean over positions; their draws are independent.
             places = tf.cast(tf.shape(each)[1], tf.float32)
             terms.append(tf.reduce_sum(each, axis=1) / tf.sqrt(places))
         return tf.add_n(terms)
 
     def _log(self, index: int, scores: tf.Tensor) -> tf.Tensor:
-        """Logarithms of the probabilities of classes."""
+        """Log-probabilities of classes, of the shape of the scores."""
         if self.probabilities[index]:
             return tf.math.log(tf.maximum(scores, _LEAST))
         kind = self.outputs[index].kind
@@ -198,7 +198,7 @@ class Judge:
         return tf.nn.log_softmax(scores, axis=kind.axis)
 
     def _log_odds(self, index: int, scores: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Logarithms of the probabilities of yes and of no."""
+        """Log-probabilities of yes and of no, of the shape of the scores each."""
         kind = self.outputs[index].kind
         assert isinstance(kind, Binary)
         if kind.threshold:
@@ -210,7 +210,7 @@ class Judge:
         """Labels in the shape of the scores: one-hot, 0 or 1, or numbers.
 
         Raises:
-            TaskError: labels of another shape, or that are no class of the model.
+            TaskError: labels have another shape, or are not classes of the model.
         """
         kind, labels = self.outputs[index].kind, np.asarray(labels)
         if isinstance(kind, Classes):
@@ -245,6 +245,6 @@ def _per_image(values: tf.Tensor) -> tf.Tensor:
 
 
 def _sum_to_one(scores: np.ndarray, axis: int) -> bool:
-    """Whether scores are probabilities of classes."""
+    """Whether scores along an axis are probabilities: non-negative, with the sum 1."""
     scores = np.asarray(scores, "float64")
     return bool(scores.min() >= 0 and np.allclose(scores.sum(axis=axis), 1, atol=1e-3))

@@ -1,4 +1,9 @@
-"""The most probable policy within its budgets: a multiple-choice knapsack."""
+"""The most probable policy within its budgets: a multiple-choice knapsack.
+
+Each layer takes one of its choices; the sum of their values is maximized, and the sum
+of their costs stays within the limits. This integer linear program is solved exactly
+(SciPy's HiGHS), which takes milliseconds for a network.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +20,7 @@ from gmpq_tf.limits import Limit, no_policy
 
 Pair = tuple[int, int]
 Choices = Mapping[str, list[tuple[Pair, float]]]
-# Two of (layer, 0 for its weights or 1 for its activations, bits) -> value.
+# Two choices (layer, 0 for its weights or 1 for its activations, bits) -> value.
 PairValues = Mapping[tuple[tuple[str, int, int], tuple[str, int, int]], float]
 
 
@@ -28,14 +33,14 @@ def most_probable_bits(
 
     Maximizes `sum_k log pi_w[k] + log pi_a[k]`; without a budget that is the branch
     with the largest importance in each layer (section 3.3). With budgets, every cost
-    must be within its limit, and that of the first at most 3 % below it, or as near
-    below as the space allows: a multiple-choice knapsack, solved exactly. What it
-    leaves is then spent on the cheapest layers.
+    must be within its limit, and the first one at most 3 % below it (or as near below
+    as the space allows). What is left of the budgets is then spent on the layers where
+    more bits cost least.
 
     Args:
         probabilities: (pi_w, pi_a) of each layer, [candidates] each.
-        candidates: bit-widths those belong to.
-        limits: of the costs; () for none.
+        candidates: the bit-widths that these belong to.
+        limits: limits of the costs; () for none.
 
     Returns:
         Layer name -> (weight bits, activation bits).
@@ -65,10 +70,10 @@ def spend_budget(
     limits: Sequence[Limit],
     allowed: Mapping[str, Sequence[Pair]] | None = None,
 ) -> dict[str, Pair]:
-    """Raise bits, the step that costs the first budget least first, until none fits.
+    """Raise bits, the cheapest step of the first budget first, until none fits.
 
     Layers with few multiply-adds hardly feel the complexity risk, so their importances
-    say little; what the budgets leave over gives them precision for nothing.
+    say little; the rest of the budget gives them more precision at no cost.
 
     Args:
         bits: a policy that keeps the limits.
@@ -77,7 +82,7 @@ def spend_budget(
         allowed: layer -> pairs it may take; a layer that is missing may take any.
 
     Returns:
-        Layer name -> (weight bits, activation bits), none fewer than before.
+        Layer name -> (weight bits, activation bits), nowhere fewer than before.
     """
     bits, allowed = dict(bits), allowed or {}
     while True:
@@ -99,7 +104,7 @@ def spend_budget(
 
 
 def _added(limits: Sequence[Limit], name: str, old: Pair, new: Pair) -> list[float]:
-    """What a layer's step from one pair to another adds to each cost."""
+    """What changing a layer from one pair of bits to another adds to each cost."""
     return [each.table.at(name, *new) - each.table.at(name, *old) for each in limits]
 
 
@@ -108,9 +113,9 @@ def _raised(
     candidates: tuple[Sequence[int], Sequence[int]],
     allowed: Sequence[Pair] | None,
 ) -> list[Pair]:
-    """The pair with its weight bits, or its activation bits, at the next candidate.
+    """The next wider pairs: weight bits, or activation bits, at the next candidate.
 
-    Where pairs are restricted, the next of those that are no narrower.
+    Where pairs are restricted, the narrowest allowed pair that is not narrower.
     """
     if allowed is not None:
         wider = [
@@ -129,19 +134,19 @@ def knapsack(
 
     Args:
         choices: layer name -> (bit-widths, value) pairs, of which one is taken.
-        limits: of the costs.
-        pairs: what two choices of different layers add where both are taken.
+        limits: limits of the costs.
+        pairs: value that is added if two choices of different layers are both taken.
 
     Returns:
         Layer name -> bit-widths. The cost of the first limit lies in
         `[(1 - SLACK) limit, limit]`, or as near below it as the space allows.
 
     Raises:
-        BudgetError: no choices keep them all.
+        BudgetError: no choices keep all limits.
     """
     problem = Problem(choices, limits, pairs)
     chosen = problem.solve(problem.values, 1 - SLACK)
-    if chosen is None:  # the space has no policy that near: take the nearest below
+    if chosen is None:  # no policy is that near to the limit: find the nearest below
         nearest = problem.solve(problem.costs[0], 0.0)
         if nearest is None:
             raise no_policy(limits, blocking(choices, limits))
@@ -152,14 +157,14 @@ def knapsack(
 
 
 def check_limits(candidates: Candidates, limits: Sequence[Limit]) -> None:
-    """Refuses limits that no policy of a space keeps at once.
+    """Refuse limits that no policy of a space keeps together.
 
     Args:
         candidates: (weight bits, activation bits) each layer may take.
-        limits: each of which some policy keeps.
+        limits: limits, each of which some policy keeps.
 
     Raises:
-        BudgetError: there is none for all; it says which to raise.
+        BudgetError: no policy keeps all; the message says which ones to raise.
     """
     limits = [each for each in limits if not each.table.is_fixed(candidates)]
     if len(limits) > 1:
@@ -171,7 +176,7 @@ def check_limits(candidates: Candidates, limits: Sequence[Limit]) -> None:
 
 
 def blocking(choices: Choices, limits: Sequence[Limit]) -> list[Limit]:
-    """Limits without any one of which the others could be kept."""
+    """The limits that conflict: without one of these all others can be kept."""
     found = []
     for left_out in limits:
         problem = Problem(choices, [each for each in limits if each is not left_out])
@@ -181,17 +186,18 @@ def blocking(choices: Choices, limits: Sequence[Limit]) -> list[Limit]:
 
 
 class Problem:
-    """Choices and limits as arrays.
+    """Choices and limits as arrays, for an integer linear program.
 
-    What two choices add is a product of two binaries. For each two tensors the columns
-    after those of the rows stand for the products, whose sums over either tensor are
-    the other's choice: then all are whole where the choices are, and the bound is
-    tighter than that of one inequality a product.
+    The first variables, `rows`, are 0 or 1: whether a choice is taken. A value of two
+    choices needs the product of two such variables, which is made linear: for each pair
+    of tensors there is one more variable a product, and the sum of the products over
+    one tensor's bits must equal the other tensor's variable. The products then are 0
+    or 1 by themselves, and the relaxation is tighter than with the usual inequalities.
 
     Args:
         choices: layer name -> (bit-widths, value) pairs.
-        limits: of the costs.
-        pairs: what two choices of different layers add where both are taken.
+        limits: limits of the costs.
+        pairs: value that is added if two choices of different layers are both taken.
     """
 
     def __init__(
@@ -203,7 +209,7 @@ class Problem:
         self.rows = [(n, *choice) for n, own in choices.items() for choice in own]
         products, self.sums = _products(self.rows, pairs or {})
         self.values = np.array([value for _, _, value in self.rows] + products)
-        # In shares of what each limit leaves for the layers.
+        # Costs as shares of what each limit leaves for the searched layers.
         self.costs = np.array(
             [
                 [each.table.at(n, *pair) / each.for_layers for n, pair, _ in self.rows]
@@ -215,7 +221,7 @@ class Problem:
         )
 
     def bits(self, chosen: np.ndarray) -> dict[str, Pair]:
-        """The bit-widths of a mask, [rows]."""
+        """Layer name -> bit-widths, from a mask of the choices, [rows]."""
         return {self.rows[i][0]: self.rows[i][1] for i in np.flatnonzero(chosen)}
 
     def solve(
@@ -225,13 +231,13 @@ class Problem:
         without: Sequence[np.ndarray] = (),
         forbidden: np.ndarray | None = None,
     ) -> np.ndarray | None:
-        """Mask of the best choices within the limits, [rows]; None without any.
+        """Mask of the best choices within the limits, bool [rows]; None: there is none.
 
         Args:
-            values: [rows] or [columns], of which the sum is made largest.
-            least: share of the first limit that must be spent.
-            without: masks that are not to be found again.
-            forbidden: mask of the choices that may not be taken, [rows].
+            values: value of each variable, [rows] or [columns]; their sum is maximized.
+            least: share of the first limit that must be spent, 0 to 1.
+            without: masks [rows] of solutions that must not be found again.
+            forbidden: mask of choices that may not be taken, [rows].
         """
         rows, columns = len(self.rows), len(self.values)
         low = np.full(len(self.costs), -np.inf)
@@ -240,8 +246,8 @@ class Problem:
         if forbidden is not None:
             most[:rows] -= forbidden
         kinds = np.zeros(columns)
-        kinds[:rows] = 1  # products are whole where the choices are
-        for high in (1.0, 1.0 - 1e-5):  # the solver may overstep a limit by about 1e-6
+        kinds[:rows] = 1  # integers; products are whole if the choices are
+        for high in (1.0, 1.0 - 1e-5):  # the solver may exceed a limit by about 1e-6
             constraints = [LinearConstraint(_wide(self.one_each, columns), 1, 1)]
             if len(self.costs):
                 costs = _wide(self.costs, columns)
@@ -268,22 +274,23 @@ class Problem:
 
 
 def _wide(matrix: np.ndarray, columns: int) -> np.ndarray:
-    """A matrix [n, rows] with zeros for the other columns, [n, columns]."""
+    """A matrix [n, rows] padded with zeros for the products, [n, columns]."""
     return np.pad(matrix, ((0, 0), (0, columns - matrix.shape[1])))
 
 
 def _products(
     rows: Sequence[tuple[str, Pair, float]], pairs: PairValues
 ) -> tuple[list[float], Any]:
-    """Columns for the products of choices: their values, and what their sums are.
+    """Variables for the products of choices: their values and their equations.
 
     Args:
-        rows: (layer, bit-widths, value).
-        pairs: of which those of one layer are left out, as they are in its values.
+        rows: (layer, bit-widths, value) of each choice.
+        pairs: as in `Problem`; pairs within one layer are skipped, since they are part
+            of the layer's values.
 
     Returns:
-        Values [products], and a sparse matrix [sums, rows + products] of which each
-        row is 0; None without products.
+        Values [products], and a sparse matrix [equations, rows + products] whose
+        product with the variables must be 0; None without products.
     """
     tensors = {(own[0][:2], own[1][:2]) for own in pairs if own[0][0] != own[1][0]}
     values: list[float] = []
@@ -312,7 +319,7 @@ def _products(
 def _taken(
     rows: Sequence[tuple[str, Pair, float]], layer: str, side: int
 ) -> dict[int, list[int]]:
-    """Bits of a tensor -> the rows that take them."""
+    """Bits of a tensor -> the rows whose choice has these bits."""
     found: dict[int, list[int]] = {}
     for place, (name, pair, _) in enumerate(rows):
         if name == layer:

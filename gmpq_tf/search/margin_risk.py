@@ -1,4 +1,4 @@
-"""The generalization risk of classes that come nearer to each other (after SEAM)."""
+"""A generalization risk on how well classes are separated (after SEAM)."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from gmpq_tf.search.risks import Step, taken
 
 
 class Margin(Generalization):
-    """`R_G = relu(S_q - S_f)`: how much worse the classes of a batch are separated.
+    """`R_G = relu(S_q - S_f)`: how much worse the hypernet separates the classes.
 
-    `S = mean |f - c_y|^2 / mean_(k != y) |c_y - c_k|^2` of the pooled last feature map
-    `f`, with the mean `c_k` of each class in the batch: small where classes are compact
-    and apart. Batches need several images of a class.
+    `S = mean |f - c_y|^2 / mean_(k != y) |c_y - c_k|^2`, with the pooled last feature
+    map `f` and the mean `c_k` of each class in the batch. It is small where classes are
+    compact and far apart. Batches need several images of a class.
 
-    A reconstruction: of "SEAM: Searching Transferable Mixed-Precision Quantization
-    Policy through Large Margin Regularization", ACM MM 2023, the abstract alone was at
-    hand, which names compactness within classes and separation between them, but no
+    This is a reconstruction from the abstract of "SEAM: Searching Transferable
+    Mixed-Precision Quantization Policy through Large Margin Regularization", ACM MM
+    2023, which names compactness within classes and separation between them, but no
     formula.
 
     Raises:
-        StrategyError: it is to be of predicted classes.
+        StrategyError: predicted classes are asked for.
     """
 
     of_image = False
@@ -58,12 +58,12 @@ class Margin(Generalization):
         return tf.stop_gradient(self._separated(feature, classes))
 
     def value(self, step: Step) -> tf.Tensor:
-        """What the hypernet's separation is worse, a scalar."""
+        """By how much the hypernet's `S` exceeds the float model's, a scalar >= 0."""
         assert step.maps is not None and step.teacher_maps is not None
         return tf.nn.relu(step.maps - step.teacher_maps)
 
     def update(self, step: Step) -> None:
-        """Nothing: there are no maps to rank."""
+        """Do nothing, since there are no maps to rank."""
 
     def _separated(self, feature: tf.Tensor, classes: tf.Tensor | None) -> tf.Tensor:
         assert classes is not None
@@ -73,12 +73,12 @@ class Margin(Generalization):
 
 
 def separation(features: tf.Tensor, classes: tf.Tensor, count: int) -> tf.Tensor:
-    """Squared spread within classes over the squared distance between them.
+    """Squared spread within classes over the squared distance between them (`S`).
 
     Args:
-        features: [B, C].
-        classes: [B], from 0; images of others count nothing.
-        count: of classes.
+        features: pooled features, [B, C].
+        classes: class numbers, integers [B]; images with other numbers are ignored.
+        count: number of classes.
 
     Returns:
         Scalar >= 0; 0 where there are no two classes.
@@ -97,7 +97,7 @@ def separation(features: tf.Tensor, classes: tf.Tensor, count: int) -> tf.Tensor
     pairs = sizes[:, None] * there[None] * (1 - tf.eye(count, dtype=features.dtype))
     number = tf.reduce_sum(pairs)
     between = tf.reduce_sum(pairs * apart) / tf.maximum(number, 1.0)
-    # Where all centers are one point the classes are as far apart as one is wide.
+    # If all centers coincide, their distance is bounded relative to the features' size.
     least = 1e-6 * tf.reduce_mean(tf.square(features)) + 1e-12
     ratio = within / tf.maximum(total, 1.0) / tf.maximum(between, least)
     return tf.where(number > 0, ratio, tf.zeros_like(ratio))

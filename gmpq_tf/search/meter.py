@@ -1,4 +1,4 @@
-"""What a search costs, whatever it does: steps of float training, and seconds."""
+"""The cost of a search, in equivalent steps of float training and in seconds."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from time import perf_counter
 
 # One step: forward, backward and update of the float model on so many images.
 IMAGES_PER_STEP = 128
-FORWARD = 1 / 3  # of a step
+FORWARD = 1 / 3  # cost of a forward pass, in steps
 
 
 @dataclass(frozen=True)
 class SearchCost:
-    """What a search cost.
+    """The cost of a search.
 
     Args:
-        float_steps: training steps of the float model, of 128 images each, that take
-            as much computing; a forward pass alone counts a third.
-        seconds: of wall clock, those of an interrupted part included.
+        float_steps: number of training steps of the float model, on 128 images each,
+            that need the same computing; a forward pass counts as a third of a step.
+        seconds: wall clock time, including that of interrupted runs.
     """
 
     float_steps: float
@@ -31,7 +31,7 @@ class SearchCost:
 
 
 class Meter:
-    """Counts while a search runs."""
+    """Counts the cost of a search while it runs."""
 
     def __init__(self) -> None:
         self.float_steps = 0.0
@@ -39,7 +39,7 @@ class Meter:
         self._earlier = 0.0
 
     def forward(self, images: int) -> None:
-        """Count a forward pass."""
+        """Count a forward pass over so many images."""
         self.float_steps += FORWARD * images / IMAGES_PER_STEP
 
     def training(self, images: int, steps: float = 1.0) -> None:
@@ -47,15 +47,15 @@ class Meter:
         self.float_steps += steps * images / IMAGES_PER_STEP
 
     def replayed(self, float_steps: float, seconds: float) -> None:
-        """Count what was done before an interruption."""
+        """Count the cost of work that was done before an interruption."""
         self.float_steps += float_steps
         self._earlier += seconds
 
     @property
     def seconds(self) -> float:
-        """Of wall clock, so far."""
+        """Wall clock time so far, including that of interrupted runs."""
         return self._earlier + perf_counter() - self._started
 
     def cost(self) -> SearchCost:
-        """What it comes to, so far."""
+        """The cost so far."""
         return SearchCost(self.float_steps, self.seconds)

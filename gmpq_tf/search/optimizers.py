@@ -1,4 +1,4 @@
-"""What the two optimizers of a search may be, and what a policy says of them."""
+"""Checks of the two optimizers of a search, and their record in a policy."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import keras
 
 
 def check_optimizers(weights: Any, importances: Any) -> None:
-    """Refuse optimizers under which a search would train nothing, or something else.
+    """Refuse optimizers with which a search would not train correctly.
 
     Args:
-        weights: of the hypernet's weights and ranges.
-        importances: of the branch importances.
+        weights: the optimizer of the hypernet's weights and ranges.
+        importances: the optimizer of the branch importances.
 
     Raises:
-        ValueError: one object for both; one that divides gradients by the scale of a
-            loss, or replaces what it trained by averages.
+        ValueError: both are the same object; one divides gradients by a loss scale; or
+            one replaces variables by their moving averages.
     """
     if weights is importances:
         raise ValueError(
@@ -52,7 +52,8 @@ def check_precision(model: keras.Model) -> None:
         model: the hypernet.
 
     Raises:
-        ValueError: gradients would vanish, as nothing scales the loss.
+        ValueError: a layer does: its gradients would underflow, since a search does not
+            scale the loss.
     """
     names = [
         layer.name
@@ -71,8 +72,8 @@ def check_precision(model: keras.Model) -> None:
 
 
 def describe_optimizer(optimizer: Any) -> dict[str, Any]:
-    """Class and options of an optimizer, as plain JSON."""
+    """Class and options of an optimizer, as plain JSON values."""
     config = {k: v for k, v in optimizer.get_config().items() if v is not None}
-    config.pop("name", None)  # a number of this process
+    config.pop("name", None)  # Keras numbers optimizers within a process
     described = {"class": type(optimizer).__name__, **config}
     return json.loads(json.dumps(described, default=str))

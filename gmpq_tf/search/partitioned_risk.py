@@ -1,4 +1,4 @@
-"""The generalization risk of groups of pixels (after R-GMPQ)."""
+"""A generalization risk that compares groups of pixels (after R-GMPQ)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from gmpq_tf.search.attribution_risk import Generalization
 
 
 class Partitioned(Generalization):
-    """`R_G` of groups of pixels that are near in the rank of the teacher's map.
+    """`R_G` of groups of pixels that have similar ranks in the teacher's map.
 
-    `sum_g n_g (mean_g M_q - mean_g T)^2`, mean over the batch, with the target `T` of
-    eq. 4: pixels of a group may change places for nothing, and noise of their ranks
-    with them. Groups get twice as large from the highest pixels down; where each pixel
-    is one, it is GMPQ's risk. The exponent goes from 1 in the first epoch to that of
-    eq. 8 in the last.
+    `sum_g n_g (mean_g M_q - mean_g T)^2`, mean over the batch, with `n_g` pixels in
+    group g and the target `T = M_f^p / sum M_f^p`. Exchanging pixels within a group
+    costs nothing, so noise in their ranks does not matter. Group sizes double from the
+    highest pixels down; with one pixel a group it is GMPQ's risk. The exponent moves
+    from 1 in the first epoch to that of eq. 8 in the last.
 
-    A reconstruction: of "Learning Generalizable Mixed-Precision Quantization via
-    Attribution Imitation", IJCV 2024 (R-GMPQ), the abstract alone was at hand, which
+    This is a reconstruction from the abstract of "Learning Generalizable
+    Mixed-Precision Quantization via Attribution Imitation", IJCV 2024 (R-GMPQ), which
     names the groups, their shared value and the moving exponent, but no formula.
     """
 
@@ -37,7 +37,7 @@ class Partitioned(Generalization):
             )
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
-        """Move the exponent on."""
+        """Set how far the exponent has moved from 1 to that of eq. 8, 0 to 1."""
         if self.progress is not None:
             self.progress.assign(epoch / (epochs - 1) if epochs > 1 else 1.0)
 
@@ -64,10 +64,10 @@ def partitioned_risk(
 
     Args:
         student: maps of the hypernet, [A, H, W], non-negative.
-        teacher: of the float model, same shape; treated as constant.
+        teacher: maps of the float model, same shape; treated as constant.
         p: exponent of the target, a scalar; treated as constant.
-        top_k: pixels that count, the highest of the teacher's map.
-        groups: of pixels.
+        top_k: number of pixels that count, the highest of the teacher's map.
+        groups: number of groups.
 
     Returns:
         Scalar >= 0.
@@ -88,10 +88,10 @@ def partitioned_risk(
 
 
 def group_sizes(pixels: int, groups: int) -> list[int]:
-    """Sizes of groups, each about twice the one before, together all pixels."""
+    """Sizes of groups, each about twice the one before, with the sum `pixels`."""
     groups = min(groups, pixels)
     shares = (2.0 ** np.arange(1, groups + 1) - 1) / (2.0**groups - 1)
     ends = np.maximum(np.round(shares * pixels), np.arange(1, groups + 1))
-    # So many as leave one pixel to each group that follows.
+    # Leave at least one pixel to each group that follows.
     ends = np.minimum(ends, pixels - np.arange(groups)[::-1]).astype(int)
     return np.diff(ends, prepend=0).tolist()

@@ -1,4 +1,4 @@
-"""What an expected cost is punished with, by how much of its budget it is."""
+"""Penalties on an expected cost, as functions of its share of the budget."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ import tensorflow as tf
 
 from gmpq_tf.spelling import lookup
 
-PERCENT = 100.0  # the units of a budget, in which the barrier stands
-EDGE = 0.99  # from which on the barrier goes on as a line
+PERCENT = 100.0  # the barrier measures costs in percent of the budget
+EDGE = 0.99  # share of the budget from which the barrier is replaced by its tangent
 
 
 def barrier(spent: tf.Tensor) -> tf.Tensor:
     """`-log(log(U + 1 - E))` with `U = 100` and `E = 100 spent` (BP-NAS), a scalar.
 
-    Flat inside, infinite at the budget; from 99 % on its tangent instead, so that a
-    search may start outside and comes in.
+    It is flat inside the budget and would be infinite at it. From 99 % on it is
+    replaced by its tangent, so that a search that starts outside is led into the
+    budget.
 
     Args:
         spent: expected cost over the budget, a scalar.
 
     Source: Yu et al., "Search What You Want: Barrier Penalty NAS for Mixed Precision
-    Quantization", ECCV 2020. Unlike there costs are in percent of the budget.
+    Quantization", ECCV 2020. Unlike the paper costs are in percent of the budget.
     """
     inside = tf.minimum(spent, EDGE)
     left = PERCENT + 1 - PERCENT * inside
@@ -48,8 +49,8 @@ def excess(spent: tf.Tensor) -> tf.Tensor:
     Args:
         spent: expected cost over the budget, a scalar.
 
-    Source: Uhlich et al., "Mixed Precision DNNs", ICLR 2020, section 3. Unlike there of
-    any cost, not of the bytes of weights and activations.
+    Source: Uhlich et al., "Mixed Precision DNNs", ICLR 2020, section 3. Unlike the
+    paper it applies to any cost, not only to the bytes of weights and activations.
     """
     return tf.square(tf.nn.relu(spent - 1))
 
@@ -65,7 +66,7 @@ def distance(spent: tf.Tensor) -> tf.Tensor:
     return tf.abs(spent - 1)
 
 
-CONTROLLER = "controller"  # zeta follows the budget, with the cost itself as risk
+CONTROLLER = "controller"  # no penalty: zeta is adapted until the budget is met
 PENALTIES: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
     "barrier": barrier,
     "compression": compression,

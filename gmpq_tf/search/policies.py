@@ -1,4 +1,4 @@
-"""`search_policy`: a strategy values the choices, the knapsack chooses."""
+"""`search_policy`: a strategy values the choices, and the knapsack chooses a policy."""
 
 from __future__ import annotations
 
@@ -44,16 +44,17 @@ from gmpq_tf.version import __version__
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found.
+    """The result of a search.
 
     Args:
-        policy: the policy.
-        values: of every choice: layer -> (weight bits -> value, activation bits ->
-            value); a policy's is the sum, and more is better.
+        policy: the policy that was chosen.
+        values: value of every choice: layer -> (weight bits -> value, activation bits
+            -> value). A policy's value is the sum of those of its choices; more is
+            better.
         history: what was measured or trained, as plain JSON values.
-        cost: in steps of float training, and seconds.
+        cost: cost of the search, in steps of float training and in seconds.
         margin: how far the policy lies above the next, in standard errors.
-        decisions: likewise each of its choices, above the best policy without it.
+        decisions: how far it lies above the best policy without each of its choices.
         valued: all that the strategy returned, with further columns.
         finalists: policies that were compared in the end, with their mean risk, the
             best first; () without finalists.
@@ -69,7 +70,7 @@ class SearchResult:
     finalists: tuple[tuple[Bits, float], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """What `values.json` says: the same however often a search was interrupted."""
+        """The contents of `values.json`; interruptions do not change them."""
         pairs = [[*a, *b, v] for (a, b), v in self.valued.bonds.pairs.items()]
         return {
             "strategy": self.policy.made_by["strategy"],
@@ -85,7 +86,7 @@ class SearchResult:
         }
 
     def __str__(self) -> str:
-        """What it cost, and how sure it is: for the log."""
+        """Text for the log: what the search cost, and how sure its result is."""
         return f"Search: {self.cost}. {self.margin} {self.decisions}".rstrip()
 
 
@@ -108,7 +109,7 @@ def search_policy(
     latency_table: str | None = None,
     **options: Any,
 ) -> SearchResult:
-    """Searches the bits of every layer's weights and activations, within budgets.
+    """Search the bits of every layer's weights and activations, within budgets.
 
         result = gmpq.search_policy(model, images, budget="W4A4")
         student = gmpq.quantize_model(model, result.policy)
@@ -118,24 +119,24 @@ def search_policy(
         dataset: training images, in the same order each time: an array, (inputs,
             labels) arrays, or a list of batches, a `tf.data.Dataset` or a
             `keras.utils.PyDataset` of inputs or of (inputs, labels).
-        strategy: a name in `gmpq_tf.search.STRATEGIES`; None: that of the purpose.
+        strategy: a name in `gmpq_tf.search.STRATEGIES`; None: the purpose decides.
         budget: what the policy may cost: "W3A3", "60kB", ("W4A4", "60kB"), 0.01, ...;
-            see `gmpq_tf.budget`. None: anything.
+            see `gmpq_tf.budget`. None: there is no budget.
         space: candidate bit-widths; None: the default.
-        seed: of everything random.
-        purpose: what the policy is for, "post_training" or "fine_tuning", which says
-            strategy and options where no strategy is named; None: the first.
-        journal: JSON-lines file of all measurements, made or gone on with: a search
-            that was interrupted is replayed from it.
-        progress: how measuring is shown: "bar", "line", "none", or "auto": bar on a
-            terminal, lines elsewhere. In the end cost and margin are printed, but for
-            "none".
-        fit: (model, epochs, callbacks) -> history, by which strategies with gradients
-            train; None: `model.fit` on the data set.
-        calibration_images: first images, that set activation ranges.
+        seed: seed of everything random.
+        purpose: what the policy is for, "post_training" or "fine_tuning"; it decides
+            strategy and options if no strategy is named. None: "post_training".
+        journal: JSON-lines file for all measurements, created or continued: an
+            interrupted search is replayed from it.
+        progress: how progress is shown: "bar", "line", "none", or "auto" (a bar on a
+            terminal, lines elsewhere). Unless it is "none", cost and margin are printed
+            at the end.
+        fit: (model, epochs, callbacks) -> history, which strategies with gradients use
+            for training; None: `model.fit` on the data set.
+        calibration_images: number of first images that set activation ranges.
         input_quantizer: a name in `INPUT_QUANTIZERS`; None: the default.
         kernel_quantizer: a name in `KERNEL_QUANTIZERS`; None: the default.
-        storage: of the file that a budget of bytes or milliseconds is about.
+        storage: storage of the file, for a budget of bytes or milliseconds.
         latency_table: JSON file of `gmpq-latency`, for a budget of milliseconds.
         **options: fields of the strategy's config and of `FinalistsConfig`.
 
@@ -144,10 +145,10 @@ def search_policy(
 
     Raises:
         BudgetError: no policy of the space keeps the budgets.
-        StrategyError: an unknown strategy, an option of another one or out of range, or
-            labels that are missing.
-        JournalError: a journal of another problem.
-        GraphError: a model that cannot be searched.
+        StrategyError: the strategy is unknown, an option belongs to another one or is
+            out of range, or labels are missing.
+        JournalError: the journal is of another problem.
+        GraphError: the model cannot be searched.
     """
     if purpose is not None:
         find_purpose(purpose)
@@ -191,12 +192,12 @@ def search_policy(
 def search_case(
     case: SearchCase, strategy: str, config: Any, finalists: FinalistsConfig
 ) -> SearchResult:
-    """As `search_policy`, of a case.
+    """As `search_policy`, for a case that is set up already.
 
     Args:
         case: model, choices, budgets, images and journal.
         strategy: a name in `STRATEGIES`.
-        config: its options.
+        config: the strategy's options.
         finalists: how the best policies are compared.
     """
     valued = find_strategy(strategy).value(case, config)
@@ -214,14 +215,14 @@ def conclude(
     made_by: Callable[[Bits], Mapping[str, Any]],
     best: Bits | None = None,
 ) -> SearchResult:
-    """Chooses by values, compares the finalists, and says how sure it all is.
+    """Choose a policy by values, compare finalists, and tell how sure the result is.
 
     Args:
         case: budgets, images and meter.
         valued: what a strategy returned.
         finalists: how the best policies are compared.
         made_by: policy -> its provenance.
-        best: the policy of highest value, where it is known.
+        best: the policy of highest value, if it is known.
     """
     candidates, limits = case.problem.candidates, case.problem.limits
     best = dict(best or choose(valued.values, candidates, limits, valued.bonds))
@@ -269,7 +270,8 @@ def read_options(
         options: name -> value.
 
     Raises:
-        StrategyError: an option of another strategy or of none, or out of range.
+        StrategyError: an option belongs to no strategy or another one, or is out of
+            range.
     """
     row = find_strategy(strategy)
     own, shared = _fields(row.config), _fields(FinalistsConfig)
@@ -281,7 +283,10 @@ def read_options(
 
 
 def option_error(strategy: str, name: str, value: Any) -> StrategyError:
-    """The error of an option that a strategy has not: whose it is, or the nearest."""
+    """The error for an option that a strategy lacks, with the strategies that have it.
+
+    If none has it, the nearest name is given.
+    """
     others = [n for n, row in STRATEGIES.items() if name in _fields(row.config)]
     known = [*_fields(STRATEGIES[strategy].config), *_fields(FinalistsConfig)]
     hint = f"It is one of {', '.join(map(repr, others))}." if others else ""
@@ -296,7 +301,7 @@ def _fields(cls: type) -> list[str]:
 
 
 def _plain_fit(data: SearchData, seed: int) -> Fit:
-    """Training by `model.fit` on the data of a search."""
+    """A `Fit` that calls `model.fit` on the data of a search."""
 
     def fit(model: keras.Model, epochs: int, callbacks: Sequence[Any]) -> Any:
         history = model.fit(
@@ -339,7 +344,7 @@ def _made_by(
     finalists: FinalistsConfig,
     bits: Bits,
 ) -> dict[str, Any]:
-    """Provenance of a policy; the same however often the search was interrupted."""
+    """Provenance of a policy; interruptions of the search do not change it."""
     options = {**vars(config), "space": case.problem.space.to_config()}
     if finalists.finalists:
         options |= vars(finalists)

@@ -54,9 +54,9 @@ class PolicySearch(SearchSteps):
         space: candidate bit-widths.
         input_quantizer: a name in `INPUT_QUANTIZERS`; None: the default.
         kernel_quantizer: a name in `KERNEL_QUANTIZERS`; None: the default.
-        name: of the Keras model.
+        name: name of the Keras model.
         risk: all options below in one object, instead of them.
-        zeta: weight of the complexity risk; with a budget, where it starts.
+        zeta: weight of the complexity risk; with a budget, its start.
         eta: weight of the generalization risk; 0 searches by EdMIPS, without a teacher.
         bit_ops_budget: bit operations the policy may cost: up to 1 a fraction of full
             precision (32 x 32 bits), above 1 a count. None: zeta stays as given, or
@@ -68,32 +68,32 @@ class PolicySearch(SearchSteps):
         weight_capacity: Q_w0 of eq. 8, in bits.
         activation_capacity: Q_a0 of eq. 8, in bits.
         feature_layer: layer whose output is attributed; None: the last feature map.
-        teacher_dtype: what the float model computes in, "float32" or "bfloat16".
+        teacher_dtype: float type of the float model, "float32" or "bfloat16".
         budget: what the policy may cost, instead of `bit_ops_budget`, as people say
             it: "W4A4", "60kB" of file, "2.5ms", ("W4A4", "60kB"), {"bit_ops": 0.01,
             "weight_bytes": "60kB"}; all are kept. See `gmpq_tf.budget`.
-        storage: of the file that bytes and milliseconds are about, "fast", "packed" or
-            "smallest"; None: "smallest" where the file's bytes are budgeted.
+        storage: storage of the file, for budgets of bytes and milliseconds: "fast",
+            "packed" or "smallest"; None: "smallest" if the file's bytes are budgeted.
         latency_table: JSON file of `gmpq-latency`, for a budget of milliseconds.
-        attribution_share: share of each batch that the generalization risk is taken
-            on, above 0; less than 1 is faster, and an unbiased estimate.
+        attribution_share: share of each batch on which the generalization risk is
+            computed, above 0; less than 1 is faster, and an unbiased estimate.
         generalization: what the generalization risk compares: "attribution" (maps),
             "partitioned" (groups of pixels), "margin" (classes), "none" as eta=0.
-        groups: of pixels, where it is "partitioned".
-        class_names: those that the file will hold, where its bytes are budgeted; ():
-            there is room for names of nine letters.
+        groups: number of groups of pixels, for "partitioned".
+        class_names: class names of the file, if its bytes are budgeted; (): room for
+            names of nine letters is planned.
         relaxation: how layers compute with several bit-widths at once: "mixture" adds
             their outputs (eq. 5), "sampled" draws one in each step, "expected_grid"
-            rounds once on the mean grid. The last two do not average rounding errors,
-            which a mixture does, so that importances say which layer needs its bits.
-        formulation: how budgets are kept and gradients taken; None: the paper's.
+            rounds once on the mean grid. A mixture averages the rounding errors of its
+            branches; the last two do not, so importances tell which layer needs bits.
+        formulation: how budgets are kept and gradients taken; None: the paper's way.
         **unknown: refused, with the nearest name of an option.
 
     Raises:
-        GraphError: not a functional classifier with a feature map to attribute.
+        GraphError: the model is not a functional classifier with a feature map.
         BudgetError: no policy of the space meets the budget.
-        TypeError: an option that does not exist.
-        ValueError: an option out of range, or given twice.
+        TypeError: an option does not exist.
+        ValueError: an option is out of range, or given twice.
     """
 
     def __init__(
@@ -127,8 +127,8 @@ class PolicySearch(SearchSteps):
         formulation: Formulation | None = None,
         **unknown: Any,
     ) -> None:
-        # Under a global mixed_float16 Keras would scale the loss, of which the second
-        # optimizer knows nothing.
+        # Under a global mixed_float16 policy Keras would scale the loss for its own
+        # optimizer, and the importances' optimizer would not undo it.
         super().__init__(name=name, dtype="float32")
         self.risk = chosen_risk(
             risk,
@@ -216,16 +216,16 @@ class PolicySearch(SearchSteps):
         """Configure training, as `keras.Model.compile`.
 
         Args:
-            optimizer: of the hypernet's weights and ranges.
-            importance_optimizer: of the branch importances.
-            loss: task loss of (labels, model output); labels sparse or one-hot, for
+            optimizer: optimizer of the hypernet's weights and ranges.
+            importance_optimizer: optimizer of the branch importances.
+            loss: task loss of (labels, model output); labels are sparse or one-hot; for
                 one logit 1 or 0 (or -1), for independent sigmoids any number of ones.
-            metrics: of (labels, model output).
+            metrics: metrics of (labels, model output).
             **kwargs: passed to `keras.Model.compile` (jit_compile, run_eagerly, ...).
 
         Raises:
-            ValueError: an optimizer that averages weights or divides by the scale of a
-                loss, one optimizer for both, or layers that compute in float16.
+            ValueError: an optimizer averages weights or divides by a loss scale, both
+                are the same object, or a layer computes in float16.
         """
         optimizer = keras.optimizers.get(optimizer)
         importance_optimizer = keras.optimizers.get(importance_optimizer)
@@ -248,8 +248,8 @@ class PolicySearch(SearchSteps):
     def policy(self, made_by: Mapping[str, Any] | None = None) -> BitwidthPolicy:
         """The policy of the largest importances (section 3.3), within the budgets.
 
-        With a budget it is the most probable policy whose cost lies within 3 % below
-        it, or as near below it as the space allows; it keeps all further ones.
+        With a budget it is the most probable policy whose cost lies at most 3 % below
+        the budget (or as near below as the space allows); further budgets are kept too.
 
         Args:
             made_by: provenance to record; strategy and options are added.
@@ -264,7 +264,7 @@ class PolicySearch(SearchSteps):
         return BitwidthPolicy(self.hypernet.name, bits, record)
 
     def get_compile_config(self) -> dict | None:
-        """What `compile` was given, with the second optimizer."""
+        """The arguments of `compile`, with the importances' optimizer."""
         config = super().get_compile_config()
         if config is not None:
             serialize = keras.saving.serialize_keras_object
@@ -293,7 +293,7 @@ class PolicySearch(SearchSteps):
 
     @classmethod
     def from_config(cls, config: dict, custom_objects: Any = None) -> PolicySearch:
-        """Rebuild from `get_config`; weights are loaded after."""
+        """Rebuild from the result of `get_config`; Keras loads weights afterwards."""
         config = dict(config)
         model = keras.saving.deserialize_keras_object(
             config.pop("model"), custom_objects=custom_objects

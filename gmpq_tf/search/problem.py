@@ -22,14 +22,14 @@ from gmpq_tf.space import SearchSpace
 
 @dataclass(frozen=True, eq=False)
 class SearchProblem:
-    """Candidates, costs and budgets of a model; nothing of how it is searched.
+    """Candidates, costs and budgets of a model, independent of the strategy.
 
     Args:
         model_name: name of the float model.
         space: candidate bit-widths.
         candidates: (weight bits, activation bits) of each layer, in graph order.
-        bit_ops: what policies cost in bit operations, whatever the budgets are of.
-        limits: what policies may cost; () for any cost.
+        bit_ops: costs in bit operations, whatever resources the budgets limit.
+        limits: limits of the costs; () for none.
     """
 
     model_name: str
@@ -54,7 +54,7 @@ class SearchProblem:
             space: candidate bit-widths; None: the default.
             bit_ops_budget: up to 1 a fraction of full precision, above 1 a count.
             budget: as `parse_budget` takes it, instead.
-            options: what cost tables have to know besides the model.
+            options: what cost tables need besides the model.
 
         Raises:
             GraphError: the model has no layer to search.
@@ -69,9 +69,10 @@ class SearchProblem:
         return cls(model.name, space, candidates, table, limits)
 
     def priced(self) -> tuple[tuple[CostTable, Limit | None], ...]:
-        """The tables that guide a search, and the limit of each.
+        """The cost tables that guide a search, each with its limit.
 
-        Those of the budgets that bits can change; without any, bit operations.
+        They are those of budgets whose cost depends on the bits; without any, that of
+        bit operations, with the limit None.
         """
         found = [
             (each.table, each)
@@ -89,11 +90,11 @@ class SearchProblem:
     def expected(self, table: CostTable, branches: Importances) -> tf.Tensor:
         """Cost expected under the importances, `sum_k pi_w^T C_k pi_a` (eq. 7).
 
-        With the constant part; a scalar.
+        It includes the constant part; a scalar in the unit of the table.
 
         Args:
-            table: of the resource.
-            branches: the importances of the layers of `candidates`, in their order.
+            table: costs of the resource.
+            branches: importances of the layers of `candidates`, in the same order.
         """
         items = self.candidates.items()
         macs = [table.macs(name, pair) for name, pair in items]
@@ -101,7 +102,7 @@ class SearchProblem:
         if any(each is not None for each in macs):
             means = zip(macs, branches.expected_bits(), strict=True)
             rows = [(float(m), *bits) for m, bits in means if m is not None]
-            # Of all layers at once, which makes a smaller graph.
+            # For all layers at once, which makes a smaller graph.
             terms.append(
                 tf.reduce_sum(bit_ops(*map(tf.stack, zip(*rows, strict=True))))
             )
@@ -129,14 +130,14 @@ class SearchProblem:
 
 
 def check_choices(name: str, candidates: Candidates) -> None:
-    """Refuse a model without layers to search, and warn where none has a choice.
+    """Refuse a model without layers to search, and warn if no layer has a choice.
 
     Args:
-        name: of the model.
-        candidates: weight and activation bits of each layer.
+        name: name of the model.
+        candidates: (weight bits, activation bits) of each layer.
 
     Raises:
-        GraphError: there is no layer.
+        GraphError: there is no layer to search.
     """
     if not candidates:
         raise GraphError(

@@ -1,4 +1,4 @@
-"""What a policy says of the search that it came from."""
+"""The record that a policy keeps of its search."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def made_by_search(search: Any, bits: Bits) -> dict[str, Any]:
     """Strategy, options, quantizers and training of a `PolicySearch`, as plain JSON.
 
     Args:
-        search: trained.
+        search: the trained search.
         bits: the policy that is read from it.
     """
     config: dict[str, Any] = {**vars(search.risk), "space": search.space.to_config()}
@@ -45,7 +45,7 @@ def made_by_search(search: Any, bits: Bits) -> dict[str, Any]:
 
 
 def _training_record(search: Any) -> dict[str, Any]:
-    """Optimizers, and how long they ran, as far as this process knows."""
+    """Optimizers and numbers of steps and epochs, as far as this process knows them."""
     if not search.compiled:
         return {}
     record: dict[str, Any] = json.loads(search.optimizers_described)

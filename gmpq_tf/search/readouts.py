@@ -1,4 +1,4 @@
-"""From trained importances to values of the choices."""
+"""How trained importances become values of the choices."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from gmpq_tf.spelling import suggest
 
 Probabilities = Mapping[str, tuple[np.ndarray, np.ndarray]]
 DEFAULT_READOUT = "log_probability"
-ROUNDS = 3  # tables that `perturbation` makes at most
+ROUNDS = 3  # largest number of tables that `perturbation` measures
 
 
 def log_probability(probabilities: Probabilities, candidates: Candidates) -> Values:
-    """Values `log pi` of each choice (section 3.3).
+    """The value `log pi` of each choice (section 3.3).
 
     Args:
         probabilities: (pi_w, pi_a) of each layer, [candidates] each.
-        candidates: bit-widths those belong to.
+        candidates: the bit-widths that these belong to.
     """
     logs = {n: tuple(np.log(p + 1e-30) for p in pi) for n, pi in probabilities.items()}
     return _table(logs, candidates)
 
 
 def expected_bits(probabilities: Probabilities, candidates: Candidates) -> Values:
-    """Values `-(b - E[b])^2` of each choice; arguments as of `log_probability`."""
+    """The value `-(b - E[b])^2` of each choice; arguments as for `log_probability`."""
     gaps = {}
     for name, pi in probabilities.items():
         widths = [np.array(of, "float64") for of in candidates[name]]
@@ -48,7 +48,7 @@ def expected_bits(probabilities: Probabilities, candidates: Candidates) -> Value
     return _table(gaps, candidates)
 
 
-# How importances become values; "perturbation" starts from the first.
+# Name -> function; "perturbation" starts from the policy of `log_probability`.
 READOUTS: dict[str, Callable[[Probabilities, Candidates], Values]] = {
     "log_probability": log_probability,
     "expected_bits": expected_bits,
@@ -58,20 +58,20 @@ READOUTS: dict[str, Callable[[Probabilities, Candidates], Values]] = {
 
 @dataclass(frozen=True)
 class ReadoutConfig:
-    """How trained importances are read.
+    """How trained importances become values.
 
     Args:
         readout: log_probability values a choice by the logarithm of its probability,
-            as section 3.3; expected_bits by the square of its distance from the mean
-            bits, which is what the complexity risk sees; perturbation by the risk that
-            it adds to the chosen policy in the trained hypernet, measured and solved
-            again until the policy repeats, three times at most.
+            as section 3.3; expected_bits by its squared distance from the mean bits,
+            which the complexity risk is about; perturbation by the risk that it adds to
+            the chosen policy in the trained hypernet, measured and solved again until
+            the policy repeats, three times at most.
         readout_measure: What perturbation measures: task (cross-entropy of the labels),
             or divergence (of the outputs from the float model's).
-        readout_images: Images it measures on; none: as many as loss_delta takes.
-        readout_statistics: Images on which it measures the statistics of
+        readout_images: Number of images it measures on; none: as many as loss_delta.
+        readout_statistics: Number of images on which it measures the statistics of
             BatchNormalization anew for each policy; 0 keeps those of training, which
-            are of several bit-widths at once.
+            mix several bit-widths.
     """
 
     readout: str = DEFAULT_READOUT
@@ -106,12 +106,12 @@ def read_importances(
     candidates: Candidates,
     readout: str = DEFAULT_READOUT,
 ) -> Valued:
-    """Values of choices by trained importances, and a column of these.
+    """Values of choices from trained importances, with a column of the probabilities.
 
     Args:
         probabilities: (pi_w, pi_a) of each layer, [candidates] each.
-        candidates: bit-widths those belong to.
-        readout: a name in `READOUTS`; of "perturbation" what it starts from.
+        candidates: the bit-widths that these belong to.
+        readout: a name in `READOUTS`; for "perturbation" its start is returned.
     """
     values = READOUTS[readout](probabilities, candidates)
     column = _table(probabilities, candidates)
@@ -128,27 +128,28 @@ def perturbation(
     steps: int = 0,
     **training: Any,
 ) -> Valued:
-    """Values every choice by the risk it adds to the policy, in the trained hypernet.
+    """Value every choice by the risk that it adds to a policy in the trained hypernet.
 
-    The table of a policy chooses the next one, until one repeats, three tables at most;
-    the table whose choice has the least risk is taken. With eta above 0 the risk is
-    `R_E + eta R_G`, with the p of eq. 8 of the policy that it starts from.
+    The table measured around one policy gives the next policy, until one repeats, for
+    three tables at most; the table whose policy has the least risk is returned. With
+    eta above 0 the risk is `R_E + eta R_G`, with the p of eq. 8 for the first policy.
 
     Args:
         case: the float model, its choices, budgets and labelled images.
         start: policy to start from.
         config: what is measured.
         risk: eta, and the options of R_G.
-        trained: gives the hypernet.
-        steps: of fine-tuning before each measurement; it is then as it was again.
-        **training: `learning_rate` and `batch_size` of it.
+        trained: returns the hypernet.
+        steps: steps of fine-tuning before each measurement; afterwards the hypernet is
+            restored.
+        **training: `learning_rate` and `batch_size` of fine-tuning.
 
     Returns:
         The values, with samples and a column for each risk.
 
     Source: Wang et al., "Rethinking Architecture Selection in Differentiable NAS", ICLR
-    2021, section 4. Unlike there all layers are measured around one policy, and the
-    budgets decide.
+    2021, section 4. Unlike the paper all layers are measured around one policy, and a
+    knapsack with the budgets chooses.
     """
     problem, measure = case.problem, config.readout_measure
     columns: dict[str, float] = {measure: 1.0}

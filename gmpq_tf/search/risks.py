@@ -1,8 +1,8 @@
-"""The risks that guide a search: what each weighs in a step, and its value.
+"""The interface of the risks that are added to the task loss (eq. 6).
 
-A risk is an object with a `name`, a `weight(step)` and a `value(step)`, whose products
-are added to the task loss (eq. 6). What it notes in the step is logged with them, and
-`update(step)` is called once the gradients have been applied.
+A risk has a `name`, a `weight(step)` and a `value(step)`; their product is added to the
+loss. What it notes in the step is logged, and `update(step)` is called once the
+gradients have been applied.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from gmpq_tf.search.importances import Importances
 
 @dataclass
 class Step:
-    """What the risks of one training step are computed from.
+    """The data of one training step from which risks are computed.
 
     Args:
-        images: what the hypernet sees, as the model takes it.
-        labels: as `fit` was given them.
+        images: the hypernet's inputs, [B, ...], in the model's structure.
+        labels: labels as given to `fit`.
         branches: the importances.
-        drawn: places of the images that are attributed, integers [A]; None: all.
-        teacher_maps: of the float model, [A, H, W]; None without a teacher.
-        maps: of the hypernet, [A, H, W]; None without a teacher.
-        values: name of a risk -> its value, once it has been computed, a scalar.
-        noted: name of another metric -> its value, likewise.
+        drawn: indices of the images that are attributed, integers [A]; None: all.
+        teacher_maps: maps of the float model, [A, H, W]; None without a teacher.
+        maps: maps of the hypernet, [A, H, W]; None without a teacher.
+        values: name of a risk -> its value, a scalar, once it has been computed.
+        noted: name of another metric -> its value, a scalar.
     """
 
     images: Any
@@ -41,21 +41,21 @@ class Step:
     noted: dict[str, tf.Tensor] = field(default_factory=dict)
 
     def again(self) -> Step:
-        """The same batch, of which no risk is known yet."""
+        """The same batch without computed values."""
         return replace(self, values={}, noted={})
 
 
 class Risk:
-    """One summand of eq. 6 beside the task loss."""
+    """One term of eq. 6 beside the task loss."""
 
     name: str
 
     def weight(self, step: Step) -> tf.Tensor | float:
-        """What the value is multiplied with, a scalar without a gradient."""
+        """Factor of the value (zeta or eta), a scalar without a gradient."""
         raise NotImplementedError
 
     def value(self, step: Step) -> tf.Tensor:
-        """The risk, a scalar."""
+        """The risk of this step before weighting, a scalar with a gradient."""
         raise NotImplementedError
 
     def weighted(self, step: Step) -> tf.Tensor:
@@ -65,19 +65,19 @@ class Risk:
         return weight * value
 
     def update(self, step: Step) -> None:
-        """Change the state of the risk; the gradients have been applied."""
+        """Change the risk's state after the gradients have been applied."""
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
-        """Change what depends on how far the search is.
+        """Change what depends on the progress of the search.
 
         Args:
-            epoch: that begins, from 0.
-            epochs: of the whole search.
+            epoch: number of the epoch that begins, from 0.
+            epochs: number of epochs of the whole search.
         """
 
 
 def taken(tensors: Any, places: tf.Tensor | None) -> Any:
-    """Rows of tensors [B, ...], nested or None, at some places [A]; all for None."""
+    """Rows of nested tensors [B, ...] at indices [A]; None: all rows, unchanged."""
     if places is None:
         return tensors
     return keras.tree.map_structure(

@@ -1,4 +1,4 @@
-"""How the gradient of a step is taken."""
+"""How the gradient of a training step is computed."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from gmpq_tf.search.checks import check_number
 from gmpq_tf.search.errors import StrategyError
 from gmpq_tf.spelling import suggest
 
-LEAST = 0.1  # of the largest radius, below which it does not fall
+LEAST = 0.1  # smallest radius, as a share of the largest
 TINY = 1e-12
 
 
 @dataclass(frozen=True)
 class RuleConfig:
-    """How gradients are taken.
+    """How gradients are computed.
 
     Args:
-        rule: plain takes them where the variables are; asga also where the loss around
-            them is highest, so that flat minima are preferred, at twice the cost.
-        rho: Largest radius of what is around, in the norm of all variables together.
-        alpha: How far back along the gradient the two are aligned.
+        rule: plain takes them at the variables; asga (sharpness-aware) also where the
+            loss nearby is highest, so that flat minima are preferred, at twice the
+            cost.
+        rho: Largest radius of the neighbourhood, in the norm of all variables together.
+        alpha: Step back along the gradient that aligns the two gradients.
     """
 
     rule: str = "plain"
@@ -54,11 +55,11 @@ class RuleConfig:
 
 
 class Plain:
-    """Gradients where the variables are.
+    """Gradients at the variables.
 
     Args:
-        config: of the rule.
-        hypernet: what is trained.
+        config: options of the rule.
+        hypernet: the model that is trained.
         draws: variables that count random draws.
         add_weight: as `keras.Model.add_weight`.
     """
@@ -77,11 +78,11 @@ class Plain:
     def gradients(
         self, forward: Callable[[], tuple[tf.Tensor, Any]], variables: Sequence[Any]
     ) -> tuple[Any, list[tf.Tensor | None]]:
-        """What a pass found, and the gradients of its loss, of the variables' shapes.
+        """Results of a pass, and the gradients of its loss, of the variables' shapes.
 
         Args:
-            forward: makes a pass: its loss, a scalar, and what it found.
-            variables: that are trained.
+            forward: makes a forward pass; returns its loss, a scalar, and any results.
+            variables: the variables that are trained.
         """
         _, found, gradients = self._pass(forward, variables)
         return found, gradients
@@ -95,20 +96,21 @@ class Plain:
 
 
 class ASGA(Plain):
-    """`(g(theta) + g(theta + (rho / |g| - alpha) g)) / 2`: sharpness-aware.
+    """`(g(theta) + g(theta + (rho / |g| - alpha) g)) / 2`: sharpness-aware gradients.
 
-    Minimizes the loss and the highest one within `rho`, with gradients that are aligned
-    by `alpha`. The radius follows the gap of the two losses, `rho = ln(h + 1)`, between
-    a tenth of the largest and that. The second pass sees the same draws, and leaves
-    statistics of BatchNormalization alone.
+    Minimizes the loss and the highest loss within the radius `rho`; `alpha` aligns the
+    two gradients. The radius follows the gap `h` between the two losses,
+    `rho = ln(h + 1)`, between a tenth of its largest value and that. The second pass
+    sees the same random draws, and does not change the statistics of
+    BatchNormalization.
 
-    Source: Ma et al., "Learning from Loss Landscape", ICML 2025 (ASGA), whose alignment
-    is taken to be that of Wang et al., "Sharpness-Aware Gradient Matching for Domain
-    Generalization", CVPR 2023, with its code: a reconstruction, from abstracts and
-    reviews. Unlike there the radius has a floor: from 0 it would never rise again.
+    Source: Ma et al., "Learning from Loss Landscape", ICML 2025 (ASGA), reconstructed
+    from the abstract and reviews. The alignment is taken from Wang et al.,
+    "Sharpness-Aware Gradient Matching for Domain Generalization", CVPR 2023, and its
+    code. Unlike ASGA the radius has a lower bound: from 0 it would never rise again.
 
     Raises:
-        StrategyError: in training on several devices, whose variables would differ.
+        StrategyError: training on several devices, whose variables would differ.
     """
 
     passes = 2
@@ -132,7 +134,7 @@ class ASGA(Plain):
     def gradients(
         self, forward: Callable[[], tuple[tf.Tensor, Any]], variables: Sequence[Any]
     ) -> tuple[Any, list[tf.Tensor | None]]:
-        """As `Plain.gradients`, of the variables' shapes; what the first pass found."""
+        """Results of the first pass and mean gradients, of the variables' shapes."""
         if replica_count() > 1:
             raise StrategyError(
                 "The rule asga trains on one device. Received: rule='asga' and "
@@ -164,7 +166,7 @@ class ASGA(Plain):
 
     @contextmanager
     def _fixed_statistics(self) -> Iterator[None]:
-        """While it is traced, layers leave their moving statistics as they are."""
+        """What is traced inside the block does not change moving statistics."""
         calls = read_graph(self.hypernet).calls
         norms = [c.layer for c in calls if c.role is Role.NORM]
         norms = [norm for norm in norms if hasattr(norm, "momentum")]

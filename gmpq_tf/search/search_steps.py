@@ -1,4 +1,4 @@
-"""What a search does in one step of training."""
+"""The training and test steps of a search."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from gmpq_tf.search.search_views import SearchViews
 from gmpq_tf.transform import calibrate
 from gmpq_tf.transform.calibrate import first_images, is_calibrated
 
-# What `evaluate` does not compute.
+# Metrics that `evaluate` does not compute.
 NOT_EVALUATED = (TOTAL, *metric_names.RISKS, metric_names.RANK_DISTANCE)
 
 
 class SearchSteps(SearchViews, keras.Model):
-    """Steps on the hypernet's weights and importances together."""
+    """Training steps on the hypernet's weights and importances together."""
 
     risks: tuple[Risk, ...]
     generalization: Generalization | None
@@ -49,16 +49,17 @@ class SearchSteps(SearchViews, keras.Model):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """Search, as `keras.Model.fit`; ranges are calibrated first where they are not.
+        """Search; arguments as for `keras.Model.fit`.
 
-        Calibration reads the first 512 images of `x` (arrays, `tf.data.Dataset` or
-        `keras.utils.PyDataset`; for other sources call `calibrate` before).
+        Ranges that are not calibrated are calibrated first, on the first 512 images of
+        `x` (arrays, `tf.data.Dataset` or `keras.utils.PyDataset`; for other sources
+        call `calibrate` before).
         """
         if not is_calibrated(self.hypernet):
             self.calibrate(first_images(self.hypernet, x))
         self.risk_metrics[TOTAL].forget()
         build_before_tracing(self, x, y)
-        # An interrupted search goes on from an epoch that another process ended.
+        # A resumed search starts after the epochs that an earlier process has finished.
         self.epochs_trained = kwargs.get("initial_epoch", self.epochs_trained)
         watch = FirstSteps()
         if isinstance(callbacks, keras.callbacks.CallbackList):
@@ -103,14 +104,14 @@ class SearchSteps(SearchViews, keras.Model):
             risk.update(step)
         task = task * replica_count()
         step.values |= {TOTAL: task + guidance, metric_names.TASK_RISK: task}
-        for name, metric in self.risk_metrics.items():  # without a teacher R_G is 0
+        for name, metric in self.risk_metrics.items():  # R_G is 0 without a teacher
             metric.update_state(step.values.get(name, 0.0))
         self.compute_metrics(x, y, output, sample_weight)
         return self._logs(step)
 
     @property
     def losses(self) -> list[Any]:
-        """Penalties of the hypernet's layers; the teacher's are no part of the task."""
+        """Regularization losses of the hypernet's layers, without the teacher's."""
         return self.hypernet.losses
 
     def compute_loss(
@@ -121,12 +122,15 @@ class SearchSteps(SearchViews, keras.Model):
         sample_weight: Any = None,
         training: bool = True,
     ) -> tf.Tensor:
-        """Keras's loss, a scalar; NaN where a label is, which XLA takes for a class."""
+        """Keras's loss, a scalar; NaN if a label is NaN (XLA would take it as a class).
+
+        Labels and outputs as for `keras.Model.compute_loss`.
+        """
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         return loss + nan_of_labels(y)
 
     def _begin(self, x: Any, y: Any) -> Step:
-        """A batch as the random layers at the front of the model make it."""
+        """Start a step: images after the random layers, and the teacher's maps."""
         guide = self.generalization
         if guide is None:
             return Step(x, y, self.branches)
@@ -136,7 +140,7 @@ class SearchSteps(SearchViews, keras.Model):
         return Step(images, y, self.branches, drawn, maps)
 
     def _forward(self, step: Step) -> tf.Tensor:
-        """The hypernet's output; its maps are noted in the step."""
+        """The hypernet's output, [B, ...]; its maps are stored in the step."""
         if self.generalization is None:
             return self.hypernet(step.images, training=True)
         output, step.maps = self.generalization.forward(
@@ -153,7 +157,7 @@ class SearchSteps(SearchViews, keras.Model):
         return {**logs, **noted, metric_names.EXPONENT: self.exponent()}
 
     def test_step(self, data: Any) -> dict:
-        """Task loss and metrics of the hypernet."""
+        """Task loss and metrics of the hypernet on a batch, as Keras's logs."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         output = self.hypernet(x, training=False)
         task = self.compute_loss(

@@ -1,4 +1,4 @@
-"""What can be seen of a search while it runs."""
+"""Read-only views of a search: candidates, budgets, importances, expected cost."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class SearchViews:
 
     @property
     def space(self) -> SearchSpace:
-        """The candidate bit-widths."""
+        """Candidate bit-widths, and which layers are pinned."""
         return self.problem.space
 
     @property
@@ -52,7 +52,7 @@ class SearchViews:
 
     @property
     def limits(self) -> tuple[Limit, ...]:
-        """What the policy may cost, of each resource that has a budget."""
+        """The limit of each resource that has a budget."""
         return self.problem.limits
 
     @property
@@ -67,7 +67,7 @@ class SearchViews:
 
     @property
     def network_variables(self) -> list[keras.Variable]:
-        """The hypernet's weights, ranges and steps: all that is not an importance."""
+        """The hypernet's trainable weights, ranges and steps, without importances."""
         importances = {id(v) for v in self.importance_variables}
         return [
             v for v in self.hypernet.trainable_variables if id(v) not in importances
@@ -93,15 +93,15 @@ class SearchViews:
     def expected_bit_ops(self) -> tf.Tensor:
         """Bit operations expected under the importances (eq. 7), a scalar.
 
-        With those of layers that stay float.
+        Layers that stay float are included.
         """
         return self.expected_cost(self.problem.bit_ops)
 
     def expected_cost(self, table: CostTable) -> tf.Tensor:
-        """Cost expected under the importances (eq. 7), a scalar.
+        """Cost expected under the importances (eq. 7), a scalar in the table's unit.
 
         Args:
-            table: of a resource, such as `limits[0].table`.
+            table: cost table of a resource, such as `limits[0].table`.
         """
         return self.problem.expected(table, self.branches)
 

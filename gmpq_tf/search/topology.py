@@ -1,4 +1,4 @@
-"""When a weighted graph first holds a loop: persistent homology in dimension one."""
+"""When a weighted graph first has a loop: persistent homology in dimension one."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ def birth(weights: np.ndarray, steps: int) -> int:
     edges. A hole is a loop that no triangles fill: the first Betti number is not 0.
 
     Args:
-        weights: of the edges, symmetric [nodes, nodes]; the diagonal is not looked at.
-        steps: how many; the last has all edges, and so no hole.
+        weights: weights of the edges, symmetric [nodes, nodes]; the diagonal is
+            ignored.
+        steps: number of steps; the last has all edges, and so no hole.
 
     Returns:
         1 to steps, or `NEVER`.
@@ -42,18 +43,18 @@ def birth(weights: np.ndarray, steps: int) -> int:
 class _Complex:
     """A clique complex without a hole, to which edges are added.
 
-    An edge between two parts makes no loop. Within a part it makes one, which is filled
-    at once if its ends have a neighbour in common. Edges of one step may fill each
-    other's loops: those that find no neighbour wait for the others. Where some wait to
-    the end, ranks of boundaries decide.
+    An edge between two connected components makes no loop. Within a component it makes
+    one, which is filled at once if its ends have a common neighbour. Edges of the same
+    step may fill each other's loops, so those without a common neighbour wait for the
+    others. If some still wait at the end, the Betti number is computed.
     """
 
     def __init__(self, nodes: int) -> None:
-        self.neighbours = [0] * nodes  # as bits
+        self.neighbours = [0] * nodes  # a set of nodes as the bits of an integer
         self.parts = list(range(nodes))
 
     def hole_after(self, edges: list[tuple[int, int]]) -> bool:
-        """Whether there is a hole with these edges too; they are added."""
+        """Add edges; returns whether there is a hole now."""
         waiting = edges
         while waiting:
             left = [edge for edge in waiting if not self._adds(*edge)]
@@ -88,11 +89,12 @@ class _Complex:
 def holes(neighbours: list[int]) -> int:
     """First Betti number of a clique complex, over the integers modulo 2.
 
-    Edges less the ranks of both boundaries, of edges and of triangles, of what is left
-    when nodes are folded onto others: that keeps holes, and is small.
+    It is the number of edges minus the ranks of the boundary matrices of edges and of
+    triangles. First nodes are removed by `folded`, which keeps holes and leaves a small
+    graph.
 
     Args:
-        neighbours: of each node, as the bits of an integer.
+        neighbours: neighbours of each node, as the bits of an integer.
     """
     neighbours = folded(neighbours)
     nodes = len(neighbours)
@@ -112,12 +114,12 @@ def holes(neighbours: list[int]) -> int:
 
 
 def folded(neighbours: list[int]) -> list[int]:
-    """A graph without the nodes whose neighbours another has too: a strong collapse.
+    """Remove nodes whose neighbours are all neighbours of another (strong collapse).
 
-    Its clique complex has the same holes. Nodes that are gone have no neighbours.
+    The clique complex keeps its holes. Removed nodes have no neighbours.
 
     Args:
-        neighbours: of each node, as the bits of an integer.
+        neighbours: neighbours of each node, as the bits of an integer.
     """
     closed = [own | 1 << node for node, own in enumerate(neighbours)]
     alive = (1 << len(neighbours)) - 1
@@ -142,7 +144,7 @@ def folded(neighbours: list[int]) -> list[int]:
 
 
 def rank(rows: list[int]) -> int:
-    """Rank of a matrix over the integers modulo 2, whose rows are bits of integers."""
+    """Rank of a matrix over the integers modulo 2; rows are given as integers' bits."""
     leading: dict[int, int] = {}
     for row in rows:
         while row:

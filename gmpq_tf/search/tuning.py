@@ -1,4 +1,4 @@
-"""Trains a hypernet whose bits are chosen: those of one policy, or others each step."""
+"""Train a hypernet at chosen bits: those of one policy, or others in each step."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ MOMENTUM = 0.9
 
 
 class Tuner:
-    """Trains weights, steps and ranges, not importances, by SGD with momentum.
+    """Trains weights, steps and ranges, but not importances, by SGD with momentum.
 
-    On labels where the judge has them, else on the outputs of the float model.
+    The targets are labels if the judge has some, else the outputs of the float model.
 
     Args:
         case: the float model and its images.
-        hypernet: a hypernet of it.
-        judge: what compares outputs.
-        after: how many images come before those that are trained on.
+        hypernet: a hypernet of the float model.
+        judge: computes the loss.
+        after: number of images to skip before those for training.
     """
 
     def __init__(
@@ -44,14 +44,14 @@ class Tuner:
         each: Callable[[], None] | None = None,
         shown: bool = False,
     ) -> float:
-        """Some steps, the learning rate falling to zero.
+        """Train for some steps; the learning rate falls to zero.
 
         Args:
-            steps: how many; at least 1.
-            learning_rate: of the first.
-            batch_size: images of a step.
+            steps: number of steps, at least 1.
+            learning_rate: learning rate of the first step.
+            batch_size: number of images in a step.
             each: called before each step; it may choose other bits.
-            shown: count each step where progress is shown.
+            shown: whether each step counts in the shown progress.
 
         Returns:
             The mean loss of the second half of the steps.
@@ -75,7 +75,7 @@ class Tuner:
         return float(np.mean([float(loss) for loss in losses[steps // 2 :]]))
 
     def _targets(self, inputs: Any, labels: Any) -> list[tf.Tensor]:
-        """What outputs are trained to be: labels, or the float model's outputs."""
+        """Targets [B, ...] of each output: labels, or the float model's outputs."""
         outputs = keras.tree.flatten(self.case.model(inputs, training=False))
         if not self.judge.labelled:
             return outputs
@@ -104,7 +104,7 @@ class Tuner:
     @cached_property
     def _step(self) -> Any:
         hypernet, judge, variables = self.hypernet, self.judge, self._trained
-        optimizer = self._optimizer  # whose variables no tracing may make
+        optimizer = self._optimizer  # its variables must exist before tracing
         risk = judge.task if judge.labelled else judge.divergence
 
         @tf.function(reduce_retracing=True)

@@ -1,4 +1,4 @@
-"""What every choice of a policy is worth, as a strategy found it."""
+"""The values that a strategy gives to every choice of a policy."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ Bits = Mapping[str, Pair]
 # Layer -> (weight bits -> value, activation bits -> value); a policy's value is the sum
 # of those of its choices, and more is better.
 Values = Mapping[str, tuple[Mapping[int, float], Mapping[int, float]]]
-# Likewise, of each image that the values were measured on: arrays [images].
+# The same with an array [images] instead of a value: one number for each image.
 Samples = Mapping[str, tuple[Mapping[int, np.ndarray], Mapping[int, np.ndarray]]]
-# Layer, 0 for its weights or 1 for its activations, bits.
+# (layer, 0 for its weights or 1 for its activations, bits).
 Choice = tuple[str, int, int]
 
 
 @dataclass(frozen=True, eq=False)
 class Bonds:
-    """What holds between choices, beside the value of each.
+    """Constraints and added values between choices, beside the value of each.
 
     Args:
         allowed: layer -> pairs of bits that it may take; a layer that is missing may
             take any.
-        pairs: two choices of different tensors -> value that is added where both are
-            taken; in either order, each two once.
+        pairs: two choices of different tensors -> value that is added if both are
+            taken; each pair is listed once, in any order.
     """
 
     allowed: Mapping[str, tuple[Pair, ...]] = field(default_factory=dict)
@@ -38,12 +38,12 @@ class Bonds:
         return name not in self.allowed or pair in self.allowed[name]
 
     def between(self, one: Choice, other: Choice) -> float:
-        """What two choices add where both are taken."""
+        """The value that two choices add if both are taken, else 0."""
         found = self.pairs.get((one, other))
         return self.pairs.get((other, one), 0.0) if found is None else found
 
     def worth(self, bits: Bits) -> float:
-        """What the pairs of a policy's choices add."""
+        """The sum of what pairs of a policy's choices add."""
         return sum(
             value
             for pair, value in self.pairs.items()
@@ -56,17 +56,17 @@ FREE = Bonds()
 
 @dataclass(frozen=True, eq=False)
 class Valued:
-    """What a strategy returns.
+    """The result of a strategy.
 
     Args:
-        values: of the choices; a choice that is missing is not to be taken.
-        samples: what the values are means of; None where they are no measurements.
+        values: value of each choice; a missing choice must not be taken.
+        samples: samples whose means are the values; None if they are not measured.
         columns: name -> further values that were measured on the way.
-        ranked: policies with their risk on each image [images], the best first, where
-            the strategy compared whole policies; values then name the best.
+        ranked: if the strategy compared whole policies: these with their risk on each
+            image [images], the best first; `values` then only allow the best.
         history: what was done, as plain JSON values.
         odds: whether the values are logarithms of probabilities.
-        bonds: what holds between choices.
+        bonds: constraints and added values between choices.
     """
 
     values: Values
@@ -78,22 +78,22 @@ class Valued:
     bonds: Bonds = FREE
 
     def total(self, bits: Bits) -> float:
-        """The value of a policy: of its choices, and of what holds between them."""
+        """The value of a policy: of its choices, and of pairs of them."""
         return total(self.values, bits) + self.bonds.worth(bits)
 
 
 def only(bits: Bits) -> Values:
-    """Values that leave one policy to be chosen."""
+    """Values that only allow one policy, all 0."""
     return {name: ({w: 0.0}, {a: 0.0}) for name, (w, a) in bits.items()}
 
 
 def total(values: Any, bits: Bits) -> Any:
-    """The sum over the choices of a policy, of values or of samples."""
+    """The sum of values (or samples) over the choices of a policy."""
     return sum(values[n][0][w] + values[n][1][a] for n, (w, a) in bits.items())
 
 
 def plain(values: Values) -> dict[str, Any]:
-    """Values as plain JSON."""
+    """Values as plain JSON: layer -> "weights" and "activations" -> bits -> value."""
     return {
         name: {
             "weights": {str(bits): float(v) for bits, v in weights.items()},

@@ -1,4 +1,4 @@
-"""What a person sees while policies are measured: how many are done, and time left."""
+"""Shows the progress of measuring policies: how many are done, and the time left."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ class Watch:
         self._screen: Screen | None = None
 
     def expect(self, count: int, work: float = 1.0) -> None:
-        """So many measurements are to come, each of so much work (images, say)."""
+        """Plan `count` more measurements, each of so much work (in images, say)."""
         self.planned += count
         self._work_planned += count * work
 
     def step(self, work: float, seconds: float) -> None:
-        """A measurement is done.
+        """Count a finished measurement.
 
         Args:
-            work: as it was expected.
-            seconds: that it took; 0 where a journal answered.
+            work: its work, as it was planned.
+            seconds: time that it took; 0 if the journal answered.
         """
         self.done += 1
         if seconds:
@@ -68,13 +68,13 @@ class Watch:
 
     @property
     def left(self) -> float | None:
-        """Seconds left of what is planned; None before anything was measured."""
+        """Estimated seconds left for what is planned; None before a measurement."""
         if not self._work:
             return None
         return max(self._work_planned, 0.0) * self._seconds / self._work
 
     def close(self) -> None:
-        """Clears the bar."""
+        """Remove the progress bar from the screen."""
         if self._screen:
             self._screen.close()
         self._screen = None
