@@ -122,7 +122,9 @@ class Generalization(Risk):
         return tf.stop_gradient(self._resized(maps))
 
     def classes(self, labels: Any) -> tf.Tensor | None:
-        """Classes to attribute, from `labels_to_classes`; None: the predicted ones.
+        """Classes to attribute, [B] or [B, C] as from `labels_to_classes`.
+
+        None: the predicted classes.
 
         Raises:
             ValueError: there are no labels, or they do not fit the model.

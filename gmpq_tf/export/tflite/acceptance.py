@@ -1,4 +1,4 @@
-"""Whether a file may be kept: what refuses it, and what it says then."""
+"""Decide whether an exported file is kept, with the errors of refused ones."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from gmpq_tf.export.tflite.runtime import runtime_name
 from gmpq_tf.export.tflite.twin.compare import TwinCheck
 from gmpq_tf.export.tflite.verify import Deviation, LayerReport
 
-# Mean distance of biases from whole units above which they were never rounded to them:
-# 0.25 where they lie anywhere, 0.06 and less where only float32 moved them.
+# Mean distance of biases from whole units, above which they count as never rounded: it
+# is 0.25 for arbitrary biases, and at most 0.06 where only float32 moved rounded ones.
 LOOSE_UNITS = 0.1
-# What a final softmax or sigmoid in float may be apart; all else is equal.
+# Tolerance for a final softmax or sigmoid in float; all else must be equal.
 FLOAT_ENDS = 1e-6
 ESCAPE = (
     "Kernels of another processor or runtime may round otherwise: with "
@@ -26,12 +26,16 @@ ESCAPE = (
 def check_layers(
     layers: list[LayerReport], deviations: list[Deviation], exact: bool = False
 ) -> None:
-    """Refuses a file of which a layer stores or computes something else.
+    """Refuse a file if a layer stores or computes something else than in Keras.
 
     Args:
-        layers: of the file.
-        deviations: from Keras, given equal inputs.
-        exact: the kernels round once: no code may be farther than that can leave it.
+        layers: the layers of the file.
+        deviations: deviations from Keras, given equal inputs.
+        exact: whether the kernels round once; then no code may be farther from Keras's
+            value than one rounding explains.
+
+    Raises:
+        ExportError: a layer differs.
     """
     for layer in layers:
         if not layer.codes_equal:
@@ -60,7 +64,7 @@ def _beyond(deviation: Deviation) -> str:
 
 
 def check_twin(found: TwinCheck) -> None:
-    """Refuses a file of which an integer is not what exact arithmetic makes of it."""
+    """Refuse a file if one of its integers differs from exact arithmetic."""
     if found.unknown:
         raise ExportError(
             f"{found.unknown[0]} So that every integer of the file is right cannot be "
@@ -78,7 +82,7 @@ def check_twin(found: TwinCheck) -> None:
 
 
 def check_twin_outputs(outputs: Outputs) -> None:
-    """Refuses a file whose outputs are not those of its twin, on any image."""
+    """Refuse a file if its outputs differ from those of its twin on any image."""
     for output in outputs.outputs:
         off, same = output.twin_max_error or 0.0, output.twin_agreement
         if off > FLOAT_ENDS or (same is not None and same < 1):
@@ -91,7 +95,7 @@ def check_twin_outputs(outputs: Outputs) -> None:
 
 
 def warn_apart(outputs: Outputs, deviations: list[Deviation], least: float) -> None:
-    """Warns that the Keras model in float says something else than its file."""
+    """Warn if the Keras model, which rounds in float, differs from the file."""
     try:
         check_outputs(outputs, deviations, least)
     except ExportError as error:
@@ -105,7 +109,11 @@ def warn_apart(outputs: Outputs, deviations: list[Deviation], least: float) -> N
 
 
 def check_outputs(outputs: Outputs, deviations: list[Deviation], least: float) -> None:
-    """Refuse a file that decides or computes something else than the Keras model."""
+    """Refuse a file that decides or computes something else than the Keras model.
+
+    Raises:
+        ExportError: less than the share `least` of decisions or numbers agree.
+    """
     plain = outputs.outputs and all(o.agreement is None for o in outputs.outputs)
     alike = 1.0 if plain or outputs.agreement is None else outputs.agreement
     if alike + (outputs.ties or 0.0) < least:
@@ -153,7 +161,7 @@ def _rounding(deviations: list[Deviation]) -> str:
 
 
 def _reading(output: OutputReport) -> str:
-    """What to do should the output be something else."""
+    """Text: what to do if the kind of the output was guessed wrongly."""
     if output.known_from == "stated":
         return ""
     source = "" if output.known_from == "assumed" else f" by its {output.known_from}"
@@ -164,7 +172,7 @@ def _reading(output: OutputReport) -> str:
 
 
 def unsnapped(lowered: Lowered) -> list[str]:
-    """Layers with biases, if those of most of them were never rounded."""
+    """Layers whose biases were never rounded, if they are most layers with biases."""
     biased = {k.name for k in lowered.kernels if k.folded.bias.any()}
     loose = [k.name for k in lowered.kernels if k.folded.loose > LOOSE_UNITS]
     loose = list(dict.fromkeys(loose))
@@ -172,7 +180,7 @@ def unsnapped(lowered: Lowered) -> list[str]:
 
 
 def warn_unsnapped(layers: list[str]) -> None:
-    """Warns that biases were never rounded, and says what mends it."""
+    """Warn that the biases of these layers were never rounded, with the remedy."""
     shown = ", ".join(map(repr, layers[:5])) + (", ..." if len(layers) > 5 else "")
     warnings.warn(
         f"The biases of {len(layers)} layer(s) were never rounded to what integer "

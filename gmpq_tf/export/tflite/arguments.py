@@ -1,4 +1,4 @@
-"""What `export_tflite` may be asked for; the rest is refused before any work."""
+"""Checks of the arguments of `export_tflite`, before any work."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from gmpq_tf.spelling import suggest
 from gmpq_tf.transform.calibrate import input_quantizers, is_calibrated
 
 STORAGES = ("fast", "packed", "smallest")
-# TFLite Micro has no INT2, and rounds what it reads of INT4 convolutions twice.
+# TFLite Micro has no INT2, and its INT4 convolutions round twice.
 STORAGES_OF = {"litert": STORAGES, "micro": ("fast",)}
 TYPES = ("float32", "int8", "uint8")
 FLOAT_LAYERS = ("refuse", "allow")
-# How a file is judged, the default first. Only XNNPACK's arithmetic is known.
+# How a file is judged, the default first. The exact arithmetic is known for XNNPACK
+# only.
 VERIFICATIONS_OF = {"litert": ("exact", "agreement"), "micro": ("agreement",)}
 
 
 def check_batch(batch: Any) -> None:
-    """Refuses a batch that is no whole number of images."""
+    """Refuse a batch that is not a whole number of images, 1 or more."""
     if batch is not None and (type(batch) is not int or batch < 1):
         raise ExportError(
             "batch must be a whole number of images, 1 or more. "
@@ -37,7 +38,11 @@ def check_choices(
     runtime: str,
     float_layers: str = "refuse",
 ) -> None:
-    """Refuses words that are none of the choices, and storages the runtime lacks."""
+    """Refuse unknown choices, and storages that the runtime lacks.
+
+    Raises:
+        ExportError: an argument is invalid; the nearest valid choice is given.
+    """
     choices = {
         "runtime": (runtime, tuple(STORAGES_OF)),
         "storage": (storage, STORAGES),
@@ -56,7 +61,7 @@ def check_choices(
 
 
 def check_choice(what: str, value: str, valid: Sequence[str]) -> None:
-    """Refuses a word that is none of the choices of an option."""
+    """Refuse a value that is not one of the valid choices of an option."""
     if value not in valid:
         raise ExportError(
             f"{what} must be one of {', '.join(valid)}. "
@@ -65,10 +70,10 @@ def check_choice(what: str, value: str, valid: Sequence[str]) -> None:
 
 
 def verification(runtime: str, verify: str | None) -> str:
-    """How a file is judged: as asked for, or as strictly as the runtime allows.
+    """How a file is judged: `verify`, or by default as strictly as the runtime allows.
 
     Raises:
-        ExportError: another word, or the runtime's arithmetic is not known.
+        ExportError: an unknown value, or the runtime's arithmetic is not known.
     """
     known, every = VERIFICATIONS_OF[runtime], VERIFICATIONS_OF["litert"]
     if verify is not None and verify not in every:
@@ -85,7 +90,7 @@ def verification(runtime: str, verify: str | None) -> str:
 
 
 def check_metadata(metadata: Any) -> None:
-    """Refuses metadata that JSON cannot hold."""
+    """Refuse metadata that cannot be stored as JSON."""
     try:
         json.dumps(metadata)
     except (TypeError, ValueError) as error:
@@ -96,7 +101,7 @@ def check_metadata(metadata: Any) -> None:
 
 
 def check_student(student: Any) -> None:
-    """Refuses what is no quantized, calibrated Keras model."""
+    """Refuse anything but a quantized, calibrated Keras model."""
     if not isinstance(student, keras.Model):
         raise ExportError(
             "student must be a Keras model. "

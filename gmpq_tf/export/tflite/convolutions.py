@@ -32,17 +32,17 @@ SAME, VALID = schema.Padding.SAME, schema.Padding.VALID
 LARGEST_RATIO = 200.0
 # Just below it, one unit saturates every grid as well as a larger one would.
 SATURATING_RATIO = 255.75
-PATCHES_BYTES = 500  # what the operators of `lower_patches` take in a file
-# Below, laying out patches takes longer than the convolution, and saves little.
+PATCHES_BYTES = 500  # size in a file of the operators of `lower_patches`
+# With fewer filters, laying out patches takes longer than the convolution itself.
 FEWEST_FILTERS = 32
 CODES_A_BYTE = {"INT4": 2, "INT2": 4}
 # Largest code on both sides of zero of each type that stores a kernel.
 LARGEST_CODES = {"INT8": 127, "INT4": 7, "INT2": 1}
-PACKED = ("CONV_2D", "FULLY_CONNECTED")  # operators that a dense layer stands for
+PACKED = ("CONV_2D", "FULLY_CONNECTED")  # operators that can be written as dense layers
 
 
 def lower_layer(net: IntegerGraph, call: Call) -> None:
-    """Convolution or dense layer, BatchNormalization and ReLU in one kernel."""
+    """Write a convolution or dense layer, with its BatchNormalization and ReLU."""
     layer = call.layer
     check_layer(call)
     source = net.move(call, grid_of(layer.input_quantizer), private=True)
@@ -72,7 +72,7 @@ def lower_layer(net: IntegerGraph, call: Call) -> None:
     code, options = _operator(stored.kind, layer, net.graph.shapes[call.inputs[0]])
     options.fusedActivationFunction = fused_activation(fused.activation, target)
     operands = [source.tensor, kernel, bias]
-    if code == "TRANSPOSE_CONV":  # the batch said here is that of the input
+    if code == "TRANSPOSE_CONV":  # the batch size given here must be that of the input
         size = [net.batch or 1, *net.graph.shapes[call.outputs[0]][1:]]
         operands = [net.file.integers(size), kernel, source.tensor, bias]
     net.emit(
@@ -94,8 +94,9 @@ class Stored:
     """How the kernel of a layer is stored.
 
     Args:
-        kind: stock Keras class of the layer that the file computes it as.
-        shape: of the kernel in that layer's layout.
+        kind: stock Keras class of the layer that the file computes, "Dense" for a
+            convolution that is written as a dense layer over patches.
+        shape: shape of the kernel in the layout of that class.
         type: "INT8", "INT4" or "INT2".
     """
 
@@ -105,23 +106,23 @@ class Stored:
 
 
 def stored_as(net: IntegerGraph, call: Call) -> Stored:
-    """What the storage of a file asks for; see `container`."""
+    """How the file's storage stores the kernel of a call; see `container`."""
     return container(net.storage, call.layer.kernel_quantizer.largest_code(), call)
 
 
 def container(storage: str, largest_code: int, call: Call) -> Stored:
-    """What storage asks for, as far as the runtime computes it correctly.
+    """The smallest type that a storage allows and the runtime computes correctly.
 
     INT4 convolutions run in built-in kernels, which round twice (up to 25 % of the
-    codes of ResNet-8's layers are a step off), and INT2 ones do not load: both are
+    codes of ResNet-8's layers are a step off), and INT2 ones do not load. Both are
     written as a dense layer over patches, which XNNPACK computes as exactly as INT8
     ones, and faster than INT4 convolutions. Kernels with groups, depthwise ones and
-    those that gain too little from it stay INT8.
+    those that would save too little stay INT8.
 
     Args:
         storage: "fast", "packed" or "smallest".
-        largest_code: of the kernel, in size.
-        call: of a convolution or dense layer.
+        largest_code: largest code of the kernel's quantizer, in magnitude.
+        call: call of a convolution or dense layer.
     """
     layer, shape = call.layer, tuple(call.layer.kernel.shape)
     unpacked = Stored(call.kind, shape, "INT8")
@@ -139,15 +140,15 @@ def container(storage: str, largest_code: int, call: Call) -> Stored:
 
 
 def packed_type(storage: str, largest_code: int, shape: tuple[int, ...]) -> str | None:
-    """Smallest type of a dense kernel that XNNPACK computes, if below INT8.
+    """Smallest type below INT8 in which XNNPACK computes a dense kernel; None: none.
 
-    It takes rows that fill whole bytes. Others run in built-in kernels, which round
-    twice.
+    XNNPACK needs rows that fill whole bytes. Others run in built-in kernels, which
+    round twice.
 
     Args:
         storage: "fast", "packed" or "smallest".
-        largest_code: of the kernel, by the quantizer that made it.
-        shape: of the kernel; the last axis is that of the outputs.
+        largest_code: largest code of the kernel's quantizer, in magnitude.
+        shape: shape of the kernel; the last axis is that of the outputs.
     """
     kinds = {"fast": (), "packed": ("INT4",), "smallest": ("INT2", "INT4")}
     for kind in kinds[storage]:
@@ -168,7 +169,11 @@ def is_pointwise(call: Call) -> bool:
 def fold(
     net: IntegerGraph, call: Call, batch_norm: Any | None, source: Grid, target: Grid
 ) -> tuple[Folded, Stored]:
-    """`fold_layer`, and how to store it; scaled codes where something needs them."""
+    """Fold a layer (see `fold_layer`), and decide how to store its kernel.
+
+    Codes are scaled up where `scale_codes` is on, or where the runtime refuses steps as
+    large as these.
+    """
     layer, stored = call.layer, stored_as(net, call)
     folded = fold_layer(layer, batch_norm, source.step, target.step)
     refused = folded.scale.max() * source.step / target.step >= LARGEST_RATIO
@@ -183,21 +188,22 @@ def fold(
 def saturated(folded: Folded, name: str, ratio: float) -> Folded:
     """The same layer with steps small enough for the runtime.
 
-    Where one unit of the accumulator is 256 output steps or more, a sum is either zero
-    or saturates, and so it does with 255.75, if biases are whole units.
+    If one unit of the accumulator is 256 output steps or more, every sum is zero or
+    saturates the output. With 255.75 steps that is still so, provided that biases are
+    whole units; so steps are reduced to that.
 
     Args:
         folded: the layer.
-        name: its name.
+        name: name of the layer.
         ratio: step of its input over that of its output.
 
     Raises:
-        ExportError: biases are not, so that results would be wrong.
+        ExportError: biases are not whole units, so results would be wrong.
     """
     largest, unit = SATURATING_RATIO / ratio, float(folded.scale.max()) * ratio
     if (folded.scale <= largest).all():
         return folded
-    # A hundredth of a unit is what float32 biases leave.
+    # float32 biases are whole units up to about a hundredth.
     if folded.slack > max(0.5, unit / 100):
         raise ExportError(beyond_kernels(name, unit))
     return replace(folded, scale=np.minimum(folded.scale, largest))
@@ -206,41 +212,41 @@ def saturated(folded: Folded, name: str, ratio: float) -> Folded:
 def add_kernel(
     file: FileBuilder, name: str, codes: np.ndarray, meaning: Quantization, kind: str
 ) -> int:
-    """Add a kernel of any shape in INT8, INT4 (two codes a byte) or INT2 (four)."""
+    """Add a kernel, codes of any shape, in INT8, INT4 or INT2; returns the tensor."""
     return file.tensor(name, codes.shape, kind, meaning, PACKING[kind](codes))
 
 
 def kernel_version(code: str, layer: Any, kind: str, options: Any) -> int | None:
-    """Operator version that a runtime must know to run a layer."""
+    """Version of an operator that a layer needs; None: that of its 8-bit form."""
     if kind == "INT2":
         return 14
     if code == "FULLY_CONNECTED":
-        return 12  # one step a channel
+        return 12  # kernels with one step a channel
     if code == "TRANSPOSE_CONV" and options.fusedActivationFunction:
         return 4
     return 6 if getattr(layer, "groups", 1) > 1 and code == "CONV_2D" else None
 
 
 def _operator(kind: str, layer: Any, shape: tuple) -> tuple[str, Any]:
-    """Operator and options of a layer that is computed as one of a kind."""
+    """Operator and options of a layer that is written as one of `kind`."""
     operator = KERNEL_KINDS[kind].operator
     return operator, OPTIONS[operator](layer, shape)
 
 
 def conv_options(layer: Any, shape: tuple) -> Any:
-    """Options of CONV_2D."""
+    """Options of CONV_2D: padding, strides and dilation."""
     return window(schema.Conv2DOptionsT(), layer)
 
 
 def depthwise_options(layer: Any, shape: tuple) -> Any:
-    """Options of DEPTHWISE_CONV_2D."""
+    """Options of DEPTHWISE_CONV_2D: those of CONV_2D and the depth multiplier."""
     options = window(schema.DepthwiseConv2DOptionsT(), layer)
     options.depthMultiplier = layer.depth_multiplier
     return options
 
 
 def dense_options(layer: Any, shape: tuple) -> Any:
-    """Options of FULLY_CONNECTED."""
+    """Options of FULLY_CONNECTED, for an input of this shape."""
     options = schema.FullyConnectedOptionsT()
     options.keepNumDims = len(shape) > 2
     return options
@@ -249,8 +255,8 @@ def dense_options(layer: Any, shape: tuple) -> Any:
 def transposed_options(layer: Any, shape: tuple) -> Any:
     """Options of TRANSPOSE_CONV.
 
-    Where nothing is cut off, "same" is "valid", whose kernels XNNPACK has for windows
-    shorter than their strides, too.
+    If "same" cuts nothing off, it is written as "valid", which computes the same;
+    XNNPACK has that also for windows shorter than their strides.
     """
     options = schema.TransposeConvOptionsT()
     pairs = zip(layer.kernel_size, layer.strides, strict=True)
@@ -270,7 +276,7 @@ OPTIONS: dict[str, Callable[[Any, tuple], Any]] = {
 
 
 def window(options: Any, layer: Any) -> Any:
-    """Copy padding, strides and dilation of a convolution."""
+    """Copy padding, strides and dilation of a convolution to `options`."""
     options.padding = SAME if layer.padding == "same" else VALID
     options.strideH, options.strideW = layer.strides
     options.dilationHFactor, options.dilationWFactor = layer.dilation_rate
@@ -287,14 +293,17 @@ def add_depthwise(
     options: Any,
     cap: float | None = None,
 ) -> None:
-    """A depthwise convolution, kernel [1, H, W, C], that stands for another layer."""
+    """Write another layer as a depthwise convolution with a kernel [1, H, W, C].
+
+    `codes` are the kernel, `scale` [C] its steps, `bias` [C] in accumulator units.
+    """
     source = net.input(call)
     assert source.grid is not None
     file, name = net.file, call.name
     ratio = float(scale.max()) * source.grid.step / grid.step
     if ratio >= LARGEST_RATIO:
         raise ExportError(beyond_kernels(name, ratio))
-    # INT4 would save a few bytes and be computed by kernels that round twice.
+    # INT4 would save a few bytes, but runs in kernels that round twice.
     kernel = add_kernel(
         file, f"{name}_kernel", codes, Quantization(tuple(scale), 0, 3), "INT8"
     )

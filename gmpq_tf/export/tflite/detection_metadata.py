@@ -1,7 +1,8 @@
-"""What the standard metadata say of a detector: both kinds that MediaPipe reads.
+"""Standard metadata of detectors, in the two kinds that MediaPipe reads.
 
-Field numbers are those of metadata_schema.fbs and, of the raw kind, of MediaPipe's
-object_detector_metadata_schema.fbs.
+One kind is for files that return detections, the other for files that return raw boxes
+and scores. Field numbers are those of metadata_schema.fbs, and for raw outputs of
+MediaPipe's object_detector_metadata_schema.fbs.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ FEATURES, BOUNDING_BOX = 1, 3
 BOUNDARIES = 1
 AXIS_LABELS, VALUE_LABELS = 2, 3
 CUSTOM_NAME, CUSTOM_IDENTIFIER = "DETECTOR_METADATA", b"V001"
-# Left, top, right, bottom among the operator's numbers.
+# Positions of left, top, right and bottom among the operator's four numbers.
 CORNER_ORDER = (1, 0, 3, 2)
 
 
@@ -33,7 +34,7 @@ class FoundObjects:
     """The four outputs of a file that returns detections.
 
     Args:
-        classes: how many there are.
+        classes: number of classes.
     """
 
     classes: int
@@ -56,7 +57,7 @@ class FoundObjects:
         return tables
 
     def fields(self, writer: Writer) -> dict[int, Callable[[int], None]]:
-        """Further fields of the subgraph: which outputs belong together."""
+        """More fields of the subgraph's table: which outputs belong together."""
         names = writer.texts(OUTPUTS[:3])
         group = {0: writer.text("detection_result"), 1: names}
         return {8: writer.vector([writer.table(group)])}
@@ -67,14 +68,15 @@ class RawDetector:
     """The two outputs of a file that returns offsets and scores of each box.
 
     Args:
-        head: what they mean; without background, of which this kind knows nothing.
+        head: what they mean; it has no background class, which this kind cannot
+            express.
     """
 
     head: DetectorHead
 
     @property
     def classes(self) -> int:
-        """How many there are."""
+        """Number of classes."""
         return self.head.classes
 
     def outputs(self, writer: Writer, known: Facts) -> list[int]:
@@ -90,7 +92,7 @@ class RawDetector:
         return [tables[self.head.places.index(place)] for place in (0, 1)]
 
     def fields(self, writer: Writer) -> dict[int, Callable[[int], None]]:
-        """Further fields of the subgraph: how the boxes are decoded."""
+        """More fields of the subgraph's table: how the boxes are decoded."""
         data = writer.bytes(raw_options(self.head))
         custom = writer.table({0: writer.text(CUSTOM_NAME), 1: data})
         return {9: writer.vector([custom])}
@@ -99,18 +101,18 @@ class RawDetector:
 def detecting_outputs(
     head: DetectorHead | None, found: bool, output_type: str, known: Facts
 ) -> FoundObjects | RawDetector | None:
-    """What is said of a detector's outputs; None: nothing, or it is none.
+    """The metadata of a detector's outputs; None: it has none, or is not a detector.
 
-    Of raw scores with a background nothing: MediaPipe would take that for a class.
+    Raw scores with a background have none: MediaPipe would take it for a class.
 
     Args:
-        head: of the detector.
+        head: what the outputs mean; None: the model is not a detector.
         found: whether the file returns detections.
-        output_type: of the file.
+        output_type: type of the file's outputs.
         known: class names.
 
     Raises:
-        ExportError: there are not as many names as classes.
+        ExportError: the number of names is not that of classes.
     """
     if head is None:
         return None
@@ -128,7 +130,7 @@ def detecting_outputs(
 
 
 def raw_options(head: DetectorHead) -> bytes:
-    """How MediaPipe decodes offsets and scores: a flatbuffer of its own."""
+    """MediaPipe's options for decoding offsets and scores, as a flatbuffer."""
     writer = Writer()
     anchors = [
         writer.table(
@@ -162,7 +164,7 @@ def raw_options(head: DetectorHead) -> bytes:
 
 
 def _box(writer: Writer) -> dict[int, Callable[[int], None]]:
-    """The content of corners as shares of the image (coordinate type 0)."""
+    """The content of boxes: corners as fractions of the image (coordinate type 0)."""
     order = writer.numbers(np.array(CORNER_ORDER, np.uint32))
     return writer.union(
         BOUNDING_BOX, writer.table({0: order, 1: writer.byte(BOUNDARIES)})

@@ -26,16 +26,16 @@ from gmpq_tf.layers.unit_quantizer import UNIT_STEP
 from gmpq_tf.transform.gates import curve
 from gmpq_tf.transform.units import cap_of
 
-UNIT = Grid(UNIT_STEP, 0, 255)  # the only one that SOFTMAX and LOGISTIC write
+UNIT = Grid(UNIT_STEP, 0, 255)  # the only grid that SOFTMAX and LOGISTIC write
 
 
 def lower_quantizer(net: IntegerGraph, call: Call) -> None:
-    """A quantizer on a tensor: nothing where it is on that grid already."""
+    """A quantizer on a tensor: no operator if the tensor is on that grid already."""
     net.values[call.outputs[0]] = net.move(call, grid_of(call.layer), private=False)
 
 
 def lower_relu(net: IntegerGraph, call: Call) -> None:
-    """A ReLU on its own: one integer operator on the grid of its input."""
+    """A ReLU that is not fused: one integer operator on the grid of its input."""
     source, name, cap = net.input(call), relu_name(call), cap_of(call)
     assert source.grid is not None
     grid = Grid(source.grid.step, max(source.grid.low, 0), source.grid.high)
@@ -54,9 +54,9 @@ def lower_relu(net: IntegerGraph, call: Call) -> None:
 
 
 def lower_affine(net: IntegerGraph, call: Call) -> None:
-    """BatchNormalization on its own, Rescaling and the like, with the ReLU after it.
+    """BatchNormalization that does not fold, Rescaling and the like, and the next ReLU.
 
-    A 1x1 depthwise convolution.
+    They are written as a 1x1 depthwise convolution.
     """
     fused = net.fuse(call)
     call, shape = replace(call, outputs=(fused.index,)), net.graph.shapes[fused.index]
@@ -77,8 +77,10 @@ def add_affine(net: IntegerGraph, call: Call, grid: Grid, fused: Fused) -> None:
     assert source.grid is not None
     codes, scale, bias = affine(factor, offset, source.grid.step)
     if curve(call) == "hard_sigmoid":
-        # Its step is a power of two, so halves occur; one unit, 1/127 of the distance
-        # of two values, lifts them upwards as in Keras.
+        # The step is a power of two, so results may lie exactly midway between two
+        # codes, which XNNPACK rounds to even. One unit of the accumulator, 1/127 of the
+        # distance between two values, lifts them, so that they round upwards as in
+        # Keras.
         bias = bias + np.int32(1)
     options = schema.DepthwiseConv2DOptionsT()
     options.padding, options.depthMultiplier = VALID, 1
@@ -89,7 +91,7 @@ def add_affine(net: IntegerGraph, call: Call, grid: Grid, fused: Fused) -> None:
 
 
 def lower_gate(net: IntegerGraph, call: Call) -> None:
-    """Sigmoid inside a model: a lookup; hard sigmoid: scaling that saturates."""
+    """Sigmoid inside a model: LOGISTIC; hard sigmoid: a scaling that saturates."""
     grid = net.next_grid(call.outputs[0], call.name)
     if grid != UNIT:
         raise ExportError(
@@ -123,7 +125,7 @@ def lower_multiply(net: IntegerGraph, call: Call) -> None:
 
 
 def check_two(call: Call) -> None:
-    """Refuse sums and products of more tensors than two."""
+    """Refuse sums and products of more than two tensors."""
     if len(call.inputs) != 2:
         what = "A product" if call.role is Role.PRODUCT else "An addition"
         raise ExportError(
@@ -159,7 +161,7 @@ def lower_add(net: IntegerGraph, call: Call) -> None:
 
 
 def lower_final(net: IntegerGraph, call: Call, output_type: str) -> None:
-    """Softmax or sigmoid that ends a model: in float, unless integers are wanted."""
+    """Softmax or sigmoid that ends a model: in float, unless outputs are integers."""
     source, index = net.input(call), call.outputs[0]
     assert source.grid is not None
     shape = net.shape(index, call.name)

@@ -1,4 +1,4 @@
-"""Export a quantized Keras model to a TFLite file that computes what it does."""
+"""Export a quantized Keras model to a TFLite file that computes the same."""
 
 from __future__ import annotations
 
@@ -103,75 +103,78 @@ def export_tflite(
     """Write a quantized model as TFLite, and check the file against the model.
 
     The file is written only if its kernel codes are the trained ones, every layer
-    computes what the Keras layer does on the inputs the file's layer had, every integer
-    of every tensor is what exact arithmetic makes of it, and so are the outputs on all
-    images (`integer_twin`). `export_report.json` goes beside.
+    computes the same as the Keras layer when both get the file's inputs, and every
+    integer of every tensor, and the outputs on all images, are those of exact
+    arithmetic (`integer_twin`). `export_report.json` is written beside it.
 
     Args:
         student: from `gmpq_tf.quantize_model`, calibrated and fine-tuned.
-        path: the `.tflite` file to make or to replace.
-        storage: "fast": INT8 kernels; "packed": INT4 where they have 4 bits or fewer,
-            two codes a byte; "smallest": also INT2 where they have 2, four codes a
+        path: the `.tflite` file to create or to replace.
+        storage: "fast": INT8 kernels; "packed": INT4 for kernels of 4 bits or fewer,
+            two codes a byte; "smallest": also INT2 for kernels of 2 bits, four codes a
             byte. Convolutions in INT4 and INT2 are written as dense layers over
             patches, which is exact but slower. Depthwise and grouped ones stay INT8,
-            and so do those with fewer than 32 filters or too small to gain from it,
-            and dense rows that do not fill whole bytes.
+            also those with fewer than 32 filters or too small to gain from it, and
+            dense layers whose rows do not fill whole bytes.
         input_type: "float32", or "int8" or "uint8" for codes of the input's grid. None:
-            "float32", of a detector "uint8" where `scaling` makes the codes the pixels.
-        output_type: likewise; with "float32" a final softmax is computed in float.
+            "float32"; for a detector "uint8" if `scaling` makes the codes the pixels.
+        output_type: "float32", "int8" or "uint8"; with "float32" a final softmax is
+            computed in float.
         verify_data: inputs as `student` takes them: an array [images, ...]; for several
             inputs a dict of arrays by name, or a list in the order of
             `student.inputs`; or an iterable (`tf.data`, `PyDataset`) of batches of
             inputs or of (inputs, labels). None: 64 random ones in the calibrated range.
-        labels: class numbers or one-hot rows, zeros and ones, or numbers, as the
-            outputs are, where `verify_data` holds arrays; of several outputs a list,
-            tuple or dict. Those of detectors are not looked at.
+        labels: if `verify_data` holds arrays: class numbers, one-hot rows, zeros and
+            ones, or numbers, as the outputs are; for several outputs a list, tuple or
+            dict. Labels of detectors are ignored.
         metadata: stored in the file as JSON, e.g. input scaling and class names;
-            `read_metadata` gives it back.
-        scale_codes: store kernel codes times the largest power of two that fits, with
-            steps over it: the same weights. For runtimes without XNNPACK, whose kernels
-            round twice and lose codes where accumulators are small, as at 2 and 3 bits.
+            `read_metadata` returns it.
+        scale_codes: store kernel codes times the largest power of two that fits, and
+            steps divided by it, so that weights stay the same. For runtimes without
+            XNNPACK, whose kernels round twice and are inaccurate where accumulators are
+            small, as at 2 and 3 bits.
         latency_runs: timed runs of every storage and of the float model for the
             report; 0: not measured.
-        least_agreement: share of equal decisions (or ties), or of near numbers, of the
-            Keras model and the file on `verify_data` below which nothing is written,
-            0 to 1. In networks of fifty layers each rounding of a sum that Keras makes
-            in float, and lands beside a half, spreads; with a thousand classes a few
-            per cent of close decisions change both ways. None: below 95 % a warning,
-            or with `verify="agreement"` an error.
-        output_kinds: what the outputs say: "classes" (the largest score decides),
+        least_agreement: nothing is written if Keras model and file agree on a smaller
+            share of `verify_data`, 0 to 1 (equal decisions or ties; near numbers).
+            Keras rounds sums in float, and where one is close to a half it may differ
+            from the file; in networks of fifty layers such differences spread, and with
+            a thousand classes a few per cent of close decisions change, both ways.
+            None: below 95 % a warning is given, or with `verify="agreement"` an error.
+        output_kinds: what the outputs mean: "classes" (the largest score decides),
             "binary" (each number is a probability, decided at 0.5), "binary_logit"
             (decided at 0) or "numbers"; for all outputs, or a dict by name, or a list.
-            None: what graph, loss and labels say; see `gmpq_tf.task.outputs_of`.
-        near_steps: numbers this many steps of their grid apart are near.
-        batch: images that the file takes at a time, written into every shape; None: any
-            number, or that of a model whose batch is fixed.
-        runtime: "litert", or "micro" for TFLite Micro: a fixed batch (of one image
-            unless `batch` says more), `scale_codes`, and a comparison with the
-            reference kernels, which round as those of Micro do. Beside the file it
-            writes it as C source, `.cc` and `.h`, with the arena it needs.
-        class_names: one a score, in their order; written as the standard label file.
+            None: it is derived from graph, loss and labels; see
+            `gmpq_tf.task.outputs_of`.
+        near_steps: numbers that differ by at most so many steps of their grid are near.
+        batch: fixed batch size of the file; None: any, or the fixed one of the model.
+        runtime: "litert", or "micro" for TFLite Micro: a fixed batch (1 unless `batch`
+            is given), `scale_codes`, and a comparison with the reference kernels, which
+            round like those of Micro. The file is also written as C source, `.cc` and
+            `.h`, with the size of the arena that it needs.
+        class_names: names of the scores, in their order; written as the standard label
+            file.
         scaling: how pixels 0..255 become the student's input: an `InputScaling`, its
             configuration, or its kind ("0..255", "0..1", "-1..1"); written as the
-            standard normalization. MediaPipe needs it of files with float inputs.
+            standard normalization, which MediaPipe needs for files with float inputs.
         float_layers: "refuse" layers that have no integer counterpart, such as gelu or
             LayerNormalization, or "allow" them to be computed in float: each between
             DEQUANTIZE and QUANTIZE, as TensorFlow's converter writes it.
-        verify: "exact": as above, nothing is tolerated; "agreement": without the
-            comparison with exact arithmetic, for processors whose kernels round
-            otherwise, and judged by `least_agreement`. None: "exact", or for Micro,
-            whose kernels round twice, "agreement".
-        postprocess: of a detector: return the objects found and not its outputs, by
-            `TFLite_Detection_PostProcess`; True, or a `PostProcess` that says how many.
-            The file takes one image. None: the outputs as they are.
+        verify: "exact": as above, without tolerance; "agreement": without the
+            comparison with exact arithmetic, judged by `least_agreement`, for
+            processors whose kernels round otherwise. None: "exact"; for Micro, whose
+            kernels round twice, "agreement".
+        postprocess: for a detector: return detections instead of its outputs, by
+            `TFLite_Detection_PostProcess`; True, or a `PostProcess` with options. The
+            file takes one image. None: return the outputs.
 
     Returns:
         An `ExportReport`.
 
     Raises:
-        ExportError: a model that is not quantized or not calibrated, a layer that
-            TFLite cannot compute in integers, a path that cannot be written, or a file
-            that does not compute the model; `path` is then as it was.
+        ExportError: the model is not quantized or not calibrated, TFLite cannot compute
+            a layer in integers, the path cannot be written, or the file does not
+            compute the model. `path` is left unchanged.
     """
     path = Path(path)
     check_choices(storage, input_type or TYPES[0], output_type, runtime, float_layers)
@@ -199,7 +202,7 @@ def export_tflite(
     if not given:
         verify_data = random_inputs(student, lowered.input_grids, SEED)
     batches = _batches(lowered, verify_data, labels)
-    if head is not None:  # objects are no labels of its offsets and scores
+    if head is not None:  # labels of a detector do not fit its offsets and scores
         batches = ((arrays, None) for arrays, _ in batches)
     first = list(islice(batches, _local_batches(lowered)))
     if not first:
@@ -277,14 +280,14 @@ def _batches(lowered: Lowered, data: Any, labels: Any) -> Iterator[Batch]:
 
 
 def _local_batches(lowered: Lowered) -> int:
-    """How many batches hold `LOCAL_IMAGES`; one, unless the model says its size."""
+    """Number of batches with `LOCAL_IMAGES` in all; 1 if the batch size is open."""
     size = ModelInputs(lowered.graph).batch_size
     return 1 if size is None else -(-LOCAL_IMAGES // size)
 
 
 def _file_twin(content: bytes) -> FileTwin | None:
-    """The twin of a whole file; None where it has operators in float of its own."""
-    with contextlib.suppress(ExportError):  # those of integers were checked before
+    """The twin of a whole file; None if the file has layers computed in float."""
+    with contextlib.suppress(ExportError):  # integer operators were checked before
         return FileTwin(content)
     return None
 
@@ -296,14 +299,17 @@ def measure_latency(
 
     Args:
         student: from `gmpq_tf.quantize_model`.
-        contents: storage -> bytes of the file.
+        contents: storage -> the file's bytes.
         runs: timed runs of each; 0: nothing is measured.
+
+    Returns:
+        Storage, and "float", -> milliseconds; files that do not run are missing.
     """
     if not runs:
         return {}
     contents, usable = dict(contents), {}
-    # An older runtime may lack INT2, and the converter refuse the float model: neither
-    # says anything against the file that is being written.
+    # An older runtime may lack INT2, and the converter may refuse the float model;
+    # neither concerns the file that is being written.
     with contextlib.suppress(ExportError):
         contents["float"] = float_tflite(student)
     for name, content in contents.items():

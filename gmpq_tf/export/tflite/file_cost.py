@@ -1,7 +1,7 @@
-"""What a `.tflite` file will take: the table `file_bytes`.
+"""The size of a `.tflite` file: the cost table `file_bytes`.
 
-All but the kernels is measured, by writing the file once with 8-bit kernels; the rest
-is what containers of fewer bits change.
+Everything except the kernels is measured once, by writing the file with 8-bit kernels;
+then the table has what other storage types of each kernel change.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ from gmpq_tf.quantizers.kernel_quantizer import (
 from gmpq_tf.transform.calibrate import input_quantizers
 from gmpq_tf.transform.quantize import quantize_model
 
-ALIGNMENT = 16  # of every buffer in a file
-OPERATORS_BYTES = 64  # that dense layers of INT4 and INT2 are new kinds of operators
+ALIGNMENT = 16  # bytes, of every buffer in a file
+OPERATORS_BYTES = 64  # for the operator codes of dense layers in INT4 and INT2
 SEED = 0
-SAMPLES = 4  # policies whose files are written before anything is trained
+SAMPLES = 4  # number of random policies whose files are written
 
 
 def file_bytes(model: keras.Model, options: TableOptions) -> CostTable:
-    """Returns the table of what an exported file holds.
+    """Returns the cost table of the bytes of an exported file.
 
-    Which layers need an operator that moves their inputs to other grids is decided by
-    ranges, which training finds: files of policies and ranges drawn at random say how
-    much that may be. A layer with a dead input may have to stay INT8, which nobody can
-    tell before. Space for the metadata that `gmpq-export` writes, with names of classes
-    of nine letters, is included.
+    Some layers need an operator that requantizes their input; which ones depends on
+    ranges that training will find. How many bytes that may take is measured on files
+    with random policies and ranges. (A layer whose input is dead may have to stay INT8,
+    which cannot be known before.) The metadata that `gmpq-export` writes are included,
+    with class names of nine letters.
 
     Args:
         model: the float model.
-        options: whose storage counts; None: "fast".
+        options: storage, kernel quantizer and class names; storage None: "fast".
 
     Raises:
         BudgetError: the model cannot be exported.
@@ -87,9 +87,9 @@ def file_bytes(model: keras.Model, options: TableOptions) -> CostTable:
 
 
 def _margin(model: keras.Model, table: CostTable, options: TableOptions) -> float:
-    """Bytes by which files of policies drawn at random exceed a table, and a bit more.
+    """A safety margin: how many bytes files of random policies exceed the table.
 
-    Half of what they differ by comes on top, for policies that were not drawn.
+    Half of the spread is added, for policies that were not drawn.
     """
     found = [
         len(lowered.content) - table.cost(policy)
@@ -101,12 +101,12 @@ def _margin(model: keras.Model, table: CostTable, options: TableOptions) -> floa
 def samples(
     model: keras.Model, options: TableOptions, batch: int | None = None
 ) -> Iterator[tuple[BitwidthPolicy, Lowered]]:
-    """Yields policies drawn at random, and their files with ranges drawn likewise.
+    """Yields random policies with their files, whose ranges are random too.
 
     Args:
         model: the float model.
         options: storage, kernel quantizer and class names of the files.
-        batch: images that they take at a time; None: any number.
+        batch: batch size of the files; None: any.
 
     Raises:
         BudgetError: the model cannot be exported.
@@ -124,7 +124,7 @@ def samples(
 
 
 def largest_codes(kernel_quantizer: str | None) -> dict[int, int | None]:
-    """Returns the largest code of each bit-width; None: the quantizer has it not.
+    """Returns the largest code of each bit-width; None: the quantizer does not have it.
 
     Args:
         kernel_quantizer: a name in `KERNEL_QUANTIZERS`; None: the default.
@@ -144,17 +144,17 @@ def lowered_once(
     seed: int = SEED,
     batch: int | None = None,
 ) -> Lowered:
-    """Returns the file of a model, made so that nothing is shared.
+    """Returns a file of the untrained model in which no constants are shared.
 
-    Ranges, biases and statistics differ from each other, as after training: equal ones
-    would be stored once.
+    Ranges, biases and statistics are made different from each other, as after training;
+    equal ones would be stored only once.
 
     Args:
         model: the float model.
         options: storage, kernel quantizer and class names of the file.
-        policy: bits of its layers; None: kernels of 8, stored in bytes, inputs of 2.
-        seed: of the ranges and statistics.
-        batch: images that the file takes at a time; None: any number.
+        policy: bits of the layers; None: kernels of 8 bits, inputs of 2 bits.
+        seed: seed of the ranges and statistics.
+        batch: batch size of the file; None: any.
 
     Raises:
         BudgetError: the model cannot be exported.
@@ -194,7 +194,7 @@ def lowered_once(
 def _class_names(
     student: keras.Model, given: tuple[str, ...]
 ) -> tuple[list[str], Facts]:
-    """Names of the classes in the metadata, and those that the scores are told."""
+    """Class names for the JSON metadata, and facts for the standard metadata."""
     widths = {o.shape[-1] for o in student.outputs if len(o.shape) == 2 and o.shape[-1]}
     if given:
         return list(given), facts(given if len(given) in widths else None)
@@ -203,7 +203,7 @@ def _class_names(
 
 
 def _make_different(student: keras.Model, rng: np.random.Generator) -> None:
-    """Gives every vector and every range values of its own."""
+    """Make every vector and every range different, in place."""
     for quantizer in input_quantizers(student):
         for branch, bits in enumerate(quantizer.bits):
             step = rng.uniform(1, 8) / 2**bits
@@ -224,8 +224,8 @@ def _kernel_bytes(
     patches: Mapping[str, int],
     codes: Mapping[int, int | None],
 ) -> np.ndarray:
-    """Bytes that a kernel takes with what its container needs, at 2 to 8 bits, [7]."""
-    widest = symmetric_limit(ALL_BITS[-1])  # of a width that no policy has
+    """Bytes of a kernel and the operators its storage needs, for 2 to 8 bits, [7]."""
+    widest = symmetric_limit(ALL_BITS[-1])  # for widths that the quantizer lacks
     found = [widest if code is None else code for code in map(codes.get, ALL_BITS)]
     return np.array([_with_codes(call, storage, code, patches) for code in found])
 
@@ -243,7 +243,7 @@ def _patch_bytes(graph: Graph, storage: str) -> tuple[dict[str, int], int]:
     """Bytes of the operators that lay out patches.
 
     Returns:
-        Layer name -> what it alone needs, and what several of them share.
+        Layer name -> bytes for this layer alone, and the bytes that all layers share.
     """
     fewest = symmetric_limit(MIN_BITS)
     calls = {
@@ -263,7 +263,7 @@ def _patch_bytes(graph: Graph, storage: str) -> tuple[dict[str, int], int]:
 
 
 def _with_patches(calls: Iterable[Call], graph: Graph, storage: str) -> int:
-    """Bytes of a file that lays out the patches of some convolutions."""
+    """Size of a file that only lays out the patches of some convolutions, in bytes."""
     file, grid = FileBuilder(), Grid(1.0, 0, 255)
     net: Any = SimpleNamespace(file=file, batch=None, storage=storage)
     source = Value(file.tensor("x", (1,), "INT8", quantization(grid)), grid, 0)

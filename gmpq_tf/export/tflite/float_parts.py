@@ -1,8 +1,7 @@
-"""Layers without integers, in float between DEQUANTIZE and QUANTIZE.
+"""Layers without integer operators, computed in float between DEQUANTIZE and QUANTIZE.
 
-`quantize_model` puts every tensor that such a layer reads, and every one that it makes,
-on a grid. So each is converted by itself, by TensorFlow's converter, and its operators
-are written between those two.
+`quantize_model` puts every input and output of such a layer on a grid. So TensorFlow's
+converter can convert each layer alone, and its operators are written between those two.
 """
 
 from __future__ import annotations
@@ -24,7 +23,8 @@ from gmpq_tf.export.tflite.flatbuffer import (
 from gmpq_tf.export.tflite.integer_graph import IntegerGraph
 from gmpq_tf.graph import Call, infer
 
-# Floats beside a half round either way, and the converter's operators are not Keras's.
+# The converter's float operators differ from Keras's in the last bits, so values close
+# to a half may round either way.
 SLACK = 0.05
 
 
@@ -33,11 +33,11 @@ class FloatPart:
     """A layer that a file computes in float.
 
     Args:
-        name: of the layer.
-        kind: its class.
-        operators: names of those of TFLite, in order, without the conversions.
-        constant_bytes: of its weights, in float.
-        content: the same as a file of its own, to measure its time.
+        name: name of the layer.
+        kind: class of the layer.
+        operators: names of its TFLite operators, in order, without the conversions.
+        constant_bytes: bytes of its weights, in float.
+        content: the layer as a file of its own, to measure its time.
     """
 
     name: str
@@ -48,14 +48,15 @@ class FloatPart:
 
 
 def lower_float(net: IntegerGraph, call: Call) -> FloatPart:
-    """Write one layer in float, from the grids it reads to the grids of its results.
+    """Write one layer in float, from the grids of its inputs to those of its results.
 
     Args:
-        net: the file.
-        call: of the layer.
+        net: the file being written.
+        call: the layer's call.
 
     Raises:
-        ExportError: TensorFlow's converter refuses it, or needs operators of its own.
+        ExportError: TensorFlow's converter refuses the layer, or needs operators that
+            are not in TFLite.
     """
     indices = list(dict.fromkeys(call.inputs))
     content = converted(net, call, indices)
@@ -77,12 +78,12 @@ def lower_float(net: IntegerGraph, call: Call) -> FloatPart:
 
 
 def converted(net: IntegerGraph, call: Call, indices: list[int]) -> bytes:
-    """A layer as a float file, its inputs and outputs in the order of the call.
+    """A layer as a float file, with inputs and outputs in the order of the call.
 
     Args:
-        net: the file; gives shapes and the batch.
-        call: of the layer.
-        indices: tensors that it reads, each once.
+        net: the file being written, for shapes and the batch size.
+        call: the layer's call.
+        indices: numbers of the tensors that it reads, each once.
     """
     shapes = [net.shape(index, call.name) for index in indices]
     kinds = [net.graph.dtypes[index] for index in indices]
@@ -97,7 +98,7 @@ def converted(net: IntegerGraph, call: Call, indices: list[int]) -> bytes:
         concrete = function.get_concrete_function()
         converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete])
         return converter.convert()
-    except Exception as error:  # the converter raises classes of its own
+    except Exception as error:  # the converter raises many classes
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         lacking = [line for line in lines if line.startswith("TF Select ops:")]
         causes = lacking or [line for line in lines if "error:" in line] or lines
@@ -110,19 +111,19 @@ def converted(net: IntegerGraph, call: Call, indices: list[int]) -> bytes:
 
 
 def splice(file: FileBuilder, model: Any, given: list[int], name: str) -> list[int]:
-    """Write the operators of a model into another file.
+    """Copy the operators of a model into another file.
 
     Args:
-        file: the other file.
-        model: of one graph.
-        given: tensors of `file` in the place of the model's inputs.
-        name: what its tensors are called after.
+        file: the file to write to.
+        model: model with a single subgraph.
+        given: tensors of `file` that replace the model's inputs.
+        name: prefix of the new tensors' names.
 
     Returns:
         Tensors of `file` that hold the model's outputs.
 
     Raises:
-        ExportError: loops, or operators that are not of TFLite.
+        ExportError: the model has loops, or operators that are not in TFLite.
     """
     graph = model.subgraphs[0]
     names = [operator_name(model, operator) for operator in graph.operators]
@@ -155,7 +156,7 @@ def splice(file: FileBuilder, model: Any, given: list[int], name: str) -> list[i
 
 
 def _dequantized(net: IntegerGraph, call: Call, index: int) -> int:
-    """A float tensor with the values of one on a grid."""
+    """A float tensor of the file with the values of a tensor on a grid."""
     value = net.value(index)
     if value.grid is None:
         return value.tensor

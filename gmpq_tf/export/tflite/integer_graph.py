@@ -1,4 +1,4 @@
-"""The integer graph of a file: its tensors, and which of Keras's each stands for.
+"""The integer graph of a file: its tensors, and the Keras tensors they stand for.
 
 Every tensor keeps the step it was trained with. Operators are added by the modules
 that `lowering` lists.
@@ -30,15 +30,15 @@ from gmpq_tf.transform.units import Unit, cap_of, unit_of
 FUSED = {"linear": 0, "relu": 1, "relu6": 3}  # schema.ActivationFunctionType
 # Pixels scaled to -1..1 fall midway between two codes, where kernels round differently.
 INPUT_SLACK = 0.25
-# Steps of an operator's result in one of what it reads (of its products, if it
-# multiplies) below which every kernel of the runtime computes it. Above, 32-bit numbers
-# overflow without a word, or the process ends.
+# Bound of input step / output step (product of both input steps for MUL): below it
+# every kernel of the runtime computes the operator; above it 32-bit numbers overflow
+# silently, or the process crashes.
 LARGEST_RATIOS = {"ADD": 2.0**6, "MUL": 2.0**14, "QUANTIZE": 2.0**20}
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """Where the kernel of a layer went.
+    """Where the kernel of a layer is stored.
 
     Args:
         layer: the Keras layer.
@@ -57,16 +57,16 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Check:
-    """A tensor of the file that must equal one of the Keras graph, put on a grid.
+    """A tensor of the file that must equal a Keras tensor quantized to its grid.
 
     Args:
-        name: layer that makes it.
-        kind: of that layer.
+        name: name of the layer that makes it.
+        kind: class of that layer.
         index: number of the Keras tensor.
         value: the tensor of the file.
         slack: steps by which rounding inside the operator may move a value before it
             is rounded to the grid.
-        reader: the only call that reads it so; None: every call does.
+        reader: the only call that reads the tensor on this grid; None: all calls do.
     """
 
     name: str
@@ -79,13 +79,13 @@ class Check:
 
 @dataclass(frozen=True)
 class Fused:
-    """What is computed inside one kernel: BatchNormalization, activation, result.
+    """What one kernel computes beside its layer: BatchNormalization and activation.
 
     Args:
-        batch_norm: the layer, or None.
+        batch_norm: the BatchNormalization, or None.
         activation: a key of `FUSED`.
-        index: Keras tensor of the result.
-        cap: its largest value, where no activation of TFLite says it.
+        index: number of the Keras tensor of the result.
+        cap: largest value of a ReLU that TFLite has no fused activation for, or None.
     """
 
     batch_norm: Any | None
@@ -95,7 +95,7 @@ class Fused:
 
 
 class IntegerGraph:
-    """The file being written, and which of its tensors stands for which of Keras."""
+    """The file being written, and the Keras tensors that its tensors stand for."""
 
     def __init__(
         self,
@@ -109,20 +109,20 @@ class IntegerGraph:
         self.storage, self.scale_codes = storage, scale_codes
         self.graph = read_graph(student)
         self.runtime = runtime
-        # TRANSPOSE_CONV is told the shape of its result, batch and all.
+        # TRANSPOSE_CONV needs the full shape of its result, with the batch size.
         rows = [
             KERNEL_KINDS[c.kind] for c in self.graph.calls if c.kind in KERNEL_KINDS
         ]
         told = any(row.operator == "TRANSPOSE_CONV" for row in rows)
         default = 1 if told or runtime == "micro" else None
         self.batch = batch or fixed_batch(self.graph) or default
-        self._grids: dict[int, Grid | None] = {}  # of the file's inputs and outputs
+        self._grids: dict[int, Grid | None] = {}  # grids of the file's inputs, outputs
         self.consumers = self.graph.consumers()
         self.producers = self.graph.producers()
         self._units = unit_of(self.graph)
         self.file = FileBuilder()
         self.values: dict[int, Value] = {}
-        self.done: set[int] = set()  # calls computed inside the kernel of another
+        self.done: set[int] = set()  # ids of calls fused into the kernel of another
         self.kernels: list[Kernel] = []
         self.checks: list[Check] = []
         self.input_grids: list[Grid] = []
@@ -177,7 +177,7 @@ class IntegerGraph:
         return named
 
     def described(self, named: dict[str, int]) -> list[Described]:
-        """What the standard metadata say of the file's inputs or outputs."""
+        """Descriptions of the file's inputs or outputs for the standard metadata."""
         kinds = {getattr(schema.TensorType, k.upper()): k for k in ("float32", "int8")}
         found = []
         for name, number in named.items():
@@ -201,7 +201,7 @@ class IntegerGraph:
         return tensor
 
     def _output_name(self, index: int, taken: dict, position: int) -> str:
-        """Name the model gives an output, or of the layer whose values it holds."""
+        """The model's name of an output, or that of the layer that computes it."""
         call = self.producers.get(index)
         if isinstance(self.student, NamedOutputs):
             name = self.graph.output_names[position]
@@ -216,7 +216,11 @@ class IntegerGraph:
         return name if name not in taken else f"{name}_{len(taken)}"
 
     def input(self, call: Call, position: int = 0) -> Value:
-        """The tensor a layer reads; it must be on a grid."""
+        """The tensor that a call reads at a position.
+
+        Raises:
+            ExportError: it is on no grid.
+        """
         value = self.value(call.inputs[position])
         if value.grid is None:
             raise ExportError(
@@ -227,14 +231,14 @@ class IntegerGraph:
         return value
 
     def value(self, index: int) -> Value:
-        """The tensor of the file for one of Keras, made of its image if need be."""
+        """The file's tensor for a Keras tensor, reshaped from its image if needed."""
         if index not in self.values and index in self.images:
             image = self.value(self.images[index])
             self.values[index] = self._reshaped(image, index)
         return self.values[index]
 
     def as_image(self, call: Call, position: int) -> int:
-        """Number of a tensor that holds what a call reads as images of one row."""
+        """Number of a stand-in that holds a call's input as images of one row."""
         index = call.inputs[position]
         if index not in self.images:
             value = self.input(call, position)
@@ -244,7 +248,7 @@ class IntegerGraph:
         return self.images[index]
 
     def stand_in(self, index: int, shape: tuple) -> int:
-        """A made-up tensor of another shape in the place of one of Keras."""
+        """Number of a new tensor of another shape that stands for a Keras tensor."""
         made = self.graph.new_tensor(shape, "float32")
         if index in self.producers:
             self.producers[made] = self.producers[index]
@@ -253,13 +257,13 @@ class IntegerGraph:
         return made
 
     def _reshaped(self, value: Value, index: int) -> Value:
-        """A tensor in the shape of another."""
+        """Add a RESHAPE of a tensor to the shape of Keras tensor `index`."""
         name = self.producers[index].name if index in self.producers else "input"
         shape = constant_shape(self.shape(index, name))
         options = schema.ReshapeOptionsT()
         options.newShape = shape
         tensor = self.file.tensor(None, self.shape(index, name), "INT8")
-        # The very same step: XNNPACK refuses to move values to another one.
+        # Exactly the same quantization: XNNPACK's RESHAPE cannot requantize.
         self.file.tensors[tensor].quantization = self.file.tensors[
             value.tensor
         ].quantization
@@ -268,7 +272,11 @@ class IntegerGraph:
         return replace(value, tensor=tensor)
 
     def shape(self, index: int, name: str) -> list[int | None]:
-        """Shape of a Keras tensor; all but the batch must be known."""
+        """Shape of a Keras tensor in the file; None stands for an open batch.
+
+        Raises:
+            ExportError: a size other than the batch is not known.
+        """
         shape = list(self.graph.shapes[index])
         if None in shape[1:]:
             raise ExportError(
@@ -279,19 +287,19 @@ class IntegerGraph:
         return [self.batch, *shape[1:]]
 
     def rows(self, an_image: int) -> int | None:
-        """Rows of a tensor that has so many an image; None where the batch is open."""
+        """First size of a tensor with so many rows an image; None: an open batch."""
         return None if self.batch is None else self.batch * an_image
 
     def unit(self, call: Call) -> Unit:
-        """What is computed together with a call; one that is made up is alone."""
+        """The unit of a call; a call made up by a lowering is a unit of its own."""
         return self._units.get(id(call)) or Unit(call)
 
     def join(self, unit: Unit) -> None:
-        """Know what is computed together with a call that a lowering makes up."""
+        """Register the unit of a call that a lowering has made up."""
         self._units[id(unit.call)] = unit
 
     def fuse(self, call: Call) -> Fused:
-        """What one kernel computes with a call; its other members are then done."""
+        """What the kernel of a call also computes; those calls are marked as done."""
         unit = self.unit(call)
         self.done.update(id(member) for member in unit.calls[1:])
         activation, cap = (
@@ -304,7 +312,11 @@ class IntegerGraph:
         return Fused(norm, activation, unit.result, cap if cap != 6 else None)
 
     def next_grid(self, index: int, name: str) -> Grid:
-        """The grid that the graph puts a tensor on, at its next quantizer."""
+        """The grid of the next quantizer behind a tensor.
+
+        Raises:
+            ExportError: there is none.
+        """
         for reader in self.consumers[index]:
             if reader.role is Role.QUANTIZER:
                 return grid_of(reader.layer)
@@ -334,14 +346,14 @@ class IntegerGraph:
         """Add an operator that writes a Keras tensor on a grid.
 
         Args:
-            code: operator.
-            inputs: tensors it reads.
-            index: Keras tensor that it computes.
-            grid: of the result.
-            options: of the operator.
-            name: of the result; None: that of the layer.
-            clamped: nothing below the smallest code can come out.
-            version: of the operator; None: that of its 8-bit form.
+            code: name of the operator.
+            inputs: tensors that it reads.
+            index: number of the Keras tensor that it computes.
+            grid: grid of the result.
+            options: options of the operator.
+            name: name of the result; None: that of the layer.
+            clamped: whether results below the grid's smallest code are impossible.
+            version: version of the operator; None: that of its 8-bit form.
             slack: as in `Check`.
             cap: as in `Fused`.
         """
@@ -365,7 +377,7 @@ class IntegerGraph:
     def _check_ratio(
         self, code: str, inputs: list[int], step: float, name: str
     ) -> None:
-        """Refuse an operator that kernels would compute wrongly without a word."""
+        """Refuse an operator whose steps would silently overflow the kernels."""
         kinds = [self.file.tensors[i].quantization for i in inputs]
         if code not in LARGEST_RATIOS or None in kinds:
             return
@@ -375,17 +387,21 @@ class IntegerGraph:
             raise ExportError(beyond_kernels(name, ratio))
 
     def clamp_below(self, value: Value, shape: list, name: str) -> Value:
-        """Saturate at the smallest code: a QUANTIZE that only moves the zero point."""
+        """Saturate at the smallest code, by a QUANTIZE that only moves the zero point.
+
+        A grid with fewer than 256 codes leaves room in INT8 below its smallest code.
+        With a zero point that puts this code at -128, INT8 saturates there.
+        """
         assert value.grid is not None
         if not value.grid.has_room_below(value.zero_point):
             return value
         return self.shift(value, -128 - value.grid.low, shape, f"{name}_clamped")
 
     def clamp_above(self, value: Value, cap: float, shape: list, name: str) -> Value:
-        """Saturate at the code of `cap`, which a QUANTIZE stores as 127."""
+        """Saturate at the code of `cap`, by a QUANTIZE that stores it as 127."""
         assert value.grid is not None
         grid = value.grid
-        # Rounded as the quantizer that reads the value does it.
+        # Rounded in the same way as by the quantizer that reads the value.
         scaled = np.float32(cap) * (np.float32(1) / np.float32(grid.step))
         code = int(np.floor(scaled + np.float32(0.5)))
         if code >= grid.high:
@@ -395,7 +411,7 @@ class IntegerGraph:
         return Value(moved.tensor, capped, moved.zero_point)
 
     def shift(self, value: Value, zero_point: int, shape: list, name: str) -> Value:
-        """The same codes around another zero point (exact)."""
+        """Add a QUANTIZE that moves codes to another zero point, which is exact."""
         assert value.grid is not None
         kind = quantization(value.grid, zero_point)
         tensor = self.file.tensor(name, shape, "INT8", kind)
@@ -403,12 +419,12 @@ class IntegerGraph:
         return Value(tensor, value.grid, zero_point)
 
     def move(self, call: Call, grid: Grid, private: bool) -> Value:
-        """Put what a call reads on another grid, with one integer operator.
+        """Requantize the input of a call to another grid, with one integer operator.
 
         Args:
             call: the call.
-            grid: wanted.
-            private: no kernel that needs equal steps reads the result.
+            grid: the new grid.
+            private: whether no kernel that needs equal steps reads the result.
         """
         value, index = self.input(call), call.inputs[0]
         assert value.grid is not None
@@ -432,9 +448,9 @@ class IntegerGraph:
         shape = self.shape(index, name)
         step = grid.step
         if private and step > value.grid.step:
-            # Built-in kernels round twice, which lifts codes just below a half when the
-            # ratio is a power of two. One unit in the last place makes the first
-            # rounding exact.
+            # Built-in kernels round twice, which lifts values just below a half if the
+            # ratio is a power of two. A step larger by one unit in the last place makes
+            # the first rounding exact.
             step = float(np.nextafter(np.float32(step), np.float32(np.inf)))
         self._check_ratio("QUANTIZE", [value.tensor], step, name)
         meaning = Quantization((step,), grid.zero_point)
@@ -447,20 +463,20 @@ class IntegerGraph:
 
 
 def fixed_batch(graph: Graph) -> int | None:
-    """The batch a model was made for; None where it is open."""
+    """The batch size that a model was built for; None: any."""
     sizes = (graph.shapes[index][0] for index in graph.inputs)
     return next((size for size in sizes if size is not None), None)
 
 
 def _moved(source: Grid, target: Grid) -> float:
-    """Steps by which kernels that round the ratio to eight bits move a code."""
+    """Steps by which kernels that round the ratio to eight bits may move a code."""
     ratio = source.step / target.step
     largest = max(abs(source.low), abs(source.high))
     return max(0.15, largest * abs(round(ratio * 256) / 256 - ratio))
 
 
 def beyond_kernels(name: str, ratio: float) -> str:
-    """Says that a layer's results are too small beside what they are made of."""
+    """The message that a layer's results are far smaller than its operands."""
     return (
         "The results of a layer must not be far smaller than what they are made of, or "
         f"the integers of TFLite overflow. Received: layer={name!r}, one unit of whose "
@@ -471,26 +487,30 @@ def beyond_kernels(name: str, ratio: float) -> str:
 
 
 def fused_activation(name: str, grid: Grid) -> int:
-    """Number of an activation inside an operator; saturation may do for the six.
+    """Number of a fused activation; a plain ReLU if the grid ends below 6.
 
-    Runtimes compute `6 / step`, which overflows where all values are tiny.
+    The grid then saturates by itself. Runtimes compute `6 / step`, which would overflow
+    for tiny steps.
     """
     reaches = grid.high * grid.step > 6
     return FUSED["relu" if name == "relu6" and not reaches else name]
 
 
 def image_shape(shape: tuple) -> tuple:
-    """[batch, 1, pixels, channels] of [batch, ..., channels]."""
+    """The shape [batch, 1, pixels, channels] for [batch, ..., channels]."""
     return (shape[0], 1, math.prod(shape[1:-1]), shape[-1])
 
 
 def constant_shape(shape: Sequence[int | None]) -> list[int]:
-    """A shape as an operator is told it: -1 stands for an open size."""
+    """A shape as a constant of an operator, with -1 for an open size."""
     return [-1 if size is None else size for size in shape]
 
 
 def relu_name(call: Call) -> str:
-    """`"linear"`, `"relu"` or `"relu6"`."""
+    """Name of TFLite's fused activation for a ReLU: "linear", "relu" or "relu6".
+
+    For other largest values it is "relu"; `Fused.cap` has the value.
+    """
     if curve(call) == "linear":
         return "linear"
     return "relu6" if cap_of(call) == 6 else "relu"

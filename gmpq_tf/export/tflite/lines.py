@@ -1,8 +1,9 @@
-"""Layers on lines, [batch, steps, channels], computed on images of one row.
+"""Layers on sequences, [batch, steps, channels], computed on images of one row.
 
-TFLite has windows over images only. A tensor stays an image from one such layer to the
-next, through sums, activations and the like between them, and becomes a line again
-where a layer needs one, or the model ends.
+TFLite has convolutions and pools over images only. A sequence ("line") is kept as an
+image [batch, 1, steps, channels] from one such layer to the next, also through sums,
+activations and the like in between. It is reshaped back where a layer needs a sequence,
+or the model ends.
 """
 
 from __future__ import annotations
@@ -16,27 +17,27 @@ from gmpq_tf.graph import Call, Graph
 from gmpq_tf.layer_kinds import Role
 from gmpq_tf.transform.units import Unit
 
-# Roles that compute the same of any shape, so that an image need not become a line.
+# Roles that compute the same for any shape, so that no reshape is needed.
 ANYWHERE = (
     *(Role.NORM, Role.SCALING, Role.SUM, Role.PRODUCT, Role.JOIN, Role.MEAN),
     *(Role.IDENTITY, Role.CURVE, Role.LOOKUP, Role.QUANTIZER),
 )
 SIZES = ("kernel_size", "strides", "dilation_rate", "pool_size", "size")
-MARGINS = ("padding", "cropping")  # where they are no words
+MARGINS = ("padding", "cropping")  # as numbers, not as words such as "same"
 
 
 @dataclass(frozen=True)
 class OnImages:
-    """A layer on lines as one on images, whose windows are one row high.
+    """A layer on sequences, seen as one on images whose windows are one row high.
 
     Args:
-        layer: of Keras, or with quantizers; gives all other attributes.
-        graph_kind: the kind that it is then.
+        layer: the layer on sequences; all other attributes are taken from it.
+        graph_kind: kind of the layer on images.
     """
 
     layer: Any
     graph_kind: str
-    interpolation: ClassVar[str] = "nearest"  # lines have no other
+    interpolation: ClassVar[str] = "nearest"  # the only one for sequences
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self.layer, name)
@@ -50,12 +51,12 @@ class OnImages:
 
 
 def is_on_image(net: IntegerGraph, call: Call) -> bool:
-    """Whether a call is computed on images of one row, though Keras has lines."""
+    """Whether a call on sequences is computed on images of one row."""
     if call.row.images is not None:
         return True
     lines = all(len(net.graph.shapes[i]) == 3 for i in (*call.inputs, *call.outputs))
     made = any(i in net.images for i in call.inputs)
-    # What scales is a convolution, and so is on images in any case.
+    # Scaling is written as a convolution, which needs images in any case.
     scales = call.role in (Role.NORM, Role.SCALING)
     return lines and (scales or (made and call.role in ANYWHERE))
 
@@ -63,11 +64,12 @@ def is_on_image(net: IntegerGraph, call: Call) -> bool:
 def on_image(
     net: IntegerGraph, call: Call, lower: Callable[[IntegerGraph, Call], None]
 ) -> None:
-    """Compute a layer on lines, and what is fused into it, as one on images.
+    """Write a layer on sequences, and what is fused into it, as one on images.
 
     Args:
         net: the file being written.
-        call: reads and writes [batch, steps, channels], or [batch, channels].
+        call: a call that reads and writes [batch, steps, channels], or [batch,
+            channels].
         lower: writes a call on images.
     """
     unit = net.unit(call)
@@ -90,14 +92,14 @@ def on_image(
 
 
 def with_images(call: Call) -> Call:
-    """A call whose layer speaks of images: itself where it is of images anyway."""
+    """The call of the corresponding layer on images; other calls unchanged."""
     if call.row.images is None and call.role is not Role.JOIN:
         return call
     return replace(call, layer=OnImages(call.layer, call.row.images or call.kind))
 
 
 def image_window(graph: Graph, call: Call) -> tuple[Any, tuple, tuple]:
-    """A convolution as one on images, and the shapes that it reads and writes."""
+    """A convolution as one on images, and the shapes of its input and output."""
     shapes = (graph.shapes[i] for i in (call.inputs[0], call.outputs[0]))
     if call.row.images is None:
         return (call.layer, *shapes)
@@ -105,7 +107,7 @@ def image_window(graph: Graph, call: Call) -> tuple[Any, tuple, tuple]:
 
 
 def _unit_on_image(unit: Unit, inner: Call, middle: int) -> Unit:
-    """What is computed together, of which the last call writes the image."""
+    """The unit of `inner`, whose last call writes the image `middle`."""
     parts = [unit.batch_norm, unit.activation]
     if unit.activation is not None:
         parts[1] = replace(unit.activation, outputs=(middle,))

@@ -1,4 +1,4 @@
-"""Activations by table: any function of one value, exact whatever the grids."""
+"""Activations by table: any function of one value, exact on any grid."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ CODES = 256  # of a stored value
 def lower_lookup(net: IntegerGraph, call: Call) -> None:
     """LeakyReLU, PReLU: the result's code for each code of the input.
 
-    LEAKY_RELU and PRELU round the slope, or round twice: 2 to 8 % of their codes are a
-    step off, those of LEAKY_RELU others in XNNPACK than elsewhere (measured with LiteRT
-    2.3). A table holds what Keras computes: `CAST` and `ADD` make an index of each
-    code, `GATHER` reads the table. Channels with slopes of their own have a table each.
+    TFLite's LEAKY_RELU and PRELU round the slope, or round twice: 2 to 8 % of their
+    codes are a step off, and for LEAKY_RELU XNNPACK differs from other kernels
+    (measured with LiteRT 2.3). A table holds exactly what Keras computes: `CAST` and
+    `ADD` turn each code into an index, `GATHER` reads the table. Channels with their
+    own slopes have a table each.
     """
     source, index = net.input(call), call.outputs[0]
     assert source.grid is not None
@@ -36,8 +37,7 @@ def lower_lookup(net: IntegerGraph, call: Call) -> None:
     file.operator("ADD", [wide, file.integers(starts)], [place], schema.AddOptionsT())
     file.operator("GATHER", [values, place], [tensor], schema.GatherOptionsT())
     value = net.values[index] = Value(tensor, grid, grid.zero_point)
-    # Values that fall midway between two codes are compared as the quantizer rounds
-    # them in float32.
+    # Values midway between two codes are rounded as the quantizer does in float32.
     reader = net.consumers[index][0]
     checked = reader.outputs[0] if reader.role is Role.QUANTIZER else index
     net.checks.append(Check(call.name, call.kind, checked, value))
@@ -47,9 +47,9 @@ def table(call: Call, source: Value, grid: Grid) -> np.ndarray:
     """Stored codes of the results, int8 [channels or 1, 256].
 
     Args:
-        call: of a layer that works on each value.
-        source: what it reads.
-        grid: of the result.
+        call: call of a layer that works on each value.
+        source: the tensor that it reads.
+        grid: grid of the result.
     """
     assert source.grid is not None
     alpha = getattr(call.layer, "alpha", None)
@@ -57,7 +57,7 @@ def table(call: Call, source: Value, grid: Grid) -> np.ndarray:
     codes: np.ndarray = np.arange(-CODES // 2, CODES // 2) - source.zero_point
     read = codes.astype("float32") * np.float32(source.grid.step)
     stack = read.reshape(CODES, *(1 for _ in ones)) * np.ones(ones, "float32")
-    # Rounded as the quantizer that reads the value does it.
+    # Rounded in the same way as by the quantizer that reads the value.
     scaled = np.asarray(call.layer(stack)) * (np.float32(1) / np.float32(grid.step))
     found = np.clip(np.floor(scaled + np.float32(0.5)), grid.low, grid.high)
     stored = (found + grid.zero_point).astype("int8")

@@ -89,21 +89,34 @@ LOWERINGS: dict[str, Callable[[IntegerGraph, Call], None]] = {
     "LeakyRelu": lower_lookup,
     "PReLU": lower_lookup,
 }
-# Layers on lines are lowered as those on images of one row: see `lines`.
+# Layers on sequences are lowered as layers on images of one row: see `lines`.
 LOWERINGS |= {k.name: LOWERINGS[k.images] for k in KINDS.values() if k.images}
-# What else exports, wherever it is written.
+# Activations that can be exported too, as layers or as functions.
 ACTIVATIONS = ("ReLU", "Softmax", *(f.name for f in FUNCTIONS.values() if f.exports))
 _unknown = set(LOWERINGS) ^ names(*LOWERED)
 if _unknown:
     raise TypeError(f"Every kind of KINDS that is lowered has its function: {_unknown}")
-# Kernels of Micro round a sum to a whole number first, and then to the step: where sums
-# are small, of 4 bits times 4, values beside a half end a step off.
+# Kernels of Micro round twice. For small sums, as of 4 bits times 4 bits, values close
+# to a half may end one step off.
 ROUNDS_TWICE = 0.05
 
 
 @dataclass(frozen=True)
 class Lowered:
-    """A whole model: the file's content, and what to verify in it."""
+    """The file of a whole model, and what has to be verified in it.
+
+    Args:
+        content: the file's bytes.
+        graph: graph of the student.
+        kernels: where each layer's kernel is stored.
+        checks: tensors to compare with Keras.
+        input_grids: grids of the inputs, in order.
+        output_steps: steps of the outputs, in order.
+        runs_in: kernels that compute it, a key of `runtime.KERNELS`.
+        spans: (layer, first operator, one past its last), in the file's order; the
+            layer "" stands for operators of inputs and outputs.
+        float_parts: layers that are computed in float.
+    """
 
     content: bytes
     graph: Graph
@@ -111,11 +124,9 @@ class Lowered:
     checks: list[Check]
     input_grids: list[Grid]
     output_steps: list[float]
-    runs_in: str = "xnnpack"  # kernels of the runtime that it is for
-    # (layer, first operator, one past its last), in the file's order; no layer's: the
-    # operators of inputs and outputs.
+    runs_in: str = "xnnpack"
     spans: tuple[tuple[str, int, int], ...] = ()
-    float_parts: tuple[FloatPart, ...] = ()  # layers that it computes in float
+    float_parts: tuple[FloatPart, ...] = ()
 
 
 def lower(
@@ -139,21 +150,20 @@ def lower(
         storage: "fast": kernels in INT8; "packed": those of 4 bits or fewer in INT4;
             "smallest": those of 2 bits in INT2.
         input_type: "float32", "int8" or "uint8".
-        output_type: likewise.
+        output_type: "float32", "int8" or "uint8".
         metadata: stored in the file as JSON.
-        scale_codes: multiply kernel codes by a power of two.
-        batch: images that the file takes at a time; None: any number, or that of the
-            model where it is fixed.
-        runtime: "litert", or "micro" for TFLite Micro: one image at a time where
-            nothing says otherwise, and `scale_codes`.
+        scale_codes: whether kernel codes are multiplied by a power of two.
+        batch: batch size of the file; None: any, or the fixed one of the model.
+        runtime: "litert", or "micro" for TFLite Micro: batch size 1 by default, and
+            `scale_codes`.
         known: class names and scaling, for the standard metadata.
         float_layers: "refuse" layers that have no integer counterpart, or "allow" them
             to be computed in float.
-        head: what the outputs of a detector mean; None: it is none.
-        postprocess: return its detections; None: its outputs.
+        head: what the outputs of a detector mean; None: the model is not a detector.
+        postprocess: options for returning detections; None: outputs are returned.
 
     Raises:
-        ExportError: layers that have no integer counterpart; all are named.
+        ExportError: layers have no integer counterpart; all are named.
     """
     micro = runtime == "micro"
     net = IntegerGraph(student, storage, scale_codes or micro, batch, runtime)
@@ -192,7 +202,7 @@ def lower(
 
 
 def reads_pixels(student: Any, known: Facts) -> bool:
-    """Whether the codes of a model's one input are the pixels of images.
+    """Whether the codes of a model's only input are the pixels 0..255 of images.
 
     Args:
         student: calibrated model.
@@ -204,14 +214,14 @@ def reads_pixels(student: Any, known: Facts) -> bool:
 
 
 def spans_of(net: IntegerGraph, ends: list[int]) -> tuple[tuple[str, int, int], ...]:
-    """Which operators each layer wrote: of inputs, the calls in turn, and outputs."""
+    """The operators that each layer wrote, from the counts of operators after each."""
     names = ["", *(call.name for call in net.graph.calls), ""]
     spans = zip(names, ends[:-1], ends[1:], strict=True)
     return tuple(span for span in spans if span[1] < span[2])
 
 
 def add_call(net: IntegerGraph, call: Call, output_type: str) -> None:
-    """Add what one layer computes, with what is fused into it."""
+    """Write the operators of one call, with what is fused into it."""
     if id(call) in net.done:
         return
     if is_final(net.graph, call, net.consumers[call.outputs[0]]):
@@ -223,7 +233,7 @@ def add_call(net: IntegerGraph, call: Call, output_type: str) -> None:
 
 
 def lower_call(net: IntegerGraph, call: Call) -> None:
-    """Add what a layer that does not end the model computes."""
+    """Write the operators of a call that does not end the model."""
     if is_identity(call):
         lower_alias(net, call)
     elif is_gate(call):
@@ -240,14 +250,14 @@ def check_kinds(graph: Graph, allow_float: bool = False) -> set[str]:
     """Name every layer that has no integer counterpart, in one error.
 
     Args:
-        graph: of the student.
-        allow_float: refuse only those that cannot be computed in float either.
+        graph: graph of the student.
+        allow_float: refuse only layers that cannot be computed in float either.
 
     Returns:
-        The layers to compute in float.
+        Names of the layers to compute in float.
 
     Raises:
-        ExportError: there is one.
+        ExportError: a layer is refused.
     """
     found = refusals(graph)
     stays = floatable(graph, found) if allow_float else set()
@@ -269,10 +279,12 @@ def check_kinds(graph: Graph, allow_float: bool = False) -> set[str]:
 
 
 def floatable(graph: Graph, found: Collection[str]) -> set[str]:
-    """Those of some layers that a file can compute in float: no kernels on grids.
+    """The layers among some that a file can compute in float.
+
+    These have no quantized kernel, known sizes, and float32 inputs and outputs.
 
     Args:
-        graph: of the student.
+        graph: graph of the student.
         found: names of layers.
     """
     return {

@@ -1,4 +1,4 @@
-"""What activations of a `.tflite` file need in memory: the table `activation_bytes`."""
+"""The memory for activations of a `.tflite` file: cost table `activation_bytes`."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from gmpq_tf.export.tflite.flatbuffer import read_model, tensor_type
 from gmpq_tf.graph import searchable_names
 from gmpq_tf.policy import BitwidthPolicy
 
-ALIGNMENT = 16  # of tensors, in TFLite Micro
+ALIGNMENT = 16  # bytes, of tensors in TFLite Micro
 
 
 def activation_bytes(model: keras.Model, options: TableOptions) -> CostTable:
-    """Returns the table of the activations that a file needs in memory at once.
+    """Returns the cost table of the memory that activations of a file need.
 
-    What the planner of TFLite Micro gives the tensors that operators compute, for one
-    example; see `planned_bytes`. Files hold activations in eight bits, so that bits
-    change little: the policy that needs most is counted, of those whose kernels are
-    packed and need patches, and of some drawn at random, as inputs move to other grids.
+    It is what the planner of TFLite Micro gives to computed tensors for one example;
+    see `planned_bytes`. Files hold activations in eight bits, so the policy changes
+    little (patches of packed kernels, requantized inputs). The table therefore has the
+    largest need among the 8-bit file, the file with packed kernels, and files of some
+    random policies.
 
     Args:
         model: the float model.
-        options: whose storage counts; None: "fast".
+        options: storage, kernel quantizer and class names; storage None: "fast".
 
     Raises:
         BudgetError: the model cannot be exported.
     """
-    # With an open batch, shapes do not say what an example takes.
+    # With batch size 1 the shapes of tensors give the memory for one example.
     files = [lowered_once(model, batch=1)]
     if options.storage not in (None, "fast"):
         fewest = BitwidthPolicy.uniform(model, MIN_BITS, MIN_BITS, {})
@@ -48,24 +49,24 @@ def activation_bytes(model: keras.Model, options: TableOptions) -> CostTable:
 
 @dataclass(frozen=True)
 class Lifetime:
-    """A computed tensor: its bytes, and the operators between which it is kept."""
+    """A computed tensor: its bytes, and the first and last operator that needs it."""
 
     size: int
     first: int
     last: int
 
     def meets(self, other: Lifetime) -> bool:
-        """Whether both are kept while one and the same operator runs."""
+        """Whether both tensors are needed while the same operator runs."""
         return self.first <= other.last and other.first <= self.last
 
 
 def peak_bytes(content: bytes) -> int:
-    """Returns the most bytes of computed tensors alive at once.
+    """Returns the largest number of bytes of computed tensors needed at once.
 
-    No planner can do with less.
+    It is a lower bound for every memory planner.
 
     Args:
-        content: of a `.tflite` file of a fixed batch, for which it is.
+        content: the bytes of a `.tflite` file with a fixed batch.
     """
     tensors = lifetimes(content)
     moments = range(max(tensor.last for tensor in tensors) + 1)
@@ -76,18 +77,19 @@ def peak_bytes(content: bytes) -> int:
 
 
 def planned_bytes(content: bytes) -> int:
-    """Returns what TFLite Micro's planner gives the computed tensors.
+    """Returns the bytes that TFLite Micro's planner needs for the computed tensors.
 
-    Its `GreedyMemoryPlanner` places the largest tensor first, each in the lowest gap
-    among those it meets; that may take more than `peak_bytes`. It aligns tensors to 16
-    bytes. Kernels of other makers may ask for more.
+    Its `GreedyMemoryPlanner` places tensors from the largest to the smallest, each in
+    the lowest gap between those that are needed at the same time. That may take more
+    than `peak_bytes`. Tensors are aligned to 16 bytes. Kernels of other vendors may
+    need more.
 
     Args:
-        content: of a `.tflite` file of a fixed batch, for which it is.
+        content: the bytes of a `.tflite` file with a fixed batch.
     """
     placed: list[tuple[int, Lifetime]] = []  # (offset, tensor), by offset
     tensors = lifetimes(content)
-    tensors.reverse()  # of those of one size, the last in the file comes first
+    tensors.reverse()  # among tensors of equal size the last in the file comes first
     for tensor in sorted(tensors, key=lambda t: -t.size):
         offset = 0
         for start, other in placed:
@@ -105,7 +107,7 @@ def lifetimes(content: bytes) -> list[Lifetime]:
     """Returns the computed tensors of a file, and its inputs, by their numbers.
 
     Args:
-        content: of a `.tflite` file of a fixed batch.
+        content: the bytes of a `.tflite` file with a fixed batch.
     """
     model = read_model(content)
     graph = model.subgraphs[0]

@@ -1,8 +1,8 @@
-"""Standard metadata of TFLite files: what MediaPipe and ML Kit read of a model.
+"""Standard metadata of TFLite files, which MediaPipe and ML Kit read.
 
-A flatbuffer of its own (identifier M001) in the entry TFLITE_METADATA of the model, and
-label files in a zip archive after the model. Field numbers are those of the schema in
-https://github.com/tensorflow/tflite-support, metadata_schema.fbs.
+They are a flatbuffer (identifier M001) in the model's metadata entry TFLITE_METADATA,
+and a zip archive with the label file, appended to the model's bytes. Field numbers are
+those of metadata_schema.fbs in https://github.com/tensorflow/tflite-support.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ FILE_IDENTIFIER = b"M001"
 MIN_PARSER_VERSION, DETECTOR_PARSER_VERSION = "1.0.0", "1.5.0"
 COLOR_SPACES = {1: 2, 3: 1}  # channels -> GRAYSCALE, RGB
 NORMALIZATION, FEATURES, IMAGE, AXIS_LABELS = 1, 1, 2, 2
-# The oldest date that a zip archive can hold: the same model is the same file.
+# The oldest date that a zip archive can hold; a fixed date makes files reproducible.
 NO_DATE = (1980, 1, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True)
 class Described:
-    """What is known of an input or an output.
+    """An input or output of a file.
 
     Args:
-        name: of the tensor.
-        shape: [batch, ...]; None where it is open.
+        name: name of the tensor.
+        shape: [batch, ...]; None for an open size.
         kind: "float32", "int8" or "uint8".
-        grid: of its values; None: probabilities in float.
+        grid: grid of its values; None: probabilities in float.
     """
 
     name: str
@@ -49,11 +49,11 @@ class Described:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a file's users are told beyond its tensors.
+    """Facts about a file that its tensors do not tell.
 
     Args:
-        class_names: one a score; empty: not known.
-        scaling: how pixels become what the model reads; None: not known, or no pixels.
+        class_names: names of the scores, in order; empty: not known.
+        scaling: how pixels become model inputs; None: not known, or no pixels.
     """
 
     class_names: tuple[str, ...] = ()
@@ -69,15 +69,15 @@ class Facts:
 
 
 def facts(class_names: Any = None, scaling: Any = None) -> Facts:
-    """`Facts` of what a caller gives.
+    """`Facts` from the arguments of a caller.
 
     Args:
         class_names: texts, in the order of the scores; None: not known.
         scaling: an `InputScaling`, its configuration, or its kind, e.g. "0..1".
 
     Raises:
-        ExportError: names that are no texts.
-        DataError: a scaling that does not exist.
+        ExportError: names are not texts.
+        DataError: the scaling does not exist.
     """
     if isinstance(class_names, str):
         raise ExportError(
@@ -92,17 +92,17 @@ def facts(class_names: Any = None, scaling: Any = None) -> Facts:
 
 
 class Detecting(Protocol):
-    """Outputs that are objects or lead to them: see `detection_metadata`."""
+    """The outputs of a detector: see `detection_metadata`."""
 
     @property
     def classes(self) -> int:
-        """How many there are."""
+        """Number of classes."""
 
     def outputs(self, writer: Writer, known: Facts) -> list[int]:
         """A table for each output."""
 
     def fields(self, writer: Writer) -> dict[int, Callable[[int], None]]:
-        """Further fields of the subgraph."""
+        """More fields of the subgraph's table: field number -> what writes it."""
 
 
 def standard_metadata(
@@ -112,14 +112,14 @@ def standard_metadata(
     known: Facts,
     detecting: Detecting | None = None,
 ) -> bytes:
-    """The metadata of a model, and nothing that is not known of it.
+    """The metadata flatbuffer of a model, with the facts that are known.
 
     Args:
-        name: of the model.
-        inputs: in the order of the file.
-        outputs: likewise.
+        name: name of the model.
+        inputs: inputs in the order of the file.
+        outputs: outputs in the order of the file.
         known: class names and scaling.
-        detecting: what the outputs are where they are a detector's.
+        detecting: the outputs of a detector; None: the model is not one.
 
     Raises:
         ExportError: no output has as many scores as there are names.
@@ -157,7 +157,7 @@ def with_labels(
     known: Facts,
     detecting: Detecting | None = None,
 ) -> bytes:
-    """A file with its class names after it, as a zip archive of stored entries."""
+    """Append the class names to a file, as a zip archive of uncompressed entries."""
     detects = detecting is not None and bool(known.class_names)
     if not detects and not any(is_labelled(output, known) for output in outputs):
         return content
@@ -169,16 +169,16 @@ def with_labels(
 
 
 def is_labelled(output: Described, known: Facts) -> bool:
-    """Whether the class names are those of an output's scores."""
+    """Whether an output [batch, classes] has as many scores as there are names."""
     names = known.class_names
     return bool(names) and len(output.shape) == 2 and output.shape[1] == len(names)
 
 
 def takes_pixels(tensor: Described, inputs: Sequence[Described], known: Facts) -> bool:
-    """Whether an input is an image whose pixels a runtime can make right.
+    """Whether an input is an image that a runtime can prepare from the metadata.
 
-    One that fills integer inputs with pixels as they are does so only where the codes
-    of the grid are the pixels.
+    Runtimes copy pixels into integer inputs unchanged, so there the codes of the grid
+    must be the pixels.
     """
     image = len(tensor.shape) == 4 and tensor.shape[3] in COLOR_SPACES
     if not image or len(inputs) > 1 or known.scaling is None:
@@ -200,19 +200,24 @@ def pixel_statistics(scaling: InputScaling) -> tuple[np.ndarray, np.ndarray]:
     """Mean and deviation with `model_input = (pixel - mean) / std`, pixels 0..255.
 
     Args:
-        scaling: of the input.
+        scaling: scaling of the input.
 
     Returns:
-        Two float64 arrays: [C], or [1] where the channels are alike.
+        Two float64 arrays: [C], or [1] where all channels are equal.
     """
     scale, offset = (np.asarray(v, "float64") for v in pixel_affine(scaling))
     mean, std = -offset / scale, 1 / scale
     equal: bool = np.ptp(mean) == 0 and np.ptp(std) == 0
-    return (mean[:1], std[:1]) if equal else (mean, std)  # MediaPipe takes but one
+    return (mean[:1], std[:1]) if equal else (mean, std)  # MediaPipe reads only one
 
 
 class Writer:
-    """Writes tables of a flatbuffer by the numbers of their fields."""
+    """Writes tables of a flatbuffer by the numbers of their fields.
+
+    A field is a function that adds it to the table being built. Flatbuffers are written
+    back to front and cannot nest, so strings, vectors and tables inside a table are
+    written before it, and the field only refers to them.
+    """
 
     def __init__(self) -> None:
         self.builder = flatbuffers.Builder(1024)
@@ -231,7 +236,7 @@ class Writer:
         return self.reference(self.builder.CreateNumpyVector(values))
 
     def bytes(self, content: bytes) -> Callable[[int], None]:
-        """A field that holds a file of its own, at a multiple of 16 bytes."""
+        """A field that holds a nested file, aligned to 16 bytes."""
         self.builder.StartVector(1, len(content), 16)
         self.builder.head = self.builder.head - len(content)
         place = self.builder.head
@@ -239,18 +244,18 @@ class Writer:
         return self.reference(self.builder.EndVector())
 
     def texts(self, values: Sequence[str]) -> Callable[[int], None]:
-        """A field that holds texts."""
+        """A field that holds a list of texts."""
         return self.vector([self.builder.CreateString(value) for value in values])
 
     def vector(self, tables: Sequence[int]) -> Callable[[int], None]:
-        """A field that holds tables."""
+        """A field that holds a list of tables, given by their offsets."""
         self.builder.StartVector(4, len(tables), 4)
         for table in reversed(tables):
             self.builder.PrependUOffsetTRelative(table)
         return self.reference(self.builder.EndVector())
 
     def reference(self, offset: int) -> Callable[[int], None]:
-        """A field that holds a table, text or vector."""
+        """A field that refers to a table, text or vector at an offset."""
         return lambda slot: self.builder.PrependUOffsetTRelativeSlot(slot, offset, 0)
 
     def byte(self, value: int) -> Callable[[int], None]:
@@ -270,14 +275,14 @@ class Writer:
         return lambda slot: self.builder.PrependBoolSlot(slot, value, False)
 
     def table(self, fields: dict[int, Callable[[int], None]]) -> int:
-        """Write a table; returns where it lies."""
+        """Write a table with fields by number; returns its offset."""
         self.builder.StartObject(max(fields) + 1 if fields else 0)
         for slot, add in sorted(fields.items()):
             add(slot)
         return self.builder.EndObject()
 
     def union(self, kind: int, table: int) -> dict[int, Callable[[int], None]]:
-        """The two first fields of a table that hold a union."""
+        """The first two fields of a table with a union: its type and its value."""
         return {0: self.byte(kind), 1: self.reference(table)}
 
 

@@ -1,4 +1,4 @@
-"""What `TFLite_Detection_PostProcess` finds, by NumPy, and files held against it."""
+"""`TFLite_Detection_PostProcess` in NumPy, and a comparison of files with it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gmpq_tf.export.tflite.postprocess import (
 )
 from gmpq_tf.export.tflite.runtime import TFLiteModel
 
-# What the exponentials of two programs may be apart, in shares of the image.
+# Tolerance for different implementations of exp, as a fraction of the image.
 TOLERANCE = 1e-5
 
 
@@ -28,9 +28,9 @@ class PostReport:
     """How the detections of a file compare with those of its raw outputs.
 
     Args:
-        options: what the operator was asked for.
-        images: how many were compared.
-        detections: of all of them.
+        options: options of the operator.
+        images: number of images that were compared.
+        detections: number of detections on all of them.
         max_error: largest difference of a box or score from the reference's.
     """
 
@@ -49,20 +49,20 @@ class PostReport:
 def reference(
     offsets: np.ndarray, scores: np.ndarray, head: DetectorHead, options: PostProcess
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """What the operator finds in one image, by NumPy.
+    """The detections of the operator in one image, computed by NumPy.
 
-    Unlike the operator with "fast", which leaves what was there before in the rows
-    after the last object, they are zeros.
+    Rows after the last object are zeros. (Unlike that the operator with "fast" leaves
+    old values there.)
 
     Args:
-        offsets: [N, 4].
-        scores: probabilities, [N, classes], or one more for background.
+        offsets: offsets of each box, [N, 4].
+        scores: probabilities, [N, classes], or one column more for background.
         head: default boxes and scales.
-        options: what is asked for.
+        options: options of the operator.
 
     Returns:
-        Boxes float32 [K, 4], not clipped, classes [K], scores [K] of `max_detections`
-        rows, zeros where nothing is found, and the number that is.
+        Boxes float32 [K, 4], not clipped, classes [K], scores [K], with
+        K = `max_detections`, and the number of detections.
     """
     boxes = _decoded(offsets, head)
     scores = scores[:, scores.shape[1] - head.classes :]
@@ -77,7 +77,7 @@ def reference(
             for number in range(head.classes)
             for index in _suppressed(boxes, scores[:, number], options)
         ]
-        found.sort(key=lambda row: -scores[row])  # stable, as the operator's
+        found.sort(key=lambda row: -scores[row])  # stable, as in the operator
         found = found[: options.max_detections]
     result: np.ndarray = np.zeros((options.max_detections, 6), np.float32)
     for row, (index, number) in enumerate(found):
@@ -86,7 +86,7 @@ def reference(
 
 
 def _decoded(offsets: np.ndarray, head: DetectorHead) -> np.ndarray:
-    """Boxes of offsets: float32 [N, 4] as (ymin, xmin, ymax, xmax)."""
+    """Decode offsets [N, 4] to boxes float32 [N, 4], (ymin, xmin, ymax, xmax)."""
     scaled = offsets.astype(np.float64) / np.array(head.scales)
     centers: np.ndarray = head.centers.astype(np.float64)
     middle = scaled[:, :2] * centers[:, 2:] + centers[:, :2]
@@ -97,7 +97,7 @@ def _decoded(offsets: np.ndarray, head: DetectorHead) -> np.ndarray:
 def _suppressed(
     boxes: np.ndarray, scores: np.ndarray, options: PostProcess
 ) -> list[int]:
-    """Boxes of scores [N] that no better one overlaps, best first, at most so many."""
+    """Non-maximum suppression: indices of the boxes that are kept, best first."""
     order = np.argsort(-scores, kind="stable")
     left = order[scores[order] >= np.float32(options.score_threshold)]
     kept: list[int] = []
@@ -109,7 +109,7 @@ def _suppressed(
 
 
 def _overlap(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """IoU in float32, [n]; 0 where an area is 0."""
+    """IoU of a box [4] with others [n, 4], float32 [n]; 0 where an area is 0."""
     low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
     sides = np.maximum(high - low, 0)
     shared = sides[:, 0] * sides[:, 1]
@@ -120,18 +120,18 @@ def _overlap(box: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def returns_objects(model: TFLiteModel) -> bool:
-    """Whether a file ends with the operator, as `add_postprocess` writes it."""
+    """Whether a file returns detections, as `add_postprocess` writes them."""
     return tuple(detail["name"] for detail in model.outputs) == OUTPUTS
 
 
 def found_objects(outputs: Sequence[np.ndarray]) -> Detections:
-    """The objects that such a file found, from what `TFLiteModel.predict` returns.
+    """The detections in the outputs of `TFLiteModel.predict` for such a file.
 
     Args:
         outputs: boxes [B, K, 4], classes [B, K], scores [B, K] and their numbers [B].
 
     Returns:
-        The same, with boxes cut at the edges of the image and zeros where nothing is.
+        The same, with boxes clipped to the image and zeros in unused rows.
     """
     boxes, classes, scores, counts = (np.asarray(part) for part in outputs)
     counts = counts.astype(np.int32)
@@ -151,13 +151,13 @@ def compare_postprocess(
     options: PostProcess,
     batches: Sequence[Sequence[np.ndarray]],
 ) -> PostReport:
-    """Holds a file's detections against those of its raw outputs.
+    """Compare a file's detections with the reference applied to its raw outputs.
 
     Args:
         content: the file with the operator.
-        raw: the file without, which was compared with Keras.
-        head: what its outputs mean.
-        options: what is asked for.
+        raw: the file without it, which was compared with Keras.
+        head: what the raw outputs mean.
+        options: options of the operator.
         batches: inputs, [images, ...] each.
 
     Raises:
@@ -202,13 +202,13 @@ def compare_postprocess(
 
 
 def _apart(have: np.ndarray, wanted: np.ndarray) -> float:
-    """Largest difference; of boxes far outside the image, as a share of the number."""
+    """Largest difference of two arrays; relative for numbers above 1."""
     off = np.abs(have.astype(np.float64) - wanted) / np.maximum(1, np.abs(wanted))
     return float(np.max(off, initial=0.0))
 
 
 def _curved(scores: np.ndarray, head: DetectorHead) -> np.ndarray:
-    """Probabilities of raw scores, [B, N, columns]."""
+    """Probabilities from raw scores, [B, N, columns] both."""
     if head.ends:
         return scores
     if head.curve == "sigmoid":

@@ -1,4 +1,4 @@
-"""Compare what a file returns with what its Keras model does, output by output."""
+"""Compare the outputs of a file with those of its Keras model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gmpq_tf.task import Numbers, Output, TaskError, match_labels
 from gmpq_tf.transform.batches import Batch, ModelInputs
 
 BUILTIN_IMAGES = 256
-# Numbers this many steps of their output's grid apart are near: 1.6 % of its 256.
+# Numbers that differ by at most so many steps are near: 1.6 % of a grid of 256 codes.
 NEAR_STEPS = 4.0
 
 
@@ -27,34 +27,35 @@ NEAR_STEPS = 4.0
 class OutputReport:
     """How one output of a file compares with that of the Keras model.
 
-    Figures of decisions are None where the output is plain numbers, those of numbers
-    where it decides something, and those of labels where there are none.
+    Figures about decisions are None if the output is plain numbers, those about numbers
+    if it is a decision, and those about labels if there are none.
 
     Args:
-        name: of the output.
+        name: name of the output.
         kind: "classes", "binary" or "numbers".
         known_from: "stated", "graph", "loss", "labels" or "assumed".
         compared: what is compared, in words.
         agreement: share of equal decisions of Keras and the file.
-        builtin_agreement: likewise with the built-in kernels, on at most 256 or so.
-        ties: share of decisions that differ, but between scores that are equal in Keras
+        builtin_agreement: the same for the built-in kernels, on at most 256 images or
+            so.
+        ties: share of decisions that differ only between scores that are equal in Keras
             or in the file.
         near: share of numbers within `near_steps` steps of each other.
-        builtin_near: likewise with the built-in kernels.
-        near_steps: steps.
-        step: of the output's grid; 1/256 after a final softmax or sigmoid, None where
+        builtin_near: the same for the built-in kernels.
+        near_steps: number of steps.
+        step: step of the output's grid; 1/256 after a final softmax or sigmoid, None if
             it is not known.
         max_steps: largest difference in steps.
         mean_steps: mean difference in steps.
         max_error: largest difference.
         mean_error: mean difference.
         relative_error: mean difference over the range of Keras's numbers.
-        keras_accuracy: share of right decisions.
-        tflite_accuracy: likewise of the file.
-        keras_error: mean difference of the numbers from their labels.
-        tflite_error: likewise of the file.
+        keras_accuracy: share of right decisions of the Keras model.
+        tflite_accuracy: share of right decisions of the file.
+        keras_error: mean difference of the Keras model's numbers from their labels.
+        tflite_error: mean difference of the file's numbers from their labels.
         twin_agreement: share of equal decisions of the file and its integer twin; None
-            where they were not compared.
+            if they were not compared.
         twin_accuracy: share of right decisions of the twin.
         twin_max_error: largest difference of the file from its twin.
     """
@@ -85,7 +86,7 @@ class OutputReport:
 
     @property
     def alike(self) -> float:
-        """Share of what is alike: equal decisions and ties, or near numbers."""
+        """Share that agrees, 0 to 1: equal decisions and ties, or near numbers."""
         if self.agreement is None:
             return 1.0 if self.near is None else self.near
         return self.agreement + (self.ties or 0.0)
@@ -126,22 +127,23 @@ class Outputs:
     """How the outputs of a file compare with those of the Keras model.
 
     Args:
-        images: how many inputs were compared.
-        agreement: share of equal decisions of Keras and the file, in the output in
-            which it is least; where none decides anything, the share of its numbers
-            within `near_steps` steps.
-        builtin_agreement: likewise with the built-in kernels, on at most 256 or so.
-        ties: share of decisions that differ, but between scores that are equal in Keras
+        images: number of inputs that were compared.
+        agreement: share of equal decisions of Keras and the file, for the output where
+            it is smallest; if no output is a decision, the share of numbers within
+            `near_steps` steps.
+        builtin_agreement: the same for the built-in kernels, on at most 256 images or
+            so.
+        ties: share of decisions that differ only between scores that are equal in Keras
             or in the file.
         max_steps: largest difference of an output, in steps of its grid.
-        mean_steps: mean difference, in the output in which it is largest.
-        keras_accuracy: share of right decisions, where there are labels and one output
-            that decides something.
-        tflite_accuracy: likewise of the file.
-        twin_agreement: share of equal decisions of the file and its integer twin, in
-            the output in which it is least; None where they were not compared.
-        twin_accuracy: share of right decisions of the twin: the file's.
-        outputs: one row an output: what it is, and what was compared.
+        mean_steps: mean difference, for the output where it is largest.
+        keras_accuracy: share of right decisions of the Keras model, if there are labels
+            and one output is a decision.
+        tflite_accuracy: the same for the file.
+        twin_agreement: share of equal decisions of the file and its integer twin, for
+            the output where it is smallest; None if they were not compared.
+        twin_accuracy: share of right decisions of the twin.
+        outputs: one report for each output.
     """
 
     images: int
@@ -170,13 +172,13 @@ def compare_outputs(
     Args:
         student: the Keras model.
         lowered: the file made of it.
-        described: what its outputs are.
+        described: the kinds of its outputs.
         batches: inputs and labels.
-        near_steps: up to how many steps numbers are near.
-        twin: of the file, to compare with it too.
+        near_steps: largest difference of near numbers, in steps.
+        twin: twin of the file, to compare with it too; None: not compared.
 
     Raises:
-        TaskError: labels that do not fit what the outputs are.
+        TaskError: labels do not fit the kinds of the outputs.
     """
     fast = TFLiteModel(lowered.content, kernels=lowered.runs_in)
     builtin = TFLiteModel(lowered.content, use_xnnpack=False)
@@ -209,7 +211,7 @@ def compare_outputs(
 
 
 def summary(images: int, reports: Sequence[OutputReport]) -> Outputs:
-    """The figures of a whole file from those of its outputs."""
+    """The figures of a whole file, from those of its outputs."""
     deciding = [r for r in reports if r.agreement is not None]
     near = min(_known(r.near for r in reports), default=None)
     builtin_near = min(_known(r.builtin_near for r in reports), default=None)
@@ -236,12 +238,12 @@ def _known(values: Iterable[float | None]) -> list[float]:
 
 
 class Tally:
-    """Sums over batches of what `OutputReport` says of one output.
+    """Accumulates the figures of an `OutputReport` over batches.
 
     Args:
-        output: what the output is.
-        step: of its grid; None: not known.
-        near_steps: up to how many steps numbers are near.
+        output: the output.
+        step: step of its grid; None: not known.
+        near_steps: largest difference of near numbers, in steps.
     """
 
     def __init__(
@@ -260,9 +262,9 @@ class Tally:
         """Add a batch.
 
         Args:
-            want: what Keras computes, [B, ...].
-            have: what the file computes, of the same shape.
-            labels: of the batch, [B] or [B, ...], or None.
+            want: outputs of Keras, [B, ...].
+            have: outputs of the file, of the same shape.
+            labels: labels of the batch, [B] or [B, ...], or None.
         """
         off = np.abs(want.astype("float64") - have)
         self._mean("error", off)
@@ -288,9 +290,9 @@ class Tally:
         """Add a batch of the twin's numbers and the file's, [B, ...] each.
 
         Args:
-            want: what the twin computes.
-            have: what the file computes.
-            labels: of the batch, [B] or [B, ...], or None.
+            want: outputs of the twin.
+            have: outputs of the file.
+            labels: labels of the batch, [B] or [B, ...], or None.
         """
         off = float(np.max(np.abs(want.astype("float64") - have), initial=0.0))
         self.twin_largest = max(self.twin_largest or 0.0, off)
@@ -308,7 +310,7 @@ class Tally:
             self._mean(f"{prefix}agreement", ~differ)
             self._mean(f"{prefix}ties", differ & tie)
         elif self.step is not None:
-            # A step, of a number that is itself rounded, is a hair more or less.
+            # A small tolerance, since numbers and step are rounded to float32.
             limit = (self.near_steps + 0.01) * self.step
             self._mean(f"{prefix}near", np.abs(want - have) <= limit)
 
@@ -351,10 +353,10 @@ class Tally:
 
 
 def numbers(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Labels of plain numbers, in the shape of these.
+    """Labels of plain numbers, reshaped to the shape of the scores, [B, ...].
 
     Raises:
-        TaskError: they have another.
+        TaskError: they have another shape.
     """
     bare = scores.shape[:-1] if scores.shape[-1] == 1 else scores.shape
     if labels.shape not in (scores.shape, bare):
@@ -367,5 +369,5 @@ def numbers(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def as_arrays(value: Any) -> list[np.ndarray]:
-    """Flat list of a model's outputs, each [B, ...]."""
+    """The outputs of a model as a flat list of arrays, [B, ...] each."""
     return [np.asarray(part) for part in keras.tree.flatten(value)]

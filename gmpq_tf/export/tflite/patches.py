@@ -1,7 +1,12 @@
-"""Patches under the windows of a convolution, side by side in the channels.
+"""Convolution as a dense layer over patches (im2col).
 
-A dense layer over them is the convolution, and XNNPACK computes dense layers in INT4
-and INT2 as exactly as in INT8, where INT4 convolutions run in kernels that round twice.
+The pixels under each window of a convolution are laid out side by side in the channels:
+[B, H', W', h w C]. A dense layer whose kernel is the flattened [h w C, filters] then is
+the convolution. XNNPACK computes dense layers in INT4 and INT2 as exactly as in INT8,
+while INT4 convolutions run in built-in kernels that round twice.
+
+The operators used here (PAD, GATHER, RESHAPE, SPACE_TO_DEPTH or TRANSPOSE) only move
+values, so that every tensor keeps the grid of the input.
 """
 
 from __future__ import annotations
@@ -22,16 +27,17 @@ def lower_patches(
 ) -> Value:
     """Add the operators that lay out a tensor for a convolution without groups.
 
-    Columns and then rows are gathered in the order in which windows read them, so that
-    windows no longer overlap; the channels of the result run as the kernel's
-    [height, width, channels] do.
+    First columns and then rows are repeated in the order in which windows read them, so
+    that windows no longer overlap. Then each window is a block of h x w pixels, which
+    is moved to the channels; these have the order of the kernel's [height, width,
+    channels].
 
     Args:
         net: the file being written.
-        source: [batch, height, width, channels], on a grid.
+        source: tensor [batch, height, width, channels] on a grid.
         shape: its shape.
         output: shape of the convolution's result.
-        layer: the convolution: kernel size, strides, dilation and padding.
+        layer: the convolution, for kernel size, strides, dilation and padding.
 
     Returns:
         [batch, output height, output width, kernel height * width * channels].
@@ -51,13 +57,13 @@ def lower_patches(
 def lower_past(
     net: IntegerGraph, source: Value, shape: tuple, layer: Any
 ) -> tuple[Value, tuple]:
-    """Add the zeros before the first step that a causal convolution reads.
+    """Add the zeros that a causal convolution reads before the first step.
 
     Args:
         net: the file being written.
-        source: [batch, 1, steps, channels], on a grid.
+        source: tensor [batch, 1, steps, channels] on a grid.
         shape: its shape.
-        layer: the convolution: kernel size and dilation.
+        layer: the convolution, for kernel size and dilation.
 
     Returns:
         [batch, 1, past + steps, channels], and its shape.
@@ -78,20 +84,20 @@ def windows(layer: Any) -> list[tuple[int, int, int]]:
 def same_padding(
     size: int, output: int, window: int, stride: int, dilation: int
 ) -> tuple[int, int]:
-    """Zeros before and after, as TensorFlow's "SAME" adds them."""
+    """Numbers of zeros before and after an axis, as TensorFlow's "SAME" pads it."""
     reach = (output - 1) * stride + (window - 1) * dilation + 1
     total = max(reach - size, 0)
     return total // 2, total - total // 2
 
 
 def read_order(count: int, size: int, stride: int, dilation: int) -> np.ndarray:
-    """Positions that `count` windows of `size` read: int64 [count * size]."""
+    """Positions that `count` windows read, one window after another: [count * size]."""
     starts: np.ndarray = np.arange(count)[:, None] * stride
     return (starts + np.arange(size) * dilation).ravel()
 
 
 class Moved:
-    """A tensor whose values are moved about, always on one grid."""
+    """A tensor whose values are moved by operators that keep its grid."""
 
     def __init__(self, net: IntegerGraph, value: Value, shape: list) -> None:
         self.file, self.value = net.file, value
@@ -106,10 +112,10 @@ class Moved:
             self._add("PAD", [(0, 0), *amounts, (0, 0)])
 
     def pad_fast(self, amounts: list[tuple[int, int]]) -> None:
-        """`pad`, up to seven times as fast, by two more operators of 80 bytes each.
+        """As `pad`, up to seven times as fast, by two more operators of 80 bytes each.
 
-        Each row is seen as one long axis: the runtime moves the last axis as a whole,
-        so that few long ones take less time than many short ones.
+        Each row is reshaped to one long axis: the runtime copies the last axis as a
+        whole, and few long copies take less time than many short ones.
         """
         rows, columns = amounts
         if not sum(columns):
@@ -132,7 +138,7 @@ class Moved:
         self._add("GATHER", positions, options)
 
     def join(self, size: tuple[int, int]) -> None:
-        """Put the pixels of blocks of a size side by side in the channels."""
+        """Move the pixels of each block of `size` (height, width) to the channels."""
         height, width = size
         if height == width:
             if height > 1:  # one operator does it, but for squares alone
@@ -163,12 +169,12 @@ class Moved:
         self._add("RESHAPE", constant_shape(self.shape))
 
     def _add(self, code: str, argument: Any, options: Any = None) -> None:
-        """An operator on the current tensor, with a constant argument."""
+        """Apply an operator with a constant argument to the current tensor."""
         inputs = [self.value.tensor]
         if argument is not None:
             inputs.append(self.file.integers(argument))
         tensor = self.file.tensor(None, self.shape, "INT8")
-        # The very same step: XNNPACK refuses to move values to another one.
+        # Exactly the same quantization: XNNPACK's operators here cannot requantize.
         self.file.tensors[tensor].quantization = self.quantization
         self.file.operator(code, inputs, [tensor], options)
         self.value = Value(tensor, self.value.grid, self.value.zero_point)

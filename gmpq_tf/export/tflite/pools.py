@@ -30,7 +30,7 @@ from gmpq_tf.graph import Call
 
 
 def lower_max_pool(net: IntegerGraph, call: Call) -> None:
-    """MaxPooling2D; a global one has a window as large as the image."""
+    """Write MaxPooling2D; a global one has a window as large as the image."""
     layer = call.layer
     options = schema.Pool2DOptionsT()
     if not hasattr(layer, "pool_size"):
@@ -47,12 +47,14 @@ def lower_max_pool(net: IntegerGraph, call: Call) -> None:
 
 
 def lower_average(net: IntegerGraph, call: Call) -> None:
-    """Average pooling as a depthwise convolution or dense layer, which are exact.
+    """Write average pooling as a depthwise convolution or dense layer, which are exact.
 
-    MEAN and AVERAGE_POOL_2D round halves away from zero, and MEAN rounds the zero point
-    on its own: 2 to 19 % of their codes are one step off. Here the codes of the kernel
-    are 7 and its step 1 / (7 n). Where the steps nest, so that halves occur, a bias of
-    one unit (less than the distance of the next value) lifts them upwards.
+    TFLite's MEAN and AVERAGE_POOL_2D round halves away from zero, and MEAN rounds the
+    zero point separately: 2 to 19 % of their codes are one step off. Here all kernel
+    codes are 7, and the kernel step is 1 / (7 n) for n pixels. If the steps of input
+    and output nest, results may lie exactly midway between two codes; then a bias of
+    one accumulator unit (1/7 of the distance to the next value) makes them round
+    upwards.
     """
     shape = net.graph.shapes[call.inputs[0]]
     size, stride = average_window(call, shape)
@@ -72,7 +74,7 @@ def average_window(call: Call, shape: tuple) -> tuple[tuple, tuple]:
 
 
 def covers_only_image(call: Call, shape: tuple, size: tuple, stride: tuple) -> bool:
-    """Whether no window reaches into padding, which an average leaves out."""
+    """Whether no window reaches into padding, which Keras leaves out of the mean."""
     if getattr(call.layer, "padding", "valid") == "valid":
         return True
     steps = [math.ceil(n / s) - 1 for n, s in zip(shape[1:3], stride, strict=True)]
@@ -81,9 +83,9 @@ def covers_only_image(call: Call, shape: tuple, size: tuple, stride: tuple) -> b
 
 
 def add_mean(net: IntegerGraph, call: Call, pixels: int, grid: Grid) -> None:
-    """Mean of whole images: channels first, then a dense layer with one output.
+    """Write the mean of whole images: channels first, then a dense layer of one output.
 
-    Its kernel has one code a pixel, a depthwise one has one a pixel and channel.
+    Its kernel has one code a pixel; a depthwise one would have one a pixel and channel.
     """
     source, index = net.input(call), call.outputs[0]
     assert source.grid is not None
@@ -132,7 +134,7 @@ def add_mean(net: IntegerGraph, call: Call, pixels: int, grid: Grid) -> None:
 def add_average(
     net: IntegerGraph, call: Call, size: tuple, stride: tuple, grid: Grid
 ) -> None:
-    """The depthwise convolution of `lower_average`."""
+    """Write the depthwise convolution of `lower_average`."""
     source, channels = net.input(call), net.graph.shapes[call.inputs[0]][3]
     assert source.grid is not None
     scale = np.full(channels, 1 / (AVERAGE_CODE * math.prod(size)))
@@ -146,9 +148,9 @@ def add_average(
 
 
 def lower_mean(net: IntegerGraph, call: Call) -> None:
-    """Average of tensors: their rows one below the other, then an average pool.
+    """Write the average of tensors: stack their rows, then apply an average pool.
 
-    One operator adds them all, so that it rounds once, however many there are.
+    One operator then adds all of them, so that it rounds only once.
     """
     batch, *inner, channels = net.graph.shapes[call.outputs[0]]
     first, tensors = on_one_grid(net, call)
@@ -175,12 +177,13 @@ def lower_mean(net: IntegerGraph, call: Call) -> None:
 
 
 def lower_bilinear(net: IntegerGraph, call: Call) -> None:
-    """Bilinear UpSampling2D by powers of two: repeat, mirror the edges, average.
+    """Write bilinear UpSampling2D by powers of two: repeat, mirror the edges, average.
 
-    RESIZE_BILINEAR rounds halves upwards in XNNPACK, and otherwise in the built-in and
-    the reference kernels (measured with LiteRT 2.3). Repeated f times, the window
-    `1 2 ... 2 1` of f + 1 pixels gives each its share of both neighbours. Codes are
-    even, so that one unit of bias lifts halves upwards and nothing else.
+    RESIZE_BILINEAR rounds halves upwards in XNNPACK, and differently in the built-in
+    and reference kernels (measured with LiteRT 2.3). Instead pixels are repeated f
+    times, and a depthwise convolution with the window `1 2 ... 2 1` of f + 1 pixels
+    weighs both neighbours. Kernel codes are even, so a bias of one unit makes halves
+    round upwards, and changes no other result.
     """
     source, index, sizes = net.input(call), call.outputs[0], call.layer.size
     assert source.grid is not None
@@ -219,10 +222,10 @@ def lower_bilinear(net: IntegerGraph, call: Call) -> None:
 
 
 def lower_padded_average(net: IntegerGraph, call: Call) -> None:
-    """Average pooling that reaches into padding, which it leaves out.
+    """Write average pooling whose windows reach into padding, which does not count.
 
-    In UINT8, where no stored integer is negative, so that halves round upwards as in
-    Keras; from INT8 and back only the zero point moves.
+    It is computed in UINT8: with no negative integers, AVERAGE_POOL_2D rounds halves
+    upwards as Keras does. Conversion from INT8 and back only moves the zero point.
     """
     if net.runtime == "micro":
         raise ExportError(

@@ -1,8 +1,8 @@
-"""Detections in a file: what `TFLite_Detection_PostProcess` makes of a detector.
+"""Let a file return detections, by the operator `TFLite_Detection_PostProcess`.
 
-The operator runs on the CPU, in float32, on one image at a time; runtimes know it by
-name. Its inputs are offsets, probabilities and default boxes; its outputs boxes,
-classes, scores and their number.
+It is a custom operator, which runtimes know by its name. It runs on the CPU, in
+float32, on one image at a time. Its inputs are offsets, probabilities and default
+boxes; its outputs are boxes, classes, scores and their number.
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ from gmpq_tf.task import outputs_of
 from gmpq_tf.transform.rewrite import all_scores
 
 OPERATOR = "TFLite_Detection_PostProcess"
-# Names of its outputs, in its order.
+# Names of the operator's outputs, in its order.
 OUTPUTS = ("location", "category", "score", "number of detections")
-BOXES, SCORES = "boxes", "scores"  # of the outputs of a detector
+BOXES, SCORES = "boxes", "scores"  # names of the outputs of a detector
 SUPPRESSIONS = ("per_class", "fast")
 
 
 @dataclasses.dataclass(frozen=True)
 class PostProcess:
-    """Which of a detector's boxes its file returns.
+    """Options for the detections that a file returns.
 
     Args:
-        max_detections: objects of an image at most; so long are the outputs.
-        iou_threshold: boxes that overlap a better one by more are dropped, above 0 and
-            at most 1.
-        score_threshold: probability of an object at least, 0 to 1.
-        suppression: "per_class": boxes are compared with those of their class; "fast":
-            each box counts for its best class only, and is compared with all.
+        max_detections: largest number of objects in an image, the length of the
+            outputs.
+        iou_threshold: boxes that overlap a better one with a larger IoU are dropped,
+            above 0 and at most 1.
+        score_threshold: smallest probability of an object, 0 to 1.
+        suppression: "per_class": boxes are compared with those of the same class;
+            "fast": each box counts only for its best class, and is compared with all.
 
     Raises:
         ExportError: a number is out of range.
@@ -67,15 +68,16 @@ class PostProcess:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DetectorHead:
-    """What the two outputs of a detector mean.
+    """The meaning of the two outputs of a detector.
 
     Args:
-        places: of offsets and scores among the outputs.
-        centers: of the default boxes, float32 [N, 4] as (cy, cx, h, w).
-        scales: by which the offsets (dy, dx, dh, dw) are divided.
-        classes: without background.
+        places: indices of offsets and scores among the outputs.
+        centers: default boxes, float32 [N, 4] as (cy, cx, h, w), fractions of the
+            image.
+        scales: divisors of the offsets (dy, dx, dh, dw).
+        classes: number of classes, without background.
         curve: "softmax": background is the first score; "sigmoid": there is none.
-        ends: whether the model ends with it; else its scores are logits.
+        ends: whether the model applies this function; else its scores are logits.
     """
 
     places: tuple[int, int]
@@ -87,11 +89,12 @@ class DetectorHead:
 
 
 def detector_head(student: Any, class_names: Sequence[str] = ()) -> DetectorHead | None:
-    """What the outputs of a detector mean; None: it carries no default boxes.
+    """The meaning of a detector's outputs; None: the model has no default boxes.
 
     Args:
         student: a Keras model with the outputs "boxes" and "scores".
-        class_names: without background; as many as scores: there is no background.
+        class_names: names without background; if there are as many as scores, the model
+            has no background.
 
     Raises:
         ExportError: the outputs do not fit the default boxes.
@@ -138,10 +141,10 @@ def check_postprocess(
     batch: int | None,
     runtime: str,
 ) -> PostProcess | None:
-    """What the operator is asked for; None: the outputs stay as they are.
+    """The options of the operator; None: the file returns the model's outputs.
 
     Raises:
-        ExportError: the model or the file cannot have it.
+        ExportError: the model or the file cannot have the operator.
     """
     if given is None or given is False:
         return None
@@ -177,16 +180,16 @@ def check_postprocess(
 def add_postprocess(
     file: FileBuilder, outputs: Sequence[int], head: DetectorHead, options: PostProcess
 ) -> dict[str, int]:
-    """Adds the operator behind the raw outputs of a detector.
+    """Add the operator behind the raw outputs of a detector.
 
     Args:
-        file: that ends with float32 offsets and scores.
+        file: the file, which ends with float32 offsets and scores.
         outputs: their tensors, in the order of the model's outputs.
-        head: what they mean.
-        options: what is asked for.
+        head: what the outputs mean.
+        options: options of the operator.
 
     Returns:
-        Names and tensors of the new outputs.
+        Name -> tensor of the new outputs.
     """
     offsets, scores = (outputs[place] for place in head.places)
     if not head.ends:
@@ -215,7 +218,7 @@ def _probabilities(file: FileBuilder, logits: int, head: DetectorHead) -> int:
 
 
 def packed(head: DetectorHead, options: PostProcess) -> bytes:
-    """The operator's options: a flexbuffer map."""
+    """The operator's options as a flexbuffer map, with the operator's key names."""
     builder = flexbuffers.Builder()
     with builder.Map():
         builder.Int("max_detections", options.max_detections)

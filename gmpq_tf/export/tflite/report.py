@@ -26,12 +26,12 @@ class FloatReport:
     """A layer that a file computes in float.
 
     Args:
-        name: of the layer.
-        kind: its class.
-        operators: of TFLite, in order, without the conversions around them.
-        constant_bytes: of its weights, in float.
-        time_share: of an image's time in the file, its conversions not counted; None:
-            not measured.
+        name: name of the layer.
+        kind: class of the layer.
+        operators: names of its TFLite operators, in order, without conversions.
+        constant_bytes: bytes of its weights, in float.
+        time_share: share of the time of an image in the file, without conversions, 0 to
+            1; None: not measured.
     """
 
     name: str
@@ -51,7 +51,7 @@ class FloatReport:
 
 
 def float_reports(lowered: Lowered, runs: int) -> tuple[FloatReport, ...]:
-    """What a file computes in float, and in which share of its time.
+    """Reports of the layers that a file computes in float, with their share of time.
 
     Args:
         lowered: the file.
@@ -84,21 +84,21 @@ class ExportReport(Outputs):
         input_type: type of the file's inputs.
         output_type: type of its outputs.
         file_bytes: size of the file.
-        data: "given", or "random" where the caller had no images.
-        unsnapped_layers: layers whose biases were not rounded before by `snap_biases`.
-        layers: one row a layer.
-        storage_bytes: size of the file in each storage.
+        data: "given", or "random" if the caller gave no images.
+        unsnapped_layers: layers whose biases were not rounded by `snap_biases`.
+        layers: one report for each layer.
+        storage_bytes: size of the file in each storage, in bytes.
         latency_ms: median milliseconds of one image in each storage and in the float
-            model ("float"), one thread, measured in turns; {} where not asked for. One
-            that the runtime or TensorFlow's converter refuses is missing.
-        runtime: "litert" or "micro": whose kernels `agreement` is of.
+            model ("float"), one thread, measured in turns; {} if not measured. Files
+            that the runtime or TensorFlow's converter refuses are missing.
+        runtime: "litert" or "micro", whose kernels were compared.
         micro: what TFLite Micro needs for the file; None for another runtime.
         float_parts: layers that the file computes in float.
         verify: "exact": no integer and no output of the file may differ from its
             integer twin; "agreement": only decisions and numbers were judged.
-        twin: the integers that were compared with the twin's; None: none were.
-        postprocess: the detections that the file returns in place of the outputs, which
-            were compared before; None: it returns the outputs.
+        twin: the comparison of integers with the twin's; None: not compared.
+        postprocess: the comparison of the detections that the file returns instead of
+            its outputs; None: it returns its outputs.
     """
 
     path: str
@@ -119,7 +119,7 @@ class ExportReport(Outputs):
     postprocess: PostReport | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """The contents of `export_report.json`, plain JSON values."""
         return {"format": 1, **dataclasses.asdict(self)}
 
 
@@ -129,7 +129,7 @@ def write_export(
     report: ExportReport,
     beside: Mapping[Path, bytes] | None = None,
 ) -> None:
-    """Writes the file and, beside it, its report and other files: all or none."""
+    """Write the file, its report beside it, and other files: all or none."""
     text = json_text(report.to_json()).encode()
     contents = {path: content, path.with_name(REPORT_NAME): text, **(beside or {})}
     try:

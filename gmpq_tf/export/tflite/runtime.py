@@ -1,4 +1,4 @@
-"""Run TFLite files."""
+"""Run TFLite files with the LiteRT interpreter, and time them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gmpq_tf.inputs import InputError, match_inputs
 
 WARM_UP_RUNS = 3
 LONGEST_TRIAL = 120  # seconds
-# Those of TFLite Micro are the reference ones, but for dense layers.
+# TFLite Micro uses the reference kernels, except for dense layers.
 KERNELS = {
     "xnnpack": OpResolverType.AUTO,
     "builtin": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
@@ -34,15 +34,15 @@ KERNELS = {
 class TFLiteModel:
     """A `.tflite` file ready to run.
 
-    A file is first run once in a process of its own (0.2 s and one image): the runtime
-    does not survive every damaged one.
+    A file is first run once in a separate process (0.2 s and one image), because
+    damaged files can crash the runtime.
 
     Args:
-        path: the file, or its bytes, which are trusted.
-        num_threads: threads of the interpreter.
-        use_xnnpack: the default kernels; False: the built-in ones.
+        path: the file; or its bytes, which are trusted.
+        num_threads: number of threads of the interpreter.
+        use_xnnpack: whether to use the default kernels; False: the built-in ones.
         kernels: "xnnpack", "builtin", or "reference" for the plain ones that TFLite
-            Micro computes with too; None: as `use_xnnpack` says.
+            Micro uses too; None: decided by `use_xnnpack`.
 
     Raises:
         ExportError: the file is missing or not a TFLite model.
@@ -73,7 +73,7 @@ class TFLiteModel:
 
     @property
     def batch(self) -> int | None:
-        """Images that the file takes at a time; None: any number."""
+        """Batch size of the file; None: any."""
         size = int(self.inputs[0]["shape_signature"][0])
         return None if size < 0 else size
 
@@ -85,10 +85,10 @@ class TFLiteModel:
                 input's own type. Where the model has several inputs, a dict by name,
                 or a list in the order of the file: that of `student.inputs` in what
                 `export_tflite` wrote; TensorFlow's converter sorts by name.
-            batch_size: images a run, where the file does not fix them.
+            batch_size: images in a run, if the file does not fix them.
 
         Returns:
-            Floats [images, ...] (integers are dequantized); a list where the model has
+            Floats [images, ...] (integers are dequantized); a list, if the model has
             several outputs.
 
         Raises:
@@ -116,7 +116,7 @@ class TFLiteModel:
 
     @property
     def input_names(self) -> list[str]:
-        """Names of the inputs, of the file's signature where it has one."""
+        """Names of the inputs, from the file's signature if it has one."""
         names = {detail["index"]: detail["name"] for detail in self.inputs}
         for key in list(self.interpreter.get_signature_list())[:1]:
             details = self.interpreter.get_signature_runner(key).get_input_details()
@@ -129,10 +129,10 @@ class TFLiteModel:
         return [to_floats(*pair) for pair in zip(self.outputs, stored, strict=True)]
 
     def stored(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Run one batch, arrays [B, ...]; returns every output as the file holds it.
+        """Run one batch, arrays [B, ...]; returns every output in the file's own type.
 
-        A file whose batch is fixed runs as often as it takes, the last time on copies
-        of the last image if need be.
+        A file with a fixed batch is run as often as necessary; the last batch is filled
+        up with copies of the last image.
         """
         return in_batches(self._invoke, arrays, self.batch)
 
@@ -168,12 +168,15 @@ def in_batches(
     arrays: Sequence[np.ndarray],
     size: int | None,
 ) -> list[np.ndarray]:
-    """Run what takes so many images at a time, the last time on copies if need be.
+    """Apply a function to batches of a fixed size; the last is filled up with copies.
 
     Args:
-        run: arrays -> arrays, an image a row.
-        arrays: [B, ...] each.
-        size: images; None: any number.
+        run: arrays -> arrays, with one row for each image.
+        arrays: inputs, [B, ...] each.
+        size: batch size; None: all images at once.
+
+    Returns:
+        Outputs for all images, [B, ...] each.
     """
     count = len(arrays[0])
     if size is None or size == count:
@@ -188,9 +191,10 @@ def in_batches(
 def latencies(
     contents: Mapping[str, bytes], runs: int, num_threads: int = 1
 ) -> dict[str, float]:
-    """Median seconds of an image in each of some files, alone or in a fixed batch.
+    """Median seconds for one image in each of some files.
 
-    The files take turns, so that what else the machine does hits all of them alike.
+    The files take turns, so that other work of the machine affects all of them alike.
+    The time of a fixed batch is divided by its size.
 
     Args:
         contents: name -> bytes of a file; all have the same inputs.
@@ -210,13 +214,13 @@ def latencies(
 
 
 def runtime_name() -> str:
-    """The runtime and the processor that run a file here."""
+    """Text: the runtime, its version and the processor of this machine."""
     version = importlib.metadata.version("ai-edge-litert")
     return f"ai-edge-litert {version} with XNNPACK on {processor()}"
 
 
 def processor() -> str:
-    """The kind of this machine's processor, and its name where it is known."""
+    """Text: the architecture of this machine's processor, and its name if known."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         named = [line for line in lines if line.lower().startswith("model name")]
@@ -225,7 +229,7 @@ def processor() -> str:
     return f"{platform.machine()} ({platform.processor() or 'name not known'})"
 
 
-# Names no module of ours, so that the process starts in 0.2 s.
+# Imports nothing of this package, so that the process starts in 0.2 s.
 _TRIAL = """
 import sys
 from ai_edge_litert.interpreter import Interpreter
@@ -239,7 +243,7 @@ except (ValueError, RuntimeError):
 
 
 def _survive(path: str | os.PathLike[str]) -> None:
-    """Raise `ExportError` where a file ends the process that runs it, or hangs it."""
+    """Raise `ExportError` if a file crashes the process that runs it, or hangs."""
     if not sys.executable:  # Python is embedded: nothing to start
         return
     try:
@@ -264,7 +268,7 @@ def _not_a_model(path: Any, why: str) -> ExportError:
 
 
 def to_input(detail: Mapping[str, Any], array: np.ndarray) -> np.ndarray:
-    """What an input of a file is given for an array, of the same shape."""
+    """An array converted to the type of a file's input (quantized), any shape."""
     kind = detail["dtype"]
     if kind == np.float32 or array.dtype == kind:
         return array.astype(kind, copy=False)
@@ -275,7 +279,7 @@ def to_input(detail: Mapping[str, Any], array: np.ndarray) -> np.ndarray:
 
 
 def to_floats(detail: Mapping[str, Any], values: np.ndarray) -> np.ndarray:
-    """Numbers that an output of a file stands for, of the same shape."""
+    """The dequantized values of a file's output, float32 of the same shape."""
     if values.dtype == np.float32:
         return values
     scale, zero_point = detail["quantization"]

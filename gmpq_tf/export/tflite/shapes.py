@@ -1,4 +1,4 @@
-"""Layers that move values and compute none: reshape, pad, crop, repeat, join."""
+"""Layers that only move values: reshape, permute, pad, crop, repeat, concatenate."""
 
 from __future__ import annotations
 
@@ -20,14 +20,22 @@ from gmpq_tf.graph import Call
 
 
 def lower_alias(net: IntegerGraph, call: Call) -> None:
-    """A layer that does nothing in inference."""
+    """A layer that does nothing in inference: its output is its input's tensor."""
     net.values[call.outputs[0]] = net.input(call)
 
 
 def view(
     net: IntegerGraph, call: Call, code: str, extra: list[int], options: Any
 ) -> None:
-    """An operator whose result stays on the grid of its input."""
+    """Write an operator whose result is on the grid of its input.
+
+    Args:
+        net: the file being written.
+        call: the layer.
+        code: name of the operator.
+        extra: tensors that it reads after the input.
+        options: options of the operator.
+    """
     source, index = net.input(call), call.outputs[0]
     assert source.grid is not None
     kind = quantization(source.grid, source.zero_point)
@@ -38,7 +46,7 @@ def view(
 
 
 def lower_reshape(net: IntegerGraph, call: Call) -> None:
-    """Flatten, Reshape: the batch is left open unless it is fixed."""
+    """Write Flatten or Reshape; the batch stays open unless it is fixed."""
     source = call.inputs[0]
     call = replace(call, inputs=(net.images.get(source, source),))
     shape = constant_shape(net.shape(call.outputs[0], call.name))
@@ -48,7 +56,7 @@ def lower_reshape(net: IntegerGraph, call: Call) -> None:
 
 
 def flat(net: IntegerGraph, call: Call, compute: Callable[[Call], None]) -> None:
-    """Compute [batch, 1, pixels, channels], then give it the shape it has in Keras."""
+    """Compute a call as [batch, 1, pixels, channels], then reshape it as in Keras."""
     graph = net.graph
     middle = graph.new_tensor(image_shape(graph.shapes[call.outputs[0]]), "float32")
     inner = replace(call, outputs=(middle,))
@@ -61,20 +69,20 @@ def flat(net: IntegerGraph, call: Call, compute: Callable[[Call], None]) -> None
 
 
 def lower_permute(net: IntegerGraph, call: Call) -> None:
-    """Permute: axes are counted from 1 in Keras, the batch left out."""
+    """Write Permute; Keras counts axes from 1, without the batch."""
     order = net.file.integers([0, *call.layer.dims])
     view(net, call, "TRANSPOSE", [order], schema.TransposeOptionsT())
 
 
 def lower_padding(net: IntegerGraph, call: Call) -> None:
-    """ZeroPadding2D, and of lines."""
+    """Write ZeroPadding2D, or ZeroPadding1D as an image of one row, as a PAD."""
     pads = np.array([(0, 0), *call.layer.padding, (0, 0)])
     paddings = net.file.integers(pads)
     view(net, call, "PAD", [paddings], schema.PadOptionsT())
 
 
 def lower_cropping(net: IntegerGraph, call: Call) -> None:
-    """Cropping2D, and of lines."""
+    """Write Cropping2D, or Cropping1D as an image of one row, as a SLICE."""
     (top, _), (left, _) = call.layer.cropping
     size = constant_shape(net.shape(call.outputs[0], call.name))
     operands = [
@@ -85,7 +93,7 @@ def lower_cropping(net: IntegerGraph, call: Call) -> None:
 
 
 def lower_upsampling(net: IntegerGraph, call: Call) -> None:
-    """UpSampling2D by repetition."""
+    """Write UpSampling2D by repetition, as a RESIZE_NEAREST_NEIGHBOR."""
     if call.layer.interpolation != "nearest":
         raise ExportError(
             "UpSampling2D must repeat pixels. "
@@ -103,7 +111,7 @@ def lower_upsampling(net: IntegerGraph, call: Call) -> None:
 
 
 def lower_concatenate(net: IntegerGraph, call: Call) -> None:
-    """Concatenation of tensors that are on one grid."""
+    """Write a concatenation of tensors that are on one grid."""
     first, tensors = on_one_grid(net, call)
     index = call.outputs[0]
     shape = net.shape(index, call.name)
@@ -113,7 +121,7 @@ def lower_concatenate(net: IntegerGraph, call: Call) -> None:
 
 
 def on_one_grid(net: IntegerGraph, call: Call) -> tuple[Value, list[int]]:
-    """The widest of a call's operands, and tensors of all around its zero point."""
+    """The operand with the widest grid, and all operands moved to its zero point."""
     operands = [net.input(call, i) for i in range(len(call.inputs))]
     first = max(operands, key=lambda v: _span(v.grid))
     assert first.grid is not None
@@ -141,7 +149,7 @@ def concatenate(
     shape: list[int | None],
     axis: int,
 ) -> Value:
-    """Tensors on the grid of `first`, side by side."""
+    """Write a CONCATENATION of tensors that are on the grid of `first`."""
     assert first.grid is not None
     options = schema.ConcatenationOptionsT()
     options.axis = axis

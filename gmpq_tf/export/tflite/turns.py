@@ -1,4 +1,4 @@
-"""Time several things that take turns, so that what disturbs one disturbs all."""
+"""Time several functions in turns, so that disturbances affect all of them alike."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def take_turns(
     warm_up: int = 0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of one run in each turn of each.
+    """Seconds of one run, for each function and each of its turns.
 
     Args:
-        invokes: name -> what is timed.
-        rounds: turns of each.
-        invocations: timed runs in a turn.
-        warm_up: runs before them in a turn that are not timed.
-        clock: seconds.
+        invokes: name -> function to time.
+        rounds: number of turns of each function.
+        invocations: timed runs in a turn; their mean is taken.
+        warm_up: runs in a turn before the timed ones.
+        clock: returns the time in seconds.
     """
     turns: dict[str, list[float]] = {name: [] for name in invokes}
     for _ in range(rounds):

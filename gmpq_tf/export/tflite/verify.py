@@ -1,4 +1,4 @@
-"""Run TFLite files, and compare them with the Keras models they were made from."""
+"""Compare the layers and tensors of a TFLite file with those of its Keras model."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ from gmpq_tf.kernel_kinds import KERNEL_KINDS
 
 RANDOM_INPUTS = 64
 LOCAL_IMAGES = 16
-# Share of codes that may be one step off: ties and the float sums of Keras, and more
-# where rounding inside the operator moves values. A wrong operator is far off.
-# For kernels that are known to round once the rule is `beyond` instead.
+# Share of codes that may be one step off because of ties and of Keras's float sums, and
+# how much more is allowed for each step of slack inside the operator. A wrong operator
+# is off by far more. For kernels that are known to round once, `beyond` is checked
+# instead.
 OFF_TOLERANCE = 0.05
 OFF_PER_SLACK = 4
 FAR_TOLERANCE = 0.001
-# Steps by which Keras's float32 moves a value beside a half; 2e-5 was measured.
+# Steps by which Keras's float32 may move a value close to a half; 2e-5 was measured.
 FLOAT_STEPS = 1 / 64
 
 
@@ -42,16 +43,16 @@ class LayerReport:
     """One layer of an exported model.
 
     Args:
-        name: of the layer.
-        kind: its stock Keras class.
-        weight_bits: of the policy.
-        activation_bits: of the policy, for the layer's input.
+        name: name of the layer.
+        kind: stock Keras class of the layer.
+        weight_bits: bits of the kernel in the policy.
+        activation_bits: bits of the layer's input in the policy.
         stored_type: "INT8", "INT4" or "INT2".
-        stored_bytes: of the kernel in the file.
+        stored_bytes: bytes of the kernel in the file.
         code_factor: power of two by which codes are multiplied in the file (and their
-            step divided); 1 unless `scale_codes` was asked for.
+            step divided); 1 without `scale_codes`.
         codes_equal: whether the file's codes are the trained ones times that factor
-            (and -1 where BatchNormalization turns a channel around).
+            (and -1 where BatchNormalization flips the sign of a channel).
         constant_channels: channels that BatchNormalization has switched off.
         output_agreement: share of output codes equal to Keras, given equal inputs.
     """
@@ -73,13 +74,13 @@ class Deviation:
     """Differences of one tensor between Keras and the file, given equal inputs.
 
     Args:
-        name: layer that makes it.
-        kind: of that layer.
+        name: name of the layer that makes it.
+        kind: class of that layer.
         off: share of codes that differ.
-        far: share that differ by more than one step and the slack.
-        slack: steps by which rounding the bias may move a value.
-        beyond: steps by which the worst code is farther from Keras's value than
-            rounding that value once, moved by the slack, can leave it.
+        far: share of codes that differ by more than one step plus the slack.
+        slack: steps by which rounding inside the operator may move a value.
+        beyond: steps by which the worst code is farther from Keras's value than one
+            rounding (and the slack) explains.
     """
 
     name: str
@@ -91,7 +92,7 @@ class Deviation:
 
     @property
     def excessive(self) -> bool:
-        """Whether kernels that may round twice cannot explain it."""
+        """Whether the deviation is too large even for kernels that round twice."""
         return (
             self.off > OFF_TOLERANCE + OFF_PER_SLACK * self.slack
             or self.far > FAR_TOLERANCE
@@ -99,14 +100,14 @@ class Deviation:
 
     @property
     def wrong(self) -> bool:
-        """Whether one code is not what rounding Keras's value once can give."""
+        """Whether a code cannot result from rounding Keras's value once."""
         return self.beyond > FLOAT_STEPS
 
 
 def layer_reports(
     lowered: Lowered, deviations: Iterable[Deviation]
 ) -> list[LayerReport]:
-    """One row a layer, from the bytes of the file."""
+    """Reports of all layers with kernels, from the bytes of the file."""
     model = read_model(lowered.content)
     agreement = {d.name: 1 - d.off for d in deviations if d.kind != "InputQuantizer"}
     rows: dict[str, LayerReport] = {}
@@ -132,7 +133,7 @@ def codes_equal(model: Any, kernel: Kernel) -> bool:
     """Whether a stored kernel is the trained one, times its factor and signs."""
     codes, _ = trained_codes(kernel.layer)
     shape = codes.shape
-    if kernel.kind == "Dense":  # as which convolutions over patches are stored too
+    if kernel.kind == "Dense":  # also convolutions that are stored as dense layers
         shape = (codes.size // shape[-1], shape[-1])
     stored = keras_layout(kernel.kind, stored_codes(model, kernel.tensor), shape)
     stored = stored.reshape(codes.shape)
@@ -145,11 +146,11 @@ def codes_equal(model: Any, kernel: Kernel) -> bool:
 def mean_deviations(
     lowered: Lowered, batches: Iterable[Sequence[np.ndarray]]
 ) -> list[Deviation]:
-    """`local_deviations` over batches of one size, as a model may take one image.
+    """`local_deviations` averaged over batches of equal size.
 
     Args:
-        lowered: the model.
-        batches: each one array [B, ...] an input of the model.
+        lowered: the file and its graph.
+        batches: each has one array [B, ...] for every input of the model.
     """
     found = [local_deviations(lowered, arrays) for arrays in batches]
     return [
@@ -164,13 +165,13 @@ def mean_deviations(
 
 
 def local_deviations(lowered: Lowered, arrays: Sequence[np.ndarray]) -> list[Deviation]:
-    """Compare layer by layer: each Keras layer gets the inputs the file's layer had.
+    """Compare a file with Keras layer by layer, on equal inputs of each layer.
 
-    Every layer gets the file's own inputs, so an error shows at the layer that makes
-    it.
+    Each Keras layer gets the inputs that the file's layer had, so an error shows at the
+    layer that makes it.
 
     Args:
-        lowered: the model.
+        lowered: the file and its graph.
         arrays: [B, ...] each, in the order of the model's inputs.
     """
     stored = stored_tensors(lowered, arrays)
@@ -205,10 +206,10 @@ def local_deviations(lowered: Lowered, arrays: Sequence[np.ndarray]) -> list[Dev
 def stored_tensors(
     lowered: Lowered, arrays: Sequence[np.ndarray]
 ) -> dict[int, np.ndarray]:
-    """Content of every tensor to check, from a copy of the file that returns them.
+    """Contents of all tensors to check, from a copy of the file that returns them.
 
     Args:
-        lowered: the model.
+        lowered: the file and its graph.
         arrays: [B, ...] each, in the order of the model's inputs.
 
     Returns:
@@ -225,8 +226,8 @@ def deviation_of(check: Check, value: np.ndarray, stored: np.ndarray) -> Deviati
     """Shares of the codes of a tensor that differ from the Keras value on its grid.
 
     Args:
-        check: the tensor, its grid, and how many codes it may be off.
-        value: what Keras computes, [B, ...].
+        check: the tensor, its grid and its slack.
+        value: the tensor as Keras computes it, [B, ...].
         stored: the integers of the file, of the same shape.
     """
     grid = check.value.grid
@@ -246,7 +247,7 @@ def deviation_of(check: Check, value: np.ndarray, stored: np.ndarray) -> Deviati
 
 
 def dequantize(check: Check, stored: np.ndarray) -> np.ndarray:
-    """Values of the integers of a tensor: float32 of their shape."""
+    """The values that integers of a tensor stand for, float32 of the same shape."""
     grid = check.value.grid
     assert grid is not None
     codes: np.ndarray = stored.astype("float32") - check.value.zero_point
@@ -256,7 +257,7 @@ def dequantize(check: Check, stored: np.ndarray) -> np.ndarray:
 def random_inputs(
     student: Any, grids: Sequence[Grid], seed: int
 ) -> dict[str, np.ndarray]:
-    """Inputs by name, [N, ...], spread evenly over the calibrated range of each."""
+    """Random inputs by name, [64, ...], uniform over the calibrated range of each."""
     generator = np.random.default_rng(seed)
     return {
         tensor.name: generator.uniform(
@@ -269,5 +270,5 @@ def random_inputs(
 
 
 def as_list(value: Any) -> list:
-    """Flat list of a model's outputs."""
+    """The outputs of a model as a flat list."""
     return list(keras.tree.flatten(value))

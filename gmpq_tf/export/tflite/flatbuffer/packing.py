@@ -1,4 +1,9 @@
-"""Codes of fewer than eight bits, several a byte."""
+"""Packed codes of fewer than eight bits, in TFLite's layout.
+
+Codes are stored in two's complement, in row-major order, the first one in the lowest
+bits of a byte. Packing continues across rows; only the end of a tensor is filled with
+zeros.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +13,22 @@ import numpy as np
 
 
 def pack_int4(codes: np.ndarray) -> bytes:
-    """Store codes -8..7, [n], two a byte: the first in the low nibble, a last alone."""
+    """Pack codes -8..7, any shape, two a byte; the first is in the low nibble."""
     flat: np.ndarray = codes.astype(np.int8).ravel()
     flat = np.append(flat, np.zeros(flat.size % 2, np.int8)).view(np.uint8) & 0xF
     return (flat[0::2] | (flat[1::2] << 4)).astype(np.uint8).tobytes()
 
 
 def unpack_int4(data: np.ndarray, count: int) -> np.ndarray:
-    """Inverse of `pack_int4`: the first codes of bytes, int8 [count]."""
+    """Inverse of `pack_int4`: the first codes in bytes [n], as int8 [count]."""
     data = data.astype(np.uint8)
     nibbles = np.stack([data & 0xF, data >> 4], axis=-1).ravel()[:count]
+    # (x ^ 8) - 8 extends the sign of a four-bit number.
     return ((nibbles.astype(np.int8) ^ 8) - 8).astype(np.int8)
 
 
 def pack_int2(codes: np.ndarray) -> bytes:
-    """Store codes -2..1, [n], four a byte, the first in the lowest bits."""
+    """Pack codes -2..1, any shape, four a byte; the first is in the lowest bits."""
     flat: np.ndarray = codes.astype(np.int8).ravel()
     flat = np.append(flat, np.zeros(-flat.size % 4, np.int8)).view(np.uint8) & 0x3
     shifts: np.ndarray = np.arange(0, 8, 2, dtype=np.uint8)
@@ -30,7 +36,7 @@ def pack_int2(codes: np.ndarray) -> bytes:
 
 
 def unpack_int2(data: np.ndarray, count: int) -> np.ndarray:
-    """Inverse of `pack_int2`: the first codes of bytes, int8 [count]."""
+    """Inverse of `pack_int2`: the first codes in bytes [n], as int8 [count]."""
     shifts: np.ndarray = np.arange(0, 8, 2, dtype=np.uint8)
     pairs = (data.astype(np.uint8)[:, None] >> shifts).ravel()[:count] & 0x3
     return ((pairs.astype(np.int8) ^ 2) - 2).astype(np.int8)

@@ -1,4 +1,4 @@
-"""Read TFLite files."""
+"""Read TFLite files: their model, constants and metadata."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ METADATA_NAME = "gmpq_tf"
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a `.tflite` file, of which the first are looked at before the rest.
+    """The bytes of a `.tflite` file; its identifier is checked before the rest is read.
 
     Raises:
         ExportError: the file cannot be read, or is not a TFLite file.
     """
     try:
-        if not Path(path).is_file():  # a pipe would be waited for
+        if not Path(path).is_file():  # reading a pipe would block
             raise FileNotFoundError("no such file")
         with Path(path).open("rb") as file:
             start = file.read(8)
@@ -60,7 +60,7 @@ def read_model(content: bytes) -> Any:
     _check_identifier(content)
     try:
         return schema.ModelT.InitFromPackedBuf(content, 0)
-    except Exception as error:  # offsets that lead out of the file, of any kind
+    except Exception as error:  # damaged offsets raise errors of many classes
         raise ExportError(
             f"The file must be a whole TFLite model. Received: {len(content)} bytes, "
             f"damaged ({str(error)[:100]}). Export it again."
@@ -68,7 +68,7 @@ def read_model(content: bytes) -> Any:
 
 
 def with_outputs(content: bytes, tensors: Sequence[int]) -> bytes:
-    """A copy of a file whose outputs are the tensors given, in that order."""
+    """A copy of a file whose outputs are the given tensors, in that order."""
     model = read_model(content)
     model.subgraphs[0].outputs = list(tensors)
     model.signatureDefs = None
@@ -80,7 +80,7 @@ def with_outputs(content: bytes, tensors: Sequence[int]) -> bytes:
 
 
 def stored_codes(model: Any, tensor: int) -> np.ndarray:
-    """Codes of a constant INT8, INT4 or INT2 tensor, int8 of the tensor's shape."""
+    """Codes of a constant INT8, INT4 or INT2 tensor, unpacked: int8 of its shape."""
     entry = model.subgraphs[0].tensors[tensor]
     data = np.asarray(model.buffers[entry.buffer].data, np.uint8)
     kind = tensor_type(model, tensor)
@@ -118,7 +118,7 @@ def read_metadata(path: str | Path) -> dict:
         path: a `.tflite` file.
 
     Returns:
-        The dict; empty where the file has none.
+        The dict; empty if the file has none.
 
     Raises:
         ExportError: the file cannot be read, or is not a TFLite file.

@@ -1,4 +1,9 @@
-"""Write TFLite files with the object API of their schema."""
+"""Write TFLite files with the object API of their schema.
+
+A file has one subgraph: tensors, which point to numbered buffers with their constants,
+and operators, which point to tensors and to numbered operator codes. `FileBuilder`
+numbers these as they are added, and shares equal constants.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +24,7 @@ from gmpq_tf.export.tflite.flatbuffer.sharing import (
     pack_model,
 )
 
-# The version of each operator that first had 8-bit operands; INT4 kernels ask for more.
+# The first version of each operator with 8-bit operands; INT4 kernels need later ones.
 VERSIONS = {
     "ADD": 2,
     "AVERAGE_POOL_2D": 2,
@@ -73,11 +78,11 @@ class FileBuilder:
         """Add a tensor.
 
         Args:
-            name: wanted name; a number is added where it is taken. None: no name.
+            name: name of the tensor; a number is added if it is taken. None: no name.
             shape: None stands for the batch, which may be resized.
             kind: name in the schema's `TensorType`, e.g. `"INT8"`.
             quantization: meaning of its integers; None: plain numbers.
-            data: content of a constant, little-endian; None: computed.
+            data: content of a constant, little-endian; None: the tensor is computed.
 
         Returns:
             The tensor's number.
@@ -101,13 +106,13 @@ class FileBuilder:
         values: np.ndarray,
         quantization: Quantization | None = None,
     ) -> int:
-        """Add a constant tensor of int8, int32 or float32 values of any shape."""
+        """Add a constant of int8, int32 or float32, any shape; returns its number."""
         kinds = {np.dtype(t): kind for kind, t in NUMPY_TYPES.items()}
         data = np.ascontiguousarray(values).tobytes()
         return self.tensor(name, values.shape, kinds[values.dtype], quantization, data)
 
     def integers(self, values: Any) -> int:
-        """A constant int32 operand, such as a shape; equal ones are one tensor."""
+        """Number of a constant int32 operand, such as a shape; equal ones are one."""
         array = np.asarray(values, np.int32)
         key = bytes(str(array.shape), "ascii") + array.tobytes()
         if key not in self._integers:
@@ -135,7 +140,7 @@ class FileBuilder:
     def custom(
         self, name: str, inputs: Sequence[int], outputs: Sequence[int], options: bytes
     ) -> None:
-        """Add an operator that runtimes know by name, with options for it to read."""
+        """Add a custom operator, which runtimes know by name, with its options."""
         operator = schema.OperatorT()
         operator.opcodeIndex = self._code(name, CUSTOM_VERSION)
         operator.inputs, operator.outputs = list(inputs), list(outputs)
@@ -153,9 +158,9 @@ class FileBuilder:
 
         Args:
             inputs: name -> tensor number, in the order of the model's inputs.
-            outputs: likewise.
-            metadata: stored as JSON; `read_metadata` gives it back.
-            entries: more metadata, name -> content.
+            outputs: name -> tensor number, in the order of the model's outputs.
+            metadata: stored as JSON; `read_metadata` returns it.
+            entries: further metadata, name -> content.
 
         Returns:
             The file's bytes.
@@ -180,9 +185,9 @@ class FileBuilder:
         return entry
 
     def _forget_batch(self, kept: set[int]) -> None:
-        """Say only of some tensors that a size may vary; that of others follows.
+        """Keep the mark of an open batch (shape signature) for some tensors only.
 
-        Built-in SLICE wants to be told of its result.
+        Runtimes derive the shapes of the others, except for results of SLICE.
         """
         for operator in self.operators:
             if operator.opcodeIndex == self._codes.get(("SLICE", VERSIONS["SLICE"])):
@@ -191,9 +196,10 @@ class FileBuilder:
             self.tensors[number].shapeSignature = None
 
     def _name_outputs(self, outputs: Mapping[str, int], inputs: set[int]) -> None:
-        """Give result tensors the model's names; one that has such a name gives it up.
+        """Give output tensors the model's names; a tensor with such a name swaps it.
 
-        An activation split from its layer has the layer's name with a suffix.
+        (An activation that was split from its layer is named like the layer, with a
+        suffix, but the output is that of the layer.)
         """
         numbers = {tensor.name: i for i, tensor in enumerate(self.tensors)}
         for name, number in outputs.items():

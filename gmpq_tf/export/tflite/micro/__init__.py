@@ -1,1 +1,1 @@
-"""What a file for TFLite Micro comes with: C source, arena, and CMSIS-NN's INT4."""
+"""What is written with a file for TFLite Micro: C source, arena size, INT4 kernels."""

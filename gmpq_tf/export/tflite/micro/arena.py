@@ -1,4 +1,4 @@
-"""The arena that TFLite Micro needs for a file: planned here, or measured by it."""
+"""The size of the arena for a file, measured by TFLite Micro itself."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from gmpq_tf.export.errors import ExportError
 CLIENTS = "GMPQ_CLIENTS"  # environment variable: a Python environment of its own
 LONGEST = 120  # seconds
 NO_PACKAGE = 3
-# Names no module of ours: that of an environment with TFLite Micro alone runs it. What
-# the runtime prints, it prints below Python.
+# It imports nothing of this package, because the environment with TFLite Micro need not
+# have it. The runtime prints from C++, so file descriptors are redirected, not
+# sys.stdout.
 _PROGRAM = f"""
 import os, sys
 try:
@@ -42,12 +43,12 @@ interpreter.print_allocations()
 
 @dataclass(frozen=True)
 class Arena:
-    """Bytes that TFLite Micro takes of its arena.
+    """Bytes that TFLite Micro uses of its arena.
 
     Args:
-        total: all of them, the least with which it starts.
-        activations: of these, of tensors that the operators compute.
-        measured_with: version of the package, whose kernels are the reference ones.
+        total: all bytes, the smallest arena with which it starts.
+        activations: bytes among them for tensors that operators compute.
+        measured_with: version of the package, which has the reference kernels.
     """
 
     total: int
@@ -56,10 +57,12 @@ class Arena:
 
 
 def micro_python() -> str | None:
-    """The Python that has TFLite Micro: of `GMPQ_CLIENTS`, or this one.
+    """Path of a Python with TFLite Micro: that of `GMPQ_CLIENTS`, or this one.
+
+    None: neither has it.
 
     Raises:
-        ExportError: the variable names a folder that holds no Python.
+        ExportError: the variable names a folder without a Python.
     """
     folder = os.environ.get(CLIENTS)
     if folder:
@@ -76,15 +79,15 @@ def micro_python() -> str | None:
 
 
 def measure_arena(content: bytes) -> Arena | None:
-    """Start TFLite Micro on a file of a fixed batch, and ask what it took.
+    """Start TFLite Micro on a file with a fixed batch, and read how much it used.
 
     Args:
-        content: of the `.tflite` file.
+        content: the bytes of the `.tflite` file.
 
     Returns:
-        Bytes on this machine, whose pointers are twice as wide as those of a
-        microcontroller: none of these needs more with the same kernels. None where the
-        package is not installed.
+        Bytes on this machine. Its pointers are twice as wide as those of a
+        microcontroller, which so needs no more with the same kernels. None: the package
+        is not installed.
 
     Raises:
         ExportError: TFLite Micro does not start on the file.
@@ -113,13 +116,13 @@ def measure_arena(content: bytes) -> Arena | None:
 
 
 def parsed(text: str) -> Arena:
-    """The figures in what TFLite Micro prints of its allocations.
+    """Read the figures in TFLite Micro's report of its allocations.
 
     Args:
-        text: what it printed, after a line with its version.
+        text: a line with its version, then what it printed.
 
     Raises:
-        ExportError: they are not in it.
+        ExportError: the figures are missing.
     """
     version = re.search(r"^version (\S+)", text)
     sizes = [

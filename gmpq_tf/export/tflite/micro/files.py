@@ -1,4 +1,4 @@
-"""What is written beside a file for TFLite Micro, and said of it in the report."""
+"""The files that are written beside a file for TFLite Micro, and their report."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class MicroReport:
 
     Args:
         sources: names of the C source and its header.
-        activation_bytes: that its planner gives the tensors.
+        activation_bytes: bytes that its planner needs for computed tensors.
         arena: the whole arena as measured; None: tflite-micro is not installed.
         operators: methods of `MicroMutableOpResolver` to call.
-        inputs: of the file.
-        outputs: of the file.
-        int4: what CMSIS-NN computes from packed INT4, one row a layer.
+        inputs: inputs of the file.
+        outputs: outputs of the file.
+        int4: which layers CMSIS-NN can compute from packed INT4, one row a layer.
     """
 
     sources: tuple[str, str]
@@ -62,13 +62,13 @@ class MicroReport:
 
 
 def check_sources(path: Path) -> None:
-    """Refuse to write over C files that are not ours.
+    """Refuse to overwrite C files that this package has not written.
 
     Args:
-        path: of the `.tflite` file.
+        path: path of the `.tflite` file.
 
     Raises:
-        ExportError: there is one.
+        ExportError: there is such a file.
     """
     for suffix in SUFFIXES:
         beside = path.with_suffix(suffix)
@@ -84,14 +84,17 @@ def check_sources(path: Path) -> None:
 
 
 def micro_files(path: Path, lowered: Lowered) -> tuple[dict[Path, bytes], MicroReport]:
-    """The C source of a file and its header, and what the report says.
+    """The C source of a file, its header, and the report.
 
     Args:
-        path: of the `.tflite` file.
+        path: path of the `.tflite` file.
         lowered: its content.
 
+    Returns:
+        Path -> content of the C files, and the report.
+
     Raises:
-        ExportError: TFLite Micro has not its operators, or does not start on it.
+        ExportError: TFLite Micro lacks an operator, or does not start on the file.
     """
     content = lowered.content
     source = Source(

@@ -1,12 +1,13 @@
-"""Which kernels CMSIS-NN multiplies by from packed INT4, two codes a byte.
+"""Which layers CMSIS-NN can compute from packed INT4 kernels, two codes a byte.
 
-Read in CMSIS-NN (https://github.com/ARM-software/CMSIS-NN): its table of operators;
-`arm_convolve_wrapper_s4` (V.1.2.1, February 2026) and `arm_convolve_s4`, which reads
-all input channels in every window, so that it knows no groups;
-`arm_depthwise_conv_wrapper_s4` (V.1.0.0, October 2023); `arm_fully_connected_s4`. All
-take the codes apart while they multiply, so that no copy of the kernel is unpacked. The
-kernels of TFLite Micro for CMSIS-NN (`kernels/cmsis_nn/conv.cc` and its neighbours,
-2024) call them for filters of type INT4. Nothing here was run on such a processor.
+This is read from the sources of CMSIS-NN (https://github.com/ARM-software/CMSIS-NN):
+its table of operators; `arm_convolve_wrapper_s4` (V.1.2.1, February 2026) and
+`arm_convolve_s4`, which reads all input channels in every window, so that it has no
+groups; `arm_depthwise_conv_wrapper_s4` (V.1.0.0, October 2023);
+`arm_fully_connected_s4`. All of them unpack codes while they multiply, so no unpacked
+copy of the kernel is needed. The kernels of TFLite Micro for CMSIS-NN
+(`kernels/cmsis_nn/conv.cc` and its neighbours, 2024) call them for filters of type
+INT4. Nothing here was run on such a processor.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 from gmpq_tf.export.tflite.flatbuffer import operator_name, read_model, stored_bytes
 from gmpq_tf.export.tflite.lowering import Lowered
 
-LARGEST = 7
+LARGEST = 7  # largest code of INT4
 # Operator of TFLite -> function of CMSIS-NN.
 FUNCTIONS = {
     "CONV_2D": "arm_convolve_wrapper_s4",
@@ -31,11 +32,11 @@ class Int4:
     """Whether CMSIS-NN computes a layer from packed INT4.
 
     Args:
-        layer: its name.
-        function: of CMSIS-NN; None: it has none.
-        why: what forbids it, "" if nothing does.
-        bytes: of the kernel in the file, in INT8.
-        packed_bytes: of the kernel in INT4; in INT8 where it cannot be packed.
+        layer: name of the layer.
+        function: function of CMSIS-NN; None: it has none for this layer.
+        why: the reason why not; "" if it can.
+        bytes: bytes of the kernel in the file, in INT8.
+        packed_bytes: bytes of the kernel in INT4; in INT8 if it cannot be packed.
     """
 
     layer: str

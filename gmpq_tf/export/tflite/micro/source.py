@@ -1,4 +1,4 @@
-"""A `.tflite` file as C source: an array, and a header that says what it needs."""
+"""A `.tflite` file as C source: an array, and a header on how to run it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gmpq_tf.export.tflite.micro.int4 import Int4
 from gmpq_tf.version import __version__
 
 PER_LINE = 12
-MARK = "written by gmpq_tf"  # in what we may write over
+MARK = "written by gmpq_tf"  # marks files that may be overwritten
 # Operators of files -> methods of MicroMutableOpResolver, of the header
 # tensorflow/lite/micro/micro_mutable_op_resolver.h in tensorflow/tflite-micro.
 RESOLVER_METHODS = {
@@ -51,11 +51,11 @@ class TensorFacts:
     """An input or output of a file.
 
     Args:
-        name: of the tensor.
+        name: name of the tensor.
         type: "INT8", "UINT8" or "FLOAT32".
-        shape: with the batch.
-        scale: `value = scale * (code - zero_point)`; None: it holds floats.
-        zero_point: likewise.
+        shape: shape with the batch.
+        scale: `value = scale * (code - zero_point)`; None: the tensor holds floats.
+        zero_point: see `scale`; None: the tensor holds floats.
     """
 
     name: str
@@ -73,14 +73,14 @@ class TensorFacts:
 
 @dataclass(frozen=True)
 class Source:
-    """What goes into a header.
+    """The facts that a header states.
 
     Args:
         file: name of the `.tflite` file.
         content: its bytes.
-        activation_bytes: that its planner gives the tensors.
-        arena: as measured; None: TFLite Micro is not installed.
-        int4: one row a layer.
+        activation_bytes: bytes that the planner needs for computed tensors.
+        arena: the arena as measured; None: TFLite Micro is not installed.
+        int4: INT4 kernels, one row a layer.
     """
 
     file: str
@@ -97,7 +97,7 @@ class Source:
 
 
 def ends(content: bytes) -> tuple[tuple[TensorFacts, ...], tuple[TensorFacts, ...]]:
-    """Inputs and outputs of a file."""
+    """Facts on the inputs and on the outputs of a file's bytes."""
     model = read_model(content)
     graph = model.subgraphs[0]
     return (
@@ -107,10 +107,10 @@ def ends(content: bytes) -> tuple[tuple[TensorFacts, ...], tuple[TensorFacts, ..
 
 
 def resolver_methods(content: bytes) -> tuple[str, ...]:
-    """What a `MicroMutableOpResolver` must be told of a file, each once.
+    """Methods of `MicroMutableOpResolver` that add the operators of a file, each once.
 
     Raises:
-        ExportError: an operator that it does not know.
+        ExportError: TFLite Micro lacks an operator.
     """
     model = read_model(content)
     codes = {operator_name(model, op): op for op in model.subgraphs[0].operators}
@@ -124,11 +124,7 @@ def resolver_methods(content: bytes) -> tuple[str, ...]:
 
 
 def header(source: Source) -> str:
-    """The header: all that is needed to run the file, as a comment and as macros.
-
-    Args:
-        source: of the file.
-    """
+    """The header: what is needed to run the file, as a comment and as macros."""
     name, upper = f"g_{source.stem}", source.stem.upper()
     inputs, outputs = ends(source.content)
     macros = {"ACTIVATION_BYTES": str(source.activation_bytes)}
@@ -163,11 +159,7 @@ def header(source: Source) -> str:
 
 
 def array(source: Source) -> str:
-    """The C++ source that defines the array.
-
-    Args:
-        source: of the file.
-    """
+    """The C++ source that defines the array with the file's bytes."""
     name = f"g_{source.stem}"
     rows = [
         "    " + ", ".join(f"0x{byte:02x}" for byte in source.content[at:][:PER_LINE])
@@ -225,7 +217,7 @@ def _int4(row: Int4) -> str:
 
 
 def _harmless(text: str) -> str:
-    """Text that neither ends a comment nor begins another line."""
+    """Text made safe for a C comment: it cannot end it, nor begin a new line."""
     return " ".join(text.replace("*/", "* /").replace("\\", "/").splitlines())
 
 
@@ -241,5 +233,5 @@ def _facts(model: Any, number: int) -> TensorFacts:
     if kind == "FLOAT32":
         return TensorFacts(name, kind, shape, None, None)
     meaning = tensor.quantization
-    scale = float(str(np.float32(meaning.scale[0])))  # the fewest digits that say it
+    scale = float(str(np.float32(meaning.scale[0])))  # the shortest decimal form
     return TensorFacts(name, kind, shape, scale, int(meaning.zeroPoint[0]))

@@ -1,4 +1,4 @@
-"""A Keras model that computes what a file does, integer by integer."""
+"""The integer twin: a Keras model that computes the same integers as a file."""
 
 from __future__ import annotations
 
@@ -14,35 +14,37 @@ __all__ = ["integer_twin"]
 
 
 def integer_twin(student: keras.Model, storage: str = "fast") -> keras.Model:
-    """A Keras model with a student's outputs as its `.tflite` file gives them.
+    """A Keras model that gives a student's outputs exactly as its `.tflite` file does.
 
     Every operator of the file is computed with the integers, the float32 multipliers
-    and the roundings of XNNPACK: `clip(round(float32(sum) * s_x s_w / s_y) + z)`, the
-    sum exact, halves to even. So it shows what the file will decide, in batches and on
-    any device. It cannot be trained; made of a student, it does not follow its weights.
+    and the roundings of XNNPACK: `clip(round(float32(sum) * s_x s_w / s_y) + z)`, with
+    an exact sum, and halves rounded to even. So it shows what the file will decide, in
+    batches and on any device. It cannot be trained, and does not follow later changes
+    of the student's weights.
 
     Args:
         student: calibrated model from `gmpq_tf.quantize_model`.
-        storage: of the file, as `export_tflite` takes it; all give the same integers.
+        storage: storage of the file, as for `export_tflite`; all give the same
+            integers.
 
     Returns:
         A model with the student's inputs and outputs; only a final softmax or sigmoid
         is computed in float, where runtimes differ in the last bits.
 
     Raises:
-        ExportError: layers that have no integer counterpart, or an operator whose
-            arithmetic is not known; named.
+        ExportError: layers have no integer counterpart, or the arithmetic of an
+            operator is not known; they are named.
     """
     lowered = lower(student, storage)
     return twin_of(lowered, f"{student.name}_twin")
 
 
 def twin_of(lowered: Lowered, name: str) -> keras.Model:
-    """The twin of a file that has float inputs and outputs.
+    """The twin of a file with float inputs and outputs.
 
     Args:
         lowered: the file.
-        name: of the model.
+        name: name of the twin.
     """
     graph = lowered.graph
     inputs = {

@@ -18,15 +18,16 @@ from gmpq_tf.export.tflite.twin.program import prepare
 
 @dataclass(frozen=True)
 class TwinCheck:
-    """How many stored integers of a file its twin computes otherwise.
+    """The comparison of a file's integers with those of its twin.
 
     Args:
-        tensors: that were compared.
-        codes: integers in all of them.
-        off: of those, how many differ.
-        names: tensors that differ: name, operator, share of integers; first ones first.
-        largest: difference.
-        unknown: why operators that make integers were not compared, one a line.
+        tensors: number of tensors that were compared.
+        codes: number of integers in them.
+        off: number of integers that differ.
+        names: (name, operator, share of integers) of tensors that differ, in the order
+            of the file.
+        largest: largest difference.
+        unknown: reasons why integer operators were not compared, one for each.
     """
 
     tensors: int
@@ -42,22 +43,22 @@ def compare_twin(
 ) -> TwinCheck:
     """Run a file and its twin on the same inputs, and compare every integer tensor.
 
-    Each operator of the twin reads what the file's own read. Where none differs, so
-    does nothing that is computed from one end to the other; where one does, it is the
-    one that is named.
+    Each operator of the twin reads the tensors that the file's operator has read. So a
+    difference is found at the operator that makes it, and without any the whole file
+    computes the same as its twin.
 
     Args:
-        content: bytes of the file.
-        arrays: [B, ...] each, in the order of the file's inputs; of a file with a fixed
-            batch, one batch is compared.
-        kernels: of the runtime, as `TFLiteModel` takes them.
+        content: the file's bytes.
+        arrays: inputs in the order of the file, [B, ...] each; for a file with a fixed
+            batch one batch is compared.
+        kernels: kernels of the runtime, as for `TFLiteModel`.
     """
     program = read_program(content)
     tensors_of = [(*op.inputs, op.output) for op in program.operators]
     found = {t.number for tensors in tensors_of for t in tensors if t.data is None}
     numbers = sorted(found - {*program.inputs})
     model = TFLiteModel(with_outputs(content, numbers), kernels=kernels)
-    if model.batch is not None:  # a whole one: tensors inside may be no rows of images
+    if model.batch is not None:  # a full batch: tensors inside need not be per image
         rows: np.ndarray = np.arange(model.batch) % len(arrays[0])
         arrays = [array[rows] for array in arrays]
     given = [to_input(*pair) for pair in zip(model.inputs, arrays, strict=True)]
@@ -71,7 +72,7 @@ def compare_twin(
         try:
             wanted = computed(op, stored)
         except ExportError as error:
-            if op.output.kind in RANGES:  # else of a layer that is kept in float
+            if op.output.kind in RANGES:  # others belong to layers computed in float
                 unknown.append(str(error))
             continue
         have: np.ndarray = stored[op.output.number].astype(np.float32).ravel()
@@ -84,7 +85,7 @@ def compare_twin(
 
 
 def computed(op: Operator, stored: dict[int, Any]) -> np.ndarray:
-    """What the twin makes of the tensors that an operator of the file read.
+    """The twin's result for an operator, from the tensors that the file's one read.
 
     Args:
         op: the operator.

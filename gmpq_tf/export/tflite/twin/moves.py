@@ -1,4 +1,8 @@
-"""Operators that move values, and pools, whose results are values or their means."""
+"""Twin operators that move values, and pools.
+
+Each function here takes an operator of the file, and returns a function that computes
+it on float32 tensors which hold the stored integers.
+"""
 
 from __future__ import annotations
 
@@ -13,39 +17,39 @@ from gmpq_tf.export.tflite.twin.sums import depthwise_sum, window
 
 
 def reshape(op: Operator) -> Compute:
-    """RESHAPE; the first size follows from the others, whatever the batch."""
+    """RESHAPE to [B, ...]; the batch follows from the other sizes."""
     shape = [-1, *op.output.shape[1:]]
     return lambda value: tf.reshape(value, shape)
 
 
 def transpose(op: Operator) -> Compute:
-    """TRANSPOSE."""
+    """TRANSPOSE by a constant order of axes."""
     order = op.inputs[1].constant.tolist()
     return lambda value: tf.transpose(value, order)
 
 
 def pad(op: Operator) -> Compute:
-    """PAD, with zeros."""
+    """PAD with the zero point, the stored integer of the value 0."""
     pads, zero = op.inputs[1].constant.tolist(), float(op.inputs[0].zero_point)
     return lambda value: tf.pad(value, pads, constant_values=zero)
 
 
 def mirror_pad(op: Operator) -> Compute:
-    """MIRROR_PAD."""
+    """MIRROR_PAD, in the mode SYMMETRIC (with the edge) or REFLECT (without)."""
     symmetric = op.options.mode == schema.MirrorPadMode.SYMMETRIC
     pads, mode = op.inputs[1].constant.tolist(), "SYMMETRIC" if symmetric else "REFLECT"
     return lambda value: tf.pad(value, pads, mode)
 
 
 def crop(op: Operator) -> Compute:
-    """SLICE; of the batch, all."""
+    """SLICE of all axes but the batch, which is kept whole."""
     starts = op.inputs[1].constant.tolist()
     sizes = [-1, *op.output.shape[1:]]
     return lambda value: tf.slice(value, starts, sizes)
 
 
 def gather(op: Operator) -> Compute:
-    """GATHER: constant places of an axis, or computed places of a table."""
+    """GATHER: constant positions along an axis, or computed positions in a table."""
     axis = getattr(op.options, "axis", 0)
     if op.inputs[0].data is not None:
         table = tf.constant(op.inputs[0].constant, tf.float32)
@@ -60,7 +64,7 @@ def cast(op: Operator) -> Compute:
 
 
 def space_to_depth(op: Operator) -> Compute:
-    """SPACE_TO_DEPTH."""
+    """SPACE_TO_DEPTH: square blocks of pixels become channels."""
     return lambda value: tf.nn.space_to_depth(value, op.options.blockSize)
 
 
@@ -73,7 +77,7 @@ def concatenate(op: Operator) -> Compute:
 
 
 def resize_nearest(op: Operator) -> Compute:
-    """RESIZE_NEAREST_NEIGHBOR by whole factors."""
+    """RESIZE_NEAREST_NEIGHBOR by whole factors: rows and columns are repeated."""
     before, after = op.inputs[0].shape[1:3], op.output.shape[1:3]
     if any(large % small for small, large in zip(before, after, strict=True)):
         raise op.unsupported(f"from {before} to {after}")
@@ -82,7 +86,7 @@ def resize_nearest(op: Operator) -> Compute:
 
 
 def max_pool(op: Operator) -> Compute:
-    """MAX_POOL_2D."""
+    """MAX_POOL_2D, padded with the smallest integer, which is never the maximum."""
     size = (op.options.filterHeight, op.options.filterWidth)
     pads, strides, _ = window(op, size)
 
@@ -94,7 +98,7 @@ def max_pool(op: Operator) -> Compute:
 
 
 def average_pool(op: Operator) -> Compute:
-    """AVERAGE_POOL_2D of integers that are never negative: halves go upwards."""
+    """AVERAGE_POOL_2D of unsigned integers: the mean, halves rounded upwards."""
     if op.output.kind != "UINT8":
         raise op.unsupported(f"of {op.output.kind}")
     size = (op.options.filterHeight, op.options.filterWidth)

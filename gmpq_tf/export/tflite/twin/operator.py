@@ -17,7 +17,7 @@ CODE_NAMES = {
 }
 RANGES = {"INT8": (-128, 127), "UINT8": (0, 255)}
 PLAIN = {"INT32": np.int32, "FLOAT32": np.float32}
-# What an operator does with the tensors it reads, constants left out.
+# Computes an operator from the tensors that it reads, without its constants.
 Compute = Callable[..., Any]
 
 
@@ -26,13 +26,13 @@ class Tensor:
     """A tensor of a file.
 
     Args:
-        number: in the file.
-        name: in the file.
-        kind: its type, e.g. "INT8".
-        shape: in the file, where an open batch is 1.
-        scale: float32 [1] or [channels]: steps; empty where it holds plain numbers.
-        zero_point: stored integer of the value zero.
-        data: a constant's content; None: computed.
+        number: number of the tensor in the file.
+        name: name in the file.
+        kind: type, e.g. "INT8".
+        shape: shape in the file, where an open batch is 1.
+        scale: steps, float32 [1] or [channels]; empty for plain numbers.
+        zero_point: the stored integer of the value 0.
+        data: content of a constant; None: the tensor is computed.
     """
 
     number: int
@@ -45,15 +45,15 @@ class Tensor:
 
     @property
     def step(self) -> np.float32:
-        """The only step."""
+        """The step of a tensor that has one for all channels."""
         return np.float32(self.scale[0])
 
     @property
     def constant(self) -> np.ndarray:
-        """A constant's content: [...] of its shape.
+        """The content of a constant, of its shape.
 
         Raises:
-            ExportError: it is computed.
+            ExportError: the tensor is computed.
         """
         if self.data is None:
             raise ExportError(
@@ -64,7 +64,7 @@ class Tensor:
 
     @property
     def range(self) -> tuple[int, int]:
-        """Smallest and largest integer that it can hold."""
+        """Smallest and largest integer of its type."""
         return RANGES[self.kind]
 
 
@@ -78,7 +78,7 @@ class Operator:
     options: Any
 
     def unsupported(self, what: str) -> ExportError:
-        """An error that names the operator and what of it the twin lacks."""
+        """The error that the twin does not support this operator, with the reason."""
         return ExportError(
             "The integer twin must know the arithmetic of every operator. "
             f"Received: {self.code} that makes {self.output.name!r}, {what}. Run the "

@@ -1,4 +1,4 @@
-"""Which function computes which operator, and a Keras layer that runs them all."""
+"""The registry of the twin's operators, and a Keras layer that runs them all."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import tensorflow as tf
 from gmpq_tf.export.tflite.twin import moves, sums, values
 from gmpq_tf.export.tflite.twin.operator import Compute, Operator, Program
 
-# Operator -> what makes its computation. A new one needs a row here, and a case in
-# tests/export/twin_test.py.
+# Operator -> function that returns its computation. A new operator needs a row here,
+# and a case in tests/export/twin_test.py.
 OPERATORS: dict[str, Callable[[Operator], Compute]] = {
     "ADD": values.add,
     "AVERAGE_POOL_2D": moves.average_pool,
@@ -39,15 +39,15 @@ OPERATORS: dict[str, Callable[[Operator], Compute]] = {
     "TRANSPOSE": moves.transpose,
     "TRANSPOSE_CONV": sums.transposed,
 }
-# Those that may end a file in float.
+# Operators that may compute float outputs of a file.
 IN_FLOAT = ("DEQUANTIZE", "LOGISTIC", "SOFTMAX")
 
 
 def prepare(op: Operator) -> Compute:
-    """What an operator does with the tensors it reads that are not constant.
+    """The computation of an operator, a function of its inputs that are not constant.
 
     Raises:
-        ExportError: the twin does not know the operator, or these options of it.
+        ExportError: the twin does not support the operator, or its options.
     """
     if op.code not in OPERATORS:
         raise op.unsupported("an operator without a row")
@@ -60,9 +60,9 @@ class ProgramLayer(keras.layers.Layer):
     """Runs the operators of a file; integers are held in float32.
 
     Args:
-        program: of the file.
-        tensors: numbers of those to return; None: the file's outputs.
-        name: of the layer.
+        program: operators of the file.
+        tensors: numbers of the tensors to return; None: the file's outputs.
+        name: name of the layer.
     """
 
     # Compiling hundreds of small operators takes longer than it saves.
@@ -78,7 +78,7 @@ class ProgramLayer(keras.layers.Layer):
             self._steps = [(op, prepare(op)) for op in program.operators]
 
     def call(self, arrays: list) -> list:
-        """Tensors wanted, in their order, from arrays in that of the file's inputs."""
+        """The wanted tensors, from arrays [B, ...] in the order of the inputs."""
         found = {
             number: tf.cast(array, tf.float32)
             for number, array in zip(self._numbers, arrays, strict=True)

@@ -1,6 +1,6 @@
-"""How kernels of XNNPACK bring numbers to the grid of a result.
+"""How XNNPACK's kernels round results to their grid.
 
-Stored integers are held in float32, where they are exact.
+The twin holds stored integers in float32, which represents them exactly.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from ai_edge_litert import schema_py_generated as schema
 
 from gmpq_tf.export.tflite.twin.operator import Compute, Operator, Tensor
 
-EXACT = 2**24  # integers up to here are float32 numbers
+EXACT = 2**24  # float32 represents all integers up to here
 ACTIVATIONS = schema.ActivationFunctionType
 
 
 def limits(op: Operator) -> tuple[int, int]:
-    """Smallest and largest integer that a fused activation leaves."""
+    """Smallest and largest integer of a result, with its fused activation."""
     low, high = op.output.range
     activation = getattr(op.options, "fusedActivationFunction", ACTIVATIONS.NONE)
     if activation == ACTIVATIONS.NONE:
@@ -32,7 +32,7 @@ def limits(op: Operator) -> tuple[int, int]:
 
 
 def stored(value: float, tensor: Tensor) -> int:
-    """The integer that stands for a value, halves to even, saturated."""
+    """The stored integer of a value: rounded, halves to even, and saturated."""
     place = np.float32(value) / tensor.step + np.float32(tensor.zero_point)
     return int(np.clip(np.rint(place), *tensor.range))
 
@@ -46,15 +46,16 @@ def to_nearest(value: Any, op: Operator) -> Any:
     """
     low, high = limits(op)
     zero = float(op.output.zero_point)
-    # Bounded before, so that the sum below is exact.
+    # Clipped before rounding, so that adding the zero point is exact.
     rounded = tf.round(tf.clip_by_value(value, low - zero, high - zero))
     return rounded + zero
 
 
 def fixed_point(op: Operator) -> Compute:
-    """`sum of m_i (x_i - z_i) / 2^s`, halves upwards: integers `m_i` of 20 bits.
+    """ADD in fixed point: `sum_i m_i (x_i - z_i) / 2^s`, halves rounded upwards.
 
-    What ADD computes; source: `xnn_init_qs8_add_minmax_params` of XNNPACK.
+    The ratios of steps are the integers `m_i` of 20 bits over `2^s`. Source:
+    `xnn_init_qs8_add_minmax_params` in XNNPACK.
     """
     ratios = [np.float32(t.step / op.output.step) for t in op.inputs]
     exponent = int(np.frexp(max(ratios))[1]) - 1
@@ -64,12 +65,12 @@ def fixed_point(op: Operator) -> Compute:
 
 
 def shifted(op: Operator, factors: list[int], shift: int) -> Compute:
-    """`floor(sum of factor_i (x_i - z_i) / 2^shift + 1/2)` on the result's grid."""
+    """`floor(sum_i factor_i (x_i - z_i) / 2^shift + 1/2)`, plus zero point, clipped."""
     zeros = [float(t.zero_point) for t in op.inputs]
     low, high = (float(limit) for limit in limits(op))
 
     def compute(*values: Any) -> Any:
-        # Products of 31 bits: exact in float64.
+        # Products have at most 31 bits, so float64 is exact.
         wide = [tf.cast(v - z, tf.float64) for v, z in zip(values, zeros, strict=True)]
         total = sum(v * float(f) for v, f in zip(wide, factors, strict=True))
         result = tf.floor(total * 2.0**-shift + 0.5) + float(op.output.zero_point)

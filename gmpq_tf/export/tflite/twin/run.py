@@ -1,4 +1,4 @@
-"""Run the twin of a file as the file is run: the same inputs, the same outputs."""
+"""Run the twin of a file with the file's own inputs and outputs."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from gmpq_tf.export.tflite.twin.program import ProgramLayer
 
 
 class FileTwin:
-    """What a file's bytes say, computed by TensorFlow.
+    """The operators of a file, computed by TensorFlow.
 
     Args:
-        content: bytes of the file.
+        content: the file's bytes.
 
     Raises:
-        ExportError: an operator whose arithmetic the twin does not know.
+        ExportError: the twin does not know the arithmetic of an operator.
     """
 
     def __init__(self, content: bytes) -> None:

@@ -1,4 +1,9 @@
-"""Convolutions and dense layers: an exact sum, one product in float32, one rounding."""
+"""Twin operators for convolutions and dense layers.
+
+XNNPACK computes `clip(round(float32(sum) * m) + z)`: the exact sum of integer products
+and bias, in 32 bits; one product with the float32 multiplier m = s_x s_w / s_y; one
+rounding. Kernels below have the layout of the file, and are transposed for TensorFlow.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +47,7 @@ def depthwise(op: Operator) -> Compute:
 
 
 def depthwise_sum(x: Any, kernel: Any, strides: list, dilation: list) -> Any:
-    """`tf.nn.depthwise_conv2d` without padding, also of unequal strides."""
+    """`tf.nn.depthwise_conv2d` without padding, also for unequal strides."""
     down, right = strides
     step = down if down == right else 1
     found = tf.nn.depthwise_conv2d(
@@ -78,20 +83,20 @@ def transposed(op: Operator) -> Compute:
 def requantized(
     op: Operator, kernel: np.ndarray, linear: Linear, source: int = 0
 ) -> Compute:
-    """The sums of a linear operator, on the grid of its result.
+    """A linear operator followed by requantization to the grid of its result.
 
-    Sums are exact in float32 where none can reach 2^24, and in float64 elsewhere. They
-    are rounded to integers all the same, because some devices convolve by transforms.
+    Sums are exact in float32 if none can reach 2^24; else float64 is used. They are
+    still rounded to integers, because some devices convolve by (inexact) transforms.
 
     Args:
         op: the operator; its kernel is operand 1, its bias the last.
         kernel: integers of the shape that `linear` takes.
-        linear: (x, kernel) -> sums, of floats.
-        source: number of the operand that is computed.
+        linear: (x, kernel) -> sums, float tensors.
+        source: index of the operand that is computed.
     """
     x, bias = op.inputs[source], op.inputs[-1]
     scale = op.inputs[1].scale
-    # In float32, in this order: so XNNPACK computes it.
+    # In float32 and in this order, as XNNPACK computes it.
     multiplier = (x.step * scale) / op.output.step
     wide = largest_sum(op, x.zero_point, bias.constant) >= EXACT
     kind = tf.float64 if wide else tf.float32
@@ -108,15 +113,15 @@ def requantized(
 
 
 def largest_sum(op: Operator, zero_point: int, bias: np.ndarray) -> int:
-    """Bound of every sum, and of what it is made of, in size.
+    """Upper bound of the magnitude of all sums and partial sums.
 
     Args:
         op: the operator; its kernel is operand 1.
-        zero_point: of what it reads.
+        zero_point: zero point of its input.
         bias: integers, [channels].
 
     Raises:
-        ExportError: it is more than the 32 bits of a kernel hold.
+        ExportError: the bound exceeds the 32 bits of an accumulator.
     """
     weights = np.abs(op.inputs[1].constant.astype(np.int64))
     channel = 3 if op.code == "DEPTHWISE_CONV_2D" else 0

@@ -1,4 +1,4 @@
-"""Operators that work on each value: ADD, MUL, QUANTIZE, activations."""
+"""Twin operators that work on each value: ADD, MUL, QUANTIZE, activations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tensorflow as tf
 from gmpq_tf.export.tflite.twin.operator import Compute, Operator
 from gmpq_tf.export.tflite.twin.rounding import fixed_point, limits, shifted, to_nearest
 
-# What XNNPACK takes; runtimes compute the rest in kernels of their own.
+# Ratios of steps that XNNPACK accepts; the runtime's built-in kernels compute the rest.
 ADD_RATIOS = (2.0**-10, 2.0**8)
 CONVERT_RATIOS = (2.0**-8, 2.0**7)
 CONVERT_BITS = 8
@@ -18,7 +18,7 @@ ADD_SHIFT = 20
 
 
 def add(op: Operator) -> Compute:
-    """ADD: of integers in 8 bits, or of the plain ones that are places in a table."""
+    """ADD of 8-bit integers; or of plain integers, which are positions in a table."""
     if op.output.kind == "INT32":
         starts = tf.constant(op.inputs[1].constant, tf.float32)
         return lambda value: value + starts
@@ -29,7 +29,7 @@ def add(op: Operator) -> Compute:
 
 
 def added_in_turns(op: Operator) -> Compute:
-    """ADD of built-in kernels: each operand on a finer grid, and the sum, rounded."""
+    """ADD of built-in kernels: operands are rounded to a finer grid, then the sum."""
     steps = [float(t.step) for t in op.inputs]
     twice, target = 2 * max(steps), op.output
     tables = []
@@ -55,7 +55,7 @@ def added_in_turns(op: Operator) -> Compute:
 
 
 def multiply(op: Operator) -> Compute:
-    """MUL: the exact product, one product in float32, one rounding."""
+    """MUL: the exact integer product, one float32 multiplication, one rounding."""
     first, second = op.inputs
     factor = (first.step * second.step) / op.output.step
 
@@ -67,7 +67,7 @@ def multiply(op: Operator) -> Compute:
 
 
 def quantize(op: Operator) -> Compute:
-    """QUANTIZE: of floats, or from one grid to another."""
+    """QUANTIZE of floats, or from one grid to another."""
     source, target = op.inputs[0], op.output
     if source.kind == "FLOAT32":
         inverse = np.float32(1) / target.step
@@ -82,7 +82,10 @@ def quantize(op: Operator) -> Compute:
 
 
 def rounded_twice(op: Operator) -> Compute:
-    """QUANTIZE of built-in kernels: a product of 31 bits, then a shift."""
+    """QUANTIZE of built-in kernels, as a table: a 31-bit product, then a shift.
+
+    Both round, as in gemmlowp.
+    """
     factor, exponent = multiplier(float(op.inputs[0].step) / float(op.output.step))
     left, right = max(exponent, 0), max(-exponent, 0)
     codes = np.arange(op.inputs[0].range[0], op.inputs[0].range[1] + 1)
@@ -96,14 +99,14 @@ def rounded_twice(op: Operator) -> Compute:
 
 
 def multiplier(ratio: float) -> tuple[int, int]:
-    """`ratio = factor / 2^31 * 2^exponent`, the factor of 31 bits."""
+    """(factor, exponent): `ratio = factor / 2^31 * 2^exponent`, factor of 31 bits."""
     fraction, exponent = np.frexp(ratio)
     factor, exponent = int(np.floor(fraction * 2**31 + 0.5)), int(exponent)
     return (factor // 2, exponent + 1) if factor == 2**31 else (factor, exponent)
 
 
 def _twice(value: int, factor: int, left: int, right: int) -> int:
-    """Gemmlowp's rounding product of high halves, and rounding shift."""
+    """Gemmlowp's SaturatingRoundingDoublingHighMul and RoundingDivideByPOT."""
     product = (value << left) * factor
     nudge = 2**30 if product >= 0 else 1 - 2**30
     total = product + nudge
@@ -115,7 +118,7 @@ def _twice(value: int, factor: int, left: int, right: int) -> int:
 
 
 def _twice_each(values: Any, factor: int, right: int) -> Any:
-    """`_twice` of int64 of any shape."""
+    """As `_twice` without a left shift, for int64 tensors of any shape."""
     product = values * factor
     down = tf.cast(product < 0, tf.int64)
     total = product + 2**30 + down * (1 - 2**31)
@@ -126,29 +129,29 @@ def _twice_each(values: Any, factor: int, right: int) -> Any:
 
 
 def looked_up(table: np.ndarray, op: Operator) -> Compute:
-    """The result of each integer, [256], of an operator's only input."""
+    """An operator with one input, computed by a table [256] of its results."""
     values = tf.constant(table, tf.float32)
     first = float(op.inputs[0].range[0])
     return lambda value: tf.gather(values, tf.cast(value - first, tf.int32))
 
 
 def dequantize(op: Operator) -> Compute:
-    """DEQUANTIZE."""
+    """DEQUANTIZE: `(x - z) s` in float32."""
     zero, step = float(op.inputs[0].zero_point), op.inputs[0].step
     return lambda value: (value - zero) * step
 
 
 def relu(op: Operator) -> Compute:
-    """RELU and RELU6 on their own, whose result is on the grid of their input."""
+    """RELU and RELU6 that are not fused; their result has the grid of their input."""
     low, high = op.output.zero_point, op.output.range[1]
-    if op.code == "RELU6":  # rounded before the zero point is added, halves upwards
+    if op.code == "RELU6":  # 6 is rounded, halves upwards, before adding the zero point
         six = int(np.floor(np.float32(6) / op.output.step + np.float32(0.5)))
         high = min(low + six, high)
     return lambda value: tf.clip_by_value(value, float(low), float(high))
 
 
 def logistic(op: Operator) -> Compute:
-    """LOGISTIC: of floats, or a table."""
+    """LOGISTIC of floats; of integers as a table, rounded to even."""
     source, target = op.inputs[0], op.output
     if source.kind == "FLOAT32":
         return tf.sigmoid
