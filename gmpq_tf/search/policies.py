@@ -17,6 +17,7 @@ import numpy as np
 from gmpq_tf.cost_tables import TableOptions
 from gmpq_tf.limits import records
 from gmpq_tf.policy import BitwidthPolicy
+from gmpq_tf.progress import TrainingProgress
 from gmpq_tf.search.case import Fit, SearchCase, SearchData
 from gmpq_tf.search.checks import check_whole
 from gmpq_tf.search.choose import (
@@ -128,8 +129,8 @@ def search_policy(
             strategy and options if no strategy is named. None: "post_training".
         journal: JSON-lines file for all measurements, created or continued: an
             interrupted search is replayed from it.
-        progress: how progress is shown: "bar", "line", "none", or "auto" (a bar on a
-            terminal, lines elsewhere). Unless it is "none", cost and margin are printed
+        progress: how progress and the time left are shown: "bar", "line", "none", or
+            "auto" (a bar on a terminal, lines elsewhere). Unless it is "none", cost and margin are printed
             at the end.
         fit: (model, epochs, callbacks) -> history, which strategies with gradients use
             for training; None: `model.fit` on the data set.
@@ -170,7 +171,7 @@ def search_policy(
         model,
         problem,
         data,
-        fit or _plain_fit(data, seed),
+        fit or _plain_fit(data, seed, progress),
         seed,
         Journal(None, {}, meter),
         meter,
@@ -300,13 +301,18 @@ def _fields(cls: type) -> list[str]:
     return [field.name for field in dataclasses.fields(cls)]
 
 
-def _plain_fit(data: SearchData, seed: int) -> Fit:
-    """A `Fit` that calls `model.fit` on the data of a search."""
+def _plain_fit(data: SearchData, seed: int, progress: str) -> Fit:
+    """A `Fit` that calls `model.fit` on the data of a search, and shows progress."""
 
     def fit(model: keras.Model, epochs: int, callbacks: Sequence[Any]) -> Any:
-        history = model.fit(
-            data.epochs(seed), epochs=epochs, callbacks=list(callbacks), verbose=0
-        )
+        shown = TrainingProgress(progress, data.batch_images)
+        with closing(shown):
+            history = model.fit(
+                data.epochs(seed),
+                epochs=epochs,
+                callbacks=[*callbacks, shown],
+                verbose=0,
+            )
         return {k: [float(v) for v in values] for k, values in history.history.items()}
 
     return fit
