@@ -167,10 +167,11 @@ def tightened(first: float, epoch: int, epochs: int, stages: int) -> float:
         first: expected cost before training, over the budget.
         epoch: number of the epoch, from 0.
         epochs: number of epochs of the whole search.
-        stages: number of steps.
+        stages: number of steps; no more than epochs are taken.
     """
     if stages == 1 or first <= 1:
         return 1.0
+    stages = min(stages, epochs)  # the last epoch is always of the whole budget
     done = min(epoch * stages // epochs + 1, stages) / stages
     return 1 / ((1 - done) / first + done)
 

@@ -130,8 +130,8 @@ def search_policy(
         journal: JSON-lines file for all measurements, created or continued: an
             interrupted search is replayed from it.
         progress: how progress and the time left are shown: "bar", "line", "none", or
-            "auto" (a bar on a terminal, lines elsewhere). Unless it is "none", cost and margin are printed
-            at the end.
+            "auto" (a bar on a terminal, lines elsewhere). Unless it is "none", cost and
+            margin are printed at the end.
         fit: (model, epochs, callbacks) -> history, which strategies with gradients use
             for training; None: `model.fit` on the data set.
         calibration_images: number of first images that set activation ranges.

@@ -73,6 +73,9 @@ class TestPenalties:
         rates = [1 / tightened(4.0, epoch, 20, 4) for epoch in range(20)]
         np.testing.assert_allclose(rates[::5], [7 / 16, 10 / 16, 13 / 16, 1])
         assert len(set(rates)) == 4
+        # Of fewer epochs than stages the last one is still of the whole budget.
+        assert [1 / tightened(4.0, epoch, 2, 4) for epoch in range(2)] == [0.625, 1]
+        assert tightened(4.0, 0, 1, 4) == 1
         assert tightened(4.0, 0, 20, 1) == tightened(0.7, 0, 20, 4) == 1
 
 

@@ -24,11 +24,14 @@ class HMQConfig(GuidedConfig):
     """As `GuidedConfig`, and the penalty.
 
     Args:
+        importance_learning_rate: Of the importances, throughout: the last stage asks
+            for the whole budget, and must be followed.
         gamma: Weight of the compression that is missing.
         stages: Parts of the epochs over which the budget tightens; in each the
             temperature of the draws falls from 1 to a half.
     """
 
+    importance_learning_rate: float = 0.03
     gamma: float = 32.0
     stages: int = 4
 
@@ -74,9 +77,11 @@ def hmq(case: SearchCase, config: HMQConfig) -> Valued:
     Source: Habi, Jennings and Netzer, "HMQ: Hardware Friendly Mixed Precision
     Quantization Block for CNNs", ECCV 2020. Unlike there activation bits are searched
     too, any cost is compressed, a quantizer's fitted range is one threshold, and Adam
-    trains the importances, not RAdam.
+    trains the importances, three times as fast as RAdam there, as searches are shorter.
     """
     formulation = Formulation("compression", stages=config.stages)
     cycles = TemperatureCycles(config.epochs, config.stages)
-    recipe = Recipe("thresholds", config.gamma, formulation, (cycles,), adam=True)
+    recipe = Recipe(
+        "thresholds", config.gamma, formulation, (cycles,), adam=True, decays=False
+    )
     return valued_by_training(case, "hmq", config, recipe)

@@ -117,6 +117,7 @@ class Recipe:
         callbacks: of training, beside those that lower learning rates.
         clip: most that a gradient of an importance counts; None: all.
         adam: whether Adam trains the importances, not SGD with momentum.
+        decays: whether their learning rate falls, as that of the weights does.
     """
 
     relaxation: str
@@ -125,6 +126,7 @@ class Recipe:
     callbacks: Sequence[keras.callbacks.Callback] = field(default_factory=tuple)
     clip: float | None = None
     adam: bool = False
+    decays: bool = True
 
     def importance_optimizer(self, rate: float) -> keras.optimizers.Optimizer:
         """What trains the importances, with this learning rate."""
@@ -234,7 +236,7 @@ def _train(
     )
     search.calibrate(case.calibration())
     case.meter.forward(case.calibration_images)
-    callbacks = [*_decays(config), *recipe.callbacks]
+    callbacks = [*_decays(config, recipe.decays), *recipe.callbacks]
     history = case.fit(search, config.epochs, callbacks)
     check_converged(search)
     steps = int(np.asarray(search.optimizer.iterations))
@@ -273,14 +275,15 @@ def _task_loss(case: SearchCase, name: str) -> Any:
     return Judge(case.model, scores, held.labels).keras_loss()
 
 
-def _decays(config: TrainingConfig) -> list[keras.callbacks.Callback]:
-    """Callbacks that lower both learning rates at shares of the epochs."""
+def _decays(config: TrainingConfig, both: bool) -> list[keras.callbacks.Callback]:
+    """Callbacks that lower learning rates at shares of the epochs."""
     starts = [round(share * config.epochs) for share in DECAYS]
 
     def at(rate: float) -> Any:
         return lambda epoch, _: rate * DECAY ** sum(epoch >= start for start in starts)
 
-    return [
-        keras.callbacks.LearningRateScheduler(at(config.learning_rate)),
-        ImportanceLearningRateScheduler(at(config.importance_learning_rate)),
-    ]
+    of_importances = ImportanceLearningRateScheduler(
+        at(config.importance_learning_rate)
+    )
+    weights = keras.callbacks.LearningRateScheduler(at(config.learning_rate))
+    return [weights, of_importances] if both else [weights]
