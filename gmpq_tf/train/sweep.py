@@ -9,8 +9,12 @@ The specification is a JSON file:
                 "search.eta": [0, 100],                   a flag without a stage is
                 "seed": [0, 1, 2]}}                       one of both trainings
 
-or, instead of the grid, "points": a list of such choices. Each point is an ordinary
-workdir in <workdir>/points, so that all commands work on it. Several machines share the
+or, instead of the grid, "points": a list of such choices. "search.strategy" names a
+strategy, whose flags a point may have; with "finetune.model" policies are deployed on
+another network, whose layers have the same names, and maybe on other images.
+
+Each point is an ordinary workdir in <workdir>/points, so that all commands work on it.
+Several machines share the
 work through a common folder alone: each takes the points that no other is working on
 (or, with --shard=INDEX/COUNT, its own share), and what was interrupted goes on. Ends in
 <workdir>/sweep.csv and accuracy_bops.png, made of the points that are finished.
@@ -36,7 +40,7 @@ from gmpq_tf.run.records import fingerprint, read_json
 from gmpq_tf.run.run_config import WorkdirConfig
 from gmpq_tf.train.sweep_points import Children, run_point
 from gmpq_tf.train.sweep_results import write_results
-from gmpq_tf.train.sweep_spec import Point, read_points
+from gmpq_tf.train.sweep_spec import Point, deployed_models, read_points
 
 RECORD = "sweep.json"
 
@@ -99,6 +103,8 @@ def sweep(config: SweepConfig, run: WorkdirConfig) -> Path:
     workdir, model = Path(run.workdir), Path(str(config.model)).resolve()
     load_model(model)  # refuses a bad file before anything runs
     points = read_points(Path(str(config.spec)))
+    for path in deployed_models(points):
+        load_model(path)
     if run.overwrite:
         (workdir / RECORD).unlink(missing_ok=True)
     check_same_sweep(workdir, points, model)

@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,27 @@ from gmpq_tf.files import parse_json, read_text
 from gmpq_tf.run.errors import StageError
 from gmpq_tf.run.flags import field_types, word_for_none
 from gmpq_tf.run.run_config import RunConfig, WorkdirConfig
+from gmpq_tf.search import STRATEGIES, StrategyError
+from gmpq_tf.search.policies import find_strategy, option_error
+from gmpq_tf.search.purposes import find_purpose
 from gmpq_tf.spelling import suggest
 from gmpq_tf.train.evaluate import EvaluateConfig
 from gmpq_tf.train.finetune import FinetuneConfig
-from gmpq_tf.train.search import SearchConfig
+from gmpq_tf.train.search import configs_of
+from gmpq_tf.train.strategies import DEFAULT
 
 TRAININGS = ("search", "finetune")
-STAGES = {
-    "search": (SearchConfig, DataConfig, RunConfig),
+# Of a search the flags of any strategy; a point's must be those of its own.
+STAGES: dict[str, tuple[type, ...]] = {
+    "search": tuple(dict.fromkeys(cls for s in STRATEGIES for cls in configs_of(s))),
     "finetune": (FinetuneConfig, DataConfig, RunConfig),
     "evaluate": (EvaluateConfig, DataConfig, WorkdirConfig),
 }
 # What the sweep decides itself.
 TAKEN = frozenset(["workdir", "overwrite", "model", "policy", "name", "names"])
+# Flags of a stage that may be given all the same: policies may be deployed on another
+# network than the one that was searched.
+GIVEN = {"finetune": ["model"]}
 MOST_POINTS = 10_000
 Flags = dict[str, Any]
 Point = dict[str, Flags]  # stage -> its flags
@@ -61,6 +70,8 @@ def read_points(spec: Path) -> dict[str, Point]:
             for stage, flag in _stages_of(key):
                 point[stage][flag] = value
         _check_decides(point)
+        _check_strategy(point)
+        _find_model(point)
         points[f"{number:0{width}}_{_label(choice)}"] = point
     return points
 
@@ -80,6 +91,41 @@ def _check_decides(point: Point) -> None:
                 f"Received: {stage}.dataset={name!r}. Fine-tune and evaluate each "
                 "policy in one workdir; train.report compares them."
             )
+
+
+def _check_strategy(point: Point) -> None:
+    """Refuses flags of a search that its strategy does not have."""
+    flags = point["search"]
+    try:
+        purpose = flags.get("purpose")
+        usual = DEFAULT if purpose is None else find_purpose(str(purpose)).strategy
+        name = str(flags.get("strategy", usual))
+        find_strategy(name)
+        own = {flag for cls in configs_of(name) for flag in field_types(cls)}
+        for flag, value in flags.items():
+            if flag not in own:
+                raise option_error(name, flag, value)
+    except StrategyError as error:
+        raise StageError(str(error)) from error
+
+
+def _find_model(point: Point) -> None:
+    """Names the model of a fine-tuning by its whole path: stages run anywhere."""
+    flags = point["finetune"]
+    if "model" in flags:
+        if not isinstance(flags["model"], str):
+            raise StageError(
+                "The model that policies are deployed on is a file. "
+                f"Received: finetune.model={flags['model']!r:.80}. Give a .keras or "
+                ".h5 file, or leave it out: then it is the model that is searched."
+            )
+        flags["model"] = str(Path(flags["model"]).expanduser().resolve())
+
+
+def deployed_models(points: Mapping[str, Point]) -> list[str]:
+    """Paths of the models that points are fine-tuned on, besides the sweep's own."""
+    found = (point["finetune"].get("model") for point in points.values())
+    return sorted({path for path in found if path is not None})
 
 
 def _read_spec(spec: Path) -> dict[str, Any]:
@@ -144,7 +190,7 @@ def _stages_of(key: str) -> list[tuple[str, str]]:
 
 def _checked(flags: Any, stage: str) -> Flags:
     """Flags of a stage, each of which it must know."""
-    known = flag_names(stage) if stage in STAGES else []
+    known = flag_names(stage) + GIVEN.get(stage, []) if stage in STAGES else []
     for flag in _checked_values(stage, flags):
         if flag not in known:
             raise StageError(

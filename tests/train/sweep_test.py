@@ -1,12 +1,15 @@
 import csv
+import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import keras
 import pytest
@@ -16,12 +19,15 @@ from gmpq_tf.data import DataConfig
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.run.app import StopRequested, stopped_by_signals
 from gmpq_tf.run.errors import StageError
+from gmpq_tf.run.flags import field_types
+from gmpq_tf.run.records import read_json
 from gmpq_tf.run.run_config import WorkdirConfig
 from gmpq_tf.train.report import ReportConfig, report
+from gmpq_tf.train.search import configs_of
 from gmpq_tf.train.sweep import SweepConfig, check_same_sweep, sweep
 from gmpq_tf.train.sweep_points import Children, run_point
 from gmpq_tf.train.sweep_results import front
-from gmpq_tf.train.sweep_spec import flag_names, read_points
+from gmpq_tf.train.sweep_spec import STAGES, flag_names, read_points
 
 DIGITS = DataConfig("digits", batch_size=256)
 TINY = {
@@ -94,6 +100,75 @@ def test_a_wrong_specification_is_refused(content, message, tmp_path):
     with pytest.raises(StageError) as error:
         read_points(written(tmp_path, **content))
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"search.strategy": "hak"}, "Did you mean 'haq'"),
+        ({"search.strategy": "haq", "search.zeta": 2}, "Received: zeta=2"),
+        ({"search.strategy": "hawq", "search.trials": 2}, "'haq', 'evolution'"),
+        ({"search.trials": 2}, "strategy 'gmpq'"),
+        ({"search.purpose": "post_training", "search.zeta": 2}, "'loss_delta'"),
+        ({"search.strategy": 3}, "strategy"),
+        ({"finetune.model": None}, "finetune.model=None"),
+        ({"search.model": "a.keras"}, "search.model"),
+        ({"model": "a.keras"}, "model"),
+    ],
+)
+def test_what_a_strategy_or_a_deployment_cannot_have(flags, message, tmp_path):
+    with pytest.raises(StageError, match=re.escape(message)):
+        read_points(written(tmp_path, points=[flags]))
+
+
+def test_policies_may_be_deployed_elsewhere(tmp_path, float_file, quiet):
+    content = {**TINY, "search": {"dataset": "digits", "budget": "W3A3"}}
+    content["finetune"] = {**TINY["finetune"], "model": "b/other.keras"}
+    spec = written(tmp_path, **content, points=[{"search.strategy": "fisher"}])
+    (point,) = read_points(spec).values()
+    assert point["finetune"]["model"] == str(Path.cwd() / "b" / "other.keras")
+    assert "model" not in point["search"]
+    with pytest.raises(ValueError, match=r"other\.keras"):  # before anything is run
+        sweep(SweepConfig(str(spec), str(float_file)), quiet)
+    assert not Path(quiet.workdir, "points").exists()
+
+
+def test_the_rows_searched_on_cifar10_can_be_run(repo_root):
+    """Every flag of results/strategies has a value that its stage accepts."""
+    points = read_points(repo_root / "results/strategies/cifar10_to_flowers17.json")
+    found = set()
+    for point in points.values():
+        name = point["search"]["strategy"]
+        found.add((name, point["search"]["seed"]))
+        for stage, flags in point.items():
+            classes = configs_of(name) if stage == "search" else STAGES[stage]
+            for cls in classes:
+                types = field_types(cls)
+                cls(**{f.name: flags[f.name] for f in dataclasses.fields(cls)
+                       if f.name in flags and f.name in types})  # fmt: skip
+    assert found == {(n, s) for n in ("haq", "edmips", "gmpq") for s in range(3)}
+
+
+@pytest.mark.slow
+def test_policies_are_deployed_elsewhere(tmp_path, float_file, quiet):
+    """By whole commands: searched on one network, fine-tuned as another."""
+    other = keras.models.load_model(float_file)
+    other.get_layer("last").bias.assign_add([1.0] * 10)
+    other.save(tmp_path / "other.keras")
+    content = {**TINY, "search": {"dataset": "digits", "budget": "W3A3"}}
+    content["finetune"] = {**TINY["finetune"], "model": str(tmp_path / "other.keras")}
+    haq = {"search.strategy": "haq", "search.trials": 2, "search.warmup": 1}
+    spec = written(tmp_path, **content, points=[haq])
+    path = sweep(SweepConfig(str(spec), str(float_file)), quiet)
+    (row,) = csv.DictReader(path.open())
+    folder = path.parent / "points" / row["point"]
+    policy = BitwidthPolicy.load(folder / "finetune" / "policy.json")
+    assert policy.made_by["strategy"] == "haq"
+    used = [
+        read_json(folder / "config" / f"{stage}.json")["config"]["model"]["path"]
+        for stage in ("search", "finetune")
+    ]
+    assert used == [str(float_file.resolve()), str(tmp_path / "other.keras")]
 
 
 def test_a_specification_that_is_no_json_is_refused(tmp_path):
