@@ -31,6 +31,7 @@ from scipy import stats
 SAMPLES = 10_000  # of the bootstrap
 # Shares of the weights' values that are tried, where a kind has a table of both.
 DISCOUNTS = (0.0, 0.1, 0.3)
+WHOLE = ("random", "evolution", "haq")  # choose policies, and value no choices
 
 
 def read_bank(path: Path) -> list[dict[str, Any]]:
@@ -138,6 +139,8 @@ def tables(values_of: dict[str, Any]) -> dict[str, tuple[Any, float, Any]]:
     """Name -> (values, discount of the weights', pairs), of each kind and column."""
     found: dict[str, tuple[Any, float, Any]] = {}
     for name, record in values_of.items():
+        if record["strategy"] in WHOLE:
+            continue
         found[name] = (record["values"], 1.0, record.get("pairs", ()))
         for column, own in record["columns"].items():
             if column in ("generalization", "rank_distance"):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from gmpq_tf.models import load_model
 
 IMAGES = 20_000
 FINALISTS: dict[str, Any] = {"finalists": 8}
+TWO_EPOCHS: dict[str, Any] = {"epochs": 2, "learning_rate": 0.01}
 WIDE: dict[str, Any] = {"space": "wide"}
 # Name -> strategy and options.
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -75,6 +77,16 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         "gmpq",
         {"epochs": 2, "learning_rate": 0.01, "readout": "expected_bits"},
     ),
+    "bp_nas": ("bp_nas", TWO_EPOCHS),
+    "hmq": ("hmq", TWO_EPOCHS),
+    "dq": ("dq", TWO_EPOCHS),
+    "fracbits": ("fracbits", TWO_EPOCHS),
+    "ssps": ("ssps", TWO_EPOCHS),
+    "bayesian_bits": ("bayesian_bits", TWO_EPOCHS),
+    # Whole policies, of which the best is kept; they give no values of choices.
+    "random": ("random", {}),
+    "evolution": ("evolution", {}),
+    "haq": ("haq", {}),
 }
 
 
@@ -118,7 +130,7 @@ def main() -> None:
             continue
         keras.backend.clear_session()
         strategy, options = KINDS[name]
-        model = load_model(args.model)
+        model, started = load_model(args.model), time.process_time()
         wide = "space" in options
         result = gmpq.search_policy(
             model,
@@ -136,6 +148,7 @@ def main() -> None:
                 "options": options,
                 "policy": {n: [b.weight_bits, b.activation_bits] for n, b in layers},
                 "cost": dataclasses.asdict(result.cost),
+                "cpu_seconds": round(time.process_time() - started, 1),
                 **{k: v for k, v in result.to_json().items() if k != "history"},
             },
         )
