@@ -1,4 +1,4 @@
-"""Bit-widths: what is a valid one, and which of them each layer may have."""
+"""Bit-widths: which are valid, and which each layer may have."""
 
 import numbers
 from collections.abc import Iterable, Mapping
@@ -11,19 +11,19 @@ MIN_BITS = 2
 MAX_BITS = 8
 PINNED_BITS = (8, 8)
 LAYER_KEYS = ("weight_bits", "activation_bits")
-# What a layer is pinned at: (weight bits, activation bits); None: that side is not.
+# Bits that a layer is pinned at: (weight bits, activation bits); None: not pinned.
 Pin = tuple[int | None, int | None]
 
 
 class PolicyError(ValueError):
-    """A policy, or a file that should hold one, that cannot be used."""
+    """A policy, or a policy file, is invalid or of another model."""
 
 
 class ReadOnlyDict(dict[str, Any]):
-    """A dict that stays as it was made, as what is hashed or recorded must.
+    """A dict that cannot be changed, for values that are hashed or recorded.
 
-    It is equal to a dict of the same items, and is copied, pickled and written as JSON
-    as one is; `dict(it)` can be changed.
+    It equals a dict of the same items, and can be copied, pickled and written as JSON
+    like one; `dict(it)` gives a copy that can be changed.
     """
 
     def _refuse(self, *args: Any, **kwargs: Any) -> Any:
@@ -41,7 +41,7 @@ class ReadOnlyDict(dict[str, Any]):
 
 
 def check_bits(name: str, bits: Any) -> int:
-    """Returns a bit-width as an int, or says why it is none.
+    """Returns a bit-width as an int, if it is valid.
 
     Args:
         name: what the bit-width is of, for the message.
@@ -63,11 +63,12 @@ def check_bits(name: str, bits: Any) -> int:
 
 
 class LayerPair(NamedTuple):
-    """What one layer has of its weights and of its activations, in this order.
+    """A pair of values for a layer's weights and its activations, in this order.
 
     Args:
-        weights: probabilities [branches] of the kernel's bit-widths, or their mean.
-        activations: likewise of its input's.
+        weights: e.g. probabilities [branches] of the kernel's bit-widths, or their
+            mean.
+        activations: the same for the layer's input.
     """
 
     weights: Any
@@ -105,7 +106,7 @@ def check_layer_bits(name: Any, bits: Any) -> LayerBits:
         The bits.
 
     Raises:
-        PolicyError: the name is no text, or the bits are no pair of 2 to 8.
+        PolicyError: the name is not text, or the bits are not a pair of 2 to 8.
     """
     if not isinstance(name, str) or not name:
         raise PolicyError(
@@ -134,7 +135,7 @@ def check_candidates(name: str, bits: Any) -> tuple[int, ...]:
         The same, sorted.
 
     Raises:
-        PolicyError: no candidate, one twice, or one outside 2 to 8.
+        PolicyError: there is no candidate, one twice, or one outside 2 to 8.
     """
     if isinstance(bits, str) or not isinstance(bits, Iterable):
         raise PolicyError(
@@ -151,10 +152,10 @@ def check_candidates(name: str, bits: Any) -> tuple[int, ...]:
 
 
 def check_pin(name: str, pin: Any) -> Pin:
-    """Returns the bits a layer is pinned at, checked.
+    """Returns the bits that a layer is pinned at, checked.
 
     Args:
-        name: of the layer, for the message.
+        name: name of the layer, for the message.
         pin: `LayerBits` or (weight_bits, activation_bits), one of which may be None:
             that side is searched.
 
@@ -162,7 +163,7 @@ def check_pin(name: str, pin: Any) -> Pin:
         (weight_bits, activation_bits).
 
     Raises:
-        PolicyError: no such pair, or both sides None.
+        PolicyError: it is not such a pair, or both sides are None.
     """
     if isinstance(pin, LayerBits):
         return pin.weight_bits, pin.activation_bits
@@ -228,11 +229,11 @@ def uniform_pins(
 
     Args:
         ends: names of the layers at the two ends of the model.
-        pinned: as for `check_pinned`. The side of a pair that is None counts 8 bits in
-            these layers, as they have where nothing is said.
+        pinned: as for `check_pinned`. A side that is None has 8 bits in these layers,
+            which is their default.
 
     Raises:
-        PolicyError: a pinned layer has no such pair.
+        PolicyError: the bits of a pinned layer are not such a pair.
     """
     ends, checked = set(ends), {}
     for name, pin in default_pins(ends, pinned).items():
@@ -249,14 +250,14 @@ def uniform_bits(
     activation_bits: int,
     pinned: Mapping[str, Pin] | None = None,
 ) -> dict[str, tuple[int, int]]:
-    """Returns the bits of each layer where all are treated alike but the pinned ones.
+    """Returns the bits of each layer in a uniform policy with pinned layers.
 
     Args:
         names: the searchable layers, in graph order.
         weight_bits: 2 to 8.
         activation_bits: 2 to 8.
-        pinned: as for `check_pinned`. The side of a pair that is None counts 8 bits in
-            the first and the last layer, as they have where nothing is said.
+        pinned: as for `check_pinned`. A side that is None has 8 bits in the first and
+            the last layer, which is their default.
 
     Returns:
         Layer name -> (weight_bits, activation_bits).
@@ -282,13 +283,13 @@ def layer_candidates(
     activation_bits: tuple[int, ...],
     pinned: Mapping[str, Pin] | None = None,
 ) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Returns what each layer may choose from.
+    """Returns the candidate bit-widths of each layer.
 
     Args:
         names: the searchable layers, in graph order.
         weight_bits: candidates of every kernel, each 2 to 8, none twice.
-        activation_bits: candidates of every layer's input, likewise.
-        pinned: as for `check_pinned`; what is pinned has one candidate.
+        activation_bits: candidates of every layer's input, each 2 to 8, none twice.
+        pinned: as for `check_pinned`; a pinned side has one candidate.
 
     Returns:
         Layer name -> (candidate weight bits, candidate activation bits), ascending.

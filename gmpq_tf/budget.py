@@ -9,7 +9,7 @@ from typing import Any
 from gmpq_tf.bits import MAX_BITS, MIN_BITS
 
 FULL_PRECISION_BITS = 32
-SLACK = 0.03  # a policy lands within this fraction below its budget
+SLACK = 0.03  # a policy's cost is at most this fraction below its budget
 Candidates = Mapping[str, tuple[Sequence[int], Sequence[int]]]
 
 BIT_OPS, FILE_BYTES, LATENCY_MS = "bit_ops", "file_bytes", "latency_ms"
@@ -26,39 +26,39 @@ BOPS: dict[str, float] = {
     "TBOPs": 10**12,
 }
 TIMES = {"us": 1e-3, "ms": 1.0, "s": 1e3}
-# What a unit measures -> unit -> how many of the unit that tables count in.
+# Quantity -> unit -> factor to the unit of the cost tables.
 UNITS: dict[str, dict[str, float]] = {
     "bit operations": BOPS,
     "bytes": BYTES,
     "ms": TIMES,
 }
-# The resource that an amount without a name is of: bytes are those of the file.
+# The resource of an amount without a name; bytes mean those of the file.
 SAID_OF = {"bit operations": BIT_OPS, "bytes": FILE_BYTES, "ms": LATENCY_MS}
 PERCENT = "%"
 NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
-# "W4A4", and "A4W4", which says the same.
+# "W4A4", and "A4W4", which means the same.
 UNIFORM = (
     r"[wW](?P<w>[0-9]+)\s*/?\s*[aA](?P<a>[0-9]+)",
     r"[aA](?P<a>[0-9]+)\s*/?\s*[wW](?P<w>[0-9]+)",
 )
 FORMS = "0.0107, '1.07%', 'W4A4', '0.5GBOPs', '60kB' or '2.5ms'"
-LONGEST = 80  # characters of a budget that a message repeats
+LONGEST = 80  # how many characters of a budget a message repeats
 
 
 class BudgetError(ValueError):
-    """A budget that cannot be read, or that no policy of the space can meet."""
+    """A budget cannot be read, or no policy of the space can meet it."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """One budget as it was said.
+    """One budget as the user gave it.
 
     Args:
-        said: what the user gave.
+        said: the user's value.
         resource: a key of `COST_TABLES`.
-        amount: in the unit in which tables count, or the fraction; None with `bits`.
+        amount: amount in the unit of the cost table, or a fraction; None with `bits`.
         fraction: whether `amount` is a fraction of the float model's cost.
-        unit: what `amount` was said in, a key of `UNITS`; None: a plain number.
+        unit: quantity of the user's unit, a key of `UNITS`; None: a plain number.
         bits: (weight bits, activation bits) of the uniform policy whose cost is meant.
     """
 
@@ -95,10 +95,11 @@ def parse_budget(budget: Any, what: str = "budget") -> tuple[Budget, ...]:
         what: name of the option, for messages.
 
     Returns:
-        One `Budget` a resource, in the order given.
+        One `Budget` for each resource, in the order given.
 
     Raises:
-        BudgetError: it is none of those, not positive, or one resource is named twice.
+        BudgetError: it has none of these forms, is not positive, or names a resource
+            twice.
     """
     budgets = tuple(_parsed(budget, what))
     if not budgets:
@@ -140,7 +141,7 @@ def _parsed(budget: Any, what: str) -> Iterable[Budget]:
 
 
 def _refuse_decimal_comma(text: str, what: str) -> None:
-    """Refuses "1,5MB" and "60,000B", which commas would part into two budgets."""
+    """Refuses "1,5MB" and "60,000B", which commas would split into two budgets."""
     if match := re.search(r"(?:^|[,=\s])([0-9]{1,3}),(?=[0-9])", text):
         start, end = match.span(1)
         parted = f"{text[start:end]}, {text[end + 1 :]}"
@@ -171,7 +172,7 @@ def _name(resource: Any, what: str) -> str:
 def _one(
     value: Any, what: str, said: Any = None, resource: str | None = None
 ) -> Budget:
-    """One amount, of a resource that is named or follows from its unit."""
+    """One budget, of a resource that is named or follows from the unit."""
     said = value if said is None else said
     if isinstance(value, str):
         text = value.strip()
@@ -196,7 +197,7 @@ def _one(
         return Budget(said, resource or BIT_OPS, number / 100, fraction=True)
     if not unit:
         resource = resource or BIT_OPS
-        # Of other resources a number is a count: half a millisecond is no half.
+        # For other resources a number is a count: 0.5 ms is not a fraction.
         return Budget(said, resource, number, resource == BIT_OPS and number <= 1)
     kind, scale = _unit(unit, value, what)
     return Budget(said, resource or SAID_OF[kind], number * scale, unit=kind)
@@ -225,7 +226,7 @@ def _uniform_text(bits: Iterable[int]) -> str:
 def _unit(unit: str, value: Any, what: str) -> tuple[str, float]:
     for kind, scales in UNITS.items():
         for name, scale in scales.items():
-            # No prefix differs from another by its case but m and M, which nobody says.
+            # Prefixes differ only by case for m (milli) and M, and nobody means milli.
             if unit == name or (
                 kind == "bit operations"
                 and unit[:1] == name[:1]
@@ -245,7 +246,7 @@ def _unreadable(value: Any, what: str) -> BudgetError:
 
 
 def _nearest(text: str) -> str:
-    """What a text that cannot be read may have meant, as a sentence."""
+    """A sentence with the nearest valid budget for a text, or ""."""
     text = text.strip()[:LONGEST]
     match = re.fullmatch(rf"({NUMBER})\s*([A-Za-z]+)", text)
     if match:

@@ -1,6 +1,6 @@
-"""What a model costs under a policy, in closed form.
+"""The cost of a model under a policy, in closed form.
 
-One MAC is one multiply-add. Everything is a raw count: operations, bits, bytes.
+One MAC is one multiply-add. All numbers are raw counts: operations, bits, bytes.
 """
 
 import math
@@ -39,19 +39,19 @@ __all__ = [
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What one layer with a kernel costs.
+    """The cost of one layer with a kernel.
 
     Args:
         name: the layer's name.
-        macs: multiply-adds for one example, over every place the layer is called.
-        params: weights of the kernel.
-        input_elements: activations it reads for one example, over every such place.
+        macs: multiply-adds for one example, summed over all calls of the layer.
+        params: number of weights of the kernel.
+        input_elements: activations that it reads for one example, over all calls.
         weight_bits: bits of each kernel weight.
         activation_bits: bits of each input activation.
         bit_ops: macs * weight_bits * activation_bits.
         weight_bytes: bytes of the kernel at its bits, rounded up.
-        activation_bytes: bytes of the activations it reads at their bits, rounded up:
-            ceil(activation_bits * input_elements / 8).
+        activation_bytes: bytes of the activations that it reads at their bits, rounded
+            up: ceil(activation_bits * input_elements / 8).
     """
 
     name: str
@@ -67,21 +67,21 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model costs for one example.
+    """The cost of a model for one example.
 
     Args:
         macs: multiply-adds of the layers.
-        params: all parameters of the model.
+        params: number of all parameters of the model.
         bit_ops: sum of the layers' bit operations.
-        weight_bytes: kernels at their bits, every other parameter at 32 bits.
-        activation_bytes: sum of what the layers read. A tensor that two layers read
-            counts twice, each time at that layer's bits: this is traffic, not the
-            memory that a runtime needs at once.
+        weight_bytes: bytes of kernels at their bits and other parameters at 32 bits.
+        activation_bytes: sum over what the layers read. A tensor that two layers read
+            counts twice, each time at that layer's bits: this is memory traffic, not
+            the memory that a runtime needs at once.
         layers: the searchable layers, in graph order.
-        float_layers: those with kernels that no policy names, such as Conv1D, in graph
-            order, at 32 x 32 bits; they are in every sum.
-        uncounted: names of float layers whose multiply-adds are not known: they are in
-            no sum but that of the parameters.
+        float_layers: layers with kernels that a policy does not cover, such as
+            attention, in graph order, at 32 x 32 bits; they are part of every sum.
+        uncounted: names of float layers whose multiply-adds are not known; only their
+            parameters are counted.
     """
 
     macs: int
@@ -95,13 +95,13 @@ class Cost:
 
     @property
     def other_params(self) -> int:
-        """Parameters that are of no layer with a kernel: biases, statistics."""
+        """Number of parameters outside of kernels: biases, statistics."""
         counted = (*self.layers, *self.float_layers)
         return self.params - sum(layer.params for layer in counted)
 
     @property
     def other_bytes(self) -> int:
-        """Bytes of those parameters, at 32 bits."""
+        """Bytes of the parameters outside of kernels, at 32 bits."""
         counted = (*self.layers, *self.float_layers)
         return self.weight_bytes - sum(layer.weight_bytes for layer in counted)
 
@@ -110,8 +110,8 @@ def packed_bytes(count: int, bits: int) -> int:
     """Returns the bytes of a packed tensor: ceil(bits * count / 8).
 
     Args:
-        count: numbers in the tensor.
-        bits: bits of each.
+        count: number of elements.
+        bits: bits of each element.
 
     Returns:
         Whole bytes.
@@ -120,7 +120,7 @@ def packed_bytes(count: int, bits: int) -> int:
 
 
 def count_cost(model: Any, policy: BitwidthPolicy | None = None) -> Cost:
-    """Counts what a model costs under a policy.
+    """Computes the cost of a model under a policy.
 
     Args:
         model: a built functional Keras model.
@@ -193,7 +193,7 @@ def _float_cost(layer: FloatLayer) -> LayerCost:
 
 
 def _input_elements(model: Any) -> dict[str, int]:
-    """Activations that each searchable layer reads for one example, over its uses."""
+    """Layer name -> number of activations it reads for one example, over its calls."""
     graph = read_graph(model)
     elements: dict[str, int] = {}
     for call in graph.calls:

@@ -1,7 +1,8 @@
-"""What each layer costs at each bit-width, of every resource a budget can be of.
+"""Cost tables: the cost of each layer at each bit-width, for each resource.
 
-`COST_TABLES` has one row a resource. Expected costs, reachable ranges, the choice of a
-policy and reports read the tables; nothing else knows what a resource is.
+`COST_TABLES` has one row for each resource that a budget can limit. Expected costs,
+reachable ranges, the choice of a policy and reports all read the tables; no other code
+depends on what a resource is.
 """
 
 from __future__ import annotations
@@ -35,16 +36,16 @@ Bits = Mapping[str, "LayerBits | tuple[int, int]"]
 
 @dataclass(frozen=True, eq=False)
 class CostTable:
-    """What a model costs of one resource, layer by layer and bit by bit.
+    """The cost of a model in one resource, by layer and bit-widths.
 
     Args:
         resource: a key of `COST_TABLES`.
-        unit: of all costs here: "bit operations", "bytes" or "ms".
+        unit: unit of all costs: "bit operations", "bytes" or "ms".
         layers: layer name -> [7, 7]: its cost at 2 to 8 weight bits (rows) and 2 to 8
             activation bits (columns), for one example.
-        constant: cost of all that no policy changes.
-        full: cost of the float model, of which fractions are; None: not known.
-        note: what a message about a budget adds, such as what the constant is.
+        constant: cost of everything that policies do not change.
+        full: cost of the float model, for budgets that are fractions; None: not known.
+        note: a remark for messages about budgets, such as what the constant is.
     """
 
     resource: str
@@ -72,7 +73,7 @@ class CostTable:
         """Returns the cost of one layer.
 
         Args:
-            name: of the layer.
+            name: name of the layer.
             weight_bits: 2 to 8.
             activation_bits: 2 to 8.
         """
@@ -82,7 +83,7 @@ class CostTable:
         """Returns the costs of one layer at its candidates, `C_k` of eq. 7.
 
         Args:
-            name: of the layer.
+            name: name of the layer.
             candidates: (weight bits, activation bits) it may take.
 
         Returns:
@@ -92,7 +93,7 @@ class CostTable:
         return np.array([[self.at(name, w, a) for a in inputs] for w in weights])
 
     def cost(self, bits: Bits) -> float:
-        """Returns what a policy costs, with the constant part.
+        """Returns the cost of a policy, with the constant part.
 
         Args:
             bits: layer name -> `LayerBits` or (weight bits, activation bits).
@@ -100,7 +101,7 @@ class CostTable:
         return self.constant + self.of_layers(bits)
 
     def of_layers(self, bits: Bits) -> float:
-        """Returns what the layers of a policy cost, without the constant part."""
+        """Returns the cost of a policy's layers, without the constant part."""
         return sum(self.at(name, *_pair(pair)) for name, pair in bits.items())
 
     def expected(
@@ -109,7 +110,7 @@ class CostTable:
         """Returns the expected cost `constant + sum_k pi_w^T C_k pi_a` (eq. 7).
 
         Args:
-            probabilities: layer name -> (pi_w, pi_a), one number a candidate.
+            probabilities: layer name -> (pi_w, pi_a), [candidates] each.
             candidates: (weight bits, activation bits) of each layer.
         """
         terms = (
@@ -119,10 +120,10 @@ class CostTable:
         return self.constant + float(sum(terms))
 
     def macs(self, name: str, candidates: tuple[Any, Any]) -> float | None:
-        """Returns `m` where every cost is `m` times both bit-widths, else None.
+        """Returns `m` if every cost is `m` times both bit-widths, else None.
 
-        The expectation of such costs is `m E[w] E[a]`: the form of eq. 7, which takes
-        fewer roundings in float32.
+        The expectation of such costs is `m E[w] E[a]`, the form of eq. 7, which has
+        fewer roundings in float32 than `pi_w^T C_k pi_a`.
         """
         costs = self.of(name, candidates)
         products = np.outer(*candidates)
@@ -130,7 +131,7 @@ class CostTable:
         return float(unit) if np.array_equal(costs, unit * products) else None
 
     def range(self, candidates: Candidates) -> tuple[float, float]:
-        """Returns the least and the most that policies of a space cost.
+        """Returns the smallest and the largest cost of policies of a space.
 
         Args:
             candidates: (weight bits, activation bits) each layer may take.
@@ -146,12 +147,12 @@ class CostTable:
     def uniform(
         self, weight_bits: int, activation_bits: int, pinned: Mapping | None = None
     ) -> float:
-        """Returns the cost of the policy that treats every layer alike.
+        """Returns the cost of a uniform policy.
 
         Args:
             weight_bits: 2 to 8.
             activation_bits: 2 to 8.
-            pinned: layer name -> bits of the exceptions; None: both ends at (8, 8).
+            pinned: layer name -> bits of exceptions; None: both ends at (8, 8).
         """
         return self.cost(
             uniform_bits(self.layers, weight_bits, activation_bits, pinned)
@@ -160,14 +161,15 @@ class CostTable:
 
 @dataclass(frozen=True)
 class TableOptions:
-    """What a table has to know besides the model.
+    """What a cost table needs besides the model.
 
     Args:
-        storage: "fast", "packed" or "smallest": of the file that is to be exported;
-            None: "smallest" where a budget is of the file's bytes, else "fast".
+        storage: storage of the file that will be exported, "fast", "packed" or
+            "smallest"; None: "smallest" if the file's bytes are budgeted, else "fast".
         latency_table: JSON file that `gmpq-latency` wrote; None: none.
-        kernel_quantizer: of the search, as in `KERNEL_QUANTIZERS`; None: uniform codes.
-        class_names: that the file will hold; (): names of nine letters.
+        kernel_quantizer: kernel quantizer of the search, a key of `KERNEL_QUANTIZERS`;
+            None: uniform codes.
+        class_names: class names of the file; (): names of nine letters are assumed.
     """
 
     storage: str | None = None
@@ -185,7 +187,7 @@ class TableOptions:
             )
 
     def for_budgets(self, budgets: Iterable[Budget]) -> TableOptions:
-        """Returns the same with a storage, chosen for the budgets where none is."""
+        """Returns the options with a storage, chosen by the budgets if it is None."""
         sized = any(each.resource == FILE_BYTES for each in budgets)
         chosen = self.storage or ("smallest" if sized else "fast")
         return replace(self, storage=chosen)
@@ -202,7 +204,7 @@ def bit_ops_table(
     Args:
         macs: multiply-adds of each layer.
         float_ops: bit operations of layers that stay float.
-        full: bit operations at 32 x 32 bits; None: what follows from the others.
+        full: bit operations at 32 x 32 bits; None: computed from the others.
     """
     products = np.outer(ALL_BITS, ALL_BITS)
     if full is None:
@@ -224,7 +226,7 @@ def _bit_ops(model: Any, options: TableOptions) -> CostTable:
 
 
 def _weight_bytes(model: Any, options: TableOptions) -> CostTable:
-    """Kernels at their bits, `ceil(bits * weights / 8)`; all else at 32 bits."""
+    """The table of kernels at their bits, `ceil(bits * weights / 8)`; rest at 32."""
     layers = zip(searchable_names(model), searchable_layers(model), strict=True)
     sizes = {name: kernel_size(layer) for name, layer in layers}
     params = sum(math.prod(weight.shape) for weight in model.weights)
@@ -237,8 +239,8 @@ def _weight_bytes(model: Any, options: TableOptions) -> CostTable:
     return CostTable("weight_bytes", "bytes", columns, other, 4 * params, note)
 
 
-# A row that is text, "module:function", is imported when it is used: it needs more than
-# a model's graph.
+# A row given as text, "module:function", is imported when it is used, because it needs
+# TensorFlow.
 COST_TABLES: dict[str, Builder | str] = {
     BIT_OPS: _bit_ops,
     "weight_bytes": _weight_bytes,
@@ -256,10 +258,10 @@ def cost_table(
     Args:
         resource: a key of `COST_TABLES`.
         model: a built functional Keras model.
-        options: what the table has to know besides.
+        options: what the table needs besides the model.
 
     Raises:
-        BudgetError: there is no such resource, or an option it needs is missing.
+        BudgetError: there is no such resource, or a needed option is missing.
     """
     if resource not in COST_TABLES:
         raise BudgetError(

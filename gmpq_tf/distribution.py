@@ -1,4 +1,4 @@
-"""Training on several devices with `tf.distribute`, and what Keras 3 needs for it."""
+"""Training on several devices with `tf.distribute`, with workarounds for Keras 3."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import tensorflow as tf
 
 
 def replica_count() -> int:
-    """Replicas that share a step: 1 outside a `tf.distribute` strategy."""
+    """Number of replicas that share a step: 1 outside a `tf.distribute` strategy."""
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
 @contextmanager
 def synchronized_statistics(model: keras.Model) -> Iterator[None]:
-    """BatchNormalization uses the statistics of the whole batch inside the block.
+    """Inside the block BatchNormalization uses statistics of the whole batch.
 
-    Each replica sees its share of a batch only; with statistics of the share, training
-    on n replicas would not be training on one. Without replicas nothing changes.
+    A replica sees only its share of a batch; with statistics of the share, training on
+    n replicas would differ from training on one. Without replicas nothing changes.
 
     Args:
-        model: whose `fit` the block calls.
+        model: the model that the block trains.
     """
     changed = [
         layer
@@ -42,20 +42,20 @@ def synchronized_statistics(model: keras.Model) -> Iterator[None]:
 
 
 def support_workers(model: keras.Model) -> None:
-    """Makes `fit` and `evaluate` of a model work on several workers.
+    """Make `fit` and `evaluate` of a model work on several workers.
 
-    Keras 3 (to 3.15 at least) fails twice under `MultiWorkerMirroredStrategy`: it
-    averages a batch that lies on several replicas in order to build the model, and it
-    averages the logs along an axis that scalars lack. Other strategies are left as
-    they are.
+    Keras 3 (up to 3.15 at least) fails twice under `MultiWorkerMirroredStrategy`: it
+    tries to average a batch over replicas in order to build the model, and it averages
+    the logs along an axis that scalars do not have. For other strategies nothing
+    changes.
 
     Args:
-        model: built, made in the scope of its strategy; changed in place.
+        model: a built model, made in the scope of its strategy; changed in place.
     """
     strategy = model.distribute_strategy
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return
-    model._maybe_symbolic_build = lambda *args, **kwargs: None  # it is built
+    model._maybe_symbolic_build = lambda *args, **kwargs: None  # it is built already
     model.make_train_function = lambda force=False: _set_function(
         model, "train_function", model.train_step, force
     )
@@ -73,7 +73,7 @@ def _set_function(
 
 
 def _distributed(model: keras.Model, step: Callable[[Any], Any]) -> Callable:
-    """A function of an iterator that runs a step on every replica of every worker."""
+    """A function that takes an iterator and runs a step on all replicas and workers."""
     strategy = model.distribute_strategy
 
     @tf.function(reduce_retracing=True)

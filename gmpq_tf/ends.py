@@ -1,4 +1,4 @@
-"""The layers at both ends of a model, which keep their bits unless told otherwise."""
+"""The first and last layers of a model, which are pinned at 8 bits by default."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 from gmpq_tf.graph import Call, Graph, is_searchable, read_graph
 from gmpq_tf.layer_kinds import Role
 
-# What stands between a layer and an output without making another number of it.
+# Roles of calls that may stand between a last layer and an output.
 _PASSING = frozenset([Role.QUANTIZER, Role.NORM, Role.CURVE, Role.IDENTITY])
 
 
 def end_names(model: Any) -> list[str]:
-    """The first searchable layer, the last, and each whose result is an output.
+    """The first and the last searchable layer, and all whose results are outputs.
 
-    Of a model of several outputs, or of one put together from several layers (as a
-    detector's heads), that is more than one at the far end. A result may be reshaped,
-    joined with others, normalized and activated on the way.
+    A model with several outputs, or with an output made of several layers (such as a
+    detector's heads), has several last layers. On the way to the output a result may be
+    reshaped, concatenated, normalized and activated.
 
     Args:
         model: a built functional Keras model.

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-# What the system says of a full disk, a used-up quota, a limit of the size of files.
+# Errors of a full disk, an exhausted quota, or a limit of the file size.
 _TOO_MUCH = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 MAX_TEXT_BYTES = 10_000_000
 MAX_DEPTH = 200
@@ -31,26 +31,27 @@ class FileWriteError(OSError):
 
 
 class DamagedFileError(ValueError):
-    """A file is not what was written."""
+    """A file is truncated or was changed since it was written."""
 
 
 @contextmanager
 def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary path that becomes `path` when the block ends well.
+    """Yields a temporary path, which is renamed to `path` if the block succeeds.
 
-    The temporary file lies beside `path` and keeps its suffix, because some writers
-    (Keras among them) choose the format by suffix. Missing folders are made.
+    The temporary file is in the same folder and has the same suffix, because some
+    writers (Keras among them) choose the format by the suffix. Missing folders are
+    made.
 
     Args:
-        path: the file to make or to replace.
+        path: the file to create or to replace.
 
     Yields:
         The path to write to; it must exist when the block ends.
 
     Raises:
         FileWriteError: the disk is full, or the folder cannot be made or written to.
-        Whatever else the block raised, such as that a file it reads is missing; `path`
-        is in any case as it was before.
+        Other errors of the block, such as a missing file that it reads. In any case
+        `path` is unchanged.
     """
     path = Path(path)
     # Not the process id: two machines that share a folder may have equal ones.
@@ -85,7 +86,7 @@ def replace_files(*paths: str | os.PathLike[str]) -> Iterator[list[Path]]:
 
     Raises:
         FileWriteError: the disk is full, or a folder or file cannot be written to.
-        Whatever else the block raised; the files are in any case as they were before.
+        Other errors of the block. In any case the files are unchanged.
     """
     targets = [Path(path) for path in paths]
     for path in targets:
@@ -103,7 +104,7 @@ def replace_files(*paths: str | os.PathLike[str]) -> Iterator[list[Path]]:
 
 @contextmanager
 def _kept(path: Path) -> Iterator[None]:
-    """Gives a file a second name, and brings it back should the block fail."""
+    """Keep a file under a second name, and restore it if the block fails."""
     copy = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp{path.suffix}")
     existed = path.exists()
     if existed:
@@ -117,17 +118,17 @@ def _kept(path: Path) -> Iterator[None]:
         if not existed:
             path.unlink(missing_ok=True)
         elif copy.exists():
-            copy.replace(path)  # which does nothing where both name one file
+            copy.replace(path)  # does nothing if both names refer to the same file
         raise
     finally:
         copy.unlink(missing_ok=True)
 
 
 def remove_temporaries(path: str | os.PathLike[str]) -> None:
-    """Removes what killed writers of a file left beside it.
+    """Removes temporary files that killed writers of a file have left beside it.
 
     Args:
-        path: a file that nobody is writing now.
+        path: a file that no process is writing now.
     """
     path = Path(path)
     start, end = re.escape(f".{path.stem}."), re.escape(f".tmp{path.suffix}")
@@ -137,14 +138,14 @@ def remove_temporaries(path: str | os.PathLike[str]) -> None:
 
 
 def check_space(path: str | os.PathLike[str], size: int) -> None:
-    """Refuses to begin what would end with a full disk.
+    """Checks that a file will fit on the disk before it is written.
 
     Args:
-        path: a file that is going to be written, beside the one it replaces.
-        size: its bytes.
+        path: the file, which is written before it replaces an old one.
+        size: size of the new file, in bytes.
 
     Raises:
-        FileWriteError: the disk has less space than that.
+        FileWriteError: the disk has less free space.
     """
     folder = next(p for p in Path(path).absolute().parents if p.exists())
     free = shutil.disk_usage(folder).free
@@ -189,7 +190,7 @@ def write_arrays(
 
 
 def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Reads arrays, every one of them, and checks that they are those written.
+    """Reads all arrays of a file, and checks that they are undamaged.
 
     Args:
         path: a file made by `write_arrays`.
@@ -202,7 +203,7 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         OSError: the file cannot be opened.
     """
     path = Path(path)
-    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+    if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would block
         raise DamagedFileError(_damage_message(path, "no plain file"))
     with path.open("rb") as file:
         try:
@@ -247,8 +248,8 @@ def json_text(value: Any) -> str:
 def append_jsonl(path: str | os.PathLike[str], record: Mapping[str, Any]) -> Path:
     """Adds one record to a JSON-lines file.
 
-    The file is rewritten whole (it has one line an epoch), so that an interrupted run
-    never leaves half a line for the resumed one to stumble over.
+    The file is rewritten completely (it has only one line an epoch), so that an
+    interrupted run never leaves half a line.
 
     Args:
         path: the file to make or to extend.
@@ -293,8 +294,8 @@ def read_text(path: str | os.PathLike[str]) -> str:
         Its text.
 
     Raises:
-        ValueError: it is no plain file (a pipe would never end), not UTF-8 or of more
-            than 10 MB, which as JSON takes thirty times the memory.
+        ValueError: it is not a plain file (a pipe would never end), not UTF-8, or
+            larger than 10 MB (parsed JSON takes thirty times the memory).
         OSError: it cannot be opened.
     """
     path = Path(path)
@@ -315,10 +316,10 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 
 def parse_json(text: str) -> Any:
-    """Reads JSON that may come from anywhere.
+    """Parses JSON from an untrusted source.
 
-    Unlike `json.loads` it refuses names that occur twice in an object, of which that
-    keeps the last, and nesting so deep that code that handles the value would fail.
+    Unlike `json.loads` it refuses names that occur twice in an object (`json.loads`
+    keeps the last), and nesting so deep that recursive code would fail.
 
     Args:
         text: JSON.
@@ -327,7 +328,7 @@ def parse_json(text: str) -> Any:
         The value.
 
     Raises:
-        ValueError: the text is no such JSON.
+        ValueError: the text is not such JSON.
     """
     try:
         value = json.loads(text, object_pairs_hook=_unique_names)
@@ -389,7 +390,7 @@ def _to_plain(value: Any) -> Any:
 
 
 def _is_about(error: OSError, paths: Iterable[Path]) -> bool:
-    """Whether an error names one of some paths, as that of opening one does."""
+    """Whether an error was caused by one of some paths, such as by opening it."""
     named = error.filename
     if isinstance(named, bytes):
         named = os.fsdecode(named)

@@ -1,9 +1,9 @@
-"""Make what a training step needs before TensorFlow traces the step.
+"""Create the variables of a training step before TensorFlow traces the step.
 
-Keras makes the variables of metrics and losses when it first sees labels: while the
-first step is traced. TensorFlow throws such a trace away and traces anew, which is half
-of the time to the first step. Keras traces the whole network for their shapes, too; of
-a functional one they are known.
+Keras creates the variables of metrics and losses when it first sees labels, which is
+while the first step is traced. TensorFlow then discards that trace and traces again,
+which takes half of the time to the first step. To find shapes Keras also traces the
+whole network; for a functional model they are known without that.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import tensorflow as tf
 
 
 def build_before_tracing(model: keras.Model, x: Any, y: Any = None) -> None:
-    """Makes the variables of compiled metrics and losses, if the data can be known.
+    """Create the variables of compiled metrics and losses, if the data allow it.
 
     Args:
-        model: compiled; may be trained already.
-        x: what `fit` takes: arrays, a `tf.data.Dataset` or a `keras.utils.PyDataset`.
-            For what is used up by looking at it, nothing is done: the step is then
-            traced twice, as Keras does.
-        y: labels, where x is arrays.
+        model: a compiled model; it may be trained already.
+        x: argument of `fit`: arrays, a `tf.data.Dataset` or a `keras.utils.PyDataset`.
+            For iterators and generators, which reading would consume, nothing is done;
+            the step is then traced twice, as by Keras.
+        y: labels, if `x` are arrays.
     """
     if model.distribute_strategy is not tf.distribute.get_strategy():
-        return  # Keras does it for models of a strategy
+        return  # for models of a strategy Keras does it
     batch = _first_batch(x, y)
     leaves = [leaf for leaf in keras.tree.flatten(batch) if leaf is not None]
     if len(leaves) > 1 and all(hasattr(leaf, "dtype") for leaf in leaves):
@@ -35,12 +35,12 @@ def build_before_tracing(model: keras.Model, x: Any, y: Any = None) -> None:
             x, y, weight = keras.utils.unpack_x_y_sample_weight(_symbols(batch))
             for function in (model.compute_metrics, model.compute_loss):
                 _Symbolic(function).compute_output_spec(x, y, output, weight)
-        # What is left: the optimizer, and all of it for other models.
+        # The rest: the optimizer; for other models everything.
         model._symbolic_build(data_batch=batch)
 
 
 class _Symbolic(keras.Operation):
-    """A function that Keras can compute on symbols, by `compute_output_spec`."""
+    """A function that Keras can apply to symbolic tensors, by `compute_output_spec`."""
 
     def __init__(self, function: Callable) -> None:
         super().__init__()
@@ -51,8 +51,8 @@ class _Symbolic(keras.Operation):
 
 
 def _known_output(model: keras.Model, batch: Any) -> Any:
-    """Symbols of what the model returns for a batch, if it need not be traced."""
-    network = getattr(model, "hypernet", model)  # which a search returns as it is
+    """Symbolic outputs of a functional model for a batch; None for other models."""
+    network = getattr(model, "hypernet", model)  # a search returns its outputs
     if type(network).__name__ != "Functional":
         return None
     images = keras.tree.flatten(keras.utils.unpack_x_y_sample_weight(batch)[0])
@@ -64,7 +64,7 @@ def _known_output(model: keras.Model, batch: Any) -> Any:
 
 
 def _symbols(batch: Any) -> Any:
-    """A batch, or the specification of one, as symbols."""
+    """Symbolic tensors for a batch, or for the specification of one."""
     return keras.tree.map_structure(
         lambda v: (
             None

@@ -1,6 +1,6 @@
-"""Layers with kernels that no policy names: they stay float, and cost accordingly.
+"""Layers with kernels that policies do not cover: they stay float, at 32 x 32 bits.
 
-Like `graph` it imports neither TensorFlow nor Keras.
+Like `graph` this module imports neither TensorFlow nor Keras.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class FloatLayer:
     Args:
         name: the layer's name.
         kind: its class.
-        macs: multiply-adds for one example, over every place it is called; None where
-            nobody has told how its kind is counted, or a size is open.
-        params: all its weights.
-        input_elements: activations it reads for one example, over every such place.
+        macs: multiply-adds for one example, over all calls; None: there is no formula
+            for its kind, or a size is not fixed.
+        params: number of all its weights.
+        input_elements: activations that it reads for one example, over all calls.
     """
 
     name: str
@@ -64,12 +64,12 @@ def float_bit_ops(model: Any) -> int:
 
 
 def uncounted(layers: Sequence[FloatLayer]) -> tuple[str, ...]:
-    """Names of the layers whose multiply-adds nobody knows."""
+    """Names of the layers whose multiply-adds are not known."""
     return tuple(layer.name for layer in layers if layer.macs is None)
 
 
 def warn_uncounted(layers: Sequence[FloatLayer]) -> None:
-    """Name, in one warning, the layers that costs and budgets leave out."""
+    """Name in one warning the layers that costs and budgets leave out."""
     found = [str(layer) for layer in layers if layer.macs is None]
     if found:
         warnings.warn(
@@ -103,7 +103,7 @@ def _computes(layer: Any) -> bool:
 
 
 def _formula(layer: Any) -> Callable[..., int | None] | None:
-    """How a layer is counted: as the first class of Keras among its bases."""
+    """The formula of a layer: that of the first Keras class among its bases."""
     for cls in type(layer).__mro__:
         if cls.__module__.split(".")[0] == "keras" and cls.__name__ in FORMULAS:
             return FORMULAS[cls.__name__]
@@ -149,7 +149,7 @@ def _einsum_dense(layer: Any, inputs: Shapes, output: tuple) -> int:
 
 
 def _attention_heads(layer: Any, inputs: Shapes, output: tuple) -> int | None:
-    """Projections of queries, keys, values and results, and both products."""
+    """Projections of queries, keys, values and results, and both matrix products."""
     config = layer.get_config()
     if config.get("attention_axes") not in (None, [1], (1,)) or len(inputs[0]) != 3:
         return None

@@ -1,7 +1,8 @@
 """Read the graph of a functional Keras model, with nested models inlined.
 
-The one place that touches the private graph attributes of Keras. It imports neither
-TensorFlow nor Keras, so that costs and policies can be computed without them.
+Tensors are numbered, and each use of a layer is a `Call`. The module reads private
+graph attributes of Keras, but imports neither TensorFlow nor Keras, so that costs and
+policies can be computed without them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from gmpq_tf.layer_kinds import ACTIVATION, KINDS, Kind, Role, kind_of, names
 
 SEARCHABLE_KINDS = tuple(k.name for k in KINDS.values() if k.role is Role.KERNEL)
 IDENTITY_KINDS = names(Role.IDENTITY)  # layers that change nothing in inference
-# Packages whose classes and functions do what their names say.
+# Packages whose classes and functions can be identified by their names.
 LIBRARIES = "gmpq_tf keras tf_keras tensorflow tensorflow_model_optimization".split()
 # Other names of activations, in Keras and in TensorFlow.
 ACTIVATION_NAMES = {
@@ -29,7 +30,7 @@ ACTIVATION_NAMES = {
 
 
 class GraphError(ValueError):
-    """The model is not a graph that can be read."""
+    """The model's graph cannot be read: it is subclassed or not built."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,17 @@ class Ref:
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One use of one layer: `layer(*args, **kwargs)`, tensors written as `Ref`."""
+    """One use of one layer: `layer(*args, **kwargs)`, with a `Ref` for each tensor.
+
+    Args:
+        layer: the layer or Keras operation.
+        name: its name in the graph.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        inputs: numbers of the tensors among the arguments.
+        outputs: numbers of the results.
+        split: whether its activation has become a call of its own.
+    """
 
     layer: Any
     name: str
@@ -49,11 +60,11 @@ class Call:
     kwargs: dict
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-    split: bool = False  # its activation has become a call of its own
+    split: bool = False
 
     @property
     def activation(self) -> str:
-        """Name of the activation inside the layer, `"linear"` where there is none."""
+        """Name of the activation inside the layer, "linear" if there is none."""
         if self.split:
             return "linear"
         return activation_name(getattr(self.layer, "activation", None))
@@ -65,13 +76,13 @@ class Call:
 
     @property
     def row(self) -> Kind:
-        """What the layer's kind means to quantization."""
+        """The layer's row in `KINDS`."""
         row = kind_of(self.kind)
         return kind_of(row.variant(self.layer) or row.name)
 
     @property
     def role(self) -> Role:
-        """What the layer does, as far as quantization goes."""
+        """The layer's role in quantization."""
         return self.row.role
 
 
@@ -82,10 +93,10 @@ class KernelPart:
     Args:
         source: the separable layer.
         searchable_kind: stock Keras class that computes this part.
-        kernel: the source's variable, in the layout of that class.
-        bias: likewise, or None.
-        activation: function after it, or None.
-        config: that class's configuration.
+        kernel: the source's kernel variable, in the layout of that class.
+        bias: the source's bias variable, or None.
+        activation: activation function, or None.
+        config: configuration of that class.
     """
 
     source: Any
@@ -102,17 +113,29 @@ class KernelPart:
 
     @property
     def weights(self) -> list:
-        """Kernel, and bias if any."""
+        """The kernel variable, and the bias variable if there is one."""
         return [self.kernel] if self.bias is None else [self.kernel, self.bias]
 
     def get_config(self) -> dict:
-        """Configuration of the stock layer."""
+        """Configuration of the stock layer that computes this part."""
         return dict(self.config)
 
 
 @dataclass
 class Graph:
-    """Calls in topological order; tensors are numbered."""
+    """A model as calls on numbered tensors.
+
+    Args:
+        calls: calls in topological order.
+        inputs: numbers of the model's inputs.
+        outputs: numbers of the model's outputs.
+        shapes: shape of each tensor, with None for open sizes.
+        dtypes: type of each tensor.
+        input_names: names of the inputs.
+        input_structure: inputs in the model's nested structure, as `Ref`.
+        output_structure: outputs in the model's nested structure, as `Ref`.
+        output_names: names of the outputs.
+    """
 
     calls: list[Call] = field(default_factory=list)
     inputs: list[int] = field(default_factory=list)
@@ -125,7 +148,7 @@ class Graph:
     output_names: list[str] = field(default_factory=list)
 
     def consumers(self) -> dict[int, list[Call]]:
-        """Tensor number -> calls that read it, once for each time they do."""
+        """Tensor number -> calls that read it (twice, if they read it twice)."""
         users: dict[int, list[Call]] = {i: [] for i in range(len(self.shapes))}
         for call in self.calls:
             for index in call.inputs:
@@ -137,7 +160,7 @@ class Graph:
         return {index: call for call in self.calls for index in call.outputs}
 
     def new_tensor(self, shape: tuple, dtype: str) -> int:
-        """Number a new tensor."""
+        """Add a tensor; returns its number."""
         self.shapes.append(tuple(shape))
         self.dtypes.append(str(dtype))
         return len(self.shapes) - 1
@@ -155,11 +178,11 @@ def fill(structure: Any, tensors: Any) -> Any:
 
 
 def infer(call: Call, tensors: Any) -> Any:
-    """What one call computes in inference from the tensors of its graph.
+    """The result of one call in inference, computed from tensors of its graph.
 
     Args:
-        call: the call. What it says about training is overruled, as in a whole model;
-            some layers record there that they default to it.
+        call: the call. Its argument `training` is overruled, as in a whole model; some
+            layers record their default there.
         tensors: tensor number -> value.
     """
     kwargs = fill(call.kwargs, tensors)
@@ -169,21 +192,21 @@ def infer(call: Call, tensors: Any) -> Any:
 
 
 def unary_call(layer: Any, name: str, source: int, target: int) -> Call:
-    """The call of a layer with one operand and one result."""
+    """A call of a layer with one input and one output tensor."""
     return Call(layer, name, (Ref(source),), {}, (source,), (target,))
 
 
 def free_name(name: str, taken: Collection[str]) -> str:
-    """`name`, or where that is taken `name_1`, `name_2`, ..."""
+    """`name`, or if it is taken the first free of `name_1`, `name_2`, ..."""
     numbered = (f"{name}_{i}" for i in range(1, len(taken) + 2))
     return name if name not in taken else next(n for n in numbered if n not in taken)
 
 
 def layer_kind(layer: Any) -> str:
-    """Kind of a layer: the class it behaves as, where it names one, else its own.
+    """Kind of a layer: the class it declares to behave as, else its own class name.
 
-    Of somebody's own class that is its name with its module's: one that is called as a
-    class of Keras may do anything.
+    For a user's own class it is the name with its module, because a class with the name
+    of a Keras class may do something else.
     """
     kinds = (getattr(layer, name, None) for name in ("searchable_kind", "graph_kind"))
     cls = type(layer)
@@ -199,8 +222,8 @@ def activation_name(activation: Any) -> str:
         activation: a function, a layer, or None; of Keras or TensorFlow.
 
     Returns:
-        Such as "relu", "relu6" or "linear". Of what somebody wrote, its name with its
-        module's; of a layer with settings of its own, the name of its class.
+        Such as "relu", "relu6" or "linear". For a user's own function its name with the
+        module; for a layer with other settings than the function, its class name.
     """
     if activation is None:
         return "linear"
@@ -228,18 +251,18 @@ def is_plain_relu(layer: Any) -> bool:
 
 
 def relu_cap(layer: Any) -> float | None:
-    """The largest value of a ReLU layer, or None."""
+    """The largest value of a ReLU layer; None: it has none."""
     return None if layer.max_value is None else float(layer.max_value)
 
 
 def is_identity(call: Call) -> bool:
     """Whether a call changes nothing in inference: Dropout, augmentation, noise.
 
-    Also where it is called with `training=True`, which a functional model overrules. A
-    cast to floats changes nothing, since all are computed in float32.
+    Also if it is called with `training=True`, which a functional model overrules. A
+    cast to floats counts as identity, since everything is computed in float32.
     """
     if not is_stock(call.layer):
-        # A layer of ours that calls itself an identity.
+        # A layer of this package that declares itself an identity.
         ours = type(call.layer).__module__.split(".")[0] == "gmpq_tf"
         return ours and call.kind in IDENTITY_KINDS
     if call.kind == "Cast":
@@ -255,7 +278,7 @@ def is_searchable(layer: Any) -> bool:
 
 
 def is_stock(layer: Any) -> bool:
-    """True for layers and operations of Keras itself: their class says what they do."""
+    """True for layers and operations of Keras itself, known by their class."""
     return type(layer).__module__.split(".")[0] in ("keras", "tf_keras")
 
 
@@ -266,9 +289,9 @@ def read_graph(model: Any) -> Graph:
         model: a built functional (or Sequential) `keras.Model`.
 
     Returns:
-        A `Graph`. Layers keep their names; only where two nested models hold layers of
-        the same name is the name of the nested model put in front. A separable one is
-        read as the two convolutions it is, `<name>_depthwise` and `<name>_pointwise`.
+        A `Graph`. Layers keep their names; if two nested models have layers of the same
+        name, the name of the nested model is put in front. A separable convolution is
+        read as two, `<name>_depthwise` and `<name>_pointwise`.
 
     Raises:
         GraphError: the model is subclassed or not built.
@@ -310,7 +333,7 @@ def searchable_names(model: Any) -> list[str]:
 def is_frozen_norm(call: Call) -> bool:
     """True for a BatchNormalization whose statistics training must not change.
 
-    It is not trainable, alone or with the model it is in, or it is called with
+    Either it is not trainable (by itself or through its model), or it is called with
     `training=False`, which `fit` of Keras 3 overrules.
     """
     if call.role is not Role.NORM:
@@ -326,9 +349,9 @@ def kernel_size(layer: Any) -> int:
 def layer_macs(model: Any) -> dict[str, int]:
     """Multiply-adds of one image in each searchable layer, summed over its uses.
 
-    `macs = positions * kernel weights`, wherever the channels are. Positions are the
-    pixels of the output, of a transposed convolution those of the input; for Dense they
-    are the axes before the last.
+    `macs = positions * kernel weights`. Positions are the pixels of the output, for a
+    transposed convolution those of the input; for Dense all axes but batch and the
+    last.
 
     Raises:
         GraphError: an output shape is not fully known.
@@ -350,7 +373,7 @@ def layer_macs(model: Any) -> dict[str, int]:
 
 
 def positions_of(graph: Graph, call: Call) -> tuple:
-    """Sizes of the axes, neither batch nor channels, where a kernel is applied."""
+    """Sizes of the axes along which a kernel is applied (no batch, no channels)."""
     places = call.inputs if KERNEL_KINDS[call.kind].of_inputs else call.outputs
     shape = graph.shapes[places[0]]
     if getattr(call.layer, "data_format", None) == "channels_first":
@@ -375,7 +398,7 @@ def _searchable_calls(model: Any) -> dict[str, Any]:
 
 
 def functional_of(model: Any) -> Any:
-    """The object holding the graph, or None where there is none."""
+    """The Keras object that holds a model's graph; None if there is none."""
     if "Sequential" in [cls.__name__ for cls in type(model).__mro__]:
         model = getattr(model, "_functional", None)
     return model if hasattr(model, "_nodes_by_depth") else None
@@ -388,7 +411,7 @@ def _read_calls(
     names: dict,
     training: bool | None = None,
 ) -> None:
-    """Read a model's calls; `training` is what it is called with inside another."""
+    """Read a model's calls; `training` is the argument of a nested model's call."""
     depths = functional._nodes_by_depth
     for depth in sorted(depths, reverse=True):
         for node in depths[depth]:
@@ -417,7 +440,7 @@ def _read_node(
     if training is not None and getattr(
         node.operation, "_call_has_training_arg", False
     ):
-        kwargs = {**kwargs, "training": training}  # as Keras hands it on
+        kwargs = {**kwargs, "training": training}  # as Keras passes it on
     outputs = tuple(tensors[id(t)] for t in node.outputs)
     name = names[id(node.operation)]
     graph.calls.append(
@@ -426,12 +449,13 @@ def _read_node(
 
 
 def _nested_inputs(node: Any, nested: Any) -> list[tuple[Any, Any]]:
-    """(input of a nested model, tensor given for it): by name where it is a dict."""
+    """(input of a nested model, tensor given for it); dicts are matched by name."""
     structure, arguments = nested._inputs_struct, node.arguments
     given = [*arguments.args, arguments.kwargs.get("inputs")][0]
     try:
         if isinstance(structure, dict) and isinstance(given, dict):
-            # Of more names Keras would take the first in the order of the alphabet.
+            # With additional names Keras would take the first ones in alphabetical
+            # order.
             check_names(given, structure)
         return match_inputs(structure, given, nested.inputs, lambda t: t.name)
     except InputError as error:
@@ -442,7 +466,7 @@ def _nested_inputs(node: Any, nested: Any) -> list[tuple[Any, Any]]:
 
 
 def _split_separable(graph: Graph) -> None:
-    """Put two calls in the place of each call of a separable convolution."""
+    """Replace each call of a separable convolution by two calls."""
     taken = {call.name for call in graph.calls}
     parts: dict[int, list[tuple[KernelPart, str]]] = {}
     calls = []
@@ -473,7 +497,7 @@ def _named_parts(call: Call, taken: set[str]) -> list[tuple[KernelPart, str]]:
 
 
 def _depthwise_shape(call: Call, graph: Graph) -> tuple:
-    """Shape of what the depthwise part writes."""
+    """Shape of the depthwise part's output."""
     shape = list(graph.shapes[call.outputs[0]])
     axis = -1 if call.layer.data_format == "channels_last" else 1
     channels = graph.shapes[call.inputs[0]][axis]
@@ -515,7 +539,7 @@ def separable_parts(layer: Any) -> tuple[KernelPart, KernelPart]:
 
 
 def _unique_names(functional: Any) -> dict[int, str]:
-    """Id of each layer -> its name, prefixed with its model's where that clashes."""
+    """Id of each layer -> its name, prefixed with its model's name if names clash."""
     names: dict[int, str] = {}
     taken: set[str] = set()
 

@@ -1,4 +1,4 @@
-"""Which value belongs to which input of a model, by name where there are names."""
+"""Match given values to the inputs of a model, by name or by order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gmpq_tf.spelling import suggest
 
 
 class InputError(ValueError):
-    """What was given does not fit the inputs of the model."""
+    """The given values do not fit the inputs of the model."""
 
 
 def match_inputs(
@@ -18,21 +18,21 @@ def match_inputs(
     inputs: Sequence[Any],
     name_of: Callable[[Any], str],
 ) -> list[tuple[Any, Any]]:
-    """Pair each input of a model with its value, as calling the model in Keras does.
+    """Pair each input of a model with its value, in the way of a Keras call.
 
-    A dict is read by name whatever the model was built with, and may hold more than the
-    model takes. A list or tuple is in the order of `inputs`.
+    A dict is matched by name, however the model was built, and may have more entries
+    than the model takes. A list or tuple must be in the order of `inputs`.
 
     Args:
-        structure: the model's inputs as it was built with them: one, or nested lists,
+        structure: the inputs with which the model was built: one, or nested lists,
             tuples and dicts.
-        given: the values, in the same structure or in another that says the same.
-        inputs: the model's inputs in its own order, which is that of the sorted keys
-            where it was built with a dict.
+        given: the values, in the same structure or an equivalent one.
+        inputs: the model's inputs in its own order; for a model built with a dict that
+            of the sorted keys.
         name_of: name of an input.
 
     Returns:
-        (input, value), once for each input.
+        A pair (input, value) for each input.
 
     Raises:
         InputError: a name is missing, or there are more or fewer values than inputs.
@@ -61,7 +61,7 @@ def check_names(given: Mapping, structure: Mapping) -> None:
     """Refuse names that a model built with a dict does not have.
 
     Raises:
-        InputError: there is one.
+        InputError: there is such a name; the nearest valid one is given.
     """
     for name in given:
         if name not in structure:
@@ -72,7 +72,7 @@ def check_names(given: Mapping, structure: Mapping) -> None:
 
 
 def leaves_of(structure: Any) -> Iterator[Any]:
-    """What nested lists and tuples hold; dicts, whose order is none, as they are."""
+    """Yield the items of nested lists and tuples; dicts, which have no order, whole."""
     if isinstance(structure, (list, tuple)):
         for item in structure:
             yield from leaves_of(item)
@@ -109,7 +109,7 @@ def _by_name(
 
 
 def _nearest(name: str, given: Mapping) -> str:
-    """What to do about a name that is missing."""
+    """Text: what to do about a missing name."""
     near = suggest(name, map(str, given))
     if near.startswith("Did you mean"):
         return f"{near} Rename it to {name!r}."

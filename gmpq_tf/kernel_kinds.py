@@ -1,9 +1,10 @@
-"""What each kind of layer with a searched kernel is: one row a kind.
+"""The registry of layer kinds with a searched kernel: one row for each kind.
 
-Costs, quantizers, layers, snapping and every export ask here. A new kind is a row, the
-class that multiplies (`gmpq_tf.layers.quantized`), and, if it needs an operator of
-TFLite that no other kind has, the function that writes it
-(`gmpq_tf.export.tflite.convolutions`). It imports neither TensorFlow nor Keras.
+Costs, quantizers, layers, snapping and every export use these rows. To add a kind, add
+a row, the class that multiplies (`gmpq_tf.layers.quantized`), and, if it needs a TFLite
+operator that no other kind has, the function that writes it
+(`gmpq_tf.export.tflite.convolutions`). This module imports neither TensorFlow nor
+Keras.
 """
 
 from __future__ import annotations
@@ -23,26 +24,27 @@ _PENALTIES = "bias_regularizer bias_constraint"
 class KernelKind:
     """A kind of layer that multiplies by a kernel.
 
-    The axes of kernels are letters: h(eight), w(idth), i(nputs), o(utputs), and in a
-    depthwise kernel, whose output channels are both axes, m(ultiples of an input). A
-    window that has a width alone moves along a line, which a file holds as an image of
-    one row.
+    The axes of kernels are letters: h(eight), w(idth), i(nputs), o(utputs). A depthwise
+    kernel has m(ultiples of an input) instead of o; its output channels are the axes i
+    and m together. A window with only a width moves along a sequence, which a file
+    holds as an image of one row.
 
     Args:
-        name: of the stock Keras class.
-        axes: of the kernel in Keras, a letter each.
-        stored: of the kernel in a TFLite file, a word each: letters in one word are one
-            axis there, and "1" is an axis of size 1.
-        operator: of TFLite.
-        arguments: names of those that Keras 3 and tf_keras both know, and both keep as
-            attributes of the same names; None: the export through TFMOT refuses it.
-        of_inputs: whether the kernel is applied at every position of the input; else
-            it is at every position of the output.
+        name: name of the stock Keras class.
+        axes: axes of the kernel in Keras, one letter each.
+        stored: axes of the kernel in a TFLite file, one word each: letters in a word
+            are merged to one axis, and "1" is an axis of size 1.
+        operator: name of the TFLite operator.
+        arguments: names of arguments that exist in Keras 3 and tf_keras, with
+            attributes of the same names; None: the export through TFMOT refuses the
+            kind.
+        of_inputs: whether the kernel is applied at every position of the input; else at
+            every position of the output.
         one_step: whether all output channels share one step; else each has its own.
-        tf_keras_kernel: name of the kernel in the layer of tf_keras.
-        in_recipes: whether recipes of the LiteRT quantizer can say it.
-        refuses: (layer, tensors it reads) -> why it is not computed exactly in
-            integers, if so.
+        tf_keras_kernel: name of the kernel attribute in tf_keras.
+        in_recipes: whether recipes of the LiteRT quantizer support it.
+        refuses: (layer, number of input tensors) -> reason why it cannot be computed
+            exactly in integers, or None.
     """
 
     name: str
@@ -63,18 +65,18 @@ class KernelKind:
 
     @property
     def of_lines(self) -> bool:
-        """Whether it convolves lines, [batch, steps, channels], and no images."""
+        """Whether it convolves sequences, [batch, steps, channels], not images."""
         return "w" in self.axes and "h" not in self.axes
 
     @property
     def channel_axes(self) -> tuple[int, ...]:
-        """Axes of the Keras kernel that are the output channels."""
+        """Axes of the Keras kernel that make up the output channels."""
         letters = "im" if self.depthwise else "o"
         return tuple(self.axes.index(letter) for letter in letters)
 
     @property
     def weight_axes(self) -> tuple[int, ...]:
-        """All other axes."""
+        """Axes of the Keras kernel that are not output channels, ascending."""
         kept = self.channel_axes
         return tuple(axis for axis in range(len(self.axes)) if axis not in kept)
 
@@ -84,10 +86,10 @@ class KernelKind:
         return tuple(range(len(self.axes))) if self.one_step else self.weight_axes
 
     def columns(self, kernel: np.ndarray) -> np.ndarray:
-        """A kernel as [weights a channel, output channels].
+        """A kernel reshaped to [weights a channel, output channels].
 
         Args:
-            kernel: in the layout of Keras; or anything that broadcasts to a kernel.
+            kernel: array in the layout of Keras, or one that broadcasts to a kernel.
         """
         order = (*self.weight_axes, *self.channel_axes)
         moved = kernel.transpose(order)
@@ -101,7 +103,7 @@ class KernelKind:
         return moved.transpose(np.argsort(order))
 
     def to_file(self, kernel: np.ndarray) -> tuple[np.ndarray, int]:
-        """A kernel of Keras's shape in TFLite's, and its axis of output channels."""
+        """A Keras kernel in TFLite's layout and shape, and its output channel axis."""
         words = self.stored.split()
         order = [self.axes.index(letter) for letter in self._stored_letters()]
         sizes = dict(zip(self.axes, kernel.shape, strict=True))
@@ -121,7 +123,7 @@ class KernelKind:
 
 
 def _transposed(layer: Any, tensors: int) -> str | None:
-    """XNNPACK leaves some windows to kernels that round twice."""
+    """Refuse windows that XNNPACK does not compute: other kernels round twice."""
     if max(layer.dilation_rate) > 1:
         return "with dilation, use an upsampling and a convolution"
     pairs = list(zip(layer.kernel_size, layer.strides, strict=True))
@@ -182,7 +184,7 @@ _KINDS = (
     ),
 )
 KERNEL_KINDS = {kind.name: kind for kind in _KINDS}
-# Kind that is two of these, one after the other -> those two.
+# Kind that is computed as two of these, one after the other -> those two.
 SEPARABLE_KINDS = {
     "SeparableConv2D": ("DepthwiseConv2D", "Conv2D"),
     "SeparableConv1D": ("DepthwiseConv1D", "Conv1D"),

@@ -1,7 +1,7 @@
-"""Measured times of the operators of exported files, and what follows for a model.
+"""Tables of measured operator times, and the latency that follows for a model.
 
-`gmpq-latency` measures them; reading and adding them up needs neither TensorFlow nor
-Keras.
+`gmpq-latency` measures them. Reading tables and adding times up needs neither
+TensorFlow nor Keras.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ WIDTHS = ("8", "4", "2")
 
 
 class LatencyError(ValueError):
-    """A table of latencies that cannot be used."""
+    """A latency table is invalid, or lacks a model or operator."""
 
 
 def container_bits(storage: str, weight_bits: int) -> int:
-    """Returns the bits that a file has for each weight of a kernel, at the best.
+    """Returns the fewest bits in which a storage can hold each weight of a kernel.
 
     Args:
         storage: "fast", "packed" or "smallest".
@@ -48,14 +48,14 @@ def container_bits(storage: str, weight_bits: int) -> int:
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """Which operators a model's file consists of.
+    """The operators of a model's files.
 
     Args:
-        name: of the model.
-        macs: layer name -> multiply-adds: they tell models apart.
-        layers: layer name -> {"8", "4", "2": keys of the operators of its kernel where
-            8, 4 or 2 bits are wanted for a weight}; the export takes the wider
-            container where the runtime needs it.
+        name: name of the model.
+        macs: layer name -> multiply-adds, by which models are identified.
+        layers: layer name -> {"8", "4", "2": keys of the operators of its kernel, if
+            weights are to be stored in 8, 4 or 2 bits}; the export uses a wider type if
+            the runtime requires it.
         rest: keys of all other operators, at 8 bits.
     """
 
@@ -65,7 +65,7 @@ class MeasuredModel:
     rest: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Returns plain JSON values."""
+        """Returns the model as plain JSON values, for `parse_model`."""
         layers = {
             name: {width: list(keys) for width, keys in widths.items()}
             for name, widths in self.layers.items()
@@ -84,13 +84,13 @@ class LatencyTable:
     """Measured milliseconds of operators, on one device.
 
     Args:
-        device: what the user calls the device, such as "this machine" or "phone".
-        threads: of the runtime.
+        device: the user's name for the device, such as "this machine" or "phone".
+        threads: number of threads of the runtime.
         runtime: {"name", "version"}.
         processor: architecture, such as "x86_64".
         created: date and time, ISO 8601.
         rows: key of an operator (codes, shapes, types, options) -> milliseconds.
-        models: what the measured models consist of.
+        models: the operators of the measured models.
     """
 
     device: str
@@ -109,7 +109,7 @@ class LatencyTable:
             path: a JSON file that `gmpq-latency` wrote.
 
         Raises:
-            LatencyError: the file is missing, or no such table.
+            LatencyError: the file is missing, or is not such a table.
         """
         try:
             return _parse(parse_json(read_text(path)))
@@ -120,11 +120,11 @@ class LatencyTable:
             ) from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the table; the file is whole or as it was."""
+        """Writes the table to a JSON file, atomically."""
         write_json(path, self.to_json())
 
     def to_json(self) -> dict[str, Any]:
-        """Returns plain JSON values."""
+        """Returns the table as plain JSON values, the contents of its file."""
         return {
             "format": FORMAT,
             "device": self.device,
@@ -141,13 +141,13 @@ class LatencyTable:
         return [key for key in dict.fromkeys(keys) if key not in self.rows]
 
     def predict(self, keys: Iterable[str]) -> float:
-        """Returns the milliseconds of a file of these operators: their sum.
+        """Returns the milliseconds of a file with these operators: their sum.
 
         Args:
-            keys: of its operators.
+            keys: keys of its operators.
 
         Raises:
-            LatencyError: one was not measured.
+            LatencyError: an operator was not measured.
         """
         keys = list(keys)
         if absent := self.missing(keys):
@@ -159,7 +159,7 @@ class LatencyTable:
         return sum(self.rows[key] for key in keys)
 
     def model(self, macs: Mapping[str, int]) -> MeasuredModel:
-        """Returns what a model consists of.
+        """Returns the operators of a model.
 
         Args:
             macs: layer name -> multiply-adds, as `gmpq_tf.graph.layer_macs` counts
@@ -192,11 +192,11 @@ class LatencyTable:
         """Returns the milliseconds of a layer's kernel, with its patches if it has any.
 
         Args:
-            model: from `model`.
-            layer: its name.
+            model: result of `model`.
+            layer: name of the layer.
             weight_bits: 2 to 8.
-            activation_bits: 2 to 8; files hold activations in eight bits, so no kernel
-                is faster with fewer.
+            activation_bits: 2 to 8; without effect, since files hold activations in 8
+                bits.
             storage: "fast", "packed" or "smallest".
         """
         return self.predict(
@@ -204,15 +204,15 @@ class LatencyTable:
         )
 
     def rest_ms(self, model: MeasuredModel) -> float:
-        """Returns the milliseconds of all that no policy changes."""
+        """Returns the milliseconds of everything that policies do not change."""
         return self.predict(model.rest)
 
     def with_rows(self, rows: Mapping[str, float], created: str) -> LatencyTable:
-        """Returns the table with more rows; what was measured again is replaced."""
+        """Returns the table with more rows; rows of the same keys are replaced."""
         return replace(self, rows={**self.rows, **rows}, created=created)
 
     def with_model(self, model: MeasuredModel) -> LatencyTable:
-        """Returns the table with a model, in place of one of the same MACs."""
+        """Returns the table with a model, which replaces one with the same MACs."""
         others = [m for m in self.models if dict(m.macs) != dict(model.macs)]
         return replace(self, models=(*others, model))
 
@@ -250,7 +250,7 @@ def parse_model(value: Any) -> MeasuredModel:
     """Returns a model from `MeasuredModel.to_json`.
 
     Raises:
-        ValueError: the value is none.
+        ValueError: the value is not such a model.
     """
     macs, layers = _typed(value, "macs", dict), _typed(value, "layers", dict)
     if set(macs) != set(layers):

@@ -1,4 +1,4 @@
-"""The table `latency_ms`: what `gmpq-latency` measured, as costs of layers."""
+"""The cost table `latency_ms`, from the measurements of `gmpq-latency`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def latency_ms(model: Any, options: TableOptions) -> CostTable:
         options: path of the measured table, and the storage of the file.
 
     Raises:
-        BudgetError: no table is given, or it does not hold the model.
+        BudgetError: no measured table is given, or it lacks the model.
     """
     if options.latency_table is None:
         raise BudgetError(
@@ -64,7 +64,7 @@ def latency_ms(model: Any, options: TableOptions) -> CostTable:
 
 
 def is_uniform(method: KernelMethod) -> bool:
-    """Whether its largest codes, which choose types in files, are of whole numbers."""
+    """Whether largest codes are those of uniform grids (they decide types in files)."""
     for bits in ALL_BITS:
         try:
             largest = method.largest_code(bits)

@@ -1,8 +1,9 @@
-"""What each kind of Keras layer means to quantization: one row a kind.
+"""The registry of layer kinds and their meaning for quantization: one row for each.
 
-Graphs, signs, placement, export and costs ask here. A new kind is a row, the function
-that lowers it (`gmpq_tf.export.tflite.lowering`), and a case of the conformance test
-(`tests/export/conformance_test.py`). This module imports neither TensorFlow nor Keras.
+Graphs, signs, placement, export and costs use these rows. To add a kind, add a row, the
+function that lowers it (`gmpq_tf.export.tflite.lowering`), and a case of the
+conformance test (`tests/export/conformance_test.py`). This module imports neither
+TensorFlow nor Keras.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from gmpq_tf.kernel_kinds import KERNEL_KINDS
 
 
 class Role(Enum):
-    """What a layer does with the values it reads, as far as quantization goes."""
+    """What a layer does with its inputs, from the view of quantization."""
 
     KERNEL = "multiplies by a kernel whose bits are searched"
     NORM = "scales each channel by statistics"
@@ -36,22 +37,23 @@ class Role(Enum):
     FLOAT = "has no integer counterpart"
 
 
-# Roles that an operator of TFLite stands for whatever the call's settings.
+# Roles that are always lowered to a TFLite operator, whatever the layer's settings.
 LOWERED = frozenset(Role) - {Role.IDENTITY, Role.CURVE, Role.FLOAT}
-BILINEAR = "UpSampling2D bilinear"  # row of such layers of that kind
-# Whether something holds for a layer of a kind, with the settings it has.
+BILINEAR = "UpSampling2D bilinear"  # row for UpSampling2D with this interpolation
+# A property of a layer that may depend on its settings.
 Test = Callable[[Any], bool]
-# Why a layer cannot be computed in integers, if so: (layer, tensors it reads) -> text.
+# (layer, number of input tensors) -> reason why it cannot be computed in integers, or
+# None.
 Check = Callable[[Any, int], "str | None"]
 
 
 def always(layer: Any) -> bool:
-    """Whatever the layer's settings."""
+    """A `Test` that holds for every layer."""
     return True
 
 
 def never(layer: Any) -> bool:
-    """For no layer."""
+    """A `Test` that holds for no layer."""
     return False
 
 
@@ -60,23 +62,26 @@ class Kind:
     """A kind of layer, or of a Keras operation on tensors.
 
     Args:
-        name: of the class.
-        role: what it does.
-        keeps_sign: of a layer: its output is non-negative wherever all its inputs are.
-        nonnegative: of a layer: its output always is.
-        whole: whole numbers stay what they are, whatever type holds them.
-        of_images: scales inputs inside the model.
-        elementwise: its weights scale and shift, and are not counted as multiply-adds.
-        fuses_into: roles whose kernels compute it, where it alone reads their result.
-        function: key of `FUNCTIONS`: the activation that it is.
-        arguments: names of those that Keras 3 and tf_keras both know, and both keep as
-            attributes of the same names; None: the export through TFMOT refuses it.
-        trains: its call takes `training`.
-        twin: for an operation, the layer and its arguments that compute the same.
-        images: of a layer on lines, [batch, steps, channels], the kind that computes
-            the same on images of one row.
-        variant: name of the row of a layer with its settings; None: this one.
-        refuses: why a layer of this kind cannot be computed in integers, if so.
+        name: name of the class.
+        role: what the layer does.
+        keeps_sign: layer -> whether its output is non-negative if all inputs are.
+        nonnegative: layer -> whether its output is always non-negative.
+        whole: whether it maps whole numbers to the same numbers in any type.
+        of_images: whether it may scale the model's inputs.
+        elementwise: whether its weights only scale and shift, so that they are not
+            counted as multiply-adds.
+        fuses_into: roles whose kernels can compute it, if it is the only reader.
+        function: the activation function that it is, a key of `FUNCTIONS`.
+        arguments: names of arguments that exist in Keras 3 and tf_keras, with
+            attributes of the same names; None: the export through TFMOT refuses the
+            kind.
+        trains: whether its call takes `training`.
+        twin: for an operation, the equivalent layer and its arguments.
+        images: for a layer on sequences, [batch, steps, channels], the kind that
+            computes the same on images of one row.
+        variant: layer -> name of another row for its settings; None: this row.
+        refuses: (layer, number of inputs) -> reason why it cannot be computed in
+            integers, or None.
     """
 
     name: str
@@ -97,22 +102,22 @@ class Kind:
 
     @property
     def shares_grid(self) -> bool:
-        """Whether all that it reads must be on one grid."""
+        """Whether all its inputs must be on the same grid."""
         return self.role in (Role.JOIN, Role.MEAN)
 
 
 @dataclass(frozen=True)
 class Function:
-    """An activation function, by the name that `graph.activation_name` gives it.
+    """An activation function.
 
     Args:
-        name: of the function.
-        nonnegative: its values always are.
-        fused: kernels compute it on their results.
-        ends: stays float where it ends a model, read by people.
-        gate: its values lie from 0 to 1, on a grid of 1/256.
-        gated_by: `f(x) = x g(x)`, and this is `g`.
-        lookup: a table of 256 codes computes it.
+        name: name of the function, as `graph.activation_name` gives it.
+        nonnegative: whether its values are always non-negative.
+        fused: whether kernels can compute it on their results.
+        ends: whether it stays float at the end of a model.
+        gate: whether its values lie between 0 and 1, on the grid of 1/256.
+        gated_by: name of g, if the function is `f(x) = x g(x)`.
+        lookup: whether it is computed by a table of 256 codes.
     """
 
     name: str
@@ -125,7 +130,7 @@ class Function:
 
     @property
     def exports(self) -> bool:
-        """Whether it is computed in integers, in one operator or in two."""
+        """Whether it can be computed in integers, by one operator or two."""
         return self.gate or self.lookup or self.gated_by is not None
 
 
@@ -134,7 +139,7 @@ def _is_rectifier(layer: Any) -> bool:
 
 
 def _stays_between(layer: Any) -> bool:
-    return layer.interpolation in ("nearest", "bilinear")  # others overshoot
+    return layer.interpolation in ("nearest", "bilinear")  # others can overshoot
 
 
 def _of_two(layer: Any, tensors: int) -> str | None:
@@ -143,7 +148,7 @@ def _of_two(layer: Any, tensors: int) -> str | None:
 
 
 def _operation(layer: Any, tensors: int) -> str | None:
-    """Of `keras.ops.average`, whose class is called as the layer's."""
+    """Refuse `keras.ops.average`, whose class has the same name as the layer's."""
     return "along an axis" if hasattr(layer, "axis") else None
 
 
@@ -154,7 +159,7 @@ def _nearest(layer: Any, tensors: int) -> str | None:
 
 
 def _doubled(layer: Any, tensors: int) -> str | None:
-    """Weights of other sizes are no binary fractions: floats round their halves."""
+    """Refuse sizes that are not powers of two: float32 rounds their weights."""
     if all(size & (size - 1) == 0 for size in layer.size):
         return None
     return f"with size={tuple(layer.size)} and 'bilinear', use powers of two"
@@ -171,7 +176,7 @@ def _one_slope(layer: Any, tensors: int) -> str | None:
     return f"with slopes of shape {tuple(layer.alpha.shape)}, use shared_axes={axes}"
 
 
-_RELU = (Role.KERNEL, Role.SUM, Role.NORM)  # these kernels compute ReLU, too
+_RELU = (Role.KERNEL, Role.SUM, Role.NORM)  # roles whose kernels can compute a ReLU
 _POOL_ARGUMENTS = "pool_size strides padding"
 _FUNCTIONS = (
     Function("linear", fused=True),
@@ -314,7 +319,7 @@ _KINDS = (
             "RandomSharpness RandomShear RandomTranslation RandomZoom"
         ).split()
     ),
-    # Float: of these only signs, whole numbers and costs are known.
+    # Computed in float: only signs, whole numbers and costs are known.
     *(
         Kind(name, Role.FLOAT, keeps_sign=always)
         for name in "Maximum Minimum Dot RepeatVector Mean Max Sum".split()
@@ -334,7 +339,7 @@ _KINDS = (
         ).split()
     ),
 )
-# Kinds that Keras has for lines, too, with the same arguments.
+# Kinds that Keras also has for sequences, with the same arguments.
 _OF_LINES = (
     "AveragePooling GlobalAveragePooling MaxPooling GlobalMaxPooling ZeroPadding "
     "Cropping"
@@ -344,18 +349,18 @@ _LINES = tuple(
     for kind in _KINDS
     if kind.name in [f"{name}2D" for name in _OF_LINES]
 )
-ACTIVATION = "Activation"  # of whose layers the function is an argument
+ACTIVATION = "Activation"  # kind of layers whose function is an argument
 KINDS = {kind.name: kind for kind in (*_KINDS, *_LINES)}
 FUNCTIONS = {function.name: function for function in _FUNCTIONS}
 
 
 def kind_of(name: str) -> Kind:
-    """The row of a kind; one that nobody knows is float."""
+    """The row of a kind; for an unknown kind one with the role FLOAT."""
     return KINDS.get(name) or Kind(name, Role.FLOAT)
 
 
 def function_of(name: str | None) -> Function:
-    """The row of an activation function; one that nobody knows is plain."""
+    """The row of an activation function; for an unknown one a row of defaults."""
     return FUNCTIONS.get(name or "") or Function(name or "")
 
 

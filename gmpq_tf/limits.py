@@ -1,4 +1,4 @@
-"""What a budget means for one model and space: a cost table and the most it may say."""
+"""Limits: what a budget means for one model and search space."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from gmpq_tf.budget import (
 from gmpq_tf.cost_tables import CostTable, TableOptions, cost_table
 from gmpq_tf.ends import end_names
 
-# Unit of a table -> (size, name) of what messages say, the first that it reaches.
+# Unit of a table -> (size, name) of units for messages; the first that is not too
+# large.
 SHOWN = {
     "bit operations": ((1e9, "GBOPs"),),
     "bytes": ((1e6, "MB"), (1e3, "kB"), (1.0, "B")),
@@ -29,11 +30,11 @@ SHOWN = {
 
 @dataclass(frozen=True, eq=False)
 class Limit:
-    """The most that a policy may cost of one resource.
+    """The largest cost that a policy may have in one resource.
 
     Args:
-        table: what policies cost.
-        budget: in the table's unit, with its constant part.
+        table: costs of policies.
+        budget: largest cost, in the table's unit, including the constant part.
         said: the budget as the user gave it.
     """
 
@@ -43,12 +44,12 @@ class Limit:
 
     @property
     def for_layers(self) -> float:
-        """What the constant part leaves for the layers."""
+        """The budget minus the constant part: what the searched layers may cost."""
         return self.budget - self.table.constant
 
     @property
     def resource(self) -> str:
-        """Key of `COST_TABLES`."""
+        """The limited resource, a key of `COST_TABLES`."""
         return self.table.resource
 
     def __str__(self) -> str:
@@ -56,27 +57,27 @@ class Limit:
 
 
 def shown(table: CostTable, *costs: float) -> str:
-    """Returns costs of a table as text, "1.5 to 3 MB" of two."""
+    """Returns one or two costs of a table as text, such as "1.5 to 3 MB"."""
     return shown_in(table.unit, *costs)
 
 
 def shown_in(unit: str, *costs: float) -> str:
-    """Returns costs as text, "1.5 to 3 MB" of two.
+    """Returns costs as text, such as "1.5 to 3 MB".
 
     Args:
-        unit: that they are counted in, of a `CostTable`.
-        *costs: one or more.
+        unit: unit of the costs, as in a `CostTable`.
+        *costs: one or more costs.
     """
     size, name = scale_of(unit, max(costs))
     return " to ".join(f"{cost / size:.4g}" for cost in costs) + f" {name}"
 
 
 def scale_of(unit: str, largest: float) -> tuple[float, str]:
-    """Returns what costs are divided by to be read, and the name of that unit.
+    """Returns the divisor that makes costs readable, and the name of that unit.
 
     Args:
-        unit: that they are counted in, of a `CostTable`.
-        largest: of them.
+        unit: unit of the costs, as in a `CostTable`.
+        largest: the largest cost.
     """
     choices = SHOWN[unit]
     return next((c for c in choices if largest >= c[0]), choices[-1])
@@ -89,13 +90,13 @@ def resolve_limit(
     pinned: Mapping[str, Pin] | None = None,
     what: str = "budget",
 ) -> Limit:
-    """Returns what a budget means for a table, or refuses it with the reachable range.
+    """Returns the limit of a budget, or refuses it with the reachable range.
 
     Args:
-        budget: as `parse_budget` read it.
-        table: of its resource.
+        budget: a result of `parse_budget`.
+        table: cost table of its resource.
         candidates: (weight bits, activation bits) each layer may take.
-        pinned: layers that a uniform policy leaves as they are; None: ends at (8, 8).
+        pinned: exceptions of uniform policies; None: ends at (8, 8).
         what: name of the option, for messages.
 
     Raises:
@@ -119,16 +120,16 @@ def amount_of(
     pinned: Mapping[str, Pin] | None = None,
     what: str = "budget",
 ) -> float:
-    """Returns what a budget comes to, in the unit of the table of its resource.
+    """Returns the amount of a budget in the unit of its cost table.
 
     Args:
-        budget: as `parse_budget` read it.
-        table: of its resource.
-        pinned: layers that a uniform policy leaves as they are; None: ends at (8, 8).
+        budget: a result of `parse_budget`.
+        table: cost table of its resource.
+        pinned: exceptions of uniform policies; None: ends at (8, 8).
         what: name of the option, for messages.
 
     Raises:
-        BudgetError: it is in another unit, or a share of what is not known.
+        BudgetError: it has another unit, or is a fraction of an unknown cost.
     """
     if budget.unit not in (None, table.unit):
         raise BudgetError(
@@ -152,7 +153,7 @@ def amount_of(
 
 def _reaches(table: CostTable, low: float, high: float, candidates: Candidates) -> str:
     note = f" {table.note}" if table.note else ""
-    if table.unit == "bytes":  # to the byte: rounded it might be refused again
+    if table.unit == "bytes":  # exact, since a rounded value might be refused again
         note = f" The least is {math.ceil(low)}B.{note}"
     if table.is_fixed(candidates):
         return (
@@ -179,18 +180,18 @@ def limits_of(
     options: TableOptions | None = None,
     what: str = "budget",
 ) -> tuple[Limit, ...]:
-    """Returns the limits that a budget sets a model, in the order given.
+    """Returns the limits that budgets set for a model, in the given order.
 
     Args:
         model: a built functional Keras model.
         candidates: (weight bits, activation bits) each layer may take.
-        budget: as `parse_budget` takes it; None: no limit.
-        pinned: layers that a uniform policy leaves as they are; None: ends at (8, 8).
-        options: what tables have to know besides.
+        budget: as for `parse_budget`; None: no limit.
+        pinned: exceptions of uniform policies; None: ends at (8, 8).
+        options: what cost tables need besides the model.
         what: name of the option, for messages.
 
     Raises:
-        BudgetError: it cannot be read, or a limit that every policy exceeds.
+        BudgetError: a budget cannot be read, or every policy exceeds it.
     """
     if budget is None:
         return ()
@@ -210,10 +211,10 @@ def limits_of(
 
 
 def given_budget(budget: Any, bit_ops_budget: float | None) -> tuple[Any, str]:
-    """Returns whichever of the two options was given, and its name.
+    """Returns the one of two options that was given, and its name.
 
     Args:
-        budget: as `parse_budget` takes it, or None.
+        budget: as for `parse_budget`, or None.
         bit_ops_budget: its older form, a number, or None.
 
     Raises:
@@ -231,16 +232,16 @@ def given_budget(budget: Any, bit_ops_budget: float | None) -> tuple[Any, str]:
 
 
 def exceeded(limits: Iterable[Limit], bits: Mapping[str, Any]) -> list[Limit]:
-    """Returns the limits that a policy does not keep."""
+    """Returns the limits that a policy exceeds."""
     return [each for each in limits if each.table.cost(bits) > each.budget]
 
 
 def no_policy(limits: Sequence[Limit], blocking: Sequence[Limit]) -> BudgetError:
-    """Returns the error of budgets that no policy keeps at once.
+    """Returns the error for budgets that no policy keeps together.
 
     Args:
-        limits: all of them.
-        blocking: those without any one of which the others could be kept.
+        limits: all limits.
+        blocking: limits without one of which all others could be kept.
     """
     named = " and ".join(map(str, blocking or limits))
     return BudgetError(
@@ -251,10 +252,10 @@ def no_policy(limits: Sequence[Limit], blocking: Sequence[Limit]) -> BudgetError
 
 
 def records(limits: Iterable[Limit], bits: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns what a policy was allowed, and what it costs, as plain JSON values.
+    """Returns the limits and the costs of a policy, as plain JSON values.
 
     Args:
-        limits: that it keeps.
+        limits: limits that it keeps.
         bits: the policy.
     """
     return [

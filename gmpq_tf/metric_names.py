@@ -1,4 +1,4 @@
-"""Names of what a search logs beyond the usual, listed once."""
+"""Names of the metrics that only a search logs, defined here only."""
 
 from collections.abc import Iterable
 
@@ -11,17 +11,17 @@ EXPECTED_BIT_OPS = "expected_bit_ops"
 ZETA = "zeta"
 RANK_DISTANCE = "rank_distance"
 EXPONENT = "p"
-# As displays order them.
+# In the order of displays.
 SEARCH = (EXPECTED_BIT_OPS, *RISKS, ZETA, RANK_DISTANCE, EXPONENT)
 
 
 def expected(resource: str) -> str:
-    """Name of the expected cost of a resource, a key of `COST_TABLES`."""
+    """Name of the metric for the expected cost of a resource."""
     return f"expected_{resource}"
 
 
 def with_resources(resources: Iterable[str]) -> tuple[str, ...]:
-    """Names of what a search logs that has budgets of these, as displays order them.
+    """Names of the metrics of a search with budgets of these, in display order.
 
     Args:
         resources: keys of `COST_TABLES`.
@@ -38,5 +38,5 @@ def with_resources(resources: Iterable[str]) -> tuple[str, ...]:
 
 
 def of_resource(name: str, resource: str) -> str:
-    """Name of what is logged of a further budget: of its risk, or of its weight."""
+    """Name of the metric `name` (risk or zeta) for a further budget."""
     return f"{name}_{resource}"

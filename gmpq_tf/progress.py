@@ -1,7 +1,7 @@
-"""What a person sees of a training of hours: a display on a terminal, lines in a file.
+"""Progress of a long training: a display on a terminal, lines in a file.
 
-Nothing here depends on the search: `TrainingProgress` is a Keras callback for any
-model, and shows what a `PolicySearch` logs beyond the usual.
+`TrainingProgress` is a Keras callback for any model; it also shows the metrics that
+only a `PolicySearch` logs.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from gmpq_tf.spelling import suggest
 KINDS = ("auto", "bar", "line", "none")
 INTERVALS = {"bar": 0.2, "line": 60.0}  # seconds between updates within an epoch
 HEADER_EVERY = 20  # epochs
-# What comes first, in this order; other metrics follow as they are logged.
+# These metrics come first, in this order; others follow in the order of the logs.
 FIRST = ("loss", "accuracy", "val_loss", "val_accuracy")
 
 
 class TrainingProgress(keras.callbacks.Callback):
-    """Shows where a training is, how fast it goes and how long it will take.
+    """Shows the state and speed of a training, and the time left.
 
-    On a terminal: a bar with the epoch, the step, the time left for the epoch and for
-    the whole run, images/s and the metrics; of a search also the expected bit
-    operations and all else that has a budget, against it, the risks and zeta. In a
-    file: a line a minute. In both one row after each epoch with everything that is
-    logged. Use it in place of Keras's own display:
+    On a terminal it shows a bar with the epoch, the step, the time left for the epoch
+    and for the whole run, images/s and the metrics; for a search also expected costs
+    against their budgets, the risks and zeta. In a file it writes a line a minute. In
+    both it writes a row with all metrics after each epoch. Use it instead of Keras's
+    own display:
 
         search.fit(data, epochs=25, verbose=0, callbacks=[gmpq.TrainingProgress()])
 
@@ -68,7 +68,7 @@ class TrainingProgress(keras.callbacks.Callback):
         self._screen: Screen | None = None
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Looks where the output goes."""
+        """Choose the kind of display, and start measuring."""
         self._out = self.file or sys.stdout
         found = "bar" if self._out.isatty() else "line"
         self.kind = found if self.asked == "auto" else self.asked
@@ -76,17 +76,17 @@ class TrainingProgress(keras.callbacks.Callback):
         self._screen = Screen(self._out) if self.kind == "bar" else None
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Starts the clock of the epoch."""
+        """Start timing the epoch, and show it."""
         now = perf_counter()
         self.pace.begin(now)
         self.epoch, self.epochs = epoch, self.params["epochs"]
-        if self.kind == "line":  # a short epoch has its row, and no lines before
+        if self.kind == "line":  # a short epoch gets only its row
             self._due = now + INTERVALS["line"]
         elif self._screen and not self._rows:
             self._show({})
 
     def on_train_batch_end(self, batch: int, logs: Mapping | None = None) -> None:
-        """Updates the display when it is due."""
+        """Update the display if the last update is long enough ago."""
         now = perf_counter()
         self.pace.step(now, batch + 1)
         if self.kind != "none" and now >= self._due:
@@ -94,7 +94,7 @@ class TrainingProgress(keras.callbacks.Callback):
             self._show(logs or {})
 
     def on_test_begin(self, logs: Any = None) -> None:
-        """Says what comes after the last step."""
+        """Show that validation is running."""
         if self._screen:
             self._screen.draw(f"{self._where()}  validation", 1.0, "")
 
@@ -114,13 +114,13 @@ class TrainingProgress(keras.callbacks.Callback):
         self.close()
 
     def close(self) -> None:
-        """Clears the bar; to be called where `fit` may end with an error."""
+        """Remove the bar; call this if `fit` may end with an error."""
         if self._screen:
             self._screen.close()
         self._screen = None
 
     def _columns(self, logs: Mapping) -> dict[str, str]:
-        """Heading -> text of an epoch's row."""
+        """Heading -> text for an epoch's row."""
         budget = getattr(self.model, "budget", None)
         name, speed = self._speed()
         return {
@@ -162,7 +162,7 @@ class TrainingProgress(keras.callbacks.Callback):
         return self.epochs - self.epoch - 1
 
     def _total(self) -> int:
-        """Steps of an epoch; 0 where nobody knows yet."""
+        """Number of steps of an epoch; 0: not known yet."""
         return self.params.get("steps") or self.pace.steps_before
 
     def _speed(self) -> tuple[str, str]:
@@ -179,27 +179,27 @@ class TrainingProgress(keras.callbacks.Callback):
 
 
 class Pace:
-    """Measures the speed of a training and tells the time left.
+    """Measures the speed of a training and estimates the time left.
 
-    The first step of a run builds and compiles the graph and says nothing about the
-    others, so it counts only where the first epoch has no other.
+    The first step of a run builds and compiles the graph, so it is not timed, unless
+    the first epoch has no other step.
     """
 
     def __init__(self) -> None:
         self.seconds_per_step = 0.0
-        self.between_epochs = 0.0  # validation, backup
-        self.seconds = 0.0  # of the last whole epoch
-        self.steps = self.steps_before = 0  # of this epoch and of the one before
+        self.between_epochs = 0.0  # seconds for validation and backup
+        self.seconds = 0.0  # duration of the last epoch
+        self.steps = self.steps_before = 0  # in this epoch, in the one before
         self._warm = False
 
     def begin(self, now: float) -> None:
-        """Starts an epoch at a time in seconds."""
+        """Start an epoch; `now` is the time in seconds."""
         self.steps_before, self.steps = self.steps, 0
         self._began = self._last = now
         self._since = (now, 0)
 
     def step(self, now: float, steps: int) -> None:
-        """Notes that so many steps of the epoch are done."""
+        """Note that `steps` steps of the epoch are done."""
         since, before = self._since
         if self._warm:
             self.seconds_per_step = (now - since) / (steps - before)
@@ -208,32 +208,32 @@ class Pace:
         self.steps, self._last = steps, now
 
     def end(self, now: float) -> None:
-        """Ends the epoch, validation included."""
+        """End the epoch, after validation."""
         self.seconds, self.between_epochs = now - self._began, now - self._last
         if self.steps and not self.seconds_per_step:
             self.seconds_per_step = (self._last - self._began) / self.steps
 
     @property
     def steps_per_second(self) -> float:
-        """Speed in this epoch; 0 before it can be told."""
+        """Speed in this epoch; 0: not known yet."""
         return 1 / self.seconds_per_step if self.seconds_per_step else 0.0
 
     def left_in_epoch(self, total: int) -> float:
-        """Seconds left of the training steps of this epoch, of so many steps."""
+        """Seconds left for the training steps of this epoch of `total` steps."""
         return self.seconds_per_step * max(total - self.steps, 0)
 
     def left_in_run(self, total: int, epochs: int) -> float:
-        """Seconds left of this epoch and of so many epochs after it."""
+        """Seconds left for this epoch and `epochs` epochs after it."""
         later = epochs * (self.seconds_per_step * total + self.between_epochs)
         return self.left_in_epoch(total) + self.between_epochs + later
 
     def left_after_epoch(self, epochs: int) -> float:
-        """Seconds that so many epochs like the one just ended will take."""
+        """Seconds for `epochs` more epochs like the one that has just ended."""
         return epochs * (self.seconds_per_step * self.steps + self.between_epochs)
 
 
 class Screen:
-    """The last lines of a terminal: one with a bar, plain ones below it.
+    """The last lines of a terminal: one with a bar, and plain ones below it.
 
     Args:
         file: the terminal.
@@ -245,28 +245,28 @@ class Screen:
     def draw(
         self, left: str, share: float, right: str, below: Sequence[str] = ()
     ) -> None:
-        """Draws `left |bar| right`, and the lines below if there are any.
+        """Draw `left |bar| right`, and the lines below if there are any.
 
         Args:
             left: text before the bar.
-            share: how much of the bar is full, 0 to 1.
+            share: filled share of the bar, 0 to 1.
             right: text after the bar.
-            below: further lines; none: they stay as they are.
+            below: further lines; (): they stay unchanged.
         """
         formats = [f"{left} |{{bar}}| {right}", *below]
-        # Unlike tqdm's own, right on terminals that give their width as 0.
+        # Unlike tqdm's own width this is right on terminals that report a width of 0.
         width = shutil.get_terminal_size().columns
         for line, text in zip(self._at_least(len(formats)), formats, strict=False):
             line.n, line.bar_format, line.ncols = share, text, width
             line.refresh()
 
     def print(self, text: str) -> None:
-        """Writes a line above the bar, to stay."""
+        """Write a permanent line above the bar."""
         tqdm.write(text, file=self._file)
         self._file.flush()
 
     def close(self) -> None:
-        """Clears the lines."""
+        """Remove the bar and the lines below it from the terminal."""
         for line in reversed(self._lines):
             line.close()
         self._lines = []
@@ -360,23 +360,23 @@ def _resources(limits: Sequence[Limit]) -> list[str]:
 
 
 def _others(limits: Sequence[Limit], logs: Mapping) -> list[Limit]:
-    """Budgets that are not of bit operations, whose expected cost is logged."""
+    """Budgets of other resources than bit operations whose expected cost is logged."""
     names = {each: expected(each.resource) for each in limits}
     return [e for e, n in names.items() if n != EXPECTED_BIT_OPS and n in logs]
 
 
 def _scaled(limit: Limit) -> tuple[str, float, str]:
-    """Name of a budget's expected cost, and what it is divided by for which unit."""
+    """Metric of a budget's expected cost, divisor and name of its shown unit."""
     return expected(limit.resource), *scale_of(limit.table.unit, limit.budget)
 
 
 def _kind(limit: Limit) -> str:
-    """What a resource is of: file of file_bytes."""
+    """First word of a resource's name: "file" for "file_bytes"."""
     return limit.resource.partition("_")[0]
 
 
 def label(name: str) -> str:
-    """Returns a metric's name without the word that only makes lines longer."""
+    """Returns a metric's name without "_risk" or "_distance", for short lines."""
     return name.removesuffix("_risk").removesuffix("_distance")
 
 
@@ -387,16 +387,16 @@ def gbops(bit_ops: float, budget: float | None = None) -> str:
 
 
 def aligned(texts: Any, widths: Sequence[int]) -> str:
-    """Returns texts flush right in columns of the given widths."""
+    """Returns texts in right-aligned columns of the given widths."""
     return "  ".join(t.rjust(w) for t, w in zip(texts, widths, strict=True))
 
 
 def number(value: Any) -> str:
-    """Returns four digits of a value; three and a power of ten where it is far off 1.
+    """Returns a value with four digits; far from 1 with three and a power of ten.
 
-    Eight characters at most, nine where it is negative.
+    The text has at most eight characters, nine if the value is negative.
     """
-    value = float(np.asarray(value))  # a replicated variable is no number to float
+    value = float(np.asarray(value))  # float() does not accept replicated variables
     if value == 0 or 1e-3 <= abs(value) < 1e3:
         return f"{value:#.4g}".rstrip(".")
     return f"{value:.0f}" if 1e3 <= abs(value) < 1e5 else f"{value:.2e}"

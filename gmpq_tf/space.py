@@ -1,4 +1,4 @@
-"""The search space: which bit-widths each layer may choose from."""
+"""The search space: candidate bit-widths of each layer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,14 +26,14 @@ class SearchSpace:
 
     Args:
         weight_bits: candidates of every kernel, each 2 to 8, none twice; kept sorted.
-        activation_bits: candidates of every layer's input, likewise.
+        activation_bits: candidates of every layer's input, each 2 to 8, none twice.
         pinned: layer name -> (weight_bits, activation_bits) of layers that are not
             searched; None pins the first searchable layer and those whose results are
-            outputs at (8, 8), {} pins none. One of a pair may be None: conv1: (None, 8)
-            searches its weights.
+            outputs at (8, 8), {} pins none. One side may be None: with conv1: (None, 8)
+            the weights of conv1 are searched.
 
     Raises:
-        PolicyError: no candidate, one twice, or one outside 2 to 8.
+        PolicyError: there is no candidate, one twice, or one outside 2 to 8.
     """
 
     weight_bits: tuple[int, ...] = (2, 3, 4)
@@ -51,15 +51,15 @@ class SearchSpace:
         return hash((self.weight_bits, self.activation_bits, pinned))
 
     def candidates(self, model_or_names: Any) -> Candidates:
-        """Returns what each searchable layer may choose from.
+        """Returns the candidate bit-widths of each searchable layer.
 
         Args:
             model_or_names: a built functional Keras model, or the names of its
-                searchable layers in graph order, whose ends are the first and the last.
+                searchable layers in graph order; then the ends are first and last name.
 
         Returns:
             Layer name -> (candidate weight bits, candidate activation bits), ascending,
-            in graph order; a pinned layer has one of each.
+            in graph order; a pinned side has one candidate.
 
         Raises:
             PolicyError: a pinned layer is not in the model.
@@ -123,12 +123,12 @@ def random_policy(
         model: a built functional Keras model.
         space: candidate bit-widths of its layers.
         budget: bit operations: up to 1 a fraction of full precision, above 1 a count;
-            or as people say it, see `gmpq_tf.budget`.
-        seed: of the draw.
+            or another form, see `gmpq_tf.budget`.
+        seed: seed of the draw.
         storage: as in `TableOptions`.
-        latency_table: likewise.
-        kernel_quantizer: likewise.
-        class_names: likewise.
+        latency_table: as in `TableOptions`.
+        kernel_quantizer: as in `TableOptions`.
+        class_names: as in `TableOptions`.
 
     Returns:
         A policy that costs no more than the budget.

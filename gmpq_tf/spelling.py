@@ -1,4 +1,4 @@
-"""Names looked up; a wrong one is answered with the nearest valid one."""
+"""Look names up in registries; errors suggest the nearest valid name."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ def suggest(name: str, valid: Iterable[str]) -> str:
         valid: the names that would have been accepted.
 
     Returns:
-        `Did you mean 'x'?` where one is near, the list of all names otherwise.
+        `Did you mean 'x'?` if one is near, else the list of all names.
     """
     valid = list(valid)
     near = difflib.get_close_matches(name, valid, n=1)
@@ -29,11 +29,11 @@ def lookup(registry: Mapping[str, T], name: str, what: str) -> T:
 
     Args:
         registry: name -> entry.
-        name: the entry asked for.
+        name: name of the entry.
         what: what the entries are, for the message.
 
     Raises:
-        ValueError: there is none of that name; the message says which is nearest.
+        ValueError: there is no such name; the message has the nearest one.
     """
     if name not in registry:
         raise ValueError(

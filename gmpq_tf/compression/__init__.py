@@ -1,4 +1,4 @@
-"""A float model and images in, a verified file within a budget out; no training."""
+"""Compress a float model to a verified file within a budget, without training."""
 
 from gmpq_tf.compression.corrections import CORRECTIONS as CORRECTIONS
 from gmpq_tf.compression.corrections import Correction as Correction

@@ -1,4 +1,4 @@
-"""What mends a calibrated student without training, and which of it does best."""
+"""Corrections of a calibrated student without training, and the choice among them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from gmpq_tf.transform import calibrate, quantize_model, snap_biases
 from gmpq_tf.transform.calibrate import CalibrationError
 
 AUTO = "auto"
-# Bits of weights from which on nearest rounding is not worth the time that learning
-# takes, and multiply-adds that learning may take.
+# "auto" learns rounding only if a layer has so few weight bits (with more, nearest
+# rounding is good enough), and if it takes at most so many multiply-adds.
 COARSE_BITS, LEARNING_MACS = 3, 3e12
 LEARNING_STEPS, LEARNING_BATCH = 300, 32
 Batches = Sequence[Any]
@@ -31,11 +31,11 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Correction:
-    """One way to mend a student; it ends with biases that integer kernels can add.
+    """One way to correct a student; its last step is `snap_biases`.
 
     Args:
-        run: changes a calibrated student, given the float model and images.
-        suits: whether "auto" tries it on a student of a float model.
+        run: (student, float model, images) -> changes the calibrated student.
+        suits: (float model, policy) -> whether "auto" tries this correction.
     """
 
     run: Callable[[keras.Model, keras.Model, Batches], None]
@@ -73,7 +73,7 @@ def _is_coarse(model: keras.Model, policy: BitwidthPolicy) -> bool:
     return coarse and macs <= LEARNING_MACS
 
 
-# Cheapest first: of equals the first is taken.
+# The cheapest first, since the first of equally good ones is taken.
 CORRECTIONS: dict[str, Correction] = {
     "none": Correction(_nearest, lambda model, policy: True),
     "statistics": Correction(_statistics, _has_statistics),
@@ -84,13 +84,13 @@ CORRECTIONS: dict[str, Correction] = {
 
 @dataclass(frozen=True)
 class Mended:
-    """A student, and what was tried on it.
+    """A corrected student, and the corrections that were tried.
 
     Args:
-        student: quantized, calibrated, corrected, its biases rounded.
-        correction: a key of `CORRECTIONS`.
+        student: quantized, calibrated and corrected, with rounded biases.
+        correction: the correction that was used, a key of `CORRECTIONS`.
         divergences: correction -> mean divergence of the student's outputs from the
-            float model's, in nats (of numbers, in variances); {} where one was told.
+            float model's, in nats (for numbers in variances); {} if one was given.
     """
 
     student: keras.Model
@@ -106,22 +106,22 @@ def make_student(
     correction: str = AUTO,
     say: Say = lambda text: None,
 ) -> Mended:
-    """Quantizes, calibrates and corrects; "auto" keeps what is nearest to float.
+    """Quantize, calibrate and correct a model; "auto" chooses the best correction.
 
-    `mean_x KL(float(x) || student(x))` on images that nothing else was measured on says
-    which correction is kept. Labels are not looked at.
+    That is the one with the smallest `mean_x KL(float(x) || student(x))` on images that
+    are used for nothing else. Labels are not used.
 
     Args:
         model: the float model.
-        policy: of its layers.
-        images: batches of inputs that ranges, statistics and biases are measured on.
-        held: others, that corrections are compared on.
+        policy: bits of its layers.
+        images: batches of inputs for measuring ranges, statistics and biases.
+        held: other batches, on which corrections are compared.
         correction: "auto", or a key of `CORRECTIONS`.
-        say: told what has been done.
+        say: called with a text after each step.
 
     Raises:
-        ValueError: there is no such correction; the nearest is named.
-        CalibrationError: images or outputs that are not finite.
+        ValueError: an unknown correction; the nearest is named.
+        CalibrationError: images or outputs are not finite.
     """
     check_correction(correction)
     student = quantize_model(model, policy)
@@ -156,10 +156,10 @@ def make_student(
 
 
 def check_correction(name: str) -> None:
-    """Refuses a name that is none of a correction.
+    """Require "auto" or the name of a correction.
 
     Raises:
-        ValueError: so it is; the nearest is named.
+        ValueError: the name is unknown; the nearest is given.
     """
     known = (AUTO, *CORRECTIONS)
     if name not in known:
@@ -181,7 +181,7 @@ def _restore(model: keras.Model, values: Sequence[np.ndarray]) -> None:
 def _divergence_from(
     model: keras.Model, held: Batches
 ) -> Callable[[keras.Model], float]:
-    """What measures how far a student's outputs lie from the float model's."""
+    """A function student -> mean divergence of its outputs from the float model's."""
     teacher = [_outputs(model, batch) for batch in held]
     joined = [np.concatenate(column) for column in zip(*teacher, strict=True)]
     judge = Judge(model, joined)

@@ -1,4 +1,4 @@
-"""Which bit-widths are worth measuring for a budget."""
+"""Choose candidate bit-widths that suit a budget."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from gmpq_tf.cost_tables import cost_table
 from gmpq_tf.space import SearchSpace
 
 LEAST, MOST = 2, 8
-# What kernels of other widths are stored in, whatever the storage.
+# Widths below 8 bits in which kernels can be stored; others take the next larger one.
 STORED = (2, 4)
 
 
 def suited_space(model: Any, budget: Any) -> SearchSpace:
-    """The candidates that a table needs for a budget, few enough to be measured.
+    """The candidates that suit a budget, few enough to be measured.
 
-    Eight bits are always among them. Bytes of the file and milliseconds do not depend
-    on the bits of activations, and kernels are stored in 2, 4 or 8 bits: the others
-    would cost accuracy and save nothing. Bit operations: the bits of the uniform policy
-    that costs as much, and their neighbours. Ends are pinned at 8 bits where bit
-    operations are budgeted, as in `SearchSpace`, and measured like other layers where
-    bytes and milliseconds alone are.
+    8 bits are always among them. For bytes of the file and milliseconds activations
+    have 8 bits, and kernels 2, 4 or 8, in which they are stored: other widths would
+    cost accuracy and save nothing. For bit operations the candidates are the bits of
+    the uniform policy of this cost, and their neighbours. First and last layers are
+    pinned at 8 bits, as in `SearchSpace`, if bit operations are budgeted, else they are
+    searched like other layers.
 
     Args:
         model: built functional model.
-        budget: as `parse_budget` takes it; None: eight bits everywhere.
+        budget: as for `parse_budget`; None: 8 bits everywhere.
 
     Raises:
-        BudgetError: it cannot be read.
+        BudgetError: the budget cannot be read.
     """
     budgets = () if budget is None else parse_budget(budget)
     weights, activations = {MOST}, {MOST}
@@ -59,7 +59,7 @@ def suited_space(model: Any, budget: Any) -> SearchSpace:
 
 
 def _equivalent(model: Any, budget: Budget) -> float:
-    """Bits of the uniform policy that takes a number of bit operations."""
+    """(Fractional) bits of the uniform policy with the bit operations of a budget."""
     assert budget.amount is not None
     share = budget.amount
     if not budget.fraction:

@@ -36,35 +36,36 @@ from gmpq_tf.space import SearchSpace
 from gmpq_tf.transform.gates import split_gates
 from gmpq_tf.transform.rewrite import flattened, split_activations
 
-BITS = 8  # of every layer, without a budget
-IMAGES, BATCH = 512, 64  # that ranges are set on
-# Corrections keep the tensors of a layer for all images: so many bytes of them.
+BITS = 8  # bits of every layer without a budget
+IMAGES, BATCH = 512, 64  # images that set ranges
+# Corrections keep a layer's tensors of all images in memory, at most so many bytes.
 LARGEST_BYTES, LEAST_IMAGES = 6e8, 64
-FEW, ENOUGH = 8, 100  # images: fewer are refused; fewer are warned of
-HELD = 2  # times the images that are measured on: the others choose corrections
-# Below this a file is refused. In networks of fifty layers a few per cent of close
-# decisions change both ways; the file's own accuracy is measured.
+FEW, ENOUGH = 8, 100  # with fewer images: an error; a warning
+HELD = 2  # half of the images measure corrections, the other half compare them
+# With less agreement a file is refused. It is not stricter, because in networks of
+# fifty layers a few per cent of close decisions change, both ways; the file's own
+# accuracy is measured too.
 LEAST_AGREEMENT = 0.8
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """What `compress` made.
+    """The result of `compress`.
 
     Args:
-        student: the Keras model that the file was written from; it can be trained on.
+        student: the Keras model of the file; it can be trained further.
         policy: bits of every layer.
-        path: of the `.tflite` file.
-        file_bytes: its size.
+        path: the `.tflite` file.
+        file_bytes: size of the file, in bytes.
         storage: "fast", "packed" or "smallest".
-        correction: what mended the student, a key of `CORRECTIONS`.
-        images: how many the figures below are of.
-        float_accuracy: share of the float model's decisions that are right; None
-            without labels, and where outputs are plain numbers.
-        accuracy: likewise of the student.
-        tflite_accuracy: likewise of the file.
-        agreement: share of decisions on which student and file agree; None of numbers.
-        report: everything that the export found.
+        correction: the correction that was used, a key of `CORRECTIONS`.
+        images: number of images on which the figures below were measured.
+        float_accuracy: share of right decisions of the float model; None without
+            labels, and for outputs that are plain numbers.
+        accuracy: the same for the student.
+        tflite_accuracy: the same for the file.
+        agreement: share of decisions on which student and file agree; None for numbers.
+        report: the full report of the export.
     """
 
     student: keras.Model
@@ -81,7 +82,7 @@ class Compressed:
     report: ExportReport
 
     def __str__(self) -> str:
-        """One line."""
+        """One line with file, size, accuracies and agreement."""
         said = [f"{self.path}: {self.file_bytes} bytes, {self.storage}"]
         if self.float_accuracy is not None and self.tflite_accuracy is not None:
             said.append(
@@ -115,13 +116,13 @@ def compress(
     latency_runs: int = 0,
     progress: str = "auto",
 ) -> Compressed:
-    """Compresses a model to a budget without training, and writes a verified file.
+    """Compress a model to a budget without training, and write a verified file.
 
         result = gmpq.compress(model, images, budget="60kB")
 
-    Measures what each choice of bits costs (`search_policy`, "loss_delta"), calibrates,
-    corrects, and exports. Labels, where there are any, are counted and never learned
-    from.
+    It measures what each choice of bits costs (`search_policy`, "loss_delta"),
+    calibrates, corrects, and exports. Labels, if there are any, are only used to
+    measure accuracy.
 
     Args:
         model: built functional model, trained; it is not modified.
@@ -130,22 +131,25 @@ def compress(
             `tf.data.Dataset` or a `keras.utils.PyDataset` of inputs or of (inputs,
             labels). A few hundred.
         budget: what the model may cost: "60kB", "W4A4", "2.5ms", several, ...; see
-            `gmpq_tf.budget`. None: eight bits everywhere.
-        path: the `.tflite` file to make or to replace.
-        test_data: what accuracy and agreement are measured on, likewise; None: `data`.
+            `gmpq_tf.budget`. None: 8 bits everywhere.
+        path: the `.tflite` file to create or to replace.
+        test_data: images like `data` on which accuracy and agreement are measured;
+            None: `data`.
         space: candidate bit-widths; None: those of `suited_space`.
         storage: "fast", "packed" or "smallest"; None: that of the budget.
         latency_table: JSON file of `gmpq-latency`, for a budget of milliseconds.
         correction: "auto", or a key of `CORRECTIONS`.
-        calibration_images: first images, that ranges are set on.
-        table_images: that choices are measured on; None: as many as the time allows.
-        journal: JSON-lines file of measurements: an interrupted search goes on from it.
-        seed: of everything random.
+        calibration_images: number of first images that set ranges.
+        table_images: number of images that measure choices; None: as many as take
+            reasonable time.
+        journal: JSON-lines file of measurements, from which an interrupted search is
+            resumed.
+        seed: seed of everything random.
         scaling: how pixels become inputs, for the file's metadata.
-        class_names: likewise, one a score.
+        class_names: names of the scores, for the file's metadata.
         float_layers: "refuse" layers that have no integer counterpart, such as gelu or
             attention, or "allow" them to be computed in float.
-        least_agreement: share of equal decisions below which nothing is written.
+        least_agreement: nothing is written if a smaller share of decisions is equal.
         latency_runs: timed runs of every storage, for the report; 0: none.
         progress: "auto", "bar", "line" or "none".
 
@@ -153,10 +157,10 @@ def compress(
         Student, policy, file and figures.
 
     Raises:
-        BudgetError: no policy keeps the budget; what can be had is said.
+        BudgetError: no policy keeps the budget; the message has the possible range.
         ExportError: a layer has no integer counterpart, or the file deviates.
-        InputError: too few images, or images that do not fit the model.
-        GraphError: a model that cannot be read.
+        InputError: there are too few images, or they do not fit the model.
+        GraphError: the model cannot be read.
     """
     check_correction(correction)
     check_exportable(model, float_layers)
@@ -218,16 +222,16 @@ def correct(
     correction: str = AUTO,
     say: Say = lambda text: None,
 ) -> Mended:
-    """A student of a policy, corrected on the first images, chosen on the others.
+    """A student of a policy, corrected on the first images, compared on the others.
 
     Args:
         model: the float model.
-        policy: of its layers.
-        source: what reads the images.
-        held: `HELD` times as many as `correction_images`, or fewer; of fewer than 64
-            three of four are measured on.
+        policy: bits of its layers.
+        source: reads the images.
+        held: up to `HELD` times `correction_images` images; the first half (of fewer
+            than 64 images three quarters) is used for correcting.
         correction: "auto", or a key of `CORRECTIONS`.
-        say: told what has been done.
+        say: called with a text after each step.
     """
     count = len(held) // HELD if len(held) >= BATCH else max(3 * len(held) // 4, 1)
     images = _batches(source, [a[:count] for a in held.inputs])
@@ -236,20 +240,20 @@ def correct(
 
 
 def correction_images(model: keras.Model) -> int:
-    """How many images of a model's largest tensor fit into `LARGEST_BYTES`."""
+    """Number of images for which a model's largest tensor fits into `LARGEST_BYTES`."""
     shapes = read_graph(flattened(model)).shapes
     largest = max(4 * np.prod([d or 1 for d in shape[1:]]) for shape in shapes)
     return max(int(LARGEST_BYTES / largest), LEAST_IMAGES)
 
 
 def storage_for(budget: Any) -> str:
-    """The storage that a budget is about: "fast" unless bytes of the file are."""
+    """The storage for a budget: "smallest" for bytes of the file, else "fast"."""
     resources = {each.resource for each in parse_budget(budget)} if budget else set()
     return "smallest" if FILE_BYTES in resources else "fast"
 
 
 def check_exportable(model: keras.Model, float_layers: str = "refuse") -> None:
-    """Refuses a model of which a layer has no integer counterpart.
+    """Refuse a model with layers that have no integer counterpart.
 
     Args:
         model: the float model.
@@ -257,7 +261,7 @@ def check_exportable(model: keras.Model, float_layers: str = "refuse") -> None:
             float.
 
     Raises:
-        ExportError: there is one that is not allowed; all are named.
+        ExportError: there are layers that are not allowed; all are named.
     """
     check_choice("float_layers", float_layers, FLOAT_LAYERS)
     graph = split_gates(split_activations(read_graph(flattened(model))))
@@ -265,13 +269,13 @@ def check_exportable(model: keras.Model, float_layers: str = "refuse") -> None:
 
 
 def check_images(count: int) -> None:
-    """Refuses too few images to measure anything on, and warns of few.
+    """Refuse fewer than 8 images, and warn of fewer than 100.
 
     Args:
-        count: of images.
+        count: number of images.
 
     Raises:
-        InputError: they are too few.
+        InputError: there are fewer than 8.
     """
     if count < FEW:
         raise InputError(
@@ -288,14 +292,14 @@ def check_images(count: int) -> None:
 
 
 def accuracy(model: keras.Model, data: SearchData) -> float | None:
-    """Share of the decisions of a model that are right.
+    """Share of a model's decisions that are right, 0 to 1.
 
     Args:
         model: the float model.
         data: the images.
 
     Returns:
-        None without labels, and where outputs are plain numbers.
+        The share; None without labels, and for outputs that are plain numbers.
     """
     right = []
     for inputs, labels in data.batches():
@@ -309,7 +313,7 @@ def accuracy(model: keras.Model, data: SearchData) -> float | None:
 
 
 def _batches(source: SearchData, inputs: Sequence[np.ndarray]) -> Batches:
-    """Batches as the model takes them; none where they do not fill its own size."""
+    """Batches in the model's structure; with a fixed batch size only full ones."""
     size = source.inputs.batch_size or BATCH
     starts = range(0, len(inputs[0]), size)
     found = [[a[first : first + size] for a in inputs] for first in starts]

@@ -54,49 +54,48 @@ TensorKind = Literal["float32", "int8", "uint8"]
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
-    """What file is written.
+    """Options of the written file.
 
     Args:
         name: Folder in the workdir that holds the fine-tuned model.
         format: What is written: a tflite file, a model for tfmot (needs the extra
             gmpq-tf[tfmot]), or a litert_recipe.
         storage: How a tflite file stores kernels: fast (one byte a weight), packed
-            (half a byte where they have 4 bits or fewer) or smallest (and a quarter
-            where they have 2); none: that of the budget of bytes or milliseconds which
-            the policy keeps, fast without one.
+            (half a byte for kernels of 4 bits or fewer) or smallest (also a quarter for
+            kernels of 2 bits); none: that of the policy's budget of bytes or
+            milliseconds, fast without one.
         scale_codes: Store kernel codes times a power of two, for runtimes whose kernels
             round twice (without XNNPACK).
-        batch: Images that the file takes at a time, written into every shape; none for
-            any number.
-        runtime: The runtime it is for: litert, or micro (TFLite Micro: a fixed batch,
-            of one image unless --batch says more, scaled codes, and beside the file a
-            C array and header with the arena it needs).
+        batch: Fixed batch size of the file; none for any.
+        runtime: The runtime of the file: litert, or micro (TFLite Micro: a fixed batch,
+            1 unless --batch is given, scaled codes, and beside the file a C array and a
+            header with the size of its arena).
         float_layers: Layers without an integer counterpart: refuse them, or allow them
             to be computed in float.
         latency_runs: Timed runs of each storage and of the float model; 0 for none.
-        input_type: Type of the input tensor; none: float32, of a detector uint8 where
-            the scaling makes its codes the pixels.
+        input_type: Type of the input tensor; none: float32; for a detector uint8 if the
+            scaling makes its codes the pixels.
         output_type: Type of the output tensor.
-        verify: How the file is judged: exact (every integer must be what exact
-            arithmetic makes of it) or agreement (by decisions, where another
-            processor's kernels round otherwise); none: exact, for micro agreement.
-        least_agreement: Share of equal decisions, or of near numbers, of Keras and the
-            file below which no file is written; none: below 0.95 a warning, or with
-            --verify=agreement no file.
-        output_kind: What the output says: classes (the largest score decides), binary
+        verify: How the file is judged: exact (every integer must be that of exact
+            arithmetic) or agreement (by decisions, for processors whose kernels round
+            otherwise); none: exact, for micro agreement.
+        least_agreement: No file is written if Keras and the file agree on a smaller
+            share of decisions or near numbers; none: below 0.95 a warning is given, or
+            with --verify=agreement no file is written.
+        output_kind: Meaning of the output: classes (the largest score decides), binary
             (each number is a probability, decided at 0.5), binary_logit (decided at 0)
-            or numbers; none: what the model and the labels say.
-        near_steps: Numbers so many steps of the output's grid apart are near.
-        postprocess: Of a detector: the file returns the objects found and not its raw
-            outputs, by TFLite_Detection_PostProcess, of one image at a time.
-        max_detections: With --postprocess: objects of an image at most.
-        iou_threshold: With --postprocess: boxes that overlap a better one by more are
-            dropped, above 0 and at most 1.
-        score_threshold: With --postprocess: probability of an object at least, 0 to 1.
-        suppression: With --postprocess: per_class compares boxes with those of their
-            class, fast each by its best class with all.
-        verify_images: Images, held out if there are any, on which the file is compared
-            with the Keras model; 0 uses random inputs.
+            or numbers; none: derived from the model and the labels.
+        near_steps: Numbers that differ by at most so many steps of their grid are near.
+        postprocess: For a detector: the file returns detections instead of its raw
+            outputs, by TFLite_Detection_PostProcess, for one image at a time.
+        max_detections: With --postprocess: largest number of objects in an image.
+        iou_threshold: With --postprocess: boxes that overlap a better one with a larger
+            IoU are dropped, above 0 and at most 1.
+        score_threshold: With --postprocess: smallest probability of an object, 0 to 1.
+        suppression: With --postprocess: per_class compares boxes of the same class;
+            fast counts each box only for its best class, and compares all.
+        verify_images: Number of images, held out if possible, on which the file is
+            compared with the Keras model; 0 uses random inputs.
     """
 
     name: str = "finetune"
@@ -143,7 +142,7 @@ class ExportConfig:
             )
 
     def objects(self) -> PostProcess | None:
-        """Which objects the file returns; None: it returns its raw outputs."""
+        """Options of the returned detections; None: the file returns raw outputs."""
         options = PostProcess(
             self.max_detections,
             self.iou_threshold,
@@ -165,26 +164,26 @@ def export(
     run: WorkdirConfig,
     dataset: Dataset | None = None,
 ) -> Path:
-    """Writes a fine-tuned model in the format asked for, unless it is up to date.
+    """Writes a fine-tuned model in the wanted format, unless the file is up to date.
 
     Args:
-        config: which model, what file.
-        data: the images, scaled as the model was trained with.
-        run: where.
-        dataset: the images, where they have been read already; None: they are read.
+        config: which model, and what file.
+        data: the images, scaled as in the model's training.
+        run: the workdir.
+        dataset: the images, if they have been read already; None: they are read.
 
     Returns:
         The path of the file; beside a .tflite lies export_report.json.
 
     Raises:
-        ValueError: there is no model, it cannot be expressed in the format, or the file
-            does not compute what it does.
+        ValueError: there is no model, the format cannot express it, or the file does
+            not compute the same.
     """
     folder = Path(run.workdir) / config.name
     source, path = folder / "model.keras", folder / FILES[config.format]
     _check_source(source)
     if config.storage is None:
-        of_micro = config.runtime == "micro"  # which has kernels of eight bits only
+        of_micro = config.runtime == "micro"  # it has only 8-bit kernels
         storage: Any = "fast" if of_micro else budgeted_storage(folder)
         config = dataclasses.replace(config, storage=storage)
     record = folder / f"export_{config.format}.json"
@@ -208,7 +207,7 @@ def write_tflite(
     data: DataConfig,
     dataset: Dataset | None = None,
 ) -> None:
-    """Writes the .tflite file and its report, and says how it went."""
+    """Writes the .tflite file and its report, and prints a summary."""
     dataset = dataset or load_dataset(data)
     with dataset.naming_damaged_images():
         report = export_tflite(
@@ -249,12 +248,12 @@ def write_tflite(
 
 
 def beyond_budget(folder: Path, size: int, storage: str | None = None) -> str:
-    """Says that a file is larger than its policy was searched for; else nothing.
+    """Returns a warning if a file exceeds the budget of its policy; else "".
 
     Args:
-        folder: of the fine-tuned model.
-        size: of the file, in bytes.
-        storage: of the file; None: not known.
+        folder: folder of the fine-tuned model.
+        size: size of the file, in bytes.
+        storage: storage of the file; None: not known.
     """
     wanted = budgeted_storage(folder)
     for limit in _limits(_policy_config(folder)):
@@ -272,10 +271,10 @@ def beyond_budget(folder: Path, size: int, storage: str | None = None) -> str:
 
 
 def budgeted_storage(folder: Path) -> Any:
-    """Returns the storage that the budget of a policy is about, "fast" without one.
+    """Returns the storage for which the budget of a policy holds; "fast" without one.
 
     Args:
-        folder: of the fine-tuned model.
+        folder: folder of the fine-tuned model.
     """
     config = _policy_config(folder)
     resources = {limit.get("resource") for limit in _limits(config)}
@@ -286,7 +285,7 @@ def budgeted_storage(folder: Path) -> Any:
 
 
 def _policy_config(folder: Path) -> Mapping[str, Any]:
-    """How the policy of a folder was searched or drawn; {} where nobody says."""
+    """The recorded options of the search of a folder's policy; {} if there are none."""
     config = BitwidthPolicy.load(folder / POLICY).made_by.get("config")
     return config if isinstance(config, Mapping) else {}
 
@@ -313,7 +312,7 @@ def write_for_litert(
     data: DataConfig,
     dataset: Dataset | None = None,
 ) -> None:
-    """Writes the recipe, and the float model whose tensors it names."""
+    """Writes the recipe, and the float model to whose tensors it refers."""
     policy = BitwidthPolicy.load(path.parent / POLICY)
     content = float_tflite(student)
     rules = recipe(student, policy, float_file=content)
@@ -341,12 +340,13 @@ def verification_images(
 
     Args:
         dataset: the images.
-        count: how many; 0 for none.
-        student: whose outputs labels are compared with, where they can be; None: they
-            can.
+        count: number of images; 0 for none.
+        student: the model whose outputs labels are compared with; None: labels are
+            always kept.
 
     Returns:
-        A `tf.data.Dataset` of (images, labels), or of images that have none, or None.
+        A `tf.data.Dataset` of (images, labels), or of images if labels cannot be
+        compared; or None.
     """
     if not count:
         return None
@@ -360,7 +360,7 @@ def verification_images(
 
 
 def class_names(student: keras.Model, dataset: Dataset) -> tuple[str, ...]:
-    """Returns the names of the scores of a model: those of the classes, if as many."""
+    """Returns the names of a model's scores: the class names, if there are as many."""
     names = tuple(dataset.class_names)
     head = detector_head(student, names)
     if head is not None:
@@ -370,11 +370,11 @@ def class_names(student: keras.Model, dataset: Dataset) -> tuple[str, ...]:
 
 
 def metadata(folder: Path, dataset: Dataset) -> dict[str, Any]:
-    """Returns what the file says of itself: input scaling, classes, policy.
+    """Returns the metadata stored in the file: input scaling, classes, policy.
 
     Args:
-        folder: of the fine-tuned model.
-        dataset: the images it was trained on.
+        folder: folder of the fine-tuned model.
+        dataset: the images that it was trained on.
 
     Returns:
         Plain JSON values.
@@ -404,7 +404,7 @@ def _identity(config: ExportConfig, data: DataConfig, source: Path) -> dict[str,
 
 
 def _sources(path: Path, config: ExportConfig) -> list[Path]:
-    """The C source that lies beside a file for TFLite Micro."""
+    """The C files that belong to a file for TFLite Micro."""
     micro = config.format == "tflite" and config.runtime == "micro"
     return [path.with_suffix(suffix) for suffix in SUFFIXES] if micro else []
 
@@ -429,7 +429,7 @@ def main(argv: list[str]) -> None:
 
 
 def run() -> None:
-    """Entry point of `gmpq-export`."""
+    """Parses the flags and runs the command; entry point of `gmpq-export`."""
     run_main(main, __doc__, ExportConfig, DataConfig, WorkdirConfig)
 
 

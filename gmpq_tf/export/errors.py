@@ -1,5 +1,5 @@
-"""Errors of the exporters."""
+"""The error that all exporters raise."""
 
 
 class ExportError(ValueError):
-    """The model cannot be exported, or the file written does not compute it."""
+    """The model cannot be exported, or the file does not compute the same."""

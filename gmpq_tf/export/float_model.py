@@ -27,22 +27,23 @@ from gmpq_tf.layer_kinds import Role
 from gmpq_tf.transform.rewrite import clone_layer, copy_weights, rebuild
 from gmpq_tf.transform.units import unit_of
 
-# Such a step times a code of 7 bits is exact in float32, and so are the gaps.
+# A step with so many bits times a 7-bit code is exact in float32 (24 bits), and so are
+# the differences of such products.
 STEP_MANTISSA = 17
-SMALLEST_STEP = 1e-8  # the LiteRT quantizer takes gaps of 1e-9 for zero
+SMALLEST_STEP = 1e-8  # the LiteRT quantizer treats differences of 1e-9 as zero
 
 
 @dataclass(frozen=True)
 class FloatKernel:
-    """The kernel of one use of a layer, as the float file holds it.
+    """The kernel of one use of a layer, as the float file stores it.
 
     Args:
-        name: of the layer in the student.
+        name: name of the layer in the student.
         kind: a name in `KERNEL_KINDS`.
-        codes: trained codes in the layout of Keras; negated where
-            BatchNormalization turns a channel around, 0 where it switches one off.
+        codes: trained codes in the layout of Keras; negated in channels where
+            BatchNormalization has a negative factor, 0 where that is 0.
         kernel: `codes * step`, float32, with BatchNormalization folded into the step.
-        bias: float32, likewise.
+        bias: bias with BatchNormalization folded in, float32 [C].
         per_tensor: whether all channels have the same step.
     """
 
@@ -55,7 +56,7 @@ class FloatKernel:
 
     @property
     def groups(self) -> np.ndarray:
-        """Absolute codes [steps, weights a step]."""
+        """Absolute codes in groups that share a step, [steps, weights a step]."""
         codes = np.abs(self.codes.astype("int32"))
         together = self.per_tensor
         return (
@@ -66,7 +67,7 @@ class FloatKernel:
 
 
 class FoldedAway(keras.layers.Identity):
-    """Stands where the student has a quantizer, or BatchNormalization that folds."""
+    """Replaces quantizers, and BatchNormalization that is folded."""
 
 
 def float_tflite(model: keras.Model) -> bytes:
@@ -74,17 +75,18 @@ def float_tflite(model: keras.Model) -> bytes:
 
     Kernels are trained codes times steps, BatchNormalization is folded in, and
     activations are not quantized. Steps are rounded to 17 bits (4e-6 of their value),
-    so that `code * step` has no rounding error to hide the gap between two codes.
+    so that `code * step` is exact, and a tool can find the step as the difference of
+    two weights.
 
     Args:
         model: from `gmpq_tf.quantize_model`, fine-tuned.
 
     Returns:
-        The file's content, made by TensorFlow's converter, which sorts inputs by name;
-        the file's signature has their names.
+        The file's bytes, made by TensorFlow's converter. It sorts inputs by name; the
+        file's signature has their names.
 
     Raises:
-        ExportError: a model that is not quantized, or that the converter refuses.
+        ExportError: the model is not quantized, or the converter refuses it.
     """
     graph, kernels = float_graph(model)
     float_model = rebuild(graph, model.name, _make_layer)
@@ -96,12 +98,12 @@ def float_tflite(model: keras.Model) -> bytes:
         float_model.export(folder, verbose=False)
         try:
             return tf.lite.TFLiteConverter.from_saved_model(folder).convert()
-        except Exception as error:  # it raises classes of its own
+        except Exception as error:  # the converter raises many classes
             raise ExportError(_refused(model, error)) from error
 
 
 def _refused(model: keras.Model, error: Exception) -> str:
-    """What the converter said, shortened to its cause."""
+    """The converter's message, shortened to its cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     causes = [line for line in lines if "error:" in line] or lines or [repr(error)]
     return (
@@ -181,6 +183,6 @@ def _stock_layer(call: Call, name: str) -> Any:
 
 
 def _make_layer(call: Call) -> Any:
-    """The layer itself where it was made for the float model, else a copy."""
+    """The layer itself if it was made for the float model, else a copy."""
     own = is_searchable(call.layer) or isinstance(call.layer, FoldedAway)
     return call.layer if own else clone_layer(call)

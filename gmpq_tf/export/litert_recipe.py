@@ -1,9 +1,9 @@
-"""Recipes for the LiteRT quantizer: the same policy, the same codes, another tool.
+"""Recipes with which the LiteRT quantizer makes a file of the same policy and codes.
 
-`litert-quantizer` reads a float `.tflite` and a recipe: a list of rules, each a regular
-expression for the names of output tensors, an operator, an algorithm and a
-configuration. It expresses fewer policies than `export_tflite` does; measured with
-release 0.11.0:
+`litert-quantizer` reads a float `.tflite` and a recipe: a list of rules, each with a
+regular expression for the names of output tensors, an operator, an algorithm and a
+configuration. It supports fewer policies than `export_tflite`; measured with release
+0.11.0:
 
     weights   stored as       by
     2         INT4, or INT2   recovery; INT2 for Dense with dynamic activations only,
@@ -11,11 +11,12 @@ release 0.11.0:
     3, 4      INT4            recovery
     5 to 8    INT8            recovery, or the largest weight where that is 127 steps
 
-Recovery ("dequantized_weight_recovery") takes the smallest gap between the absolute
-weights of a channel as its step, so a channel needs two codes one apart. It does not
-know depthwise convolutions, whose codes are right only where every channel reaches code
-127 (or has no code but -1, 0, 1). Activations have 8 bits or are float. A kernel with
-one step a tensor (Dense without BatchNormalization) is recovered as a whole.
+Recovery ("dequantized_weight_recovery") takes the smallest difference between the
+absolute weights of a channel as its step, so a channel needs two codes that differ by
+one. It does not support depthwise convolutions, whose codes are right only if every
+channel reaches the code 127 (or has only codes -1, 0, 1). Activations have 8 bits or
+are float. A kernel with one step a tensor (Dense without BatchNormalization) is
+recovered as a whole.
 """
 
 from __future__ import annotations
@@ -46,13 +47,13 @@ from gmpq_tf.quantizers.grid import symmetric_limit
 from gmpq_tf.spelling import suggest
 
 ACTIVATIONS = ("static", "dynamic", "float")
-ACTIVATION_BITS = 8  # the only integer width below 16 that the tool knows
+ACTIVATION_BITS = 8  # the only integer width below 16 that the tool supports
 RECOVERY = "dequantized_weight_recovery"
 MIN_MAX = "min_max_uniform_quantize"
 OTHER_KIND = "a kind of layer that is not tried with it"
 OTHER_ACTIVATIONS = "activations of other than 8 bits"
 ZERO_CHANNEL = "a channel of zeros, by whose step the tool divides its bias"
-# What stays float with static activations: the file's ends, and what ends a model.
+# These stay float with static activations: inputs, outputs, and final activations.
 FLOAT_OPERATIONS = ("INPUT", "OUTPUT", "SOFTMAX", "LOGISTIC")
 
 
@@ -75,17 +76,17 @@ def recipe(
         model: the fine-tuned student from `gmpq_tf.quantize_model`.
         policy: the policy it was made with.
         activations: "static": 8 bits, with ranges from the tool's own calibration
-            (pass it one large batch; it averages over calls); "dynamic": 8 bits, with
-            ranges found at every call; "float": kernels only, whatever the policy's
-            activation bits.
-        float_file: what `float_tflite(model)` returned; None: made again.
+            (pass it one large batch, since it averages over calls); "dynamic": 8 bits,
+            with ranges measured in every call; "float": only kernels are quantized,
+            whatever the policy's activation bits.
+        float_file: the result of `float_tflite(model)`; None: it is made again.
 
     Returns:
         The rules as plain JSON values.
 
     Raises:
-        ExportError: layers whose bits or codes the tool cannot express, each with its
-            reason; a policy for another model.
+        ExportError: the tool cannot express bits or codes of some layers, which are
+            listed with the reasons; or the policy is for another model.
     """
     _check_activations(activations)
     _, kernels = float_graph(model)
@@ -110,11 +111,11 @@ def recipe(
 def write_recipe(
     path: str | os.PathLike[str], rules: Sequence[Mapping[str, Any]]
 ) -> Path:
-    """Write a recipe as the JSON file that the tool loads, whole or not at all.
+    """Write a recipe as the JSON file that the tool loads, atomically.
 
     Args:
-        path: the file to make or to replace.
-        rules: what `recipe` returned.
+        path: the file to create or to replace.
+        rules: the result of `recipe`.
 
     Returns:
         The path written.
@@ -134,13 +135,13 @@ def write_recipe(
 def layer_rule(
     kernel: FloatKernel, bits: LayerBits, activations: str, scope: str
 ) -> dict[str, Any] | str:
-    """The rule of one layer, or why there is none.
+    """The rule of one layer, or the reason why there is none.
 
     Args:
-        kernel: the layer's, as the float file holds it.
-        bits: of the policy.
+        kernel: the layer's kernel in the float file.
+        bits: bits of the layer in the policy.
         activations: "static", "dynamic" or "float".
-        scope: name of the tensor that its operator writes.
+        scope: name of the tensor that the layer's operator writes.
     """
     if activations != "float" and bits.activation_bits != ACTIVATION_BITS:
         return OTHER_ACTIVATIONS
@@ -153,7 +154,7 @@ def layer_rule(
     if algorithm is None:
         return "a channel without two codes one apart, so that its step is not seen"
     return {
-        # The tool ends the name of what it matches with a semicolon.
+        # The tool appends a semicolon to the names that it matches.
         "regex": f"^{re.escape(scope)};$",
         "operation": KERNEL_KINDS[kernel.kind].operator,
         "algorithm_key": algorithm,
@@ -162,13 +163,13 @@ def layer_rule(
 
 
 def has_constant_channel(kernel: FloatKernel) -> bool:
-    """Whether a channel has a bias and no weight."""
+    """Whether a channel has a bias but only zero weights."""
     columns = KERNEL_KINDS[kernel.kind].columns(kernel.codes)
     return bool(np.any(~columns.any(axis=0) & (kernel.bias != 0)))
 
 
 def stored_bits(kind: str, weight_bits: int, activations: str) -> int:
-    """Bits of the stored type: 2, 4 or 8."""
+    """Bits of the type in which the tool stores a kernel: 2, 4 or 8."""
     row = KERNEL_KINDS[kind]
     if row.depthwise or weight_bits > 4:
         return 8
@@ -177,7 +178,7 @@ def stored_bits(kind: str, weight_bits: int, activations: str) -> int:
 
 
 def exact_algorithm(kernel: FloatKernel, stored: int) -> str | None:
-    """The algorithm of the tool that represents a kernel without error, or None."""
+    """Name of the tool's algorithm that reproduces a kernel exactly; else None."""
     groups = kernel.groups
     if not KERNEL_KINDS[kernel.kind].depthwise and all(map(is_recovered, groups)):
         return RECOVERY
@@ -187,10 +188,10 @@ def exact_algorithm(kernel: FloatKernel, stored: int) -> str | None:
 
 
 def is_recovered(codes: np.ndarray) -> bool:
-    """Whether the smallest gap between absolute codes (and 0) divides all of them.
+    """Whether the smallest difference of absolute codes (and 0) divides all codes.
 
     Args:
-        codes: of one channel, integers [n].
+        codes: absolute codes of one channel, integers [n].
     """
     gaps = np.diff(np.unique(np.append(codes, 0)))
     return gaps.size == 0 or int(gaps.min()) == math.gcd(*codes.tolist())
@@ -199,7 +200,7 @@ def is_recovered(codes: np.ndarray) -> bool:
 def op_config(
     stored: int, activations: str, per_tensor: bool = False
 ) -> dict[str, Any]:
-    """Configuration of an operator with kernels of 2, 4 or 8 stored bits."""
+    """The tool's configuration of an operator with kernels of 2, 4 or 8 stored bits."""
     granularity = "TENSORWISE" if per_tensor else "CHANNELWISE"
     config: dict[str, Any] = {
         "weight_tensor_config": _tensor_config(stored, True, granularity),
@@ -222,7 +223,7 @@ def _tensor_config(bits: int, symmetric: bool, granularity: str) -> dict[str, An
 
 
 def _base_rules(activations: str) -> list[dict[str, Any]]:
-    """Rules of everything that has no kernel; those of the layers come after."""
+    """Rules for operators without kernels; those of the layers follow them."""
     if activations != "static":
         return []
     every = {"regex": ".*", "operation": "*", "algorithm_key": MIN_MAX}
@@ -236,10 +237,10 @@ def _base_rules(activations: str) -> list[dict[str, Any]]:
 def _scopes(
     kernels: Sequence[FloatKernel], content: bytes
 ) -> Iterator[tuple[FloatKernel, str]]:
-    """Each kernel with the name of the tensor its operator writes.
+    """Each kernel with the name of the tensor that its operator writes.
 
-    Kernels are found by their values: the converter fuses names, drops some, and calls
-    the last tensor after the function.
+    Kernels are found by their values, since the converter fuses names, drops some, and
+    names the last tensor after the function.
     """
     operators = list(_weighted_operators(content))
     missing = []
@@ -249,7 +250,7 @@ def _scopes(
         if not equal:
             missing.append(kernel.name)
             continue
-        # Layers of equal kernels are told apart by name, where there is a choice.
+        # Layers with equal kernels are distinguished by their names.
         named = [o for o in equal if kernel.name in re.split(r"[/;]|_\d+[/;]", o[1])]
         found = (named or equal)[0]
         operators.remove(found)
@@ -270,7 +271,7 @@ def _is_of(operator: tuple, kind: str, wanted: np.ndarray) -> bool:
 
 
 def _weighted_operators(content: bytes) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Operator, name of its output and float kernel, of each with a constant one."""
+    """(operator, name of its output, float kernel) for each constant kernel."""
     operators = {kind.operator for kind in KERNEL_KINDS.values()}
     names = {
         value: name

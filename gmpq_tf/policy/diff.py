@@ -16,7 +16,7 @@ HEADER = ("layer", "weight bits", "activation bits")
 
 @dataclass(frozen=True)
 class PolicyDiff:
-    """What differs between two policies; true where anything does.
+    """The differences between two policies; it is true if there are any.
 
     Args:
         shared: number of layers that both name.
@@ -51,8 +51,8 @@ class RankCorrelation:
 
     Args:
         layers: number of those layers.
-        weight_bits: -1 to 1; NaN where it is not defined, see `rank_correlation`.
-        activation_bits: likewise.
+        weight_bits: -1 to 1; NaN: not defined, see `rank_correlation`.
+        activation_bits: -1 to 1 or NaN, like `weight_bits`.
     """
 
     layers: int
@@ -75,7 +75,7 @@ def diff_layers(before: Layers, after: Layers) -> PolicyDiff:
         after: layer name -> bits.
 
     Returns:
-        What differs, in the order of the layers of `before`, then of `after`.
+        The differences, in the order of the layers of `before`, then of `after`.
     """
     shared = [name for name in before if name in after]
     return PolicyDiff(
@@ -93,10 +93,10 @@ def diff_layers(before: Layers, after: Layers) -> PolicyDiff:
 def rank_correlation(before: Layers, after: Layers) -> RankCorrelation:
     """Correlates the ranks of two policies' bits over the layers both name.
 
-    Spearman's rho: Pearson's correlation of the ranks, where tied layers share the mean
-    of theirs (bits have few values, so most are tied). It is NaN with fewer than two
-    shared layers or where either policy gives all of them the same bits, because then
-    there is no order to agree on.
+    Spearman's rho is Pearson's correlation of the ranks, where tied layers get the mean
+    of their ranks (bits have few values, so most are tied). It is NaN with fewer than
+    two shared layers, or if either policy gives all of them the same bits, because then
+    there is no order to compare.
 
     Args:
         before: layer name -> bits.

@@ -14,16 +14,16 @@ Bits = dict[str, Pair]
 
 
 def draw_bits(candidates: Candidates, limits: Sequence[Limit], seed: int) -> Bits:
-    """Draws the bits of every layer at random and moves them, at random, to a budget.
+    """Draws bits of every layer at random, then moves them at random to the budget.
 
     Bits are first lowered until the cost is within every limit, then raised as long as
-    any of them can be. The first draw that lands at most 3 % below the first limit is
-    taken, or the nearest of 200 where the candidates have none that near.
+    one of them can be. The first draw with a cost at most 3 % below the first limit is
+    taken; if there is none among 200, the nearest.
 
     Args:
         candidates: (weight bits, activation bits) each layer may take.
-        limits: at least one, each of which some policy keeps.
-        seed: of the draw.
+        limits: one or more limits, each of which some policy keeps.
+        seed: seed of the draw.
 
     Returns:
         Layer name -> (weight bits, activation bits), which keep every limit.
@@ -50,17 +50,17 @@ def draw_bits(candidates: Candidates, limits: Sequence[Limit], seed: int) -> Bit
 def settled_bits(
     bits: Bits, candidates: Candidates, limits: Sequence[Limit], seed: int
 ) -> Bits | None:
-    """Moves a policy, at random, to within its budgets, then up until nothing fits.
+    """Lowers bits at random until budgets are kept, then raises them until none fits.
 
     Args:
         bits: the policy.
         candidates: (weight bits, activation bits) each layer may take.
-        limits: at least one.
-        seed: of the moves.
+        limits: one or more limits.
+        seed: seed of the moves.
 
     Returns:
-        Layer name -> (weight bits, activation bits); None where moves did not get
-        within every limit.
+        Layer name -> (weight bits, activation bits); None: the moves did not reach a
+        policy within every limit.
     """
     meters = [Meter(limit) for limit in limits]
     found = _settled(dict(bits), candidates, meters, random.Random(seed))
@@ -69,21 +69,21 @@ def settled_bits(
 
 @dataclass(frozen=True)
 class Meter:
-    """What the layers may cost, and do."""
+    """The cost of layers and their budget, in one resource."""
 
     limit: Limit
 
     @property
     def budget(self) -> float:
-        """What is left for the layers."""
+        """What the limit allows for the layers, without the constant part."""
         return self.limit.for_layers
 
     def cost(self, bits: Bits) -> float:
-        """Cost of some layers."""
+        """Cost of the layers of a policy, without the constant part."""
         return self.limit.table.of_layers(bits)
 
     def change(self, bits: Bits, move: Bits) -> float:
-        """By how much a move changes it."""
+        """Change of the cost by a move (layer -> new bits)."""
         at = self.limit.table.at
         return sum(at(name, *new) - at(name, *bits[name]) for name, new in move.items())
 
@@ -98,7 +98,7 @@ def _draw(
 def _settled(
     bits: Bits, candidates: Candidates, meters: Sequence[Meter], rng: random.Random
 ) -> Bits | None:
-    # More steps than bit-widths are passed only where more bits cost less.
+    # More steps than there are bit-widths occur only if more bits cost less.
     for _ in range(2 * len(bits) * len(ALL_BITS)):
         over = [m for m in meters if m.cost(bits) > m.budget]
         if not over:

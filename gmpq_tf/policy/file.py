@@ -1,4 +1,4 @@
-"""Policy files and files of renamed layers: JSON of which every key is checked."""
+"""Read policy files and files of renamed layers: JSON with checked keys."""
 
 import os
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from gmpq_tf.spelling import suggest
 FORMAT = 1
 KEYS = ("format", "model", "layers", "made_by")
 PREFIX = "prefix="
-LONGEST_NAME = 1000  # of a layer; messages quote them
+LONGEST_NAME = 1000  # characters of a layer name, since messages quote them
 
 
 def read_policy_file(
@@ -25,8 +25,8 @@ def read_policy_file(
         path: a file made by `BitwidthPolicy.save`.
 
     Returns:
-        model, layer name -> (weight_bits, activation_bits), made_by; the values are
-        for `BitwidthPolicy` to check.
+        model, layer name -> (weight_bits, activation_bits), made_by. `BitwidthPolicy`
+        checks the values.
 
     Raises:
         PolicyError: the file is not a policy of format 1.
@@ -48,13 +48,13 @@ def read_policy_file(
 
 
 def read_renaming(text: str) -> str | dict[str, str]:
-    """Reads how a command line says that layers are called otherwise.
+    """Reads a renaming of layers from a command line option.
 
     Args:
         text: `prefix=TEXT`, or a JSON file `{old name: new name}`.
 
     Returns:
-        The prefix, or the mapping: for `BitwidthPolicy.rename`, which checks them
+        The prefix or the mapping, for `BitwidthPolicy.rename`, which checks them
         against the layers of the policy.
 
     Raises:
@@ -76,10 +76,10 @@ def read_renaming(text: str) -> str | dict[str, str]:
 
 
 def check_object(name: str, content: Any) -> None:
-    """Raises unless a value is a mapping.
+    """Requires a mapping.
 
     Args:
-        name: of the value, for the message.
+        name: name of the value, for the message.
         content: the value.
 
     Raises:

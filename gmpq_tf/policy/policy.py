@@ -1,4 +1,4 @@
-"""A policy: how many bits each layer's weights and activations get."""
+"""A policy: the bits of each layer's weights and activations."""
 
 import json
 import os
@@ -47,20 +47,20 @@ LONGEST_MESSAGE = 2000
 class BitwidthPolicy(Mapping[str, LayerBits]):
     """The bit-widths of every searchable layer of a model, by layer name.
 
-    A mapping: `policy["conv1"].weight_bits`, `for name in policy`, `policy.items()`.
-    Two policies are equal when they give the same model the same bits, whoever made
-    them. Only the layer names decide where a policy may be used: one that was searched
-    on 32-pixel images serves the same network at any image size, width or number of
-    classes.
+    It is a mapping: `policy["conv1"].weight_bits`, `for name in policy`,
+    `policy.items()`. Two policies are equal if they give the same model the same bits,
+    whatever made them. Only layer names decide where a policy can be used: one that was
+    searched on 32-pixel images can be used for the same network at any image size,
+    width or number of classes.
 
     Args:
         model: name of the model the policy is for.
         layers: layer name -> `LayerBits` or `(weight_bits, activation_bits)`.
-        made_by: where the policy comes from (strategy, config, seed, versions): plain
-            JSON values.
+        made_by: provenance of the policy (strategy, config, seed, versions), plain JSON
+            values.
 
     Raises:
-        PolicyError: a value is of the wrong type or a bit-width not in 2 to 8.
+        PolicyError: a value has the wrong type, or a bit-width is not in 2 to 8.
     """
 
     model: str
@@ -82,7 +82,7 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
                 f"The policy for {self.model!r} has no such layer. "
                 f"Received: name={name!r}. {suggest(str(name), self.layers)}"
             )
-        return cast(LayerBits, self.layers[name])  # made so on construction
+        return cast(LayerBits, self.layers[name])  # converted on construction
 
     def __contains__(self, name: object) -> bool:
         return name in self.layers
@@ -121,22 +121,23 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
         activation_bits: int,
         pinned: Mapping[str, Pin] | None = None,
     ) -> "BitwidthPolicy":
-        """Returns the policy that treats every layer alike.
+        """Returns a uniform policy: the same bits for every layer, except pinned ones.
 
         Args:
             model: a built functional Keras model.
             weight_bits: bits of every kernel, 2 to 8.
             activation_bits: bits of every layer's input, 2 to 8.
-            pinned: layer name -> (weight_bits, activation_bits) of the exceptions; None
-                is the layers of `end_names` (the first, and those whose results are
-                outputs) at (8, 8), {} is no exception. A side that is None is no
-                exception either, but in those layers.
+            pinned: layer name -> (weight_bits, activation_bits) of exceptions; None:
+                the layers of `end_names` (the first, and those whose results are
+                outputs) at (8, 8); {}: no exceptions. A side that is None has the
+                uniform bits, in the layers of `end_names` 8.
 
         Returns:
             The policy of `model`, its layers in graph order.
 
         Raises:
-            PolicyError: a bit-width not in 2 to 8, or a pinned layer not in the model.
+            PolicyError: a bit-width is not in 2 to 8, or a pinned layer is not in the
+                model.
         """
         names = searchable_names(model)
         pins = uniform_pins(end_names(model), pinned)
@@ -159,25 +160,25 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
         kernel_quantizer: str | None = None,
         class_names: Sequence[str] = (),
     ) -> "BitwidthPolicy":
-        """Draws a policy at random that spends a budget: the baseline of any search.
+        """Draws a random policy that spends a budget: the baseline for any search.
 
         Args:
             model: a built functional Keras model.
-            bit_ops_budget: bit operations of one example, of which at most 3 % are left
-                where the candidates allow: up to 1 a fraction of full precision, above
-                1 a count; None: `budget` says it.
-            seed: of the draw; the same one draws the same policy.
+            bit_ops_budget: bit operations of one example, up to 1 a fraction of full
+                precision, above 1 a count; None: `budget` is given. The policy costs at
+                most 3 % less, if the candidates allow it.
+            seed: seed of the draw; the same seed draws the same policy.
             weight_bits: candidates of every kernel, each 2 to 8, none twice.
-            activation_bits: candidates of every layer's input, likewise.
+            activation_bits: candidates of every layer's input, each 2 to 8, none twice.
             pinned: layer name -> (weight_bits, activation_bits) of layers that are not
-                drawn; None is those of `end_names` at (8, 8), {} is none. Of a pair
-                one may be None: that side is drawn.
-            budget: as people say it, such as "W4A4" or ("W4A4", "60kB"); of the first
-                at most 3 % are left, the others are kept. See `gmpq_tf.budget`.
+                drawn; None: those of `end_names` at (8, 8); {}: none. A side that is
+                None is drawn.
+            budget: such as "W4A4" or ("W4A4", "60kB"); the policy costs at most 3 %
+                less than the first, and keeps the others. See `gmpq_tf.budget`.
             storage: as in `TableOptions`.
-            latency_table: likewise.
-            kernel_quantizer: likewise.
-            class_names: likewise.
+            latency_table: as in `TableOptions`.
+            kernel_quantizer: as in `TableOptions`.
+            class_names: as in `TableOptions`.
 
         Returns:
             The policy of `model`, its layers in graph order.
@@ -213,10 +214,10 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
         return cls(model.name, bits, made_by)
 
     def check(self, names: Iterable[str]) -> None:
-        """Raises unless the policy covers exactly these layers.
+        """Requires that the policy covers exactly these layers.
 
         Args:
-            names: the searchable layers of the model the policy is to be used on.
+            names: the searchable layers of the model that the policy is used for.
 
         Raises:
             PolicyError: the policy lacks one of them or names another layer.
@@ -224,18 +225,18 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
         check_same_names(self.model, self, list(names))
 
     def rename(self, renaming: str | Mapping[str, str]) -> "BitwidthPolicy":
-        """Returns the policy for a network whose layers are called otherwise.
+        """Returns the policy for a network whose layers have other names.
 
         Args:
-            renaming: text to put before every name, such as `"backbone_"`, or old name
-                -> new name; layers that are no key keep their names.
+            renaming: a prefix for every name, such as `"backbone_"`, or old name -> new
+                name; layers that are not listed keep their names.
 
         Returns:
             The same bits under the new names, in the same order.
 
         Raises:
-            PolicyError: a key is no layer of the policy, a new name is not text, or two
-                layers would share one name.
+            PolicyError: a key is not a layer of the policy, a new name is not text, or
+                two layers would share one name.
         """
         renamed = new_names(self, renaming)
         layers = {renamed[name]: bits for name, bits in self.items()}
@@ -248,22 +249,22 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
         others: LayerBits | tuple[int, int] = PINNED_BITS,
         drop: Iterable[str] = (),
     ) -> "BitwidthPolicy":
-        """Returns the policy for a network that this one's is the backbone of.
+        """Returns a policy for a larger network with this policy's model as backbone.
 
-        Layers of equal names take their bits; what else the network has gets `others`.
+        Layers with equal names get the bits of this policy; all others get `others`.
 
         Args:
             model: a built functional Keras model, such as a detector.
-            others: (weight_bits, activation_bits) of its other layers.
-            drop: layers of this policy whose bits are not taken, such as the last
+            others: (weight_bits, activation_bits) of the other layers.
+            drop: layers of this policy whose bits are not taken over, such as the last
                 layer of a classifier.
 
         Returns:
             A policy of `model`, its layers in graph order.
 
         Raises:
-            PolicyError: a layer of this policy that is neither in the model nor
-                dropped, one that is dropped and not in the policy, or none is left.
+            PolicyError: a layer of this policy is neither in the model nor dropped, a
+                dropped one is not in the policy, or no layer is left.
         """
         dropped, names = list(drop), searchable_names(model)
         others = check_layer_bits("others", others)
@@ -279,18 +280,18 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
         return BitwidthPolicy(model.name, layers, made_by)
 
     def merge(self, other: "BitwidthPolicy") -> "BitwidthPolicy":
-        """Returns the policy of the layers of both, like `dict | dict`.
+        """Returns a policy with the layers of both, like `dict | dict`.
 
         To use the policy of a backbone in a larger model, see `adapt`.
 
         Args:
-            other: whose bits are taken for layers that both name.
+            other: the other policy; it wins for layers that both have.
 
         Returns:
-            A policy for this one's model: its layers, then those only `other` names.
+            A policy for this policy's model: its layers, then those only in `other`.
 
         Raises:
-            PolicyError: `other` is no policy.
+            PolicyError: `other` is not a policy.
         """
         _check_policy(other)
         config = {"policy": self.made_by, "other": other.made_by}
@@ -301,16 +302,16 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
         )
 
     def diff(self, other: "BitwidthPolicy") -> PolicyDiff:
-        """Returns what differs from this policy to another.
+        """Returns the differences between this policy and another.
 
         Args:
-            other: the policy after; this one is before.
+            other: the policy "after"; this one is "before".
 
         Returns:
-            A `PolicyDiff`: false where nothing differs, readable as `str`.
+            A `PolicyDiff`: false if nothing differs, readable as `str`.
 
         Raises:
-            PolicyError: `other` is no policy.
+            PolicyError: `other` is not a policy.
         """
         _check_policy(other)
         return diff_layers(self, other)
@@ -322,20 +323,20 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
             other: any policy that shares layers.
 
         Returns:
-            A `RankCorrelation` of weight bits and of activation bits; NaN where either
-            policy gives all shared layers the same bits, or where only one is shared.
+            A `RankCorrelation` of weight bits and of activation bits; NaN if either
+            policy gives all shared layers the same bits, or if only one is shared.
 
         Raises:
-            PolicyError: `other` is no policy or shares no layer.
+            PolicyError: `other` is not a policy or shares no layer.
         """
         _check_policy(other)
         return rank_correlation(self, other)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the policy as JSON, whole or not at all.
+        """Writes the policy as JSON, atomically.
 
         Args:
-            path: the file to make or to replace; missing folders are made.
+            path: the file to create or to replace; missing folders are made.
         """
         layers = {
             name: {key: getattr(bits, key) for key in LAYER_KEYS}
@@ -346,7 +347,7 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "BitwidthPolicy":
-        """Reads a policy and checks every key and value of it.
+        """Reads a policy and checks all its keys and values.
 
         Args:
             path: a file made by `save`.
@@ -386,7 +387,7 @@ def _checked_layers(layers: Any) -> Mapping[str, LayerBits]:
 def _checked_provenance(made_by: Any) -> Mapping[str, Any]:
     check_object("made_by", made_by)
     try:
-        # Through text and back: a saved and loaded policy says the same.
+        # Through JSON text and back, so that a loaded policy equals the saved one.
         text = json.dumps(made_by, allow_nan=False)
         return json.loads(text, object_hook=ReadOnlyDict)
     except (TypeError, ValueError) as error:

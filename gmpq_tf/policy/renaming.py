@@ -8,15 +8,15 @@ from gmpq_tf.spelling import suggest
 
 
 def check_same_names(policy: str, names: Collection[str], wanted: list[str]) -> None:
-    """Raises unless a policy names exactly the searchable layers of a model.
+    """Requires that a policy names exactly the searchable layers of a model.
 
     Args:
-        policy: what the message calls the policy.
-        names: the layers it names.
+        policy: name of the policy, for the message.
+        names: the layers of the policy.
         wanted: the searchable layers of the model.
 
     Raises:
-        PolicyError: names differ; it says how many match and what may help.
+        PolicyError: names differ; the message says how many match and what may help.
     """
     unknown = [name for name in names if name not in wanted]
     missing = [name for name in wanted if name not in names]
@@ -34,17 +34,17 @@ def check_same_names(policy: str, names: Collection[str], wanted: list[str]) -> 
 def check_adapts(
     policy: str, names: list[str], wanted: list[str], dropped: list[str]
 ) -> set[str]:
-    """Returns the layers of a policy that a larger model takes the bits of.
+    """Returns the layers of a policy whose bits a larger model takes over.
 
     Args:
-        policy: what the message calls the policy.
-        names: the layers it names.
+        policy: name of the policy, for the message.
+        names: the layers of the policy.
         wanted: the searchable layers of the model.
-        dropped: layers of the policy that are not to be taken.
+        dropped: layers of the policy that are not taken over.
 
     Raises:
-        PolicyError: a layer is in neither, a dropped one is not in the policy, or none
-            is left.
+        PolicyError: a layer is neither in the model nor dropped, a dropped one is not
+            in the policy, or none is left.
     """
     for name in dropped:
         if name not in names:
@@ -69,18 +69,18 @@ def check_adapts(
 
 
 def new_names(names: Collection[str], renaming: Any) -> dict[str, str]:
-    """Returns what each layer is called after a renaming, checked.
+    """Returns the name of each layer after a renaming, checked.
 
     Args:
         names: the layers of the policy.
-        renaming: text to put before every name, or old name -> new name; layers that
-            are no key keep their names.
+        renaming: a prefix for every name, or old name -> new name; layers that are not
+            listed keep their names.
 
     Returns:
         Old name -> new name, for every layer, in the same order.
 
     Raises:
-        PolicyError: a key is no layer, a new name is not text, or two layers would
+        PolicyError: a key is not a layer, a new name is not text, or two layers would
             share one name.
     """
     if isinstance(renaming, str) and renaming:
@@ -98,14 +98,14 @@ def new_names(names: Collection[str], renaming: Any) -> dict[str, str]:
 
 
 def shorten(names: list[str], limit: int = 5) -> str:
-    """Returns a list of names as text, of which only the first few are written out.
+    """Returns a list of names as text with only the first few.
 
     Args:
         names: the names.
-        limit: how many to write out.
+        limit: how many names are written.
 
     Returns:
-        such as "['a', 'b'] and 7 more".
+        Text such as "['a', 'b'] and 7 more".
     """
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return f"{names[:limit]}{more}"
@@ -137,7 +137,7 @@ def _check_distinct(renamed: Mapping[str, str]) -> None:
 
 
 def _remedy(unknown: list[str], missing: list[str], matches: int) -> str:
-    """What to do about names that differ; a renaming only where one is likely."""
+    """Text: what to do about names that differ; a renaming only if it is likely."""
     search = "use the model it was searched on, or search again for this model."
     if not unknown or not missing:
         return search.capitalize()

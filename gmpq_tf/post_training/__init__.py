@@ -3,7 +3,7 @@
     student = gmpq.quantize_model(model, policy)
     refine(student, model, images)                   # all in one, ready to export
 
-or by hand, in this order:
+or step by step, in this order:
 
     model, report = equalize(model)                  # before quantize_model
     gmpq.calibrate(student, images, method=...)

@@ -1,4 +1,4 @@
-"""Give every channel the mean that it has in the float network."""
+"""Bias correction: give every channel the mean that it has in the float network."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from gmpq_tf.post_training.walk import Pair, Walk, without_activation
 def correct_biases(
     student: keras.Model, model: keras.Model, dataset: Any, batches: int | None = None
 ) -> dict[str, np.ndarray]:
-    """Move biases so that sums have the means of the float network's.
+    """Move biases so that each layer's sums have the means of the float network.
 
-    `b <- b + E[W x + b] - E[q(W) q(x) + b]`, the means over images and positions of
-    each channel, measured, one layer after the other in the order of the graph, with
-    those before it corrected. After a BatchNormalization its beta moves (without one,
-    its moving mean). Labels are not needed. Call it before `snap_biases` without data:
-    statistics measured there would undo it in part.
+    `b <- b + E[W x + b] - E[q(W) q(x) + b]`, with the means over images and positions
+    of each channel. They are measured layer by layer in the order of the graph, with
+    earlier layers corrected already. If a BatchNormalization follows, its beta is moved
+    (without beta its moving mean). Labels are not needed. Call it before `snap_biases`,
+    and that without data: statistics measured there would partly undo the correction.
+
     Unlike the paper's analytic form the means are measured, which needs no assumption
     on distributions.
 
@@ -29,16 +30,16 @@ def correct_biases(
         student: from `quantize_model`, calibrated; changed in place.
         model: the float model it was made of; not changed.
         dataset: images, as `calibrate` takes them; a few hundred.
-        batches: how many to use; None: all.
+        batches: how many batches to use; None: all.
 
     Returns:
-        Layer name -> what its sums were moved by, float64 [channels]. Layers that are
-        used more than once, and those without bias and BatchNormalization, are left
-        out, with a warning that names them.
+        Layer name -> shift of its sums, float64 [channels]. Layers that are used more
+        than once, and those without bias and BatchNormalization, are left out, with a
+        warning that names them.
 
     Raises:
-        CalibrationError: not a calibrated student, or one of another model.
-        InputError: no images, or images that do not fit.
+        CalibrationError: the student is not calibrated, or of another model.
+        InputError: there are no images, or they do not fit the model.
 
     Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
     Correction", ICCV 2019, section 4.2 and appendix D.
@@ -65,7 +66,7 @@ def correct_biases(
 
 
 def _mean_difference(walk: Walk, pair: Pair) -> np.ndarray:
-    """By how much the float network's means are larger, [channels]."""
+    """Mean sums of the float network minus those of the student, [channels]."""
     name = pair.sum_call.name
     number, other = pair.student[name], pair.reference[name]
     source = walk.reference.graph.calls[pair.reference[pair.name]].layer
@@ -76,7 +77,7 @@ def _mean_difference(walk: Walk, pair: Pair) -> np.ndarray:
 
 
 def channel_means(outputs: Iterable[np.ndarray]) -> np.ndarray:
-    """Mean of each channel, the last axis, over batches: float64 [channels]."""
+    """Mean of each channel over batches [B, ..., channels]: float64 [channels]."""
     total, count = 0.0, 0
     for batch in outputs:
         values: np.ndarray = batch.astype("float64").reshape(-1, batch.shape[-1])
@@ -86,7 +87,7 @@ def channel_means(outputs: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def move_sums(layer: Any, norm: Any | None, shift: np.ndarray) -> None:
-    """Add a shift [channels] to what the layer, or its norm, puts out."""
+    """Add a shift [channels] to the output of a layer, or of its BatchNormalization."""
     if norm is None:
         layer.bias.assign(np.asarray(layer.bias, "float64") + shift)
     elif norm.center:

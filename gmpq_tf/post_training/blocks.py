@@ -1,4 +1,4 @@
-"""Part a student's graph into blocks that are learned one after the other."""
+"""Cut a student's graph into blocks that are learned one after the other."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Block:
     """Calls of a student that are learned together.
 
     Args:
-        start: number of the first call in the student's graph.
-        stop: number after the last.
-        units: with a kernel of their own, each used once; in order.
-        targets: tensor number of the student -> number of the call of the float
-            model's graph whose first output it should be.
+        start: index of the first call in the student's graph.
+        stop: index after the last call.
+        units: the units with kernels, each used once, in order.
+        targets: tensor number of the student -> index of the call in the float model's
+            graph whose first output it should equal.
     """
 
     start: int
@@ -31,28 +31,28 @@ class Block:
 
     @property
     def name(self) -> str:
-        """Of the last layer with a kernel."""
+        """Name of the block's last layer with a kernel."""
         return self.units[-1].call.name
 
 
 def find_blocks(
     graph: Graph, other: Graph, kernels: int = KERNELS, most: int = MOST_KERNELS
 ) -> list[Block]:
-    """Blocks of at least `kernels` units, cut where a single tensor is alive.
+    """Blocks of at least `kernels` units, cut where only a single tensor is alive.
 
-    That is after an inverted residual of MobileNetV2, and after each addition of a
-    ResNet. Where no such cut comes within `most` kernels, tensors that skip the cut are
-    handed on, and each one made in the block has a target. The last block ends at the
-    last unit with a kernel, before a softmax.
+    Such cuts are after each inverted residual of MobileNetV2, and after each addition
+    of a ResNet. If there is none within `most` kernels, the block ends at any unit;
+    then several tensors are alive, and each one made in the block has a target. The
+    last block ends at the last unit with a kernel, before a softmax.
 
     Args:
-        graph: of the student.
-        other: of its float model, with the same names.
-        kernels: of a block, at least, but for the last one.
-        most: after which a block ends at any unit.
+        graph: graph of the student.
+        other: graph of its float model, with the same names.
+        kernels: least number of kernels in a block, except the last one.
+        most: number of kernels after which a block ends at any unit.
 
     Returns:
-        In the order of the graph.
+        The blocks in the order of the graph.
     """
     together, uses = unit_of(graph), Counter(id(c.layer) for c in graph.calls)
     kernel_calls = [n for n, c in enumerate(graph.calls) if is_searchable(c.layer)]
@@ -80,7 +80,7 @@ def find_blocks(
 
 
 def _alive(graph: Graph, number: int) -> set[int]:
-    """Tensors that exist after a call and are read, or returned, later."""
+    """Numbers of the tensors that exist after a call and are needed later."""
     made = {*graph.inputs}
     made.update(i for call in graph.calls[: number + 1] for i in call.outputs)
     read = {i for call in graph.calls[number + 1 :] for i in call.inputs}
@@ -88,7 +88,7 @@ def _alive(graph: Graph, number: int) -> set[int]:
 
 
 def _targets(graph: Graph, other: Graph, start: int, number: int) -> dict[int, int]:
-    """What the block of calls `start` to `number` makes for later ones."""
+    """Targets of the block of calls `start` to `number`; see `Block`."""
     reference = {call.name: n for n, call in enumerate(other.calls)}
     made = {i for call in graph.calls[start : number + 1] for i in call.outputs}
     anchors = {
@@ -98,7 +98,7 @@ def _targets(graph: Graph, other: Graph, start: int, number: int) -> dict[int, i
 
 
 def _may_end(graph: Graph, number: int, unit: Unit) -> bool:
-    """Whether no unit is cut, and no quantizer from what it quantizes."""
+    """Whether a cut here separates no unit, and no quantizer from its input."""
     if graph.calls[number] is not unit.calls[-1]:
         return False
     following = graph.calls[number + 1]
@@ -107,9 +107,9 @@ def _may_end(graph: Graph, number: int, unit: Unit) -> bool:
 
 
 def _anchor(graph: Graph, index: int, reference: dict[str, int]) -> int | None:
-    """The call of the float model that makes what a tensor of the student stands for.
+    """Index of the float model's call that corresponds to a tensor of the student.
 
-    Quantizers stand in the student alone.
+    Quantizers, which only the student has, are skipped.
     """
     producers = graph.producers()
     call: Call | None = producers.get(index)

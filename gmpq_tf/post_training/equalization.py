@@ -1,4 +1,4 @@
-"""Scale channels so that two layers in a row have weights of equal size in each."""
+"""Cross-layer equalization: scale channels so that both layers have equal ranges."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gmpq_tf.transform.units import Unit, cap_of, units
 ROUNDS, CLOSE = 50, 1e-3  # rounds over all pairs; largest |log2 s| of the last one
 LARGEST_SCALE = 2.0**10
 RELU6_CHOICES = ("skip", "relu")
-# These move, pick or average values of a channel, whatever its scale.
+# These layers move, pick or average values of a channel, so any scale passes through.
 CHANNELWISE = frozenset(
     (
         "ZeroPadding2D Cropping2D MaxPooling2D GlobalMaxPooling2D AveragePooling2D "
@@ -30,12 +30,12 @@ CHANNELWISE = frozenset(
 
 @dataclass(frozen=True)
 class Equalization:
-    """What `equalize` did.
+    """The report of `equalize`.
 
     Args:
         pairs: names of the two layers of each pair.
-        skipped: layer name -> why its outputs are not scaled.
-        uncapped: names of the layers whose ReLU6 has become a ReLU.
+        skipped: layer name -> reason why its outputs are not scaled.
+        uncapped: names of layers whose ReLU6 was replaced by a ReLU.
     """
 
     pairs: tuple[tuple[str, str], ...]
@@ -45,13 +45,18 @@ class Equalization:
 
 @dataclass(frozen=True, eq=False)
 class ScaledPair:
-    """Two layers between which each channel may have any positive scale."""
+    """Two layers between which each channel can be scaled by any positive number.
+
+    Args:
+        first: unit of the layer that writes the channels.
+        second: layer that reads them.
+    """
 
     first: Unit
     second: Any
 
     def scale(self) -> float:
-        """Equalize the two once; returns the largest `|log2 s|`.
+        """Equalize both layers once; returns the largest `|log2 s|` over channels.
 
         `s_i = sqrt(r1_i r2_i) / r2_i` (eq. 11): then both have the range
         `sqrt(r1_i r2_i)`.
@@ -78,29 +83,30 @@ class ScaledPair:
 def equalize(
     model: keras.Model, relu6: str = "skip"
 ) -> tuple[keras.Model, Equalization]:
-    """Equalize the weights' ranges of layers in a row, channel by channel.
+    """Equalize the weight ranges of consecutive layers, channel by channel.
 
-    `ReLU(x / s) = ReLU(x) / s`, so the outputs of a layer may be divided by `s_i > 0`
-    and the weights that read them multiplied; the float network stays what it is, up to
-    rounding. Scales are found pair by pair, again and again until none moves. Pairs are
-    a layer of `KERNEL_KINDS`, its BatchNormalization, a ReLU or nothing, pools and
-    padding, and the one layer that reads them.
-    With one step an output channel it is the second layer, and the range of the tensor
-    between, that gain; a Dense layer, with one step, gains in both places.
+    `ReLU(x / s) = ReLU(x) / s`, so the outputs of a layer can be divided by `s_i > 0`
+    and the weights that read them multiplied by it; up to rounding the float network
+    stays the same. Scales are computed pair by pair, in several rounds until they
+    converge. A pair is a layer of `KERNEL_KINDS` with its BatchNormalization, ReLU (or
+    no activation), pools and padding, and the only layer that reads the result.
+
+    With one step for each output channel, the second layer and the range of the tensor
+    in between benefit; a Dense layer, which has one step, benefits in both places.
 
     Args:
         model: a built functional or Sequential float model; not changed.
-        relu6: "skip": a pair with a ReLU6 between, whose cap no scale leaves where it
-            is, is left out and reported. "relu": such ReLU6 become ReLU first, which
-            changes the network where values exceed 6; they are reported, too.
+        relu6: "skip": a pair with a ReLU6 in between, whose cap would be scaled, is
+            left out and reported. "relu": such ReLU6 are replaced by ReLU first, which
+            changes the network where values exceed 6; they are reported too.
 
     Returns:
-        A copy of the model, and what was done; each layer of `KERNEL_KINDS` whose
-        outputs are not scaled is there, with the reason.
+        A copy of the model, and a report, which also lists each layer of `KERNEL_KINDS`
+        whose outputs are not scaled, with the reason.
 
     Raises:
-        ValueError: another `relu6`.
-        GraphError: a subclassed or unbuilt model.
+        ValueError: `relu6` has another value.
+        GraphError: the model is subclassed or not built.
 
     Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
     Correction", ICCV 2019, section 4.1.
@@ -125,7 +131,11 @@ def equalize(
 def find_pairs(
     graph: Graph, uncap: bool = False
 ) -> tuple[list[ScaledPair], dict[str, str], list[Unit]]:
-    """Pairs that can be scaled, why other layers are in none, and ReLU6 in pairs."""
+    """Find pairs to scale.
+
+    Returns:
+        The pairs; layer name -> reason for other layers; units in pairs with a ReLU6.
+    """
     uses = Counter(id(call.layer) for call in graph.calls)
     consumers = graph.consumers()
     pairs, skipped, capped = [], {}, []
@@ -149,7 +159,7 @@ def find_pairs(
 
 
 def _no_first(unit: Unit, uses: Mapping[int, int]) -> str | None:
-    """Why the outputs of a unit cannot be scaled, if so."""
+    """The reason why the outputs of a unit cannot be scaled; None: they can."""
     layer, norm = unit.call.layer, unit.batch_norm
     if any(uses[id(call.layer)] > 1 for call in unit.calls):
         return "it is used more than once"
@@ -169,10 +179,10 @@ def _reader(
     consumers: Mapping[int, list[Call]],
     uses: Mapping[int, int],
 ) -> tuple[Call | None, str | None]:
-    """The one layer that reads a unit through channelwise calls, or why there is none.
+    """The only layer that reads a unit, through channelwise calls.
 
     Returns:
-        (call, None) or (None, reason).
+        (call, None), or (None, reason) if there is no such layer.
     """
     index = unit.result
     while True:
@@ -203,7 +213,7 @@ def _checked_second(
 
 
 def _cap(unit: Unit) -> float | None:
-    """The largest value that the unit's activation lets through; None: all do."""
+    """The largest value of the unit's activation; None: it has none."""
     if unit.activation is not None:
         return cap_of(unit.activation)
     if unit.call.activation == "relu6":
@@ -212,7 +222,7 @@ def _cap(unit: Unit) -> float | None:
 
 
 def _capped(unit: Unit, cap: float, uncap: bool) -> str | None:
-    """Why a ReLU with a cap stands in the way, if so."""
+    """The reason why a ReLU with a cap prevents scaling; None: it can be removed."""
     if not uncap:
         return f"its ReLU has a cap at {cap:g}, which scaling would move"
     call = unit.activation or unit.call
@@ -222,7 +232,7 @@ def _capped(unit: Unit, cap: float, uncap: bool) -> str | None:
 
 
 def _uncap(unit: Unit) -> None:
-    """Let a unit's ReLU have no cap."""
+    """Remove the cap of a unit's ReLU, in place."""
     layer = unit.activation.layer if unit.activation else unit.call.layer
     if layer.__class__.__name__ == "ReLU":
         layer.max_value = None
@@ -231,7 +241,7 @@ def _uncap(unit: Unit) -> None:
 
 
 def output_ranges(unit: Unit) -> np.ndarray:
-    """Largest weight of each output channel, its BatchNormalization folded: [C]."""
+    """Largest weight of each output channel, with BatchNormalization folded: [C]."""
     layer = unit.call.layer
     kernel = np.asarray(layer.kernel, "float64")
     found = np.abs(KERNEL_KINDS[_kind(layer)].columns(kernel)).max(axis=0)

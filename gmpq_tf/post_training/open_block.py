@@ -1,4 +1,4 @@
-"""A block of a student whose layers are open."""
+"""A block of a student while it is learned: its outputs, errors and training."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ from gmpq_tf.post_training.blocks import Block
 from gmpq_tf.post_training.open_layer import BlockConfig, OpenLayer
 from gmpq_tf.post_training.rounding import draws, power_at
 
-VALUES_A_STEP = 2**22  # of the largest tensor of a block
+VALUES_A_STEP = 2**22  # values of a block's largest tensor in a step: sets the batch
 LEAST_BATCH, MOST_BATCH = 4, 32
-WARM_UP, LAST_RATE = 0.2, 0.1  # shares: of the steps without penalty; of the rates
-FIRST_MOMENT, SECOND_MOMENT, TINY = 0.9, 0.999, 1e-8  # of Adam
+# Share of the steps without penalty, and the last learning rate as a share of the
+# first.
+WARM_UP, LAST_RATE = 0.2, 0.1
+FIRST_MOMENT, SECOND_MOMENT, TINY = 0.9, 0.999, 1e-8  # constants of Adam
 
 
 @dataclass(frozen=True)
 class Learned:
-    """What learning did to one block.
+    """The result of learning one block.
 
     Args:
-        layers: names of those with a kernel.
-        error_before: mean squared error of its outputs, where 1 is their variance.
-        error: that with what is kept; not larger.
+        layers: names of its layers with kernels.
+        error_before: mean squared error of its outputs, relative to their variance.
+        error: the same after learning; never larger.
         changed: share of the weights whose code is not the nearest.
     """
 
@@ -41,13 +43,13 @@ class Learned:
 
 
 class OpenBlock:
-    """A block of the student whose layers' numbers are open.
+    """A block of the student whose codes, steps, ranges and biases can be learned.
 
     Args:
-        graph: of the student.
-        block: of it.
+        graph: graph of the student.
+        block: block of this graph.
         config: what is learned.
-        images: that it is learned from.
+        images: number of images that it is learned from.
     """
 
     def __init__(
@@ -75,12 +77,12 @@ class OpenBlock:
     def outputs(
         self, tensors: dict[int, Any], codes: Sequence[Any], random: Any = None
     ) -> list[tf.Tensor]:
-        """What the block makes for later ones.
+        """The block's target tensors, [B, ...] each.
 
         Args:
-            tensors: number -> value [B, ...], of those that it reads.
-            codes: of each layer's kernel.
-            random: draws the activations that stay float; None: none do.
+            tensors: number -> value [B, ...] of the tensors that the block reads.
+            codes: codes of each layer's kernel, of its shape.
+            random: draws which activations stay float; None: none do.
         """
         tensors = dict(tensors)
         chosen = dict(zip(map(id, self.layers), codes, strict=True))
@@ -110,12 +112,12 @@ class OpenBlock:
     def error(
         self, x: dict[int, np.ndarray], y: list[np.ndarray], codes: Sequence[Any]
     ) -> float:
-        """Mean squared error over all images, where 1 is the targets' variance.
+        """Mean squared error over all images, relative to the targets' variance.
 
         Args:
-            x: tensors that the block reads, number -> [images, ...].
-            y: of the float network, for each target [images, ...].
-            codes: of each layer's kernel, of its shape.
+            x: number -> values [images, ...] of the tensors that the block reads.
+            y: values of the float network for each target, [images, ...].
+            codes: codes of each layer's kernel, of its shape.
         """
         totals, given = np.zeros(len(y)), [tf.constant(c) for c in codes]
         for start in range(0, len(y[0]), self.batch):
@@ -127,7 +129,7 @@ class OpenBlock:
 
     @cached_property
     def _errors(self) -> Any:
-        """A function of tensors, targets and codes: sums of squared errors."""
+        """A function (tensors, targets, codes) -> sum of squared errors a target."""
 
         @tf.function(autograph=False, reduce_retracing=True)
         def errors(tensors: Any, targets: Any, codes: Any) -> list[tf.Tensor]:
@@ -143,12 +145,12 @@ class OpenBlock:
         random: np.random.Generator,
         tick: Callable[[], Any],
     ) -> Learned:
-        """Learn, and write what is better into the student.
+        """Learn the block, and write the result into the student if it is better.
 
         Args:
-            x: tensors that the block reads, number -> [images, ...].
-            y: of the float network, for each target [images, ...].
-            random: draws images.
+            x: number -> values [images, ...] of the tensors that the block reads.
+            y: values of the float network for each target, [images, ...].
+            random: draws the images of each step.
             tick: called after each step.
         """
         self.set_spreads(_rows(x, slice(0, self.batch)))  # before anything is traced
@@ -172,7 +174,7 @@ class OpenBlock:
         return Learned(names, before, after, changed / weights)
 
     def _undecided(self, ups: Sequence[tf.Tensor], power: tf.Tensor) -> tf.Tensor:
-        """Mean of `1 - |2 h(V) - 1|^power`: 0 where every weight has one code."""
+        """Mean of `1 - |2 h(V) - 1|^power`, a scalar: 0 if all weights are on codes."""
         pairs = zip(self.layers, ups, strict=True)
         parts = [
             tf.reduce_mean(1 - tf.pow(tf.abs(2 * up - 1), power))
@@ -215,7 +217,7 @@ class OpenBlock:
                 loss += penalty * self._undecided(ups, power)
             gradients = tape.gradient(loss, [v for v, _ in pairs])
             for (v, own), (m, s), g in zip(pairs, moments, gradients, strict=True):
-                if g is None:  # a quantizer of somebody's own without a slope
+                if g is None:  # a registered quantizer without a gradient
                     continue
                 m.assign(FIRST_MOMENT * m + (1 - FIRST_MOMENT) * g)
                 s.assign(SECOND_MOMENT * s + (1 - SECOND_MOMENT) * tf.square(g))

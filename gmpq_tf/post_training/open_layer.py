@@ -1,4 +1,4 @@
-"""A layer of a student whose codes, steps, ranges and biases are open."""
+"""A layer of a student while its codes, steps, ranges and biases are learned."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ class BlockConfig:
     """How blocks are learned.
 
     Args:
-        steps: of Adam a block.
-        rounding: how fast codes of kernels are learned, in units of V a step; 0: not.
-        gain: likewise kernel steps, in powers of two.
-        shift: likewise biases, in standard deviations of the layer's sums.
-        ranges: likewise ranges of activations, in powers of two.
-        penalty: of weights between two codes, where the error at the start is 1.
-        drop: share of the activations that stay float in learning.
-        kernels: units of a block, at least.
+        steps: steps of Adam for each block.
+        rounding: learning rate of kernel codes, in units of V; 0: not learned.
+        gain: learning rate of kernel steps, in powers of two; 0: not learned.
+        shift: learning rate of biases, in standard deviations of the layer's sums; 0:
+            not learned.
+        ranges: learning rate of activation ranges, in powers of two; 0: not learned.
+        penalty: weight of the penalty on weights between two codes, relative to the
+            error at the start.
+        drop: share of the activations that stay float during learning, 0 to 1.
+        kernels: least number of kernels in a block.
     """
 
     steps: int = 120
@@ -63,12 +65,12 @@ class BlockConfig:
 
 
 class OpenLayer:
-    """A layer of the student, with its BatchNormalization, whose numbers are open.
+    """A layer of the student, with its BatchNormalization, whose numbers are learned.
 
     Args:
-        unit: of the student.
-        config: what is open.
-        rows: how many sums of each channel there are to learn from.
+        unit: unit of the student.
+        config: what is learned.
+        rows: number of sums of each channel that it is learned from.
     """
 
     def __init__(self, unit: Unit, config: BlockConfig, rows: float) -> None:
@@ -88,7 +90,7 @@ class OpenLayer:
         linear = unit.call.activation == "linear"
         movable = linear and (unit.batch_norm is not None or self.layer.use_bias)
         ranged = inputs.learn_range and not inputs.power_of_two
-        # Of fewer equations than unknowns the rounding learned is that of the images.
+        # With fewer equations than unknowns the rounding would overfit these images.
         enough = rows * channels >= ROWS_A_WEIGHT * kernel.size
         self.rates = {
             "rounding": config.rounding if enough else 0.0,
@@ -107,11 +109,11 @@ class OpenLayer:
             for name, rate in self.rates.items()
             if rate > 0
         }
-        self.spread = 1.0  # of the sums, set before learning
+        self.spread = 1.0  # standard deviation of the sums, set before learning
         self.drop = config.drop
 
     def part(self, name: str) -> Any:
-        """An open number in its own units, or 0."""
+        """The learned change of "rounding", "gain", "shift" or "ranges", or 0."""
         return tf.convert_to_tensor(self.open[name]) if name in self.open else 0.0
 
     def up(self) -> tf.Tensor:
@@ -119,16 +121,16 @@ class OpenLayer:
         return soft_rounding(self.start + self.part("rounding"))
 
     def codes(self, up: Any) -> tf.Tensor:
-        """Codes, a share `up` of the way to the next ones, of the kernel's shape.
+        """Codes rounded down plus the share `up` of a step, of the kernel's shape.
 
-        The nearest ones where rounding is not open.
+        If rounding is not learned these are the nearest codes.
         """
         if "rounding" not in self.open:
             return tf.constant(self.nearest)
         return tf.clip_by_value(self.below + up, -self.limit, self.limit)
 
     def sums(self, x: tf.Tensor, codes: Any, random: Any = None) -> tf.Tensor:
-        """What the layer and its BatchNormalization put out for an input [B, ...]."""
+        """Outputs of the layer and its BatchNormalization for inputs, both [B, ...]."""
         quantizer = self.layer.input_quantizer
         parameters = quantizer.parameters(x)
         if "ranges" in self.open:
@@ -145,7 +147,7 @@ class OpenLayer:
         return result + self.part("shift") * self.spread
 
     def keep(self, codes: np.ndarray) -> None:
-        """Write codes, of the kernel's shape, and what else is learned."""
+        """Write codes, of the kernel's shape, and what was learned to the student."""
         self.layer.kernel.assign(codes * self.steps)
         norm = self.unit.batch_norm
         if "gain" in self.open:

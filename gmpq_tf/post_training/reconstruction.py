@@ -1,4 +1,4 @@
-"""Learn a student block by block from images without labels."""
+"""Learn a student block by block from images without labels (BRECQ)."""
 
 from __future__ import annotations
 
@@ -34,41 +34,43 @@ def learn_blocks(
     state: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> dict[str, Learned]:
-    """Learn codes, steps, ranges and biases so that blocks put out what they should.
+    """Learn codes, steps, ranges and biases so that blocks match the float network.
 
-    `min ||f(x) - f_q(x_q)||^2` for each block of three layers or more, as an inverted
-    residual of MobileNetV2, one after the other in the order of the graph, f being the
-    float network and `x_q` what the student's block reads. Codes of kernels are learned
-    as by `learn_rounding`; with them a factor for each channel's kernel step, a shift
-    for each bias, and the range of each activation that is not tied to another grid.
-    Where the block as it was has the smaller error on these images it stays. So does
-    the rounding of a kernel with more than half as many weights a channel as there are
-    sums of it on all images, as in the last layer of many classes.
-    Unlike the paper errors are not weighted by the task's gradient, and steps of
-    kernels and biases are learned too.
+    `min ||f(x) - f_q(x_q)||^2` for each block of three layers or more, such as an
+    inverted residual of MobileNetV2, in the order of the graph. Here f is the block of
+    the float network and `x_q` the input of the student's block. Kernel codes are
+    learned as in `learn_rounding`; also a factor for each channel's kernel step, a
+    shift for each bias, and the range of each activation that is not tied to another
+    grid. A block is left unchanged if its error on these images was smaller before. The
+    rounding of a kernel is left unchanged if it has more than half as many weights a
+    channel as there are sums of that channel on all images, as in a last layer with
+    many classes.
+
+    Unlike the paper errors are not weighted by the task's gradient, and kernel steps
+    and biases are learned too.
 
     Args:
         student: from `quantize_model` with kernel quantizer "lsq", calibrated; changed
             in place.
         model: the float model it was made of; not changed.
         dataset: images, as `calibrate` takes them; the tensors that a block reads and
-            writes are in memory for all of them.
-        batches: how many to use; None: all.
-        config: how; None: the defaults.
-        seed: of the images of each step.
-        state: file from which an interrupted call goes on, and that is kept up to date
-            after each block; None: none. One of another student, other options or
-            images is started anew.
-        progress: whether a terminal sees a bar.
+            writes are kept in memory for all of them.
+        batches: how many batches to use; None: all.
+        config: options; None: the defaults.
+        seed: seed for drawing the images of each step.
+        state: file that is written after each block, and from which an interrupted call
+            is resumed; None: no file. A file of another student, of other options or
+            images is overwritten.
+        progress: whether a bar is shown on a terminal.
 
     Returns:
-        Name of a block's last layer -> what was done. Layers used more than once keep
-        their numbers, with a warning that names them.
+        Name of a block's last layer -> its result. Layers used more than once are not
+        learned; a warning names them.
 
     Raises:
-        CalibrationError: not a calibrated student, one of another model, or kernels
-            whose steps are not learned or whose codes are not all whole numbers.
-        InputError: no images, or images that do not fit.
+        CalibrationError: the student is not calibrated or of another model, or has
+            kernels whose steps are not learned or whose codes are not whole numbers.
+        InputError: there are no images, or they do not fit the model.
         DamagedFileError: `state` is a file of another kind.
 
     Source: Li et al., "BRECQ: Pushing the Limit of Post-Training Quantization by Block
@@ -81,7 +83,7 @@ def learn_blocks(
     blocks = find_blocks(graph, reference.graph, config.kernels)
     saved = Saved(state, student, (dataclasses.asdict(config), seed), walk.student)
     found = saved.restore()
-    hidden = None if progress else True  # None: off where nobody looks
+    hidden = None if progress else True  # None: shown on terminals only
     with tqdm(total=len(blocks) * config.steps, unit="step", disable=hidden) as bar:
         bar.update(len(found) * config.steps)
         for number, block in enumerate(blocks):
@@ -108,7 +110,7 @@ def learn_blocks(
 
 
 def _joined(batches: Iterator[dict[int, Any]]) -> dict[int, np.ndarray]:
-    """All images of each tensor."""
+    """Concatenate batches: tensor number -> values of all images, [images, ...]."""
     found: dict[int, list[np.ndarray]] = {}
     for tensors in batches:
         for index, value in tensors.items():
@@ -117,13 +119,16 @@ def _joined(batches: Iterator[dict[int, Any]]) -> dict[int, np.ndarray]:
 
 
 class Saved:
-    """The student's weights after each block, in a file.
+    """A file with the student's weights after each block, for resuming.
+
+    The file has a hash of the student's first weights, the options and the images. Only
+    a file with the same hash is used.
 
     Args:
-        path: of the file; None: nothing is kept.
-        student: whose weights.
-        options: what else decides the result, as plain JSON values.
-        run: its images.
+        path: the file; None: nothing is saved.
+        student: the student.
+        options: everything else that determines the result, as plain JSON values.
+        run: has the images.
     """
 
     def __init__(self, path: Any, student: keras.Model, options: Any, run: Any) -> None:
@@ -136,7 +141,7 @@ class Saved:
         self.identity = digest.hexdigest()
 
     def restore(self) -> dict[str, Learned]:
-        """What an earlier call had done; the student is then as it left it."""
+        """Restore the student's weights; returns the results of an earlier call."""
         if self.path is None or not self.path.exists():
             return {}
         try:
@@ -158,7 +163,7 @@ class Saved:
         }
 
     def keep(self, found: dict[str, Learned]) -> None:
-        """Write what was done so far."""
+        """Save the student's weights and the results so far."""
         if self.path is None:
             return
         blocks = {name: dataclasses.asdict(done) for name, done in found.items()}

@@ -1,4 +1,4 @@
-"""All that helps a quantized model without training on labels, in the right order."""
+"""Apply all corrections that need no labels to a quantized model, in order."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from gmpq_tf.transform.ranges import DEFAULT_RANGE_METHOD, RangeMethod
 from gmpq_tf.transform.snap import snap_biases
 
 BATCH = 16
-# Multiply-adds of a float pass over the images, by default, and between how many.
+# By default so many images are used that a float pass takes 4e10 multiply-adds, but
+# within these bounds.
 MACS, LEAST_IMAGES, MOST_IMAGES = 4e10, 128, 1024
 STATISTICS = (*FITS, "keep")
 ROUNDINGS = ("blocks", "nearest")
@@ -29,23 +30,24 @@ ROUNDINGS = ("blocks", "nearest")
 
 @dataclass(frozen=True)
 class RefineConfig:
-    """What `refine` does; the defaults are for folded BatchNormalization, or none.
+    """Options of `refine`; the defaults suit models with folded BatchNormalization.
 
-    With BatchNormalization of its own a network may gain more from statistics measured
-    again, `snap_biases(student, images)`, alone: see docs/post_training.md.
+    A model with its own BatchNormalization may gain more from
+    `snap_biases(student, images)` alone, which measures its statistics again: see
+    docs/post_training.md.
 
     Args:
-        ranges: how activation ranges are set, as `calibrate`'s method.
-        statistics: which of each channel's are made those of the float network: a `fit`
+        ranges: method that sets activation ranges, as for `calibrate`.
+        statistics: which channel statistics are matched to the float network: the `fit`
             of `match_statistics`, "mean", "error" or "spread"; "keep": none.
-        rounding: "blocks": codes, steps, biases and ranges are learned block by block,
-            see `learn_blocks`; "nearest": not.
-        images: the first so many are used; None: as many as 4e10 multiply-adds of the
-            float model allow, 128 at least and 1024 at most.
-        blocks: how blocks are learned.
+        rounding: "blocks": learn codes, steps, biases and ranges block by block (see
+            `learn_blocks`); "nearest": do not.
+        images: number of first images to use; None: as many as 4e10 multiply-adds of
+            the float model allow, from 128 to 1024.
+        blocks: options for learning blocks.
 
     Raises:
-        ValueError: another choice, or no images.
+        ValueError: an unknown choice, or no images.
     """
 
     ranges: str | RangeMethod = DEFAULT_RANGE_METHOD
@@ -70,11 +72,11 @@ class RefineConfig:
 
 @dataclass(frozen=True, eq=False)
 class Refined:
-    """What `refine` did.
+    """The report of `refine`.
 
     Args:
         statistics: layer -> gain and shift of its channels.
-        blocks: last layer of a block -> what was learned of it.
+        blocks: last layer of a block -> result of learning it.
     """
 
     statistics: Mapping[str, Matched]
@@ -82,17 +84,17 @@ class Refined:
 
 
 def default_images(model: keras.Model) -> int:
-    """How many images are used where nothing is said."""
+    """Number of images used by default, from 128 to 1024."""
     try:
         macs = sum(layer_macs(model).values())
-    except GraphError:  # sizes that are not fixed
+    except GraphError:  # image sizes are not fixed
         return LEAST_IMAGES
     images = int(MACS / max(macs, 1))
     return min(max(images, LEAST_IMAGES), MOST_IMAGES)
 
 
 def _small(student: keras.Model, batches: list[Any]) -> list[Any]:
-    """The same images in batches that take little memory, where the model allows it."""
+    """The same images in small batches, unless the model has a fixed batch size."""
     if ModelInputs(read_graph(student)).batch_size is not None:
         return batches
     found = []
@@ -114,34 +116,33 @@ def refine(
     state: Any = None,
     progress: bool = True,
 ) -> Refined:
-    """Make a quantized model as good as images without labels can, ready to export.
+    """Improve a quantized model with images without labels, ready to export.
 
         student = gmpq.quantize_model(model, policy)
         refine(student, model, images)
 
-    In this order: ranges (`calibrate`), statistics (`match_statistics`), codes, steps,
-    biases and ranges block by block (`learn_blocks`), biases on the grid of the
-    accumulator (`snap_biases`).
+    It sets ranges (`calibrate`), matches statistics (`match_statistics`), learns codes,
+    steps, biases and ranges block by block (`learn_blocks`), and rounds biases to the
+    grid of the accumulator (`snap_biases`), in this order.
 
     Args:
         student: from `quantize_model`, calibrated or not; changed in place.
         model: the float model it was made of; not changed.
-        images: without labels, or with labels that are not looked at; as `calibrate`
-            takes them, but no iterator.
-        config: what is done; None: the defaults.
-        seed: of everything random.
-        state: file from which an interrupted call goes on with the same arguments, and
-            that is kept up to date; None: none.
-        progress: whether a terminal sees a bar.
+        images: images as `calibrate` takes them, but no iterator; labels are ignored.
+        config: options; None: the defaults.
+        seed: seed of everything random.
+        state: file that is kept up to date, and from which an interrupted call with the
+            same arguments is resumed; None: no file.
+        progress: whether a bar is shown on a terminal.
 
     Returns:
-        What was done.
+        A report.
 
     Raises:
-        CalibrationError: not a student, one of another model, or images that cannot
+        CalibrationError: not a student, or one of another model, or the images cannot
             set its ranges.
-        InputError: images that do not fit.
-        ValueError: an unknown method of ranges.
+        InputError: images do not fit the model.
+        ValueError: an unknown method for ranges.
     """
     config = config or RefineConfig()
     count = config.images or default_images(model)

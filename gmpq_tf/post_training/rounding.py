@@ -1,4 +1,4 @@
-"""Learn which weights to round up and which down, from images without labels."""
+"""Learn which weights to round up or down, from images without labels (AdaRound)."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from gmpq_tf.transform.calibrate import CalibrationError
 from gmpq_tf.transform.units import Unit
 
 STRETCH_LOW, STRETCH_HIGH = -0.1, 1.1  # gamma and zeta of the paper
-FIRST_POWER, LAST_POWER = 20.0, 2.0  # of the regularizer
+FIRST_POWER, LAST_POWER = 20.0, 2.0  # beta of the regularizer
 WARM_UP = 0.2  # share of the steps without regularizer
 LEARNING_RATE = 1e-2
-PENALTY = 1.0  # of weights between two codes, where nearest rounding's error is 1
+PENALTY = 1.0  # lambda, relative to the error of nearest rounding
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """What learning did to one layer.
+    """The result of learning one layer.
 
     Args:
         nearest_error: mean squared error of the unit's output with nearest codes.
-        error: that with the codes kept; not larger.
+        error: the same with the final codes; never larger.
         changed: share of the weights whose code is not the nearest.
     """
 
@@ -50,39 +50,40 @@ def learn_rounding(
     seed: int = 0,
     progress: bool = True,
 ) -> dict[str, Rounding]:
-    """Round every kernel so that its unit's output is nearest to the float network's.
+    """Round every kernel so that its unit's output is close to the float network's.
 
     `min_V ||f(x; W) - f(x_q; s clip(floor(W/s) + h(V), -n, n))||^2 +
-    lambda sum_i (1 - |2 h(V_i) - 1|^beta)` (eq. 25), `h(V) = clip(1.2 sigmoid(V) - 0.1,
-    0, 1)`, beta from 20 to 2, for each unit (layer, BatchNormalization and ReLU), one
-    after the other in the order of the graph, `x_q` being what the student's unit reads
-    with those before it rounded already. Where nearest rounding has the smaller error
-    on these images it stays. Kernels end as codes times steps; steps, biases and ranges
-    do not change.
+    lambda sum_i (1 - |2 h(V_i) - 1|^beta)` (eq. 25), with
+    `h(V) = clip(1.2 sigmoid(V) - 0.1, 0, 1)` and beta falling from 20 to 2. This is
+    solved for each unit (layer, BatchNormalization and ReLU) in the order of the graph;
+    `x_q` is the input of the student's unit, with earlier units rounded already. If
+    nearest rounding has the smaller error on these images, it is kept. Kernels end up
+    as codes times steps; steps, biases and ranges do not change.
+
     Unlike the paper the error is relative to that of nearest rounding, and the penalty
-    a mean over the weights, so that one lambda fits all layers.
+    is a mean over the weights, so that one lambda fits all layers.
 
     Args:
         student: from `quantize_model` with kernel quantizer "lsq", calibrated; changed
             in place.
         model: the float model it was made of; not changed.
-        dataset: images, as `calibrate` takes them; the tensors of all of them before
-            and after one unit are in memory.
-        batches: how many to use; None: all.
-        steps: of Adam a unit, 1 or more.
-        batch_size: images a step, 1 or more.
-        seed: of the images of each step.
-        progress: whether a terminal sees a bar.
+        dataset: images, as `calibrate` takes them; inputs and outputs of one unit are
+            kept in memory for all of them.
+        batches: how many batches to use; None: all.
+        steps: steps of Adam for each unit, 1 or more.
+        batch_size: images in a step, 1 or more.
+        seed: seed for drawing the images of each step.
+        progress: whether a bar is shown on a terminal.
 
     Returns:
-        Layer name -> what was done. Layers used more than once are left out, with a
+        Layer name -> its result. Layers used more than once are left out, with a
         warning that names them.
 
     Raises:
-        CalibrationError: not a calibrated student, one of another model, or kernels
-            whose steps are not learned or whose codes are not all whole numbers.
-        InputError: no images, or images that do not fit.
-        ValueError: steps or a batch size below 1.
+        CalibrationError: the student is not calibrated or of another model, or has
+            kernels whose steps are not learned or whose codes are not whole numbers.
+        InputError: there are no images, or they do not fit the model.
+        ValueError: steps or the batch size are below 1.
 
     Source: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training
     Quantization", ICML 2020.
@@ -94,7 +95,7 @@ def learn_rounding(
     walk = Walk(student, model, dataset, batches)
     found: dict[str, Rounding] = {}
     random = np.random.default_rng(seed)
-    disable = None if progress else True  # None: off where nobody looks
+    disable = None if progress else True  # None: shown on terminals only
     with tqdm(total=len(walk.pairs) * steps, unit="step", disable=disable) as bar:
         for pair in walk.pairs:
             bar.set_description(pair.name)
@@ -121,7 +122,7 @@ def check_grids(student: keras.Model) -> None:
     """Refuse kernels whose rounding cannot be learned.
 
     Raises:
-        CalibrationError: there is one; it is named.
+        CalibrationError: there is such a kernel; its layer is named.
     """
     layer = _refused(student)
     if layer is not None:
@@ -134,7 +135,7 @@ def check_grids(student: keras.Model) -> None:
 
 
 def can_learn_rounding(student: keras.Model) -> bool:
-    """Whether `learn_rounding` and `learn_blocks` take the kernels of a student."""
+    """Whether `learn_rounding` and `learn_blocks` support a student's kernels."""
     return _refused(student) is None
 
 
@@ -160,23 +161,23 @@ def soft_rounding(v: Any) -> Any:
 
 
 def soft_start(rest: np.ndarray) -> np.ndarray:
-    """The V whose `h(V)` is a fraction from 0 to 1, of any shape."""
+    """The V for which `h(V)` is a given fraction from 0 to 1, any shape."""
     share = (rest - STRETCH_LOW) / (STRETCH_HIGH - STRETCH_LOW)
     return np.log(share / (1 - share))
 
 
 def power_at(step: int, steps: int) -> float:
-    """Power of the regularizer: from 20 to 2, a line after the warm-up."""
+    """Power beta of the regularizer: 20 in the warm-up, then falling linearly to 2."""
     start = WARM_UP * steps
     part = max(0.0, step - start) / max(steps - start, 1)
     return FIRST_POWER + (LAST_POWER - FIRST_POWER) * part
 
 
 class RoundedUnit:
-    """A unit of the student whose kernel's rounding is open.
+    """A unit of the student while the rounding of its kernel is learned.
 
     Args:
-        unit: of the student.
+        unit: unit of the student.
     """
 
     def __init__(self, unit: Unit) -> None:
@@ -191,7 +192,7 @@ class RoundedUnit:
         self.nearest = quantizer.codes(kernel).astype("float32")
 
     def output(self, x: tf.Tensor, codes: tf.Tensor) -> tf.Tensor:
-        """What the unit puts out, [B, ...], for a quantized input and codes."""
+        """The unit's output, [B, ...], for a quantized input [B, ...] and codes."""
         product = self.layer.multiply(x, codes * self.steps)
         result = self.layer.finish(product, None)
         for call in self.unit.calls[1:]:
@@ -199,7 +200,7 @@ class RoundedUnit:
         return result
 
     def codes(self, up: Any) -> tf.Tensor:
-        """Codes, of the kernel's shape, a share `up` of the way to the next ones."""
+        """Codes rounded down plus the share `up` of a step, of the kernel's shape."""
         return tf.clip_by_value(self.below + up, -self.limit, self.limit)
 
     def error(
@@ -225,12 +226,12 @@ class RoundedUnit:
         """Learn, and set the kernel to the better codes.
 
         Args:
-            x: quantized input [N, ...].
-            targets: of the float network [N, ...].
-            steps: of Adam.
-            batch_size: images a step.
-            random: draws them.
-            bar: told of each step.
+            x: quantized input, [N, ...].
+            targets: output of the float network, [N, ...].
+            steps: steps of Adam.
+            batch_size: images in a step.
+            random: draws the images.
+            bar: progress bar, updated after each step.
         """
         before = self.error(x, targets, self.nearest, batch_size)
         codes, after = self.nearest, before
@@ -283,7 +284,7 @@ class RoundedUnit:
 def draws(
     random: np.random.Generator, images: int, size: int, steps: int
 ) -> Iterator[np.ndarray]:
-    """Numbers of the images of each step, [size]; each image as often as the others."""
+    """Yield indices of the images of each step, [size]; all images equally often."""
     order = random.permutation(images)
     size = min(size, images)
     for _ in range(steps):

@@ -1,4 +1,4 @@
-"""Give every channel the mean and the spread that it has in the float network."""
+"""Match the mean and the spread of every channel to the float network."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from gmpq_tf.spelling import suggest
 from gmpq_tf.transform.units import Unit, cap_of
 
 LARGEST_GAIN = 2.0
-PIECE = 2**20  # values that are summed at once
+PIECE = 2**20  # how many values are summed at once
 FITS = ("mean", "error", "spread")
 
 
 @dataclass(frozen=True, eq=False)
 class Matched:
-    """What `match_statistics` did to one layer, float64 [channels] each.
+    """The change that `match_statistics` made to one layer, float64 [channels] each.
 
     Args:
-        gain: what its sums were multiplied by.
-        shift: what was added to them after that.
+        gain: factor of the layer's sums.
+        shift: offset that is added after that.
     """
 
     gain: np.ndarray
@@ -37,7 +37,13 @@ class Matched:
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """The line `y = gain x + shift` of each channel, from float network and student."""
+    """The line `y = gain x + shift` of each channel, from student x to float y.
+
+    Args:
+        gain: [channels].
+        shift: [channels].
+        mean: mean of x, [channels].
+    """
 
     gain: np.ndarray
     shift: np.ndarray
@@ -51,10 +57,16 @@ class Line:
         fit: str,
         bounds: tuple[float, float],
     ) -> Line:
-        """Measured on batches [B, ..., channels] of the same images.
+        """Fit lines to batches [B, ..., channels] of student and float network.
 
-        Where both are outside the bounds the activation hides the difference, and it
-        does not count.
+        Pairs of values that are both outside the bounds do not count, because the
+        activation hides their difference.
+
+        Args:
+            ours: the student's values.
+            theirs: the float network's values for the same images.
+            fit: "mean", "error" or "spread"; see `match_statistics`.
+            bounds: values between which the activation is not constant.
         """
         sums, low, high = np.zeros(()), *bounds
         for x, y in _pieces(ours, theirs):
@@ -79,7 +91,7 @@ class Line:
 def _pieces(
     ours: Iterable[np.ndarray], theirs: Iterable[np.ndarray]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows of both, float64 [rows, channels], few enough for little memory."""
+    """Yield rows of both, float64 [rows, channels], in small pieces."""
     for x, y in zip(ours, theirs, strict=True):
         x, y = (values.reshape(-1, values.shape[-1]) for values in (x, y))
         rows = max(1, PIECE // x.shape[-1])
@@ -95,35 +107,36 @@ def match_statistics(
     batches: int | None = None,
     fit: str = "mean",
 ) -> dict[str, Matched]:
-    """Scale and move sums so that each channel is as in the float network.
+    """Scale and shift sums so that each channel matches the float network.
 
-    `y <- g y + c` after each layer (and its BatchNormalization), one after the other in
-    the order of the graph, with those before it matched. With `fit="mean"` c alone is
-    measured, with "error" g and c are those of least squared error, `g = cov(y, y') /
-    var(y)`; with "spread" mean and standard deviation become those of the float
-    network, `g = std(y') / std(y)`. Where a ReLU after it hides both, values do not
-    count. Codes of kernels do not change: g goes into their steps, c into the bias or
+    `y <- g y + c` after each layer (and its BatchNormalization), in the order of the
+    graph, with earlier layers matched already. With `fit="mean"` only c is measured;
+    with "error" g and c have least squared error, `g = cov(y, y') / var(y)`; with
+    "spread" mean and standard deviation become those of the float network y',
+    `g = std(y') / std(y)`. Values that a following ReLU hides in both networks do not
+    count. Kernel codes do not change: g is put into kernel steps, c into the bias or
     into beta.
-    Unlike `snap_biases(student, images)`, which gives each BatchNormalization the
-    statistics of the images, this compares with the float network on the same images;
-    it is for folded BatchNormalization, and for layers without, too.
+
+    Unlike `snap_biases(student, images)`, which sets BatchNormalization to the
+    statistics of the images, this compares with the float network on the same images,
+    and also works for layers without BatchNormalization.
 
     Args:
         student: from `quantize_model`, calibrated; changed in place.
         model: the float model it was made of; not changed.
         dataset: images, as `calibrate` takes them; a few hundred.
-        batches: how many to use; None: all.
+        batches: how many batches to use; None: all.
         fit: "mean", "error" or "spread".
 
     Returns:
-        Layer name -> what was done. Layers used more than once are left out, with a
-        warning; Dense layers, with one step, and layers without bias and
-        BatchNormalization are only moved or only scaled.
+        Layer name -> its change. Layers used more than once are left out, with a
+        warning. Dense layers, which have one step, are only shifted; layers without
+        bias and BatchNormalization are only scaled.
 
     Raises:
-        CalibrationError: not a calibrated student, or one of another model.
-        InputError: no images, or images that do not fit.
-        ValueError: another `fit`.
+        CalibrationError: the student is not calibrated, or of another model.
+        InputError: there are no images, or they do not fit the model.
+        ValueError: an unknown `fit`.
     """
     if fit not in FITS:
         raise ValueError(
@@ -153,7 +166,8 @@ def _line(walk: Walk, pair: Pair, fit: str) -> Line:
     layer = pair.unit.call.layer
     norm = pair.unit.batch_norm
     with without_activation(layer, source):
-        # Not the normalized ones: the layer, which will change, must be run again.
+        # Not the outputs after BatchNormalization: the layer itself will change, and
+        # its outputs must be computed again.
         products = walk.student.outputs(pair.student[pair.name])
         line = Line.through(
             (infer_alone(norm, batch) for batch in products),
@@ -168,12 +182,12 @@ def _line(walk: Walk, pair: Pair, fit: str) -> Line:
 
 
 def infer_alone(norm: Call | None, values: np.ndarray) -> np.ndarray:
-    """What a BatchNormalization makes of values [B, ..., C]; None: themselves."""
+    """Values [B, ..., C] after a BatchNormalization; unchanged for None."""
     return values if norm is None else np.asarray(infer(norm, {norm.inputs[0]: values}))
 
 
 def _bounds(unit: Unit) -> tuple[float, float]:
-    """Between which sums matter to what the unit puts out."""
+    """The interval of sums in which the unit's activation is not constant."""
     if unit.activation is None:
         return -np.inf, np.inf
     cap = cap_of(unit.activation)
@@ -183,19 +197,19 @@ def _bounds(unit: Unit) -> tuple[float, float]:
 def rescale(
     layer: Any, norm: Any | None, gain: np.ndarray, shift: np.ndarray
 ) -> Matched:
-    """Make a layer, with its BatchNormalization, put out `gain y + shift`.
+    """Change a layer, with its BatchNormalization, to output `gain y + shift`.
 
     Args:
-        layer: quantized, with one step a channel unless all gains are 1.
-        norm: the BatchNormalization that alone reads it, if any.
+        layer: quantized layer, with one step a channel unless all gains are 1.
+        norm: the BatchNormalization that is its only reader, or None.
         gain: positive, [channels].
         shift: [channels].
 
     Returns:
-        What it does now; without bias and BatchNormalization the shift is 0.
+        The change that was made; without bias and BatchNormalization its shift is 0.
     """
     bias = np.asarray(layer.bias, "float64") if layer.use_bias else np.zeros_like(gain)
-    # What scaling the kernel alone leaves of `gain y + shift`.
+    # The part of `gain y + shift` that scaling the kernel does not achieve.
     rest = shift + (gain - 1) * _constant(bias, norm)
     scale_kernel(layer, gain)
     if norm is None and not layer.use_bias:
@@ -205,7 +219,7 @@ def rescale(
 
 
 def _constant(bias: np.ndarray, norm: Any | None) -> np.ndarray:
-    """What is put out where the product is zero, [channels]."""
+    """The output for a product of 0, [channels]."""
     if norm is None:
         return bias
     sigma = np.sqrt(np.asarray(norm.moving_variance, "float64") + norm.epsilon)
@@ -215,7 +229,7 @@ def _constant(bias: np.ndarray, norm: Any | None) -> np.ndarray:
 
 
 def scale_kernel(layer: Any, gain: np.ndarray) -> None:
-    """Multiply a kernel, and its learned steps, by factors [output channels]."""
+    """Multiply a kernel and its learned steps by factors, [output channels]."""
     if (gain == 1).all():
         return
     kind, quantizer = KERNEL_KINDS[layer.searchable_kind], layer.kernel_quantizer

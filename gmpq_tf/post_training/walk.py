@@ -1,4 +1,4 @@
-"""A student and the float model it was made of, side by side, unit after unit."""
+"""Walk through a student and its float model side by side, unit by unit."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from gmpq_tf.transform.units import Unit, units
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """A unit of the student and where its calls are in both graphs.
+    """A unit of the student, and the positions of calls in both graphs.
 
     Args:
-        unit: of the student.
-        student: call name -> its number in the student's graph.
-        reference: call name -> its number in the float model's graph.
+        unit: unit of the student.
+        student: call name -> its index in the student's graph.
+        reference: call name -> its index in the float model's graph.
     """
 
     unit: Unit
@@ -46,7 +46,7 @@ class Pair:
 
     @property
     def name(self) -> str:
-        """Of the layer with the kernel."""
+        """Name of the layer with the kernel."""
         return self.unit.call.name
 
     @property
@@ -62,11 +62,11 @@ class Walk:
         student: from `quantize_model`, calibrated.
         model: the float model it was made of; not changed.
         dataset: images, as `calibrate` takes them.
-        batches: how many to use; None: all.
+        batches: how many batches to use; None: all.
 
     Raises:
-        CalibrationError: not a calibrated student, or one of another model.
-        InputError: no images, or images that do not fit the student.
+        CalibrationError: the student is not calibrated, or of another model.
+        InputError: there are no images, or they do not fit the student.
     """
 
     def __init__(
@@ -91,10 +91,10 @@ class Walk:
 
 
 def check_pair(student: keras.Model, model: keras.Model) -> None:
-    """Refuse what is no calibrated student, or no float model of it.
+    """Require a calibrated student and the float model that it was made of.
 
     Raises:
-        CalibrationError: so it is.
+        CalibrationError: they are something else.
     """
     quantizers = input_quantizers(student)
     if not quantizers or any(len(q.bits) > 1 for q in quantizers):
@@ -122,7 +122,7 @@ def check_pair(student: keras.Model, model: keras.Model) -> None:
 
 
 def reference_of(model: keras.Model) -> keras.Model:
-    """A float model with the calls that its student has, but for quantizers."""
+    """A float model with the same calls as its student, except quantizers."""
     graph = split_gates(split_activations(read_graph(model)))
 
     def make_layer(call: Call) -> Any:
@@ -137,7 +137,7 @@ def reference_of(model: keras.Model) -> keras.Model:
 
 
 def _pairs(graph: Graph, other: Graph) -> tuple[list[Pair], list[str]]:
-    """Units with a kernel, and names of the layers that are used more than once."""
+    """Units with kernels, and names of layers that are used more than once."""
     uses = Counter(id(call.layer) for call in graph.calls)
     student = {call.name: number for number, call in enumerate(graph.calls)}
     reference = {call.name: number for number, call in enumerate(other.calls)}
@@ -154,7 +154,7 @@ def _pairs(graph: Graph, other: Graph) -> tuple[list[Pair], list[str]]:
 
 @contextmanager
 def without_activation(*layers: Any) -> Iterator[None]:
-    """Layers compute their sums alone inside the block."""
+    """Inside the block the layers compute without their activations."""
     kept = [getattr(layer, "activation", None) for layer in layers]
     for layer, activation in zip(layers, kept, strict=True):
         if activation is not None:

@@ -1,1 +1,1 @@
-"""What every integer target shares: grids, folded weights, layouts."""
+"""Code that all integer targets share: grids, folded weights, kernel layouts."""

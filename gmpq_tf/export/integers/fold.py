@@ -16,8 +16,8 @@ from gmpq_tf.transform.gates import curve
 from gmpq_tf.transform.snap import AFFINE_CODE
 
 BIAS_LIMIT = 2**30  # leaves room for the products in a 32-bit accumulator
-AVERAGE_CODE = 7  # the largest code that INT4 holds on both sides of zero
-EPSILON = 1e-7  # of keras.layers.Normalization: least standard deviation
+AVERAGE_CODE = 7  # the largest code that INT4 has on both sides of zero
+EPSILON = 1e-7  # least standard deviation, as in keras.layers.Normalization
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,14 @@ class Folded:
 
     Args:
         codes: kernel codes in the layout of Keras, int8.
-        signs: -1, 0 or 1 a channel: stored codes = trained codes * sign * factor.
-        factor: by which the codes are multiplied in storage; 1 unless asked for.
-        scale: positive kernel step of each channel.
-        bias: int32, in units of `input step * scale`.
-        slack: output steps by which rounding the biases moves a channel at the most;
-            0 after `snap_biases`.
-        loose: mean units by which it moves the biases that are not 0: about 0.25 where
-            they were never rounded.
+        signs: -1, 0 or 1, [C]: stored codes = trained codes * sign * factor.
+        factor: factor of the stored codes; 1 unless codes are scaled.
+        scale: positive kernel steps, [C].
+        bias: int32 [C], in units of `input step * scale`.
+        slack: largest change of an output by rounding biases, in output steps; 0 after
+            `snap_biases`.
+        loose: mean change of biases that are not 0 by rounding, in units; about 0.25 if
+            they were never rounded before.
     """
 
     codes: np.ndarray
@@ -69,10 +69,10 @@ def normalization(layer: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def affine_of(call: Call, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Factor and offset [channels] of a call that computes `f x + o` of each value.
+    """Factor f and offset o, [channels] each, of a call that computes `f x + o`.
 
     Raises:
-        ExportError: one that differs between pixels.
+        ExportError: they differ between pixels.
     """
     factor, offset = AFFINE[curve(call) or call.kind](call, channels)
     shapes = {np.shape(v)[:-1] for v in (factor, offset)}
@@ -88,7 +88,7 @@ def affine_of(call: Call, channels: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _standardization(call: Call, channels: int) -> tuple[Any, Any]:
-    """Factor and offset of a Normalization layer: `(x - mean) / sigma`, or inverse."""
+    """Factor and offset of Normalization: `(x - mean) / sigma`, or its inverse."""
     layer = call.layer
     mean = np.asarray(layer.mean, "float64")
     sigma = np.maximum(np.sqrt(np.asarray(layer.variance, "float64")), EPSILON)
@@ -132,18 +132,19 @@ def fold_layer(
 ) -> Folded:
     """Kernel and bias of a quantized layer with the BatchNormalization after it.
 
-    `scale = step |f|`, `bias = f b + o`, a negative `f` negates the channel's codes.
+    With BatchNormalization `f x + o`: `scale = step |f|` and `bias = f b + o`; a
+    negative `f` negates the channel's codes. So the codes stay those that were trained.
 
     Args:
-        layer: Quant layer; its kernel has codes of step `step`.
-        batch_norm: the layer that follows, or None.
+        layer: a Quant layer, whose kernel has codes times `step`.
+        batch_norm: the BatchNormalization that follows, or None.
         input_step: step of the layer's input.
-        output_step: step of the tensor the layer writes.
+        output_step: step of the tensor that the layer writes.
         largest_code: multiply codes by the largest power of two that keeps them within
             this (and divide their step by it); None: codes are the trained ones.
 
     Raises:
-        ExportError: weights that are not finite, or beyond 32-bit accumulators.
+        ExportError: weights are not finite, or exceed 32-bit accumulators.
     """
     codes, step = trained_codes(layer)
     multiple = 1
@@ -179,7 +180,7 @@ def fold_layer(
 
 
 def bias_codes(bias: np.ndarray, unit: np.ndarray) -> np.ndarray:
-    """`bias / unit` rounded, int32 [C]; what exceeds the accumulator saturates."""
+    """`bias / unit` rounded to int32 [C], saturated to the accumulator's range."""
     codes = np.round(np.asarray(bias, "float64") / unit)
     return np.clip(codes, -BIAS_LIMIT, BIAS_LIMIT).astype("int32")
 
@@ -189,8 +190,8 @@ def affine(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """`f x + o` as a 1x1 depthwise kernel: codes, scale and bias, [C] each.
 
-    Any code will do, its step being `|f| / code`: that of 64 to 127 is taken in whose
-    accumulator units `o` is nearest to a whole number.
+    Any code can represent f, with the step `|f| / code`. Of 64 to 127 the code is taken
+    for which `o` is nearest to a whole number of accumulator units.
     """
     live = np.abs(factor) > 1e-12
     size = np.where(live, np.abs(factor), 1.0)
@@ -210,7 +211,7 @@ def _constant_channels(
     input_step: float,
     output_step: float,
 ) -> np.ndarray:
-    """Channels whose factor is so small that only their bias is seen in the output."""
+    """Channels whose factor is so small that the output only shows their bias; [C]."""
     unit = scale * input_step
     overflow = (unit == 0) | (np.abs(bias) > BIAS_LIMIT * unit)
     wrong = overflow & (unit * reach >= output_step / 2)

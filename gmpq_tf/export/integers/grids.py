@@ -1,7 +1,8 @@
-"""Activation grids, and how int8 tensors of a file hold them.
+"""Activation grids, and how int8 tensors of a file represent them.
 
-The b-bit grid comes from where zero is put: the largest code is stored as 127, so that
-saturation clamps above, and a fused ReLU, or a second integer operator, clamps below.
+TFLite only has int8 tensors. A grid of fewer bits is made by its zero point: the
+largest code is stored as 127, so that the saturation of int8 clamps above, and a fused
+ReLU, or a second integer operator, clamps below.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ class Quantization:
     """Meaning of stored integers: `value = scale * (stored - zero_point)`.
 
     Args:
-        scale: one step, or one a channel.
-        zero_point: stored integer of the value zero, the same for every channel.
-        axis: the axis of the channels, where there are several steps.
+        scale: one step, or one for each channel.
+        zero_point: the stored integer of the value 0, the same for every channel.
+        axis: axis of the channels, if there are several steps.
     """
 
     scale: tuple[float, ...]
@@ -35,11 +36,11 @@ class Grid:
 
     @property
     def zero_point(self) -> int:
-        """Stored integer of zero that makes int8 saturate at the largest code."""
+        """The stored integer of 0 for which the largest code is stored as 127."""
         return 127 - self.high
 
     def has_room_below(self, zero_point: int) -> bool:
-        """Whether int8 reaches below the smallest code."""
+        """Whether int8 can hold integers below the smallest code."""
         return zero_point + self.low > -128
 
     def holds(self, other: Grid) -> bool:
@@ -50,7 +51,13 @@ class Grid:
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor of the file: on a grid in int8, or float where `grid` is None."""
+    """A tensor of the file: int8 on a grid, or float where `grid` is None.
+
+    Args:
+        tensor: number of the tensor in the file.
+        grid: grid of its values.
+        zero_point: the stored integer of the value 0.
+    """
 
     tensor: int
     grid: Grid | None
@@ -58,18 +65,18 @@ class Value:
 
 
 def quantization(grid: Grid, zero_point: int | None = None) -> Quantization:
-    """How a tensor on a grid is described in the file."""
+    """Quantization parameters of a tensor on a grid; None: the grid's zero point."""
     return Quantization(
         (grid.step,), grid.zero_point if zero_point is None else zero_point
     )
 
 
 def grid_of(quantizer: Any) -> Grid:
-    """Grid of an `InputQuantizer`."""
+    """The grid of an `InputQuantizer` with one branch."""
     low, high = quantizer.codes()
     return Grid(quantizer.step(), low, high)
 
 
 def clamps(activation: str, grid: Grid) -> bool:
-    """Whether a fused ReLU leaves nothing below the smallest code."""
+    """Whether a fused ReLU keeps results at or above the smallest code."""
     return activation != "linear" and grid.low <= 0

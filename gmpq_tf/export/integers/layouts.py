@@ -1,4 +1,4 @@
-"""Checks of the layers an integer file can hold, and the layout of their kernels."""
+"""Checks of layers for integer files, and the layouts of their kernels."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from gmpq_tf.export.errors import ExportError
 from gmpq_tf.graph import Call
 from gmpq_tf.kernel_kinds import KERNEL_KINDS
 
-# Activations that a layer's operator clamps to by itself.
+# Activations that can be fused into a layer's operator.
 FUSABLE = ("linear", "relu", "relu6")
 
 
 def check_layer(call: Call) -> None:
-    """Refuse layers that have no quantizers, or a layout TFLite lacks."""
+    """Refuse layers without quantizers, or with a data layout that TFLite lacks."""
     layer = call.layer
     quantizers = [getattr(layer, f"{k}_quantizer", None) for k in ("input", "kernel")]
     if None in quantizers or any(len(q.bits) != 1 for q in quantizers if q):
@@ -37,10 +37,10 @@ def check_layer(call: Call) -> None:
 
 
 def stored_layout(kind: str, kernel: np.ndarray) -> tuple[np.ndarray, int]:
-    """A kernel of Keras's shape in TFLite's, and its axis of output channels."""
+    """A Keras kernel in TFLite's layout and shape, and its axis of output channels."""
     return KERNEL_KINDS[kind].to_file(kernel)
 
 
 def keras_layout(kind: str, kernel: np.ndarray, shape: tuple) -> np.ndarray:
-    """Inverse of `stored_layout`, for a Keras kernel of the given shape."""
+    """Inverse of `stored_layout`: a stored kernel in the layout and shape of Keras."""
     return KERNEL_KINDS[kind].from_file(kernel, shape)

@@ -1,1 +1,1 @@
-"""How long the operators of exported files take, one shape after the other."""
+"""Measure how long the operators of exported files take, shape by shape."""

@@ -1,4 +1,4 @@
-"""Files for TFLite's `benchmark_model` on a phone, and what it printed there."""
+"""Write files for TFLite's `benchmark_model` on a phone, and read its output."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ done
 
 @dataclass(frozen=True)
 class Folder:
-    """What a folder for a phone holds.
+    """The contents of a folder for a phone.
 
     Args:
-        names: name of a file without suffix -> key of the piece in it.
-        copies: of the piece in each file.
-        threads: of the runtime.
-        models: JSON of the measured models.
-        whole: keys of the pieces of the whole file beside them; (): there is none.
+        names: name of a file without suffix -> key of its piece.
+        copies: number of copies of the piece in each file.
+        threads: number of threads of the runtime.
+        models: the measured models, as JSON.
+        whole: keys of the pieces of the whole file; (): there is no whole file.
     """
 
     names: Mapping[str, str]
@@ -61,10 +61,10 @@ def write_folder(
     """Writes files, a script that times them, and an index.
 
     Args:
-        path: of the folder.
+        path: the folder.
         files: name without suffix -> bytes.
-        folder: what they are.
-        whole: the whole file of a policy.
+        folder: description of the files.
+        whole: the whole file of a policy, if any.
     """
     for name, content in files.items():
         write_atomic(path / f"{name}.tflite", content)
@@ -76,16 +76,16 @@ def write_folder(
 
 
 def read_folder(path: Path) -> tuple[Folder, dict[str, float], float | None]:
-    """Reads what `benchmark_model` printed.
+    """Reads the outputs of `benchmark_model`.
 
     Args:
-        path: a folder from `write_folder` in which `run.sh` has run.
+        path: a folder from `write_folder` in which `run.sh` was run.
 
     Returns:
         The folder, milliseconds of each piece, and of the whole file if there is one.
 
     Raises:
-        LatencyError: an output is missing or no time; the file is named.
+        LatencyError: an output is missing or contains no time; the file is named.
     """
     folder = _read_index(path / INDEX)
     rows = {
@@ -96,13 +96,13 @@ def read_folder(path: Path) -> tuple[Folder, dict[str, float], float | None]:
 
 
 def parse_output(path: Path) -> float:
-    """Mean milliseconds of a run that `benchmark_model` printed.
+    """Mean milliseconds of a run, as `benchmark_model` printed it.
 
     Args:
         path: file with its output.
 
     Raises:
-        LatencyError: the output is missing, or holds no such time, or several.
+        LatencyError: the output is missing, or has no such time or more than one.
     """
     try:
         found = TIMING.findall(read_text(path))

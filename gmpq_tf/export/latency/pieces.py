@@ -1,8 +1,9 @@
-"""Cut a file into pieces that can be timed on their own.
+"""Cut a file into pieces that can be timed separately.
 
-A piece is what one layer computes without a break: the patches and the kernel of a
-convolution, a pool, a sum; and every change of a tensor's grid is one. Pieces are
-taken from whole exported files, so that whatever the export writes can be timed.
+A piece has the consecutive operators of one layer, such as the patches and the kernel
+of a convolution, a pool or a sum. Each operator that requantizes a tensor is a piece of
+its own. Pieces are cut from whole exported files, so everything that the export writes
+can be timed.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from gmpq_tf.export.tflite.flatbuffer import operator_name, read_model
 from gmpq_tf.export.tflite.flatbuffer.sharing import AlignedBuffer, pack_model
 from gmpq_tf.export.tflite.lowering import Lowered
 
-ALONE = "QUANTIZE"
-# What neither changes the time, nor the numbers computed on the way to it.
+ALONE = "QUANTIZE"  # the operator that is always a piece of its own
+# Options that do not change the time of an operator.
 IGNORED = ("fusedActivationFunction",)
 
 
@@ -31,9 +32,9 @@ class Piece:
 
     Args:
         layer: the layer that wrote them; "": they convert an input or an output.
-        operators: their numbers in the file.
-        key: the shapes, types and options of all of them, in one line.
-        kernel: whether the layer's own kernel is in it.
+        operators: numbers of the operators in the file.
+        key: shapes, types and options of all of them, in one line.
+        kernel: whether the layer's kernel is among their inputs.
     """
 
     layer: str
@@ -43,7 +44,7 @@ class Piece:
 
 
 def pieces_of(lowered: Lowered) -> list[Piece]:
-    """All pieces of a file, in its order.
+    """All pieces of a file, in the order of the file.
 
     Args:
         lowered: the file.
@@ -60,11 +61,11 @@ def pieces_of(lowered: Lowered) -> list[Piece]:
 
 
 def runs(file: File, numbers: Sequence[int]) -> list[list[int]]:
-    """Operators of a layer in turns: those that change a grid alone, others together.
+    """Group a layer's operators into pieces: requantization alone, others together.
 
     Args:
         file: the file.
-        numbers: of the layer's operators.
+        numbers: numbers of the layer's operators.
     """
     found: list[list[int]] = []
     together = False
@@ -96,7 +97,7 @@ class File:
         return operator_name(self.model, self.operators[number])
 
     def key(self, numbers: Sequence[int]) -> str:
-        """What the time of operators follows from, in one line."""
+        """All that determines the time of operators, in one line."""
         return " | ".join(self._key(number) for number in numbers)
 
     def _key(self, number: int) -> str:
@@ -119,30 +120,30 @@ class File:
         data = self.data(number)
         if data is not None and tensor.type == schema.TensorType.INT32:
             scale = getattr(tensor.quantization, "scale", None)
-            if scale is None or not len(scale):  # no bias: it says where values go
+            if scale is None or not len(scale):  # not a bias, but e.g. positions
                 text += f"#{hashlib.sha256(data).hexdigest()[:8]}"
         return text
 
     def data(self, number: int) -> bytes | None:
-        """Bytes of a constant tensor; None of one that is computed."""
+        """The bytes of a constant tensor; None: the tensor is computed."""
         data = self.model.buffers[self.tensors[number].buffer].data
         return None if data is None else bytes(data)
 
     def cut(self, numbers: Sequence[int], copies: int = 1) -> bytes:
-        """A file of some operators, several times beside each other.
+        """A file with several copies of some operators.
 
         Args:
-            numbers: of operators that follow one another.
-            copies: how often they are computed, on the same inputs.
+            numbers: numbers of consecutive operators.
+            copies: number of copies, which all read the same inputs.
 
         Returns:
-            The bytes of the file.
+            The bytes of the new file.
         """
         return _Cut(self, numbers).content(copies)
 
 
 class _Cut:
-    """The file of some operators of another one."""
+    """A file made of some operators of another file."""
 
     def __init__(self, file: File, numbers: Sequence[int]) -> None:
         self.file = file

@@ -1,4 +1,4 @@
-"""What the file of a model consists of, at each width a weight can be stored in."""
+"""The pieces of a model's files, for each width in which weights can be stored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gmpq_tf.latency import WIDTHS, MeasuredModel
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.transform import calibrate, quantize_model
 
-COPIES = 4  # of a piece in one file: what a run costs besides is a quarter of it
+COPIES = 4  # of a piece in one file, which divides the overhead of a run by four
 IMAGES = 2
 
 
@@ -24,7 +24,7 @@ class Program:
     """Pieces of one or several files, each shape once.
 
     Args:
-        files: key of a piece -> a file of `COPIES` of it.
+        files: key of a piece -> a file with `COPIES` copies of it.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -36,7 +36,7 @@ class Program:
             lowered: the file.
 
         Returns:
-            Their keys, in its order.
+            The keys of the pieces, in the order of the file.
         """
         pieces, file = pieces_of(lowered), File(lowered.content)
         for piece in pieces:
@@ -45,13 +45,13 @@ class Program:
         return [piece.key for piece in pieces]
 
     def add_model(self, model: keras.Model) -> MeasuredModel:
-        """Adds the pieces that any policy of a float model leads to.
+        """Adds all pieces that policies of a float model can lead to.
 
         Args:
             model: a built functional model.
 
         Returns:
-            Which operators its layers and the rest consist of.
+            The keys of the pieces of each layer and of the rest of the model.
         """
         layers: dict[str, dict[str, tuple[str, ...]]] = {}
         rest: tuple[str, ...] = ()
@@ -69,7 +69,7 @@ class Program:
 
 
 def student_of(model: keras.Model, policy: BitwidthPolicy) -> keras.Model:
-    """A quantized model whose ranges are those of random inputs: only time matters."""
+    """A quantized model calibrated on random inputs, which suffices for timing."""
     student = quantize_model(model, policy)
     random = np.random.default_rng(0)
     calibrate(student, {t.name: _images(random, t) for t in student.inputs})

@@ -15,10 +15,10 @@ class Timing:
     """How files are timed.
 
     Args:
-        threads: of each interpreter.
-        rounds: how often each file has its turn.
-        invocations: timed runs in one turn; as many go before them unmeasured, up to 3.
-        clock: seconds.
+        threads: number of threads of each interpreter.
+        rounds: number of turns of each file.
+        invocations: timed runs in one turn, after up to 3 runs that are not timed.
+        clock: returns the time in seconds.
     """
 
     threads: int = 1
@@ -28,7 +28,7 @@ class Timing:
 
 
 def open_file(content: bytes, threads: int) -> Invoke:
-    """What runs a file once, on the inputs it happens to have."""
+    """A function that runs a file once, on whatever its inputs contain."""
     return TFLiteModel(content, threads).interpreter.invoke
 
 
@@ -39,13 +39,13 @@ def time_files(
 ) -> dict[str, float]:
     """Milliseconds of one run of each file: the lower quartile of its turns.
 
-    The files take turns, so that what else the machine does hits all of them alike, and
-    what it does now and then is left out.
+    The files take turns, so that other work of the machine affects all of them alike;
+    the quartile leaves occasional disturbances out.
 
     Args:
         contents: name -> bytes of a file.
         timing: how often, and on how many threads.
-        opened: what makes a function of a file, that runs it.
+        opened: (bytes, threads) -> function that runs the file once.
     """
     invokes = {name: opened(c, timing.threads) for name, c in contents.items()}
     turns = take_turns(
@@ -59,5 +59,5 @@ def time_files(
 
 
 def lower_quartile(values: list[float]) -> float:
-    """The value that a quarter of all are below."""
+    """The value below which a quarter of all values lie."""
     return sorted(values)[len(values) // 4]

@@ -4,10 +4,10 @@
     model.compile(...); model.fit(...)        # with TFMOT's callbacks, Keras 2 code
     export_tflite(model, "model.tflite", verify_data=images)
 
-TFMOT works on Keras 2 models only, which the package tf_keras holds, and leaves the
-bits to a converter that changes the grids of most widths below 8. So the wrappers are
-TFMOT's and the quantizers ours (`fake_quantizers`), and the way to TFLite leads through
-the Keras 3 student and the writer of `export_tflite`.
+TFMOT supports only Keras 2 models (package tf_keras), and its export uses a converter
+that changes the grids of most widths below 8. So here the wrappers are TFMOT's, but the
+quantizers are ours (`fake_quantizers`), and a model is exported by converting it back
+to a Keras 3 student and calling the writer of `export_tflite`.
 
 `pip install gmpq-tf[tfmot]` installs both packages; they are imported when first used.
 """

@@ -1,4 +1,4 @@
-"""Students to tf_keras models wrapped by TFMOT, and the way back."""
+"""Convert students to tf_keras models wrapped by TFMOT, and back."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ from gmpq_tf.transform.calibrate import input_quantizers, is_calibrated
 from gmpq_tf.transform.quantize import quantize_model
 from gmpq_tf.transform.rewrite import rebuild, split_activations
 
-# Where the float sums of both libraries differ in their last bits a code may flip, so a
-# few outputs may differ by more; a wrong layer moves most of them.
+# The float sums of both libraries differ in the last bits, so a code may flip, and a
+# few outputs may differ by more than the tolerance; a wrong layer would change most of
+# them.
 TOLERANCE = 1e-4
 FLIPPED = 0.05
 
@@ -44,16 +45,16 @@ FLIPPED = 0.05
 def quantize_configs(policy: BitwidthPolicy) -> dict[str, Any]:
     """A `QuantizeConfig` for each layer of a policy, to annotate tf_keras layers with.
 
-    For tf_keras models of one's own: `quantize_annotate_layer(layer, configs[name])`,
-    then TFMOT's `quantize_apply`, which adds its own 8-bit quantizers elsewhere. Ranges
-    and steps are set by the first training batch and learned from there. To keep those
-    of a trained student use `quantize_apply` of this module.
+    This is for your own tf_keras models: `quantize_annotate_layer(layer,
+    configs[name])`, then TFMOT's `quantize_apply`, which adds its own 8-bit quantizers
+    elsewhere. Ranges and steps are set by the first training batch and learned from
+    then on. To keep those of a trained student use `quantize_apply` of this module.
 
     Args:
         policy: bits of each layer.
 
     Returns:
-        Layer name -> `tfmot.quantization.keras.QuantizeConfig`; one layer each.
+        Layer name -> `tfmot.quantization.keras.QuantizeConfig`, for one layer each.
 
     Raises:
         ExportError: TFMOT or tf_keras is missing.
@@ -71,22 +72,22 @@ def quantize_configs(policy: BitwidthPolicy) -> dict[str, Any]:
 def quantize_apply(model: keras.Model, policy: BitwidthPolicy) -> Any:
     """The quantized model as a tf_keras model, its layers wrapped by TFMOT.
 
-    It computes what the student computes and trains as the student does. Kernels,
-    biases, BatchNormalization, learned steps and ranges are copied. Layers keep their
-    names behind TFMOT's prefix `quant_`. TFMOT trains the kernels of frozen layers too.
+    It computes and trains like the student. Kernels, biases, BatchNormalization,
+    learned steps and ranges are copied. Layers have TFMOT's prefix `quant_` before
+    their names. TFMOT trains the kernels of frozen layers too.
 
     Args:
         model: Keras 3 student from `gmpq_tf.quantize_model`; or a float model, which is
             quantized first. Ranges that were not calibrated are set by the first
             training batch.
-        policy: bits of each layer; those of the student.
+        policy: bits of each layer, those of the student.
 
     Returns:
         A functional `tf_keras.Model`, not compiled.
 
     Raises:
-        ExportError: TFMOT or tf_keras is missing, a layer that TFLite or tf_keras
-            lacks, or a policy that is not the student's.
+        ExportError: TFMOT or tf_keras is missing, TFLite or tf_keras lacks a layer, or
+            the policy is not the student's.
         PolicyError: the policy is for other layers.
     """
     student = _student_for(model, policy)
@@ -106,8 +107,7 @@ def to_tf_keras(model: keras.Model) -> Any:
         A functional `tf_keras.Model`.
 
     Raises:
-        ExportError: TFMOT or tf_keras is missing, or a layer that TFLite or tf_keras
-            lacks.
+        ExportError: TFMOT or tf_keras is missing, or TFLite or tf_keras lacks a layer.
     """
     graph = split_activations(read_graph(model))
     converted = build_tf_keras(graph, model.name, float_layer)
@@ -126,7 +126,7 @@ def to_student(model: Any) -> keras.Model:
         ranges of the tf_keras model.
 
     Raises:
-        ExportError: a model that `quantize_apply` did not make.
+        ExportError: the model was not made by `quantize_apply`.
     """
     graph = read_tf_keras(model)
     student = rebuild(graph, model.name, lambda call: student_layer(call, graph))
@@ -141,21 +141,21 @@ def export_tflite(
     """Write a tf_keras model as TFLite, with the guarantees of the Keras 3 exporter.
 
     The stored codes are those of the tf_keras model, and the file is checked on data.
-    To move biases onto the accumulators' grid first, call `to_student`,
+    To round biases to the accumulators' grid first, call `to_student`,
     `gmpq_tf.snap_biases` and the Keras 3 exporter one after the other.
 
     Args:
-        model: from `quantize_apply`, trained.
-        path: the `.tflite` file to make or to replace.
-        verify_data: as for `export.exporter.export_tflite`.
-        **options: its other arguments.
+        model: a trained model from `quantize_apply`.
+        path: the `.tflite` file to create or to replace.
+        verify_data: as for the Keras 3 `export_tflite`.
+        **options: other arguments of the Keras 3 `export_tflite`.
 
     Returns:
         An `ExportReport`.
 
     Raises:
-        ExportError: as `export.exporter.export_tflite`; or the Keras 3 model does not
-            compute what the tf_keras model does.
+        ExportError: as for the Keras 3 `export_tflite`; or the Keras 3 model does not
+            compute the same as the tf_keras model.
     """
     student = to_student(model)
     if is_calibrated(student):  # the exporter says what to do if not
@@ -193,7 +193,7 @@ def _check_bits(call: Call, policy: BitwidthPolicy) -> None:
 
 
 def _check_equal(model: Any, student: keras.Model) -> None:
-    """Refuse a student that does not compute what the tf_keras model does."""
+    """Refuse a student that does not compute the same as the tf_keras model."""
     given = random_inputs(student, lower(student).input_grids, seed=0)
     inputs = ModelInputs(read_tf_keras(model)), ModelInputs(read_graph(student))
     both = (

@@ -1,9 +1,10 @@
-"""The quantizers of a student in the form that TFMOT asks for.
+"""The quantizers of a student, with the interface of TFMOT's quantizers.
 
-TFMOT's own quantizers set the smallest and the largest value, round the zero point and
-leave the bits to the converter: below 8 bits that is not the grid that was trained.
-These compute what `gmpq_tf.quantizers` computes, on variables of a tf_keras layer. They
-need neither TFMOT nor tf_keras: `export.tfmot` declares them to both.
+TFMOT's own quantizers learn the smallest and the largest value, round the zero point
+and leave the rest to the converter: below 8 bits the result is not the grid that was
+trained. The quantizers here compute the same as `gmpq_tf.quantizers`, on variables of a
+tf_keras layer. They import neither TFMOT nor tf_keras; `libraries` registers them with
+both.
 """
 
 from __future__ import annotations
@@ -43,21 +44,21 @@ from gmpq_tf.quantizers.line_search import (
 from gmpq_tf.quantizers.lsq import scale_gradient
 from gmpq_tf.spelling import lookup
 
-# tf_keras's name of the kernel of each kind of layer that a policy quantizes.
+# Kind of layer -> name of its kernel attribute in tf_keras.
 KERNEL_NAMES = {
     kind.name: kind.tf_keras_kernel
     for kind in KERNEL_KINDS.values()
     if kind.arguments is not None
 }
-SAMPLE = 65_536  # values of the first batch that a range is fitted to
+SAMPLE = 65_536  # number of values of the first batch that a range is fitted to
 
 Variables = Mapping[str, Any]
 
 
 def _check_row(registry: Mapping[str, Any], kind: Any, method: str) -> None:
-    """Refuse a function that somebody registered, and rows that draw codes.
+    """Refuse registered functions, and rows that draw codes.
 
-    tf_keras would not call the one, nor draw in training.
+    tf_keras models support neither.
     """
     row = lookup(registry, method, "quantizer")
     if not isinstance(row, kind) or row.stochastic:
@@ -73,11 +74,11 @@ def _check_row(registry: Mapping[str, Any], kind: Any, method: str) -> None:
 
 
 class InputFakeQuantizer:
-    """Activations on a grid, as `gmpq_tf.quantizers.InputQuantizer` puts them.
+    """Quantizes activations as `gmpq_tf.quantizers.InputQuantizer` does.
 
     Args:
         bits: 2 to 8.
-        signed: True or False; None: the zero lies where `zero_code` says.
+        signed: True or False; None: the zero has the code `zero_code`.
         method: a name in `INPUT_QUANTIZERS`.
         power_of_two: round the step to a power of two.
         learn_range: whether training changes the range.
@@ -105,7 +106,7 @@ class InputFakeQuantizer:
         self._owner: Any = None
 
     def build(self, tensor_shape: Any, name: str, layer: Any) -> Variables:
-        """Create the range in a tf_keras layer; names as in the student."""
+        """Create the range in a tf_keras layer, with the student's variable names."""
         if self._owner is layer:  # loading a .keras file builds a QuantizeLayer twice
             return self.variables
         self._owner, add = layer, _adder(layer, name)
@@ -119,7 +120,7 @@ class InputFakeQuantizer:
     def __call__(
         self, inputs: tf.Tensor, training: bool, weights: Variables, **kwargs: Any
     ) -> tf.Tensor:
-        """Put `inputs` on the grid; `weights` is what `build` returned."""
+        """Quantize `inputs`, any shape; `weights` is the result of `build`."""
         log2, zeros = self._range(inputs, training, weights)
         features = math.prod(d for d in inputs.shape[1:] if d is not None)
         limit = code_limit(self.bits, bool(self.signed))
@@ -148,7 +149,7 @@ class InputFakeQuantizer:
         return found[0], found[1]
 
     def _fit(self, inputs: tf.Tensor) -> list[tf.Tensor]:
-        """Logarithm of the range, and code of the zero, as `calibrate` finds them."""
+        """Log2 of the range and code of the zero, [1] each, as in `calibrate`."""
         low = tf.minimum(tf.reduce_min(inputs), 0.0)
         high = tf.maximum(tf.reduce_max(inputs), 0.0)
         limit = float(code_limit(self.bits, bool(self.signed)))
@@ -182,7 +183,7 @@ class InputFakeQuantizer:
 
 
 class KernelFakeQuantizer:
-    """Kernels on a grid, as `gmpq_tf.quantizers.KernelQuantizer` puts them.
+    """Quantizes kernels as `gmpq_tf.quantizers.KernelQuantizer` does.
 
     Args:
         bits: 2 to 8.
@@ -212,11 +213,11 @@ class KernelFakeQuantizer:
 
     @property
     def learned(self) -> bool:
-        """Whether the steps are variables."""
+        """Whether the steps are variables (else they follow the kernel)."""
         return self._row.learned
 
     def build(self, tensor_shape: Any, name: str, layer: Any) -> Variables:
-        """Create the learned steps in a tf_keras layer; names as in the student."""
+        """Create the steps in a tf_keras layer, with the student's variable names."""
         assert self.shared_axes is not None
         if self.learned:
             add, sizes = _adder(layer, name), enumerate(tuple(tensor_shape))
@@ -230,7 +231,7 @@ class KernelFakeQuantizer:
     def __call__(
         self, inputs: tf.Tensor, training: bool, weights: Variables, **kwargs: Any
     ) -> tf.Tensor:
-        """Put a kernel on the grid; `weights` is what `build` returned."""
+        """Quantize a kernel, any shape; `weights` is the result of `build`."""
         kernel = tf.convert_to_tensor(inputs)
         steps = self._steps(kernel, training, weights)[None]
         return self._row.mixture(
@@ -244,7 +245,7 @@ class KernelFakeQuantizer:
     def _steps(
         self, kernel: tf.Tensor, training: bool, weights: Variables
     ) -> tf.Tensor:
-        """Steps, shaped to broadcast against the kernel."""
+        """Steps of a shape that broadcasts against the kernel."""
         if not self.learned:
             step = self._row.following_step(kernel, self.bits, self._axes())
             return tf.stop_gradient(step)
@@ -271,7 +272,7 @@ class KernelFakeQuantizer:
         return tf.cond(weights["calibrated"] > 0, lambda: kept, fitted)
 
     def _fit(self, kernel: tf.Tensor, shape: Any) -> tf.Tensor:
-        """Logarithms of the steps of least squared error."""
+        """Log2 of the steps of least squared error, of a given shape."""
         axes, limit = self._axes(), self._row.largest_code(self.bits)
         largest = tf.reduce_max(tf.abs(kernel), axis=axes, keepdims=True)
         step = least_error_step(
@@ -298,15 +299,15 @@ class KernelFakeQuantizer:
 
 
 class PolicyQuantizeConfig:
-    """What TFMOT quantizes in one layer of `KERNEL_KINDS`: input and kernel.
+    """TFMOT's configuration of one layer of `KERNEL_KINDS`: quantize input and kernel.
 
-    TFMOT knows quantizers of weights, activations and outputs, but the bits of a policy
-    are those of a layer's input. So the activation given to TFMOT is the identity, and
-    the layer computes with its result instead of its input.
+    TFMOT has quantizers for weights, activations and outputs, but a policy quantizes a
+    layer's input. So TFMOT is given the identity as "activation" with the input
+    quantizer, and the layer's `call` is wrapped to apply the result to its input.
 
     Args:
-        kernel_quantizer: of the kernel.
-        input_quantizer: of the layer's input.
+        kernel_quantizer: quantizer of the kernel.
+        input_quantizer: quantizer of the layer's input.
     """
 
     def __init__(
@@ -314,10 +315,10 @@ class PolicyQuantizeConfig:
     ) -> None:
         self.kernel_quantizer = kernel_quantizer
         self.input_quantizer = input_quantizer
-        self.kernel: Any = None  # the float one; TFMOT hides it behind the quantized
+        self.kernel: Any = None  # float kernel; TFMOT replaces the layer's attribute
 
     def get_weights_and_quantizers(self, layer: Any) -> list[tuple]:
-        """The kernel."""
+        """The layer's kernel variable with its quantizer, as TFMOT expects it."""
         kind = quantized_kind(layer)
         self.kernel = getattr(layer, KERNEL_NAMES[kind])
         if self.kernel_quantizer.shared_axes is None:
@@ -325,17 +326,17 @@ class PolicyQuantizeConfig:
         return [(self.kernel, self.kernel_quantizer)]
 
     def set_quantize_weights(self, layer: Any, quantize_weights: Sequence) -> None:
-        """Compute with the quantized kernel."""
+        """Let the layer compute with the quantized kernel."""
         setattr(layer, KERNEL_NAMES[quantized_kind(layer)], quantize_weights[0])
 
     def get_activations_and_quantizers(self, layer: Any) -> list[tuple]:
-        """The layer's input, as an identity."""
+        """The identity with the input quantizer (see the class)."""
         return [(linear, self.input_quantizer)]
 
     def set_quantize_activations(
         self, layer: Any, quantize_activations: Sequence
     ) -> None:
-        """Compute with the quantized input."""
+        """Let the layer's `call` quantize its input first."""
         compute, quantize = type(layer).call, quantize_activations[0]
 
         def call(inputs: Any) -> Any:
@@ -344,7 +345,7 @@ class PolicyQuantizeConfig:
         layer.call = call
 
     def get_output_quantizers(self, layer: Any) -> list:
-        """None: the layers that read the output quantize it."""
+        """An empty list: outputs are quantized by the layers that read them."""
         return []
 
     def get_config(self) -> dict[str, Any]:
@@ -362,7 +363,7 @@ class PolicyQuantizeConfig:
 
 
 def linear(x: Any) -> Any:
-    """The identity, under a name that TFMOT knows as an activation."""
+    """The identity, of any shape, under a name that TFMOT accepts as an activation."""
     return x
 
 
@@ -370,7 +371,7 @@ def quantized_kind(layer: Any) -> str:
     """Kind of a tf_keras layer that a policy can quantize.
 
     Raises:
-        ExportError: it is another.
+        ExportError: the layer is of another kind.
     """
     kind = type(layer).__name__
     if kind not in KERNEL_NAMES:
@@ -390,15 +391,15 @@ def least_error_step(
     nested: bool = False,
     axes: Sequence[int] = (0,),
 ) -> tf.Tensor:
-    """`line_search.least_error_step` in a graph.
+    """`line_search.least_error_step` as a TensorFlow graph.
 
     Args:
-        values: to be put on a grid, any shape.
-        largest: steps that clip nothing, shaped to broadcast against the values.
-        quantize: the values at some steps of that shape.
-        fractions: of the largest step, to try.
-        nested: consider powers of two only.
-        axes: of the values that share a step.
+        values: values to quantize, any shape.
+        largest: steps that clip nothing, of a shape that broadcasts to the values.
+        quantize: (values, steps) -> quantized values.
+        fractions: fractions of the largest step to try.
+        nested: whether only powers of two are tried.
+        axes: axes of the values that share a step.
 
     Returns:
         Positive steps, of the shape of `largest`.
@@ -420,7 +421,7 @@ def least_error_step(
 
 
 def power_of_two_above(step: tf.Tensor) -> tf.Tensor:
-    """The smallest power of two that is no smaller than a step, a scalar."""
+    """The smallest power of two that is not below a step, a scalar."""
     near = power_of_two(step)
     return tf.where(near < step, 2.0 * near, near)
 

@@ -1,4 +1,4 @@
-"""Files of tf_keras models with our quantizers."""
+"""Save and load tf_keras models with our quantizers."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ SUFFIXES = (".h5", ".keras")
 def write_tfmot(
     student: keras.Model, policy: BitwidthPolicy, path: str | os.PathLike[str]
 ) -> Path:
-    """Save what `quantize_apply` makes; `load_model` reads it.
+    """Save the result of `quantize_apply`; `load_model` reads the file.
 
     Args:
         student: as for `quantize_apply`.
-        policy: likewise.
-        path: the `.h5` or `.keras` file to make or to replace; whole or not at all.
+        policy: as for `quantize_apply`.
+        path: the `.h5` or `.keras` file to create or to replace, atomically.
 
     Returns:
         The path written.
 
     Raises:
-        ExportError: as `quantize_apply`; or a path that cannot be written.
+        ExportError: as for `quantize_apply`; or the path cannot be written.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
@@ -79,12 +79,12 @@ def load_model(path: str | os.PathLike[str], compile: bool = True) -> Any:
         ) from error
     for layer in model.layers:
         if type(layer).__name__ == "BatchNormalization":
-            layer.fused = False  # tf_keras does not save it
+            layer.fused = False  # tf_keras does not save this attribute
     return model
 
 
 def _refuse_code(path: Path) -> None:
-    """Refuses an `.h5` file with a Lambda layer: tf_keras is safe for `.keras` only."""
+    """Refuse an `.h5` file with a Lambda layer, which tf_keras does not check."""
     if path.suffix == ".h5":
         check_hdf5(path)
         if has_lambda(read_config(path)):

@@ -1,4 +1,4 @@
-"""Graphs of functional tf_keras models: read from one, built into one."""
+"""Build functional tf_keras models from graphs, and read their graphs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ from gmpq_tf.graph import Call, Graph, Ref, fill
 def build_tf_keras(
     graph: Graph, name: str, make_layer: Callable[[Call, Graph], Any]
 ) -> Any:
-    """The tf_keras model of a Keras 3 graph; where `make_layer` gives None: nothing."""
+    """The tf_keras model of a Keras 3 graph; calls without a layer are left out.
+
+    Args:
+        graph: graph of a Keras 3 model.
+        name: name of the new model.
+        make_layer: (call, graph) -> tf_keras layer; None: the call is left out.
+    """
     tf_keras = libraries().tf_keras
     inputs = {
         index: tf_keras.Input(

@@ -1,4 +1,4 @@
-"""Layers with their quantizers, from Keras 3 to tf_keras under TFMOT and back."""
+"""Convert layers and quantizers from Keras 3 to tf_keras with TFMOT, and back."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def float_layer(call: Call, graph: Graph) -> Any:
         return None
     kind, arguments = describe(call, graph)
     if kind == "BatchNormalization":
-        arguments["fused"] = False  # the fused one differs from Keras 3 in the last bit
+        arguments["fused"] = False  # the fused kernel differs from Keras 3 in last bits
     return make_layer(libraries().tf_keras.layers, kind, arguments, call)
 
 
@@ -69,7 +69,7 @@ def student_layer(call: Call, graph: Graph) -> Any:
 
 
 def _check_ours(call: Call) -> None:
-    """Refuse the quantizers of others, and layers without any."""
+    """Refuse quantizers of other libraries, and layers without quantizers."""
     layer = call.layer
     found: Any = None
     wanted: type = PolicyQuantizeConfig

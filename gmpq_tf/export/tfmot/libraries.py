@@ -1,4 +1,4 @@
-"""TFMOT and tf_keras, imported when first used; they know our classes from then on."""
+"""Import TFMOT and tf_keras when first used, and register our classes with them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,18 @@ from gmpq_tf.export.tfmot.fake_quantizers import (
 from gmpq_tf.quantizers.decay import spare_quantizers
 
 LEGACY = "TF_USE_LEGACY_KERAS"
-PACKAGE = "gmpq_tf"  # of the registered names in tf_keras files
+PACKAGE = "gmpq_tf"  # prefix of the registered names in tf_keras files
 
 
 @functools.cache
 def libraries() -> SimpleNamespace:
-    """`tfmot.quantization.keras` and `tf_keras`, which know our classes from now on.
+    """`tfmot.quantization.keras` and `tf_keras`, with our classes registered.
 
-    Importing TFMOT sets TF_USE_LEGACY_KERAS for this process and all it starts, and
-    would turn a `tf.keras` that nobody has used yet into Keras 2.
+    Importing TFMOT sets TF_USE_LEGACY_KERAS in this process and its children. If
+    `tf.keras` was not used before, that would turn it into Keras 2.
+
+    Raises:
+        ExportError: TFMOT or tf_keras is missing.
     """
     before = os.environ.get(LEGACY)
     tf.keras.Model  # noqa: B018 - decides which Keras `tf.keras` is
@@ -64,7 +67,7 @@ def libraries() -> SimpleNamespace:
 
 
 def quantize_scope() -> AbstractContextManager:
-    """Scope in which `tf_keras.models.load_model` knows TFMOT's classes and ours.
+    """Scope in which `tf_keras.models.load_model` finds TFMOT's classes and ours.
 
     Raises:
         ExportError: TFMOT or tf_keras is missing.

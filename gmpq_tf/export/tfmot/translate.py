@@ -1,4 +1,4 @@
-"""Layers in words that Keras 3 and tf_keras both know."""
+"""Describe layers by kinds and arguments that Keras 3 and tf_keras share."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from gmpq_tf.layer_kinds import KINDS, Role, kind_of, names
 from gmpq_tf.spelling import suggest
 
 ACTIVATIONS = ("linear", "relu", "relu6", "softmax", "sigmoid")
-# Kind of layer -> the arguments that Keras 3 and tf_keras both know, and both keep as
-# attributes of the same names.
+# Kind of layer -> arguments that exist in Keras 3 and tf_keras, with attributes of the
+# same names.
 ARGUMENTS = {k.name: k.arguments for k in KINDS.values() if k.arguments is not None}
-# Keras 3 functions on symbolic tensors, as layers.
+# Keras 3 operation on symbolic tensors -> equivalent layer and its arguments.
 OPERATIONS: dict[str, tuple[str, dict]] = {
     k.name: (k.twin[0], dict(k.twin[1])) for k in KINDS.values() if k.twin is not None
 }
@@ -21,14 +21,14 @@ MERGES = names(Role.SUM, Role.JOIN)
 
 
 def describe(call: Call, graph: Graph) -> tuple[str, dict[str, Any]]:
-    """Kind and arguments of a stock layer, as both libraries know them.
+    """Kind and arguments of a stock layer, valid in both libraries.
 
     Args:
-        call: the layer's use; the layer may be of either library.
-        graph: its graph.
+        call: call of a layer of either library.
+        graph: the graph of the call.
 
     Raises:
-        ExportError: a layer that one of them, or TFLite, lacks.
+        ExportError: one of the libraries, or TFLite, lacks the layer.
     """
     kind, arguments = OPERATIONS.get(call.kind, (call.kind, {}))
     operands = len(call.inputs)
@@ -47,7 +47,7 @@ def describe(call: Call, graph: Graph) -> tuple[str, dict[str, Any]]:
 
 
 def _argument(call: Call, graph: Graph, name: str) -> Any:
-    """An argument of a layer in plain values."""
+    """An argument of a layer, as plain values."""
     if getattr(call.layer, "data_format", "channels_last") == "channels_first":
         raise ExportError(
             "Channels must be last. "
@@ -56,7 +56,7 @@ def _argument(call: Call, graph: Graph, name: str) -> Any:
         )
     if name == "activation":
         return _activation(call)
-    if name == "target_shape":  # the function keras.ops.reshape calls it otherwise
+    if name == "target_shape":  # keras.ops.reshape has another name for it
         return tuple(graph.shapes[call.outputs[0]][1:])
     value = _plain(getattr(call.layer, name))
     if name == "axis" and isinstance(value, list):  # as tf_keras keeps it
@@ -75,7 +75,7 @@ def _activation(call: Call) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers, text, lists and tuples; penalties as {"class_name", "config"}."""
+    """Convert to numbers, text, lists and tuples; regularizers to a serialized dict."""
     if hasattr(value, "get_config"):
         return {"class_name": type(value).__name__, "config": value.get_config()}
     if hasattr(value, "tolist"):
@@ -86,16 +86,16 @@ def _plain(value: Any) -> Any:
 
 
 def make_layer(library: Any, kind: str, arguments: dict, call: Call) -> Any:
-    """A new layer of a library, named as the call and frozen where its layer is.
+    """A new layer of a library, with the name and the `trainable` of the call's layer.
 
     Args:
-        library: what holds the class, such as `keras.layers`.
+        library: module with the class, such as `keras.layers`.
         kind: name of the class.
-        arguments: of the class.
-        call: gives name and `trainable`.
+        arguments: arguments of the class.
+        call: the call.
 
     Raises:
-        ExportError: the library does not know the arguments.
+        ExportError: the library does not support the arguments.
     """
     try:
         layer = getattr(library, kind)(**arguments, name=call.name)

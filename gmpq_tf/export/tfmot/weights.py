@@ -1,4 +1,4 @@
-"""Weights copied between layers of Keras 3 and their counterparts in tf_keras."""
+"""Copy weights between layers of Keras 3 and their counterparts in tf_keras."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def copy_layer(source: Any, target: Any) -> None:
 
 
 def _weights(layer: Any) -> dict[str, Any]:
-    """Variables of a layer of either library, by the names of the student's."""
+    """Variables of a layer of either library, by the names in the student."""
     config, inner = getattr(layer, "quantize_config", None), unwrapped(layer)
     found = {name: getattr(inner, name, None) for name in ("bias", *NORM_WEIGHTS)}
     kernel = getattr(inner, "depthwise_kernel", getattr(inner, "kernel", None))
@@ -44,7 +44,7 @@ def _weights(layer: Any) -> dict[str, Any]:
 
 
 def _quantizer_weights(quantizer: Any) -> dict[str, Any]:
-    """Variables of a quantizer of either library; none of anything else."""
+    """Variables of a quantizer of either library; {} for anything else."""
     if isinstance(quantizer, (InputFakeQuantizer, KernelFakeQuantizer)):
         return dict(quantizer.variables)
     if isinstance(quantizer, (InputQuantizer, KernelQuantizer)):
@@ -54,5 +54,5 @@ def _quantizer_weights(quantizer: Any) -> dict[str, Any]:
 
 
 def unwrapped(layer: Any) -> Any:
-    """The layer inside TFMOT's wrapper."""
+    """The layer inside TFMOT's wrapper, or the layer itself if it is not wrapped."""
     return layer.layer if hasattr(layer, "quantize_config") else layer

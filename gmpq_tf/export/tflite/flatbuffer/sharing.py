@@ -2,8 +2,7 @@
 
 A flatbuffer refers to strings, vectors and tables by offsets, so several tables may
 refer to the same one. The schema's object API writes each anew; the classes here
-override its `Pack` and reuse the offset of an equal part. That saves a fifth and more
-of small files.
+override its `Pack` and reuse the offset of an equal part. That matters in small files.
 """
 
 from __future__ import annotations
