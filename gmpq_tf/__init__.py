@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from gmpq_tf.space import SearchSpace as SearchSpace
     from gmpq_tf.transform import build_hypernet as build_hypernet
     from gmpq_tf.transform import calibrate as calibrate
+    from gmpq_tf.transform import prune_channels as prune_channels
     from gmpq_tf.transform import quantize_model as quantize_model
     from gmpq_tf.transform import snap_biases as snap_biases
 
@@ -47,6 +48,7 @@ _HOMES = {
     "count_cost": "cost",
     "integer_twin": "export.tflite",
     "load_model": "models",
+    "prune_channels": "transform",
     "quantize_model": "transform",
     "search_policy": "search",
     "snap_biases": "transform",
