@@ -20,8 +20,9 @@ from gmpq_tf.run.workdir import check_writable
 
 Main = Callable[[list[str]], None]
 STOPPING = (signal.SIGINT, signal.SIGTERM)
-# Ctrl-C and cluster managers signal a command and its children, and the command passes
-# the signal on: within so many seconds that is one request to stop.
+# Ctrl-C and cluster managers signal a command and its children, and the command also
+# passes the signal on to them. Signals within this many seconds of each other
+# therefore count as one request to stop.
 ONE_REQUEST_S = 1.0
 
 
@@ -29,7 +30,7 @@ class StopRequested(KeyboardInterrupt):
     """A signal asked the command to stop.
 
     Args:
-        number: of the signal.
+        number: signal number, such as `signal.SIGINT`.
     """
 
     def __init__(self, number: int) -> None:
@@ -50,9 +51,11 @@ def run_main(
         main: the command; takes the arguments that are not flags, program name first.
         doc: what `--help` prints first.
         *configs: dataclasses whose fields become flags.
-        defaults: field name -> default of this command, where it is not the field's.
-        check: called with all flags defined and none parsed; raises ValueError of a
-            command line that it can say more of than that a flag is unknown.
+        defaults: field name -> default in this command, where it differs from the
+            field's own.
+        check: called when all flags are defined but not yet parsed. It may raise
+            ValueError for a command line about which it can say more than "unknown
+            flag".
     """
     sys.modules["__main__"].__doc__ = doc
     for config in configs:
@@ -79,10 +82,10 @@ def guarded(main: Main) -> Main:
         main: the command.
 
     Returns:
-        A function that exits with 1 after ValueError or OSError, whose message it
-        prints to stderr (`--debug` lets them through), and with 128 + number after
-        SIGINT (Ctrl-C) and SIGTERM: they end the running step, and what was being
-        written is as it was before.
+        A function that exits with 1 after ValueError or OSError and prints its message
+        to stderr (with `--debug` it lets the error through). After SIGINT (Ctrl-C) or
+        SIGTERM it exits with 128 + signal number: the running step is completed, and a
+        file that was being written keeps its earlier content.
     """
 
     def guarded_main(argv: list[str]) -> None:
@@ -113,8 +116,9 @@ def guarded(main: Main) -> Main:
 def stopped_by_signals() -> Iterator[None]:
     """Raises StopRequested in the block when SIGINT or SIGTERM arrives.
 
-    Python runs the handler between two instructions, so after the running step. A
-    signal that was ignored before (`nohup`, a background job) still is.
+    Python runs the handler between two of its instructions, so the running TensorFlow
+    step is completed first. A signal that was ignored before (`nohup`, a background
+    job) is still ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -139,13 +143,13 @@ def stopped_by_signals() -> Iterator[None]:
 
 
 def _check_workdir() -> None:
-    """Refuses a workdir that cannot be written to before data and model are read."""
+    """Refuses an unwritable workdir early, before data and model are read."""
     if "workdir" in flags.FLAGS:
         check_writable(Path(flags.FLAGS.workdir))
 
 
 def _silence_libraries() -> None:
-    # TensorFlow warns of each model that is compiled, TFDS tells each file it reads.
+    # TensorFlow warns about every compiled model, TFDS names every file it reads.
     logging.set_verbosity(logging.ERROR)
     tf.get_logger().setLevel("ERROR")
 

@@ -25,22 +25,22 @@ class WorkerError(StageError):
 
 @contextmanager
 def devices(run: RunConfig) -> Iterator[None]:
-    """Prepares the devices and trains on them what the block builds.
+    """Configures TensorFlow's devices; models built in the block train on them.
 
-    To be entered before TensorFlow computes anything.
+    Must be entered before TensorFlow computes anything.
 
     Args:
         run: threads, determinism, distribution and replicas.
 
     Raises:
-        StageError: the devices asked for are not there.
+        StageError: the requested devices do not exist.
         WorkerError: another worker ended.
     """
     set_threads(run.threads)
     if run.deterministic:
         tf.config.experimental.enable_op_determinism()
     for gpu in tf.config.list_physical_devices("GPU"):
-        # Without this the first process takes all memory of every GPU.
+        # By default TensorFlow reserves the whole memory of every GPU at once.
         tf.config.experimental.set_memory_growth(gpu, True)
     with strategy_of(run).scope():
         try:
@@ -58,13 +58,13 @@ def devices(run: RunConfig) -> Iterator[None]:
 
 
 def strategy_of(run: RunConfig) -> tf.distribute.Strategy:
-    """Returns the strategy that the flags ask for.
+    """Returns the distribution strategy that the flags ask for.
 
     Args:
         run: distribution and replicas.
 
     Raises:
-        StageError: the devices asked for are not there.
+        StageError: the requested devices do not exist.
     """
     if run.distribution == "multi_worker":
         check_cluster(cluster())
@@ -75,7 +75,7 @@ def strategy_of(run: RunConfig) -> tf.distribute.Strategy:
 
 
 def _replica_devices(replicas: int) -> list[str]:
-    """Names of so many GPUs, or of parts of the CPU where there is no GPU."""
+    """Names of `replicas` GPUs, or of logical CPU devices where there is no GPU."""
     gpus = tf.config.list_physical_devices("GPU")
     if gpus and replicas > len(gpus):
         raise StageError(
@@ -91,10 +91,10 @@ def _replica_devices(replicas: int) -> list[str]:
 
 
 def cluster() -> dict[str, Any]:
-    """Returns what the environment variable TF_CONFIG says, {} without it.
+    """Returns the JSON object in the environment variable TF_CONFIG; {} if not set.
 
     Raises:
-        StageError: it is not a JSON object.
+        StageError: TF_CONFIG is not a JSON object.
     """
     text = os.environ.get("TF_CONFIG", "{}")
     try:
@@ -116,7 +116,7 @@ def check_cluster(config: Mapping[str, Any]) -> None:
         config: from `cluster`.
 
     Raises:
-        StageError: it does not.
+        StageError: cluster, type or index of the task is missing or out of range.
     """
     jobs, task = config.get("cluster"), config.get("task")
     try:
@@ -139,7 +139,7 @@ _TF_CONFIG_EXAMPLE = (
 
 
 def is_chief() -> bool:
-    """Whether this process is the one that writes: alone, the chief, or worker 0."""
+    """Whether this process writes the files: it is alone, the chief, or worker 0."""
     config = cluster()
     task, jobs = config.get("task", {}), config.get("cluster", {})
     if not isinstance(_strategy(), tf.distribute.MultiWorkerMirroredStrategy):
@@ -149,7 +149,7 @@ def is_chief() -> bool:
 
 
 def wait_for_workers() -> None:
-    """Returns when every worker has called it; at once where there is one."""
+    """Barrier: returns when every worker has called it; at once for one process."""
     strategy = _strategy()
     if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         together = tf.function(lambda: strategy.run(_sum_of_ones))
@@ -164,9 +164,9 @@ def _sum_of_ones() -> tf.Tensor:
 def open_shared_stage(
     run: RunConfig, name: str, config: Mapping[str, Any], scaling: Mapping[str, Any]
 ) -> Stage:
-    """`open_stage` for a stage that several workers run: the chief alone writes.
+    """`open_stage` for a stage run by several workers, of which only the chief writes.
 
-    The workers must see the same workdir.
+    All workers must see the same workdir.
     """
     stage = Stage(Path(run.workdir), name)
     if is_chief():
@@ -176,14 +176,14 @@ def open_shared_stage(
 
 
 def training_batches(dataset: Dataset, start_epoch: int) -> Any:
-    """Training batches for `fit`, of which each worker prepares its own part only.
+    """Returns training batches for `fit`; each worker prepares only its own part.
 
     Args:
         dataset: the images.
-        start_epoch: first epoch, from 0.
+        start_epoch: first epoch, counted from 0.
 
     Returns:
-        What `dataset.train` returns, or its distributed form.
+        The data set from `dataset.train`, or its distributed form.
     """
     strategy = _strategy()
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
@@ -198,13 +198,13 @@ def training_batches(dataset: Dataset, start_epoch: int) -> Any:
 
 
 def check_batch(data: DataConfig) -> None:
-    """Refuses a batch that the replicas cannot share evenly.
+    """Refuses a batch size that is not a multiple of the number of replicas.
 
     Args:
-        data: whose `batch_size` is that of all replicas together.
+        data: its `batch_size` is that of all replicas together.
 
     Raises:
-        StageError: they cannot.
+        StageError: the replicas cannot share the batch evenly.
     """
     replicas = replica_count()
     if data.batch_size % replicas:

@@ -1,4 +1,4 @@
-"""Command-line flags generated from dataclasses: one flag a field."""
+"""Command-line flags generated from dataclasses: one flag per field."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ class FieldParser(flags.ArgumentParser):
     """Turns the text of a flag into the value of a dataclass field.
 
     Args:
-        convert: text -> value; raises ValueError.
+        convert: text -> value; raises ValueError for a text it cannot convert.
         kind: what the help calls the value, such as "an integer".
-        word_for_none: the text that stands for None, in any case; None: no text does.
+        word_for_none: the text that stands for None, in upper or lower case; None if
+            the field cannot be None.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class FieldParser(flags.ArgumentParser):
         self.syntactic_help = f"{kind}, or {word_for_none}" if word_for_none else kind
 
     def parse(self, argument: Any) -> Any:
-        """Returns the value of a text; a value of another type is passed through."""
+        """Returns the value a text stands for; non-text values are returned as is."""
         if not isinstance(argument, str):
             return argument
         if argument.lower() == self.word_for_none:
@@ -48,7 +49,7 @@ class FieldParser(flags.ArgumentParser):
 
 
 class FieldSerializer(flags.ArgumentSerializer):
-    """Turns a field's value into the text that gives it on a command line.
+    """Turns a field's value into the text to write on a command line.
 
     Args:
         word_for_none: the text that stands for None.
@@ -58,7 +59,7 @@ class FieldSerializer(flags.ArgumentSerializer):
         self.word_for_none = word_for_none or _NONE
 
     def serialize(self, value: Any) -> str:
-        """Returns the text of a value."""
+        """Returns the text that `FieldParser.parse` turns back into this value."""
         if value is None:
             return self.word_for_none
         if isinstance(value, Mapping):
@@ -76,13 +77,14 @@ def define_flags(cls: type, defaults: Mapping[str, Any] | None = None) -> None:
     """Defines a flag for each field of a dataclass.
 
     Name, type and default are the field's; the help is its entry in the `Args` section
-    of the docstring. Tuples are comma lists, Literals are choices, and fields that may
-    be None take `none` for it, or `default` where "none" is one of the choices. A field
-    that is a dataclass is replaced by its own fields.
+    of the docstring. Tuples are written as comma lists, Literals as one of the choices.
+    For fields that may be None the word is `none`, or `default` where "none" is itself
+    one of the choices. A field that is a dataclass is replaced by its own fields.
 
     Args:
-        cls: a dataclass whose fields are plain values, tuples or Literals.
-        defaults: field name -> default of this command, where it is not the field's.
+        cls: a dataclass whose fields are plain values, tuples, Literals or dataclasses.
+        defaults: field name -> default in this command, where it differs from the
+            field's own.
     """
     hints, help_texts = typing.get_type_hints(cls), field_help(cls)
     for field in dataclasses.fields(cls):
@@ -102,10 +104,10 @@ def from_flags(cls: type[T], inherited: Mapping[str, Any] | None = None) -> T:
         inherited: field name -> value for flags not given on the command line.
 
     Returns:
-        An instance.
+        An instance of `cls`.
 
     Raises:
-        ValueError: what the dataclass refuses.
+        ValueError: the dataclass refuses a value.
     """
     hints = typing.get_type_hints(cls)
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
@@ -122,7 +124,9 @@ def _value(name: str, hint: Any, inherited: Mapping[str, Any]) -> Any:
 
 
 def field_help(cls: type) -> dict[str, str]:
-    """Reads what the docstrings of a dataclass and of its bases say of each field.
+    """Reads the description of each field from the docstrings of a dataclass.
+
+    Base classes are read first, so a subclass may describe an inherited field anew.
 
     Args:
         cls: a dataclass with Google-style docstrings.
@@ -132,7 +136,7 @@ def field_help(cls: type) -> dict[str, str]:
     """
     texts: dict[str, str] = {}
     for base in reversed(cls.__mro__):
-        # Cleaned, because Python 3.13 strips the indentation and older ones do not.
+        # Python 3.13 strips the indentation of docstrings, older versions do not.
         doc = inspect.cleandoc(base.__dict__.get("__doc__") or "")
         section = re.search(r"\n\s*Args:\n(.*?)(\n\s*\n|\Z)", doc, re.DOTALL)
         if section:
@@ -147,8 +151,8 @@ def _one_line(text: str) -> str:
 
 
 def _define(name: str, hint: Any, default: Any, text: str) -> None:
-    # Under the name of the program, so that --help lists the flag wherever it is
-    # defined.
+    # absl's --help lists only flags of the main module: each flag is registered under
+    # the name of the program, whichever module defines it.
     module = sys.argv[0]
     if hint is bool:
         flags.DEFINE_boolean(
@@ -183,7 +187,7 @@ def _parser(hint: Any) -> FieldParser:
 
 
 def field_types(cls: type) -> dict[str, Any]:
-    """Returns the type of each field of a dataclass, in place of an inner one its own.
+    """Returns field name -> type; inner dataclasses are replaced by their own fields.
 
     Args:
         cls: a dataclass.
@@ -198,14 +202,14 @@ def field_types(cls: type) -> dict[str, Any]:
 
 
 def word_for_none(hint: Any) -> str | None:
-    """Returns the text that gives None on a command line.
+    """Returns the word that stands for None on a command line.
 
     Args:
         hint: the type of a field.
 
     Returns:
-        "none", or "default" where "none" is a value of its own; None where the field
-        cannot be None.
+        "none", or "default" where "none" is one of the field's choices; None where the
+        field cannot be None.
     """
     kind, optional = _without_none(hint)
     if not optional:
@@ -245,7 +249,7 @@ def _comma_list(convert: Callable[[str], Any]) -> Callable[[str], tuple]:
 
 
 def _size(text: str) -> int | tuple[int, int]:
-    """Parses `32`, or height and width as in `32x24`."""
+    """Parses a size in pixels: `32`, or height and width as in `32x24`."""
     sides = re.split("[x,]", text.lower())
     if len(sides) > 2 or not all(side.strip().isdecimal() for side in sides):
         raise ValueError("must be such as 96, or 32x24 for height and width")
@@ -254,7 +258,7 @@ def _size(text: str) -> int | tuple[int, int]:
 
 
 def _layer_bits(text: str) -> dict[str, tuple[int | None, int | None]]:
-    """Parses `conv1:8/8,head:*/8`, `*` for None; `{}` is no layer."""
+    """Parses `layer:weight bits/activation bits,...`, `*` for None; `{}`: no layer."""
     pairs = [] if text == "{}" else text.split(",")
     form = r"\s*([^:,]+):(\d+|\*)/(\d+|\*)\s*"
     matches = [re.fullmatch(form, pair) for pair in pairs]

@@ -45,19 +45,22 @@ class TrainingDivergedError(ValueError):
 
 
 class EpochBackup(keras.callbacks.Callback):
-    """Saves after each epoch all that training depends on, and restores it.
+    """Saves all state that training depends on after each epoch, and restores it.
 
-    Unlike `keras.callbacks.BackupAndRestore` it tells the epoch before `fit`, so that
-    the data can start there, keeps the state of every optimizer and random number
-    generator, replaces the old state only by a whole new one, and keeps the state of
-    the epoch before, from which it goes on should the last be damaged.
+    Differences from `keras.callbacks.BackupAndRestore`:
+
+    - `epoch` is known before `fit` is called, so that the data can start there.
+    - The state of every optimizer and random number generator is kept.
+    - A new backup is written under a temporary name and then renamed, so a killed
+      process never leaves half a backup.
+    - The backup of the epoch before is kept too, and is used if the last is damaged.
 
     Args:
-        path: the `.npz` file; that of the epoch before lies beside it.
-        writes: False: restore only, as all workers but one do.
+        path: the `.npz` file; the backup of the epoch before lies beside it.
+        writes: False to restore only, as all workers except the chief do.
 
     Raises:
-        DamagedFileError: there are backups, and none of them is whole.
+        DamagedFileError: there are backups, but none of them can be read.
     """
 
     def __init__(self, path: Path, writes: bool = True) -> None:
@@ -68,7 +71,7 @@ class EpochBackup(keras.callbacks.Callback):
         self.epoch = int(self._state.pop("epoch", 0))
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Restores the backup, or makes sure that the first one will fit."""
+        """Restores the backup; without one, checks that the disk has room for it."""
         variables = training_variables(self.model)
         if self.epoch:
             self._restore(variables)
@@ -105,10 +108,10 @@ def read_backup(path: Path) -> dict[str, np.ndarray]:
         path: the backup.
 
     Returns:
-        Name -> array of any shape; nothing where there is no backup.
+        Name -> array of any shape; {} where there is no backup.
 
     Raises:
-        DamagedFileError: there are backups, and none of them is whole.
+        DamagedFileError: there are backups, but none of them can be read.
     """
     damaged = None
     for file in filter(Path.exists, (path, backup_before(path))):
@@ -131,7 +134,8 @@ def check_weights(model: keras.Model) -> None:
     """Refuses a model whose weights are not finite.
 
     Raises:
-        TrainingDivergedError: a weight is NaN or infinite, though no loss was.
+        TrainingDivergedError: a weight is NaN or infinite, which can happen although
+            every loss was finite.
     """
     if broken := not_finite(model.weights):
         raise TrainingDivergedError(
@@ -142,13 +146,15 @@ def check_weights(model: keras.Model) -> None:
 
 
 def training_variables(model: keras.Model) -> list:
-    """All variables training depends on: weights, random states, optimizer states.
+    """Returns all variables training depends on, without those of metrics.
 
     Args:
-        model: a compiled model, maybe with an `importance_optimizer`.
+        model: a compiled model, which may have a second optimizer in its attribute
+            `importance_optimizer`.
 
     Returns:
-        The variables, each once, in a stable order.
+        Weights, states of random number generators and of optimizers; each once, in an
+        order that is the same in every process.
     """
     model.optimizer.build(model.trainable_variables)
     optimizers = [model.optimizer, getattr(model, "importance_optimizer", None)]
@@ -174,11 +180,11 @@ def fit_epochs(
     Args:
         model: a compiled model.
         dataset: its images; the validation split may be empty.
-        stage: whose folder gets metrics.jsonl, metrics.csv and the backup.
-        epochs: the epoch to stop at.
+        stage: its folder gets metrics.jsonl, metrics.csv and the backup.
+        epochs: number of epochs in total, including those of interrupted runs.
         run: how to show progress, and whether to write TensorBoard events.
-        callbacks: more callbacks, called before the others.
-        precision: what layers compute in; see `computing_in`.
+        callbacks: additional callbacks, called before the built-in ones.
+        precision: number format layers compute in; see `computing_in`.
 
     Raises:
         TrainingDivergedError: the loss became NaN or infinite.
@@ -209,7 +215,7 @@ def fit_epochs(
             validation_data=(
                 dataset.validation() if dataset.sizes["validation"] else None
             ),
-            # The display is last: an epoch is shown once it is saved.
+            # The display comes last: an epoch is shown only when it is saved.
             callbacks=[*watching, backup, progress],
             shuffle=False,  # the data set shuffles by itself
             verbose=0,
@@ -217,19 +223,19 @@ def fit_epochs(
 
 
 def resume_note(stage: Stage, start: int, epochs: int) -> str:
-    """Returns the line that says where an interrupted stage goes on."""
+    """Returns the message that says at which epoch an interrupted stage resumes."""
     if start < epochs:
         return f"{stage.folder} goes on with epoch {start + 1} of {epochs}."
     return f"{stage.folder} has done its {epochs} epochs and is being finished."
 
 
 def save_model(model: keras.Model, path: Path) -> None:
-    """Writes a model without the state of its training.
+    """Writes a model without optimizer, loss and metrics.
 
     Args:
-        model: a functional or Sequential model; it keeps the names and the structure of
-            its inputs and outputs.
-        path: the .keras file to make or to replace.
+        model: a functional or Sequential model; names and structure of its inputs and
+            outputs are kept.
+        path: the .keras file to create or to replace.
 
     Raises:
         TrainingDivergedError: a weight is NaN or infinite.
@@ -241,7 +247,7 @@ def save_model(model: keras.Model, path: Path) -> None:
 
 
 def _untrained(model: keras.Model) -> keras.Model:
-    """A model of the same layers that was never compiled."""
+    """Returns a model of the same layer objects that was never compiled."""
     graph, functional = read_graph(model), functional_of(model)
     tensors = dict(zip(graph.inputs, functional.inputs, strict=True))
     tensors |= dict(zip(graph.outputs, functional.outputs, strict=True))
@@ -258,12 +264,13 @@ def policy_results(
     """Returns the cost of a stage's policy and the metrics of its last epoch.
 
     Args:
-        stage: whose folder holds metrics.jsonl.
+        stage: its folder holds metrics.jsonl.
         model: the float model.
-        policy: of that model.
+        policy: bit-widths of that model.
 
     Returns:
-        Plain JSON values: bit_ops, weight_bytes, last_epoch.
+        Plain JSON values: bit_ops (bit operations per image), weight_bytes, and
+        last_epoch (metric name -> value, or None without any epoch).
     """
     cost = count_cost(model, policy)
     epochs = read_jsonl(stage.folder / METRICS)

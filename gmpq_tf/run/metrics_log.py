@@ -22,14 +22,15 @@ VALIDATION = "val_"
 
 
 class MetricsLog(keras.callbacks.Callback):
-    """Adds a line to `metrics.jsonl` after each epoch, and keeps `metrics.csv` like it.
+    """Adds a line to `metrics.jsonl` after each epoch; `metrics.csv` holds the same.
 
     Args:
-        path: the `.jsonl` file; the other lies beside it.
-        start_epoch: first epoch to come; lines of it and of later ones are removed.
+        path: the `.jsonl` file; the `.csv` file lies beside it.
+        start_epoch: epoch that training starts at; lines of this and later epochs,
+            left by an interrupted run, are removed.
 
     Raises:
-        ValueError: an earlier epoch has no line.
+        ValueError: an epoch before `start_epoch` has no line.
     """
 
     def __init__(self, path: Path, start_epoch: int = 0) -> None:
@@ -66,15 +67,16 @@ def _check_epochs(path: Path, lines: Sequence[Mapping], count: int) -> None:
 
 
 class TensorBoardLog(keras.callbacks.Callback):
-    """Writes what `metrics.jsonl` holds as TensorBoard events, one step an epoch.
+    """Writes the content of `metrics.jsonl` as TensorBoard events, one step per epoch.
 
     Tags and folders are those of `keras.callbacks.TensorBoard`: `epoch_loss` in
-    `train` and in `validation`. Unlike it, a resumed run has no step twice: the folder
-    is made again from the file when training starts.
+    `train` and in `validation`. Unlike there, a resumed run contains no step twice: the
+    folder is rebuilt from the file when training starts.
 
     Args:
-        folder: where the events go; what is in it is deleted.
-        metrics: the `metrics.jsonl` of the same run, written by a callback before this.
+        folder: where the events go; its previous content is deleted.
+        metrics: the `metrics.jsonl` of the same run; the callback that writes it must
+            be called before this one.
     """
 
     def __init__(self, folder: Path, metrics: Path) -> None:
@@ -82,7 +84,7 @@ class TensorBoardLog(keras.callbacks.Callback):
         self.folder, self.metrics = folder, metrics
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Starts new files with the epochs there are."""
+        """Starts new event files and writes the epochs already finished into them."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self._writers: dict[str, tf.summary.SummaryWriter] = {}
         for record in read_jsonl(self.metrics):
@@ -119,8 +121,9 @@ def metrics_logs(
     """Returns the callbacks that keep the metrics of a stage.
 
     Args:
-        folder: of the stage.
-        start_epoch: first epoch to come; what is kept of it and of later ones goes.
+        folder: folder of the stage.
+        start_epoch: epoch that training starts at; records of this and later epochs
+            are removed.
         tensorboard: whether to write TensorBoard events too.
     """
     metrics = folder / METRICS
@@ -131,12 +134,12 @@ def metrics_logs(
 
 
 def write_csv(path: Path, records: Sequence[Mapping[str, Any]]) -> Path:
-    """Writes records as a table, whole or not at all.
+    """Writes records as a CSV table; the file is replaced as a whole.
 
     Args:
-        path: the file to make or to replace.
-        records: columns are all their keys, in the order in which they first appear;
-            a cell is empty where a record lacks the key or has None.
+        path: the file to create or to replace.
+        records: one row each. Columns are all keys, in the order in which they first
+            appear; a cell is empty where a record lacks the key or has None.
 
     Returns:
         The path written.

@@ -1,4 +1,4 @@
-"""What `<workdir>/config/<stage>.json` says, and what identifies a run."""
+"""The record of a stage, `<workdir>/config/<stage>.json`: configuration, versions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,17 @@ LONGEST_NAME = 200  # bytes of a file name may be 255
 def describe_run(
     run: WorkdirConfig, name: str, config: Mapping[str, Any], scaling: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns what `<workdir>/config/<stage>.json` says."""
+    """Returns the record of a stage, to be written to `<workdir>/config/<stage>.json`.
+
+    Args:
+        run: where the command writes and how it runs.
+        name: name of the stage.
+        config: everything the results depend on: plain JSON values.
+        scaling: the input scaling, from `InputScaling.to_config`.
+
+    Returns:
+        Plain JSON values: the arguments, the seed, package versions, the command line.
+    """
     return {
         "stage": name,
         "config": config,
@@ -62,17 +72,17 @@ def _damaged(path: Path) -> StageError:
 
 
 def recorded_data(workdir: str | Path, stage: str = "pretrain") -> dict[str, Any]:
-    """Returns the data flags a stage of the workdir was run with, or none.
+    """Returns the data flags that a stage of the workdir was run with.
 
     Args:
         workdir: folder of the run.
         stage: name of the stage.
 
     Returns:
-        Field name of DataConfig -> value.
+        Field name of DataConfig -> value; {} where the stage has no record.
 
     Raises:
-        StageError: the name is none of a folder, or the file is damaged.
+        StageError: the name cannot be a folder's name, or the file is damaged.
     """
     _check_inside(stage)
     path = Path(workdir) / "config" / f"{stage}.json"
@@ -86,7 +96,7 @@ def recorded_data(workdir: str | Path, stage: str = "pretrain") -> dict[str, Any
 
 
 def _check_inside(name: str) -> None:
-    """Refuses what leads out of the workdir; spaces and the like are no harm."""
+    """Refuses a name that leads out of the workdir; spaces and the like may stay."""
     if Path(name).name != name or "\0" in name or len(name) > LONGEST_NAME:
         raise StageError(
             "The name of a stage must be that of a folder in the workdir. "
@@ -95,7 +105,7 @@ def _check_inside(name: str) -> None:
 
 
 def _is_flag(name: str, value: Any) -> bool:
-    """Whether a value is what a flag may be: one text or number, or some numbers."""
+    """Whether a value can be a flag's: a text, a number, None or a list of numbers."""
     if isinstance(value, list):
         return all(isinstance(item, int | float) for item in value)
     single = isinstance(value, str | int | float) and name not in ("mean", "std")
@@ -109,7 +119,8 @@ def read_json(path: Path) -> dict[str, Any]:
         path: the file.
 
     Returns:
-        The object; {} where there is none, so that what it marks is made again.
+        The object; {} where there is none or it is damaged, so that the caller computes
+        again what the file would have held.
     """
     try:
         value = parse_json(read_text(path))

@@ -1,4 +1,4 @@
-"""How a command runs, apart from what it computes."""
+"""Settings of how a command runs; they do not change what it computes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class WorkdirConfig:
             skipped, an interrupted one resumes.
         overwrite: Delete what the stage left in the workdir and start it again.
         threads: Threads TensorFlow may use; 0 leaves the choice to TensorFlow.
-        progress: A bar that is redrawn, lines (one an epoch, and one a minute within
+        progress: A bar that is redrawn, lines (one per epoch, and one per minute within
             it), or nothing; auto: bar on a terminal, lines elsewhere.
     """
 
@@ -39,16 +39,16 @@ class RunConfig(WorkdirConfig):
     """Where a training command writes and how it runs.
 
     Args:
-        steps_per_execution: Training steps in one call of the compiled function.
+        steps_per_execution: Training steps per call of the compiled function.
         jit_compile: Compile the training step with XLA.
         tensorboard: Write the metrics of each epoch as TensorBoard events too, into the
             stage's folder tensorboard.
         distribution: Train on this machine's first device, on several of its GPUs
             (mirrored), or on several machines (multi_worker, which reads TF_CONFIG).
-            batch_size is that of all of them together.
-        replicas: With mirrored, how many GPUs, or parts of the CPU where there is no
-            GPU; 0: all GPUs.
-        deterministic: Use deterministic kernels only, which on GPUs are slower.
+            batch_size is that of all devices together.
+        replicas: With mirrored, the number of GPUs, or of parts of the CPU where there
+            is no GPU; 0: all GPUs.
+        deterministic: Use only deterministic kernels, which are slower on GPUs.
     """
 
     steps_per_execution: int = 1
@@ -87,10 +87,10 @@ class RunConfig(WorkdirConfig):
 
 
 def set_threads(threads: int) -> None:
-    """Limits TensorFlow's threads; to be called before TensorFlow computes anything.
+    """Limits TensorFlow's threads; must be called before TensorFlow computes anything.
 
     Args:
-        threads: at most so many threads; 0 leaves the choice to TensorFlow.
+        threads: largest number of threads; 0 leaves the choice to TensorFlow.
     """
     if threads:
         tf.config.threading.set_intra_op_parallelism_threads(threads)

@@ -1,4 +1,10 @@
-"""The folder of one stage: its configuration, whether it is finished, its results."""
+"""The folder of one stage: its configuration, whether it is finished, its results.
+
+How a stage survives interruption: its configuration is recorded before any work; work
+is kept as it is done (a backup per epoch, or a line of the journal per measurement);
+the marker `done.json` is written last. A stage with a marker is skipped, one without is
+resumed from its backup or journal, and either only with the recorded configuration.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +25,14 @@ from gmpq_tf.run.run_config import WorkdirConfig
 from gmpq_tf.run.workdir import check_writable, claim
 
 RESERVED_NAMES = ("config", "report")
-# They do not change what is computed, so a run may go on with others.
+# Options that do not change what is computed: a run may be resumed with other values.
 MAY_CHANGE_ON_RESUME = frozenset(
     ("data_dir", "cache", "download", "path", "snap_tolerance")
 )
-# They matter after the last epoch only: a stage may be finished with others.
+# Options used only after the last epoch: an unfinished stage may change them.
 LATE = frozenset(("statistics_images",))
 _ABSENT = "(absent)"
-# Whose content the marker of a finished stage vouches for.
+# Files whose fingerprints the marker of a finished stage records.
 RESULT_FILES = (
     "model.keras",
     "policy.json",
@@ -35,7 +41,7 @@ RESULT_FILES = (
     "metrics.jsonl",
     "metrics.csv",
 )
-_opened: list[Stage] = []  # by this process, the last one last
+_opened: list[Stage] = []  # stages opened by this process, latest last
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +58,12 @@ class Stage:
 
     @property
     def folder(self) -> Path:
-        """Where the stage's files lie."""
+        """Folder of the stage's files, `<workdir>/<name>`."""
         return self.workdir / self.name
 
     @property
     def record(self) -> Path:
-        """File of the resolved configuration."""
+        """File of the configuration, with all defaults filled in."""
         return self.workdir / "config" / f"{self.name}.json"
 
     @property
@@ -67,7 +73,7 @@ class Stage:
 
     @property
     def marker(self) -> Path:
-        """File that a finished stage has."""
+        """File of the results, whose existence marks the stage as finished."""
         return self.folder / "done.json"
 
     @property
@@ -78,7 +84,7 @@ class Stage:
 
     @property
     def journal(self) -> Path:
-        """File of what has been measured, where the stage measures."""
+        """File with one line per measurement, in stages that measure."""
         return self.folder / JOURNAL
 
     @property
@@ -88,14 +94,14 @@ class Stage:
 
     @property
     def epochs(self) -> int:
-        """Whole epochs in the backup; 0 without a readable one."""
+        """Number of finished epochs in the backup; 0 without a readable backup."""
         for path in (self.backup, backup_before(self.backup)):
             with contextlib.suppress(OSError, DamagedFileError):
                 return int(read_arrays(path)["epoch"])
         return 0
 
     def finish(self, results: Mapping[str, Any]) -> None:
-        """Marks the stage as finished; to be called last.
+        """Marks the stage as finished; must be called last.
 
         Args:
             results: plain JSON values.
@@ -103,15 +109,20 @@ class Stage:
         paths = [self.folder / name for name in RESULT_FILES]
         files = {path.name: fingerprint(path) for path in paths if path.exists()}
         write_json(self.marker, {**results, "files": files})
-        # Not before: a run killed in between would have to train again.
+        # Only now: were the backup deleted first, a run killed in between would have
+        # to train again.
         shutil.rmtree(self.backup.parent, ignore_errors=True)
 
     def results(self) -> dict[str, Any]:
-        """What the stage was finished with."""
+        """Returns the results that `finish` was called with.
+
+        Raises:
+            StageError: the marker is damaged.
+        """
         return {k: v for k, v in self._read_marker().items() if k != "files"}
 
     def check_intact(self) -> None:
-        """Refuses a finished stage whose results are not those it left.
+        """Refuses a finished stage whose result files were changed since.
 
         Raises:
             StageError: a file is missing or has changed.
@@ -134,17 +145,17 @@ class Stage:
 
 
 def backup_before(backup: Path) -> Path:
-    """Where the backup of the epoch before lies, should the last be damaged."""
+    """Returns the path of the backup of the epoch before, a spare for the last one."""
     return backup.with_name("before.npz")
 
 
 def open_stage(
     run: WorkdirConfig, name: str, config: Mapping[str, Any], scaling: Mapping[str, Any]
 ) -> Stage:
-    """Prepares the folder of a stage and records what it is going to do.
+    """Prepares the folder of a stage and records its configuration.
 
     Args:
-        run: where, and whether to start again.
+        run: the workdir, and whether to delete earlier results and start again.
         name: name of the stage.
         config: everything the results depend on: plain JSON values.
         scaling: the input scaling, from `InputScaling.to_config`.
@@ -154,15 +165,14 @@ def open_stage(
 
     Raises:
         StageError: the folder cannot be written to, holds a run with another
-            configuration or damaged results, or another process is running this stage
-            in it.
+            configuration or damaged results, or is in use by another process.
     """
     _check_name(name)
     stage = Stage(Path(run.workdir), name)
     for folder in (stage.workdir, stage.record.parent, stage.folder):
         check_writable(folder)
     claim(stage.record.with_suffix(".lock"), stage.folder)
-    _opened.append(stage)  # before the record shows that it has begun
+    _opened.append(stage)  # so that a signal from here on can name the stage
     plain = json.loads(json.dumps(config))
     if run.overwrite and stage.record.exists():
         _delete(stage)
@@ -180,7 +190,7 @@ def open_stage(
 
 
 def interrupted_at() -> str:
-    """Says where the same command will go on, for a command that is stopped now."""
+    """Returns the message, for an interrupted command, of where it will resume."""
     stage = _opened[-1] if _opened else None
     if stage is None or stage.finished:
         return "The same command goes on from what is finished."
@@ -196,7 +206,7 @@ def interrupted_at() -> str:
 
 
 def _delete(stage: Stage) -> None:
-    """Deletes what a stage left; killed on the way, it is unfinished."""
+    """Deletes what a stage left; marker first: if killed midway it is unfinished."""
     stage.marker.unlink(missing_ok=True)
     if stage.folder.exists():
         shutil.rmtree(stage.folder)
@@ -204,7 +214,7 @@ def _delete(stage: Stage) -> None:
 
 
 def _tidy(stage: Stage) -> None:
-    """Removes what a killed process left of the files it was writing."""
+    """Removes temporary files that a killed process left."""
     results = [stage.folder / name for name in RESULT_FILES]
     following = stage.backup.with_name("next.npz")
     for path in (stage.record, stage.marker, following, *results):
@@ -231,7 +241,8 @@ def _check_name(name: str) -> None:
 
 def _check_same(stage: Stage, before: Any, now: Any) -> None:
     old, new = _flat(before), _flat(now)
-    # An option that came later is None where it changes nothing.
+    # Options added in later versions default to None, so old records without them
+    # still compare equal.
     keys = [k for k in {**old, **new} if old.get(k) != new.get(k)]
     free = MAY_CHANGE_ON_RESUME if stage.finished else MAY_CHANGE_ON_RESUME | LATE
     keys = [key for key in keys if key.split(".")[-1] not in free]

@@ -1,4 +1,4 @@
-"""A folder that can be written to, by one process at a time."""
+"""Checks that a folder can be written to, and locks it for one process at a time."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from filelock import FileLock, Timeout
 from gmpq_tf.run.errors import StageError
 
 LOCKED = "Another process is at work"
-_held: list[FileLock] = []  # what nobody holds is given back
+_held: list[FileLock] = []  # a lock object that is garbage collected is released
 
 
 def check_writable(folder: Path) -> None:
     """Refuses a folder in which nothing could be saved, before anything is computed.
 
     Args:
-        folder: need not be there, but must be possible to make.
+        folder: need not exist, but must be possible to create.
 
     Raises:
-        StageError: it is a file, or it or its parent cannot be written to.
+        StageError: it is a file, or it or its nearest existing parent cannot be written
+            to.
     """
     path = next(p for p in (folder, *folder.absolute().parents) if _is_there(p))
     if path.is_dir() and os.access(path, os.W_OK | os.X_OK):
@@ -34,17 +35,18 @@ def check_writable(folder: Path) -> None:
 
 
 def claim(path: Path, folder: Path) -> None:
-    """Claims a folder for this process, until it ends however it ends.
+    """Locks a folder for this process until the process ends, in whatever way.
 
     Args:
-        path: the lock file; it stays.
-        folder: what is claimed, for the message.
+        path: the lock file; it is not deleted afterwards.
+        folder: the folder it stands for, for the message.
 
     Raises:
-        StageError: another process has claimed it, or the disk cannot lock files.
+        StageError: another process holds the lock, or the file system has no locks.
     """
-    # One lock for all threads of this process, which may claim a folder again. Where a
-    # disk has no locks, no file stands for one: it would outlive a killed process.
+    # All threads of this process share one lock, so a folder may be claimed again. On
+    # a file system without locks we do not fall back to a marker file: it would remain
+    # after a killed process.
     lock = FileLock(
         path,
         timeout=0,
