@@ -103,8 +103,8 @@ def sweep(config: SweepConfig, run: WorkdirConfig) -> Path:
     workdir, model = Path(run.workdir), Path(str(config.model)).resolve()
     load_model(model)  # refuses a bad file before anything runs
     points = read_points(Path(str(config.spec)))
-    for path in deployed_models(points):
-        load_model(path)
+    for deployed in deployed_models(points):
+        load_model(deployed)
     if run.overwrite:
         (workdir / RECORD).unlink(missing_ok=True)
     check_same_sweep(workdir, points, model)
