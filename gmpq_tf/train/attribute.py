@@ -1,4 +1,4 @@
-"""Images with what the float model and its students look at in them."""
+"""Attribution maps of the float model and of quantized models, for the report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from gmpq_tf.attribution import grad_cam, rank_distance, resize_maps, split_head
 from gmpq_tf.data import Dataset, pixel_affine
 from gmpq_tf.files import replace_file
 
-TOP_SHARE = 0.25  # of the pixels; few images here have the paper's 100 that matter
+# Share of pixels that are compared. The paper takes a fixed count, which small images
+# may not have.
+TOP_SHARE = 0.25
 
 
 def write_attribution(
@@ -28,8 +30,8 @@ def write_attribution(
         path: the .npz file, as `gmpq_tf.report` reads it.
         teacher: the float model.
         students: name -> quantized model.
-        dataset: the images.
-        count: how many images.
+        dataset: labelled images.
+        count: number of images.
     """
     with dataset.naming_damaged_images():
         images, labels = next(iter(dataset.test().unbatch().batch(count)))
@@ -60,7 +62,7 @@ def attribution_maps(
         labels: [N], the class each map is for.
 
     Returns:
-        [N, H, W], 0 or more.
+        [N, H, W], values of 0 or more, not normalized.
     """
     backbone, head = split_head(model)
     maps, _ = grad_cam(head, backbone(images, training=False), labels, training=False)
@@ -68,14 +70,14 @@ def attribution_maps(
 
 
 def to_pixels(images: np.ndarray, dataset: Dataset) -> np.ndarray:
-    """Returns scaled images as the stored pixels, uint8.
+    """Undoes the input scaling of images.
 
     Args:
-        images: [N, H, W, C], scaled.
-        dataset: whose scaling that is.
+        images: [N, H, W, C], scaled as the model reads them.
+        dataset: the data set whose scaling was applied.
 
     Returns:
-        [N, H, W, C], 0 to 255.
+        uint8 [N, H, W, C], 0 to 255.
     """
     scale, offset = pixel_affine(dataset.config.input_scaling())
     pixels = (np.asarray(images) - offset) / scale

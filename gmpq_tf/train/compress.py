@@ -1,10 +1,11 @@
 """Compresses a trained model to a budget, without training: five minutes, no labels.
 
-Says how good the float model is (if there are labels), measures what each choice of
-bits costs, calibrates, corrects what rounding shifted, writes and verifies the .tflite
-file in the storage that the budget is about, and a report. --images is a folder of
-images, flat or with one sub-folder a class; --dataset takes the sets that the other
-commands know. The same command goes on where it was interrupted.
+Measures the float model (if there are labels) and the loss each choice of bits adds,
+chooses bits within the budget, calibrates, corrects the shifts that rounding caused,
+writes and verifies the .tflite file in the storage that the budget is about, and a
+report. --images is a folder of images, flat or with one sub-folder per class; --dataset
+takes the sets that the other commands know. An interrupted command resumes when it is
+started again.
 
   gmpq-compress --model=model.keras --scaling=0..255 --images=photos --budget=60kB \
       --workdir=runs/me
@@ -14,8 +15,8 @@ commands know. The same command goes on where it was interrupted.
 
 Budgets: 60kB of exported file, W4A4 (the bit operations of that uniform policy), 5% of
 those of full precision, 2.5ms (needs --latency_table), or several with commas. Without
-one every layer keeps 8 bits, which costs the least accuracy: a quarter of the float
-bytes. The workdir gets search/policy.json, compress/model.keras,
+a budget every layer keeps 8 bits, a quarter of the float bytes, which costs the least
+accuracy. The workdir gets search/policy.json, compress/model.keras,
 compress/model.tflite, export_report.json and report/report.html.
 """
 
@@ -79,12 +80,12 @@ from gmpq_tf.transform.rewrite import flattened
 
 STAGE, STAGES = "compress", 5
 STRATEGY = "loss_delta"
-DISTILLATION = 0.5  # of --epochs
+DISTILLATION = 0.5  # share of the loss in fine-tuning with --epochs
 
 
 @dataclasses.dataclass(frozen=True)
 class CompressConfig:
-    """What is compressed, to what.
+    """Which model is compressed, and to what budget.
 
     Args:
         model: Float model, a .keras or .h5 file; none: the workdir's
@@ -97,19 +98,22 @@ class CompressConfig:
         latency_table: JSON file that gmpq-latency wrote, for a budget of milliseconds.
         weight_bits: Bits that kernels may have; none: those worth measuring for the
             budget.
-        activation_bits: Bits that layer inputs may have; none: likewise.
-        correction: What mends the calibrated model: statistics (of BatchNormalization,
-            measured again), biases, rounding (learned; minutes for large models), none,
-            or auto: the one whose outputs are nearest to the float model's.
+        activation_bits: Bits that layer inputs may have; none: those worth measuring
+            for the budget.
+        correction: Correction of the calibrated model: statistics (of
+            BatchNormalization, measured again), biases, rounding (learned; minutes for
+            large models), none, or auto: the one whose outputs are nearest to the float
+            model's.
         calibration_images: Training images that ranges and corrections are measured on.
         table_images: Training images that choices are measured on; none: as many as
             take some minutes.
-        split: Images that accuracy and agreement are measured on. They choose nothing.
+        split: Images that accuracy and agreement are measured on. Nothing is chosen by
+            them.
         verify_images: Held-out images on which the file is compared with the Keras
             model before it is kept.
         float_layers: Layers without an integer counterpart, such as gelu or attention:
             refuse them, or allow them to be computed in float.
-        latency_runs: Timed runs of each storage and of the float model; 0 for none.
+        latency_runs: Timed runs of each storage and of the float model; 0: no timing.
         least_agreement: Share of decisions on which file and Keras model must agree.
         epochs: Fine-tuning epochs (needs labels); 0: none, and corrections instead.
 
@@ -144,15 +148,15 @@ class CompressConfig:
 
 
 def compress(config: CompressConfig, data: DataConfig, run: RunConfig) -> Path:
-    """Runs every stage that is not finished.
+    """Runs every stage that is not finished yet.
 
     Args:
-        config: what is compressed.
+        config: model, budget and options.
         data: the images.
-        run: where and how.
+        run: workdir and how the command runs.
 
     Returns:
-        The path of the file.
+        The path of the .tflite file.
 
     Raises:
         ValueError: an option, the model or the images cannot be used.
@@ -202,13 +206,16 @@ def compress(config: CompressConfig, data: DataConfig, run: RunConfig) -> Path:
 def choose_bits(
     config: CompressConfig, model: keras.Model, dataset: Dataset, run: RunConfig
 ) -> Stage:
-    """Searches the policy of the budget by a table, without training.
+    """Searches a policy within the budget by measuring, without training.
 
     Args:
         config: budget and candidates.
         model: the float model.
         dataset: the images.
-        run: where and how.
+        run: workdir and how the command runs.
+
+    Returns:
+        The finished search stage, with policy.json in its folder.
     """
     suited = suited_space(flattened(model), config.budget)
     space = SearchSpace(
@@ -238,13 +245,16 @@ def choose_bits(
 def mended(
     config: CompressConfig, model: keras.Model, dataset: Dataset, run: RunConfig
 ) -> Stage:
-    """The student of the policy, corrected or fine-tuned, in a stage of its own.
+    """Corrects or fine-tunes the student of the searched policy, as one stage.
 
     Args:
-        config: how.
+        config: the correction, or the epochs of fine-tuning.
         model: the float model.
         dataset: the images.
-        run: where and how.
+        run: workdir and how the command runs.
+
+    Returns:
+        The finished stage, with model.keras in its folder.
     """
     if config.epochs:
         tuned = FinetuneConfig(
@@ -278,16 +288,20 @@ def corrected(
     correction: str = AUTO,
     images: int = IMAGES,
 ) -> Stage:
-    """The calibrated and corrected student of a policy, in a stage of its own.
+    """Calibrates and corrects the student of a policy, as one stage.
 
     Args:
-        name: of the stage's folder.
-        policy: of the float model's layers.
-        model: the float model, which the workdir's pretrain/model.keras holds.
+        name: name of the stage and of its folder.
+        policy: bit-widths of the float model's layers.
+        model: the float model, as in the workdir's pretrain/model.keras.
         dataset: the images.
-        run: where and how.
+        run: workdir and how the command runs.
         correction: "auto", or a key of `CORRECTIONS`.
-        images: that are measured on; as many others choose the correction.
+        images: number of images to measure on; with "auto" the same number of other
+            images decides which correction is taken.
+
+    Returns:
+        The finished stage, with model.keras in its folder.
     """
     resolved: dict[str, Any] = {
         "model": file_identity(Path(run.workdir) / PRETRAINED),
@@ -332,7 +346,7 @@ def _describe_images(dataset: Dataset, model: keras.Model) -> None:
 
 
 def _check_scaling(model: keras.Model, dataset: Dataset) -> None:
-    """Refuses a scaling where another one fits far better."""
+    """Refuses the input scaling if another one clearly fits the model better."""
     hint = look(model, dataset)
     if hint is not None:
         raise StageError(
@@ -342,14 +356,14 @@ def _check_scaling(model: keras.Model, dataset: Dataset) -> None:
 
 
 def data_of(config: CompressConfig, run: RunConfig) -> DataConfig:
-    """The data flags; of --images the folder, and whether it has classes.
+    """Returns the data configuration from the data flags or the folder --images.
 
     Args:
-        config: which may name a folder.
-        run: whose workdir may say how images were scaled.
+        config: may name a folder of images, flat or with classes.
+        run: its workdir may record how images were scaled.
 
     Raises:
-        StageError: no images are named, or twice, or no scaling.
+        StageError: no images are named, or two sets of images, or no scaling is known.
     """
     given = flags.FLAGS["dataset"].present
     data = data_from_flags(run, config.model)
@@ -391,7 +405,7 @@ def _heading(number: int, text: str) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Runs the command; flags must have been parsed.
+    """Runs the command with the flags already parsed.
 
     Args:
         argv: not used.
@@ -406,7 +420,7 @@ def main(argv: list[str]) -> None:
 
 
 def run() -> None:
-    """Entry point of `gmpq-compress`."""
+    """Parses the flags and runs the command; entry point of `gmpq-compress`."""
     run_main(main, __doc__, CompressConfig, DataConfig, RunConfig)
 
 

@@ -1,4 +1,4 @@
-"""Prints what a model costs, layer by layer: MACs, BOPs, bytes.
+"""Prints what a model costs, layer by layer: multiply-adds, bit operations, bytes.
 
   python -m train.cost --model=resnet18 --image_size=224 --num_classes=1000
   python -m train.cost --model=model.keras --policy=runs/digits/search/policy.json
@@ -6,10 +6,11 @@
   python -m train.cost --model=model.keras --budget=W4A4,60kB
   python -m train.cost --model=ssd300_vgg16 --part=backbone
 
-Weight bytes are those of kernels packed at their bits; biases and the rest, at 32 bits,
-are the row "other". Activation bytes are what a layer reads for one example.
-With --resources or --budget it prints what the candidates reach of every resource that
-a search can be given a budget of, and where the budgets lie in it.
+Weight bytes count kernels packed at their bits; biases and all other weights, at 32
+bits, are the row "other". Activation bytes are the inputs a layer reads for one
+example. With --resources or --budget it also prints, for every resource that can be
+budgeted, the lowest and highest cost among the candidates' policies, and where the
+budgets lie in between.
 """
 
 from __future__ import annotations
@@ -60,29 +61,30 @@ class CostConfig:
         rename_layers: How the layers of the policy file are called in the model:
             prefix=TEXT, or a JSON file {old name: new name}.
         other_layers: WEIGHT_BITS,ACTIVATION_BITS of the layers that the policy file
-            does not name, where its network is the backbone of the model; none: the
-            file names all layers.
+            does not name, for a policy of only the model's backbone; none: the file
+            names all layers.
         drop_layers: With other_layers: layers of the policy file that the model does
             not have; none: a classifier's head_dense.
-        compare: Another policy, in the forms of policy: what differs in it, and its
-            rank correlation, are written too.
+        compare: A second policy, given as policy is: the differences and the rank
+            correlation are printed too.
         format: Aligned columns in human units, or raw counts as CSV or JSON.
         output: File to write; none: the terminal.
-        resources: Whether to add what a search can limit (bit operations, bytes of
-            weights, of the .tflite file and of activations, milliseconds): the lowest
-            and the highest that its candidates reach.
-        budget: What a search would be given, such as W4A4,60kB: whether a policy keeps
-            it, and where it lies between lowest and highest.
-        storage: Of the .tflite file: fast, packed or smallest; none: smallest.
+        resources: Whether to add each resource that a search can limit (bit operations,
+            bytes of weights, of the .tflite file and of activations, milliseconds) with
+            its lowest and highest cost among the candidates.
+        budget: A budget as for gmpq-search, such as W4A4,60kB: prints whether a policy
+            keeps it, and where it lies between lowest and highest.
+        storage: Storage of kernels in the .tflite file: fast, packed or smallest; none:
+            smallest.
         latency_table: JSON file that gmpq-latency wrote, for milliseconds.
-        part: Of a detector, what is counted: its backbone (as table 2 of the paper
+        part: Part of a detector that is counted: its backbone (as table 2 of the paper
             counts), the heads and extra layers, or all, with a sum for each part.
-        backbone: Classifier whose layers the backbone has, by name: a built-in one, or
-            a .keras or .h5 file; none: that of a built-in detector.
+        backbone: Classifier whose layer names tell which layers are the backbone: a
+            built-in one, or a .keras or .h5 file; none: that of a built-in detector.
         space: the candidates.
 
     Raises:
-        ValueError: flags that do not go together.
+        ValueError: the flags contradict each other.
     """
 
     model: str | None = None
@@ -143,7 +145,7 @@ class CostConfig:
 
 
 def describe_cost(config: CostConfig) -> str:
-    """Returns what the command prints.
+    """Counts the model's cost and formats it as the command prints it.
 
     Args:
         config: model, policy and format.
@@ -152,7 +154,7 @@ def describe_cost(config: CostConfig) -> str:
         The text, ending in a newline.
 
     Raises:
-        ValueError: a file or a name cannot be used, or the policy is for other layers.
+        ValueError: a file or a name cannot be used, or the policy names other layers.
     """
     model = counted_model(config)
     policy = other = None
@@ -199,7 +201,7 @@ def counted_model(config: CostConfig) -> keras.Model:
         `image_size` is not given.
 
     Raises:
-        ValueError: the name or file cannot be used, or its size is another.
+        ValueError: the name or file cannot be used, or its input has another size.
     """
     name, size = str(config.model), config.image_size
     if name in MODELS:
@@ -216,17 +218,17 @@ def counted_model(config: CostConfig) -> keras.Model:
 
 
 def with_image_size(model: keras.Model, size: int) -> keras.Model:
-    """Returns a model for images of one size, where it leaves that open.
+    """Fixes the image size of a model that leaves it open.
 
     Args:
-        model: a functional model of one image.
+        model: a functional model with one image as input.
         size: side of the square images, in pixels.
 
     Returns:
-        The model itself where it reads that size, else a copy with new weights.
+        The model itself where it has that size already, else a copy with new weights.
 
     Raises:
-        ValueError: the model reads another size, or no single image.
+        ValueError: the model has another fixed size, or its input is not one image.
     """
     shape = tuple(model.inputs[0].shape)[1:]
     fits = len(shape) == 3 and all(side in (None, size) for side in shape[:2])
@@ -246,11 +248,11 @@ def cost_records(cost: Cost, parts: Sequence[Record] = ()) -> list[Record]:
     """Returns the rows of the table: layers, float layers, parts, the rest, the total.
 
     Args:
-        cost: of a model.
-        parts: rows of sums over some layers, which the total does not add.
+        cost: cost of a model.
+        parts: additional rows, sums over some layers; they are not added to the total.
 
     Returns:
-        One dict a row, with the keys `COLUMNS`; None where a row has no such value.
+        One dict per row, with the keys `COLUMNS`; None where a row has no such value.
         Shares are of the total, 0 to 1.
     """
     layers: list[Record] = [
@@ -293,7 +295,7 @@ def format_csv(records: list[Record]) -> str:
         records: from `cost_records`.
 
     Returns:
-        A header line and one line a row; the column `kind` tells layers from the rest.
+        A header line and one line per row; the column `kind` tells layers from sums.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
@@ -313,15 +315,15 @@ def format_json(
 
     Args:
         records: from `cost_records`.
-        model: what was counted.
-        policy: its bits, None for full precision.
+        model: the model that was counted.
+        policy: its bits; None for full precision.
         other: the policy it is compared with, or None.
         reached: from `resource_records`, or None.
 
     Returns:
-        An object with the keys model, input_shapes, made_by, layers, float_layers,
-        other, total and, with another policy, comparison; of a detector parts; with
-        resources, their keys.
+        A JSON object with the keys model, input_shapes, made_by, layers, float_layers,
+        other and total; also `comparison` with a second policy, `parts` for a detector,
+        and the keys of `reached`.
     """
     rows = [{k: v for k, v in row.items() if v is not None} for row in records]
     content: Record = {
@@ -342,15 +344,15 @@ def format_json(
 
 
 def policy_comparison(policy: BitwidthPolicy, other: BitwidthPolicy) -> Record:
-    """Returns what differs between two policies as plain values.
+    """Returns the differences between two policies as plain JSON values.
 
     Args:
-        policy: before.
-        other: after.
+        policy: the first policy ("before").
+        other: the second policy ("after").
 
     Returns:
-        changed, only_before and only_after as in `PolicyDiff`, and rank_correlation,
-        whose undefined values are None.
+        changed, only_before and only_after as in `PolicyDiff`, and rank_correlation, in
+        which undefined values are None.
     """
     correlation = dataclasses.asdict(policy.rank_correlation(other))
     return {
@@ -397,7 +399,7 @@ def _human(count: int | None, unit: str = "") -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Runs the command; flags must have been parsed.
+    """Runs the command with the flags already parsed.
 
     Args:
         argv: not used.
@@ -412,7 +414,7 @@ def main(argv: list[str]) -> None:
 
 
 def run() -> None:
-    """Entry point of `gmpq-cost`."""
+    """Parses the flags and runs the command; entry point of `gmpq-cost`."""
     run_main(main, __doc__, CostConfig)
 
 

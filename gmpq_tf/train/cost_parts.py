@@ -1,4 +1,4 @@
-"""Which layers of a detector are its backbone, and what each part costs."""
+"""Splits a detector into backbone and heads, and sums the cost of each part."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from gmpq_tf.models import MODELS, load_model
 from gmpq_tf.models.ssd import BACKBONES
 
 PARTS = ("backbone", "heads")
-_ANY_SIZE = (32, 32, 3)  # names of layers do not depend on it
+_ANY_SIZE = (32, 32, 3)  # input shape; names of layers do not depend on it
 
 
 def known_backbone(model: keras.Model) -> str | None:
-    """The built-in classifier that a detector's backbone is of; None: none is known."""
+    """Returns the name of the built-in classifier a detector is based on, or None."""
     return BACKBONES.get(model.name)
 
 
 def backbone_layers(model: keras.Model, classifier: str) -> tuple[str, ...]:
-    """Names of the layers of a detector that a classifier has too, but for its head.
+    """Names of a detector's layers that a classifier has too, without its head.
 
-    Unlike SSD's fc6 and fc7, which are convolutions in the detector, dense layers of
-    the classifier are no part of it: table 2 of the paper counts none.
+    Dense layers of the classifier never belong to the backbone, as in table 2 of the
+    paper: fc6 and fc7 of VGG16 are convolutions in SSD.
 
     Args:
         model: the detector.
         classifier: a built-in name, or a .keras or .h5 file.
 
     Returns:
-        In the order of the detector's graph.
+        Layer names, in the order of the detector's graph.
 
     Raises:
         ValueError: the classifier cannot be read, or shares no layer.
@@ -60,15 +60,19 @@ def backbone_layers(model: keras.Model, classifier: str) -> tuple[str, ...]:
 def layers_of_parts(
     model: keras.Model, classifier: str | None, part: str
 ) -> dict[str, tuple[str, ...]]:
-    """The names of the layers of each part; {} where parts are not known or asked for.
+    """Returns part -> names of its layers.
 
     Args:
-        model: that is counted.
-        classifier: whose layers are the backbone's; None: as the model's name says.
-        part: "all", or the part that is asked for.
+        model: the model that is counted.
+        classifier: the classifier whose layers form the backbone; None: the built-in
+            one that the model's name stands for.
+        part: "all", or a key of `PARTS`.
+
+    Returns:
+        The names; {} where `part` is "all" and no backbone is known.
 
     Raises:
-        ValueError: a part is asked for, and no backbone is known.
+        ValueError: one part is asked for, but no backbone is known.
     """
     named = classifier or known_backbone(model)
     if named is None:
@@ -86,12 +90,12 @@ def layers_of_parts(
 
 
 def part_cost(cost: Cost, names: Collection[str], floats: bool = False) -> Cost:
-    """What some layers cost: their kernels and what these read, no biases.
+    """Sums the cost of some layers: kernels and the activations they read, no biases.
 
     Args:
-        cost: of the whole model.
-        names: of the layers.
-        floats: whether the layers that no policy names belong to the part.
+        cost: cost of the whole model.
+        names: names of the layers.
+        floats: whether to add the layers that have no bit-widths and stay in float.
     """
     layers = tuple(layer for layer in cost.layers if layer.name in names)
     in_float = cost.float_layers if floats else ()
@@ -100,17 +104,17 @@ def part_cost(cost: Cost, names: Collection[str], floats: bool = False) -> Cost:
 
 
 def part_costs(cost: Cost, parts: Mapping[str, Collection[str]]) -> dict[str, Cost]:
-    """The cost of each part: layers in float are counted with the heads.
+    """Returns part -> cost; layers that stay in float are counted with the heads.
 
     Args:
-        cost: of the whole model.
+        cost: cost of the whole model.
         parts: from `layers_of_parts`.
     """
     return {n: part_cost(cost, own, n == "heads") for n, own in parts.items()}
 
 
 def part_records(costs: Mapping[str, Cost]) -> list[dict[str, Any]]:
-    """A row of the table for each part.
+    """Returns one row of the cost table for each part.
 
     Args:
         costs: from `part_costs`.

@@ -1,4 +1,4 @@
-"""What a space reaches of every resource, and where budgets lie in it: `gmpq-cost`."""
+"""Lowest and highest cost of every resource in a search space, for `gmpq-cost`."""
 
 from __future__ import annotations
 
@@ -28,26 +28,30 @@ def resource_records(
     options: TableOptions | None = None,
     policy: BitwidthPolicy | None = None,
 ) -> Record:
-    """Returns every resource of a model, and budgets of them, as plain JSON values.
+    """Returns the range of every resource of a model, and where budgets lie in it.
 
     Args:
         model: a built functional Keras model.
         space: the candidates of its layers.
-        budget: as `parse_budget` takes it; None: none.
-        options: storage and latency table; the storage is "smallest" where none is
-            given, as where a search is given a budget of bytes.
-        policy: whose costs are given too; None: none.
+        budget: text as for `parse_budget`; None: no budget.
+        options: storage and latency table. Without a storage it is "smallest", as in a
+            search with a budget of bytes.
+        policy: policy whose costs are added; None: none.
 
     Returns:
-        `storage`; `resources`, one dict a row of `COST_TABLES`: resource, unit,
-        lowest, highest, float (None: not known), policy, note, or resource and
-        `missing`, which says why there is no table; `budgets`, one a budget: said,
-        resource, unit, limit, reachable, place (0: the lowest of the space, 1: the
-        highest; None: no bits change it); and `together`, None or why no policy keeps
-        all of them.
+        Plain JSON values under the keys
+
+        - `storage`: storage of kernels in the .tflite file.
+        - `resources`: one dict per row of `COST_TABLES` with resource, unit, lowest,
+          highest, float (None: not known), policy and note; or, without a table, with
+          resource and `missing`, the reason.
+        - `budgets`: one dict per budget with said, resource, unit, limit, reachable and
+          place (0: the lowest cost in the space, 1: the highest; None: bits do not
+          change it).
+        - `together`: None, or the reason why no policy keeps all budgets.
 
     Raises:
-        BudgetError: a budget that cannot be read, or whose resource has no table.
+        BudgetError: a budget cannot be read, or its resource has no table.
     """
     budgets = () if budget is None else parse_budget(budget)
     options = options or TableOptions()
@@ -119,9 +123,9 @@ def _budget(limit: Limit, candidates: Candidates) -> Record:
 
 
 def _excluded(limits: list[Limit], candidates: Candidates) -> str | None:
-    """Why no policy keeps all budgets, though some keep each; None: one does."""
+    """Returns why no policy keeps all budgets at once though each alone can be kept."""
     if any(each.budget < each.table.range(candidates)[0] for each in limits):
-        return None  # said of that budget
+        return None  # that budget's own row says so
     try:
         check_limits(candidates, limits)
     except BudgetError as error:
@@ -130,13 +134,13 @@ def _excluded(limits: list[Limit], candidates: Candidates) -> str | None:
 
 
 def format_resources(found: Record) -> str:
-    """Prints what `resource_records` returned.
+    """Formats what `resource_records` returned.
 
     Args:
         found: its result.
 
     Returns:
-        A table, what has none, and one line a budget.
+        A table of resources, the resources without one, and one line per budget.
     """
     rows = [row for row in found["resources"] if "missing" not in row]
     cells = [_cells(row, found["storage"]) for row in rows]
@@ -169,7 +173,7 @@ def _said_of_budgets(found: Record) -> Iterator[str]:
 
 
 def _where(row: Record) -> str:
-    """Where a budget lies in what the space reaches."""
+    """Says where a budget lies between the lowest and highest cost in the space."""
     unit, place = row["unit"], row["place"]
     limit = shown_in(unit, row["limit"])
     if not row["reachable"]:

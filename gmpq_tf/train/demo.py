@@ -1,11 +1,11 @@
-"""The whole path on real images: float model, policy, .tflite, report.
+"""Runs the whole method on real images: float model, policy, .tflite file, report.
 
 Trains a float model, searches a policy that costs no more than uniform bits, quantizes
 the searched and the uniform model alike, exports both, measures everything on the test
 images and writes the report. Finished stages are skipped when it is run again.
 
   python -m train.demo                                  2 minutes on 2 cores
-      without training: bits by a table of what each costs, statistics measured again
+      without training: bits chosen by measuring, BatchNormalization measured again
   python -m train.demo --purpose=fine_tuning --workdir=runs/digits_trained
       the paper's search, and fine-tuning
   python -m train.demo --dataset=cifar10 --workdir=runs/cifar10
@@ -44,7 +44,7 @@ from gmpq_tf.train.search import SearchConfig, search
 from gmpq_tf.train.strategies import ChoicesConfig, search_by
 
 STAGES = 6
-SEARCHED, UNIFORM = "finetune", "uniform"  # folders in the workdir
+SEARCHED, UNIFORM = "finetune", "uniform"  # the students' folders in the workdir
 Purpose = Literal["post_training", "fine_tuning"]
 
 
@@ -55,7 +55,7 @@ class Preset:
     Args:
         model: built-in model.
         purpose: whether the quantized models are trained.
-        bits: of weights and activations of the uniform model, for that purpose.
+        bits: weight and activation bits of the uniform model, for that purpose.
         batch_size: images in a batch.
         pretrain_epochs: epochs of the float model.
         search_epochs: epochs of the search.
@@ -81,18 +81,18 @@ OTHER = Preset("resnet8", "fine_tuning", USUAL_BITS, 128, 30, 8, 10)
 
 @dataclasses.dataclass(frozen=True)
 class DemoConfig:
-    """What is shown.
+    """Model, purpose, bits and epochs of the demonstration.
 
     Args:
         model: A built-in model, or a trained .keras or .h5 file; none: one that suits
             the data set.
-        purpose: post_training (bits by a table of what each choice costs, no training
-            after) or fine_tuning (the paper's search, then training); none: the first
-            for digits, the second for other sets.
-        bits: Bits of weights of the uniform model, whose bit operations are the budget
-            of the search; none: 2 for digits without training, else 3.
-        activation_bits: Bits of its activations; none: those of weights, or 4 for
-            digits without training.
+        purpose: post_training (bits chosen by measuring each choice, no training after)
+            or fine_tuning (the paper's search, then training); none: post_training for
+            digits, fine_tuning for other sets.
+        bits: Weight bits of the uniform model, whose bit operations are the budget of
+            the search; none: 2 for digits without training, else 3.
+        activation_bits: Activation bits of the uniform model; none: as for weights, or
+            4 for digits without training.
         pretrain_epochs: Epochs of the float model; none: enough for the data set, and
             none for a trained file.
         search_epochs: Epochs of the search; none: enough for the data set.
@@ -111,12 +111,12 @@ class DemoConfig:
 
 
 def demo(config: DemoConfig, data: DataConfig, run: RunConfig) -> Path:
-    """Runs every stage that is not finished.
+    """Runs every stage that is not finished yet.
 
     Args:
-        config: what is shown.
+        config: model, purpose, bits and epochs.
         data: the images.
-        run: where and how.
+        run: workdir and how the command runs.
 
     Returns:
         The path of the report.
@@ -144,7 +144,7 @@ def demo(config: DemoConfig, data: DataConfig, run: RunConfig) -> Path:
 
 
 def uniform_bits(config: DemoConfig) -> tuple[int, int]:
-    """Weight and activation bits of the uniform model, of a configuration in full."""
+    """Returns weight and activation bits of the uniform model."""
     return config.bits or USUAL_BITS[0], config.activation_bits or USUAL_BITS[1]
 
 
@@ -155,7 +155,7 @@ def _quantized(
     data: DataConfig,
     run: RunConfig,
 ) -> None:
-    """Quantizes the searched (bits None) or the uniform model, as the purpose says."""
+    """Quantizes the model with uniform bits, or with the searched policy if None."""
     if config.purpose == "fine_tuning":
         policy = None if bits is None else f"uniform:{bits[0]},{bits[1]}"
         finetune(finetune_config(config, name, policy), data, run)
@@ -169,14 +169,14 @@ def _quantized(
 
 
 def with_preset(config: DemoConfig, dataset: str) -> DemoConfig:
-    """Fills in what the configuration leaves to the data set.
+    """Fills in the fields that are None with values that suit the data set.
 
     Args:
         config: the configuration.
         dataset: name of the data set.
 
     Returns:
-        A configuration without None.
+        A configuration in which no field is None.
     """
     preset = PRESETS.get(dataset, OTHER)
     values = dataclasses.asdict(preset)
@@ -185,7 +185,7 @@ def with_preset(config: DemoConfig, dataset: str) -> DemoConfig:
     values["bits"] = bits[0]
     values["activation_bits"] = bits[1] if config.bits is None else config.bits
     if config.model is not None and config.model not in MODELS:
-        values["pretrain_epochs"] = 0  # it has been trained
+        values["pretrain_epochs"] = 0  # the file holds a trained model
     missing = {
         field.name: values[field.name]
         for field in dataclasses.fields(config)
@@ -195,7 +195,7 @@ def with_preset(config: DemoConfig, dataset: str) -> DemoConfig:
 
 
 def pretrain_config(config: DemoConfig) -> PretrainConfig:
-    """Returns the first stage's configuration."""
+    """Returns the configuration of the stage that trains the float model."""
     return PretrainConfig(
         epochs=config.pretrain_epochs or 0,
         model=config.model or "",
@@ -206,20 +206,21 @@ def pretrain_config(config: DemoConfig) -> PretrainConfig:
 def search_bits(
     config: DemoConfig, path: Path, data: DataConfig, run: RunConfig
 ) -> None:
-    """Searches a policy of the uniform one's bit operations, by what suits the purpose.
+    """Searches a policy within the bit operations of the uniform one.
 
     Args:
-        config: what is shown.
-        path: of the float model.
+        config: purpose, bits and epochs.
+        path: file of the float model.
         data: the images.
-        run: where and how.
+        run: workdir and how the command runs.
     """
     if config.purpose == "fine_tuning":
         budget = uniform_bit_ops(path, *uniform_bits(config))
         search(search_config(config, budget), data, run)
         return
     first, *_, last = searchable_names(load_model(path))
-    # The first kernel is searched too: at 8 bits it takes a sixth of W2A4's operations.
+    # The first kernel is searched too: kept at 8 bits it would take a sixth of the bit
+    # operations of W2A4.
     pinned = {first: (None, 8), last: (8, 8)}
     weights, activations = uniform_bits(config)
     choices = ChoicesConfig(
@@ -254,15 +255,15 @@ def finetune_config(
 
 
 def uniform_bit_ops(path: Path, weight_bits: int, activation_bits: int) -> int:
-    """Returns the bit operations of a model at uniform bits, ends at 8.
+    """Returns the bit operations at uniform bits, with first and last layer at 8.
 
     Args:
-        path: of the float model.
-        weight_bits: of weights.
-        activation_bits: of activations.
+        path: file of the float model.
+        weight_bits: bits of kernels, except of the first and last layer.
+        activation_bits: bits of layer inputs, except of the first and last layer.
 
     Returns:
-        Bit operations of one image.
+        Bit operations per image.
     """
     model = load_model(path)
     return count_cost(
@@ -275,7 +276,7 @@ def _heading(number: int, text: str) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Runs the command; flags must have been parsed.
+    """Runs the command with the flags already parsed.
 
     Args:
         argv: not used.
@@ -291,7 +292,7 @@ def main(argv: list[str]) -> None:
 
 
 def run() -> None:
-    """Entry point of `gmpq-demo`."""
+    """Parses the flags and runs the command; entry point of `gmpq-demo`."""
     defaults = {"dataset": "digits", "workdir": "runs/demo"}
     run_main(main, __doc__, DemoConfig, DataConfig, RunConfig, defaults=defaults)
 

@@ -1,12 +1,12 @@
 """Measures the models of a workdir: accuracy, and agreement of .tflite with Keras.
 
-A quantized model is also computed in the integers of its file (`gmpq.integer_twin`):
-that accuracy is the file's, image by image; the first one is Keras's, which rounds in
-float.
+A quantized model is also computed with the integer arithmetic of its file
+(`gmpq.integer_twin`). That accuracy equals the file's, image by image; the accuracy of
+the Keras model may differ a little, because it rounds in float.
 
-Decisions are those of the model: the largest score of several classes, 0.5 of a single
-sigmoid, 0 of a single logit; --output_kind says otherwise. Detectors are measured by
-mean average precision, the decisions compared are the classes of default boxes.
+A decision is the class of the largest score or, for a single output, whether it exceeds
+0.5 (sigmoid) or 0 (logit); --output_kind overrides this. Detectors are measured by mean
+average precision; the decisions compared are the classes of default boxes.
 
 Looks at model.keras and model.tflite in every folder of the workdir (or in --names) and
 writes evaluation.json beside them.
@@ -51,14 +51,15 @@ RESULT = "evaluation.json"
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
-    """What is measured.
+    """Which models are measured, and on which images.
 
     Args:
         names: Folders in the workdir whose models are measured; none: all of them.
         split: Images to measure on: validation for choices, test only at the end.
-        output_kind: What the output says: classes (the largest score decides), binary
+        output_kind: Meaning of the output: classes (the largest score decides), binary
             (each number is a probability, decided at 0.5), binary_logit (decided at 0)
-            or numbers, which have errors and no accuracy; none: as the model ends.
+            or numbers, which have errors and no accuracy; none: as the model's last
+            layer tells.
     """
 
     names: tuple[str, ...] | None = None
@@ -76,18 +77,18 @@ def evaluate(
     """Measures the models of one folder, unless that has been done.
 
     Args:
-        config: on which split.
+        config: the split, and the meaning of the output.
         data: the images, scaled as the model was trained with.
-        run: where.
-        name: the folder.
-        dataset: the images, where they have been read already; None: they are read.
+        run: the workdir.
+        name: name of the folder.
+        dataset: the images, if the caller has read them; None: they are read here.
 
     Returns:
-        What evaluation.json says: split, images, accuracy (None without labels), what
-        was compared, of a quantized model twin_accuracy and, with a .tflite,
-        tflite_accuracy, agreement with Keras and with the twin (or errors) and
-        file_bytes; what else the task is measured by, such as map_07, tflite_map_07
-        and twin_map_07 of a detector.
+        The content of evaluation.json: split, images, accuracy (None without labels)
+        and what was compared. For a quantized model also twin_accuracy; with a .tflite
+        file tflite_accuracy, agreement with Keras and with the twin (or errors) and
+        file_bytes. Other metrics of the task have their own names, such as map_07,
+        tflite_map_07 and twin_map_07 for a detector.
 
     Raises:
         ValueError: a file cannot be read or does not suit the images.
@@ -123,23 +124,24 @@ def measure_both(
     twin: keras.Model | None = None,
     class_names: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Runs a Keras model, its twin in integers and a .tflite on the same images.
+    """Runs a Keras model, its integer twin and a .tflite file on the same images.
 
     Args:
         model: a classifier or a detector.
         tflite: its file, or None.
-        batches: (images, labels as the data set has them), or (images, None).
-        output_kind: what the deciding output says; None: what a classifier's does.
+        batches: pairs (images, labels as the data set has them) or (images, None);
+            images are [N, H, W, C], scaled as the model reads them.
+        output_kind: meaning of the output that decides; None: a class per example.
         twin: `integer_twin` of the model, or None.
-        class_names: one a class.
+        class_names: one name per class.
 
     Returns:
-        images, accuracy, tflite_accuracy, agreement, twin_accuracy, twin_agreement
-        (with the file), compared (what was, in words) and the errors of the file; None
-        what there is no file or no twin for. Plain numbers have no accuracy and no
-        agreement, and only they have errors. What else the task is measured by has its
-        own names, with tflite_ and twin_ before those of the file and the twin. A
-        file that returns objects has these only.
+        images (their number), accuracy, tflite_accuracy, agreement, twin_accuracy,
+        twin_agreement (of twin and file), compared (the decisions, in words) and the
+        errors of the file; None where there is no file or no twin. Outputs that are
+        plain numbers have errors, and no accuracy or agreement. Other metrics of the
+        task have their own names, with tflite_ and twin_ before those of the file and
+        the twin; a file that returns detected objects has only these.
     """
     task, names = task_of(model), list(model.output_names)
     if len(names) > 1:  # Keras says the layers', not the keys of a dict
@@ -196,7 +198,7 @@ def measure_both(
 
 
 def _deciding(model: keras.Model, number: int, output_kind: str | None) -> Output:
-    """The output that decides, as what a classifier's says or what the flag does."""
+    """Returns the output that decides, with the meaning that flag or model gives it."""
     if output_kind is not None:
         kind, known_from = read_kind(output_kind), "stated"
     elif len(model.outputs) == 1:
@@ -213,7 +215,7 @@ def _listed(outputs: Any) -> list[np.ndarray]:
 
 
 def _figures(meters: Mapping[str, Any]) -> dict[str, float | None]:
-    """What meters say, with their prefixes before it."""
+    """Returns the figures of all meters, each name with its meter's prefix."""
     return {
         f"{prefix}{name}": figure
         for prefix, meter in meters.items()
@@ -223,10 +225,13 @@ def _figures(meters: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def twin_of_student(model: keras.Model) -> keras.Model | None:
-    """The twin in integers of a quantized model; None: a float one, or none is known.
+    """Returns the integer twin of a model, or None.
 
     Args:
-        model: as a stage left it.
+        model: a float or quantized model, as a stage saved it.
+
+    Returns:
+        The twin; None for a float model, and for one that has no integer form.
     """
     if not input_quantizers(model):
         return None
@@ -247,10 +252,10 @@ def model_folders(
         names: the folders asked for; None: all.
 
     Returns:
-        Their names, "pretrain" first.
+        Names of the folders, "pretrain" first.
 
     Raises:
-        StageError: there is none, or one that was asked for holds no model.
+        StageError: no folder holds a model, or one that was asked for does not.
     """
     found = [path.parent.name for path in Path(workdir).glob("*/model.keras")]
     found.sort(key=lambda name: (name != "pretrain", name))
@@ -269,7 +274,12 @@ def model_folders(
 
 
 def describe(name: str, result: dict[str, Any]) -> str:
-    """Returns one line on a result."""
+    """Returns the line that is printed for a folder.
+
+    Args:
+        name: name of the folder.
+        result: from `evaluate`.
+    """
     said = []
     for prefix, of in (("", ""), ("twin_", " in integers"), ("tflite_", " of .tflite")):
         for figure in ("map_07", "map_area", "map_coco"):
@@ -303,7 +313,7 @@ def _identity(config: EvaluateConfig, dataset: Dataset, folder: Path) -> dict[st
         used += ["validation_size", "split_seed"]
     files = [folder / "model.keras", folder / "model.tflite"]
     identity = {
-        "twin": True,  # what was measured before it was knows nothing of it
+        "twin": True,  # results of versions without the twin are measured again
         "split": config.split,
         "output_kind": config.output_kind,
         "data": {key: data[key] for key in used},
@@ -314,7 +324,7 @@ def _identity(config: EvaluateConfig, dataset: Dataset, folder: Path) -> dict[st
 
 
 def main(argv: list[str]) -> None:
-    """Runs the command; flags must have been parsed.
+    """Runs the command with the flags already parsed.
 
     Args:
         argv: not used.
@@ -327,7 +337,7 @@ def main(argv: list[str]) -> None:
 
 
 def run() -> None:
-    """Entry point of `gmpq-evaluate`."""
+    """Parses the flags and runs the command; entry point of `gmpq-evaluate`."""
     run_main(main, __doc__, EvaluateConfig, DataConfig, WorkdirConfig)
 
 

@@ -3,8 +3,8 @@
 Reads the float model (--model, or the workdir's pretrain/model.keras) and a policy
 (--policy, or the workdir's search/policy.json). Writes into <workdir>/<name>:
 model.keras, policy.json, metrics.jsonl. The paper's recipe is --epochs=40
---schedule=step --distillation=0; the defaults are those of the best student measured
-(results/cifar10_resnet8), not compared with the paper's.
+--schedule=step --distillation=0. The defaults are those of the best student we measured
+(results/cifar10_resnet8); they were not compared with the paper's recipe.
 
   python -m train.finetune --workdir=runs/digits
   python -m train.finetune --workdir=runs/digits --name=uniform --policy=uniform:3,3
@@ -71,15 +71,16 @@ from gmpq_tf.train.recipe import (
 )
 from gmpq_tf.transform import calibrate, quantize_model, snap_biases
 
-VERIFIED_BATCHES = 16  # of training images, where none are held out
+VERIFIED_BATCHES = 16  # batches of training images, where no images are held out
 
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig(TrainingConfig):
     """How a quantized model is fine-tuned.
 
-    Unlike section 4.1 of the paper (40 epochs, schedule=step, distillation=0), the
-    learning rate falls by a cosine and half of the loss follows the float model.
+    Unlike in section 4.1 of the paper (40 epochs, schedule=step, distillation=0), the
+    learning rate follows a cosine and half of the loss is distillation from the float
+    model.
 
     Args:
         model: Float model, a .keras or .h5 file; none: the workdir's
@@ -94,24 +95,24 @@ class FinetuneConfig(TrainingConfig):
             classifier is of a detector; none: the file names all layers.
         drop_layers: With other_layers: layers of the policy file that the model does
             not have; none: a classifier's head_dense.
-        name: Folder in the workdir for what is made.
+        name: Folder in the workdir for the results.
         bit_ops_budget: Only with policy=random:SEED: bit operations it may cost, up to
             1 as a fraction of full precision, above 1 as a count.
         budget: Only with policy=random:SEED: what it may cost, instead of
             bit_ops_budget, as in gmpq-search: such as W4A4, 60kB, or both with a comma.
-        storage: Only with policy=random:SEED: of the .tflite file that a budget of
-            bytes is about, as in gmpq-search.
+        storage: Only with policy=random:SEED: storage of the .tflite file that a budget
+            of bytes is about, as in gmpq-search.
         latency_table: Only with policy=random:SEED: as in gmpq-search.
         weight_bits: Only with policy=random:SEED: candidates of kernels.
         activation_bits: Only with policy=random:SEED: candidates of layer inputs.
-        distillation: Share of the loss that follows the teacher's scores, 0 to 1.
-        teacher: Model whose scores distillation follows, a .keras or .h5 file of the
-            same inputs and classes, such as a larger network; none: the float model.
+        distillation: Share of the loss that compares with the teacher's scores, 0 to 1.
+        teacher: Teacher of the distillation, a .keras or .h5 file of the same inputs
+            and classes, such as a larger network; none: the float model.
         temperature: Temperature that softens scores in distillation.
         statistics_images: Augmented training images on which the statistics of each
             BatchNormalization are measured after the last epoch, before biases are
-            rounded to what integer kernels add; 0: they stay as training left them.
-            Frozen ones always stay.
+            rounded to multiples of what an integer accumulator counts in; 0: they stay
+            as training left them. Those of frozen layers always stay.
         snap_tolerance: Accuracy (of boxes mean average precision), 0 to 1, that
             measuring statistics and rounding biases may cost before the stage stops
             with an error; 1: any.
@@ -177,7 +178,7 @@ def finetune(config: FinetuneConfig, data: DataConfig, run: RunConfig) -> Stage:
     Args:
         config: model, policy and recipe.
         data: the images.
-        run: where and how.
+        run: workdir and how the command runs.
 
     Returns:
         The finished stage: model.keras, policy.json and metrics.jsonl in its folder.
@@ -228,7 +229,7 @@ def read_teacher(path: str | None, model: keras.Model) -> keras.Model:
         A model of the same inputs and classes.
 
     Raises:
-        ValueError: the file is unreadable, or its inputs or classes are others.
+        ValueError: the file is unreadable, or its inputs or classes differ.
     """
     if path is None:
         return model
@@ -248,7 +249,7 @@ def read_teacher(path: str | None, model: keras.Model) -> keras.Model:
 
 
 def _agree(own: Any, wanted: Any) -> bool:
-    """Whether shapes, or structures of them, could be equal; None is any size."""
+    """Whether two structures of shapes are compatible; None stands for any size."""
     mine, its = keras.tree.flatten(own), keras.tree.flatten(wanted)
     same = len(mine) == len(its)
     return same and all(
@@ -259,8 +260,8 @@ def _agree(own: Any, wanted: Any) -> bool:
 def statistics_batches(config: FinetuneConfig, dataset: Dataset) -> Any:
     """Returns augmented training batches to measure statistics on, or None.
 
-    Without augmentation statistics differ from those the weights were trained with: on
-    CIFAR-10 that cost 1.4 points.
+    Without augmentation the statistics of BatchNormalization differ from those that the
+    weights were trained with; on CIFAR-10 that cost 1.4 points of accuracy.
     """
     if not config.epochs or not config.statistics_images:
         return None
@@ -282,12 +283,12 @@ def snap_student(
         trainee: what `train_student` returned.
         dataset: the images. Without a validation split the comparison is on training
             images.
-        stage: whose metrics.jsonl may have the accuracy of the last epoch.
-        config: the images to measure on, and the tolerance.
+        stage: its metrics.jsonl may have the accuracy of the last epoch.
+        config: the number of images to measure on, and the tolerance.
 
     Returns:
-        Accuracy of the student that is saved, or what else its task is measured by;
-        None where the images cannot tell (a detector's, without an object).
+        Accuracy of the student that is saved, 0 to 1, or the headline metric of its
+        task; None where it is undefined (a detector's, on images without objects).
 
     Raises:
         StageError: it lies more than the tolerance below that of the last epoch.
@@ -304,7 +305,8 @@ def snap_student(
         return task.measure(trainee, images, dataset.class_names).get(task.headline)
 
     if config.precision != "float32":
-        trainee.make_test_function(force=True)  # that of `fit` computes in it
+        # `fit` has cached a test function that computes in the training precision.
+        trainee.make_test_function(force=True)
     epochs = read_jsonl(stage.folder / METRICS)
     before = epochs[-1].get(f"val_{task.headline}") if epochs else None
     if before is None:
@@ -353,13 +355,14 @@ def train_student(
     """Trains a calibrated student, guided by the teacher if the configuration says so.
 
     Args:
-        student: from `quantize_model`; trained in place, kept as after the last epoch.
-        model: the float model, whose outputs tell the loss.
+        student: from `quantize_model`; trained in place, with the weights of the last
+            epoch in the end.
+        model: the float model; its outputs decide which loss is used.
         dataset: the images.
-        stage: whose folder gets metrics.jsonl and the backup.
+        stage: its folder gets metrics.jsonl and the backup.
         config: the recipe.
-        run: how.
-        teacher: what distillation follows; None: the float model.
+        run: how training runs and shows progress.
+        teacher: the teacher of the distillation; None: the float model.
 
     Returns:
         The compiled model that was trained: the student, or its `Distiller`.
@@ -396,15 +399,15 @@ def choose_policy(
 
     Args:
         config: the flag, and the space and budget of a random policy.
-        run: whose workdir may hold a searched policy.
+        run: its workdir may hold a searched policy.
         model: the float model.
-        class_names: that the exported file will hold.
+        class_names: names that the exported file will hold; they add to its bytes.
 
     Returns:
         A policy for the model.
 
     Raises:
-        PolicyError: the text is none of the forms, or the file is unusable.
+        PolicyError: the text has none of the forms, or the file is unusable.
     """
     text = config.policy or str(Path(run.workdir) / SEARCHED_POLICY)
     if match := re.fullmatch(r"random:(\d+)", text):
@@ -426,7 +429,7 @@ def resolved_config(
     bits = {n: [b.weight_bits, b.activation_bits] for n, b in policy.items()}
     resolved = dataclasses.asdict(config)
     for name in ("other_layers", "drop_layers", "teacher"):
-        if resolved[name] is None:  # as before there were these options
+        if resolved[name] is None:  # keeps records of versions without the option equal
             del resolved[name]
     if config.teacher is not None:
         resolved["teacher"] = file_identity(expand_user(config.teacher))
@@ -439,7 +442,7 @@ def resolved_config(
 
 
 def main(argv: list[str]) -> None:
-    """Runs the command; flags must have been parsed.
+    """Runs the command with the flags already parsed.
 
     Args:
         argv: not used.
@@ -451,7 +454,7 @@ def main(argv: list[str]) -> None:
 
 
 def run() -> None:
-    """Entry point of `gmpq-finetune`."""
+    """Parses the flags and runs the command; entry point of `gmpq-finetune`."""
     run_main(main, __doc__, FinetuneConfig, DataConfig, RunConfig)
 
 

@@ -1,4 +1,4 @@
-"""How well a float model does on the images it is given, before anything is trained."""
+"""Measures a float model before any training, to detect a wrong input scaling."""
 
 from __future__ import annotations
 
@@ -16,38 +16,40 @@ from gmpq_tf.train.recipe import make_loss
 from gmpq_tf.transform.rewrite import flattened
 
 IMAGES = 256
-# Above this no other scaling can be right far more often. One may still fit far better:
-# a model that is right and all but as unsure as chance (of a loss above this share of
-# chance's) was trained on other numbers.
+# Above this accuracy no other scaling can raise it much. Another scaling may still fit
+# far better: a model that is right but hardly surer than chance (its cross-entropy is
+# above UNSURE times that of chance) was trained on other numbers.
 GOOD_ENOUGH, UNSURE = 0.8, 0.5
-# Another scaling does far better where it is right about this share of the images more,
-# and by as many standard deviations of what chance would do (McNemar's test).
+# Another scaling is clearly better where the accuracy rises by LEAST_GAIN, and by
+# LEAST_DEVIATIONS standard deviations of pure chance (McNemar's test).
 LEAST_GAIN, LEAST_DEVIATIONS = 0.1, 4.0
-# Or where it is not less often right, at this share of the cross-entropy.
+# Or where the accuracy is no lower, and the cross-entropy falls to this share.
 MOST_LOSS = 0.25
-# Statistics, in octaves of the variance or sigmas of the mean, that are not those of
-# training, and that may well be.
+# Distance of the images' statistics from those of training, in octaves of the variance
+# or standard deviations of the mean: above FAR the scaling is wrong, below NEAR it may
+# be right.
 FAR, NEAR, STATISTICS_IMAGES = 2.0, 1.0, 64
-# Of ImageNet, with which most published models of colour images were trained.
+# Mean and standard deviation of ImageNet, used by most published models of RGB images.
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def look(model: keras.Model, dataset: Dataset, name: str = "Float model") -> str | None:
     """Prints a model's accuracy, and a hint where another scaling fits far better.
 
-    No training depends on it: no random number is drawn and no weight changed. Without
-    labels, or a class for each image, there is no accuracy, and the statistics of the
-    first BatchNormalization say what was read in training.
+    Training is not affected: no random number is drawn and no weight changes. Without
+    labels, or with images that have no single class, there is no accuracy; then the
+    moving statistics of the first BatchNormalization tell which scaling was used in
+    training.
 
     Args:
-        model: that reads them.
-        dataset: the images, scaled as the command was told.
-        name: what the line calls the model.
+        model: the float model.
+        dataset: the images, scaled as the flags say.
+        name: what the printed line calls the model.
 
     Returns:
-        The hint, if there is one.
+        The hint, or None.
     """
-    # One worker alone may not read what all share.
+    # With several workers one of them alone cannot read the shared variables.
     if tf.distribute.has_strategy() or not dataset.sizes["train"]:
         return None
     batches = list(dataset.calibration(IMAGES).as_numpy_iterator())
@@ -58,7 +60,7 @@ def look(model: keras.Model, dataset: Dataset, name: str = "Float model") -> str
         return _said(_by_statistics(model, images, given, _others(dataset)))
     try:
         right, losses = _measured(model, batches)
-    except TaskError:  # labels that are not those of this model: the training says so
+    except TaskError:  # labels do not fit the model: training reports that
         return None
     print(
         f"{name}: {100 * right.mean():.2f} % of {right.size} training images, "
@@ -94,10 +96,10 @@ def _by_statistics(
     given: InputScaling,
     others: Iterable[InputScaling],
 ) -> str | None:
-    """Which scaling gives the first BatchNormalization what it read in training.
+    """Finds the scaling whose inputs match the statistics of BatchNormalization.
 
-    None where the one given does, and where no other does either: its statistics may
-    have been folded into kernels.
+    Returns None where the given scaling matches, and where no other one does either:
+    the statistics may have been folded into kernels.
     """
     found = _statistics_reader(model)
     if found is None:
@@ -116,7 +118,7 @@ def _by_statistics(
 
 
 def _more_often_right(right: np.ndarray, tried: list[tuple]) -> str | None:
-    """Which scaling makes the model right more often, if one does so beyond chance."""
+    """Returns a hint of the scaling that is right more often, if beyond chance."""
     best, _, scaling = max(tried, key=lambda found: found[0].mean())
     more, fewer = int(np.sum(best & ~right)), int(np.sum(right & ~best))
     deviations = (more - fewer) / max(np.sqrt(more + fewer), 1.0)
@@ -126,7 +128,7 @@ def _more_often_right(right: np.ndarray, tried: list[tuple]) -> str | None:
 
 
 def _surer(right: np.ndarray, losses: np.ndarray, tried: list[tuple]) -> str | None:
-    """Which scaling makes a model sure that is as often right (paired t test)."""
+    """Returns a hint of a scaling as accurate and much surer (paired t test)."""
     as_good = [found for found in tried if found[0].mean() >= right.mean()]
     if not as_good:
         return None
@@ -142,7 +144,7 @@ def _surer(right: np.ndarray, losses: np.ndarray, tried: list[tuple]) -> str | N
 
 
 def _others(dataset: Dataset) -> Iterator[InputScaling]:
-    """The other ways of scaling that models are usually trained with."""
+    """Yields the other input scalings that models are usually trained with."""
     given = dataset.config.input_scaling()
     spec = find_spec(dataset.config.dataset)
     for kind in ("0..255", "0..1", "-1..1"):
@@ -157,7 +159,7 @@ def _others(dataset: Dataset) -> Iterator[InputScaling]:
 
 
 def _rescaled(batches: list, given: InputScaling, wanted: InputScaling) -> list:
-    """The same images scaled otherwise; stored pixels are whole numbers."""
+    """Returns the same batches in another scaling; stored pixels are whole numbers."""
     (scale, offset), (other, start) = pixel_affine(given), pixel_affine(wanted)
     return [
         (np.round((images - offset) / scale) * other + start, labels)
@@ -166,7 +168,7 @@ def _rescaled(batches: list, given: InputScaling, wanted: InputScaling) -> list:
 
 
 def _measured(model: keras.Model, batches: list) -> tuple[np.ndarray, np.ndarray]:
-    """Whether the model is right about each image, and its cross-entropy there."""
+    """Returns whether each image is classified correctly [N], and its loss [N]."""
     kind = classifier_kind(model)
     if isinstance(kind, Numbers):
         raise TaskError("Numbers are neither right nor wrong.")
@@ -185,10 +187,11 @@ def _has_statistics(layer: keras.Layer) -> bool:
 def _statistics_reader(
     model: keras.Model,
 ) -> tuple[str, Callable[[np.ndarray], float]] | None:
-    """Name of the first BatchNormalization, and how far images are from its training.
+    """Returns the first BatchNormalization's name, and a distance from its statistics.
 
-    `max(|log2(var / moving var)|, |mean - moving mean| / sigma)`, each the median over
-    the channels; None where there is none that is called once.
+    The distance of images is `max(|log2(var / moving var)|, |mean - moving mean| /
+    sigma)` at the layer's input, each term the median over channels. Returns None where
+    no BatchNormalization is called exactly once.
     """
     flat = flattened(model)
     norm = next((each for each in flat.layers if _has_statistics(each)), None)

@@ -1,4 +1,4 @@
-"""What a stage starts from: the float model and the images."""
+"""Reads what every stage starts from: the float model and the images."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ PRETRAINED = "pretrain/model.keras"
 
 
 def data_from_flags(run: WorkdirConfig, model: str | None) -> DataConfig:
-    """Reads the data flags; those not given are as the float model was trained with.
+    """Reads the data flags; those not given are taken from the float model's training.
 
     Args:
-        run: whose workdir may hold the float model.
+        run: its workdir may hold the float model.
         model: the `--model` flag; None: the workdir's own.
 
     Returns:
         The data configuration.
 
     Raises:
-        StageError: the input scaling is not the one the workdir's model was trained on.
+        StageError: the input scaling is not that of the workdir's float model.
     """
     recorded = {} if model else recorded_data(run.workdir)
     data = from_flags(DataConfig, inherited=recorded)
@@ -48,14 +48,14 @@ def model_path(run: WorkdirConfig, model: str | None) -> Path:
     """Returns the file of the float model.
 
     Args:
-        run: whose workdir may hold it.
+        run: its workdir may hold the model.
         model: the `--model` flag; None: the workdir's own.
 
     Returns:
         The path of an existing file.
 
     Raises:
-        ValueError: there is no such file, or it is of another kind.
+        ValueError: there is no such file, or it is not a .keras or .h5 file.
     """
     path = Path(run.workdir) / PRETRAINED
     if model:
@@ -84,15 +84,15 @@ def _refuse_name(model: str) -> None:
 def load_inputs(
     path: Path, data: DataConfig, labels: bool = True
 ) -> tuple[keras.Model, Dataset]:
-    """Reads the float model, and the images as it reads them.
+    """Reads the float model, and the images in the shape it takes.
 
     Args:
         path: a `.keras` or `.h5` file.
-        data: the images; the size and colours that it leaves open are the model's.
+        data: the images; a size and channels left open are taken from the model.
         labels: whether images without labels are refused.
 
     Returns:
-        The model, and the images with what its losses take as labels.
+        The model, and the images with labels encoded as its loss takes them.
 
     Raises:
         ValueError: a file is unreadable, or classes or image shape differ.
@@ -109,31 +109,31 @@ def load_inputs(
 
 
 def as_targets(model: keras.Model, dataset: Dataset) -> Dataset:
-    """The images with what a model's losses take as labels.
+    """Returns the images with labels encoded as the model's loss takes them.
 
     Args:
-        model: that is trained on them.
+        model: the model that is trained on them.
         dataset: the images, with the labels of the data set.
     """
     return dataclasses.replace(dataset, encode=task_of(model).encode)
 
 
 def as_labelled(dataset: Dataset) -> Dataset:
-    """The images with the labels of the data set, as models are measured with them."""
+    """Returns the images with the data set's own labels, which metrics take."""
     return dataclasses.replace(dataset, encode=None)
 
 
 def comparable(model: keras.Model, dataset: Dataset, count: int) -> Any:
-    """Training images with labels that outputs can be compared with one by one.
+    """Returns training images, with labels where each output has one.
 
     Args:
-        model: that reads them.
+        model: the model that reads them.
         dataset: the images.
-        count: how many, at most.
+        count: largest number of images.
 
     Returns:
-        A `tf.data.Dataset` of batches (images, labels), or of images alone, whose
-        outputs can be compared with the float model's.
+        A `tf.data.Dataset` of batches (images, labels), or of images alone where
+        outputs can be compared only with the float model's.
     """
     batches = as_labelled(dataset).calibration(count)
     if not dataset.labelled or task_of(model).placewise:
@@ -142,7 +142,7 @@ def comparable(model: keras.Model, dataset: Dataset, count: int) -> Any:
 
 
 def image_shape(model: keras.Model) -> tuple[int | None, ...] | None:
-    """Returns height, width and channels of what a model reads; None: no image."""
+    """Returns (height, width, channels) of a model's image input; None: it has none."""
     shape = tuple(model.inputs[0].shape[1:])
     return shape if len(model.inputs) == 1 and len(shape) == 3 else None
 
@@ -173,8 +173,9 @@ def check_model(model: keras.Model, dataset: Dataset) -> None:
         dataset: the images.
 
     Raises:
-        ValueError: not functional, not one input and the outputs of a task, labels of
-            another task, or classes or image shape differ.
+        ValueError: the model is not functional, or has several inputs, or outputs of no
+            known task; or the labels belong to another task; or number of classes or
+            image shape differ.
     """
     read_graph(model)  # refuses what could not be rewritten before it is trained
     if len(model.inputs) != 1:
@@ -203,7 +204,7 @@ def check_model(model: keras.Model, dataset: Dataset) -> None:
 
 
 def _reshaping(shape: tuple[int | None, ...]) -> str:
-    """Which flags make images what a model reads."""
+    """Returns advice: the flags that give images the shape a model reads."""
     if len(shape) != 3 or shape[2] not in (1, 3, None):
         return "Choose another --model: images have height, width and 1 or 3 channels."
     height, width, channels = shape
@@ -213,7 +214,7 @@ def _reshaping(shape: tuple[int | None, ...]) -> str:
     return f"Set {' '.join(given)}, or choose another --dataset or --model."
 
 
-# What data sets fit models of a task.
+# Data sets that suit models of a task, for messages.
 FITTING = {
     "classes": "one with a class an image, such as cifar10 or a folder of folders",
     "boxes": "one with boxes, such as voc0712, a VOC folder (JPEGImages, Annotations) "
@@ -231,7 +232,7 @@ def _other_task(model: keras.Model, holds: str, dataset: Dataset) -> str:
 
 
 def file_identity(path: Path) -> dict[str, str]:
-    """Returns what tells a file from another of the same name: for `open_stage`."""
+    """Returns path and SHA-256 prefix of a file, for the record of a stage."""
     return {"path": str(path), "sha256": fingerprint(path)}
 
 

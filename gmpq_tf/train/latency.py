@@ -5,9 +5,9 @@
   python -m train.latency --model=model.keras --write_only=phone
   python -m train.latency --read=phone --output=phone.json
 
-Every shape is measured once, in each storage its kernel can have; what --output holds
-already is kept. With --policy, or with a fine-tuned model as --model, the time of the
-whole file is predicted from the table, and compared with the measured one.
+Every operator shape is measured once, in each storage its kernel can have; rows that
+--output holds already are kept. With --policy, or with a fine-tuned model as --model,
+the time of the whole file is predicted from the table and compared with a measurement.
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ from gmpq_tf.train.cost import CostConfig, counted_model
 from gmpq_tf.train.policies import read_policy
 from gmpq_tf.transform.calibrate import input_quantizers
 
-FILES_AT_ONCE = 32  # they take turns; after them the table is written
+FILES_AT_ONCE = 32  # files timed in turns; the table is written after each group
 
 
 @dataclasses.dataclass(frozen=True)
 class LatencyConfig:
-    """What is measured, and where the table is.
+    """Which model is measured, how, and where the table is.
 
     Args:
-        model: Built-in name, a .keras or .h5 file, or the model.keras of a fine-tuning,
-            of which only the file it is exported to is measured.
+        model: Built-in name, a .keras or .h5 file, or the model.keras of a fine-tuning.
+            For the last only the operators of its exported file are measured.
         image_size: Side of the square images, in pixels: of a built-in model, or of a
             file whose input leaves its size open.
         channels: Channels of the images a built-in model reads.
         num_classes: Outputs of a built-in model.
-        policy: A policy file, or uniform:WEIGHT_BITS,ACTIVATION_BITS, whose whole file
-            is predicted and measured; none: only the table is made.
+        policy: A policy file, or uniform:WEIGHT_BITS,ACTIVATION_BITS, for which a whole
+            file is predicted and measured; none: only the table is made.
         rename_layers: How the layers of the policy file are called in the model:
             prefix=TEXT, or a JSON file {old name: new name}.
-        storage: How that file stores kernels.
-        output: The table, a JSON file; what it holds already is kept.
-        device: What the table calls the device.
+        storage: How the whole file stores kernels.
+        output: The table, a JSON file; rows that it holds already are kept.
+        device: Name of the device in the table.
         runtime_threads: Threads of the runtime.
-        rounds: How often each file has its turn.
+        rounds: How many turns each file gets.
         invocations: Timed runs in one turn.
         write_only: Folder to write the files into, with a script that times them on a
             phone, instead of timing them here; none: time them here.
@@ -130,10 +130,11 @@ def measure(config: LatencyConfig, timer: Timer = time_files) -> Comparison | No
 
     Args:
         config: the flags.
-        timer: what times files here: name -> bytes in, name -> milliseconds out.
+        timer: times files: name -> content of the .tflite file in, name -> milliseconds
+            out.
 
     Returns:
-        The comparison, where there is a policy.
+        Predicted and measured time; None without a policy.
 
     Raises:
         ValueError: a file or a name cannot be used, or the table is of another device.
@@ -172,10 +173,10 @@ def measure(config: LatencyConfig, timer: Timer = time_files) -> Comparison | No
 
 
 def open_table(config: LatencyConfig) -> LatencyTable:
-    """The table that is there already, or an empty one.
+    """Returns the table that `config.output` holds, or an empty one.
 
     Raises:
-        LatencyError: it is of another device, runtime or number of threads.
+        LatencyError: the table is of another device, runtime or number of threads.
     """
     version = importlib.metadata.version("ai-edge-litert")
     phone = config.read is not None
@@ -202,7 +203,7 @@ def open_table(config: LatencyConfig) -> LatencyTable:
 def _completed(
     table: LatencyTable, program: Program, config: LatencyConfig, timer: Timer
 ) -> LatencyTable:
-    """The table with what it lacked; it is written after every few files."""
+    """Measures and adds the missing rows; saves the table after every few files."""
     names = table.missing(program.files)
     for start in range(0, len(names), FILES_AT_ONCE):
         group = {key: program.files[key] for key in names[start:][:FILES_AT_ONCE]}
@@ -259,19 +260,19 @@ def _now() -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Runs the command; flags must have been parsed.
+    """Runs the command with the flags already parsed.
 
     Args:
         argv: not used.
     """
-    keras.utils.set_random_seed(0)  # of the weights of a built-in model
+    keras.utils.set_random_seed(0)  # a built-in model has random weights
     compared = measure(from_flags(LatencyConfig))
     if compared is not None:
         print(compared)
 
 
 def run() -> None:
-    """Entry point of `gmpq-latency`."""
+    """Parses the flags and runs the command; entry point of `gmpq-latency`."""
     run_main(main, __doc__, LatencyConfig)
 
 

@@ -1,4 +1,4 @@
-"""The policy that a flag describes."""
+"""Reads the policy that a command-line flag describes."""
 
 from __future__ import annotations
 
@@ -25,24 +25,25 @@ def read_policy(
     other_layers: Sequence[int] | None = None,
     drop_layers: Sequence[str] | None = None,
 ) -> BitwidthPolicy:
-    """Returns the policy that a flag describes; whether it suits is for others to say.
+    """Returns the policy that a flag describes; does not check that it fits the model.
 
     Args:
         text: a policy file, or `uniform:WEIGHT_BITS,ACTIVATION_BITS` (first layer
             and those of outputs at 8).
-        model: the float model, whose layers a uniform policy names.
+        model: the float model; a uniform policy is made for its layers.
         rename_layers: how the layers of a policy file are called in the model:
-            `prefix=TEXT` or a JSON file `{old name: new name}`; None: the same.
+            `prefix=TEXT` or a JSON file `{old name: new name}`; None: by the same
+            names.
         other_layers: weight and activation bits of the layers of the model that a
-            policy file does not name; None: it names them all.
-        drop_layers: layers of the policy file that the model does not have; None: with
-            `other_layers` a classifier's `head_dense`.
+            policy file does not name; None: the file must name all layers.
+        drop_layers: layers of the policy file that the model does not have; None with
+            `other_layers`: a classifier's `head_dense`.
 
     Returns:
         A policy.
 
     Raises:
-        PolicyError: the text is none of the forms, or a file is unusable.
+        PolicyError: the text has none of the forms, or a file is unusable.
     """
     match = re.fullmatch(r"uniform:(\d+),(\d+)", text)
     check_other_layers(other_layers, drop_layers)
@@ -77,10 +78,15 @@ def read_policy(
 def check_other_layers(
     other_layers: Sequence[int] | None, drop_layers: Sequence[str] | None
 ) -> None:
-    """Refuses flags that adapt no policy.
+    """Refuses unusable values of --other_layers and --drop_layers.
+
+    Args:
+        other_layers: weight and activation bits, or None.
+        drop_layers: names of layers, or None.
 
     Raises:
-        PolicyError: not a pair of 2 to 8 bits, or layers dropped without others.
+        PolicyError: `other_layers` is not a pair of 2 to 8 bits, or layers are dropped
+            without `other_layers`.
     """
     if other_layers is not None:
         check_layer_bits("other_layers", tuple(other_layers))

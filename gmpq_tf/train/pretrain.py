@@ -1,8 +1,8 @@
 """Trains the float model.
 
-Writes <workdir>/pretrain/model.keras and metrics.jsonl. A trained model is taken over
-with --model=FILE --epochs=0: it is checked, measured and copied. A built-in model
-starts from published weights with --weights=imagenet, or from those in a file.
+Writes <workdir>/pretrain/model.keras and metrics.jsonl. To use a model that is already
+trained, give --model=FILE --epochs=0: it is checked, measured and copied. A built-in
+model can start from published weights (--weights=imagenet) or from those in a file.
 
   python -m train.pretrain --dataset=digits --model=digits_cnn --workdir=runs/digits
   python -m train.pretrain --model=resnet8.h5 --epochs=0 --scaling=0..255
@@ -58,8 +58,8 @@ from gmpq_tf.train.recipe import (
 )
 
 STAGE = "pretrain"
-# Fields that the recorded configuration leaves out at their defaults, so that it is the
-# same as before they existed.
+# Fields that the record of a stage leaves out at their defaults, so that it stays equal
+# to the records of versions without these fields.
 _MODEL_OPTIONS = ("stem", "alpha")
 _OPTIONAL = (*_MODEL_OPTIONS, "weights", "weights_channels")
 
@@ -73,8 +73,8 @@ class PretrainConfig(TrainingConfig):
             resnet18, resnet20, resnet50, resnet50_v1_5, resnet56, vgg16), of boxes
             (ssd300_vgg16, ssd_mobilenet_v2, ssd_resnet20, ssd_resnet8), or a .keras or
             .h5 file.
-        weight_decay: Share of each weight that a step takes off at a learning rate of
-            1, 0 or more.
+        weight_decay: Weight decay, 0 or more: each step lowers a weight by this share
+            of it, times the learning rate.
         weights: What a built-in model starts from: imagenet (published by
             keras.applications for mobilenet_v2, resnet50, vgg16; fetched), a .keras,
             .weights.h5 or .h5 file of that model (ours or keras.applications'), or a
@@ -119,8 +119,9 @@ def pretrain(
     Args:
         config: model and recipe.
         data: the images.
-        run: where and how.
-        loaded: what `load_inputs` returned of them, where it has been called already.
+        run: workdir and how the command runs.
+        loaded: what `load_inputs` returned, if the caller has called it; None: model
+            and images are read here.
 
     Returns:
         The finished stage: model.keras and metrics.jsonl in its folder.
@@ -163,7 +164,7 @@ def pretrain(
 
 
 def _colours(config: PretrainConfig, data: DataConfig) -> Any:
-    """What a built-in model reads of a folder: published weights take RGB images."""
+    """Image shape to read from a folder: published weights need RGB images."""
     folder = find_spec(data.dataset).any_size
     return (None, None, 3) if folder and config.weights else None
 
@@ -173,7 +174,7 @@ def float_model(config: PretrainConfig, dataset: Dataset) -> keras.Model:
 
     Args:
         config: model and weights.
-        dataset: the images; their shape and classes set the built-in models'.
+        dataset: the images; a built-in model gets their shape and number of classes.
 
     Returns:
         The model, not compiled.
@@ -199,10 +200,10 @@ def compile_model(
     """Compiles a float model by the recipe.
 
     Args:
-        model: a classifier.
-        dataset: the images; their number sets the schedule.
+        model: the model, compiled in place.
+        dataset: the images; their number sets the steps of the schedule.
         config: the recipe.
-        run: how.
+        run: steps per execution and XLA.
     """
     optimizer = make_optimizer(
         config.optimizer,
@@ -228,8 +229,8 @@ def measure(model: keras.Model, dataset: Dataset) -> dict[str, Any]:
         dataset: the images.
 
     Returns:
-        `val_loss` and `val_accuracy`, or what else the model's task is measured by, or
-        nothing.
+        `val_loss` and `val_accuracy`, or the metrics of the model's task, by name; {}
+        without labelled held-out images.
     """
     if not dataset.sizes["validation"] or not dataset.labelled:
         return {}
@@ -264,7 +265,7 @@ def _given(config: PretrainConfig, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _check_options(config: PretrainConfig) -> None:
-    """Refuses an option that was given and that the model does not have."""
+    """Refuses an option that is not at its default though the model lacks it."""
     for name in _given(config, _OPTIONAL):
         having = [model for model in MODELS if name in _options_of(model)]
         if config.model not in having:
@@ -283,7 +284,7 @@ def _options_of(model: str) -> list[str]:
 
 
 def main(argv: list[str]) -> None:
-    """Runs the command; flags must have been parsed.
+    """Runs the command with the flags already parsed.
 
     Args:
         argv: not used.
@@ -295,7 +296,7 @@ def main(argv: list[str]) -> None:
 
 
 def run() -> None:
-    """Entry point of `gmpq-pretrain`."""
+    """Parses the flags and runs the command; entry point of `gmpq-pretrain`."""
     run_main(main, __doc__, PretrainConfig, DataConfig, RunConfig)
 
 

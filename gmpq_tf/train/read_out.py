@@ -1,4 +1,4 @@
-"""From a trained search to its policy: what is read, compared, and how sure it is."""
+"""From a trained search to its policy: reading importances, comparing finalists."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ from gmpq_tf.transform.rewrite import flattened
 def check_measuring(
     readout: ReadoutConfig, finalists: FinalistsConfig, run: RunConfig
 ) -> None:
-    """Refuse to measure policies on several devices.
+    """Refuses to measure policies on several devices.
 
     Raises:
-        ValueError: it is asked for.
+        ValueError: policies are to be measured, and the run is distributed.
     """
     if measures(readout, finalists) and run.distribution != "none":
         raise ValueError(
@@ -58,7 +58,7 @@ def measures(readout: ReadoutConfig, finalists: FinalistsConfig) -> bool:
 
 
 def started_meter(stage: Stage) -> Meter:
-    """A meter that has counted the seconds of the epochs before an interruption."""
+    """Returns a meter that starts with the seconds of the epochs already finished."""
     meter = Meter()
     lines = read_jsonl(stage.folder / METRICS)[: stage.epochs]
     meter.replayed(0.0, sum(float(line.get("seconds", 0.0)) for line in lines))
@@ -68,7 +68,7 @@ def started_meter(stage: Stage) -> Meter:
 def _count_training(
     meter: Meter, searcher: PolicySearch, dataset: Dataset, calibration_images: int
 ) -> None:
-    """Count calibration and all steps of a trained search, in float steps."""
+    """Adds calibration and all training steps of a search to the meter."""
     steps = int(np.asarray(searcher.optimizer.iterations))
     meter.forward(calibration_images)
     meter.training(steps * dataset.config.batch_size, step_cost(searcher))
@@ -86,19 +86,22 @@ def read_out(
     calibration_images: int,
     meter: Meter,
 ) -> SearchResult:
-    """Reads the importances of a trained search, and compares what they are best for.
+    """Chooses the policy of a trained search.
 
     Args:
-        searcher: trained; its importances are changed where policies are measured.
-        policy: the most probable one, with its provenance.
+        searcher: a trained search; its importances change where policies are measured.
+        policy: the most probable policy, with its provenance.
         model: the float model.
-        dataset: whose training images policies are measured on, without augmentation.
-        stage: whose journal keeps the measurements.
+        dataset: policies are measured on its training images, without augmentation.
+        stage: its journal keeps the measurements.
         readout: how importances are read.
         finalists: how the best policies are compared in the end.
         run: how progress is shown.
-        calibration_images: training images that set activation ranges.
-        meter: of the cost so far.
+        calibration_images: number of training images that set activation ranges.
+        meter: counter of the search's cost so far; this cost is added.
+
+    Returns:
+        The policy, the values it was chosen by, and how sure each decision is.
     """
     _count_training(meter, searcher, dataset, calibration_images)
     model, problem = flattened(model), searcher.problem
@@ -151,7 +154,7 @@ def _made_by(
     finalists: FinalistsConfig,
     bits: Bits,
 ) -> dict[str, Any]:
-    """Provenance of the policy that was taken in the end."""
+    """Returns the provenance of the policy that was chosen in the end."""
     config = dict(policy.made_by["config"])
     if readout.readout != DEFAULT_READOUT:
         config |= vars(readout)

@@ -28,10 +28,10 @@ class TrainingConfig:
         schedule: How learning rates fall: step (by decay_factor at each of
             decay_epochs), cosine (to 0 at the end) or constant.
         decay_epochs: Epochs at which schedule=step lowers the learning rates.
-        decay_factor: What schedule=step multiplies them by, above 0, at most 1.
-        precision: What layers compute in while training: mixed_bfloat16 and
-            mixed_float16 are faster on GPUs; weights, quantizers and what is saved stay
-            float32.
+        decay_factor: Factor by which schedule=step multiplies learning rates, above 0,
+            at most 1.
+        precision: Number format of layers in training: mixed_bfloat16 and mixed_float16
+            are faster on GPUs; weights, quantizers and saved files stay float32.
 
     Raises:
         ValueError: a value is out of range.
@@ -57,16 +57,16 @@ class TrainingConfig:
 
 
 def require(config: Any, name: str, valid: bool, rule: str) -> None:
-    """Refuses a field of a configuration.
+    """Raises an error with a field's name and value if the value is not valid.
 
     Args:
         config: the configuration.
         name: name of the field.
-        valid: whether its value will do.
-        rule: what it must be.
+        valid: whether its value is valid.
+        rule: the rule it must follow, in words.
 
     Raises:
-        ValueError: it will not.
+        ValueError: it is not valid.
     """
     if not valid:
         value = getattr(config, name)
@@ -74,7 +74,11 @@ def require(config: Any, name: str, valid: bool, rule: str) -> None:
 
 
 def require_positive(config: Any, name: str) -> None:
-    """Refuses a field that is not a finite number above 0."""
+    """Refuses a field that is not a finite number above 0.
+
+    Raises:
+        ValueError: it is not.
+    """
     value = getattr(config, name)
     require(config, name, math.isfinite(value) and value > 0, "a number above 0")
 
@@ -93,8 +97,8 @@ def make_optimizer(
         learning_rate: learning rate in the first epoch.
         config: momentum and schedule.
         steps_per_epoch: training steps in an epoch.
-        weight_decay: share of each weight that a step takes off at a learning rate of
-            1; None for none.
+        weight_decay: decoupled weight decay as in Keras: a step lowers a weight by this
+            share of it, times the learning rate; None for none.
 
     Returns:
         A new optimizer.
@@ -116,8 +120,7 @@ def make_schedule(
 ) -> Any:
     """Returns the learning rate as a function of the step, or as a constant.
 
-    It depends on nothing but the step, so that resumed training goes on with the right
-    one.
+    It depends only on the step, so that resumed training continues with the right one.
 
     Args:
         learning_rate: learning rate in the first epoch.
@@ -125,7 +128,7 @@ def make_schedule(
         steps_per_epoch: training steps in an epoch.
 
     Returns:
-        What an optimizer takes as its learning rate.
+        A Keras schedule or a number, as optimizers take it.
     """
     if config.schedule == "constant" or not config.epochs:
         return learning_rate
@@ -133,7 +136,7 @@ def make_schedule(
         return keras.optimizers.schedules.CosineDecay(
             learning_rate, config.epochs * steps_per_epoch
         )
-    # Keras changes after a boundary, not at it.
+    # Keras changes the rate after the boundary step, we want it changed at that step.
     boundaries = [epoch * steps_per_epoch - 1 for epoch in config.decay_epochs]
     values = [
         learning_rate * config.decay_factor**i for i in range(len(boundaries) + 1)
@@ -144,10 +147,10 @@ def make_schedule(
 
 
 def make_loss(model: keras.Model) -> Any:
-    """Returns the loss that suits what a model's outputs say; see `task_of`."""
+    """Returns the loss of the task that a model's outputs belong to; see `task_of`."""
     return task_of(model).loss()
 
 
 def make_metrics(model: keras.Model) -> list[Any]:
-    """Returns the metrics of every stage; see `task_of`."""
+    """Returns the metrics of the task a model's outputs belong to; see `task_of`."""
     return task_of(model).metrics()

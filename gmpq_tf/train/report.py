@@ -1,7 +1,7 @@
-"""Puts the results of a workdir into a table and a page.
+"""Puts the results of a workdir into a table and an HTML page.
 
-Reads what the other commands left (run `python -m train.evaluate` first) and writes
-summary.json, cost.json, attribution.npz and report/report.html.
+Reads the results of the other commands (run `python -m train.evaluate` first) and
+writes summary.json, cost.json, attribution.npz and report/report.html.
 
   python -m train.report --workdir=runs/digits
   python -m train.report --workdir=runs/digits --format=pdf     figures for a paper
@@ -47,14 +47,14 @@ from gmpq_tf.train.inputs import PRETRAINED
 
 @dataclasses.dataclass(frozen=True)
 class ReportConfig:
-    """What the page shows.
+    """Which images, figures and other runs the page shows.
 
     Args:
         attribution_images: Test images whose attribution maps are shown; 0 for none.
-        format: Write each figure as a file of its own too, into report/figures: png,
-            svg or pdf.
-        beside: Workdirs of other runs that have a summary.json, whose rows are drawn
-            with this one's, and the front of all.
+        format: Write each figure also as a separate file into report/figures: png, svg
+            or pdf.
+        beside: Workdirs of other runs that have a summary.json. Their rows are drawn
+            together with this run's, with the Pareto front of all.
     """
 
     attribution_images: int = 8
@@ -73,15 +73,15 @@ def report(config: ReportConfig, data: DataConfig, run: WorkdirConfig) -> Path:
     """Writes the summary and the page of a workdir, and prints the table.
 
     Args:
-        config: what the page shows.
+        config: images, figures and other runs to show.
         data: the images.
-        run: where.
+        run: the workdir.
 
     Returns:
         The path of the page.
 
     Raises:
-        ValueError: a result is missing or broken.
+        ValueError: a result is missing or damaged.
     """
     workdir = Path(run.workdir)
     folders = [f for f in model_folders(workdir) if (workdir / f / RESULT).exists()]
@@ -118,10 +118,10 @@ def report(config: ReportConfig, data: DataConfig, run: WorkdirConfig) -> Path:
 
 
 def result_row(folder: Path, model: keras.Model) -> dict[str, Any]:
-    """Returns the line of the table that a folder's evaluation makes.
+    """Returns the row of the table for one folder.
 
     Args:
-        folder: with model.keras, evaluation.json and, unless it holds the float model,
+        folder: has model.keras, evaluation.json and, unless it holds the float model,
             policy.json.
         model: the float model.
 
@@ -144,10 +144,10 @@ def result_row(folder: Path, model: keras.Model) -> dict[str, Any]:
 
 
 def row_name(folder: Path) -> str:
-    """Returns what the table calls a folder: by how its policy was made.
+    """Returns the name of a folder in the table, by how its policy was made.
 
     Args:
-        folder: of a fine-tuned model, or of the float one.
+        folder: the folder of a fine-tuned model, or of the float one.
 
     Returns:
         Such as "float", "searched", "uniform W3A3" or, for other strategies, the name
@@ -183,11 +183,11 @@ def attribute(
         folders: those with a measured model.
         model: the float model.
         data: the images.
-        config: how many of them.
+        config: how many images.
 
     Returns:
         The name of the file; None for a model without a feature map, and for one whose
-        maps are over steps.
+        feature maps have one dimension (time steps).
     """
     try:
         backbone, _ = split_head(model)
@@ -242,14 +242,14 @@ def float_model_path(workdir: Path, folders: list[str]) -> Path:
 
 
 def searched_budget(workdir: Path) -> float | None:
-    """Returns the bit operations a workdir's search could spend, None if any number.
+    """Returns the budget of bit operations that a workdir's search had.
 
     Args:
         workdir: folder of the run.
 
     Returns:
-        As asked for with --bit_ops_budget (at most 1: a fraction), or the count that a
-        --budget such as W4A4 came to.
+        The value of --bit_ops_budget (at most 1: a fraction of full precision), or the
+        count that a --budget such as W4A4 stands for; None without such a budget.
     """
     record = read_json(workdir / "config" / "search.json")
     asked = _inside(record, "config", "risk", "bit_ops_budget")
@@ -261,7 +261,7 @@ def searched_budget(workdir: Path) -> float | None:
 
 
 def _inside(record: Any, *names: str) -> Any:
-    """Value in nested JSON objects; None where a file lacks one of them."""
+    """Returns a value inside nested JSON objects; None where a key is missing."""
     for name in names:
         record = record.get(name) if isinstance(record, dict) else None
     return record
@@ -275,7 +275,7 @@ def _check_measured(workdir: Path, folders: list[str]) -> None:
         )
     results = {folder: read_json(workdir / folder / RESULT) for folder in folders}
     for folder, result in results.items():
-        # Decisions without labels have no accuracy either, and no errors.
+        # Without labels, decisions have neither an accuracy nor errors.
         if result.get("accuracy", 0.0) is None and "mean_error" in result:
             raise StageError(
                 "A table of accuracies needs models that decide something. "
@@ -291,7 +291,7 @@ def _check_measured(workdir: Path, folders: list[str]) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Runs the command; flags must have been parsed.
+    """Runs the command with the flags already parsed.
 
     Args:
         argv: not used.
@@ -306,7 +306,7 @@ def main(argv: list[str]) -> None:
 
 
 def run() -> None:
-    """Entry point of `gmpq-report`."""
+    """Parses the flags and runs the command; entry point of `gmpq-report`."""
     run_main(main, __doc__, ReportConfig, DataConfig, WorkdirConfig)
 
 

@@ -1,14 +1,16 @@
 """Searches how many bits each layer's weights and activations need.
 
 Reads the float model (--model, or the workdir's pretrain/model.keras). Writes into
-<workdir>/search: policy.json, values.json, importances.json, metrics.jsonl. Defaults
-are the paper's recipe; --budget replaces tuning of --zeta (W4A4, 5%, 0.5GBOPs, 60kB of
-exported file, 2.5ms, or several of them), and --eta=0 searches by EdMIPS. Each
---strategy has flags of its own: --strategy=loss_delta measures what each choice costs,
-without training, for models that are not fine-tuned after. --purpose=post_training or
---purpose=fine_tuning names the strategy that serves it. --relaxation=sampled and
---readout=perturbation let importances say which layer needs its bits; --finalists=8
-fine-tunes the best policies, and the uniform one, for a few steps and takes the best.
+<workdir>/search: policy.json, values.json, importances.json, metrics.jsonl.
+
+The defaults are the paper's recipe. With --budget (W4A4, 5%, 0.5GBOPs, 60kB of exported
+file, 2.5ms, or several of them) --zeta need not be tuned; --eta=0 searches by EdMIPS.
+Each --strategy has its own flags: --strategy=loss_delta measures the loss that each
+choice adds, without training, for models that are not fine-tuned afterwards.
+--purpose=post_training or --purpose=fine_tuning chooses a strategy for that purpose.
+--relaxation=sampled and --readout=perturbation make importances tell better which layer
+needs its bits. --finalists=8 fine-tunes the best policies, and the uniform one, for a
+few steps and takes the best.
 
   python -m train.search --workdir=runs/digits --budget=W3A3
   python -m train.search --workdir=runs/digits --budget=W3A3 --strategy=loss_delta
@@ -92,19 +94,20 @@ class SearchConfig(TrainingConfig):
         model: Float model, a .keras or .h5 file; none: the workdir's
             pretrain/model.keras.
         importance_optimizer: Optimizer of the branch importances.
-        importance_learning_rate: Its learning rate in the first epoch; it falls as the
-            other one does.
-        final_temperature: Temperature of the branch probabilities in the last epoch,
-            falling from 1; 1 keeps the softmax of the paper throughout, less pushes the
-            mixture towards the policy that it stands for.
+        importance_learning_rate: Learning rate of the importances in the first epoch;
+            it follows the same schedule as that of the weights.
+        final_temperature: Temperature of the softmax over importances in the last
+            epoch, reached from 1; 1 keeps the softmax of the paper throughout, less
+            moves the mixture towards the most probable policy.
         calibration_images: Training images that set the first activation ranges.
         kernel_quantizer: How kernels are quantized: lsq, max_abs, apot (2 to 6 bits),
             alq (2 to 7 bits) or rq (drawn in training); none: lsq.
-        relaxation: How layers compute with several bit-widths at once: mixture adds
-            their outputs, as eq. 5; sampled draws one in each step; expected_grid
-            rounds once on the mean grid. The last two do not average rounding errors.
-            adjacent, nested, thresholds and learned_grid are those of the strategies
-            fracbits, bayesian_bits, hmq and dq.
+        relaxation: How layers compute with several bit-widths at once: mixture takes
+            the weighted sum of all quantized tensors (eq. 5); sampled draws one
+            bit-width in each step; expected_grid rounds once on the mean grid. The last
+            two do not average rounding errors. adjacent, nested, thresholds and
+            learned_grid are those of the strategies fracbits, bayesian_bits, hmq and
+            dq.
         readout: how the importances are read.
         rule: how gradients are taken.
         risk: the risks and the budget.
@@ -137,7 +140,7 @@ class SearchConfig(TrainingConfig):
         require(self, "calibration_images", self.calibration_images > 0, "1 or more")
         kernel_method(self.kernel_quantizer or DEFAULT_KERNEL_QUANTIZER)
         relaxation_of(self.relaxation)
-        # Two optimizers would scale one loss.
+        # Loss scaling belongs to one optimizer; a search has two for the same loss.
         narrow = self.precision == "mixed_float16"
         require(self, "precision", not narrow, "float32 or mixed_bfloat16 in a search")
 
@@ -147,16 +150,16 @@ class ComplexityConfig:
     """The options of `RiskConfig` that a search without attribution has.
 
     Args:
-        zeta: weight of the complexity risk; with a budget, where it starts.
+        zeta: weight of the complexity risk; with a budget, its initial value.
         bit_ops_budget: bit operations the policy may cost: up to 1 a fraction of full
-            precision (32 x 32 bits), above 1 a count. None: zeta stays as given, or
-            follows budget.
+            precision (32 x 32 bits), above 1 a count. None: zeta stays as given, or is
+            adjusted to keep `budget`.
         budget: what the policy may cost, instead of bit_ops_budget: the same numbers,
             or such as 5%, W4A4, 0.5GBOPs, 60kB (of the .tflite file), 2.5ms, or
             weight_bytes=60kB; several with commas between them, all of which it keeps.
-        storage: of the .tflite file that a budget of bytes or milliseconds is about:
-            fast, packed or smallest. None: smallest where the file's bytes are
-            budgeted, else fast.
+        storage: storage of kernels in the .tflite file that a budget of bytes or
+            milliseconds is about: fast, packed or smallest. None: smallest where the
+            file's bytes are budgeted, else fast.
         latency_table: JSON file that gmpq-latency wrote, for a budget of milliseconds.
     """
 
@@ -169,7 +172,7 @@ class ComplexityConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EdMIPSSearchConfig(SearchConfig):
-    """As `SearchConfig`, without attribution.
+    """How a policy is searched by EdMIPS: `SearchConfig` without attribution.
 
     Args:
         risk: the complexity risk and the budget.
@@ -180,7 +183,7 @@ class EdMIPSSearchConfig(SearchConfig):
     )
 
     def with_risk(self) -> SearchConfig:
-        """The same search as options of the paper's: eta is 0."""
+        """Returns the same search as a `SearchConfig` whose eta is 0."""
         return SearchConfig(
             **{**vars(self), "risk": RiskConfig(eta=0.0, **vars(self.risk))}
         )
@@ -197,7 +200,7 @@ def search(
     Args:
         config: model, space, risks and recipe.
         data: the images.
-        run: where and how.
+        run: workdir and how the command runs.
         finalists: how the best policies are compared in the end.
 
     Returns:
@@ -213,7 +216,7 @@ def search(
     model, dataset = load_inputs(path, data)
     resolved = resolved_config(config, dataset, path, finalists)
     scaling = dataset.config.input_scaling().to_config()
-    # Built before the stage is opened: an impossible budget leaves nothing behind.
+    # Built before the stage is opened, so that an impossible budget leaves no files.
     keras.utils.set_random_seed(data.seed)
     searcher = PolicySearch(
         model,
@@ -233,7 +236,7 @@ def search(
         if not stage.epochs:
             look(model, dataset)
         run_search(searcher, model, dataset, stage, config, run)
-    # On every worker: it reads what they hold together.
+    # On every worker, because the variables are shared by all.
     policy = searcher.policy({"seed": data.seed, "versions": versions()})
     if is_chief():
         importances = searcher.importances()  # measuring changes them
@@ -271,12 +274,12 @@ def run_search(
     """Calibrates and trains a hypernet.
 
     Args:
-        searcher: what is trained.
+        searcher: the hypernet with its risks; trained in place.
         model: the float model.
         dataset: the images.
-        stage: whose folder gets metrics.jsonl and the backup.
+        stage: its folder gets metrics.jsonl and the backup.
         config: the recipe.
-        run: how.
+        run: how training runs and shows progress.
 
     Raises:
         TrainingDivergedError: a risk became NaN or infinite; the message names it.
@@ -320,7 +323,7 @@ def resolved_config(
     )
     for name in ("attribution_share", "generalization", "groups"):
         if options["risk"][name] == getattr(RiskConfig, name):
-            options["risk"][name] = None  # as before there was the option
+            options["risk"][name] = None  # as in versions without the option
     return {
         **options,
         "model": file_identity(path),
@@ -329,12 +332,12 @@ def resolved_config(
     }
 
 
-# Strategies that have a recipe of training of their own here.
+# Strategies with their own training flags; all others use `ChoicesConfig`.
 RECIPES: dict[str, type] = {"gmpq": SearchConfig, "edmips": EdMIPSSearchConfig}
 
 
 def main(argv: list[str]) -> None:
-    """Runs the command; flags must have been parsed.
+    """Runs the command with the flags already parsed.
 
     Args:
         argv: not used.
@@ -350,7 +353,11 @@ def main(argv: list[str]) -> None:
 
 
 def main_of_strategy(argv: list[str]) -> None:
-    """Runs the command with a strategy that has no recipe of its own here."""
+    """Runs the command with a strategy that is not in `RECIPES`.
+
+    Args:
+        argv: not used.
+    """
     name = from_flags(StrategyConfig).strategy
     row = STRATEGIES[name]
     run = from_flags(RunConfig if row.gradient else WorkdirConfig)
@@ -362,7 +369,7 @@ def main_of_strategy(argv: list[str]) -> None:
 
 
 def configs_of(strategy: str) -> tuple[type, ...]:
-    """The dataclasses whose fields are the flags of a search by this strategy."""
+    """Returns the dataclasses whose fields are the flags of a search by a strategy."""
     row = STRATEGIES[strategy]
     shared = (StrategyConfig, FinalistsConfig, DataConfig)
     if strategy in RECIPES:
@@ -372,7 +379,7 @@ def configs_of(strategy: str) -> tuple[type, ...]:
 
 
 def run() -> None:
-    """Entry point of `gmpq-search`."""
+    """Parses the flags and runs the command; entry point of `gmpq-search`."""
     try:
         name, defaults = named_search(sys.argv)
     except ValueError as error:

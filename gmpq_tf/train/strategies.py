@@ -1,4 +1,8 @@
-"""Searches by any strategy of `STRATEGIES`, in a workdir: a stage that is replayed."""
+"""The search stage of a workdir, by any strategy of `STRATEGIES`.
+
+Measurements are written to a journal. An interrupted search is started from the
+beginning and takes the measurements that the journal holds instead of repeating them.
+"""
 
 from __future__ import annotations
 
@@ -47,17 +51,17 @@ class StrategyConfig:
     """Which strategy values the choices.
 
     Args:
-        strategy: How the choices are valued: gmpq and edmips train importances, as do
-            bp_nas, hmq, dq, fracbits, ssps and bayesian_bits, each as its paper does,
-            loss_delta measures what each choice costs (no training, no labels),
-            one_shot does so after training with drawn bits, limpq reads the steps that
-            quantizers learn, fisher and hawq take derivatives, clado measures pairs,
-            ompq and topological_entropy look at features, evolution and haq try whole
-            policies, random draws some. Each has flags of its own: --strategy=NAME
-            --help.
-        purpose: What the policy is for, which names the strategy, and defaults of its
-            flags, where --strategy does not: post_training (the model is not trained
-            after) or fine_tuning; none: the paper's search.
+        strategy: How the choices are valued. gmpq and edmips train importances, as do
+            bp_nas, hmq, dq, fracbits, ssps and bayesian_bits, each as in its paper;
+            loss_delta measures the loss each choice adds (no training, no labels);
+            one_shot does so after training with randomly drawn bits; limpq reads the
+            step sizes that quantizers learn; fisher and hawq use derivatives; clado
+            measures pairs; ompq and topological_entropy look at features; evolution and
+            haq try whole policies; random draws some. Each has its own flags: see
+            --strategy=NAME --help.
+        purpose: What the policy is for; chooses the strategy and defaults of its flags
+            where --strategy is not given: post_training (the model is not trained
+            afterwards) or fine_tuning; none: the paper's search.
     """
 
     strategy: str = DEFAULT
@@ -66,7 +70,7 @@ class StrategyConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ChoicesConfig:
-    """What is searched, whatever the strategy.
+    """Model, candidates and budget of a search; the same for all strategies.
 
     Args:
         model: Float model, a .keras or .h5 file; none: the workdir's
@@ -78,8 +82,8 @@ class ChoicesConfig:
             a count of bit operations, or such as 5%, W4A4, 0.5GBOPs, 60kB (of the
             .tflite file), 2.5ms, or weight_bytes=60kB; several with commas between
             them, all of which it keeps.
-        storage: Of the .tflite file that a budget of bytes or milliseconds is about:
-            fast, packed or smallest.
+        storage: Storage of kernels in the .tflite file that a budget of bytes or
+            milliseconds is about: fast, packed or smallest.
         latency_table: JSON file that gmpq-latency wrote, for a budget of milliseconds.
         space: the candidates.
 
@@ -113,13 +117,14 @@ def search_by(
     """Searches a policy by a strategy, unless that has been done.
 
     Args:
-        name: of the strategy.
+        name: name of the strategy.
         config: model, space and budget.
-        options: of the strategy.
+        options: options of the strategy, its `Strategy.config`.
         finalists: how the best policies are compared in the end.
-        data: the images; those for training are measured on, without augmentation.
-        run: where and how.
-        loaded: what `load_inputs` returned of them, where it has been called already.
+        data: the images; choices are measured on training images without augmentation.
+        run: workdir and how the command runs.
+        loaded: what `load_inputs` returned, if the caller has called it; None: model
+            and images are read here.
 
     Returns:
         The finished stage: policy.json, values.json and journal.jsonl in its folder.
@@ -130,7 +135,7 @@ def search_by(
     path = model_path(run, config.model)
     model, dataset = loaded or load_inputs(path, data, labels=False)
     tables = TableOptions(config.storage, config.latency_table, config.kernel_quantizer)
-    # Before the stage is opened: an impossible budget leaves nothing behind.
+    # Before the stage is opened, so that an impossible budget leaves no files.
     SearchProblem.of(flattened(model), config.space, None, config.budget, tables)
     resolved = {
         **dataclasses.asdict(config),
@@ -196,13 +201,13 @@ def _searched(
 
 
 def named_search(argv: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
-    """The strategy that a command line names, or its purpose does; else the default.
+    """Finds the strategy that --strategy or --purpose names, or else the default.
 
     Args:
-        argv: with the program's name first; other flags are not defined yet.
+        argv: the command line, program name first; other flags are not defined yet.
 
     Returns:
-        Its name, and defaults of its flags by the purpose.
+        Its name, and the defaults that the purpose gives its flags.
 
     Raises:
         StrategyError: there is no strategy or no purpose of that name.
@@ -223,14 +228,15 @@ def named_search(argv: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
 
 
 def check_flags(name: str, argv: Sequence[str]) -> None:
-    """Refuse flags that are options of other strategies alone.
+    """Refuses flags that only other strategies have.
 
     Args:
-        name: of the strategy.
-        argv: with the program's name first; all flags of the command are defined.
+        name: name of the strategy.
+        argv: the command line, program name first; all flags of the command are
+            defined.
 
     Raises:
-        StrategyError: there is one; whose it is is said.
+        StrategyError: there is such a flag; the message names its strategies.
     """
     for word in flags.FLAGS.read_flags_from_files(list(argv[1:])):
         flag, _, value = word.lstrip("-").partition("=")
@@ -245,6 +251,6 @@ def _has(config: type, name: str) -> bool:
 
 
 def exit_with(error: ValueError) -> None:
-    """Print an error as commands do, before their flags are known, and exit with 1."""
+    """Prints an error that occurs before flags are parsed, and exits with 1."""
     print(f"Error: {error}", file=sys.stderr)
     sys.exit(1)
