@@ -1,4 +1,4 @@
-"""Random crops of single images; shifts and flips of whole batches; on pixels."""
+"""Augmentation of pixels: crops of single images, shifts and flips of whole batches."""
 
 import dataclasses
 from typing import Literal
@@ -19,13 +19,14 @@ class Augmentation:
     """One way to vary training images.
 
     Args:
-        shift_pixels: Largest shift along each axis, in pixels, at the least.
-        shift_divisor: Where given, the largest shift is a side over this, if more.
+        shift_pixels: Largest shift along each axis, in pixels.
+        shift_divisor: If given, the largest shift is at least the side of the image
+            divided by this.
         flip: Whether images are mirrored left to right, with probability 1/2.
         crop: The part of the stored image that is read in place of the centre.
-        objects: What is done to images with objects, and to their boxes; None: this is
-            for images with classes only.
-        classes: Whether this is for images with classes.
+        objects: Changes images with objects, and their boxes; None: the augmentation
+            is not for such images.
+        classes: Whether the augmentation is for images with one class each.
     """
 
     shift_pixels: int = 0
@@ -73,14 +74,16 @@ def augment_batch(
 ) -> tf.Tensor:
     """Shifts every image by its own random offset, and mirrors half of them.
 
-    The same seed gives the same result. Shifting in is zeros, as padding by the largest
-    shift and cropping at random. `augmentation.crop` is not for whole batches.
+    The same seed gives the same result. Pixels that are shifted in are zeros, as when
+    padding by the largest shift and cropping at random. `augmentation.crop` works on
+    single images and is not applied here.
 
     Args:
         images: Pixels, `[batch, height, width, channels]`, height and width known.
-        augmentation: What to do.
+        augmentation: Largest shift, and whether to mirror.
         seed: Two integers.
-        share: The part of a batch that the images are; each is varied as in the whole.
+        share: Which part of a whole batch the images are. Each image is changed as it
+            would be in the whole batch.
 
     Returns:
         A tensor of the same shape and type.

@@ -1,4 +1,4 @@
-"""Images with one COCO annotation file a split."""
+"""Images with one COCO annotation file per split."""
 
 import json
 from collections.abc import Mapping
@@ -42,10 +42,10 @@ _PLACES = (
 def load_coco_json(config: DataConfig, spec: DatasetSpec) -> Raw:
     """Loads images whose objects stand in COCO annotation files.
 
-    `data_dir` is a file, or a folder with one file a split: train.json,
+    `data_dir` is a file, or a folder with one file per split: train.json,
     annotations/instances_train2017.json, train/_annotations.coco.json and the like.
     Images lie beside the file, in `images` or in a folder of the split's name. Without
-    a split of its own 20 % become the test split. Crowds count as difficult.
+    a test split, random 20 % become it. Crowds count as difficult.
 
     Raises:
         DataError: The folder, a file or an image cannot be used; it is named.
@@ -69,7 +69,7 @@ def load_coco_json(config: DataConfig, spec: DatasetSpec) -> Raw:
 
 
 def is_coco(path: Path) -> bool:
-    """Whether a file or folder surely is what `load_coco_json` reads."""
+    """Whether a path is a JSON file, or a folder with file names only COCO uses."""
     if path.is_file():
         return path.suffix.lower() == ".json"
     return any(
@@ -86,7 +86,7 @@ def read_coco(
     """The categories of an annotation file, and the objects of its images.
 
     Args:
-        path: of the file.
+        path: the annotation file.
         root: folder in or below which the images lie.
         split: name of the split, for the folder of its images.
 
@@ -95,7 +95,7 @@ def read_coco(
         its objects.
 
     Raises:
-        DataError: the file is no such JSON, or does not fit the images.
+        DataError: the file is not COCO JSON, or does not fit the images.
     """
     content = _parsed(path)
     tables = {name: _table(path, content, name) for name in ("images", "categories")}
@@ -168,7 +168,7 @@ def _is_number(value: Any) -> bool:
 
 def _parsed(path: Path) -> Mapping:
     try:
-        if not path.is_file():  # A pipe would be waited for.
+        if not path.is_file():  # Reading a pipe would block.
             raise FileNotFoundError("no such file")
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"more than {MAX_BYTES} bytes")
@@ -251,7 +251,7 @@ def _image_path(path: Path, where: str, row: Mapping, folders: list[Path]) -> Pa
 
 
 def _image_folders(path: Path, root: Path, split: str) -> list[Path]:
-    """Folders that exist in which images may lie, the likeliest first."""
+    """Existing folders that may hold the images, the likeliest first."""
     own = path.stem.removeprefix("instances_")
     names = dict.fromkeys([own, *_SPELLINGS.get(split, ())])
     places = [

@@ -1,4 +1,4 @@
-"""What to load and how: one frozen description, validated when it is made."""
+"""Which data set to load and how: one frozen dataclass, validated when it is made."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -22,8 +22,9 @@ class DataConfig:
         data_dir: Where TFDS keeps the set (TFDS's own default if None); the folder
             itself with `dataset="folder"`, `"voc_folder"` or `"coco_json"`.
         image_size: Side of the square images the model reads, in pixels, or height and
-            width (32x24); of other images the middle is kept, but those with boxes are
-            stretched. None: the set's own; of a folder, what the model reads.
+            width (32x24). Images of another shape are cut to their middle; images with
+            boxes are stretched instead. None: the set's own size; for a folder, what
+            the model reads.
         scaling: `"0..255"`, `"0..1"`, `"-1..1"` or `"mean_std"`.
         mean: Mean of each channel, pixels in 0..1; only with `"mean_std"`.
         std: Standard deviation of each channel, pixels in 0..1; only with `"mean_std"`.
@@ -40,14 +41,14 @@ class DataConfig:
             a comparison, or one run trains on what another holds out.
         cache: Keep decoded images in memory where a split takes at most 1 GB; training
             images that are cropped at random are decoded anew each epoch.
-        download: Let TFDS fetch a set that is not on disk; None does so unless
-            `data_dir` is given, which says where it should already be.
+        download: Let TFDS fetch a set that is not on disk. None: only if `data_dir` is
+            not given; a given folder is expected to hold the set already.
         channels: Read images as grey (1) or RGB (3). None: as the model reads them; for
-            a new model as they are stored, a folder as grey if all of it is.
-        labels: `"none"`: nothing says what the images show, or not in the classes of
-            the model. All images in a folder are read then, whatever sub-folder they
-            lie in; what needs labels refuses them. None: the data set has labels, a
-            folder those of its sub-folders.
+            a new model as they are stored (a folder as grey if all its images are).
+        labels: `"none"`: the images have no labels, or labels of other classes than the
+            model's. Then all images below a folder are read, and functions that need
+            labels refuse them. None: the data set has labels; in a folder they are the
+            names of sub-folders.
 
     Raises:
         DataError: A value is out of range or a name is unknown.
@@ -92,11 +93,15 @@ class DataConfig:
 
     @property
     def may_download(self) -> bool:
-        """Whether a set that is not on disk may be fetched."""
+        """Whether TFDS may fetch a set that is not on disk."""
         return self.data_dir is None if self.download is None else self.download
 
     def input_scaling(self) -> InputScaling:
-        """Returns the input scaling; with `"mean_std"`, mean and std must be known."""
+        """Returns the input scaling.
+
+        Raises:
+            DataError: The kind is `"mean_std"`, and mean or std is not given.
+        """
         return InputScaling(self.scaling, _tuple(self.mean), _tuple(self.std))
 
 

@@ -1,11 +1,11 @@
-"""Which part of an image is read: windows of (top, left, height, width) in pixels."""
+"""Windows of images, (top, left, height, width) in pixels: the part that is read."""
 
 from collections.abc import Callable
 
 import tensorflow as tf
 
-# From (height, width), a seed of two integers and height over width of what is read to
-# an int32 window.
+# A function of the image's (height, width), a seed of two integers and the wanted
+# ratio height / width that returns an int32 window.
 RandomWindow = Callable[..., tf.Tensor]
 
 # 224 of 256 pixels: the crop of section 4.1, as a share of the shorter side.
@@ -16,14 +16,15 @@ RATIO_RANGE = (3 / 4, 4 / 3)
 
 
 def center_window(shape: tf.Tensor, share: float, ratio: float = 1.0) -> tf.Tensor:
-    """Returns the square, or the rectangle of a given shape, in the middle.
+    """Returns the window in the middle of an image: a square, or of a given ratio.
 
-    With a share of 0.875, resized to 224 pixels: what resizing the shorter side to 256
-    and keeping the middle 224 x 224 pixels gives.
+    A share of 0.875, resized to 224 pixels, equals the usual ImageNet evaluation:
+    resize the shorter side to 256, keep the middle 224 x 224 pixels.
 
     Args:
         shape: Height and width of the image, int32 `[2]`.
-        share: Side of the window over that of the largest, above 0 and at most 1.
+        share: Side of the window relative to the largest possible window, above 0, at
+            most 1.
         ratio: Height of the window over its width.
 
     Returns:
@@ -36,12 +37,12 @@ def center_window(shape: tf.Tensor, share: float, ratio: float = 1.0) -> tf.Tens
 def random_square_window(
     shape: tf.Tensor, seed: tf.Tensor, ratio: float = 1.0
 ) -> tf.Tensor:
-    """Returns a square of 0.875 of the shorter side, anywhere (section 4.1).
+    """Returns a square of 0.875 of the shorter side at a random place (section 4.1).
 
     Args:
         shape: Height and width of the image, int32 `[2]`.
         seed: Two integers.
-        ratio: Height of the window over its width, where it should be no square.
+        ratio: Height of the window over its width; 1: a square.
 
     Returns:
         The window, int32 `[4]`.
@@ -56,18 +57,20 @@ def random_square_window(
 def random_resized_window(
     shape: tf.Tensor, seed: tf.Tensor, ratio: float = 1.0
 ) -> tf.Tensor:
-    """Returns a part of 8 to 100 % of the area, 3:4 to 4:3 (Szegedy et al., 2015).
+    """Returns a random window of 8 to 100 % of the area (Szegedy et al., 2015).
 
-    Unlike torchvision's RandomResizedCrop, TensorFlow draws the height evenly, not the
-    area, and the ratio evenly, not its logarithm.
+    Its ratio is between 3:4 and 4:3. TensorFlow draws the height uniformly, not the
+    area, and the ratio uniformly, not its logarithm, unlike torchvision's
+    RandomResizedCrop.
 
     Args:
         shape: Height and width of the image, int32 `[2]`.
         seed: Two integers.
-        ratio: Height over width of what is read, around which the ratios lie.
+        ratio: Height over width of the model's input; the range of ratios is scaled by
+            it.
 
     Returns:
-        The window, int32 `[4]`; the whole image where no such part was found.
+        The window, int32 `[4]`; the whole image where no such window was found.
     """
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         tf.concat([shape, [1]], 0),
@@ -93,7 +96,7 @@ def cut(image: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
 
 
 def _largest_size(shape: tf.Tensor, share: float, ratio: float) -> tf.Tensor:
-    """Height and width of a share of the largest window of a shape, int32 `[2]`."""
+    """Size of the largest window with a ratio, times a share: int32 `[2]`."""
     height, width = tf.unstack(tf.cast(shape, tf.float32))
     high = tf.minimum(height, width * ratio)
     size = tf.stack([high, high / ratio]) * share

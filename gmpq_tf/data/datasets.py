@@ -1,4 +1,4 @@
-"""The data sets with a row of their own; other TFDS sets and folders need none."""
+"""The registry of data sets; other TFDS sets and folders need no row here."""
 
 import dataclasses
 from pathlib import Path
@@ -15,10 +15,10 @@ from gmpq_tf.data.voc_folder import is_voc_folder, load_voc_folder
 
 
 def _photographs(name: str, num_classes: int, **options: Any) -> DatasetSpec:
-    """Returns the row of a TFDS set of photographs, read as ImageNet's usually are.
+    """Returns the row of a TFDS set of photographs, prepared as ImageNet usually is.
 
-    The evaluated part is what resizing the shorter side to 256 pixels and cutting the
-    middle 224 x 224 gives.
+    For evaluation this equals resizing the shorter side to 256 pixels and cutting the
+    middle 224 x 224.
     """
     usual: dict[str, Any] = {
         "image_size": 224,
@@ -82,7 +82,7 @@ def find_spec(name: str) -> DatasetSpec:
 
     Args:
         name: A name in `DATASETS`, the path of a folder or of a COCO file, or a TFDS
-            name; a row counts for every config and version of its set, as in
+            name. A row also serves every config and version of its set, such as
             `"imagenette/160px"`.
 
     Returns:
@@ -99,14 +99,14 @@ def find_spec(name: str) -> DatasetSpec:
 
 
 def _kind_of(path: Path) -> str:
-    """The row for a folder, or a file of annotations."""
+    """Returns the name of the row that reads a folder or an annotation file."""
     if is_coco(path):
         return "coco_json"
     return "voc_folder" if is_voc_folder(path) else "folder"
 
 
 def with_defaults(config: DataConfig, spec: DatasetSpec) -> DataConfig:
-    """Fills in what a configuration leaves to the data set.
+    """Fills in fields that are None with the defaults of the data set.
 
     Args:
         config: The configuration.

@@ -1,4 +1,4 @@
-"""From encoded images to pixels of one size, decoding no more than is kept."""
+"""Decodes images to pixels of one size; of a JPEG only the part that is kept."""
 
 import dataclasses
 import functools
@@ -9,11 +9,12 @@ import tensorflow as tf
 
 from gmpq_tf.data.crops import center_window, cut
 
-# From (height, width) to the window that is kept.
+# A function of the image's (height, width) that returns the window to keep.
 Window = Callable[[tf.Tensor], tf.Tensor]
-# From (height, width) of an image and its place in the epoch to the part that is read.
+# A function of the image's (height, width) and its position in the epoch that returns
+# the window to read.
 Crop = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-# Decoded and resized in float32 an image of so many takes 0.8 GB.
+# Decoded and resized in float32, an image of this many pixels takes 0.8 GB.
 MAX_PIXELS = 2**26
 
 
@@ -24,9 +25,9 @@ class ImageDecoder:
     Args:
         size: Height and width, in pixels; a number is the side of squares.
         channels: 1 (grey), 3 (RGB) or 4 (RGBA).
-        crop_fraction: Side of the part in the middle that is kept, as a share of that
-            of the largest part of that shape, above 0 and at most 1.
-        banner: Rows at the bottom of each image that are no part of the picture.
+        crop_fraction: Side of the kept window relative to the largest window of the
+            same ratio in the image, above 0 and at most 1.
+        banner: Rows at the bottom of each image that do not belong to the picture.
         stored_side: Side of the stored images, where all are squares of one size.
     """
 
@@ -38,7 +39,7 @@ class ImageDecoder:
 
     @property
     def _ratio(self) -> float:
-        """Height over width."""
+        """Height over width of the decoded images."""
         height, width = height_width(self.size)
         return height / width
 
@@ -56,7 +57,7 @@ class ImageDecoder:
 
         Args:
             encoded: A scalar string.
-            window: Which part to keep; the middle if None.
+            window: The part to keep; None: the middle.
 
         Returns:
             uint8 `[height, width, channels]`.
@@ -77,8 +78,8 @@ class ImageDecoder:
         Args:
             encoded: A scalar string.
             label: Its class.
-            crop: What cuts the images of the epoch; None: the middle is kept.
-            place: Its place in the epoch, int64 scalar.
+            crop: Chooses the window of each image of the epoch; None: the middle.
+            place: Position of the image in the epoch, int64 scalar.
 
         Returns:
             uint8 `[height, width, channels]`, and the label.
@@ -100,7 +101,8 @@ class ImageDecoder:
     def _part_of_jpeg(self, encoded: tf.Tensor, window: Window) -> tf.Tensor:
         shape = tf.io.extract_jpeg_shape(encoded)
         top, left, height, width = tf.unstack(window(self._picture(shape)))
-        # One column more at each side: what lies there smooths the colours beside it.
+        # One column more at each side: JPEG interpolates colours from neighbouring
+        # columns.
         first = tf.maximum(left - 1, 0)
         last = tf.minimum(left + width + 1, shape[1])
         wider = tf.io.decode_and_crop_jpeg(
@@ -135,11 +137,11 @@ def decode_whole(encoded: tf.Tensor, channels: int) -> tf.Tensor:
 
 
 def window_at(crop: Crop | None, position: tf.Tensor) -> Window | None:
-    """Returns the crop of one image, or None for none.
+    """Returns the function that gives one image's window; None without a crop.
 
     Args:
-        crop: What cuts the images of an epoch.
-        position: Place of the image in the epoch, int64 scalar.
+        crop: Chooses the window of each image of an epoch.
+        position: Position of the image in the epoch, int64 scalar.
     """
     return None if crop is None else lambda shape: crop(shape, position)
 
@@ -151,13 +153,13 @@ def height_width(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def to_grey(images: tf.Tensor) -> tf.Tensor:
-    """Returns the lightness of RGB images, of grey ones their values (ITU-R BT.601).
+    """Returns the luma of RGB images (ITU-R BT.601).
 
     Args:
         images: uint8 `[..., 3]`.
 
     Returns:
-        uint8 `[..., 1]`, what Pillow's `convert("L")` gives.
+        uint8 `[..., 1]`, equal to Pillow's `convert("L")`.
     """
     weights = tf.constant([19595, 38470, 7471])  # of 65,536
     wide = tf.tensordot(tf.cast(images, tf.int32), weights[:, None], 1)

@@ -1,4 +1,4 @@
-"""Scikit-learn's handwritten digits."""
+"""Source of scikit-learn's handwritten digits, which need no download."""
 
 import numpy as np
 
@@ -8,9 +8,10 @@ from gmpq_tf.data.splits import ArraySplit, stratified_split
 
 
 def load_digits(config: DataConfig, spec: DatasetSpec) -> Raw:
-    """Loads scikit-learn's 1,797 handwritten digits; 20 % of each class are the test.
+    """Loads scikit-learn's 1,797 handwritten digits of 8 x 8 pixels.
 
-    Source: Alpaydin and Kaynak, UCI repository, 1998; pixels 0..16 become 0..255.
+    20 % of each class are the test split. Pixels of 0..16 are scaled to 0..255. Source:
+    Alpaydin and Kaynak, UCI repository, 1998.
     """
     from sklearn.datasets import load_digits as load
 

@@ -1,10 +1,11 @@
-"""FGVC-Aircraft as a TFDS builder: TFDS has it only shrunk to 72 pixels.
+"""FGVC-Aircraft as a TFDS builder; TFDS itself has it only shrunk to 72 pixels.
 
 Importing this module makes `tfds.builder("fgvc_aircraft")` work. The archive is fetched
-from the authors' page, or taken from `<data_dir>/downloads/manual/` where someone has
-put it. The JPEG files are stored as they are, with the banner of 20 rows at the bottom
-that names the photographer. The row in `DATASETS` has it left out whenever an image is
-read, as the description of the data set demands: without a second lossy compression.
+from the authors' page, or taken from `<data_dir>/downloads/manual/` if it lies there.
+The JPEG files are stored unchanged, including the banner of 20 rows at the bottom that
+names the photographer. The description of the data set demands that the banner be
+removed; the row in `DATASETS` does so when an image is read, which avoids a second
+lossy compression.
 """
 
 import hashlib
@@ -94,7 +95,7 @@ def check_md5(path: Path) -> None:
         path: The archive.
 
     Raises:
-        DataError: Its MD5 sum is another.
+        DataError: Its MD5 sum differs.
     """
     digest = hashlib.md5(usedforsecurity=False)
     with Path(path).open("rb") as file:

@@ -1,4 +1,4 @@
-"""Folders of images: one subfolder a class, with or without splits above them."""
+"""Folders of images: one subfolder per class, with or without splits above them."""
 
 import collections
 import os
@@ -20,12 +20,14 @@ from gmpq_tf.spelling import suggest
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif"}
 )
-# What lies beside images and is none; hidden files are none either.
+# Other files that often lie beside images, and are skipped silently as hidden files
+# are.
 _NO_IMAGES = frozenset(
     {".txt", ".csv", ".tsv", ".json", ".xml", ".md", ".yaml", ".yml", ".ini", ".db"}
 )
 _GREY_MODES = frozenset({"1", "L", "LA", "I", "I;16", "F"})  # of Pillow
-# Formats that TensorFlow decodes, and how their files end where they do so always.
+# Formats that TensorFlow decodes, and the bytes with which a complete file ends (None:
+# not fixed by the format).
 _ENDINGS = {
     "JPEG": b"\xff\xd9",
     "MPO": b"\xff\xd9",  # A JPEG file of several pictures, as telephones make.
@@ -37,10 +39,10 @@ _READ_AS = ("JPEG", "PNG", "BMP", "GIF")  # MPO files are read as JPEG ones.
 
 
 def load_folder(config: DataConfig, spec: DatasetSpec) -> Raw:
-    """Loads class folders of images, or such under `train` and `validation` or `test`.
+    """Loads a folder of class folders, or one with `train`, `validation`, `test` above.
 
     Without a `train` folder 20 % of each class become the test split. Images are read
-    as RGB, as grey if all of them are or if `config.channels` says so.
+    as RGB; as grey if all are stored so, or if `config.channels` says so.
 
     Raises:
         DataError: The folder, its classes or a file in it cannot be used.
@@ -61,7 +63,7 @@ def load_folder(config: DataConfig, spec: DatasetSpec) -> Raw:
 
 
 def _load_unlabelled(root: Path, config: DataConfig, spec: DatasetSpec) -> Raw:
-    """All images below a folder, 20 % of them as the test split."""
+    """Loads all images below a folder without labels; 20 % become the test split."""
     found = sorted(root.rglob("*"))
     paths = tuple(str(p) for p in found if p.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
@@ -89,7 +91,7 @@ def has_classes(root: str | Path) -> bool:
 def _decoder(
     config: DataConfig, spec: DatasetSpec, paths: Sequence[str]
 ) -> tuple[ImageDecoder, int]:
-    """How the images of a folder are decoded, and the channels they have."""
+    """Returns the decoder of a folder's images, and the channels they are stored in."""
     size = config.image_size or spec.image_size
     if size is None:
         raise DataError(
@@ -118,8 +120,8 @@ def check_files(paths: tuple[str, ...], whole: bool = False) -> set[str]:
         The modes of the images, as Pillow calls them: `"L"` is grey, `"RGB"` colour.
 
     Raises:
-        DataError: A file is not readable, or its image too large to decode; the first
-            is named.
+        DataError: A file is not readable, or its image too large to decode; the message
+            names the first.
     """
     modes = set()
     for path in paths:
@@ -148,7 +150,7 @@ def _check_name(path: str) -> None:
 
 def _readable_mode(path: str, whole: bool) -> str | None:
     """Returns Pillow's mode of an image, None if it cannot be read."""
-    if not Path(path).is_file():  # A pipe would be waited for.
+    if not Path(path).is_file():  # Reading a pipe would block.
         return None
     try:
         with warnings.catch_warnings():
@@ -156,9 +158,9 @@ def _readable_mode(path: str, whole: bool) -> str | None:
             with Image.open(path, formats=_READ_AS) as image:  # Reads the header only.
                 ending, (width, height) = _ENDINGS[image.format or ""], image.size
                 kind, mode = image.format, image.mode
-    except Exception:  # Pillow raises a dozen kinds.
+    except Exception:  # Pillow raises a dozen kinds of errors.
         return None
-    # Of a palette TensorFlow reads the numbers of the colours, not the colours.
+    # TensorFlow reads the indices of a palette instead of its colours.
     if width * height > MAX_PIXELS or (kind, mode) == ("BMP", "P"):
         return None
     good = (_ends_as_it_should(path, ending) and not whole) or _decodes(path)
@@ -174,7 +176,7 @@ def _decodes(path: str) -> bool:
 
 
 def _ends_as_it_should(path: str, ending: bytes | None) -> bool:
-    """Whether a file surely is not cut off, to be told without decoding it."""
+    """Whether a file ends with its format's last bytes, so it is not truncated."""
     if ending is None:
         return False
     with Path(path).open("rb") as file:
@@ -187,7 +189,7 @@ def folder_root(config: DataConfig, name: str = "folder") -> Path:
 
     Args:
         config: The configuration.
-        name: Of the row of `DATASETS` whose folder is `data_dir`.
+        name: The row of `DATASETS` for which `data_dir` is the folder.
 
     Raises:
         DataError: There is no such folder.
@@ -204,7 +206,7 @@ def folder_root(config: DataConfig, name: str = "folder") -> Path:
 
 
 def expanded(path: str) -> Path:
-    """Returns a path with `~` replaced, as it is where there is no such user."""
+    """Returns a path with `~` expanded; unchanged where there is no such user."""
     try:
         return Path(path).expanduser()
     except RuntimeError:  # There is no such user.
@@ -219,7 +221,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def _folder_parts(root: Path) -> dict[str, Path]:
-    """Returns the folders that hold class folders, by split."""
+    """Returns split -> the folder that holds its class folders."""
     if not (root / "train").is_dir():
         return {"train": root}
     names = {"validation": ("validation", "val"), "test": ("test",)}
@@ -270,7 +272,7 @@ def _labelled_files(
 
 
 def _is_left_out(path: Path) -> bool:
-    """Whether a file may be meant as an image and is not read."""
+    """Whether a file of an unknown kind, perhaps meant as an image, is not read."""
     known = IMAGE_SUFFIXES | _NO_IMAGES
     hidden = path.name.startswith(".")
     return not hidden and path.suffix.lower() not in known and path.is_file()

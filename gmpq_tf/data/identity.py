@@ -1,4 +1,4 @@
-"""What tells the images of a split from other images under the same name."""
+"""Identifies the images of a split, to notice when a resumed run reads others."""
 
 import hashlib
 from collections.abc import Mapping
@@ -10,13 +10,13 @@ from gmpq_tf.data.stream import StreamSplit
 
 
 def identity_of(split: Split) -> str:
-    """Returns 16 hex digits that change with what a split holds.
+    """Returns 16 hex digits, a digest of what a split holds.
 
-    Of files these are class, name, size and time of the last change; of a TFDS set its
-    version and the examples that are taken; of arrays the values.
+    For files it covers class, name, size and time of the last change; for a TFDS set
+    its version and the range of examples; for arrays the values.
 
     Args:
-        split: As its source gives it, before images are read into memory.
+        split: The split from its source, before images are read into memory.
     """
     digest = hashlib.sha256(str(split.size).encode())
     for part in _parts(split):
@@ -41,7 +41,7 @@ def _parts(split: Split) -> list[bytes]:
 
 
 def _plain(labels: Any, index: int) -> Any:
-    """The label of an image: its class, or a digest of its objects."""
+    """Returns the label of an image: its class, or a digest of its objects."""
     if not isinstance(labels, Mapping):
         return int(labels[index])
     rows = [labels[name][index].tobytes() for name in sorted(labels)]
@@ -49,7 +49,7 @@ def _plain(labels: Any, index: int) -> Any:
 
 
 def _file(path: str, label: Any) -> bytes:
-    # Not the folders above: a data set may be moved.
+    # The folders above do not count: a data set may be moved.
     state = Path(path).stat()
     words = (label, Path(path).name, state.st_size, state.st_mtime_ns)
     return repr(words).encode("utf-8", "surrogateescape")

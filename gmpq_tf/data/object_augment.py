@@ -1,7 +1,7 @@
-"""How training images of detectors are varied, and the boxes in them with them.
+"""Augmentation of training images for detectors, together with their boxes.
 
-Liu et al., "SSD", ECCV 2016, section 2.2, and section 3.6 for zooming out. All of it is
-decided by a seed; boxes and pixels are moved by the same numbers.
+Liu et al., "SSD", ECCV 2016, section 2.2, and section 3.6 for zooming out. A seed
+decides everything; boxes and pixels are moved by the same numbers.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,17 +14,17 @@ from gmpq_tf.data.decoding import resize
 from gmpq_tf.detection.boxes import iou
 
 Labels = Mapping[str, tf.Tensor]
-# From a uint8 image, its objects, a seed and a size to an image of that size and the
-# objects in it.
+# A function of a uint8 image, its objects, a seed and a size that returns an image of
+# that size and the objects in it.
 VaryObjects = Callable[
     [tf.Tensor, Labels, tf.Tensor, tuple[int, int]], tuple[tf.Tensor, Any]
 ]
 
-# RGB, of ImageNet's images: the colour around an image that is zoomed out.
+# Mean RGB of ImageNet: the colour around an image that is zoomed out.
 FILL = (123.0, 117.0, 104.0)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 32 / 255, (0.5, 1.5), (0.5, 1.5), 18 / 360
 LARGEST_CANVAS = 4.0
-# Least overlap with an object; 0: none is asked for.
+# Least IoU of a cut-out part with an object; 0: no condition.
 LEAST_IOUS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.0)
 TRIALS, SIDES, RATIOS = 50, (0.3, 1.0), (0.5, 2.0)
 
@@ -34,8 +34,8 @@ def vary_ssd(
 ) -> tuple[tf.Tensor, Labels]:
     """Varies colours, zooms out, cuts a part out, stretches it and mirrors it.
 
-    Unlike the widely copied port's, a part overlaps an object by at least 0.1, 0.3,
-    0.5, 0.7 or 0.9 where it says so, and 0.5 is among them.
+    The least overlaps are those of the paper: 0.1, 0.3, 0.5, 0.7 and 0.9. The widely
+    copied PyTorch port leaves 0.5 out and does not enforce the overlap.
 
     Args:
         image: uint8 [H, W, C].
@@ -45,8 +45,8 @@ def vary_ssd(
         size: height and width of the result.
 
     Returns:
-        uint8 [*size, C], and the same rows of labels; objects whose centre is outside
-        are padding now.
+        uint8 [*size, C], and labels of the same shapes, in which objects whose centre
+        is outside have become padding.
     """
     seeds = tf.unstack(tf.random.split(seed, 4))
     window = zoomed_window(seeds[0])
@@ -62,7 +62,7 @@ def vary_flip(
 
     Args:
         image: uint8 [H, W, C].
-        labels: as of `vary_ssd`.
+        labels: as for `vary_ssd`.
         seed: two integers.
         size: height and width of the result.
 
@@ -73,15 +73,16 @@ def vary_flip(
 
 
 def zoomed_window(seed: tf.Tensor) -> tf.Tensor:
-    """The image, or with probability 1/2 a canvas with it at a random place.
+    """Returns the window of the whole image or, with probability 1/2, a larger canvas.
 
-    The canvas has 1 to 4 times the sides of the image.
+    The canvas has 1 to 4 times the sides of the image, which lies at a random place.
 
     Args:
         seed: two integers.
 
     Returns:
-        float32 [4] as (ymin, xmin, ymax, xmax), shares of the image.
+        float32 [4] as (ymin, xmin, ymax, xmax), relative to the image: 0 and 1 are its
+        edges.
     """
     chance, ratio, top, left = tf.unstack(tf.random.stateless_uniform([4], seed))
     side = 1.0 + (LARGEST_CANVAS - 1.0) * ratio
@@ -93,21 +94,21 @@ def zoomed_window(seed: tf.Tensor) -> tf.Tensor:
 def cut_window(
     shape: tf.Tensor, labels: Labels, window: tf.Tensor, seed: tf.Tensor
 ) -> tf.Tensor:
-    """A part of a window, as one of seven rules says that are drawn evenly.
+    """Returns a random part of a window, by one of seven rules of equal probability.
 
-    All of it; a part that overlaps an object by 0.1, 0.3, 0.5, 0.7 or 0.9 at least; any
-    part. Sides are 0.3 to 1 of the window's, height over width in pixels 0.5 to 2, and
-    the centre of an object lies in it. The first of 50 that are right is taken, all
-    where none is.
+    The rules: the whole window; a part whose IoU with an object is at least 0.1, 0.3,
+    0.5, 0.7 or 0.9; any part. A part's sides are 0.3 to 1 times the window's, its
+    height over width in pixels is 0.5 to 2, and it holds the centre of an object. The
+    first of 50 random parts that fulfils this is taken, the whole window if none does.
 
     Args:
         shape: height and width of the image in pixels, int32 [2].
         labels: objects of the image.
-        window: as of `zoomed_window`.
+        window: from `zoomed_window`, float32 [4].
         seed: two integers.
 
     Returns:
-        float32 [4], likewise.
+        float32 [4], in the same coordinates.
     """
     seeds = tf.unstack(tf.random.split(seed, 3))
     rule = tf.random.stateless_uniform([], seeds[0], 0, 7, tf.int32)
@@ -150,20 +151,20 @@ def stretch(
     size: tuple[int, int],
     seed: tf.Tensor,
 ) -> tuple[tf.Tensor, Labels]:
-    """The part of an image in a window, in other colours, stretched to a size.
+    """Cuts a window out of an image, varies its colours and stretches it to a size.
 
-    What of the window lies outside the image becomes `FILL`. The window is moved to
-    whole pixels of image and result; the boxes move by what these then are.
+    Parts of the window outside the image are filled with `FILL`. The window is rounded
+    to whole pixels of image and result, and boxes are moved by the rounded window.
 
     Args:
         image: uint8 [H, W, C].
         labels: objects of the image.
-        window: float32 [4], shares of the image, maybe beyond it.
+        window: float32 [4], relative to the image; may extend beyond it.
         size: height and width of the result.
-        seed: of the colours, two integers.
+        seed: two integers that decide the colours.
 
     Returns:
-        uint8 [*size, C] and the objects whose centre lies in it.
+        uint8 [*size, C], and the objects whose centre lies in it.
     """
     real = tf.cast(tf.shape(image)[:2], tf.float32)
     wanted = tf.constant(size, tf.float32)
@@ -191,19 +192,21 @@ def stretch(
 
 
 def fill_of(image: tf.Tensor) -> tf.Tensor:
-    """`FILL`, or its mean for grey images: float32 [C]."""
+    """Returns `FILL`, or its mean for grey images: float32 [C]."""
     colour = tf.constant(FILL)
     return colour if image.shape[-1] == 3 else tf.round(tf.reduce_mean(colour))[None]
 
 
 def inside(labels: Labels, boxes: tf.Tensor) -> Labels:
-    """Objects with the boxes given, cut at the edges of the image.
+    """Returns objects with their new boxes, clipped to the image.
 
-    Those whose centre is outside are padding; of others half a side at least stays.
+    Objects whose centre is outside the image become padding; at least half of each side
+    of the others remains.
 
     Args:
-        labels: of the image before.
-        boxes: where they are now, [M, 4].
+        labels: the objects before the change.
+        boxes: their new boxes, float32 [M, 4] as (ymin, xmin, ymax, xmax) relative to
+            the new image.
     """
     edge = tf.constant([[0.0, 0.0, 1.0, 1.0]])
     kept = holds_centers(edge, boxes)[0] & (labels["classes"] >= 0)
@@ -217,11 +220,11 @@ def inside(labels: Labels, boxes: tf.Tensor) -> Labels:
 def mirror(
     image: tf.Tensor, labels: Labels, seed: tf.Tensor
 ) -> tuple[tf.Tensor, Labels]:
-    """An image and its boxes left to right, with probability 1/2.
+    """Mirrors an image and its boxes left to right, with probability 1/2.
 
     Args:
         image: [H, W, C].
-        labels: its objects.
+        labels: its objects, as for `vary_ssd`.
         seed: two integers.
     """
     turned = tf.random.stateless_uniform([], seed) < 0.5
@@ -233,18 +236,19 @@ def mirror(
 
 
 def vary_colours(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Brightness, contrast, saturation, hue and the order of channels.
+    """Varies brightness, contrast, saturation, hue and the order of channels.
 
-    Each with probability 1/2: +-32 of 255; times 0.5 to 1.5, before or after the next
-    two; times 0.5 to 1.5; +-18 degrees; one of the six orders. Of grey images only
-    brightness and contrast.
+    Each with probability 1/2: brightness by +-32 of 255; contrast by a factor of 0.5 to
+    1.5, before or after saturation and hue; saturation by a factor of 0.5 to 1.5; hue
+    by +-18 degrees; one of the six orders of channels. Grey images only get the first
+    two.
 
     Args:
         image: uint8 [H, W, C].
         seed: two integers.
 
     Returns:
-        uint8, likewise.
+        uint8 [H, W, C].
     """
     seeds = tf.unstack(tf.random.split(seed, 3))
     does = tf.random.stateless_uniform([6], seeds[0]) < 0.5

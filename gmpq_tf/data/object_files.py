@@ -1,4 +1,4 @@
-"""How image files with objects become a data set."""
+"""Makes a data set of image files and the objects in them."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,16 +14,17 @@ from gmpq_tf.data.objects import Objects, numbered, widened
 from gmpq_tf.data.spec import TEST_FRACTION, Raw
 from gmpq_tf.data.splits import TEST_SEED, FileSplit
 
-# From a uint8 image, its objects, its place in the epoch and a size to an image of that
-# size and the objects in it.
+# A function of a uint8 image, its objects, its position in the epoch and a size that
+# returns an image of that size and the objects in it.
 Vary = Callable[..., tuple[tf.Tensor, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
 class ObjectDecoder:
-    """Turns encoded images into uint8 images of one size, and takes boxes along.
+    """Decodes images with objects to uint8 images of one size.
 
-    The whole image is kept; where its shape is another, it is stretched.
+    The whole image is kept; where its ratio of sides differs, it is stretched. Boxes
+    are relative to the image, so stretching does not change them.
 
     Args:
         size: height and width, in pixels; None: as stored.
@@ -46,8 +47,8 @@ class ObjectDecoder:
         Args:
             encoded: scalar string.
             labels: its objects: "boxes" [M, 4], "classes" [M], "difficult" [M].
-            vary: how image and objects are varied; None: they are not.
-            position: place of the image in the epoch.
+            vary: the augmentation of image and objects; None: no augmentation.
+            position: position of the image in the epoch, int64 scalar.
 
         Returns:
             uint8 [height, width, channels], and the objects in it.
@@ -65,10 +66,10 @@ class ObjectDecoder:
 def object_decoder(
     size: int | tuple[int, int] | None, channels: int | None
 ) -> ObjectDecoder:
-    """The decoder of images with objects.
+    """Returns the decoder of images with objects.
 
     Args:
-        size: what the model reads.
+        size: side, or height and width, of the images that the model reads.
         channels: 1 or 3; None: 3.
 
     Raises:
@@ -88,17 +89,17 @@ def files_raw(
     class_names: Sequence[str],
     decode: ObjectDecoder,
 ) -> Raw:
-    """A data set of image files whose objects are known.
+    """Returns a data set of image files whose objects are known.
 
     Args:
-        parts: split -> path of an image -> its objects; "train" is among them. Without
-            "test" random 20 % of the training images become it.
+        parts: split -> path of an image -> its objects; must have "train". Without
+            "test", random 20 % of the training images become it.
         class_names: every class of the objects.
-        decode: how the images are read.
+        decode: decoder of the images.
 
     Raises:
-        DataError: no training image shows an object, an image cannot be read, or is in
-            two splits.
+        DataError: no training image has an object, an image cannot be read, or an image
+            is in two splits.
     """
     assert decode.size is not None
     check_shown(parts["train"])
@@ -117,13 +118,13 @@ def files_raw(
 
 
 def check_shown(images: Mapping[str, Objects]) -> None:
-    """Refuses training images that show nothing.
+    """Refuses training images without any object.
 
     Args:
         images: path -> objects.
 
     Raises:
-        DataError: none has an object.
+        DataError: no image has an object.
     """
     if not any(each.names for each in images.values()):
         raise DataError(
@@ -134,7 +135,7 @@ def check_shown(images: Mapping[str, Objects]) -> None:
 
 
 def _check_apart(parts: Mapping[str, Mapping[str, Objects]]) -> None:
-    """Refuses images that would be trained and judged on."""
+    """Refuses images that are in two splits, so would be both trained and tested on."""
     seen: dict[str, str] = {}
     for split, images in parts.items():
         for image in images:
@@ -148,10 +149,10 @@ def _check_apart(parts: Mapping[str, Mapping[str, Objects]]) -> None:
 
 
 def samples(split: Any) -> Iterator[dict[str, np.ndarray]]:
-    """The images of a split as they are stored, with their objects.
+    """Yields the images of a split in their stored size, with their objects.
 
     Args:
-        split: of a data set with boxes.
+        split: a split of a data set with boxes.
 
     Yields:
         "image" uint8 [H, W, C], "boxes" float32 [n, 4] as (ymin, xmin, ymax, xmax) in

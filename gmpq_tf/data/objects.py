@@ -1,4 +1,4 @@
-"""Objects in images: their boxes and classes, checked."""
+"""Objects in images: boxes and classes, read and checked."""
 
 import dataclasses
 import math
@@ -11,9 +11,10 @@ from PIL import Image
 from gmpq_tf.data.decoding import MAX_PIXELS
 from gmpq_tf.data.errors import DataError
 
-MAX_OBJECTS = 1_000  # in an image; the arrays of a set have a row for the most
+MAX_OBJECTS = 1_000  # per image; all images are padded to the fullest one of a set
 PADDING = -1  # the class of rows that hold no object
-# Corners that floats of another program put so far outside, in pixels, lie on the edge.
+# Corners outside the image by up to this many pixels, because of rounding in another
+# program, are moved to the edge.
 SLACK = 0.01
 
 
@@ -22,9 +23,10 @@ class Objects:
     """The objects of one image.
 
     Args:
-        boxes: float32 [n, 4] as (ymin, xmin, ymax, xmax), shares of height and width.
-        names: the class of each.
-        difficult: whether each counts for nothing in an evaluation.
+        boxes: float32 [n, 4] as (ymin, xmin, ymax, xmax), relative to height and width,
+            0 to 1.
+        names: class name of each.
+        difficult: whether an evaluation ignores each.
     """
 
     boxes: np.ndarray
@@ -33,19 +35,19 @@ class Objects:
 
 
 def read_size(path: Path, where: str) -> tuple[int, int]:
-    """Height and width that an image file says it has.
+    """Reads (height, width) in pixels from the header of an image file.
 
     Args:
-        path: of the image.
-        where: what names it, for the error.
+        path: the image file.
+        where: the annotation that names it, for the error.
 
     Raises:
-        DataError: it cannot be read, or is larger than images may be.
+        DataError: it cannot be read, or the image is too large.
     """
     try:
         with Image.open(path) as image:
             width, height = image.size
-    except Exception as error:  # Pillow raises a dozen kinds.
+    except Exception as error:  # Pillow raises a dozen kinds of errors.
         raise DataError(
             "Every image with objects must be readable. "
             f"Received: {where}, whose image {path} is not ({str(error)[:100]}). "
@@ -60,15 +62,15 @@ def read_size(path: Path, where: str) -> tuple[int, int]:
 
 
 def check_size(where: str, said: tuple[int, int], real: tuple[int, int]) -> None:
-    """Refuses boxes of an image that has another size than when they were drawn.
+    """Refuses boxes that were drawn on an image of another size.
 
     Args:
-        where: the file that says so.
-        said: height and width; 0 where it does not know.
-        real: those of the image.
+        where: the annotation, for the error.
+        said: height and width in the annotation, in pixels; 0 if not given there.
+        real: height and width of the image file, in pixels.
 
     Raises:
-        DataError: they differ.
+        DataError: the sizes differ.
     """
     if 0 not in said and said != real:
         raise DataError(
@@ -82,20 +84,21 @@ def check_size(where: str, said: tuple[int, int], real: tuple[int, int]) -> None
 def relative_boxes(
     where: str, corners: Sequence[Sequence[float]], height: int, width: int
 ) -> np.ndarray:
-    """Boxes as shares of an image, which they must lie in.
+    """Converts boxes from pixels to coordinates relative to the image.
 
     Args:
         where: the file that holds them, for the error.
-        corners: (ymin, xmin, ymax, xmax) of each, pixels from 0, edges of pixels.
-        height: of the image.
-        width: likewise.
+        corners: (ymin, xmin, ymax, xmax) of each box, in pixels; 0 is the upper or left
+            edge of the image.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
 
     Returns:
         float32 [n, 4] as (ymin, xmin, ymax, xmax), 0 to 1.
 
     Raises:
-        DataError: a box is empty or turned over, or lies outside; or there are too
-            many.
+        DataError: a box is empty, has corners in the wrong order or lies outside the
+            image; or there are too many boxes.
     """
     if len(corners) > MAX_OBJECTS:
         raise DataError(
@@ -129,15 +132,15 @@ def relative_boxes(
 def numbered(
     objects: Mapping[str, Objects], class_names: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """Arrays of the objects of images, padded to the same number.
+    """Returns the objects of all images as arrays, padded to the same number.
 
     Args:
-        objects: of each image, by the file that says them.
-        class_names: in the order of their numbers.
+        objects: objects of each image, by the file that holds them.
+        class_names: all classes, in the order of their numbers.
 
     Returns:
         "boxes" float32 [images, M, 4], "classes" int32 [images, M] with -1 for padding,
-        "difficult" bool [images, M]; M is the most objects of an image.
+        "difficult" bool [images, M]; M is the largest number of objects in an image.
     """
     numbers = {name: number for number, name in enumerate(class_names)}
     most = max((len(each.names) for each in objects.values()), default=0)
@@ -152,7 +155,7 @@ def numbered(
 
 
 def empty_labels(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Labels without an object, of a shape [..., M]."""
+    """Returns labels of which all rows are padding: "classes" has the given shape."""
     return {
         "boxes": np.zeros((*shape, 4), np.float32),
         "classes": np.full(shape, PADDING, np.int32),
@@ -161,14 +164,14 @@ def empty_labels(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
 
 
 def widened(labels: Mapping[str, np.ndarray], most: int) -> dict[str, np.ndarray]:
-    """The same labels with more padding.
+    """Returns the same labels with more padding.
 
     Args:
-        labels: as of `numbered`, [images, M, ...].
-        most: M of the result, at least that of the labels.
+        labels: from `numbered`, [images, M, ...].
+        most: M of the result, at least the M of `labels`.
 
     Returns:
-        Likewise, [images, most, ...].
+        Arrays [images, most, ...].
     """
     count, own = labels["classes"].shape
     wider = empty_labels((count, most))

@@ -26,13 +26,13 @@ from gmpq_tf.data.splits import (
 )
 
 MEMORY_LIMIT = 10**9  # Bytes of decoded images of one split.
-# How TensorFlow says that an image is missing, or cannot be decoded.
+# Errors that TensorFlow raises where an image is missing or cannot be decoded.
 _UNREADABLE = (
     tf.errors.InvalidArgumentError,
     tf.errors.NotFoundError,
     tf.errors.DataLossError,
 )
-# Streams of random numbers of one seed.
+# Second numbers of seeds: separate random streams for separate purposes.
 _SHUFFLE, _CALIBRATION, _AUGMENT, _CROP = 0, 1, 2, 3
 
 
@@ -40,20 +40,19 @@ _SHUFFLE, _CALIBRATION, _AUGMENT, _CROP = 0, 1, 2, 3
 class Dataset:
     """The splits of a data set as pipelines of (float32 NHWC images, int64 labels).
 
-    Of images without labels, as pipelines of images. Of images with objects the labels
-    are a dict: "boxes" float32 [B, M, 4] as (ymin, xmin, ymax, xmax) in 0 to 1,
+    Images without labels come as pipelines of images alone. For images with objects the
+    labels are a dict: "boxes" float32 [B, M, 4] as (ymin, xmin, ymax, xmax) in 0 to 1,
     "classes" int32 [B, M] with -1 for padding, "difficult" bool [B, M].
 
     Args:
         config: How images are prepared, with every default filled in.
         splits: `"train"`, `"validation"` and `"test"`; any may be missing.
         image_shape: Height, width and channels of the images in the splits.
-        class_names: One name a class; () for images without labels, whose numbers of
-            classes say nothing then.
+        class_names: One name per class; () for images without labels.
         sources: The splits before images were read into memory.
-        holds: `"classes"`, one an image, or `"boxes"` with a class each.
-        encode: From the labels of a batch to those that pipelines give; None: as they
-            are.
+        holds: `"classes"`, one per image, or `"boxes"` with a class each.
+        encode: Converts the labels of a batch to what the model's loss takes; None: no
+            conversion.
     """
 
     config: DataConfig
@@ -66,7 +65,7 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes."""
+        """Number of classes; 0 for images without labels."""
         return len(self.class_names)
 
     @property
@@ -90,7 +89,7 @@ class Dataset:
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of what the model reads."""
+        """(height, width, channels) of the images that pipelines give."""
         size = self.config.image_size or self.image_shape[:2]
         return (*height_width(size), self.image_shape[2])
 
@@ -101,10 +100,13 @@ class Dataset:
         return {n: self.splits[n].size if n in self.splits else 0 for n in names}
 
     def identity(self, name: str) -> str:
-        """Returns 16 hex digits that change with the images of a split.
+        """Returns 16 hex digits, a digest of the images of a split.
 
         Args:
-            name: `"train"`, `"validation"` or `"test"`; "" for one that is missing.
+            name: `"train"`, `"validation"` or `"test"`.
+
+        Returns:
+            The digits; "" for a split that is missing.
         """
         split = self.sources.get(name, self.splits.get(name))
         return "" if split is None else identity_of(split)
@@ -119,15 +121,15 @@ class Dataset:
     ) -> tf.data.Dataset:
         """Returns shuffled, augmented training batches of full size, epoch after epoch.
 
-        Order and augmentation of epoch k depend only on the seed and on k, so that
-        training resumed at epoch k sees what it would have seen.
+        Order and augmentation of epoch k depend only on the seed and on k, so training
+        that is resumed at epoch k reads the same images as without interruption.
 
         Args:
             start_epoch: First epoch, from 0.
             epochs: Number of epochs; None goes on without end, for
                 `fit(steps_per_epoch=dataset.steps_per_epoch)`.
-            share: The part of each batch that is prepared: workers that take one each
-                see together what one would see alone.
+            share: The part of each batch to prepare. Several workers, each with its own
+                share, together read what a single one would.
 
         Raises:
             DataError: The training split has less than one batch, or no labels.
@@ -147,11 +149,11 @@ class Dataset:
         return _shared(counted.prefetch(tf.data.AUTOTUNE))
 
     def validation(self) -> tf.data.Dataset:
-        """Returns the held-out batches, in stored order, the last one maybe smaller."""
+        """Returns held-out images in stored order; the last batch may be smaller."""
         return self._plain("validation")
 
     def test(self) -> tf.data.Dataset:
-        """Returns the test batches, in stored order, the last one maybe smaller."""
+        """Returns the test images in stored order; the last batch may be smaller."""
         return self._plain("test")
 
     def calibration(self, count: int = 512) -> tf.data.Dataset:
@@ -166,20 +168,20 @@ class Dataset:
 
     @contextmanager
     def naming_damaged_images(self) -> Iterator[None]:
-        """Says which image it was, where the block ends since one cannot be decoded.
+        """Names the damaged image if the block fails because one cannot be decoded.
 
-        Images that are not kept in memory are decoded as they are needed, and what
-        TensorFlow raises then names no file. All images are read once more to find it.
+        Images that are not kept in memory are decoded when they are needed, and
+        TensorFlow's error then names no file. All images are read again to find it.
 
         Raises:
-            DataError: An image cannot be read or decoded; the first such is named.
+            DataError: An image cannot be read or decoded; the first one is named.
         """
         try:
             yield
         except _UNREADABLE:
             for name, split in self.splits.items():
                 _refuse_damaged(name, split)
-            raise  # It was something else.
+            raise  # All images are readable: the cause is something else.
 
     def _epoch(self, epoch: tf.Tensor, share: Share) -> tf.data.Dataset:
         fold = tf.random.fold_in
@@ -195,7 +197,7 @@ class Dataset:
 
         def prepare(step: tf.Tensor, batch: Any) -> tuple[tf.Tensor, Any]:
             images = self._sized(batch[0])
-            if self.holds == "classes":  # others were varied with their boxes
+            if self.holds == "classes":  # images with boxes have been augmented already
                 images = augment_batch(
                     images, augmentation, fold(variation, step), share
                 )
@@ -205,7 +207,7 @@ class Dataset:
         return batches.enumerate().map(prepare, tf.data.AUTOTUNE)
 
     def _crop(self, augmentation: Augmentation, seed: tf.Tensor) -> Any:
-        """Returns the crop of an epoch: its seed and an image's place in it decide."""
+        """Returns the crop of an epoch, a function of image size and position in it."""
         fold, ratio = tf.random.fold_in, self._ratio
         window, vary = augmentation.crop, augmentation.objects
         if self.holds == "boxes" and vary is not None:
@@ -244,7 +246,7 @@ class Dataset:
 
     @property
     def _ratio(self) -> float:
-        """Height over width of what the model reads."""
+        """Height over width of the images that pipelines give."""
         height, width, _ = self.input_shape
         return height / width
 
@@ -278,9 +280,9 @@ def load_dataset(
 
     Args:
         config: What to load and how.
-        reads: Height, width and channels that a model reads, None where it takes any:
-            of a folder the size and of every set the channels, where `config` leaves
-            them open.
+        reads: (height, width, channels) of the model's input, None where it takes any.
+            The size is used for a folder, the channels for every set, if `config` does
+            not give them.
 
     Returns:
         Its splits, with the validation images held out of the training images.
@@ -294,7 +296,8 @@ def load_dataset(
     raw = spec.source(dataclasses.replace(config, channels=_asked(config, reads)), spec)
     _check_channels(config, raw.image_shape[2])
     if raw.image_shape[2] != (raw.stored_channels or raw.image_shape[2]):
-        # So that it is recorded; what is as stored is left as it was given.
+        # Recorded in the configuration; where images are read as stored, it is left as
+        # given.
         config = dataclasses.replace(config, channels=raw.image_shape[2])
     if config.labels == "none":
         raw = dataclasses.replace(raw, class_names=())
@@ -309,7 +312,7 @@ def load_dataset(
 
 
 def _check_augment(config: DataConfig, spec: DatasetSpec) -> None:
-    """Refuses to move images without their boxes, and to move boxes that are not."""
+    """Refuses an augmentation that is not made for the set's kind of labels."""
     fits = [
         name
         for name, row in AUGMENTATIONS.items()
@@ -326,7 +329,7 @@ def _check_augment(config: DataConfig, spec: DatasetSpec) -> None:
 def _as_read(
     config: DataConfig, spec: DatasetSpec, reads: Sequence[int | None] | None
 ) -> DataConfig:
-    """Fills in the size of images that have none of their own."""
+    """Fills in the model's image size for sets whose images have any size."""
     sized = config.image_size is not None or spec.image_size is not None
     if sized or not spec.any_size or reads is None:
         return config
@@ -337,7 +340,7 @@ def _as_read(
 
 
 def _asked(config: DataConfig, reads: Sequence[int | None] | None) -> int | None:
-    """Channels that are asked for, by the user or by the model."""
+    """Returns the channels that the user or else the model asks for, or None."""
     if config.channels is not None:
         return config.channels
     if reads is not None and len(reads) == 3 and reads[2] in (1, 3):
@@ -346,7 +349,7 @@ def _asked(config: DataConfig, reads: Sequence[int | None] | None) -> int | None
 
 
 def check_num_classes(model_output_shape: tuple[Any, ...], dataset: Dataset) -> None:
-    """Refuses a model whose outputs are not the classes of a data set.
+    """Refuses a model whose number of outputs is not the data set's number of classes.
 
     Args:
         model_output_shape: Such as `model.output_shape`: `(None, classes)`.
@@ -387,7 +390,7 @@ def check_labels(split: ArraySplit, num_classes: int, name: str) -> None:
 
 
 def _shared(batches: tf.data.Dataset) -> tf.data.Dataset:
-    """Batches of which workers take a share each, so that together they see one."""
+    """Makes a distribution strategy split each batch, not the files, among workers."""
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = (
         tf.data.experimental.AutoShardPolicy.DATA
@@ -400,7 +403,7 @@ def _augmentation(config: DataConfig) -> Augmentation:
 
 
 def _prepared(name: str, split: Split, raw: Raw, config: DataConfig) -> Split:
-    """Returns a split, in memory if it may and can be, with its labels checked."""
+    """Reads a split into memory, if allowed and it fits, and checks its labels."""
     cropped = name == "train" and _augmentation(config).crop is not None
     may_cache = config.cache and (split.keeps_all or not cropped)
     if may_cache and not isinstance(split, ArraySplit) and _fits(split, raw):
@@ -420,7 +423,7 @@ def _in_memory(split: Split, shape: tuple[int, int, int]) -> ArraySplit:
 
 
 def _refuse_damaged(name: str, split: Split) -> None:
-    """Decodes every image of a split that is not in memory."""
+    """Decodes every image of a split not in memory; raises if one is damaged."""
     if isinstance(split, ArraySplit):
         return
     if isinstance(split, FileSplit):

@@ -1,4 +1,4 @@
-"""What a row of `DATASETS` says, and what its source returns."""
+"""The fields of a row of `DATASETS`, and of the data set that its source returns."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ from gmpq_tf.data.augment import AugmentationName
 from gmpq_tf.data.config import DataConfig
 from gmpq_tf.data.splits import Split
 
-TEST_FRACTION = 0.2  # Of a set that comes without a test split.
+TEST_FRACTION = 0.2  # Share of images held out where a set has no test split.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,8 +18,8 @@ class Raw:
     Args:
         splits: Any of `"train"`, `"validation"` and `"test"`.
         image_shape: Height, width and channels of the decoded images.
-        class_names: One name a class.
-        stored_channels: Channels of the stored images, where others were asked for.
+        class_names: One name per class.
+        stored_channels: Channels of the stored images, if they are read with others.
     """
 
     splits: Mapping[str, Split]
@@ -36,18 +36,17 @@ class DatasetSpec:
         name: Name in the registry; for sets of TFDS their name there.
         source: Loads the set.
         num_classes: Number of classes, where known before loading.
-        image_size: Side of the square images, in pixels; None if they vary.
+        image_size: Side of the square images, in pixels; None if sizes vary.
         validation_size: Images held out of the training split: count or fraction.
         augment: Default augmentation.
         mean: Mean of each channel, pixels in 0..1, where known.
         std: Standard deviation of each channel, where known.
         crop_fraction: Side of the centre square that is kept, as a share of the
-            image's shorter side; of training images where they are not cropped at
-            random.
-        banner: Rows at the bottom of each image that are no part of the picture.
-        holds: `"classes"`, one an image, or `"boxes"` with a class each.
-        any_size: Whether its images are files of any size, read as the model takes
-            them.
+            image's shorter side. Random crops of training images replace it.
+        banner: Rows at the bottom of each image that do not belong to the picture.
+        holds: `"classes"`, one per image, or `"boxes"` with a class each.
+        any_size: Whether images are files of any size, read in the size of the model's
+            input.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The images of one split, in memory or in files (those of TFDS: stream.py)."""
+"""The images of one split, in memory or in files (for TFDS sets see stream.py)."""
 
 import dataclasses
 from typing import Any, Protocol
@@ -26,7 +26,7 @@ class Share:
     count: int = 1
 
     def bounds(self, batch_size: Any) -> tuple[Any, Any]:
-        """First position of the part in a batch, and the one after its last."""
+        """Returns first and last position (exclusive) of the part in a batch."""
         part = batch_size // self.count
         return self.index * part, (self.index + 1) * part
 
@@ -36,7 +36,7 @@ class Share:
         A last, smaller batch belongs to no share, unless the share is the whole batch.
 
         Args:
-            position: Places in the epoch, int64 of any shape.
+            position: Positions in the epoch, int64 of any shape.
             batch_size: Images of a whole batch, over all shares.
             size: Images of the epoch.
 
@@ -114,7 +114,7 @@ class ArraySplit:
 
     @property
     def keeps_all(self) -> bool:
-        """True."""
+        """True: images in memory are never cropped or resized here."""
         return True
 
     def batches(
@@ -164,8 +164,8 @@ class FileSplit:
     Args:
         paths: File paths.
         labels: int64 `[size]`, or a dict of arrays `[size, ...]`.
-        decode: File content and label to uint8 image and label: an `ImageDecoder`, or
-            an `ObjectDecoder`.
+        decode: Turns file content and label into uint8 image and label: an
+            `ImageDecoder` or an `ObjectDecoder`.
     """
 
     paths: tuple[str, ...]
@@ -270,7 +270,7 @@ def stratified_split(
 
 
 def _places(size: int, batch_size: int, seed: Any, share: Share) -> tf.data.Dataset:
-    """Position in the epoch and index in the split of each image of a share."""
+    """Yields position in the epoch and index in the split of each image of a share."""
     everything = tf.range(size, dtype=tf.int64)
     positions = everything[share.holds(everything, batch_size, size)]
     indices = tf.gather(order_of(size, seed), positions)
@@ -278,7 +278,7 @@ def _places(size: int, batch_size: int, seed: Any, share: Share) -> tf.data.Data
 
 
 def order_of(size: Any, seed: Any) -> tf.Tensor:
-    """Returns the order of an epoch, the same wherever and whenever it is asked for.
+    """Returns the order of an epoch; the same seed gives it on every machine.
 
     Args:
         size: Number of images.

@@ -14,10 +14,11 @@ from gmpq_tf.data.splits import (
     random_parts,
 )
 
-# Encoded images that are shuffled at a time; TFDS shuffled all as it wrote. Up to three
-# such windows are in memory: 1.6 GB of ImageNet.
+# Encoded images that are shuffled at a time; TFDS has shuffled all images when it wrote
+# them. Up to three such windows are in memory: 1.6 GB of ImageNet.
 SHUFFLE_WINDOW = 5_000
-# Above this many examples those held out lie in one run, which can be read alone.
+# Above this many examples, those held out are consecutive, so that they can be read
+# without reading all others.
 SCATTER_LIMIT = 100_000
 
 
@@ -27,7 +28,7 @@ class ClassLabels:
 
     @property
     def features(self) -> dict[str, Any]:
-        """What is read of an example."""
+        """Features of an example that TFDS has to decode, as its `PartialDecoding`."""
         return {"label": True}
 
     def of(self, example: Any) -> tf.Tensor:
@@ -39,15 +40,15 @@ class ClassLabels:
 class StreamSplit:
     """Part of a TFDS split, read from its shards.
 
-    Shuffling happens within windows of 5,000 images, which begin elsewhere each epoch.
+    Images are shuffled within windows of 5,000, whose borders differ in each epoch.
 
     Args:
         builder: The TFDS builder.
         name: The TFDS split.
         ranges: Examples `[first, last)` of the TFDS split.
-        decode: Encoded image and label to uint8 image and label.
+        decode: Turns encoded image and label into uint8 image and label.
         chosen: Which of those examples belong to this split, bool; None for all.
-        labels: What is read of an example beside its image.
+        labels: Reads the labels of an example.
         others: Splits whose examples are spread evenly among those of this one.
     """
 
@@ -61,14 +62,14 @@ class StreamSplit:
 
     @property
     def size(self) -> int:
-        """Number of images."""
+        """Number of images, those of `others` included."""
         if self.chosen is not None:
             return int(self.chosen.sum())
         return self._own + sum(other.size for other in self.others)
 
     @property
     def _own(self) -> int:
-        """Examples in the ranges."""
+        """Number of examples in `ranges`, without `others`."""
         return sum(last - first for first, last in self.ranges)
 
     @property
@@ -94,7 +95,7 @@ class StreamSplit:
             examples = _shuffled(examples, SHUFFLE_WINDOW, seed)
         known = examples.apply(tf.data.experimental.assert_cardinality(self.size))
         places = known.enumerate()
-        if share.count > 1:  # encoded images are read, but not decoded, by all
+        if share.count > 1:  # all workers read all encoded images, but decode few
             places = places.filter(lambda p, _: share.holds(p, batch_size, self.size))
         images = places.map(read, tf.data.AUTOTUNE)
         return images.batch(batch_size // share.count, drop_remainder)
@@ -102,8 +103,8 @@ class StreamSplit:
     def hold_out(self, count: int, seed: int) -> tuple["StreamSplit", "StreamSplit"]:
         """Returns this split without `count` examples, and those examples.
 
-        They are random ones, as of a split in memory; of more than 100,000 examples a
-        run in stored order, since reading past the others would take too long.
+        They are random, as in a split in memory. Of more than 100,000 examples they are
+        consecutive, because skipping the others one by one would take too long.
         """
         if self.size > SCATTER_LIMIT and not self.others:
             return self._hold_out_run(count, seed)
@@ -146,7 +147,7 @@ class StreamSplit:
 
 
 def _spread(parts: list[tf.data.Dataset], sizes: list[int]) -> tf.data.Dataset:
-    """The examples of several sets, each in its order, evenly among each other."""
+    """Mixes the examples of several sets evenly; each set keeps its order."""
     places = [(np.arange(size) + 0.5) / size for size in sizes if size]
     numbers: np.ndarray = np.repeat(np.arange(len(sizes)), sizes)
     order = np.argsort(np.concatenate(places), kind="stable")
@@ -162,9 +163,9 @@ def _chosen(examples: tf.data.Dataset, chosen: np.ndarray) -> tf.data.Dataset:
 def _shuffled(
     examples: tf.data.Dataset, window: int, seed: tf.Tensor
 ) -> tf.data.Dataset:
-    """Shuffles within windows, whose first has a random length.
+    """Shuffles within windows, the first of which has a random length.
 
-    `Dataset.shuffle` would not do: its order depends on the global seed too.
+    `Dataset.shuffle` is not used because its order also depends on the global seed.
     """
     first = tf.random.stateless_uniform([], seed, 1, window + 1, tf.int64)
     head = examples.take(first).batch(window)
@@ -175,5 +176,5 @@ def _shuffled(
         order = order_of(count, tf.random.fold_in(seed, index))
         return tf.nest.map_structure(lambda each: tf.gather(each, order), batch)
 
-    # The next window is read while this one is used up.
+    # The next window is read while this one is consumed.
     return windows.prefetch(1).enumerate().map(shuffle).unbatch()

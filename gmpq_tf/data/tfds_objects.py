@@ -1,4 +1,4 @@
-"""Sets of TensorFlow Datasets with objects: boxes with a class each."""
+"""Sets of TensorFlow Datasets whose images have objects: boxes with a class each."""
 
 import dataclasses
 from typing import Any
@@ -15,7 +15,7 @@ from gmpq_tf.data.stream import StreamSplit
 from gmpq_tf.data.tfds_sets import prepared_builder
 
 MOST = 128  # objects of an image: VOC has up to 56, COCO 93
-# Of each row that joins others: TFDS set and split, by our split.
+# Split -> the TFDS sets and their splits that together form it.
 VOC0712 = {
     "train": (
         ("voc/2007", "train"),
@@ -25,19 +25,19 @@ VOC0712 = {
     ),
     "test": (("voc/2007", "test"),),
 }
-# Their test images have no boxes.
+# Sets whose test images have no public boxes.
 _HIDDEN_TEST = ("voc/2009", "voc/2012", "coco")
-# What says that an object does not count in an evaluation.
+# Features that mark an object as ignored in an evaluation.
 _DIFFICULT = ("is_difficult", "is_crowd")
 
 
 @dataclasses.dataclass(frozen=True)
 class ObjectLabels:
-    """The objects of an image, as TFDS has them, padded to the same number.
+    """Reads the objects of an image of a TFDS set, padded to the same number.
 
     Args:
-        difficult: the feature that says which do not count; None: all do.
-        most: M: objects that an image has at most.
+        difficult: the feature that marks objects to ignore; None: there is none.
+        most: M, the largest number of objects in an image.
     """
 
     difficult: str | None
@@ -45,7 +45,7 @@ class ObjectLabels:
 
     @property
     def features(self) -> dict[str, Any]:
-        """What is read of an example."""
+        """Features of an example that TFDS has to decode, as its `PartialDecoding`."""
         names = ["bbox", "label", *([self.difficult] if self.difficult else [])]
         return {"objects": dict.fromkeys(names, True)}
 
@@ -76,10 +76,10 @@ class ObjectLabels:
 def load_tfds_objects(config: DataConfig, spec: DatasetSpec) -> Raw:
     """Loads a set of TFDS with the features `image` and `objects`.
 
-    `voc0712` is what detectors are usually trained on: the training and validation
-    images of VOC 2007 and 2012, and the test images of 2007. Of other sets a validation
-    split is the test split where there is none with boxes, and of one with a training
-    split only random 20 % are.
+    `voc0712` is the usual set for detectors: it is trained on the training and
+    validation images of VOC 2007 and 2012 and tested on the test images of 2007. Other
+    sets that have no test split with boxes are tested on their validation split; one
+    with only a training split on random 20 % of it.
 
     Raises:
         DataError: TFDS does not know the set, it is not on disk and cannot be fetched,
@@ -128,7 +128,7 @@ def _own_splits(name: str, builder: Any) -> dict[str, list[tuple[str, str]]]:
 
 
 def _objects_of(builder: Any) -> Any:
-    """The features of a set's objects."""
+    """Returns the features of a set's objects, or raises if it has none."""
     features = builder.info.features
     inner = getattr(dict(features.items()).get("objects"), "feature", None)
     if "image" not in features or inner is None or not {"bbox", "label"} <= set(inner):

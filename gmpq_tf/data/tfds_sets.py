@@ -80,14 +80,14 @@ def _nearest(name: str) -> str:
 
 
 def prepared_builder(config: DataConfig, name: str) -> Any:
-    """Returns the TFDS builder of a set that is on disk, or is fetched if it may be.
+    """Returns the TFDS builder of a set on disk, after fetching it if allowed.
 
     Args:
         config: `data_dir`, `download`, and the name to show in errors.
         name: As for `make_builder`.
 
     Raises:
-        DataError: There is no such set, or no copy of it.
+        DataError: There is no such set, or it is not on disk and was not fetched.
     """
     builder = make_builder(config, name)
     if builder.is_prepared():
@@ -159,7 +159,7 @@ def _required_side(spec: DatasetSpec) -> int:
 
 
 def _tfds_ranges(builder: Any) -> dict[str, tuple[str, int, int]]:
-    """Returns the TFDS split and the examples in it that each split takes."""
+    """Returns split -> (TFDS split, first example, last example exclusive)."""
     sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
     names = {"train": "train", "validation": "validation", "test": "test"}
     if builder.name in _HIDDEN_TEST_LABELS:

@@ -1,4 +1,4 @@
-"""Folders of images with PASCAL VOC annotations, one XML file an image."""
+"""Folders of images with PASCAL VOC annotations, one XML file per image."""
 
 import warnings
 from collections import Counter
@@ -20,7 +20,7 @@ from gmpq_tf.data.xml_tree import Element, read_xml
 from gmpq_tf.spelling import suggest
 
 CLASSES_FILE = "classes.txt"
-# Splits of the development kit and of other programs, by what we call them.
+# Split -> its names in the VOC development kit and in other programs.
 _SPELLINGS = {
     "train": ("train", "trainval"),
     "validation": ("val", "valid", "validation"),
@@ -31,11 +31,11 @@ _SPELLINGS = {
 def load_voc_folder(config: DataConfig, spec: DatasetSpec) -> Raw:
     """Loads images with XML annotations.
 
-    Either JPEGImages, Annotations and ImageSets/Main, as the VOC development kit has
-    them, or images and XML files side by side, as LabelImg writes them, maybe in
-    `train` and `valid` or `test`. Without a split of its own 20 % become the test
-    split. The classes stand in classes.txt, one a line, or are those of the training
-    images in alphabetical order.
+    The folder has either JPEGImages, Annotations and ImageSets/Main, as the VOC
+    development kit, or images and XML files side by side, as LabelImg writes them,
+    possibly in folders `train` and `valid` or `test`. Without a test split, random 20 %
+    become it. Classes are read from classes.txt, one per line; without that file they
+    are those of the training images in alphabetical order.
 
     Raises:
         DataError: The folder, an annotation or an image cannot be used; it is named.
@@ -63,17 +63,17 @@ def is_voc_folder(root: Path) -> bool:
 
 
 def read_objects(path: Path, image: Path) -> Objects:
-    """The objects that an annotation says are in an image.
+    """Reads the objects of an image from its annotation.
 
-    Corners count pixels from 1 and belong to the object, so that a box from 1 to the
-    width spans the image.
+    Corners in the file count pixels from 1 and are inclusive: a box from 1 to the width
+    spans the whole image.
 
     Args:
-        path: of the XML file; the file name in it is not looked at.
-        image: of the image.
+        path: the XML file; the file name that it mentions is ignored.
+        image: the image file.
 
     Raises:
-        DataError: the file is no such annotation, or a box does not fit the image.
+        DataError: the file is not a VOC annotation, or a box does not fit the image.
     """
     tree = read_xml(path)
     if tree.tag != "annotation":
@@ -104,7 +104,7 @@ def _corners(path: Path, element: Element, number: int) -> tuple[float, ...]:
         )
     names = ("ymin", "xmin", "ymax", "xmax")
     top, left, bottom, right = (_number(path, box, name) for name in names)
-    if bottom <= top or right <= left:  # one pixel, which is rather a slip
+    if bottom <= top or right <= left:  # at most one pixel: probably a mistake
         return (top, left, min(bottom, top), right)
     return (top - 1, left - 1, bottom, right)
 
@@ -148,7 +148,7 @@ def _is_difficult(path: Path, element: Element) -> bool:
 
 
 def _parts(root: Path) -> dict[str, dict[Path, Path]]:
-    """Image -> annotation of each split; "train" is always there."""
+    """Returns split -> image -> annotation; "train" is always present."""
     if (root / "Annotations").is_dir():
         return _as_test(_of_kit(root))
     folders = {
@@ -161,7 +161,7 @@ def _parts(root: Path) -> dict[str, dict[Path, Path]]:
 
 
 def _as_test(parts: dict[str, dict[Path, Path]]) -> dict[str, dict[Path, Path]]:
-    """As of folders of classes: a validation split alone is the test split."""
+    """Uses the validation split as the test split if there is none."""
     if "test" not in parts and "validation" in parts:
         parts["test"] = parts.pop("validation")
     return parts
@@ -192,7 +192,7 @@ def _of_kit(root: Path) -> dict[str, dict[Path, Path]]:
 
 
 def _listed(path: Path) -> list[str]:
-    """Names in a list of images."""
+    """Returns the non-empty lines of a list of images or classes."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -213,7 +213,7 @@ def _listed(path: Path) -> list[str]:
 
 
 def _paired(root: Path, names: list[str], source: Path) -> dict[Path, Path]:
-    """Image and annotation of each name, which must be a bare one."""
+    """Returns image -> annotation for names, which must not contain a path."""
     images = _images_by_stem(root / "JPEGImages")
     pairs = {}
     for name in names:

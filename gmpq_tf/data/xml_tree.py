@@ -1,4 +1,4 @@
-"""XML files of strangers: elements and texts; no entities, no definitions."""
+"""Reads XML from untrusted files: elements and texts only, no entity definitions."""
 
 import dataclasses
 from pathlib import Path
@@ -19,7 +19,7 @@ class Element:
     Args:
         tag: its name.
         text: the text directly in it.
-        elements: those directly in it, in order.
+        elements: its child elements, in order.
     """
 
     tag: str
@@ -27,28 +27,28 @@ class Element:
     elements: list["Element"] = dataclasses.field(default_factory=list)
 
     def children(self, tag: str) -> list["Element"]:
-        """The elements of that name directly in this one."""
+        """Returns the child elements with that name."""
         return [each for each in self.elements if each.tag == tag]
 
     def child(self, tag: str) -> "Element | None":
-        """The first of them; None: there is none."""
+        """Returns the first child element with that name, or None."""
         return next(iter(self.children(tag)), None)
 
 
 def read_xml(path: Path) -> Element:
-    """Reads an XML file whole, at most 10 MB, without a document type.
+    """Reads an XML file of at most 10 MB without a document type.
 
-    Definitions of entities, with which a few bytes become gigabytes or another file,
-    are an error and not expanded.
+    Entity definitions are refused, not expanded: they can turn a few bytes into
+    gigabytes, or read other files.
 
     Args:
-        path: of the file.
+        path: the file.
 
     Raises:
-        DataError: the file cannot be read, or is no such XML.
+        DataError: the file cannot be read, or is not XML of that kind.
     """
     try:
-        if not path.is_file():  # A pipe would be waited for.
+        if not path.is_file():  # Reading a pipe would block.
             raise FileNotFoundError("no such file")
         with path.open("rb") as file:
             content = file.read(MAX_TEXT_BYTES + 1)
@@ -71,11 +71,11 @@ def _wrong(path: Path, why: str) -> DataError:
 
 
 class _RefusedError(Exception):
-    """XML that is well formed, and not what annotations need."""
+    """The XML is well formed, but has something that annotations do not need."""
 
 
 class _Reader:
-    """Builds elements from what expat finds."""
+    """Builds the tree of elements from the events of the expat parser."""
 
     def __init__(self) -> None:
         self.open: list[Element] = []
@@ -93,7 +93,7 @@ class _Reader:
         parser.EndElementHandler = self._end
         parser.CharacterDataHandler = self._text
         parser.Parse(content, True)
-        assert self.root is not None  # expat finds no element: an error
+        assert self.root is not None  # expat raises if there is no element
         return self.root
 
     def _refuse(self, *_: Any) -> Any:

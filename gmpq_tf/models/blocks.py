@@ -4,7 +4,7 @@ from typing import Any
 
 from keras import layers
 
-# Short trainings see few steps; Keras's 0.99 would leave the statistics behind.
+# With Keras's 0.99 the moving statistics would lag behind in short trainings.
 BATCH_NORM_MOMENTUM = 0.9
 BATCH_NORM_EPSILON = 1e-3
 SMALL_IMAGE = 64  # Below this side an image network's stem must not shrink the image.
@@ -19,7 +19,7 @@ def conv(
     use_bias: bool = False,
     symmetric: bool = False,
 ) -> Any:
-    """Applies a He-initialized convolution whose output is of size input / step.
+    """Applies a He-initialized convolution with output size ceil(input / strides).
 
     Args:
         x: Feature map `[batch, height, width, channels]`.
@@ -28,8 +28,8 @@ def conv(
         strides: Step along both axes.
         name: Layer name.
         use_bias: Whether the layer adds a bias.
-        symmetric: Pad both ends alike, as PyTorch does; TensorFlow's `same` pads the
-            far end more where steps leave an odd number of pixels to pad.
+        symmetric: Pad both sides equally, as PyTorch does. TensorFlow's `same` pads the
+            bottom and right more where an odd number of pixels is to be padded.
     """
     x, padding = _padded(x, kernel, strides, name, symmetric)
     return layers.Conv2D(
@@ -59,21 +59,21 @@ def depthwise(x: Any, strides: int, name: str, symmetric: bool = False) -> Any:
 def _padded(
     x: Any, kernel: int, strides: int, name: str, symmetric: bool
 ) -> tuple[Any, str]:
-    """Returns the input of a convolution and the padding that is left to do."""
+    """Returns the padded input of a convolution and its `padding` argument."""
     if not symmetric or strides == 1 or kernel == 1:
         return x, "same"
     return layers.ZeroPadding2D(kernel // 2, name=f"{name}_pad")(x), "valid"
 
 
 def batch_norm(x: Any, name: str, epsilon: float = BATCH_NORM_EPSILON) -> Any:
-    """Applies batch normalization over the channels."""
+    """Applies batch normalization over the channels of `[..., channels]`."""
     return layers.BatchNormalization(
         momentum=BATCH_NORM_MOMENTUM, epsilon=epsilon, name=name
     )(x)
 
 
 def relu(x: Any, name: str, max_value: float | None = None) -> Any:
-    """Applies a rectifier, clipped above where `max_value` is given."""
+    """Applies a ReLU, clipped at `max_value` if given; any shape."""
     return layers.ReLU(max_value, name=name)(x)
 
 

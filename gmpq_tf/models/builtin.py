@@ -1,4 +1,4 @@
-"""Models by name."""
+"""The registry of built-in models: name -> function that builds one."""
 
 from collections.abc import Callable
 from typing import Any
@@ -50,12 +50,12 @@ def build_model(
     Args:
         name: A name in `MODELS`.
         input_shape: Height, width, channels.
-        num_classes: Number of outputs, which are logits unless the options say so; of
-            a detector number of classes, without background.
+        num_classes: Number of outputs, which are logits unless an option says
+            otherwise; for a detector the number of classes, without background.
         **options: Arguments of that model's own function.
 
     Returns:
-        A functional Keras model whose layer names depend on nothing but `name`.
+        A functional Keras model whose layer names depend only on `name`.
 
     Raises:
         ValueError: There is no such model.

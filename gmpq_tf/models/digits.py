@@ -1,4 +1,4 @@
-"""Networks for 8x8 digits: one of every kind of layer, one of inverted residuals."""
+"""Two small networks for 8x8 digits: all kinds of layers, and inverted residuals."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ def digits_cnn(
     num_classes: int,
     classifier_activation: str | None = None,
 ) -> keras.Model:
-    """Builds six convolutions: a residual pair, a depthwise and pointwise pair.
+    """Builds six convolutions, among them a residual block and a depthwise pair.
 
     Args:
         input_shape: Height, width, channels; such as (8, 8, 1), which leaves a last
@@ -41,7 +41,7 @@ def digits_mobilenet(
     num_classes: int,
     classifier_activation: str | None = None,
 ) -> keras.Model:
-    """Builds three inverted residuals, whose layers differ in what rounding costs them.
+    """Builds three inverted residuals, whose layers differ in sensitivity to rounding.
 
     Args:
         input_shape: Height, width, channels; such as (8, 8, 1), which leaves a last
@@ -49,7 +49,7 @@ def digits_mobilenet(
         num_classes: Number of outputs.
         classifier_activation: None for logits, or such as `"softmax"`.
 
-    Source: the blocks of MobileNetV2 (Sandler et al., CVPR 2018), four times expanded.
+    Source: the blocks of MobileNetV2 (Sandler et al., CVPR 2018) with expansion 4.
     """
     inputs = keras.Input(input_shape, name="image")
     x = relu(batch_norm(conv(inputs, 16, 3, 1, "stem_conv"), "stem_bn"), "stem_relu")
@@ -61,7 +61,7 @@ def digits_mobilenet(
 
 
 def _inverted_residual(x: Any, channels: int, strides: int, name: str) -> Any:
-    """Expands, filters each channel, projects; adds the input where shapes allow."""
+    """Applies 1x1, depthwise 3x3 and 1x1 convolution, and a skip if shapes agree."""
     y = conv(x, 4 * x.shape[-1], 1, 1, f"{name}_expand")
     y = relu(batch_norm(y, f"{name}_expand_bn"), f"{name}_expand_relu")
     y = depthwise(y, strides, f"{name}_depthwise")

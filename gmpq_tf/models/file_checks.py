@@ -1,4 +1,4 @@
-"""Checks of a model file before Keras opens it: no code, no path outside, no bomb."""
+"""Checks a model file before Keras opens it: code, paths outside, oversized content."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ import keras
 from gmpq_tf.models import hdf5_probe
 from gmpq_tf.spelling import suggest
 
-PROBE_SECONDS = 60.0  # of the clock, should it sleep; its own limit is much lower
-PROBE_BYTES_PER_SECOND = 20e6  # of a disk far away
+PROBE_SECONDS = 60.0  # wall-clock limit; the limit of processor time is much lower
+PROBE_BYTES_PER_SECOND = 20e6  # added to the limit: the file may be on a slow disk
 MODEL_SUFFIXES = (".keras", ".h5")
 MAX_CONFIG_BYTES = 50_000_000
-# Signals with which the system ends a process that used up its processor time.
+# Signals that end a process whose processor time is used up.
 _OUT_OF_TIME = tuple(
     int(getattr(signal, name))
     for name in ("SIGXCPU", "SIGKILL")
@@ -37,7 +37,7 @@ class ModelFileError(ValueError):
 
 
 def is_file(path: Path) -> bool:
-    """Whether a path is that of a file; no path makes it fail.
+    """Whether a path is an existing file; never raises.
 
     Args:
         path: any text, as a path.
@@ -48,7 +48,7 @@ def is_file(path: Path) -> bool:
         return False
 
 
-# What ends the names of model files of other programs, and how to get from there here.
+# Suffixes of other programs' model files -> how to convert them.
 _FROM_TFLITE = (
     "A .tflite file holds no layers to train: give the Keras model that it was made of."
 )
@@ -77,10 +77,10 @@ _OTHER_FORMATS = {
 
 
 def check_model_path(path: Path, names: Iterable[str] = ()) -> None:
-    """Refuses what is no `.keras` or `.h5` file, with the way to get one.
+    """Refuses a path that is not a `.keras` or `.h5` file, and says how to get one.
 
     Args:
-        path: What was given as a model.
+        path: The path given as a model.
         names: Built-in names that might have been meant.
 
     Raises:
@@ -144,7 +144,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def expand_user(path: str | Path) -> Path:
-    """Returns a path with `~` written out, or as it is where there is no such user.
+    """Returns a path with `~` expanded; unchanged where there is no such user.
 
     Args:
         path: any path.
@@ -162,7 +162,7 @@ def read_config(path: Path) -> Any:
         path: A `.keras` or `.h5` file.
 
     Raises:
-        Exception: Whatever zipfile and h5py raise for files that are damaged.
+        Exception: Any error of zipfile and h5py for damaged files.
     """
     if path.suffix == ".keras":
         with zipfile.ZipFile(path) as archive:
@@ -191,8 +191,8 @@ def lambda_layers(config: Any) -> list[str]:
         config: JSON.
 
     Returns:
-        A name for each function in the configuration; of the innermost object around
-        it that has one.
+        One name for each function in the configuration: that of the innermost named
+        object around it.
     """
     found, inner = [], [(config, "without a name")]
     while inner:
@@ -211,7 +211,7 @@ def lambda_layers(config: Any) -> list[str]:
 
 
 def _is_code(item: dict[str, Any]) -> bool:
-    """Whether an object is a Lambda layer, or a function: code, defaults, closure."""
+    """Whether an object is a Lambda layer or a function: code, defaults, closure."""
     last = re.split(r"[>.]", str(item.get("class_name")))[-1]
     if last in ("Lambda", "__lambda__"):
         return True
@@ -222,12 +222,15 @@ def _is_code(item: dict[str, Any]) -> bool:
 
 
 def unknown_module(config: Any) -> str | None:
-    """Returns the module of a custom class that nobody has imported, None if none.
+    """Finds a custom class in a configuration whose module is not imported yet.
 
-    Older releases of Keras would import it, which runs what lies in it.
+    Older releases of Keras would import the module, which runs its code.
 
     Args:
         config: JSON.
+
+    Returns:
+        The name of the module, or None.
     """
     for item in _objects(config):
         module = item.get("module")
@@ -241,7 +244,7 @@ def unknown_module(config: Any) -> str | None:
 
 
 def _objects(config: Any) -> Iterator[dict[str, Any]]:
-    """Every JSON object in a value, however deep."""
+    """Yields every JSON object inside a value, at any depth."""
     inner = [config]
     while inner:
         value = inner.pop()
@@ -253,14 +256,14 @@ def _objects(config: Any) -> Iterator[dict[str, Any]]:
 
 
 def check_zip(path: Path) -> None:
-    """Refuses an archive that unpacks to far more than it is, or outside of its folder.
+    """Refuses an archive that unpacks to far more bytes, or outside of its folder.
 
     Args:
         path: A `.keras` or `.npz` file.
 
     Raises:
-        ValueError: It does.
-        zipfile.BadZipFile: It is no archive.
+        ValueError: The archive is unsafe.
+        zipfile.BadZipFile: It is not an archive.
     """
     with zipfile.ZipFile(path) as archive:
         infos = archive.infolist()
@@ -281,12 +284,12 @@ def check_hdf5(path: Path) -> None:
         path: An HDF5 file, or a `.keras` file that holds one.
 
     Raises:
-        ValueError: It does; says how.
+        ValueError: The file is unsafe; the message says why.
     """
     seconds = PROBE_SECONDS + path.stat().st_size / PROBE_BYTES_PER_SECOND
     command = [sys.executable, hdf5_probe.__file__, str(path.absolute())]
     try:
-        done = subprocess.run(  # noqa: S603  our own file
+        done = subprocess.run(  # noqa: S603  runs hdf5_probe.py of this package
             command, capture_output=True, text=True, timeout=seconds, errors="replace"
         )
     except subprocess.TimeoutExpired as error:
@@ -299,9 +302,10 @@ def check_hdf5(path: Path) -> None:
 
 
 def check_size(path: Path, config: Any, read_from: Path | None = None) -> None:
-    """Refuses a model of far more weights than its file can hold.
+    """Refuses a model with far more weights than its file can hold.
 
-    Builds the model once without values, which takes a fourth of the time of loading.
+    Builds the model once without allocating weights, which takes a quarter of the time
+    of loading.
 
     Args:
         path: A `.keras` or `.h5` file.
@@ -309,8 +313,8 @@ def check_size(path: Path, config: Any, read_from: Path | None = None) -> None:
         read_from: The file that Keras reads in its place, from `keras2.readable`.
 
     Raises:
-        ValueError: It has.
-        Exception: Whatever Keras raises for models that cannot be built.
+        ValueError: The model has too many weights.
+        Exception: Any error of Keras for models that cannot be built.
     """
     with keras.StatelessScope(initialize_variables=False):
         model = (

@@ -1,4 +1,4 @@
-"""Models from files, read without running their code."""
+"""Loads models by name or from files, without running code that a file holds."""
 
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def _read_model(path: Path) -> keras.Model:
             return keras.models.load_model(source, compile=False, safe_mode=True)
     except ModelFileError:
         raise
-    except Exception as error:  # Keras, h5py and zipfile each raise their own kinds.
+    except Exception as error:  # Keras, h5py and zipfile raise errors of many kinds.
         cause = str(error).rsplit("Exception encountered:", 1)[-1]
         cause = " ".join(cause.split())[:200]
         raise ModelFileError(
@@ -74,9 +74,9 @@ def _read_model(path: Path) -> keras.Model:
 
 
 def _checked_config(path: Path) -> Any:
-    """Returns the configuration of a file that does no more than be read.
+    """Returns the configuration of a file after checking that loading it runs no code.
 
-    Keras's safe mode refuses most others, but not in every version and file format.
+    Keras's safe mode refuses most such files, but not in every version and format.
     """
     is_zip = path.suffix == ".keras"
     (check_zip if is_zip else check_hdf5)(path)  # Before the configuration is read.

@@ -1,11 +1,12 @@
-"""Reads an HDF5 file once, whole, so that another process need not be the first to.
+"""Reads a whole HDF5 file in a separate process, to find out whether that is safe.
 
-HDF5 is C: a damaged or hostile file may hang or crash it, which no `except` can help.
-So `file_checks` runs this file by its path in a process that can be ended:
+HDF5 is a C library: a damaged or hostile file may hang or crash it, which `except`
+cannot catch. So `file_checks` runs this file by its path in a process that can be
+ended:
 
   python hdf5_probe.py model.weights.h5        (or a .keras file, for what is inside)
 
-It imports nothing of gmpq_tf, so that it starts in a moment.
+It imports nothing of gmpq_tf, so that it starts quickly.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# Beyond this many bytes, what is unpacked may take this many times the file.
+# Unpacked arrays may take FREE_BYTES plus MOST_EXPANSION times the bytes of the file.
 FREE_BYTES = 100_000_000
 MOST_EXPANSION = 10
-PROCESSOR_SECONDS = 2  # for a file of no size, and for each 100 MB; no waiting counts
+PROCESSOR_SECONDS = 2  # at least, and for each 100 MB; waiting does not count
 BYTES_PER_SECOND = 50_000_000
 INSIDE_KERAS = "model.weights.h5"
 
@@ -33,8 +34,8 @@ def probe(path: Path) -> None:
         path: an HDF5 file, or a `.keras` file that holds one.
 
     Raises:
-        ValueError: it refers to other files, holds what is no array of numbers, or
-            claims far more bytes than it has.
+        ValueError: it refers to other files, holds something else than arrays of
+            numbers, or claims far more bytes than it has.
         OSError: it is damaged.
     """
     import h5py
@@ -53,12 +54,12 @@ def probe(path: Path) -> None:
 
 
 def limit_processor(size: int) -> None:
-    """Lets the system end this process should HDF5 go round in circles.
+    """Limits the processor time of this process, in case HDF5 loops forever.
 
-    Windows has no such limit; there the limit of `file_checks` on the clock is left.
+    Windows has no such limit; there only the time-out of `file_checks` applies.
 
     Args:
-        size: bytes of the file.
+        size: size of the file in bytes.
     """
     try:
         import resource
@@ -77,7 +78,7 @@ def _inside(path: Path) -> io.BytesIO | None:
 
 
 def _datasets(root: Any) -> Iterator[Any]:
-    """Every array; each group once, because links may lead in a circle."""
+    """Yields every array; visits each group once, because links may form a cycle."""
     import h5py
 
     groups, seen = [root], set()
@@ -102,7 +103,7 @@ def _check_dataset(item: Any) -> None:
     dict(item.attrs)
     if item.external or item.is_virtual:
         raise ValueError(f"{item.name} lies in another file")
-    if item.dtype.kind == "O":  # texts of any length, of which each may be repeated
+    if item.dtype.kind == "O":  # variable-length texts, whose real size is unknown
         raise ValueError(f"{item.name} is no array of numbers")
 
 
@@ -112,5 +113,5 @@ if __name__ == "__main__":
     try:
         limit_processor(Path(sys.argv[1]).stat().st_size)
         probe(Path(sys.argv[1]))
-    except Exception as error:  # h5py raises many kinds; the text is what is read
+    except Exception as error:  # h5py raises many kinds; `file_checks` reads the text
         sys.exit(f"{type(error).__name__}: {error}")

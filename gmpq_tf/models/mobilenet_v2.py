@@ -36,9 +36,9 @@ def mobilenet_v2(
         stem: `"imagenet"`, `"cifar"` (stem and second stage keep the size of the
             image) or `"auto"`: `"cifar"` below 64 pixels.
         classifier_activation: None for logits, or such as `"softmax"`.
-        padding: Of convolutions of stride 2: `"same"`, as in keras.applications, or
-            `"symmetric"`, as in torchvision. They differ at even sizes, and the
-            weights of one lose accuracy with the other.
+        padding: Padding of convolutions of stride 2: `"same"`, as in
+            keras.applications, or `"symmetric"`, as in torchvision. They differ at even
+            sizes, and weights trained with one lose accuracy with the other.
 
     Raises:
         ValueError: There is no such stem or padding.
@@ -53,17 +53,18 @@ def mobilenet_v2(
 def mobilenet_v2_features(
     x: Any, alpha: float = 1.0, shrink: int = 2, padding: str = "same"
 ) -> list[Any]:
-    """Applies the convolutions.
+    """Applies the convolutions of MobileNetV2.
 
     Args:
         x: Images `[batch, height, width, channels]`.
         alpha: Width multiplier, above 0.
-        shrink: Step of the stem and of the second stage.
+        shrink: Stride of the stem and of the second stage's first block.
         padding: As for `mobilenet_v2`.
 
     Returns:
-        The expanded feature map of the sixth stage's first block, before its step
-        (stride 16), and the last one (stride 32): what SSDLite reads (section 6.2).
+        The feature maps that SSDLite reads (section 6.2): the expanded one inside the
+        sixth stage's first block, before it is subsampled (stride 16), and the last one
+        (stride 32), each `[batch, height, width, channels]`.
     """
     symmetric = _is_symmetric(padding)
     x = conv(x, _channels(32 * alpha), 3, shrink, "stem_conv", symmetric=symmetric)

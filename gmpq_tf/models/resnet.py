@@ -1,7 +1,7 @@
 """ResNets of basic and of bottleneck blocks (He et al., CVPR 2016, arXiv:1512.03385).
 
-With `stem="imagenet"` ResNet-18 and ResNet-50 compute what torchvision's and
-keras.applications' do, padding and epsilon included, so that published weights fit.
+With `stem="imagenet"` ResNet-18 and ResNet-50 compute the same as torchvision's and
+keras.applications' (padding and epsilon included), so that published weights fit.
 """
 
 import functools
@@ -32,8 +32,8 @@ def resnet8(
 ) -> keras.Model:
     """Builds the ResNet-8 of MLPerf Tiny (Banbury et al., arXiv:2106.07597).
 
-    As there, convolutions have a bias and shortcuts no batch normalization, so that its
-    published weights fit layer for layer.
+    As in the original, convolutions have a bias and shortcuts no batch normalization,
+    so that its published weights fit layer for layer.
 
     Args:
         input_shape: Height, width, channels.
@@ -51,10 +51,11 @@ def resnet8_features(x: Any, stem_strides: int = 1) -> list[Any]:
 
     Args:
         x: Images `[batch, height, width, channels]`.
-        stem_strides: Step of the first convolution.
+        stem_strides: Stride of the first convolution.
 
     Returns:
-        The feature map at the end of each of the three stages.
+        The feature map at the end of each of the three stages, `[batch, height, width,
+        channels]`.
     """
     x = _conv_bn_relu(x, 16, 3, stem_strides, "stem", use_bias=True)
     block = functools.partial(_block, use_bias=True, shortcut_bn=False)
@@ -126,7 +127,7 @@ def resnet50(
     stem: str = "auto",
     classifier_activation: str | None = None,
 ) -> keras.Model:
-    """Builds ResNet-50 as published: blocks shrink in their first 1x1 convolution.
+    """Builds ResNet-50 as published: the first 1x1 convolution of a block has stride 2.
 
     Args:
         input_shape: Height, width, channels.
@@ -145,7 +146,7 @@ def resnet50_v1_5(
     stem: str = "auto",
     classifier_activation: str | None = None,
 ) -> keras.Model:
-    """Builds ResNet-50 v1.5, torchvision's: blocks shrink in their 3x3 convolution.
+    """Builds torchvision's ResNet-50 (v1.5): the 3x3 convolution has the stride of 2.
 
     Args:
         input_shape: Height, width, channels.
@@ -186,15 +187,16 @@ def _resnet50(
 
 
 def _stem(inputs: Any, stem: str) -> tuple[Any, dict[str, Any]]:
-    """Applies the first layers; return also how the blocks pad and normalize.
+    """Applies the first layers; also returns the blocks' padding and epsilon.
 
-    For small images no weights are published, and `same` needs no layer to pad.
+    For small images there are no published weights to match, so the blocks pad with
+    `same`, which needs no padding layers.
     """
     if is_small(tuple(inputs.shape[1:]), stem):
         return _conv_bn_relu(inputs, 64, 3, 1, "stem"), {}
     style: dict[str, Any] = {"symmetric": True, "epsilon": _IMAGENET_EPSILON}
     x = _conv_bn_relu(inputs, 64, 7, 2, "stem", **style)
-    # After a ReLU zeros are what padding with minus infinity would be.
+    # After a ReLU, padding a maximum pool with zeros equals padding with -infinity.
     x = layers.ZeroPadding2D(1, name="stem_pool_pad")(x)
     return layers.MaxPooling2D(3, 2, name="stem_pool")(x), style
 
@@ -202,7 +204,7 @@ def _stem(inputs: Any, stem: str) -> tuple[Any, dict[str, Any]]:
 def _stages(
     x: Any, widths: tuple[int, ...], blocks: tuple[int, ...], block: Callable[..., Any]
 ) -> list[Any]:
-    """Applies stages of blocks; returns the feature map at the end of each."""
+    """Applies stages of blocks; returns the feature map at the end of each stage."""
     maps = []
     for stage, (filters, count) in enumerate(zip(widths, blocks, strict=True), 1):
         for number in range(1, count + 1):

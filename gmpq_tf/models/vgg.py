@@ -20,12 +20,12 @@ def vgg16(
 ) -> keras.Model:
     """Builds VGG-16.
 
-    Unlike the paper there is no dropout between the dense layers, as in
-    keras.applications.
+    As in keras.applications, and unlike in the paper, there is no dropout between the
+    dense layers.
 
     Args:
-        input_shape: Height, width, channels; the first dense layer has one input for
-            each value of the last feature map, so its kernel depends on the size.
+        input_shape: Height, width, channels. The first dense layer has one input for
+            each value of the last feature map, so its kernel depends on the image size.
         num_classes: Number of outputs.
         classifier_activation: None for logits, or such as `"softmax"`.
     """
@@ -42,14 +42,16 @@ def vgg16(
 
 
 def vgg16_features(x: Any, halve: Callable[[Any, str], Any] | None = None) -> list[Any]:
-    """Applies the 13 convolutions.
+    """Applies the 13 convolutions of VGG-16.
 
     Args:
         x: Images `[batch, height, width, channels]`.
-        halve: Pools a feature map, given a name; None: as VGG-16 does.
+        halve: Function of a feature map and a layer name that halves its sides; None:
+            a 2x2 maximum pool.
 
     Returns:
-        The feature map at the end of each of the five stages, before its pool.
+        The feature map at the end of each of the five stages, before its pool, `[batch,
+        height, width, channels]`.
     """
     maps: list[Any] = []
     for stage, (filters, convolutions) in enumerate(_STAGES, 1):
@@ -63,6 +65,6 @@ def vgg16_features(x: Any, halve: Callable[[Any, str], Any] | None = None) -> li
 
 
 def _halve(x: Any, name: str) -> Any:
-    """Applies a 2x2 maximum pool, which leaves a side of one pixel as it is."""
+    """Applies a 2x2 maximum pool; a side of one pixel stays one pixel."""
     padding = "same" if min(x.shape[1:3]) < 2 else "valid"
     return layers.MaxPooling2D(2, padding=padding, name=name)(x)

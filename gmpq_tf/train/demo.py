@@ -219,8 +219,7 @@ def search_bits(
         search(search_config(config, budget), data, run)
         return
     first, *_, last = searchable_names(load_model(path))
-    # The first kernel is searched too: kept at 8 bits it would take a sixth of the bit
-    # operations of W2A4.
+    # The first kernel is searched too: at 8 bits it takes a sixth of W2A4's operations.
     pinned = {first: (None, 8), last: (8, 8)}
     weights, activations = uniform_bits(config)
     choices = ChoicesConfig(

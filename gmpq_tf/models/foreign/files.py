@@ -1,4 +1,4 @@
-"""Read tensors by name from weight files; none of them can run code here."""
+"""Reads tensors by name from weight files, in formats that cannot carry code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gmpq_tf.models.files import load_model
 from gmpq_tf.spelling import suggest
 
 _NORMALIZATION = ("gamma", "beta", "moving_mean", "moving_variance")
-_UNUSED_SUFFIX = ".num_batches_tracked"  # PyTorch counts batches; nothing reads them.
+_UNUSED_SUFFIX = ".num_batches_tracked"  # A counter of PyTorch that inference ignores.
 
 
 class WeightsError(ValueError):
@@ -25,17 +25,17 @@ class WeightsError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class WeightFile:
-    """Tensors by name, and what else a file says of the network they are from.
+    """Tensors by name, and further information of the file on their network.
 
     Args:
-        origin: Path, or whatever messages should call it.
+        origin: Path, or another name for messages.
         library: `"keras"` (tensors are called `layer/kernel`) or `"torchvision"`
             (`layer1.0.conv1.weight`).
         tensors: Name -> float32 array, in the order of the file.
-        layers: Names of the layers, those without weights too; Keras only.
-        model_name: Name of the model, None where the file does not say.
-        ordered: Whether layers are stored in the order of the network, as the `.h5`
-            files are that Keras itself reads by order rather than by name.
+        layers: Names of all layers, including those without weights; Keras only.
+        model_name: Name of the model, None where the file has none.
+        ordered: Whether layers are stored in the order of the network. Keras matches
+            the layers of such `.h5` files by order, not by name.
     """
 
     origin: str
@@ -57,8 +57,8 @@ def read_weight_file(path: str | Path) -> WeightFile:
         Every tensor of the network; optimizer states are left out.
 
     Raises:
-        WeightsError: The file is missing, truncated, of another kind, or holds what is
-            not a finite number.
+        WeightsError: The file is missing, truncated, of another kind, or holds a value
+            that is not finite.
     """
     path = expand_user(path)
     reader = READERS.get(path.suffix)
@@ -70,7 +70,7 @@ def read_weight_file(path: str | Path) -> WeightFile:
         )
     try:
         file = reader(path)
-    except Exception as error:  # Each library raises its own kinds.
+    except Exception as error:  # Each library raises its own kinds of errors.
         raise _unreadable(path, error) from error
     _check_values(file)
     return file
@@ -80,8 +80,8 @@ def file_of_model(model: keras.Model, origin: str) -> WeightFile:
     """Returns the tensors of a Keras model as if read from a file.
 
     Args:
-        model: Its layers are not nested.
-        origin: What messages should call it.
+        model: A model without nested models.
+        origin: The name of the model in messages.
     """
     arrays = {layer.name: layer.get_weights() for layer in model.layers}
     layers = tuple(layer.name for layer in model.layers)
@@ -108,7 +108,7 @@ def _config_of(file: Any) -> str:
 
 
 def _read_layer_groups(path: Path, root: Any, config: Any) -> WeightFile:
-    """Reads what Keras 2 wrote: a group a layer, in the order of the network."""
+    """Reads the format of Keras 2: one group per layer, in the order of the network."""
     datasets = _datasets(root)
     names = [_text(name) for name in root.attrs["layer_names"]]
     stored = {
@@ -126,13 +126,13 @@ def _read_layer_groups(path: Path, root: Any, config: Any) -> WeightFile:
 
 
 def _read_weights_h5(path: Path, file: Any) -> WeightFile:
-    """Reads what Keras 3 writes: `layers/conv2d_1/vars/0`, the name an attribute."""
+    """Reads the format of Keras 3: `layers/conv2d_1/vars/0`, the name an attribute."""
     arrays: dict[str, list[np.ndarray]] = {}
     others: dict[str, np.ndarray] = {}
     for name, dataset in sorted(_datasets(file).items(), key=_natural):
         parts = name.split("/")
         if parts[0] == "optimizer" or "seed_generator" in parts:
-            continue  # The state of a training, not weights.
+            continue  # State of the optimizer.
         if len(parts) == 4 and parts[0] == "layers" and parts[2] == "vars":
             layer = _text(dataset.parent.attrs.get("name", parts[1]))
             arrays.setdefault(layer, []).append(_array(dataset))
@@ -150,14 +150,14 @@ def _read_weights_h5(path: Path, file: Any) -> WeightFile:
 
 
 def _name_of(group: Any) -> str | None:
-    """The name of a layer or model that Keras 3 noted beside its variables."""
+    """Returns the name of a layer or model, which Keras 3 stores as an attribute."""
     variables = group.get("vars")
     name = None if variables is None else variables.attrs.get("name")
     return None if name is None else _text(name)
 
 
 def _datasets(root: Any) -> dict[str, Any]:
-    """Datasets by path."""
+    """Returns path -> array for all arrays of an HDF5 file, in its order."""
     found: dict[str, Any] = {}
 
     def visit(name: str, item: Any) -> None:
@@ -194,7 +194,8 @@ def _state_dict(path: Path, tensors: Mapping[str, Any]) -> WeightFile:
     return WeightFile(str(path), "torchvision", kept)
 
 
-# Suffix -> reader. `Path("a.weights.h5").suffix` is ".h5": both kinds look alike.
+# Suffix -> reader. The suffix of "a.weights.h5" is ".h5" too; that reader tells them
+# apart by content.
 READERS = {
     ".keras": _read_keras,
     ".h5": _read_h5,
@@ -204,7 +205,7 @@ READERS = {
 
 
 def _by_layer(arrays: Mapping[str, Sequence[np.ndarray]]) -> dict[str, np.ndarray]:
-    """Name the variables of each layer by their position, as `layer/kernel`."""
+    """Names the variables of each layer by their position, as `layer/kernel`."""
     return {
         f"{layer}/{variable}": value
         for layer, values in arrays.items()
@@ -221,7 +222,7 @@ def _variable_names(values: Sequence[np.ndarray]) -> Iterable[str]:
 
 
 def _natural(item: tuple[str, Any]) -> list[tuple[int, str]]:
-    """Sorts key that puts conv2d_2 before conv2d_10."""
+    """Returns a sort key that puts conv2d_2 before conv2d_10."""
     parts = item[0].replace("_", "/").split("/")
     return [(int(p) if p.isdigit() else -1, p) for p in parts]
 

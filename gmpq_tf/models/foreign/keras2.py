@@ -1,9 +1,9 @@
-"""Models that Keras 2 saved, in the words of Keras 3.
+"""Translates the configuration of models that Keras 2 saved to that of Keras 3.
 
-Keras 3 reads the `.h5` files of Keras 2, but refuses some layers over options that it
-lacks and that change nothing (`groups: 1` of every depthwise convolution of its time),
-and reads others as what they are not. The configuration is translated here, and what
-has no translation is refused by the name of its layer.
+Keras 3 reads the `.h5` files of Keras 2, but it refuses some layers because of options
+that it does not know and that change nothing (such as `groups: 1`, which Keras 2 wrote
+for every depthwise convolution), and it reads others with a different meaning. This
+module translates the configuration; a layer without a translation is refused by name.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ def _anything(value: Any) -> bool:
     return True
 
 
-# Options that Keras 3 lacks, in layers that lack them, and what they must be for the
-# layer to compute the same without.
+# Options that some layers of Keras 3 no longer have -> whether a value may be dropped
+# without changing the result.
 _NO_EFFECT: dict[str, Callable[[Any], bool]] = {
     "groups": _is(1),  # depthwise, separable and transposed convolutions
     "kernel_initializer": _anything,  # the weights are in the file
     "kernel_regularizer": _is(None),
     "kernel_constraint": _is(None),
     "time_major": _is(False),
-    "implementation": _anything,  # how, not what
+    "implementation": _anything,  # a choice of algorithm, not of result
     "unroll": _anything,
     "rng_type": _anything,  # layers that augment
     "query_shape": _anything,
@@ -67,14 +67,15 @@ _NO_EFFECT: dict[str, Callable[[Any], bool]] = {
     "input_length": _anything,
     "experimental_autocast": _anything,
 }
-# What Keras 3 takes though no signature says so.
+# Options that Keras 3 accepts although no signature has them.
 _TAKEN = {"batch_input_shape", "input_shape", "input_dim", "alpha", "axis"}
 _RENAMED_CLASSES = {
     "BatchNormalizationV1": "BatchNormalization",
     "BatchNormalizationV2": "BatchNormalization",
     "SyncBatchNormalization": "BatchNormalization",
 }
-# Functions of TensorFlow that a model of Keras 2 called: with a number, with a tensor.
+# Functions of TensorFlow that models of Keras 2 call -> the layer that computes the
+# same: with a number, with a second tensor, with one tensor alone.
 _Layer = tuple[str, Config]
 _WITH_NUMBER: dict[str, Callable[[Any], _Layer]] = {
     "add": lambda y: ("Rescaling", {"scale": 1.0, "offset": y}),
@@ -96,15 +97,15 @@ _ALONE: dict[str, _Layer] = {
 
 @contextmanager
 def readable(path: Path, config: Any) -> Iterator[Path]:
-    """Yields a file that Keras 3 reads as what its author saved.
+    """Yields a file that Keras 3 reads as the model its author saved.
 
     Args:
         path: a `.keras` or `.h5` file.
         config: its configuration, from `read_config`.
 
     Yields:
-        The path itself, or that of a copy with the translated configuration, which is
-        there as long as the block.
+        The path itself, or that of a temporary copy with the translated configuration,
+        which is deleted at the end of the block.
 
     Raises:
         ModelFileError: a layer, which is named, has no translation.
@@ -153,15 +154,15 @@ def _keras_version(path: Path) -> str:
 
 
 def translate(config: Config, version: str, origin: Path) -> Config:
-    """Returns the configuration of a model in the words of Keras 3.
+    """Returns the configuration of a model in the form of Keras 3.
 
     Args:
-        config: of a `.h5` file.
-        version: of the Keras that wrote it.
+        config: configuration from a `.h5` file.
+        version: version of Keras that wrote it.
         origin: the file, for messages.
 
     Returns:
-        The configuration; that of Keras 3 comes back as it is.
+        The configuration; unchanged if Keras 3 wrote it.
 
     Raises:
         ModelFileError: a layer, which is named, has no translation.
@@ -177,7 +178,7 @@ def translate(config: Config, version: str, origin: Path) -> Config:
 
 
 class _UntranslatedError(ValueError):
-    """A layer cannot be said in the words of Keras 3."""
+    """A layer has no counterpart in Keras 3."""
 
 
 def _model(config: Config, old: bool) -> Config:
@@ -198,7 +199,7 @@ def _model(config: Config, old: bool) -> Config:
 
 
 def _renumber_calls(model: Config, layers: list[Config]) -> None:
-    """Counts calls of inner models from 0: in Keras 2 their own graph was call 0."""
+    """Numbers calls of inner models from 0; Keras 2 counts their own graph as 0."""
     kinds = {_name(layer): layer["class_name"] for layer in layers if _is_model(layer)}
     called = {name for name in kinds if 0 not in _calls_of(name, layers)}
 
@@ -210,13 +211,13 @@ def _renumber_calls(model: Config, layers: list[Config]) -> None:
     for layer in layers:
         if "inbound_nodes" in layer:
             layer["inbound_nodes"] = _changed(layer["inbound_nodes"], moved(called))
-    if "output_layers" in model:  # where Keras 3 does so itself, but for Sequential
+    if "output_layers" in model:  # Keras 3 handles these, except for Sequential
         names = {name for name in called if kinds[name] == "Sequential"}
         model["output_layers"] = _changed(model["output_layers"], moved(names))
 
 
 def _unwrap(model: Config) -> None:
-    """Takes one input or output for itself: in Keras 3 lists of one stay lists."""
+    """Replaces lists of one input or output by the tensor; Keras 3 keeps such lists."""
     for key in ("input_layers", "output_layers"):
         tensors = model.get(key)
         if isinstance(tensors, list) and len(tensors) == 1:
@@ -229,7 +230,7 @@ def _is_model(layer: Config) -> bool:
 
 
 def _calls_of(name: str, layers: list[Config]) -> set[int]:
-    """Numbers of the calls of a layer whose results others read."""
+    """Returns the numbers of those calls of a layer whose results are used."""
     found: set[int] = set()
 
     def seen(item: list) -> list:
@@ -242,7 +243,7 @@ def _calls_of(name: str, layers: list[Config]) -> set[int]:
 
 
 def _rename_layers(model: Config, layers: list[Config]) -> None:
-    """Writes `_` for the `/` in names, which Keras 3 does not allow."""
+    """Replaces `/` in names, which Keras 3 does not allow, by `_`."""
     names = [_name(layer) for layer in layers]
     new: dict[str, str] = {}
     for name in (name for name in names if "/" in name):
@@ -265,7 +266,7 @@ def _rename_layers(model: Config, layers: list[Config]) -> None:
 
 
 def _changed(value: Any, change: Callable[[list], list]) -> Any:
-    """References such as ["conv1/conv", 0, 0], however deep in a value, changed."""
+    """Applies a change to references such as ["conv1/conv", 0, 0] at any depth."""
     if isinstance(value, dict):
         return {key: _changed(item, change) for key, item in value.items()}
     if not isinstance(value, list):
@@ -279,7 +280,7 @@ def _layer(layer: Config, old: bool) -> Config:
     options = layer["config"]
     if isinstance(options, list) or "layers" in options:
         return _model(layer, old)
-    if "module" in layer:  # Keras 3 wrote it, or means it
+    if "module" in layer:  # has the form of Keras 3 already
         return layer
     name = layer.get("class_name")
     if name in ("TFOpLambda", "SlicingOpLambda"):
@@ -314,7 +315,7 @@ def accepted_options(layer: type) -> set[str]:
     """Returns the names of the arguments that a layer class of Keras takes.
 
     Args:
-        layer: the class; what it passes on to its bases counts too.
+        layer: the class; arguments that it passes on to its bases are included.
     """
     names: set[str] = set(_TAKEN)
     for base in layer.__mro__:
@@ -328,7 +329,7 @@ def accepted_options(layer: type) -> set[str]:
 
 
 def _check_axis(layer: Config, found: type) -> None:
-    """Refuses axes that Keras 3 drops when it reads them from such a file."""
+    """Refuses values of `axis` that Keras 3 ignores when it reads such a file."""
     options = layer["config"]
     if "axis" not in options:
         return
@@ -354,7 +355,7 @@ def _refuse_other_meaning(layer: Config) -> None:
 
 
 def _called_function(layer: Config) -> Config:
-    """Returns the layer that computes what a called function of TensorFlow does."""
+    """Returns the layer that replaces a call of a TensorFlow function."""
     function = str(layer["config"].get("function"))
     short = function.rpartition(".")[2]
     nodes = layer.get("inbound_nodes")

@@ -1,4 +1,4 @@
-"""What other libraries call the layers of our networks, and how theirs differ."""
+"""Names and differences of our networks' layers in Keras and torchvision."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Layout:
     Args:
         source: The network there, such as `"keras.applications.ResNet50"`.
         layers: Our layer name -> theirs, in the order of our network.
-        epsilon: Of their batch normalizations; None: as ours.
+        epsilon: Epsilon of their batch normalizations; None: as ours.
         conv_bias: Whether their convolutions add a bias where ours, followed by a
             batch normalization, have none.
-        options: What our builder must be called with to compute the same.
+        options: Arguments of our builder for the same results.
         scaling: Flags that scale images as the published weights expect.
         channels: Order of colours that the published weights expect.
     """
@@ -37,19 +37,19 @@ class Layout:
 
     @property
     def library(self) -> str:
-        """`"keras"` or `"torchvision"`."""
+        """Library of the network: `"keras"` or `"torchvision"`."""
         return self.source.split(".")[0]
 
 
 def _resnet_layers(counts: tuple[int, ...], convolutions: int) -> Iterator[str]:
-    """Our names of the layers of a ResNet with an ImageNet stem."""
+    """Yields our names of the layers of a ResNet with an ImageNet stem."""
     yield from ("stem_conv", "stem_bn")
     for stage, count in enumerate(counts, 1):
         for block in range(1, count + 1):
             prefix = f"stage{stage}_block{block}_"
             for number in range(1, convolutions + 1):
                 yield from (f"{prefix}conv{number}", f"{prefix}bn{number}")
-            # A basic block of the first stage neither shrinks nor widens.
+            # Basic blocks of the first stage need no shortcut convolution.
             if block == 1 and (stage > 1 or convolutions == 3):
                 yield from (f"{prefix}shortcut", f"{prefix}shortcut_bn")
     yield "head_dense"
@@ -79,7 +79,7 @@ def _resnet50_in_keras(name: str) -> str:
 
 
 def _mobilenet_blocks() -> list[tuple[str, bool]]:
-    """Prefix of each block's layers, and whether the block expands."""
+    """Returns the prefix of each block's layer names, and whether the block expands."""
     return [
         (f"stage{stage}_block{block}_", expansion != 1)
         for stage, (expansion, _, blocks, _) in enumerate(STAGES, 1)
@@ -135,7 +135,7 @@ def _renamed(names: Iterator[str], rename: Callable[[str], str]) -> dict[str, st
 _TORCHVISION_SCALING = (
     "--scaling=mean_std --mean=0.485,0.456,0.406 --std=0.229,0.224,0.225"
 )
-# Means 123.68, 116.779, 103.939 of pixels in 0..255, not divided by anything.
+# Means 123.68, 116.779, 103.939 of pixels in 0..255; no division by a deviation.
 _CAFFE_SCALING = (
     "--scaling=mean_std --mean=0.485020,0.457957,0.407604 "
     "--std=0.00392157,0.00392157,0.00392157"

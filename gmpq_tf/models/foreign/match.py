@@ -1,4 +1,4 @@
-"""Match the tensors of a weight file with the variables of a model."""
+"""Matches the tensors of a weight file with the variables of a model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _IN_TORCHVISION = {
     "moving_mean": "running_mean",
     "moving_variance": "running_var",
 }
-# Which axis of PyTorch's kernel each axis of ours is: (out, in, height, width) there.
+# The axis of PyTorch's kernel (out, in, height, width) for each axis of ours.
 _AXES_IN_TORCHVISION = {
     "Conv2D": (2, 3, 1, 0),
     "DepthwiseConv2D": (2, 3, 0, 1),
@@ -33,7 +33,7 @@ class Slot:
 
     Args:
         name: Name of the stored tensor.
-        axes: Which axis of the stored tensor each of ours is.
+        axes: The axis of the stored tensor for each axis of our variable.
         shape: Shape that the stored tensor must have.
     """
 
@@ -52,11 +52,11 @@ def find_slots(model: keras.Model, layout: Layout) -> Slots:
 
     Args:
         model: Built by one of `MODELS`.
-        layout: What the file calls its layers.
+        layout: Names of the layers in the file.
 
     Returns:
-        The slots in the order of the model; where the layout has a bias that ours
-        lacks, one for it too.
+        The slots in the order of the model, with further ones for biases that the file
+        has and our convolutions lack.
     """
     slots = {}
     for layer in model.layers:
@@ -82,7 +82,7 @@ def _slot(
 
 
 def new_classifier(model: keras.Model, slots: Slots, file: WeightFile) -> list[str]:
-    """Returns the dense layers that other classes or another image size leave new.
+    """Returns the dense layers that stay new because of other classes or image size.
 
     Args:
         model: The model to fill.
@@ -90,8 +90,8 @@ def new_classifier(model: keras.Model, slots: Slots, file: WeightFile) -> list[s
         file: The stored tensors.
 
     Returns:
-        Names of the dense layers from the first on whose kernel is stored for another
-        number of classes (the last layer) or of pixels (one before it).
+        Names of all dense layers from the first one whose stored kernel is for another
+        number of classes (the last layer) or of pixels (an earlier layer).
     """
     dense = [x.name for x in model.layers if isinstance(x, keras.layers.Dense)]
     for index, name in enumerate(dense):
@@ -109,12 +109,12 @@ def check_names(name: str, slots: Slots, file: WeightFile) -> None:
     """Refuses a file that lacks a tensor or has one too many.
 
     Args:
-        name: Of the model, for the message.
-        slots: Of the whole model.
+        name: Name of the model, for the message.
+        slots: Slots of the whole model.
         file: The stored tensors.
 
     Raises:
-        WeightsError: It does; names the first such tensor and the nearest name.
+        WeightsError: The names differ; the message has the first and the nearest name.
     """
     needed = [slot.name for slot in slots.values()]
     missing = [x for x in needed if x not in file.tensors]
@@ -141,12 +141,12 @@ def check_shapes(name: str, slots: Slots, file: WeightFile) -> None:
     """Refuses a file with a tensor of another shape.
 
     Args:
-        name: Of the model, for the message.
-        slots: Of the layers to fill; every tensor is there.
+        name: Name of the model, for the message.
+        slots: Slots of the layers to fill; their tensors must be in the file.
         file: The stored tensors.
 
     Raises:
-        WeightsError: It has one; names the first.
+        WeightsError: A shape differs; the message names the first such tensor.
     """
     for slot in slots.values():
         shape = file.tensors[slot.name].shape
@@ -160,7 +160,7 @@ def check_shapes(name: str, slots: Slots, file: WeightFile) -> None:
 
 
 def hint(name: str, file: WeightFile) -> str:
-    """Returns a sentence that says which other model a file is of, or nothing."""
+    """Returns a sentence that names the model a file belongs to, or an empty text."""
     stored = set(stored_layers(file))
     for other, layouts in LAYOUTS.items():
         for layout in layouts:
@@ -175,14 +175,17 @@ def convert(
 ) -> Values:
     """Returns the values of our variables.
 
-    What the source computes and ours cannot hold is folded into what ours has: another
-    epsilon into gamma, the bias of a convolution into the moving mean.
+    Where the source has parameters that our layers lack, they are folded into others: a
+    different epsilon into gamma, the bias of a convolution into the moving mean.
 
     Args:
         model: The model to fill.
-        layout: Of the file.
-        slots: Of the layers to fill; names and shapes have been checked.
+        layout: Layout of the file.
+        slots: Slots of the layers to fill; names and shapes have been checked.
         file: The stored tensors.
+
+    Returns:
+        (layer, variable) -> float32 array in the shape of our variable.
     """
     values = {
         key: file.tensors[slot.name].transpose(slot.axes) for key, slot in slots.items()
@@ -198,7 +201,7 @@ def convert(
 def _match_epsilon(
     layer: keras.layers.Layer, epsilon: float | None, values: Values
 ) -> None:
-    """Scales gamma so that gamma / sqrt(variance + epsilon) is the source's."""
+    """Scales gamma so that gamma / sqrt(variance + epsilon) equals the source's."""
     if epsilon is not None:
         # In float64, because variances may be as small as epsilon.
         variance: np.ndarray = values[layer.name, "moving_variance"].astype(float)
@@ -207,7 +210,7 @@ def _match_epsilon(
 
 
 def _fold_bias(layer: keras.layers.Layer, values: Values) -> None:
-    """Subtracts a bias from the mean that the normalization after it subtracts."""
+    """Subtracts a convolution's bias from the moving mean of the next normalization."""
     bias = values.pop((layer.name, "bias"))
     normalization = (
         f"{layer.name}_bn"
@@ -219,13 +222,13 @@ def _fold_bias(layer: keras.layers.Layer, values: Values) -> None:
 
 
 def assign(model: keras.Model, values: Values, reverse_channels: bool) -> None:
-    """Gives a model its values.
+    """Assigns values to the variables of a model.
 
     Args:
         model: The model to fill.
         values: From `convert`.
-        reverse_channels: Whether the first convolution is for the reverse order of
-            colours; it is turned round.
+        reverse_channels: Whether the first kernel expects colours in reverse order
+            (BGR); its input channels are then reversed.
     """
     if reverse_channels:
         first = next(x for x in model.layers if isinstance(x, keras.layers.Conv2D))

@@ -1,4 +1,4 @@
-"""Built-in networks with published or stored weights, every tensor accounted for."""
+"""Builds networks with published or stored weights; no tensor may be left over."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from gmpq_tf.models.foreign.match import (
 from gmpq_tf.models.ssd import BACKBONES
 from gmpq_tf.spelling import lookup, suggest
 
-PUBLISHED = "imagenet"  # What `weights` says instead of a path.
+PUBLISHED = "imagenet"  # Value of `weights` for published ones, instead of a path.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +60,13 @@ def build_pretrained(
 ) -> Pretrained:
     """Builds a built-in model and gives it weights.
 
-    The classifier alone may differ: with another number of classes than the weights
-    have it is left as initialized (of VGG-16, whose first dense layer depends on the
-    size of the image, all dense layers are with another size).
+    Only the classifier may differ: for another number of classes it stays as
+    initialized. In VGG-16 the first dense layer depends on the image size, so for
+    another size all dense layers stay as initialized.
 
     Args:
-        name: A name in `MODELS`; a detector takes those of its backbone's classifier,
-            too, or its own.
+        name: A name in `MODELS`; a detector takes its own weights, or those of its
+            backbone's classifier.
         input_shape: Height, width, channels.
         num_classes: Number of outputs.
         weights: `"imagenet"`: those that keras.applications publishes; or a file: see
@@ -76,7 +76,7 @@ def build_pretrained(
         **options: Arguments of that model's own function.
 
     Returns:
-        The model, and what to tell its user.
+        The model, and sentences for its user.
 
     Raises:
         WeightsError: No such weights, a tensor is missing, left over or of another
@@ -116,11 +116,12 @@ def _with_backbone(
     channels: str,
     **options: Any,
 ) -> Pretrained:
-    """A detector whose backbone has the weights of a classifier."""
+    """Builds a detector whose backbone has the weights of a classifier."""
     classifier = BACKBONES[name]
     known = inspect.signature(MODELS[classifier]).parameters
     shared = {key: value for key, value in options.items() if key in known}
-    # The classifier's own size: dense layers are not needed, and may depend on it.
+    # The classifier is built for its own image size: its dense layers, which may depend
+    # on the size, are not used here.
     shape = (SMALL_IMAGE, SMALL_IMAGE, input_shape[2])
     found = build_pretrained(
         classifier, shape, num_classes, weights, channels, **shared
@@ -182,7 +183,7 @@ def _network(layout: Layout) -> Any:
 
 
 def _choose_layout(name: str, file: WeightFile) -> Layout:
-    """The layout whose names a file uses: another library's, or our own."""
+    """Returns the layout whose names a file uses: another library's or our own."""
     rows = [x for x in LAYOUTS.get(name, ()) if x.library == file.library]
     if file.library == "torchvision":
         if not rows:
@@ -213,9 +214,10 @@ def _own_layout(name: str, file: WeightFile) -> Layout:
 
 
 def _renamed_by_order(file: WeightFile, layout: Layout) -> WeightFile:
-    """Rename the layers of a Keras 2 file as Keras itself matches them: by order.
+    """Renames the layers of a Keras 2 file by order, as Keras itself matches them.
 
-    The file that is published for MobileNetV2 has names that no network has any more.
+    The file published for MobileNetV2 has layer names that keras.applications no longer
+    uses.
     """
     stored, theirs = stored_layers(file), set(layout.layers.values())
     if not file.ordered or len(stored) != len(theirs) or set(stored) == theirs:
