@@ -47,8 +47,9 @@ class DataConfig:
             a new model as they are stored (a folder as grey if all its images are).
         labels: `"none"`: the images have no labels, or labels of other classes than the
             model's. Then all images below a folder are read, and functions that need
-            labels refuse them. None: the data set has labels; in a folder they are the
-            names of sub-folders.
+            labels refuse them. `"crops"`: each object of a data set with boxes is cut
+            out and becomes an image of its class. None: the data set has labels; in a
+            folder they are the names of sub-folders.
 
     Raises:
         DataError: A value is out of range or a name is unknown.
@@ -68,7 +69,7 @@ class DataConfig:
     cache: bool = True
     download: bool | None = None
     channels: int | None = None
-    labels: Literal["none"] | None = None
+    labels: Literal["none", "crops"] | None = None
 
     def __post_init__(self) -> None:
         _check_integer("batch_size", self.batch_size, low=1)
@@ -81,9 +82,10 @@ class DataConfig:
                 f"Received: channels={self.channels!r}. Leave it out to read images as "
                 "the model does."
             )
-        if self.labels not in (None, "none"):
+        if self.labels not in (None, "none", "crops"):
             raise DataError(
-                "`labels` must be 'none', or None where the data set has labels. "
+                "`labels` must be 'none', 'crops' (the objects of a data set with "
+                "boxes), or None where the data set has labels. "
                 f"Received: labels={self.labels!r}. Leave it out, or give 'none'."
             )
         _check_validation_size(self.validation_size)

@@ -8,6 +8,7 @@ from gmpq_tf.data.coco_json import is_coco, load_coco_json
 from gmpq_tf.data.config import DataConfig
 from gmpq_tf.data.digits import load_digits
 from gmpq_tf.data.folder import expanded, load_folder
+from gmpq_tf.data.object_crops import crops_of
 from gmpq_tf.data.spec import DatasetSpec
 from gmpq_tf.data.tfds_objects import load_tfds_objects
 from gmpq_tf.data.tfds_sets import load_tfds
@@ -96,6 +97,16 @@ def find_spec(name: str) -> DatasetSpec:
     if row is not None and row.source in (load_tfds, load_tfds_objects):
         return dataclasses.replace(row, name=name, num_classes=None)
     return DatasetSpec(name, load_tfds)
+
+
+def spec_of(config: DataConfig) -> DatasetSpec:
+    """`find_spec` of a configuration, which may ask for objects as images.
+
+    Raises:
+        DataError: it does, and the data set has no boxes.
+    """
+    spec = find_spec(config.dataset)
+    return crops_of(spec) if config.labels == "crops" else spec
 
 
 def _kind_of(path: Path) -> str:

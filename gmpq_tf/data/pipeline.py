@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from gmpq_tf.data.augment import AUGMENTATIONS, Augmentation, augment_batch
 from gmpq_tf.data.config import DataConfig
-from gmpq_tf.data.datasets import find_spec, with_defaults
+from gmpq_tf.data.datasets import spec_of, with_defaults
 from gmpq_tf.data.decoding import height_width, resize
 from gmpq_tf.data.errors import DataError
 from gmpq_tf.data.folder import check_files
@@ -290,7 +290,7 @@ def load_dataset(
     Raises:
         DataError: The set is unknown, not on disk, or not usable as it is.
     """
-    spec = find_spec(config.dataset)
+    spec = spec_of(config)
     config = _as_read(with_defaults(config, spec), spec, reads)
     _check_augment(config, spec)
     raw = spec.source(dataclasses.replace(config, channels=_asked(config, reads)), spec)

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from gmpq_tf.data import Dataset, InputScaling, pixel_affine
-from gmpq_tf.data.datasets import find_spec
+from gmpq_tf.data.datasets import spec_of
 from gmpq_tf.task import Numbers, TaskError, classifier_kind
 from gmpq_tf.train.recipe import make_loss
 from gmpq_tf.transform.rewrite import flattened
@@ -146,7 +146,7 @@ def _surer(right: np.ndarray, losses: np.ndarray, tried: list[tuple]) -> str | N
 def _others(dataset: Dataset) -> Iterator[InputScaling]:
     """Yields the other input scalings that models are usually trained with."""
     given = dataset.config.input_scaling()
-    spec = find_spec(dataset.config.dataset)
+    spec = spec_of(dataset.config)
     for kind in ("0..255", "0..1", "-1..1"):
         if kind != given.kind:
             yield InputScaling(kind)

@@ -84,8 +84,8 @@ def _check_decides(point: Point) -> None:
             "Received: evaluate.output_kind=numbers. Leave it out."
         )
     for stage, flags in point.items():
-        name = flags.get("dataset")
-        if isinstance(name, str) and find_spec(name).holds != "classes":
+        name, crops = flags.get("dataset"), flags.get("labels") == "crops"
+        if isinstance(name, str) and not crops and find_spec(name).holds != "classes":
             raise StageError(
                 "A sweep draws accuracies, which images with boxes do not have. "
                 f"Received: {stage}.dataset={name!r}. Fine-tune and evaluate each "
