@@ -40,6 +40,9 @@ BACKBONES = {
     "ssd_resnet8": "resnet8",
 }
 
+# Pixels of the classifier whose dense layers become convolutions of the detector.
+DENSE_SIDES = {"ssd300_vgg16": 224}
+
 SourceNorm = Literal["batch", "l2"]
 
 
@@ -59,7 +62,8 @@ def ssd300_vgg16(
         num_classes: Number of classes, without background.
         classifier_activation: None for logits, or such as `"softmax"`.
         source_norm: How the feature map of stage 4 is normalized for its heads:
-            `"batch"`, or `"l2"` over the channels, times a learned scale of 20.
+            `"batch"`, or `"l2"` over the channels, times a learned scale of 20, which
+            a file computes in float (`float_layers="allow"`) or not at all.
     """
     inputs = keras.Input(input_shape, name="image")
     *_, fourth, fifth = vgg16_features(inputs, _halve_rounding_up)

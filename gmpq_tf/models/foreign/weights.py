@@ -12,6 +12,7 @@ import keras
 
 from gmpq_tf.models.blocks import SMALL_IMAGE
 from gmpq_tf.models.builtin import MODELS, build_model
+from gmpq_tf.models.foreign.dense_as_conv import dense_as_conv
 from gmpq_tf.models.foreign.files import (
     WeightFile,
     WeightsError,
@@ -30,7 +31,7 @@ from gmpq_tf.models.foreign.match import (
     new_classifier,
     stored_layers,
 )
-from gmpq_tf.models.ssd import BACKBONES
+from gmpq_tf.models.ssd import BACKBONES, DENSE_SIDES
 from gmpq_tf.spelling import lookup, suggest
 
 PUBLISHED = "imagenet"  # Value of `weights` for published ones, instead of a path.
@@ -44,10 +45,12 @@ class Pretrained:
         model: The network.
         notes: Sentences for the log: what was loaded, what was left new, which images
             the weights expect.
+        new: Layers that were left at their initialization.
     """
 
     model: keras.Model
     notes: tuple[str, ...]
+    new: tuple[str, ...] = ()
 
 
 def build_pretrained(
@@ -101,7 +104,7 @@ def build_pretrained(
     order = layout.channels if published else channels
     values = convert(model, layout, kept, file)
     assign(model, values, reverse_channels=order == "bgr")
-    return Pretrained(model, _notes(layout, file, slots, new, order))
+    return Pretrained(model, _notes(layout, file, slots, new, order), tuple(new))
 
 
 def _is_of_another(weights: str | Path, name: str) -> bool:
@@ -120,9 +123,10 @@ def _with_backbone(
     classifier = BACKBONES[name]
     known = inspect.signature(MODELS[classifier]).parameters
     shared = {key: value for key, value in options.items() if key in known}
-    # The classifier is built for its own image size: its dense layers, which may depend
-    # on the size, are not used here.
-    shape = (SMALL_IMAGE, SMALL_IMAGE, input_shape[2])
+    # Dense layers depend on the size of the classifier's images; they are not used
+    # unless they become convolutions.
+    side = DENSE_SIDES.get(name, SMALL_IMAGE)
+    shape = (side, side, input_shape[2])
     found = build_pretrained(
         classifier, shape, num_classes, weights, channels, **shared
     )
@@ -131,17 +135,27 @@ def _with_backbone(
         options["padding"] = "symmetric"
     model = build_model(name, input_shape, num_classes, **options)
     sources = {layer.name: layer for layer in found.model.layers if layer.weights}
-    new = []
+    new, cut, follows = [], [], True
     for layer in filter(lambda each: each.weights, model.layers):
         source = sources.get(layer.name)
+        values = None if source is None else source.get_weights()
+        if isinstance(source, keras.layers.Dense):
+            # What follows one that is new was not trained on its outputs.
+            follows = follows and layer.name not in found.new
+            values = dense_as_conv(*values, layer.kernel.shape) if follows else None
+            follows = values is not None
+            cut += [layer.name] if follows else []
         shapes = [tuple(w.shape) for w in layer.weights]
-        if source is None or [tuple(w.shape) for w in source.weights] != shapes:
+        if values is None or [value.shape for value in values] != shapes:
             new.append(layer.name)
         else:
-            layer.set_weights(source.get_weights())
+            layer.set_weights(values)
     left = f"Left at a new initialization: {', '.join(new)}."
     notes = [note for note in found.notes if not note.startswith("Left at")]
-    return Pretrained(model, (*notes, left))
+    if cut:
+        text = f"Of {', '.join(cut)} every third row and column, every fourth channel."
+        notes.append(text)
+    return Pretrained(model, (*notes, left), tuple(new))
 
 
 def _check_channels(channels: str) -> None:
