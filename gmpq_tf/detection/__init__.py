@@ -6,7 +6,7 @@ Boxes are (ymin, xmin, ymax, xmax) as shares of the image's height and width.
 from gmpq_tf.detection.coco_ap import CocoAP
 from gmpq_tf.detection.default_boxes import BoxError, DefaultBoxes, ssd_boxes
 from gmpq_tf.detection.default_boxes_layer import DefaultBoxesLayer, default_boxes_of
-from gmpq_tf.detection.detections import Detections, decode_and_suppress
+from gmpq_tf.detection.detections import Detections, decode_and_suppress, suppress
 from gmpq_tf.detection.losses import BoxLoss, HardNegativeCrossEntropy
 from gmpq_tf.detection.matching import match, targets
 from gmpq_tf.detection.mean_ap import APReport, ClassAP, MeanAP
@@ -26,5 +26,6 @@ __all__ = [
     "default_boxes_of",
     "match",
     "ssd_boxes",
+    "suppress",
     "targets",
 ]

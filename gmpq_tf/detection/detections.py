@@ -78,10 +78,57 @@ def decode_and_suppress(
         )
     first, second = default_boxes.variances
     boxes = decode(offsets, default_boxes.centers(), (first, second))
-    shares = tf.nn.softmax(scores) if from_logits else tf.constant(scores)
+    shares = np.asarray(tf.nn.softmax(scores)) if from_logits else scores
+    return _best(boxes, shares[..., 1:], score_threshold, iou_threshold, max_detections)
+
+
+def suppress(
+    boxes: Any,
+    scores: Any,
+    score_threshold: float = 0.01,
+    iou_threshold: float = 0.45,
+    max_detections: int = 200,
+) -> Detections:
+    """Keeps the best boxes of each class: what is left to do of any detector's boxes.
+
+    Args:
+        boxes: [B, N, 4] as (ymin, xmin, ymax, xmax), shares of the image.
+        scores: [B, N, classes], 0 to 1, without background.
+        score_threshold: 0 to 1.
+        iou_threshold: 0 to 1.
+        max_detections: K, of each class and of all.
+
+    Returns:
+        What was found.
+
+    Raises:
+        BoxError: the arrays do not fit each other, or are not finite.
+    """
+    boxes, scores = np.asarray(boxes, "float32"), np.asarray(scores, "float32")
+    if boxes.ndim != 3 or boxes.shape[-1] != 4 or scores.shape[:2] != boxes.shape[:2]:
+        raise BoxError(
+            "Boxes must be [batch, N, 4] and scores [batch, N, classes]. Received: "
+            f"{boxes.shape} and {scores.shape}. Reshape the maps of each level to "
+            "[batch, rows * columns * anchors, ...] and concatenate them along axis 1."
+        )
+    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+        raise BoxError(
+            "Boxes and scores must be finite. Received: NaN or infinity. Look at the "
+            "outputs of the detector, and at the exponential in its decoding."
+        )
+    return _best(boxes, scores, score_threshold, iou_threshold, max_detections)
+
+
+def _best(
+    boxes: Any,
+    scores: Any,
+    score_threshold: float,
+    iou_threshold: float,
+    max_detections: int,
+) -> Detections:
     found = tf.image.combined_non_max_suppression(
         tf.constant(boxes)[:, :, None],
-        shares[..., 1:],
+        scores,
         max_output_size_per_class=max_detections,
         max_total_size=max_detections,
         iou_threshold=iou_threshold,
