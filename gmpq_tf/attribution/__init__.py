@@ -4,6 +4,7 @@ from gmpq_tf.attribution.grad_cam import (
     are_classes,
     attribution_map,
     grad_cam,
+    labels_to_boxes,
     labels_to_classes,
 )
 from gmpq_tf.attribution.head import split_head
@@ -24,6 +25,7 @@ __all__ = [
     "drawn_images",
     "generalization_risk",
     "grad_cam",
+    "labels_to_boxes",
     "labels_to_classes",
     "rank_distance",
     "resize_maps",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -56,11 +57,20 @@ def class_scores(logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
     `-logit` for class 0. If an image has several labels, their scores are added. A
     class that does not exist has the score 0, and so a map of zeros.
 
+    Of a detector it is the mean over the default boxes i with an object to find,
+    `mean_i logits[b, i, classes[b, i]]`, and 0 where there is none.
+
     Args:
-        logits: [B, C], or [B, 1] for two classes.
+        logits: [B, C], or [B, 1] for two classes; of a detector [B, N, C + 1], the
+            background first.
         classes: integers [B]; or, for several labels an image, [B, C] with 1 for each
-            label and 0 elsewhere.
+            label and 0 elsewhere; of a detector [B, N], 0: background.
     """
+    if logits.shape.rank == 3:
+        found = tf.cast(classes > 0, logits.dtype)
+        picked = tf.gather(logits, tf.maximum(classes, 0), batch_dims=2)
+        count = tf.maximum(tf.reduce_sum(found, -1), 1)
+        return tf.reduce_sum(found * picked, -1) / count
     if classes.shape.rank == 2:
         mask = tf.cast(classes, logits.dtype)
     elif logits.shape[-1] == 1:
@@ -72,15 +82,18 @@ def class_scores(logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
 
 
 def predicted_classes(logits: tf.Tensor) -> tf.Tensor:
-    """The class of the largest score, [B]; for a single logit 1 where it is above 0."""
+    """The class of the largest score, [B]; for a single logit 1 where it is above 0.
+
+    Of a detector that of each default box, [B, N].
+    """
     if logits.shape[-1] == 1:
         return tf.cast(logits[:, 0] > 0, tf.int64)
     return tf.argmax(logits, axis=-1)
 
 
 def grad_cam(
-    head: keras.Model, feature: tf.Tensor, classes: tf.Tensor | None, training: bool
-) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    head: keras.Model, feature: Any, classes: tf.Tensor | None, training: bool
+) -> tuple[tf.Tensor, list[Any]]:
     """Attribution maps (eq. 3 and 4) and the head's outputs, in one pass of the head.
 
     The score depends on the feature map through the head alone, so the gradient of
@@ -91,22 +104,25 @@ def grad_cam(
 
     Args:
         head: feature map -> [logits, model output], as `split_head` returns it.
-        feature: [B, H, W, C], or [B, T, C].
+        feature: [B, H, W, C], or [B, T, C]; of a detector a list of that and of what
+            else the head reads, which counts as constant.
         classes: class of each image, integers [B], or labels [B, C], as
-            `labels_to_classes` returns them; None: the predicted class.
+            `labels_to_classes` returns them; of a detector of each default box, [B, N];
+            None: those predicted.
         training: mode the head runs in.
 
     Returns:
         (maps [B, H, W], or [B, 1, T]; [logits, output]).
     """
+    first = feature[0] if isinstance(feature, (list, tuple)) else feature
     with tf.GradientTape() as tape:
-        tape.watch(feature)
+        tape.watch(first)
         logits, output = head(feature, training=training)
         if classes is None:
             classes = predicted_classes(logits)
         scores = class_scores(logits, tf.convert_to_tensor(classes))
-    gradient = tape.gradient(scores, feature)
-    return attribution_map(feature, gradient), [logits, output]
+    gradient = tape.gradient(scores, first)
+    return attribution_map(first, gradient), [logits, output]
 
 
 def labels_to_classes(
@@ -169,3 +185,30 @@ def are_classes(classes: tf.Tensor, num_classes: int) -> tf.Tensor:
     if classes.shape.rank == 2:
         return tf.reduce_any(classes > 0, axis=-1)
     return (classes >= 0) & (classes < max(num_classes, 2))
+
+
+def labels_to_boxes(labels: Any, count: int) -> tf.Tensor:
+    """Classes of default boxes from the labels of a detector.
+
+    Args:
+        labels: "scores" [B, N] in a mapping, class + 1 and 0 for the background, as
+            `gmpq_tf.detection.targets` makes them; or those alone.
+        count: N of the model.
+
+    Returns:
+        Integers [B, N].
+
+    Raises:
+        ValueError: labels of another form.
+    """
+    scores = labels.get("scores") if isinstance(labels, Mapping) else labels
+    shape = None if scores is None else tf.convert_to_tensor(scores).shape
+    if shape is None or shape.rank != 2 or shape[-1] != count:
+        known = sorted(labels) if isinstance(labels, Mapping) else type(labels).__name__
+        raise ValueError(
+            f"Attribution of a detector needs the class of each of its {count} default "
+            f"boxes, [batch, {count}]. Received: labels {known} with scores of shape "
+            f"{shape}. Encode the objects by `gmpq_tf.detection.targets`, or search "
+            "with eta=0 (no attribution)."
+        )
+    return tf.cast(scores, tf.int64)

@@ -1,17 +1,27 @@
-"""Split a classifier at its last feature map."""
+"""Split a model at its last feature map."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import keras
 
-from gmpq_tf.graph import Call, Graph, GraphError, KernelPart, read_graph
+from gmpq_tf.detection import DefaultBoxesLayer, default_boxes_of
+from gmpq_tf.graph import (
+    Call,
+    Graph,
+    GraphError,
+    KernelPart,
+    functional_of,
+    is_searchable,
+    read_graph,
+)
 from gmpq_tf.kernel_kinds import KERNEL_KINDS
 from gmpq_tf.spelling import suggest
 from gmpq_tf.transform.front import keras_tensor, split_front
-from gmpq_tf.transform.rewrite import flattened, logits_of
+from gmpq_tf.transform.rewrite import all_scores, flattened, logits_of
 
 
 def split_head(
@@ -19,14 +29,19 @@ def split_head(
     feature_layer: str | None = None,
     front: Sequence[str] = (),
 ) -> tuple[keras.Model, keras.Model]:
-    """Split a classifier into `backbone` (image -> A) and `head` (A -> scores).
+    """Split a model into `backbone` (image -> A) and `head` (A -> scores).
+
+    Of a detector the backbone returns a list: A, and what else the head reads, such as
+    the scores of levels before A (`attributed_map`).
 
     Args:
         model: functional classifier, one input and one output
-            [B, classes] (or [B, 1] for two classes), logits, softmax or sigmoid.
+            [B, classes] (or [B, 1] for two classes), logits, softmax or sigmoid; or a
+            detector with default boxes.
         feature_layer: layer whose output is A; None: the last [B, H, W, C] tensor with
             more than one pixel that every path to the output passes through, or, where
-            there is none, the last such [B, T, C] tensor with more than one step.
+            there is none, the last such [B, T, C] tensor with more than one step; of a
+            detector see `attributed_map`.
         front: names of leading layers that the caller runs first (see `split_front`);
             the backbone takes their results.
 
@@ -35,23 +50,27 @@ def split_head(
         model's layers, or those of a copy where it holds nested models.
 
     Raises:
-        GraphError: there is no such tensor, or the model is not a classifier.
+        GraphError: there is no such tensor, or the model is neither a classifier nor a
+            detector.
     """
     model = flattened(model)
     graph = read_graph(model)
-    if len(graph.outputs) != 1 or len(graph.shapes[graph.outputs[0]]) != 2:
-        shapes = [graph.shapes[i] for i in graph.outputs]
-        raise GraphError(
-            "Attribution needs a classifier with one output of shape (batch, classes). "
-            f"Received: model={model.name!r} with outputs {shapes}. "
-            "Search with eta=0 (no attribution)."
-        )
-    index = last_feature_map(graph, feature_layer)
     if feature_layer is not None and feature_layer in front:
         raise GraphError(
             "The attributed layer must lie behind the layers that change the image. "
             f"Received: feature_layer={feature_layer!r}. Name a convolution."
         )
+    if default_boxes_of(model) is not None:
+        return _split_detector(model, graph, feature_layer, front)
+    if len(graph.outputs) != 1 or len(graph.shapes[graph.outputs[0]]) != 2:
+        shapes = [graph.shapes[i] for i in graph.outputs]
+        raise GraphError(
+            "Attribution needs a classifier with one output of shape (batch, classes), "
+            "or a detector with default boxes. "
+            f"Received: model={model.name!r} with outputs {shapes}. "
+            "Search with eta=0 (no attribution)."
+        )
+    index = last_feature_map(graph, feature_layer)
     feature = keras_tensor(model, graph, index)
     _, backbone = split_front(model, front, feature)
     logits, output = logits_of(model), model.outputs[0]
@@ -63,26 +82,7 @@ def split_head(
 
 def last_feature_map(graph: Graph, feature_layer: str | None = None) -> int:
     """Number of the feature map to attribute; see `split_head`."""
-    spatial = [
-        (call, i)
-        for call in graph.calls
-        for i in call.outputs
-        if _is_feature_map(graph.shapes[i]) and not _is_inside(call)
-    ]
-    if feature_layer is not None:
-        named = [i for call, i in spatial if call.name == feature_layer]
-        if not named:
-            names = [call.name for call, _ in spatial]
-            raise GraphError(
-                "The attributed layer must exist and return more than one pixel. "
-                f"Received: feature_layer={feature_layer!r}. "
-                f"{suggest(feature_layer, names)}"
-            )
-        candidates = named[-1:]
-    else:
-        last_first = [i for _, i in reversed(spatial)]
-        candidates = sorted(last_first, key=lambda i: -len(graph.shapes[i]))
-    for index in candidates:
+    for index in _candidates(graph, feature_layer):
         if _cuts(graph, index):
             return index
     raise GraphError(
@@ -92,6 +92,122 @@ def last_feature_map(graph: Graph, feature_layer: str | None = None) -> int:
         f"Received: feature_layer={feature_layer!r} and a model without one. "
         "Name another layer, or search with eta=0 (no attribution)."
     )
+
+
+def attributed_map(graph: Graph, scores: int, feature_layer: str | None = None) -> int:
+    """Number of the feature map of a detector to attribute.
+
+    The last map that the scores of all levels but one, and of more than half of them,
+    depend on: of SSD the end of its backbone, whose own scores and those of the extra
+    layers follow; a finer map that was read before is left out.
+
+    Args:
+        graph: of a detector.
+        scores: number of its scores.
+        feature_layer: layer whose output it is; None: as said.
+
+    Raises:
+        GraphError: no such map.
+    """
+    sources = [_upstream(graph, call.inputs) for call in _levels(graph, scores)]
+    least = 1 if feature_layer else max(len(sources) - 1, len(sources) // 2 + 1)
+    for index in _candidates(graph, feature_layer):
+        if sum(index in tensors for tensors in sources) >= least:
+            return index
+    raise GraphError(
+        "Grad-CAM of a detector needs a feature map (batch, height, width, channels) "
+        f"that the scores of {least} of its {len(sources)} levels depend on. "
+        f"Received: feature_layer={feature_layer!r} and a model without one. Name "
+        "another layer, or search with eta=0 (no attribution)."
+    )
+
+
+def _split_detector(
+    model: keras.Model, graph: Graph, feature_layer: str | None, front: Sequence[str]
+) -> tuple[keras.Model, keras.Model]:
+    producers, all_logits = graph.producers(), all_scores(model)
+    number = next(
+        place
+        for place, index in enumerate(graph.outputs)
+        if not isinstance(producers[index].layer, DefaultBoxesLayer)
+    )
+    index = attributed_map(graph, graph.outputs[number], feature_layer)
+    wanted = [index, *_bypassing(graph, index)]
+    read = [keras_tensor(model, graph, each) for each in wanted]
+    _, backbone = split_front(model, front, read)
+    logits = all_logits[number][0]
+
+    def renamed(output: Any) -> Any:  # Keras refuses the same tensor twice
+        again = output is logits or any(output is tensor for tensor in read)
+        name = f"{model.name}_{output._keras_history.operation.name}_output"
+        return keras.layers.Identity(name=name)(output) if again else output
+
+    struct = functional_of(model)._outputs_struct
+    outputs = keras.tree.map_structure(renamed, struct)
+    head = keras.Model(read, [logits, outputs], name=f"{model.name}_head")
+    return backbone, head
+
+
+def _levels(graph: Graph, scores: int) -> list[Call]:
+    """The layers with weights that make the scores: one a level."""
+    producers, pending, found = graph.producers(), [scores], []
+    while pending:
+        call = producers.get(pending.pop())
+        if call is not None and is_searchable(call.layer):
+            found.append(call)
+        elif call is not None:
+            pending.extend(call.inputs)
+    return found
+
+
+def _upstream(graph: Graph, tensors: Iterable[int]) -> set[int]:
+    """Tensors, and all that they are made of."""
+    producers, pending, seen = graph.producers(), list(tensors), set()
+    while pending:
+        tensor = pending.pop()
+        if tensor not in seen:
+            seen.add(tensor)
+            call = producers.get(tensor)
+            pending.extend(call.inputs if call else ())
+    return seen
+
+
+def _bypassing(graph: Graph, index: int) -> list[int]:
+    """Tensors that are read behind a feature map without depending on it."""
+    behind = {index}
+    for call in graph.calls:
+        if behind.intersection(call.inputs):
+            behind.update(call.outputs)
+    needed = _upstream(graph, graph.outputs)
+    read = {
+        tensor
+        for call in graph.calls
+        if behind.intersection(call.inputs) and needed.intersection(call.outputs)
+        for tensor in call.inputs
+    }
+    return sorted((read | set(graph.outputs)) - behind)
+
+
+def _candidates(graph: Graph, feature_layer: str | None) -> list[int]:
+    """Feature maps, images before lines, the last first; or that of a layer."""
+    spatial = [
+        (call, i)
+        for call in graph.calls
+        for i in call.outputs
+        if _is_feature_map(graph.shapes[i]) and not _is_inside(call)
+    ]
+    if feature_layer is None:
+        last_first = [i for _, i in reversed(spatial)]
+        return sorted(last_first, key=lambda i: -len(graph.shapes[i]))
+    named = [i for call, i in spatial if call.name == feature_layer]
+    if not named:
+        names = [call.name for call, _ in spatial]
+        raise GraphError(
+            "The attributed layer must exist and return more than one pixel. "
+            f"Received: feature_layer={feature_layer!r}. "
+            f"{suggest(feature_layer, names)}"
+        )
+    return named[-1:]
 
 
 def _is_feature_map(shape: tuple) -> bool:

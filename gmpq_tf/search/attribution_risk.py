@@ -17,6 +17,7 @@ from gmpq_tf.attribution import (
     drawn_images,
     generalization_risk,
     grad_cam,
+    labels_to_boxes,
     labels_to_classes,
     resize_maps,
     split_head,
@@ -63,7 +64,7 @@ class Generalization(Risk):
         self.student_parts = split_parts(hypernet, config.feature_layer, front)
         self.teacher_parts = split_parts(self.teacher, config.feature_layer, front)
         self.map_size = None
-        rank = len(self.teacher_parts.backbone.output.shape)
+        rank = len(self.teacher_parts.backbone.outputs[0].shape)
         shapes = [t.shape for t in hypernet.inputs if len(t.shape) == rank]
         if config.map_size == "input" and shapes:  # maps of lines have one row
             self.map_size = (1, *shapes[0][1:-1])[-2:]
@@ -73,13 +74,22 @@ class Generalization(Risk):
 
     @property
     def num_scores(self) -> int:
-        """Number of scores of the model: its classes, or 1 for a single logit."""
+        """Number of scores of the model: its classes, or 1 for a single logit.
+
+        Of a detector those of a default box, background included.
+        """
         return int(self.student_parts.head.outputs[0].shape[-1])
+
+    @property
+    def of_boxes(self) -> bool:
+        """Whether the model is a detector: default boxes have classes, not images."""
+        return len(self.student_parts.head.outputs[0].shape) == 3
 
     @property
     def feature_name(self) -> str:
         """Name of the layer that is attributed."""
-        return self.teacher_parts.backbone.output._keras_history.operation.name
+        feature = self.teacher_parts.backbone.outputs[0]
+        return feature._keras_history.operation.name
 
     def augmented(self, images: Any) -> Any:
         """A batch after the random layers at the front of the model, [B, ...]."""
@@ -124,13 +134,16 @@ class Generalization(Risk):
     def classes(self, labels: Any) -> tf.Tensor | None:
         """Classes to attribute, [B] or [B, C] as from `labels_to_classes`.
 
-        None: the predicted classes.
+        None: the predicted classes. Of a detector those of its default boxes, [B, N].
 
         Raises:
             ValueError: there are no labels, or they do not fit the model.
         """
         if self.config.attribution_class == "predicted":
             return None
+        if self.of_boxes:
+            count = self.student_parts.head.outputs[0].shape[1]
+            return labels_to_boxes(labels, count)
         leaves = keras.tree.flatten(labels)
         if len(leaves) != 1 or leaves[0] is None:
             raise ValueError(

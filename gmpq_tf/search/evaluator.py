@@ -300,7 +300,8 @@ class Evaluator:
         output, gaps, distance = self._attributed(
             inputs, tf.constant(self._classes[rows]), self._teacher_maps[rows]
         )
-        return [output], {"attribution": gaps, "rank_distance": distance}
+        outputs = keras.tree.flatten(output)
+        return outputs, {"attribution": gaps, "rank_distance": distance}
 
     @cached_property
     def _forward(self) -> Any:
@@ -322,9 +323,13 @@ class Evaluator:
         """Classes that are attributed, [images]: labels, or the float model's decision.
 
         The same for both networks; else maps of different classes would be compared.
+        Of a detector those of its default boxes, [images, N].
         """
         judge = self.judge
-        scores = judge.targets[0] if judge.labelled else self.teacher[0]
+        # Of a detector's two outputs, the scores.
+        decides = [each.kind.decides for each in judge.outputs]
+        number = decides.index(True) if len(decides) > 1 else 0
+        scores = judge.targets[number] if judge.labelled else self.teacher[number]
         if scores.shape[-1] > 1:
             return np.argmax(scores, axis=-1).astype("int32")
         kind = judge.outputs[0].kind

@@ -94,7 +94,13 @@ class FirstSteps(keras.callbacks.Callback):
         self.looks += 1
         guide = self.model.generalization
         scores = guide.num_scores
-        if strangers and not guide.independent_labels:
+        if strangers > MOST and guide.of_boxes:
+            self._warn(
+                "labels",
+                f"{strangers:.1%} of the first {images:.0f} images have no object, and "
+                "with it no attribution map. Check the labels.",
+            )
+        elif strangers and not (guide.independent_labels or guide.of_boxes):
             self._warn(
                 "labels",
                 f"{strangers:.1%} of the labels of the first {images:.0f} images are "

@@ -24,7 +24,7 @@ class Margin(Generalization):
     formula.
 
     Raises:
-        StrategyError: predicted classes are asked for.
+        StrategyError: predicted classes are asked for, or the model is a detector.
     """
 
     of_image = False
@@ -32,6 +32,12 @@ class Margin(Generalization):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.map_count = self.rank_metric = None  # there are no maps
+        if self.of_boxes:
+            raise StrategyError(
+                "A margin is between images of one class each. Received: "
+                f"generalization='margin' for {self.teacher.name!r}, a detector. Take "
+                "generalization='attribution', or search on a classifier."
+            )
         if self.config.attribution_class == "predicted":
             raise StrategyError(
                 "A margin is between the classes of the labels. Received: "

@@ -186,9 +186,11 @@ def attribute(
         config: how many images.
 
     Returns:
-        The name of the file; None for a model without a feature map, and for one whose
-        feature maps have one dimension (time steps).
+        The name of the file; None for a model without a feature map, for one whose
+        feature maps have one dimension (time steps), and for a detector.
     """
+    if task_of(model).holds != "classes":
+        return None
     try:
         backbone, _ = split_head(model)
     except GraphError:
