@@ -33,7 +33,7 @@ from gmpq_tf.detection import Detections, MeanAP, suppress
 from gmpq_tf.export.tflite import export_tflite
 from gmpq_tf.export.tflite.runtime import TFLiteModel
 
-CALIBRATION, VERIFIED, BATCH = 128, 4, 20  # images
+CALIBRATION, VERIFIED, BATCH = 128, 4, 10  # images
 VALUED = 16  # images that choose bits
 BUDGET = "W6A6"
 
@@ -178,19 +178,19 @@ def row(
     if name == "loss_delta":
         result = gmpq.search_policy(
             model,
-            images,
+            batches(images),
             strategy="loss_delta",
             images=VALUED,
             budget=BUDGET,
             space=gmpq.SearchSpace((4, 6, 8), (4, 6, 8)),
             journal=args.output / "journal.jsonl",
-            calibration_images=CALIBRATION,
+            calibration_images=VALUED,  # in one batch
         )
         policy = result.policy
         policy.save(args.output / "policy.json")
     searched = time.process_time() - start
     student = gmpq.quantize_model(model, policy)
-    gmpq.calibrate(student, images)
+    gmpq.calibrate(student, batches(images))
     gmpq.snap_biases(student)
     path = args.output / f"{name}.tflite"
     report = export_tflite(student, path, verify_data=images[:VERIFIED], latency_runs=0)
@@ -208,6 +208,11 @@ def row(
         "seconds": round(time.process_time() - start, 1),
     }
     return found
+
+
+def batches(images: np.ndarray) -> list[np.ndarray]:
+    """As many images at a time as memory holds."""
+    return [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
 
 
 def write(path: Path, rows: dict) -> None:

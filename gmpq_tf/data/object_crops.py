@@ -62,7 +62,7 @@ def window(box: np.ndarray, height: int, width: int) -> tuple[int, int, int, int
     """What is cut out for a box: top, left, rows and columns, in pixels.
 
     Args:
-        box: (ymin, xmin, ymax, xmax), shares of the image.
+        box: [4] as (ymin, xmin, ymax, xmax), shares of the image.
         height: of the image.
         width: likewise.
     """

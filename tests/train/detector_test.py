@@ -8,11 +8,13 @@ import pytest
 
 from gmpq_tf.data import DataConfig, load_dataset
 from gmpq_tf.export.command import ExportConfig, export
+from gmpq_tf.files import read_jsonl
 from gmpq_tf.graph import searchable_names
 from gmpq_tf.models import build_model
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.run.errors import StageError
 from gmpq_tf.run.run_config import RunConfig, WorkdirConfig
+from gmpq_tf.search import RiskConfig
 from gmpq_tf.search.finalists import NO_FINALISTS
 from gmpq_tf.search.strategies.loss_delta import LossDeltaConfig
 from gmpq_tf.task.tasks import task_of
@@ -20,6 +22,7 @@ from gmpq_tf.train.evaluate import EvaluateConfig, describe, evaluate
 from gmpq_tf.train.finetune import FinetuneConfig, finetune
 from gmpq_tf.train.inputs import check_model
 from gmpq_tf.train.pretrain import PretrainConfig, pretrain
+from gmpq_tf.train.search import SearchConfig, search
 from gmpq_tf.train.strategies import ChoicesConfig, search_by
 from gmpq_tf.train.sweep_spec import read_points
 from tests.data.detection_sets import voc_kit
@@ -116,6 +119,47 @@ def test_a_search_without_attribution_takes_a_detector(data, workdir, tmp_path):
     search_by("loss_delta", config, options, NO_FINALISTS, data, run)
     policy = BitwidthPolicy.load(tmp_path / "search/policy.json")
     assert policy["boxes3"].weight_bits == policy["scores0"].weight_bits == 8
+
+
+@pytest.mark.slow
+def test_a_search_with_attribution_takes_a_detector(data, workdir, tmp_path):
+    folder, _ = workdir
+    run = RunConfig(workdir=str(tmp_path), progress="none")
+    config = SearchConfig(
+        model=str(folder / "pretrain/model.keras"),
+        epochs=1,
+        calibration_images=4,
+        risk=RiskConfig(eta=100.0, budget="W4A4"),
+        **TRAINING,
+    )
+    search(config, data, run)
+    policy = BitwidthPolicy.load(tmp_path / "search/policy.json")
+    assert policy.made_by["strategy"] == "gmpq"
+    assert policy["boxes3"].weight_bits == policy["scores0"].weight_bits == 8
+    (row,) = read_jsonl(tmp_path / "search/metrics.jsonl")
+    assert row["generalization_risk"] > 0 and row["rank_distance"] > 0
+
+
+@pytest.mark.slow
+def test_a_policy_searched_on_object_crops_serves_the_detector(tmp_path):
+    content = {
+        name: ((64, 64), [(kind, 5, 5, 55, 50, 0), (kind, 10, 20, 60, 64, 0)])
+        for name, kind in zip("abcdef", ("cat", "dog") * 3, strict=True)
+    }
+    folder = voc_kit(tmp_path / "voc", {"train": "abcd", "test": "ef"}, content)
+    crops = DataConfig(
+        str(folder), labels="crops", image_size=32, batch_size=4, validation_size=0
+    )
+    run = RunConfig(workdir=str(tmp_path / "run"), progress="none")
+    pretrain(PretrainConfig(model="resnet8", epochs=1, **TRAINING), crops, run)
+    risk = RiskConfig(eta=100.0, budget="W4A4")
+    config = SearchConfig(epochs=1, calibration_images=4, risk=risk, **TRAINING)
+    search(config, crops, run)
+    policy = BitwidthPolicy.load(tmp_path / "run/search/policy.json")
+    detector = build_model("ssd_resnet8", (64, 64, 3), 2)
+    adapted = policy.adapt(detector, (8, 8), ["head_dense"])
+    assert adapted["stage2_block1_conv1"] == policy["stage2_block1_conv1"]
+    assert adapted["scores0"].weight_bits == 8
 
 
 def test_each_is_told_which_data_fits(data):
