@@ -193,7 +193,13 @@ def row(
     gmpq.calibrate(student, batches(images))
     gmpq.snap_biases(student)
     path = args.output / f"{name}.tflite"
-    report = export_tflite(student, path, verify_data=images[:VERIFIED], latency_runs=0)
+    report = export_tflite(
+        student,
+        path,
+        verify_data=images[:VERIFIED],
+        output_kinds="numbers",
+        latency_runs=0,
+    )
     cost = gmpq.count_cost(model, policy)
     found = {
         "bit_ops": cost.bit_ops,

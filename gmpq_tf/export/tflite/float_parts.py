@@ -6,6 +6,7 @@ converter can convert each layer alone, and its operators are written between th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,11 @@ from gmpq_tf.graph import Call, infer
 # The converter's float operators differ from Keras's in the last bits, so values close
 # to a half may round either way.
 SLACK = 0.05
+# Kinds whose formula in Keras XNNPACK does not compute everywhere: its RSQRT of 0 is
+# NaN, also where Keras limits it afterwards. (layer, input) -> output.
+SAFER: dict[str, Callable[[Any, tf.Tensor], tf.Tensor]] = {
+    "UnitNormalization": lambda layer, x: tf.nn.l2_normalize(x, layer.axis),
+}
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,10 @@ def converted(net: IntegerGraph, call: Call, indices: list[int]) -> bytes:
     wanted = [tf.TensorSpec(*pair) for pair in zip(shapes, kinds, strict=True)]
 
     def compute(*tensors: Any) -> list[Any]:
-        found = infer(call, dict(zip(indices, tensors, strict=True)))
+        values = dict(zip(indices, tensors, strict=True))
+        if call.kind in SAFER:
+            return [SAFER[call.kind](call.layer, values[call.inputs[0]])]
+        found = infer(call, values)
         return [tf.identity(value) for value in keras.tree.flatten(found)]
 
     function = tf.function(compute, input_signature=wanted, autograph=False)
