@@ -106,7 +106,7 @@ def _stacked(
                 f"as images of one size. Received: more, of {size[0]} x {size[1]} "
                 f"pixels each, after {len(images)} objects. Give a smaller image_size."
             )
-    empty = np.zeros((0, *size, channels), np.uint8)
+    empty: np.ndarray = np.zeros((0, *size, channels), np.uint8)
     return np.stack(images) if images else empty, np.array(labels, np.int64)
 
 

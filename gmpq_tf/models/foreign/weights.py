@@ -141,8 +141,9 @@ def _with_backbone(
         values = None if source is None else source.get_weights()
         if isinstance(source, keras.layers.Dense):
             # What follows one that is new was not trained on its outputs.
-            follows = follows and layer.name not in found.new
-            values = dense_as_conv(*values, layer.kernel.shape) if follows else None
+            values, (kernel, bias) = None, source.get_weights()
+            if follows and layer.name not in found.new:
+                values = dense_as_conv(kernel, bias, layer.kernel.shape)
             follows = values is not None
             cut += [layer.name] if follows else []
         shapes = [tuple(w.shape) for w in layer.weights]
