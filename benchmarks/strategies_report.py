@@ -46,7 +46,10 @@ RESNET8 = {
     "evolution": "evolution",
     "haq": "haq",
 }
+METHODS = ("lsq", "apot", "alq", "rq")
 BUDGETS = ("W5A5", "W6A6")
+# Strategies that `transfer_bank_strategies.py` runs; another study has loss_delta.
+PHOTOGRAPHED = ("fisher", "hawq", "clado", "ompq", "topological_entropy", *WHOLE[:2])
 PHOTOGRAPHS = 32  # that each choice of the table was measured on
 TABLES = ("loss_delta", "fisher", "hawq", "clado", "ompq", "topological_entropy")
 UNIFORM = "uniform3"
@@ -65,6 +68,7 @@ def main() -> None:
         "mobilenet_v2": mobilenet_table(args.results),
         "quantizers": quantizers_table(folder / "quantizers.jsonl"),
         "published": published_table(folder / "published.json"),
+        "missing": missing(args.results, found),
     }
     page = folder / "README.md"
     page.write_text(filled(page.read_text(), blocks))
@@ -169,6 +173,30 @@ def resnet8_table(found: list[dict[str, Any]], memory: dict[str, float]) -> str:
         "policy: weights, activations", "as uniform", "above uniform",
     )  # fmt: skip
     return table(head, rows)
+
+
+def missing(results: Path, found: list[dict[str, Any]]) -> str:
+    """What the commands would still record: they go on with it."""
+    folder = results / "strategies"
+    valued = {row["strategy"] for row in found}
+    photographed = {path.stem for path in (folder / "mobilenet_v2").glob("*.json")}
+    trained = {
+        (r["method"], r["bits"]) for r in read_lines(folder / "quantizers.jsonl")
+    }
+    absent = {
+        "Values on ResNet-8": [n for n in RESNET8 if n not in valued],
+        "Memory": [n for n in RESNET8 if n not in memory(folder)],
+        "Values on MobileNetV2": [n for n in PHOTOGRAPHED if n not in photographed],
+        "Quantizers": [
+            f"{method} at W{bits}A{bits}"
+            for bits in (3, 2)
+            for method in METHODS
+            if (method, bits) not in trained
+        ],
+    }
+    return "".join(
+        f"* {what} of {', '.join(names)}.\n" for what, names in absent.items() if names
+    )
 
 
 def uniform_bits(policy: dict[str, list[int]]) -> dict[str, list[int]]:
