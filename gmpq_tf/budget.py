@@ -26,7 +26,7 @@ BOPS: dict[str, float] = {
     "TBOPs": 10**12,
 }
 TIMES = {"us": 1e-3, "ms": 1.0, "s": 1e3}
-# Quantity -> unit -> factor to the unit of the cost tables.
+# Unit of the cost tables -> unit that people say -> factor to the former.
 UNITS: dict[str, dict[str, float]] = {
     "bit operations": BOPS,
     "bytes": BYTES,
@@ -200,6 +200,11 @@ def _one(
         # For other resources a number is a count: 0.5 ms is not a fraction.
         return Budget(said, resource, number, resource == BIT_OPS and number <= 1)
     kind, scale = _unit(unit, value, what)
+    if resource is None and kind not in SAID_OF:
+        raise BudgetError(
+            f"An amount in {kind} must name its resource. "
+            f"Received: {what}={_short(said)}. Write 'resource={value.strip()}'."
+        )
     return Budget(said, resource or SAID_OF[kind], number * scale, unit=kind)
 
 

@@ -21,6 +21,7 @@ from gmpq_tf.budget import (
     FILE_BYTES,
     FULL_PRECISION_BITS,
     STORAGES,
+    UNITS,
     Budget,
     BudgetError,
     Candidates,
@@ -40,7 +41,7 @@ class CostTable:
 
     Args:
         resource: a key of `COST_TABLES`.
-        unit: unit of all costs: "bit operations", "bytes" or "ms".
+        unit: unit of all costs, a key of `UNITS`: "bit operations", "bytes", "ms".
         layers: layer name -> [7, 7]: its cost at 2 to 8 weight bits (rows) and 2 to 8
             activation bits (columns), for one example.
         constant: cost of everything that policies do not change.
@@ -57,6 +58,13 @@ class CostTable:
     _rows: dict[str, list[list[float]]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if self.unit not in UNITS:
+            raise BudgetError(
+                "A table must count in a unit that budgets can be said in. "
+                f"Received: unit={self.unit!r} of {self.resource}. Use one of "
+                f"{', '.join(UNITS)}, or add yours to gmpq_tf.budget.UNITS, as in "
+                f"UNITS[{self.unit!r}] = {{{self.unit!r}: 1}}."
+            )
         rows = {}
         for name, values in self.layers.items():
             array = np.asarray(values, "float64")
@@ -143,6 +151,12 @@ class CostTable:
     def is_fixed(self, candidates: Candidates) -> bool:
         """Whether all policies of a space cost the same."""
         return all(np.ptp(self.of(n, pair)) == 0 for n, pair in candidates.items())
+
+    def sides(self) -> tuple[bool, bool]:
+        """Whether costs depend on the bits of weights, and on those of activations."""
+        tables = [np.asarray(rows) for rows in self._rows.values()]
+        weights, activations = (any(np.ptp(t, a).any() for t in tables) for a in (0, 1))
+        return weights, activations
 
     def uniform(
         self, weight_bits: int, activation_bits: int, pinned: Mapping | None = None

@@ -261,13 +261,20 @@ def is_identity(call: Call) -> bool:
     Also if it is called with `training=True`, which a functional model overrules. A
     cast to floats counts as identity, since everything is computed in float32.
     """
-    if not is_stock(call.layer):
-        # A layer of this package that declares itself an identity.
-        ours = type(call.layer).__module__.split(".")[0] == "gmpq_tf"
-        return ours and call.kind in IDENTITY_KINDS
-    if call.kind == "Cast":
+    if is_stock(call.layer) and call.kind == "Cast":
         return "float" in str(call.layer.dtype)
-    return call.kind in IDENTITY_KINDS
+    return call.role is Role.IDENTITY and is_described(call)
+
+
+def is_described(call: Call) -> bool:
+    """Whether the row of a call's kind can say what it does.
+
+    So it can of layers of Keras and of ours, and of somebody's own where the row has
+    the name of their class with its module's: one that is called as a class of Keras
+    may do anything.
+    """
+    module = type(call.layer).__module__.split(".")[0]
+    return is_stock(call.layer) or module == "gmpq_tf" or "." in call.kind
 
 
 def is_searchable(layer: Any) -> bool:

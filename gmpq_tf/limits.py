@@ -10,6 +10,7 @@ from typing import Any
 from gmpq_tf.bits import Pin, uniform_pins
 from gmpq_tf.budget import (
     BIT_OPS,
+    UNITS,
     Budget,
     BudgetError,
     Candidates,
@@ -20,7 +21,7 @@ from gmpq_tf.cost_tables import CostTable, TableOptions, cost_table
 from gmpq_tf.ends import end_names
 
 # Unit of a table -> (size, name) of units for messages; the first that is not too
-# large.
+# large. Other units: all of `UNITS`.
 SHOWN = {
     "bit operations": ((1e9, "GBOPs"),),
     "bytes": ((1e6, "MB"), (1e3, "kB"), (1.0, "B")),
@@ -79,7 +80,8 @@ def scale_of(unit: str, largest: float) -> tuple[float, str]:
         unit: unit of the costs, as in a `CostTable`.
         largest: the largest cost.
     """
-    choices = SHOWN[unit]
+    said = UNITS.get(unit, {unit: 1.0})
+    choices = SHOWN.get(unit) or sorted(((s, n) for n, s in said.items()), reverse=True)
     return next((c for c in choices if largest >= c[0]), choices[-1])
 
 

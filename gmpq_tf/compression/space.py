@@ -13,27 +13,32 @@ from gmpq_tf.budget import (
     Budget,
     parse_budget,
 )
-from gmpq_tf.cost_tables import cost_table
+from gmpq_tf.cost_tables import TableOptions, cost_table
 from gmpq_tf.space import SearchSpace
 
 LEAST, MOST = 2, 8
+LOW = {2, 3, 4, 5, 6}  # candidates where every bit fewer can help
 # Widths below 8 bits in which kernels can be stored; others take the next larger one.
 STORED = (2, 4)
 
 
-def suited_space(model: Any, budget: Any) -> SearchSpace:
+def suited_space(
+    model: Any, budget: Any, options: TableOptions | None = None
+) -> SearchSpace:
     """The candidates that suit a budget, few enough to be measured.
 
     8 bits are always among them. For bytes of the file and milliseconds activations
     have 8 bits, and kernels 2, 4 or 8, in which they are stored: other widths would
     cost accuracy and save nothing. For bit operations the candidates are the bits of
-    the uniform policy of this cost, and their neighbours. First and last layers are
-    pinned at 8 bits, as in `SearchSpace`, if bit operations are budgeted, else they are
-    searched like other layers.
+    the uniform policy of this cost, and their neighbours. For other resources they are
+    2 to 6 bits of kernels, and of activations, if the cost depends on them. First and
+    last layers are pinned at 8 bits, as in `SearchSpace`, if bit operations are
+    budgeted, else they are searched like other layers.
 
     Args:
         model: built functional model.
         budget: as for `parse_budget`; None: 8 bits everywhere.
+        options: further options of the cost tables.
 
     Raises:
         BudgetError: the budget cannot be read.
@@ -47,8 +52,12 @@ def suited_space(model: Any, budget: Any) -> SearchSpace:
             pair = each.bits or (_equivalent(model, each),) * 2
             weights |= _around(pair[0])
             activations |= _around(pair[1])
-        elif each.resource == "weight_bytes":
-            weights |= {2, 3, 4, 5, 6}
+        else:
+            of_weights, of_activations = cost_table(
+                each.resource, model, options
+            ).sides()
+            weights |= LOW if of_weights else set()
+            activations |= LOW if of_activations else set()
     amounts = all(
         each.resource != BIT_OPS and not each.bits and not each.fraction
         for each in budgets

@@ -22,6 +22,7 @@ from gmpq_tf.compression.corrections import (
     make_student,
 )
 from gmpq_tf.compression.space import suited_space
+from gmpq_tf.cost_tables import TableOptions
 from gmpq_tf.data import InputScaling
 from gmpq_tf.export.tflite.arguments import FLOAT_LAYERS, check_choice
 from gmpq_tf.export.tflite.exporter import ExportReport, export_tflite
@@ -177,7 +178,7 @@ def compress(
             data,
             "loss_delta",
             budget,
-            space or suited_space(flat, budget),
+            space or suited_space(flat, budget, TableOptions(storage, latency_table)),
             seed,
             journal=journal,
             calibration_images=calibration_images,

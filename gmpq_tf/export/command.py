@@ -16,7 +16,7 @@ In Python, `export_tflite` does the same for a model in memory.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +46,7 @@ from gmpq_tf.run.flags import from_flags
 from gmpq_tf.run.records import fingerprint, read_json, recorded_data
 from gmpq_tf.run.run_config import WorkdirConfig, set_threads
 from gmpq_tf.run.workdir import claim
+from gmpq_tf.spelling import suggest
 from gmpq_tf.task.kinds import OutputKindName
 from gmpq_tf.task.tasks import task_of
 
@@ -99,7 +100,7 @@ class ExportConfig:
     """
 
     name: str = "finetune"
-    format: Literal["tflite", "tfmot", "litert_recipe"] = "tflite"
+    format: str = "tflite"
     storage: Literal["fast", "packed", "smallest"] | None = None
     scale_codes: bool = False
     batch: int | None = None
@@ -120,6 +121,11 @@ class ExportConfig:
     verify_images: int = 512
 
     def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise ValueError(
+                f"format must be one of {', '.join(FORMATS)}. "
+                f"Received: format={self.format!r}. {suggest(self.format, FORMATS)}"
+            )
         for name in ("verify_images", "latency_runs"):
             if getattr(self, name) < 0:
                 raise ValueError(
@@ -180,7 +186,7 @@ def export(
             not compute the same.
     """
     folder = Path(run.workdir) / config.name
-    source, path = folder / "model.keras", folder / FILES[config.format]
+    source, path = folder / "model.keras", folder / FORMATS[config.format].file
     _check_source(source)
     if config.storage is None:
         of_micro = config.runtime == "micro"  # it has only 8-bit kernels
@@ -195,7 +201,8 @@ def export(
     claim(Path(run.workdir) / "config" / f"{config.name}.export.lock", folder)
     for written in (path, *_sources(path, config), folder / REPORT_NAME, record):
         remove_temporaries(written)
-    WRITERS[config.format](load_model(source), path, config, data, dataset)
+    write = FORMATS[config.format].write
+    write(load_model(source), path, config, data, dataset)
     write_json(record, {**identity, "file": fingerprint(path)})
     return path
 
@@ -321,15 +328,24 @@ def write_for_litert(
         write_recipe(temporaries[1], rules)
 
 
-FILES = {
-    "tflite": "model.tflite",
-    "tfmot": "model_tfmot.h5",
-    "litert_recipe": "recipe.json",
-}
-WRITERS = {
-    "tflite": write_tflite,
-    "tfmot": write_for_tfmot,
-    "litert_recipe": write_for_litert,
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """What a student can be written as.
+
+    Args:
+        file: its name, in the folder of the student.
+        write: (student, path, `ExportConfig`, `DataConfig`, data set or None) -> writes
+            the file; a path in the folder that holds policy.json.
+    """
+
+    file: str
+    write: Callable[[keras.Model, Path, ExportConfig, DataConfig, Dataset | None], None]
+
+
+FORMATS = {
+    "tflite": Format("model.tflite", write_tflite),
+    "tfmot": Format("model_tfmot.h5", write_for_tfmot),
+    "litert_recipe": Format("recipe.json", write_for_litert),
 }
 
 

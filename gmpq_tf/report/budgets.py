@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gmpq_tf.budget import BIT_OPS
-from gmpq_tf.limits import SHOWN, shown_in
+from gmpq_tf.budget import BIT_OPS, UNITS
+from gmpq_tf.limits import shown_in
 from gmpq_tf.report.schema import (
     REMEDY,
     ReportError,
@@ -44,9 +44,9 @@ class SearchLimit:
     def __post_init__(self) -> None:
         check_text("resource", self.resource)
         check_text("unit", self.unit)
-        if self.unit not in SHOWN:
+        if self.unit not in UNITS:
             raise ReportError(
-                f"unit must be one of {', '.join(SHOWN)}. "
+                f"unit must be one of {', '.join(UNITS)}. "
                 f"Received: unit={self.unit!r:.80}. {REMEDY}"
             )
         check_number("limit", self.limit, 0)

@@ -43,6 +43,7 @@ from gmpq_tf.compression.whole import (
     correct,
     correction_images,
 )
+from gmpq_tf.cost_tables import TableOptions
 from gmpq_tf.data import DataConfig, Dataset
 from gmpq_tf.data.folder import has_classes
 from gmpq_tf.export.command import ExportConfig, export
@@ -217,7 +218,8 @@ def choose_bits(
     Returns:
         The finished search stage, with policy.json in its folder.
     """
-    suited = suited_space(flattened(model), config.budget)
+    options = TableOptions(config.storage, config.latency_table)
+    suited = suited_space(flattened(model), config.budget, options)
     space = SearchSpace(
         config.weight_bits or suited.weight_bits,
         config.activation_bits or suited.activation_bits,

@@ -9,7 +9,6 @@ from typing import Any
 import keras
 
 from gmpq_tf.graph import (
-    IDENTITY_KINDS,
     Call,
     Graph,
     GraphError,
@@ -26,7 +25,7 @@ from gmpq_tf.graph import (
     read_graph,
     unary_call,
 )
-from gmpq_tf.layer_kinds import ACTIVATION, function_of, kind_of
+from gmpq_tf.layer_kinds import ACTIVATION, Role, function_of, kind_of
 from gmpq_tf.transform.precision import in_float32, made_in_float32
 
 
@@ -351,7 +350,9 @@ def _scores_before(output: Any) -> tuple[Any, str]:
         layer_kind(layer),
         activation_name(getattr(layer, "activation", None)),
     )
-    passes = kind in IDENTITY_KINDS or (kind == ACTIVATION and activation == "linear")
+    passes = kind_of(kind).role is Role.IDENTITY or (
+        kind == ACTIVATION and activation == "linear"
+    )
     if passes and node.input_tensors:
         scores, name = _scores_before(node.input_tensors[0])
         return (output, name) if name == "linear" else (scores, name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 
-from gmpq_tf.graph import Call, Graph, is_stock
+from gmpq_tf.graph import Call, Graph, is_described
 from gmpq_tf.layer_kinds import function_of
 
 
@@ -23,11 +23,12 @@ def nonnegative_tensors(graph: Graph) -> set[int]:
 
 
 def _is_nonnegative(call: Call, known: set[int]) -> bool:
-    ours = type(call.layer).__module__.startswith("gmpq_tf.")
-    if not ours and not is_stock(call.layer):
+    if not is_described(call):
         return False  # a user's own layer may do anything
     row = call.row
-    if row.nonnegative(call.layer) or function_of(call.activation).nonnegative:
+    # What somebody's own layer calls its activation need not end it.
+    ends = "." not in call.kind and function_of(call.activation).nonnegative
+    if ends or row.nonnegative(call.layer):
         return True
     if not row.keeps_sign(call.layer) or _has_negative_constant(call):
         return False

@@ -55,7 +55,7 @@ from gmpq_tf.export.tflite.shapes import (
 )
 from gmpq_tf.graph import Call, Graph, is_identity
 from gmpq_tf.kernel_kinds import KERNEL_KINDS
-from gmpq_tf.layer_kinds import BILINEAR, FUNCTIONS, KINDS, LOWERED, Role, names
+from gmpq_tf.layer_kinds import BILINEAR, FUNCTIONS, KINDS, Role
 from gmpq_tf.transform.exportable import refusals
 from gmpq_tf.transform.gates import is_gate, is_lookup
 from gmpq_tf.transform.placement import is_final
@@ -90,12 +90,13 @@ LOWERINGS: dict[str, Callable[[IntegerGraph, Call], None]] = {
     "PReLU": lower_lookup,
 }
 # Layers on sequences are lowered as layers on images of one row: see `lines`.
-LOWERINGS |= {k.name: LOWERINGS[k.images] for k in KINDS.values() if k.images}
+LOWERINGS |= {
+    kind.name: LOWERINGS[kind.images]
+    for kind in KINDS.values()
+    if kind.images in LOWERINGS
+}
 # Activations that can be exported too, as layers or as functions.
 ACTIVATIONS = ("ReLU", "Softmax", *(f.name for f in FUNCTIONS.values() if f.exports))
-_unknown = set(LOWERINGS) ^ names(*LOWERED)
-if _unknown:
-    raise TypeError(f"Every kind of KINDS that is lowered has its function: {_unknown}")
 # Kernels of Micro round twice. For small sums, as of 4 bits times 4 bits, values close
 # to a half may end one step off.
 ROUNDS_TWICE = 0.05
@@ -242,8 +243,15 @@ def lower_call(net: IntegerGraph, call: Call) -> None:
         lower_lookup(net, call)
     elif is_fusable_relu(call):
         lower_relu(net, call)
-    else:
+    elif call.row.name in LOWERINGS:
         LOWERINGS[call.row.name](net, call)
+    else:
+        raise ExportError(
+            "A kind of layer whose row in KINDS has a role of integers must have the "
+            f"function that writes it. Received: layer={call.name!r} of kind "
+            f"{call.kind}. Add LOWERINGS[{call.row.name!r}] = function, of "
+            "gmpq_tf.export.tflite.lowering."
+        )
 
 
 def check_kinds(graph: Graph, allow_float: bool = False) -> set[str]:
