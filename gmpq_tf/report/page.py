@@ -14,7 +14,8 @@ from gmpq_tf.report import curves, plots, read
 from gmpq_tf.report.budgets import SearchLimit, budget_lines, search_limits
 from gmpq_tf.report.drawing import FigureFormat, figure_bytes, inline_svg
 from gmpq_tf.report.headline import headline
-from gmpq_tf.report.layout import COST
+from gmpq_tf.report.layout import COST, IMPORTANCES, VALUES
+from gmpq_tf.report.layout import METRICS as LOG
 from gmpq_tf.report.read_maps import read_attribution
 from gmpq_tf.report.schema import METRICS, ReportError, ResultRow, Summary
 from gmpq_tf.report.table import format_percent, table_cells
@@ -69,11 +70,13 @@ class Picture:
         title: its heading.
         caption: one sentence on how to read it.
         draw: workdir and summary -> figure; raises ReportError where a file lacks.
+        of_training: a search that measures without training has no such picture.
     """
 
     title: str
     caption: str
     draw: Callable[[Path, Summary], Figure]
+    of_training: bool = False
 
 
 def _draw_accuracy(workdir: Path, summary: Summary) -> Figure:
@@ -125,12 +128,14 @@ PICTURES = (
         "How sure the search was of each layer's bits at its end (blank: not a "
         "candidate); the policy takes the likeliest unless the budget forbids it.",
         _draw_importances,
+        of_training=True,
     ),
     Picture(
         "Search",
         "The three risks of the search, its expected cost of each resource that had a "
         "budget (dashed) and what else it logged, epoch by epoch.",
         _draw_search,
+        of_training=True,
     ),
     Picture(
         "Attribution",
@@ -179,8 +184,10 @@ def _page(
     yield _table(summary.rows, summary.metric)
     yield from (f"<p>{html.escape(line)}</p>" for line in _float_layers(workdir))
     pictures = (_front(runs), *PICTURES) if len(runs) > 1 else PICTURES
+    trained = _is_trained(workdir / "search")
     for picture in pictures:
-        yield _section(picture, workdir, summary)
+        if trained or not picture.of_training:
+            yield _section(picture, workdir, summary)
     yield from values_section(workdir, _policy_bits(workdir))
     yield _provenance(workdir, summary)
     yield "</main>\n</body>\n</html>"
@@ -267,6 +274,12 @@ def _section(picture: Picture, workdir: Path, summary: Summary) -> str:
         f"<figcaption>{html.escape(picture.caption)}</figcaption>\n"
         "</figure>\n</section>"
     )
+
+
+def _is_trained(search: Path) -> bool:
+    """Whether a search trained: one that did not leaves values, and nothing else."""
+    traces = [search / name for name in (IMPORTANCES, LOG)]
+    return not (search / VALUES).is_file() or any(path.is_file() for path in traces)
 
 
 def _front(runs: Mapping[str, Summary]) -> Picture:

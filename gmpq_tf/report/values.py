@@ -69,7 +69,7 @@ def decision_line(workdir: Path) -> Iterator[str]:
 def values_section(
     workdir: Path, taken: Mapping[str, tuple[int, int]] | None = None
 ) -> Iterator[str]:
-    """A table of the value of each choice, the best of a row 0 or next to it.
+    """Tables of the value of each choice, the best of a row 0 or next to it.
 
     Args:
         workdir: the folder of the run.
@@ -81,33 +81,34 @@ def values_section(
         return
     if not data or not data["values"]:
         return
-    widths = {
-        side: sorted({int(b) for e in data["values"].values() for b in e[side]})
-        for side in SIDES
-    }
-    columns = [(side, bits) for side in SIDES for bits in widths[side]]
-    head = "".join(
-        f'<th scope="col">{"WA"[SIDES.index(side)]}{bits}</th>'
-        for side, bits in columns
-    )
     yield "<section>\n<h2>Values</h2>"
-    yield f'<div class="wide">\n<table>\n<thead><tr><th scope="col">layer</th>{head}'
-    yield "</tr></thead>\n<tbody>"
-    for name, entry in data["values"].items():
-        bits_taken = dict(zip(SIDES, (taken or {}).get(name, ()), strict=False))
-        cells = "".join(
-            f"<td{TAKEN if bits_taken.get(side) == bits else ''}>"
-            f"{_cell(entry[side].get(str(bits)))}</td>"
-            for side, bits in columns
-        )
-        yield f"<tr><td>{html.escape(str(name))}</td>{cells}</tr>"
-    yield "</tbody>\n</table>\n</div>"
+    for place, side in enumerate(SIDES):
+        yield from _side(data["values"], side, place, taken or {})
     yield (
         '<p class="note">What the search thought of each choice: values of a policy\'s '
         "choices are added, and the highest sum within the budgets is taken (bold).</p>"
     )
     yield from _decided(data.get("decisions", {}).get("layers", {}))
     yield "</section>"
+
+
+def _side(
+    values: Mapping[str, Any], side: str, place: int, taken: Mapping[str, Any]
+) -> Iterator[str]:
+    """The values of one side: both beside each other are wider than a sheet."""
+    widths = sorted({int(bits) for entry in values.values() for bits in entry[side]})
+    head = "".join(f'<th scope="col">{"WA"[place]}{bits}</th>' for bits in widths)
+    yield f'<div class="wide">\n<table>\n<thead><tr><th scope="col">layer</th>{head}'
+    yield "</tr></thead>\n<tbody>"
+    for name, entry in values.items():
+        bits_taken = taken[name][place] if name in taken else None
+        cells = "".join(
+            f"<td{TAKEN if bits == bits_taken else ''}>"
+            f"{_cell(entry[side].get(str(bits)))}</td>"
+            for bits in widths
+        )
+        yield f"<tr><td>{html.escape(str(name))}</td>{cells}</tr>"
+    yield "</tbody>\n</table>\n</div>"
 
 
 def _decided(layers: Mapping[str, Any]) -> Iterator[str]:

@@ -96,6 +96,23 @@ def test_dark_is_dark_and_figures_stay_white(page, tmp_path):
     assert (dark.min(-1) > 0.99).mean() > 0.1
 
 
+def test_nothing_is_cut_off_on_paper(tmp_path):
+    """On A4 between its margins, 718 pixels, with all the values of a search."""
+    write_run(tmp_path)
+    write_summary(tmp_path)
+    widths = {str(bits): -0.000123456 / bits for bits in (2, 3, 4, 5, 6, 8)}
+    sides = {"weights": widths, "activations": widths}
+    values = {"margin": {"text": "sure"}, "values": {"block1_depthwise": sides}}
+    write_json(tmp_path / "search" / "values.json", values)
+    path = write_report(tmp_path)
+    text = path.read_text(encoding="utf-8").replace("@media print", "@media all")
+    paper = "<style>body { width: 718px; margin: 0; }</style></head>"
+    path.write_text(text.replace("</head>", paper), encoding="utf-8")
+    shot = picture(f"file://{path}", tmp_path, 1200, 4000)
+    ink = np.abs(shot - shot[0, 0]).max(-1) > 0.1
+    assert ink[:, 600:718].any() and not ink[:, 720:].any()
+
+
 def test_it_prints(page, tmp_path):
     path = tmp_path / "page.pdf"
     visit(f"file://{page}", tmp_path, f"--print-to-pdf={path}")

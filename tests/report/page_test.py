@@ -268,6 +268,21 @@ def test_what_lacks_is_said(tmp_path):
     assert str(tmp_path) not in page.text
 
 
+def test_a_search_that_trained_nothing_lacks_nothing(tmp_path):
+    write_run(tmp_path)
+    write_summary(tmp_path, attribution="maps.npz")
+    for name in ("importances.json", "metrics.jsonl"):
+        (tmp_path / "search" / name).unlink()
+    sides = {"weights": {"2": -1.0, "4": 0.0}, "activations": {"3": 0.0}}
+    values = {"margin": {"text": "sure"}, "values": {"conv": sides}}
+    write_json(tmp_path / "search" / "values.json", values)
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert "Left out: " not in page.text and "Branch probabilities" not in page.text
+    (tmp_path / "search" / "metrics.jsonl").write_text("{")
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert page.text.count("Left out: ") == 2
+
+
 def test_a_broken_optional_file_is_named(tmp_path):
     write_run(tmp_path)
     write_summary(tmp_path, attribution="maps.npz")
