@@ -24,6 +24,8 @@ CORE = [
 TFMOT = ["tensorflow-model-optimization", "tf_keras"]
 LITERT = ["litert-quantizer"]
 SAFETENSORS = ["safetensors"]  # state dicts of torchvision for --weights
+RAY = ["ray"]  # sweeps on a cluster: --runner=ray
+OPTUNA = ["optuna"]  # sweeps that draw from ranges: --trials
 DOCS = [
     "mkdocs-material",  # the pages of docs/ as a site that needs no network
     "mkdocstrings[python]",  # its reference, from the docstrings
@@ -36,6 +38,8 @@ EXTRAS = {
     # Runs the recipes that export/litert_recipe.py writes.
     "litert": LITERT,
     "safetensors": SAFETENSORS,
+    "ray": RAY,
+    "optuna": OPTUNA,
     # Boxes, anchors and the COCO metric that keras-cv computes with pycocotools.
     "detection": ["keras-cv", "pycocotools"],
     # Programs that run exported files. They want absl-py 2, and "dev" absl-py 1: the
@@ -46,6 +50,8 @@ EXTRAS = {
         *TFMOT,  # the tests of gmpq_tf/export/tfmot
         *LITERT,
         *SAFETENSORS,
+        *RAY,
+        *OPTUNA,
         "pytest",
         "pytest-xdist",  # the tests on both cores
         "hypothesis",  # properties of quantizers on drawn inputs

@@ -47,6 +47,8 @@ CONFINED = {
     "tf_keras": ("gmpq_tf/export/tfmot/",),
     "tensorflow_datasets": ("gmpq_tf/data/",),
     "matplotlib": ("gmpq_tf/report/",),
+    "ray": ("gmpq_tf/train/sweep_ray.py",),
+    "optuna": ("gmpq_tf/train/sweep_study.py",),
 }
 
 

@@ -18,6 +18,10 @@ CHECKS = {
     "tfmot": "from gmpq_tf.export import tfmot; tfmot.quantize_scope()",
     "litert": "import litert_quantizer; import gmpq_tf.export.litert_recipe",
     "safetensors": "import safetensors.numpy; import gmpq_tf.models",
+    "ray": "import ray; from gmpq_tf.train.sweep_config import SweepConfig; "
+    "SweepConfig('s', 'm', runner='ray')",
+    "optuna": "from gmpq_tf.train.sweep_study import Study; "
+    "Study({}, ['accuracy'], 'tpe', 0).draw(0)",
     "detection": "import pycocotools.coco, keras_cv",
     "clients": "import mediapipe, tflite_micro",
     "docs": "import mkdocs, mkdocstrings, latex2mathml, nbclient, ipykernel",

@@ -14,22 +14,27 @@ strategy, whose flags a point may have; with "finetune.model" policies are deplo
 another network, whose layers have the same names, and maybe on other images.
 
 Each point is an ordinary workdir in <workdir>/points, so that all commands work on it.
-Several machines share the
-work through a common folder alone: each takes the points that no other is working on
-(or, with --shard=INDEX/COUNT, its own share), and what was interrupted goes on. Ends in
-<workdir>/sweep.csv and accuracy_bops.png, made of the points that are finished.
+Several machines share the work through a common folder alone: each takes the points
+that no other is working on (or, with --shard=INDEX/COUNT, its own share), and what was
+interrupted goes on. Ends in <workdir>/sweep.csv and accuracy_bops.png, made of the
+points that are finished. With --runner=ray the points are tasks of a Ray cluster.
+
+Where a grid is too coarse, "ranges" in its place are drawn from, by Optuna:
+
+  "ranges": {"search.zeta": {"low": 0.1, "high": 10, "log": true},
+             "search.budget": {"low": 20, "high": 60, "unit": "kB"}}
+
+--trials=N says how many, --objective by what held-out figures; best.json has the best.
 
   python -m train.sweep --spec=sweep.json --model=model.keras --workdir=runs/sweep
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import re
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from gmpq_tf.files import write_json
 from gmpq_tf.models import load_model
@@ -38,53 +43,20 @@ from gmpq_tf.run.errors import StageError
 from gmpq_tf.run.flags import from_flags
 from gmpq_tf.run.records import fingerprint, read_json
 from gmpq_tf.run.run_config import WorkdirConfig
-from gmpq_tf.train.sweep_points import Children, run_point
+from gmpq_tf.train.sweep_config import RECORD, SweepConfig
+from gmpq_tf.train.sweep_points import commands_of
+from gmpq_tf.train.sweep_ranges import EXAMPLE, read_ranges
 from gmpq_tf.train.sweep_results import write_results
-from gmpq_tf.train.sweep_spec import Point, deployed_models, read_points
-
-RECORD = "sweep.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class SweepConfig:
-    """What is swept, and how much of it here.
-
-    Args:
-        spec: JSON file of the grid; see above.
-        model: Float model, a .keras or .h5 file.
-        jobs: Points worked on at a time on this machine.
-        shard: INDEX/COUNT: only every COUNT-th point, from INDEX (0 to COUNT - 1).
-
-    Raises:
-        ValueError: a value is missing or out of range.
-    """
-
-    spec: str | None = None
-    model: str | None = None
-    jobs: int = 1
-    shard: str = "0/1"
-
-    def __post_init__(self) -> None:
-        if not self.spec or not self.model:
-            raise ValueError(
-                "A sweep needs a specification and a float model. "
-                f"Received: spec={self.spec!r}, model={self.model!r}. "
-                "Give --spec=FILE.json and --model=FILE.keras."
-            )
-        if self.jobs < 1:
-            raise ValueError(f"jobs must be 1 or more. Received: jobs={self.jobs}.")
-        self.share()
-
-    def share(self) -> tuple[int, int]:
-        """Index and count of the shard."""
-        match = re.fullmatch(r"(\d+)/(\d+)", self.shard)
-        index, count = map(int, match.groups()) if match else (0, 0)
-        if index >= count:
-            raise ValueError(
-                "shard must be INDEX/COUNT with INDEX below COUNT. "
-                f"Received: shard={self.shard!r}. Use such as 0/4."
-            )
-        return index, count
+from gmpq_tf.train.sweep_runners import announced, started
+from gmpq_tf.train.sweep_spec import (
+    Flags,
+    Point,
+    deployed_models,
+    read_points,
+    read_spec,
+)
+from gmpq_tf.train.sweep_study import Study
+from gmpq_tf.train.sweep_trials import BEST, TRIALS, Trials
 
 
 def sweep(config: SweepConfig, run: WorkdirConfig) -> Path:
@@ -100,29 +72,14 @@ def sweep(config: SweepConfig, run: WorkdirConfig) -> Path:
     Raises:
         ValueError: the specification or the model cannot be used, or points failed.
     """
-    workdir, model = Path(run.workdir), Path(str(config.model)).resolve()
+    # A task of Ray starts its processes in a folder of its own.
+    workdir = Path(run.workdir).resolve()
+    model, spec = Path(str(config.model)).resolve(), Path(str(config.spec))
     load_model(model)  # refuses a bad file before anything runs
-    points = read_points(Path(str(config.spec)))
-    for deployed in deployed_models(points):
-        load_model(deployed)
-    if run.overwrite:
-        (workdir / RECORD).unlink(missing_ok=True)
-    check_same_sweep(workdir, points, model)
     common = {key: getattr(run, key) for key in ("threads", "progress", "overwrite")}
-    index, count = config.share()
-    chosen = list(points.items())[index::count]
-    children = Children()
-
-    def work(item: tuple[str, Point]) -> str | None:
-        folder = workdir / "points" / item[0]
-        return run_point(folder, item[1], {"model": model}, common, children)
-
-    with ThreadPoolExecutor(config.jobs) as pool:
-        try:
-            errors = [error for error in pool.map(work, chosen) if error]
-        except KeyboardInterrupt:
-            children.stop()
-            raise  # after they have ended: the pool waits for them
+    flags = {"model": model}, common
+    work = run_grid if config.trials is None else run_trials
+    points, errors = work(config, spec, workdir, flags)
     path = write_results(workdir, list(points))
     if errors:
         raise StageError(
@@ -130,6 +87,78 @@ def sweep(config: SweepConfig, run: WorkdirConfig) -> Path:
             f"the first with:\n{errors[0]}\nThe same command tries them again."
         )
     return path
+
+
+def run_grid(
+    config: SweepConfig, spec: Path, workdir: Path, flags: tuple[Flags, Flags]
+) -> tuple[Mapping[str, Point], list[str]]:
+    """Runs the share of the points of a grid or a list.
+
+    Args:
+        config: the share and the runner.
+        spec: the specification.
+        workdir: folder of the sweep.
+        flags: those of every training, and those of every stage.
+
+    Returns:
+        All points, by name, and what those that failed said.
+    """
+    points = read_points(spec)
+    load_deployed(points)
+    forget(workdir, flags[1])
+    check_same_sweep(workdir, points, flags[0]["model"])
+    index, count = config.share()
+    folders = [workdir / "points" / name for name in list(points)[index::count]]
+    work = [(f, commands_of(f, points[f.name], *flags)) for f in folders]
+    with started(config.runner, config.runner_options(workdir)) as (runner, pool):
+        outcomes = list(pool.map(lambda item: announced(runner, *item), work))
+    failed = [outcome.message for outcome in outcomes if outcome.state == "failed"]
+    return points, failed
+
+
+def run_trials(
+    config: SweepConfig, spec: Path, workdir: Path, flags: tuple[Flags, Flags]
+) -> tuple[Mapping[str, Point], list[str]]:
+    """Draws points from ranges and runs them; arguments and result as `run_grid`."""
+    assert config.trials is not None
+    if "ranges" not in read_spec(spec):
+        raise StageError(
+            "Trials are drawn from ranges. "
+            f"Received: trials={config.trials} with {spec}, which has none. Give it "
+            f"such as 'ranges': {EXAMPLE}, or leave --trials out."
+        )
+    ranges = read_ranges(spec)
+    load_deployed({"each": ranges.first()})
+    forget(workdir, flags[1])
+    check_same_record(
+        workdir,
+        {
+            **ranges.content,
+            "sampler": config.sampler,
+            "seed": config.seed,
+            "objective": config.objective,
+            "model": fingerprint(flags[0]["model"]),
+        },
+    )
+    study = Study(ranges.ranges, config.objective, config.sampler, config.seed)
+    trials = Trials(workdir, ranges, study, config.objective, *flags)
+    with started(config.runner, config.runner_options(workdir)) as (runner, pool):
+        points = trials.run(config.trials, runner, pool)
+    print(f"Best: {workdir / BEST}")
+    return points, trials.errors
+
+
+def load_deployed(points: Mapping[str, Point]) -> None:
+    """Refuses a bad file among the models that policies are deployed on."""
+    for deployed in deployed_models(points):
+        load_model(deployed)
+
+
+def forget(workdir: Path, common: Flags) -> None:
+    """Forgets what was swept in a folder that is to be overwritten."""
+    if common["overwrite"]:
+        (workdir / RECORD).unlink(missing_ok=True)
+        (workdir / TRIALS).unlink(missing_ok=True)
 
 
 def check_same_sweep(workdir: Path, points: Mapping[str, Point], model: Path) -> None:
@@ -143,16 +172,30 @@ def check_same_sweep(workdir: Path, points: Mapping[str, Point], model: Path) ->
     Raises:
         StageError: the folder holds another sweep.
     """
+    check_same_record(workdir, {"points": points, "model": fingerprint(model)})
+
+
+def check_same_record(workdir: Path, now: Mapping[str, Any]) -> None:
+    """Records what is swept, or refuses a folder of another sweep.
+
+    Args:
+        workdir: folder of the sweep.
+        now: plain JSON values.
+
+    Raises:
+        StageError: the folder holds another sweep.
+    """
     path = workdir / RECORD
-    now = {"points": points, "model": fingerprint(model)}
-    before = read_json(path)
-    if before and before != json.loads(json.dumps(now)):
+    plain, before = json.loads(json.dumps(now)), read_json(path)
+    if before and before != plain:
+        keys = {**before, **plain}
+        other = ", ".join(k for k in keys if before.get(k) != plain.get(k))
         raise StageError(
             "A sweep must be continued with the points and the model it was started "
-            f"with. Received others than {path} says. Use another --workdir."
+            f"with. Received others than {path} says: {other}. Use another --workdir."
         )
     if not before:
-        write_json(path, now)
+        write_json(path, plain)
 
 
 def main(argv: list[str]) -> None:

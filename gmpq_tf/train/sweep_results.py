@@ -33,8 +33,10 @@ def write_results(workdir: Path, names: list[str]) -> Path:
     writer.writeheader()
     writer.writerows(rows)
     path = write_atomic(workdir / "sweep.csv", text.getvalue())
-    if rows:
-        drawn = [[_result_row(row) for row in some] for some in (rows, front(rows))]
+    # Without images or labels there is none.
+    known = [row for row in rows if row["accuracy"] is not None]
+    if known:
+        drawn = [[_result_row(row) for row in some] for some in (known, front(known))]
         write_atomic(workdir / "accuracy_bops.png", png_bytes(plot_front(*drawn)))
     return path
 

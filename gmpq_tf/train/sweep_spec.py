@@ -37,6 +37,7 @@ TAKEN = frozenset(["workdir", "overwrite", "model", "policy", "name", "names"])
 # Flags of a stage that may be given all the same: policies may be deployed on another
 # network than the one that was searched.
 GIVEN = {"finetune": ["model"]}
+WAYS = ("grid", "points", "ranges")
 MOST_POINTS = 10_000
 Flags = dict[str, Any]
 Point = dict[str, Flags]  # stage -> its flags
@@ -54,26 +55,48 @@ def read_points(spec: Path) -> dict[str, Point]:
     Raises:
         StageError: the file is no specification, or a flag is unknown.
     """
-    content = _read_spec(spec)
-    common = {stage: _checked(content.get(stage, {}), stage) for stage in STAGES}
-    if ("grid" in content) == ("points" in content):
+    content = read_spec(spec)
+    common = common_flags(content)
+    if "ranges" in content:
         raise StageError(
-            "A specification must have either a grid or points. "
-            f"Received: {spec} with {', '.join(content) or 'nothing'}."
+            "Ranges are drawn from, which grid and points are not. "
+            f"Received: {spec} with ranges. Give --trials=N."
         )
     choices = _listed(content) if "points" in content else _combinations(content)
     width = len(str(len(choices) - 1))
     points = {}
     for number, choice in enumerate(choices):
-        point = {stage: dict(flags) for stage, flags in common.items()}
-        for key, value in _checked_values("a point", choice).items():
-            for stage, flag in _stages_of(key):
-                point[stage][flag] = value
-        _check_decides(point)
-        _check_strategy(point)
-        _find_model(point)
-        points[f"{number:0{width}}_{_label(choice)}"] = point
+        points[f"{number:0{width}}_{label_of(choice)}"] = point_of(common, choice)
     return points
+
+
+def common_flags(content: Flags) -> Point:
+    """The flags that a specification gives to every point, by stage.
+
+    Raises:
+        StageError: one is unknown.
+    """
+    return {stage: _checked(content.get(stage, {}), stage) for stage in STAGES}
+
+
+def point_of(common: Point, choice: Flags) -> Point:
+    """The flags of all stages of a point.
+
+    Args:
+        common: flags of every point, by stage.
+        choice: those of this point, such as `search.eta`.
+
+    Raises:
+        StageError: a flag is unknown, or there would be no accuracy to draw.
+    """
+    point = {stage: dict(flags) for stage, flags in common.items()}
+    for key, value in _checked_values("a point", choice).items():
+        for stage, flag in stages_of(key):
+            point[stage][flag] = value
+    _check_decides(point)
+    _check_strategy(point)
+    _find_model(point)
+    return point
 
 
 def _check_decides(point: Point) -> None:
@@ -128,7 +151,16 @@ def deployed_models(points: Mapping[str, Point]) -> list[str]:
     return sorted({path for path in found if path is not None})
 
 
-def _read_spec(spec: Path) -> dict[str, Any]:
+def read_spec(spec: Path) -> dict[str, Any]:
+    """Reads the file of a specification, of which only the keys are checked.
+
+    Args:
+        spec: the JSON file.
+
+    Raises:
+        StageError: it is none, has unknown keys, or says in no way, or in several, what
+            the points are.
+    """
     try:
         content = parse_json(read_text(spec))
     except (OSError, ValueError) as error:
@@ -136,13 +168,18 @@ def _read_spec(spec: Path) -> dict[str, Any]:
             f"A specification must be a JSON file. Received: {spec}: {error}. "
             "See --help for one."
         ) from error
-    keys = [*STAGES, "grid", "points"]
+    keys = [*STAGES, *WAYS]
     if not isinstance(content, dict) or any(key not in keys for key in content):
         named = content if isinstance(content, dict) else ("no object",)
         unknown = next(key for key in named if key not in keys)[:80]
         raise StageError(
             f"A specification must have the keys {', '.join(keys)} only. "
             f"Received: {unknown!r} in {spec}. {suggest(unknown, keys)}"
+        )
+    if len([way for way in WAYS if way in content]) != 1:
+        raise StageError(
+            "A specification must have either a grid or points, or else ranges. "
+            f"Received: {spec} with {', '.join(content) or 'nothing'}."
         )
     return content
 
@@ -154,7 +191,7 @@ def _listed(content: Flags) -> list[Flags]:
             "Points must be a list of objects, each from flags to values. "
             f"Received: points={points!r:.80}. Write [{{'search.eta': 100}}]."
         )
-    _check_count(len(points))
+    check_count(len(points))
     return points
 
 
@@ -166,12 +203,13 @@ def _combinations(content: Flags) -> list[Flags]:
             "A grid must map each flag to a list of values. "
             f"Received: grid={grid!r:.80}. Write {{'search.eta': [0, 100]}}."
         )
-    _check_count(math.prod(len(values) for values in grid.values()))
+    check_count(math.prod(len(values) for values in grid.values()))
     values = itertools.product(*grid.values())
     return [dict(zip(grid, chosen, strict=True)) for chosen in values]
 
 
-def _check_count(count: int) -> None:
+def check_count(count: int) -> None:
+    """Refuses more points than a sweep may have."""
     if count > MOST_POINTS:
         raise StageError(
             f"A sweep must have at most {MOST_POINTS} points. Received: {count}. "
@@ -179,7 +217,7 @@ def _check_count(count: int) -> None:
         )
 
 
-def _stages_of(key: str) -> list[tuple[str, str]]:
+def stages_of(key: str) -> list[tuple[str, str]]:
     """(stage, flag) pairs that a key such as `search.eta` or `seed` stands for."""
     stage, _, flag = key.rpartition(".")
     stages = [stage] if stage else [s for s in TRAININGS if flag in flag_names(s)]
@@ -234,7 +272,7 @@ def _words_for_none() -> dict[str, str]:
     return {name: word_for_none(hint) or "none" for name, hint in types.items()}
 
 
-def _label(choice: Flags) -> str:
+def label_of(choice: Flags) -> str:
     """Part of a folder name that says what was chosen."""
     pairs = [f"{key.rpartition('.')[2]}={as_flag(key, v)}" for key, v in choice.items()]
     # ASCII, because a file name may have 255 bytes, however few letters they are.

@@ -25,7 +25,8 @@ from gmpq_tf.run.run_config import WorkdirConfig
 from gmpq_tf.train.report import ReportConfig, report
 from gmpq_tf.train.search import configs_of
 from gmpq_tf.train.sweep import SweepConfig, check_same_sweep, sweep
-from gmpq_tf.train.sweep_points import Children, run_point
+from gmpq_tf.train.sweep_children import Children, run_stages
+from gmpq_tf.train.sweep_points import commands_of
 from gmpq_tf.train.sweep_results import front
 from gmpq_tf.train.sweep_spec import STAGES, flag_names, read_points
 
@@ -326,7 +327,8 @@ def test_none_and_null_of_a_specification_are_told_apart(tmp_path, monkeypatch):
             return subprocess.CompletedProcess(command, 0, "", "")
 
     for name, point in points.items():
-        run_point(tmp_path / name, point, {}, {}, Recorded())
+        folder = tmp_path / name
+        run_stages(folder, commands_of(folder, point, {}, {}), Recorded())
     assert found == [
         "--augment=none",
         "--augment=default",

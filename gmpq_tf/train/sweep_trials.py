@@ -1,0 +1,163 @@
+"""The trials of a sweep: drawn one after the other, several at work at a time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from gmpq_tf.files import append_jsonl, read_jsonl, write_json
+from gmpq_tf.run.errors import StageError
+from gmpq_tf.run.workdir import claim
+from gmpq_tf.train.sweep_children import Outcome
+from gmpq_tf.train.sweep_points import commands_of
+from gmpq_tf.train.sweep_ranges import Ranges, is_number
+from gmpq_tf.train.sweep_results import point_row
+from gmpq_tf.train.sweep_runners import Runner, announced
+from gmpq_tf.train.sweep_spec import Flags, Point
+from gmpq_tf.train.sweep_study import Study
+
+TRIALS = "trials.jsonl"  # number, name and drawn numbers of each, before it runs
+BEST = "best.json"
+
+
+class Trials:
+    """The trials of one sweep.
+
+    Args:
+        workdir: folder of the sweep.
+        ranges: what is drawn.
+        study: that draws.
+        objective: names of the figures that are compared.
+        training: flags of every training.
+        common: flags of every stage.
+
+    Raises:
+        StageError: another process draws trials in this workdir.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        ranges: Ranges,
+        study: Study,
+        objective: Sequence[str],
+        training: Flags,
+        common: Flags,
+    ) -> None:
+        self._workdir, self._ranges, self._study = workdir, ranges, study
+        self._objective, self._training, self._common = objective, training, common
+        claim(workdir / "trials.lock", workdir)
+        self._known = read_jsonl(workdir / TRIALS)
+        check_trials(workdir / TRIALS, self._known, ranges)
+        self.errors: list[str] = []
+
+    def run(
+        self, count: int, runner: Runner, pool: ThreadPoolExecutor
+    ) -> dict[str, Point]:
+        """Runs trials until there are so many.
+
+        Trial n is drawn when all trials up to n minus the number of jobs have ended,
+        and from their results, so that no draw depends on which ended first.
+
+        Args:
+            count: how many.
+            runner: runs their stages.
+            pool: threads that call it.
+
+        Returns:
+            All trials there are, by name.
+        """
+        running: deque[tuple[int, Path, Future[Outcome]]] = deque()
+        for number in range(count):
+            while len(running) >= runner.jobs:
+                self._end(*running.popleft())
+            folder = self._workdir / "points" / self._next(number)["point"]
+            running.append((number, folder, self._start(number, folder, runner, pool)))
+        while running:
+            self._end(*running.popleft())
+        self._write_best()
+        return {
+            record["point"]: self._ranges.point(self._ranges.choice(record["drawn"]))
+            for record in self._known
+        }
+
+    def _next(self, number: int) -> dict[str, Any]:
+        """Record of a trial, drawn unless it has been."""
+        if number < len(self._known):
+            self._study.add(self._known[number]["drawn"])
+            return self._known[number]
+        drawn = self._study.draw(number)
+        name = self._ranges.name(number, self._ranges.choice(drawn))
+        record = {"trial": number, "point": name, "drawn": drawn}
+        append_jsonl(self._workdir / TRIALS, record)
+        self._known.append(record)
+        return record
+
+    def _start(
+        self, number: int, folder: Path, runner: Runner, pool: ThreadPoolExecutor
+    ) -> Future[Outcome]:
+        if not self._common.get("overwrite") and self._figures(folder) is not None:
+            done: Future[Outcome] = Future()
+            done.set_result(Outcome("finished"))
+            return done
+        choice = self._ranges.choice(self._known[number]["drawn"])
+        point = self._ranges.point(choice)
+        commands = commands_of(folder, point, self._training, self._common)
+        return pool.submit(announced, runner, folder, commands)
+
+    def _end(self, number: int, folder: Path, running: Future[Outcome]) -> None:
+        outcome = running.result()
+        figures = self._figures(folder) if outcome.state == "finished" else None
+        self._study.tell(number, figures)
+        if figures is None:
+            said = outcome.message or f"{folder.name}: {WHY[outcome.state]}"
+            self.errors.append(said)
+
+    def _figures(self, folder: Path) -> list[float] | None:
+        """What the objective says of a trial; None: it is not finished."""
+        row = point_row(folder)
+        if row is None or row["split"] != "validation":
+            return None
+        figures = [row[name] for name in self._objective]
+        return figures if all(map(is_number, figures)) else None
+
+    def _write_best(self) -> None:
+        best = []
+        for number in self._study.best():
+            record = self._known[number]
+            row = point_row(self._workdir / "points" / record["point"]) or {}
+            choice = self._ranges.choice(record["drawn"])
+            best.append({**record, "flags": choice, **row})
+        write_json(
+            self._workdir / BEST, {"objective": list(self._objective), "trials": best}
+        )
+
+
+WHY = {
+    "finished": "it has no accuracy on held-out images. Give a --validation_size",
+    "busy": "another process is working on it; let it finish",
+    "stopped": "it was stopped",
+    "failed": "it failed",
+}
+
+
+def check_trials(path: Path, known: Sequence[Mapping], ranges: Ranges) -> None:
+    """Refuses a record of trials that is not what a sweep of these ranges left.
+
+    Raises:
+        StageError: it is damaged.
+    """
+    for number, record in enumerate(known):
+        drawn, name = record.get("drawn"), record.get("point")
+        whole = isinstance(drawn, dict) and drawn.keys() == ranges.ranges.keys()
+        whole = whole and all(map(is_number, drawn.values()))
+        # The name is a folder: it must be the one that this program gives.
+        if not whole or name != ranges.name(number, ranges.choice(drawn)):
+            raise StageError(
+                "The record of a sweep must have one line a trial, in order, as it was "
+                f"left. Received: {path}, line {number + 1}: {record!r:.120}. Put the "
+                "file back, or use another --workdir."
+            )
