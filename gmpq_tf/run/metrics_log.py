@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from gmpq_tf.files import append_jsonl, read_jsonl, write_atomic
-from gmpq_tf.report.layout import METRICS
+from gmpq_tf.report.layout import METRICS, TENSORBOARD
 
 VALIDATION = "val_"
 
@@ -70,11 +70,11 @@ class TensorBoardLog(keras.callbacks.Callback):
     """Writes the content of `metrics.jsonl` as TensorBoard events, one step per epoch.
 
     Tags and folders are those of `keras.callbacks.TensorBoard`: `epoch_loss` in
-    `train` and in `validation`. Unlike there, a resumed run contains no step twice: the
-    folder is rebuilt from the file when training starts.
+    `train` and in `validation`. Unlike there, a resumed run contains no step twice:
+    both folders are rebuilt from the file when training starts.
 
     Args:
-        folder: where the events go; its previous content is deleted.
+        folder: where the events go.
         metrics: the `metrics.jsonl` of the same run; the callback that writes it must
             be called before this one.
     """
@@ -85,7 +85,8 @@ class TensorBoardLog(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Starts new event files and writes the epochs already finished into them."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for part in ("train", "validation"):
+            shutil.rmtree(self.folder / part, ignore_errors=True)
         self._writers: dict[str, tf.summary.SummaryWriter] = {}
         for record in read_jsonl(self.metrics):
             self._write(record)
@@ -129,7 +130,7 @@ def metrics_logs(
     metrics = folder / METRICS
     logs: list[keras.callbacks.Callback] = [MetricsLog(metrics, start_epoch)]
     if tensorboard:
-        logs.append(TensorBoardLog(folder / "tensorboard", metrics))
+        logs.append(TensorBoardLog(folder / TENSORBOARD, metrics))
     return logs
 
 

@@ -35,14 +35,34 @@ class WorkdirConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig(WorkdirConfig):
+class EventsConfig(WorkdirConfig):
+    """As `WorkdirConfig`, of a command that can write TensorBoard events.
+
+    Args:
+        tensorboard: Write TensorBoard events too, into the folder tensorboard of the
+            stage or, in a sweep, of the workdir.
+    """
+
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tensorboard and importlib.util.find_spec("tensorboard") is None:
+            raise ValueError(
+                "TensorBoard events are written with the package tensorboard. "
+                "Received: tensorboard=True, without it. `pip install tensorboard`, or "
+                "leave --tensorboard out: all that they show is in the workdir in any "
+                "case."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig(EventsConfig):
     """Where a training command writes and how it runs.
 
     Args:
         steps_per_execution: Training steps per call of the compiled function.
         jit_compile: Compile the training step with XLA.
-        tensorboard: Write the metrics of each epoch as TensorBoard events too, into the
-            stage's folder tensorboard.
         distribution: Train on this machine's first device, on several of its GPUs
             (mirrored), or on several machines (multi_worker, which reads TF_CONFIG).
             batch_size is that of all devices together.
@@ -53,7 +73,6 @@ class RunConfig(WorkdirConfig):
 
     steps_per_execution: int = 1
     jit_compile: bool = False
-    tensorboard: bool = False
     distribution: Literal["none", "mirrored", "multi_worker"] = "none"
     replicas: int = 0
     deterministic: bool = False
@@ -64,13 +83,6 @@ class RunConfig(WorkdirConfig):
             raise ValueError(
                 "steps_per_execution must be 1 or more. "
                 f"Received: steps_per_execution={self.steps_per_execution}."
-            )
-        if self.tensorboard and importlib.util.find_spec("tensorboard") is None:
-            raise ValueError(
-                "TensorBoard events are written with the package tensorboard. "
-                "Received: tensorboard=True, without it. `pip install tensorboard`, or "
-                "leave --tensorboard out: metrics.jsonl and metrics.csv are written "
-                "in any case."
             )
         if self.replicas < 0 or (self.replicas and self.distribution != "mirrored"):
             raise ValueError(

@@ -52,6 +52,7 @@ from gmpq_tf.search.distill import Distiller
 from gmpq_tf.space import SearchSpace, random_policy
 from gmpq_tf.task.tasks import task_of
 from gmpq_tf.train.first_look import look
+from gmpq_tf.train.found_events import write_map_events, write_policy_events
 from gmpq_tf.train.inputs import (
     as_labelled,
     data_from_flags,
@@ -212,6 +213,9 @@ def finetune(config: FinetuneConfig, data: DataConfig, run: RunConfig) -> Stage:
         figure = snap_student(student, trainee, dataset, stage, config)
     if is_chief():
         save_model(student, stage.folder / "model.keras")
+        if run.tensorboard:
+            write_policy_events(stage, policy)
+            write_map_events(stage, model, student, dataset, run)
         results = policy_results(stage, model, policy)
         stage.finish({**results, f"rounded_{task_of(student).headline}": figure})
     wait_for_workers()

@@ -45,7 +45,7 @@ from gmpq_tf.run.devices import (
 from gmpq_tf.run.flags import from_flags
 from gmpq_tf.run.loop import fit_epochs, policy_results
 from gmpq_tf.run.records import versions
-from gmpq_tf.run.run_config import RunConfig, WorkdirConfig, set_threads
+from gmpq_tf.run.run_config import EventsConfig, RunConfig, set_threads
 from gmpq_tf.run.stage import Stage
 from gmpq_tf.search import (
     STRATEGIES,
@@ -59,6 +59,11 @@ from gmpq_tf.search.readouts import DEFAULT_READOUT, ReadoutConfig
 from gmpq_tf.search.rules import RuleConfig
 from gmpq_tf.space import SearchSpace
 from gmpq_tf.train.first_look import look
+from gmpq_tf.train.found_events import (
+    importances_log,
+    write_map_events,
+    write_search_events,
+)
 from gmpq_tf.train.inputs import data_from_flags, file_identity, load_inputs, model_path
 from gmpq_tf.train.read_out import (
     check_measuring,
@@ -240,6 +245,8 @@ def search(
     policy = searcher.policy({"seed": data.seed, "versions": versions()})
     if is_chief():
         importances = searcher.importances()  # measuring changes them
+        if run.tensorboard:
+            write_map_events(stage, model, searcher.hypernet, dataset, run)
         result = read_out(
             searcher,
             policy,
@@ -256,6 +263,8 @@ def search(
         write_json(stage.folder / IMPORTANCES, importances)
         write_json(stage.folder / VALUES, result.to_json())
         result.policy.save(stage.folder / POLICY)
+        if run.tensorboard:
+            write_search_events(stage, result.policy, result.to_json())
         cost = dataclasses.asdict(result.cost)
         results = policy_results(stage, model, result.policy)
         stage.finish({**results, "search_cost": cost})
@@ -299,6 +308,8 @@ def run_search(
     callbacks: list[keras.callbacks.Callback] = []
     if config.final_temperature != 1 and config.epochs:
         callbacks.append(TemperatureScheduler(config.final_temperature, config.epochs))
+    if run.tensorboard and is_chief():
+        callbacks.append(importances_log(stage, searcher))
     fit_epochs(
         searcher, dataset, stage, config.epochs, run, callbacks, config.precision
     )
@@ -360,7 +371,7 @@ def main_of_strategy(argv: list[str]) -> None:
     """
     name = from_flags(StrategyConfig).strategy
     row = STRATEGIES[name]
-    run = from_flags(RunConfig if row.gradient else WorkdirConfig)
+    run = from_flags(RunConfig if row.gradient else EventsConfig)
     set_threads(run.threads)
     config, finalists = from_flags(ChoicesConfig), from_flags(FinalistsConfig)
     data = data_from_flags(run, config.model)
@@ -374,7 +385,7 @@ def configs_of(strategy: str) -> tuple[type, ...]:
     shared = (StrategyConfig, FinalistsConfig, DataConfig)
     if strategy in RECIPES:
         return (*shared, RECIPES[strategy], RunConfig)
-    stage = RunConfig if row.gradient else WorkdirConfig
+    stage = RunConfig if row.gradient else EventsConfig
     return (*shared, ChoicesConfig, row.config, stage)
 
 

@@ -25,9 +25,9 @@ from gmpq_tf.quantizers.kernel_quantizer import (
 from gmpq_tf.report.layout import JOURNAL, POLICY, VALUES
 from gmpq_tf.run.loop import fit_epochs, policy_results
 from gmpq_tf.run.records import versions
-from gmpq_tf.run.run_config import RunConfig, WorkdirConfig
+from gmpq_tf.run.run_config import EventsConfig, RunConfig, WorkdirConfig
 from gmpq_tf.run.stage import Stage, open_stage
-from gmpq_tf.search import STRATEGIES, SearchResult
+from gmpq_tf.search import STRATEGIES, PolicySearch, SearchResult
 from gmpq_tf.search.finalists import FinalistsConfig
 from gmpq_tf.search.policies import (
     find_strategy,
@@ -38,6 +38,7 @@ from gmpq_tf.search.problem import SearchProblem
 from gmpq_tf.search.purposes import find_purpose
 from gmpq_tf.space import SearchSpace
 from gmpq_tf.train.first_look import look
+from gmpq_tf.train.found_events import importances_log, write_search_events
 from gmpq_tf.train.inputs import comparable, file_identity, load_inputs, model_path
 from gmpq_tf.train.recipe import require
 from gmpq_tf.transform.rewrite import flattened
@@ -161,6 +162,8 @@ def search_by(
     policy = BitwidthPolicy(model.name, result.policy.layers, made_by)
     write_json(stage.folder / VALUES, result.to_json())
     policy.save(stage.folder / POLICY)
+    if isinstance(run, EventsConfig) and run.tensorboard:
+        write_search_events(stage, policy, result.to_json())
     cost = dataclasses.asdict(result.cost)
     stage.finish({**policy_results(stage, model, policy), "search_cost": cost})
     return stage
@@ -178,7 +181,10 @@ def _searched(
 ) -> SearchResult:
     def fit(trained: keras.Model, epochs: int, callbacks: Sequence[Any]) -> list:
         assert isinstance(run, RunConfig)
-        fit_epochs(trained, dataset, stage, epochs, run, callbacks)
+        watching = list(callbacks)
+        if run.tensorboard and isinstance(trained, PolicySearch):
+            watching.append(importances_log(stage, trained))
+        fit_epochs(trained, dataset, stage, epochs, run, watching)
         return []  # it is in metrics.jsonl
 
     return search_policy(

@@ -42,8 +42,9 @@ from gmpq_tf.run.app import run_main
 from gmpq_tf.run.errors import StageError
 from gmpq_tf.run.flags import from_flags
 from gmpq_tf.run.records import fingerprint, read_json
-from gmpq_tf.run.run_config import WorkdirConfig
+from gmpq_tf.run.run_config import EventsConfig, WorkdirConfig
 from gmpq_tf.train.sweep_config import RECORD, SweepConfig
+from gmpq_tf.train.sweep_events import write_hparams
 from gmpq_tf.train.sweep_points import commands_of
 from gmpq_tf.train.sweep_ranges import EXAMPLE, read_ranges
 from gmpq_tf.train.sweep_results import write_results
@@ -81,6 +82,8 @@ def sweep(config: SweepConfig, run: WorkdirConfig) -> Path:
     work = run_grid if config.trials is None else run_trials
     points, errors = work(config, spec, workdir, flags)
     path = write_results(workdir, list(points))
+    if isinstance(run, EventsConfig) and run.tensorboard:
+        print(f"TensorBoard: {write_hparams(workdir, points)}")
     if errors:
         raise StageError(
             f"Every point must run to its end. Received: {len(errors)} that failed, "
@@ -204,13 +207,13 @@ def main(argv: list[str]) -> None:
     Args:
         argv: not used.
     """
-    path = sweep(from_flags(SweepConfig), from_flags(WorkdirConfig))
+    path = sweep(from_flags(SweepConfig), from_flags(EventsConfig))
     print(f"Points: {path}")
 
 
 def run() -> None:
     """Entry point of `gmpq-sweep`."""
-    run_main(main, __doc__, SweepConfig, WorkdirConfig)
+    run_main(main, __doc__, SweepConfig, EventsConfig)
 
 
 if __name__ == "__main__":
