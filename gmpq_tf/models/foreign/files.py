@@ -132,7 +132,7 @@ def _read_weights_h5(path: Path, file: Any) -> WeightFile:
     for name, dataset in sorted(_datasets(file).items(), key=_natural):
         parts = name.split("/")
         if parts[0] == "optimizer" or "seed_generator" in parts:
-            continue  # State of the optimizer.
+            continue  # State of the optimizer or of random numbers.
         if len(parts) == 4 and parts[0] == "layers" and parts[2] == "vars":
             layer = _text(dataset.parent.attrs.get("name", parts[1]))
             arrays.setdefault(layer, []).append(_array(dataset))

@@ -1,4 +1,4 @@
-"""The ways to value choices: one file each, one line in `STRATEGIES`."""
+"""The search strategies: one file each, one line in `STRATEGIES`."""
 
 from __future__ import annotations
 
@@ -39,10 +39,12 @@ class Strategy:
     """A row of `STRATEGIES`.
 
     Args:
-        config: dataclass of its options, plain values with defaults, validated.
-        value: (case, config) -> the values of all choices of the case; everything slow
-            in it that is not training by `case.fit` goes through `case.journal`.
-        gradient: whether `case.fit` trains a hypernet for it.
+        config: dataclass of its options: plain values with defaults, checked when it is
+            made.
+        value: (case, config) -> the values of all choices of the case. Slow steps other
+            than training by `case.fit` must go through `case.journal`, so that an
+            interrupted search does not repeat them.
+        gradient: whether it trains a hypernet by `case.fit`.
     """
 
     config: type

@@ -1,4 +1,4 @@
-"""Gates that open one bit-width after the other (Bayesian Bits)."""
+"""Bayesian Bits: gates that add one bit-width after the other."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from gmpq_tf.search.values import Valued
 
 @dataclass(frozen=True)
 class BayesianBitsConfig(GuidedConfig):
-    """As `GuidedConfig`, and the complexity risk.
+    """Options of `GuidedConfig`, and the weight of the complexity risk.
 
     Args:
-        zeta: Where the weight of the expected cost starts.
+        zeta: Initial weight of the expected cost.
     """
 
     zeta: float = RiskConfig.zeta
@@ -31,21 +31,21 @@ class BayesianBitsConfig(GuidedConfig):
 
 
 def bayesian_bits(case: SearchCase, config: BayesianBitsConfig) -> Valued:
-    """Values choices by the probability that gates open up to each bit-width.
+    """Values each bit-width by the probability that the gates up to it are open.
 
     `x_q = q_1 + z_1 (q_2 - q_1 + z_2 (...))` with hard-concrete gates `z`; the expected
     cost follows from `P(z > 0)`.
 
     Args:
         case: the float model, its choices, budgets and labelled images.
-        config: how they are trained.
+        config: options of the training.
 
     Returns:
-        The values; probabilities have no measured error.
+        The values, without standard errors.
 
     Source: van Baalen et al., "Bayesian Bits: Unifying Quantization and Pruning",
-    NeurIPS 2020. Unlike there candidates need not double, no bit-width is 0, and the
-    weight of the cost follows the budget.
+    NeurIPS 2020. Unlike there, candidates need not double, 0 bits (pruning) is not
+    offered, and the weight of the cost is adjusted to keep the budget.
     """
     recipe = Recipe("nested", config.zeta, adam=True)
     return valued_by_training(case, "bayesian_bits", config, recipe)

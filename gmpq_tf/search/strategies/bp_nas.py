@@ -1,4 +1,4 @@
-"""A barrier at the budget, and one branch a tensor in the end (BP-NAS)."""
+"""BP-NAS: a barrier at the budget, and a penalty that leaves one branch per tensor."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ INSIDE = 0.9  # of the budget, at which the search starts
 
 @dataclass(frozen=True)
 class BPNASConfig(GuidedConfig):
-    """As `GuidedConfig`, and the barrier.
+    """Options of `GuidedConfig`, and those of the barrier.
 
     Args:
         mu: Weight of the barrier.
-        prob1: Weight of the Prob-1 regularizer in the last epoch; it sets in after
-            half of them.
+        prob1: Weight of the Prob-1 regularizer in the last epoch; it rises from 0 in
+            the second half of the epochs.
         relaxation: How layers compute with several bit-widths at once; see edmips.
     """
 
@@ -43,20 +43,21 @@ class BPNASConfig(GuidedConfig):
 def bp_nas(case: SearchCase, config: BPNASConfig) -> Valued:
     """Values choices by importances trained on `R_E + barrier + Prob-1`.
 
-    `-mu log(log(U + 1 - E))` keeps the expected cost below the budget from inside,
-    `sum_l prod_i (1 - pi_li)` leaves each tensor one bit-width.
+    The barrier `-mu log(log(U + 1 - E))` keeps the expected cost E below the budget U
+    throughout; Prob-1, `sum_l prod_i (1 - pi_li)`, is 0 where each tensor has one
+    bit-width of probability 1.
 
     Args:
         case: the float model, its choices, budgets and labelled images.
-        config: how they are trained.
+        config: options of the training.
 
     Returns:
-        The values; importances have no measured error.
+        The values, without standard errors.
 
     Source: Yu et al., "Search What You Want: Barrier Penalty NAS for Mixed Precision
-    Quantization", ECCV 2020. Both formulas are from memory, as the text at hand had
-    none. Unlike there weights and activations are chosen apart, weights are not
-    reshaped, and the budgets are kept by the knapsack in the end.
+    Quantization", ECCV 2020. Both formulas are from memory: the text we had contained
+    none. Unlike there, weights and activations are chosen separately, weights are not
+    reshaped, and a knapsack keeps the budgets in the end.
     """
     formulation = Formulation("barrier", prob1=config.prob1, start=INSIDE)
     recipe = Recipe(config.relaxation, config.mu, formulation)

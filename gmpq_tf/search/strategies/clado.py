@@ -1,4 +1,4 @@
-"""Value of a policy: the risk of each choice, and what two add together (CLADO)."""
+"""CLADO: the risk that each choice adds, and the interaction of pairs of choices."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from gmpq_tf.search.deltas import default_images
 from gmpq_tf.search.evaluator import Evaluator
 from gmpq_tf.search.values import Bits, Bonds, Choice, Valued
 
-# Of a tensor, or of a layer whose two are tied: choice -> what its layer then takes, of
-# which None leaves a side as it is.
+# The choices of a tensor, or of a layer whose two tensors are tied: choice -> (weight
+# bits, activation bits) of the layer, None for a side that the choice leaves unchanged.
 Options = Mapping[Choice, tuple[int | None, int | None]]
 
 
 @dataclass(frozen=True)
 class CLADOConfig(ActivationsConfig):
-    """As `ActivationsConfig`, and between how many tensors pairs are measured.
+    """Options of `ActivationsConfig`, and how many tensors are measured in pairs.
 
     Args:
-        activations: tied gives the input of each layer the bits of its kernel, and a
-            choice is of both; measured makes choices of activations choices of their
-            own, each of them in pairs with all others.
-        paired: Tensors (tied: layers) whose choices are measured in pairs, those of
-            the largest risks; the others' risks are added up.
+        activations: tied gives the input of each layer the bits of its kernel, so that
+            a choice covers both; measured makes activations choices of their own, which
+            are paired with all others.
+        paired: Number of tensors (with tied: of layers) whose choices are measured in
+            pairs: those with the largest risks. Risks of the others are only added up.
         pair_images: Images that pairs are measured on; none: a quarter of images.
     """
 
@@ -49,21 +49,22 @@ class CLADOConfig(ActivationsConfig):
 
 
 def clado(case: SearchCase, config: CLADOConfig) -> Valued:
-    """Values policies by the risk of their choices and of pairs of these.
+    """Values policies by the risk of their choices and of pairs of choices.
 
-    `value = -(sum_i L_i + sum_{i<j} O_ij)` with `L_i` the risk that a choice adds to
-    the network at 8 bits, and `O_ij = L_ij - L_i - L_j` what two add together beyond.
-    As a quadratic form of the choices it is made positive semidefinite by leaving out
-    its negative eigenvalues: what they say is noise. Unlike the paper, whose sets are
-    of layers, only the tensors of the largest risks are paired, as pairs grow with
-    the square; and choices of one tensor, which never meet, are 0 in the form.
+    `value = -(sum_i L_i + sum_{i<j} O_ij)`, where `L_i` is the risk that a choice adds
+    to the network at 8 bits and `O_ij = L_ij - L_i - L_j` the interaction of two. As a
+    quadratic form of the choices this is made positive semidefinite by removing its
+    negative eigenvalues, which are noise. Unlike in the paper, which pairs all layers,
+    only the tensors with the largest risks are paired, because the number of pairs
+    grows with the square; and pairs of choices of the same tensor, which never occur
+    together, are 0 in the form.
 
     Args:
         case: the float model, its choices and images.
-        config: what is measured.
+        config: images, and the number of paired tensors.
 
     Returns:
-        The values, with those of pairs among the bonds.
+        The values; those of pairs are among the bonds.
 
     Source: Deng et al., "Mixed-Precision Quantization for Deep Vision Models with
     Integer Quadratic Programming", DAC 2025 (arXiv 2307.05657).
@@ -103,14 +104,14 @@ def semidefinite(
     tensors: Sequence[Sequence[tuple[Choice, float]]],
     crossed: Mapping[tuple[Choice, Choice], float],
 ) -> tuple[dict[Choice, float], dict[tuple[Choice, Choice], float]]:
-    """Risks whose quadratic form has no negative eigenvalue, nearest to those given.
+    """Returns the nearest risks whose quadratic form has no negative eigenvalue.
 
     Args:
-        tensors: of each tensor its choices and their risks.
-        crossed: what two choices of different tensors add beyond.
+        tensors: for each tensor its choices with their risks.
+        crossed: interaction of two choices of different tensors.
 
     Returns:
-        Risks of the choices, and of pairs.
+        Risks of the choices, and interactions of pairs.
     """
     choices = [choice for own in tensors for choice, _ in own]
     if not choices:
@@ -121,13 +122,14 @@ def semidefinite(
         form[place[a], place[b]] = form[place[b], place[a]] = risk
     roots, vectors = np.linalg.eigh(form)
     form = (vectors * np.maximum(roots, 0.0)) @ vectors.T
-    # x' form x / 2 over the choices of a policy, which are one of each tensor.
+    # The risk of a policy is x' form x / 2, where x is 1 for its choices (one for each
+    # tensor) and 0 for all others.
     alone = {choice: float(form[i, i] / 2) for choice, i in place.items()}
     return alone, {(a, b): float(form[place[a], place[b]]) for a, b in crossed}
 
 
 def _tensors(case: SearchCase, bonds: Bonds) -> list[Options]:
-    """The choices of each tensor, or of each layer whose two are tied."""
+    """Returns the choices of each tensor, or of each layer with tied tensors."""
     found: list[Options] = []
     for name, (weights, inputs) in case.problem.candidates.items():
         if name in bonds.allowed:
@@ -139,7 +141,7 @@ def _tensors(case: SearchCase, bonds: Bonds) -> list[Options]:
 
 
 class _Risks:
-    """What choices add to the risk of a policy, beside which they are alone."""
+    """Measures the risk that one or two choices add to the policy of 8 bits."""
 
     def __init__(self, evaluator: Evaluator, config: CLADOConfig) -> None:
         self.evaluator, self.measure = evaluator, config.measure
@@ -147,15 +149,15 @@ class _Risks:
         self.context = evaluator.case.context()
 
     def expect(self, count: int, images: int | None = None) -> None:
-        """So many are to come, and that of the policy."""
+        """Announces `count` measurements, and one of the policy, for progress."""
         self.evaluator.expect(count + 1, 0, images or self.images)
 
     def start(self, images: int | None = None) -> None:
-        """Measures the policy."""
+        """Measures the risk of the policy that choices are compared with."""
         self.base = self._risk(self.context, images)
 
     def of(self, taken: Options, images: int | None = None) -> float:
-        """What some choices add together."""
+        """Returns the risk that some choices together add."""
         bits = dict(self.context)
         for (name, *_), pair in taken.items():
             known = bits[name]
@@ -170,7 +172,7 @@ class _Risks:
 def _crossed(
     risks: _Risks, tensors: Sequence[Options], images: int
 ) -> dict[tuple[Choice, Choice], float]:
-    """What two choices of different tensors add beyond what each adds."""
+    """Returns the interaction of each two choices of different tensors."""
     both = [
         (one, other)
         for own, others in combinations(tensors, 2)

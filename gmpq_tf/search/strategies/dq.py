@@ -1,4 +1,4 @@
-"""Learned steps and ranges, from which bits follow (DQ)."""
+"""DQ: steps and ranges are learned, and bit-widths follow from them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ CLIP = 1.0  # of gradients of log2 d and log2 x_max: at most about d and x_max
 
 @dataclass(frozen=True)
 class DQConfig(GuidedConfig):
-    """As `GuidedConfig`, and the penalty.
+    """Options of `GuidedConfig`, and the weight of the penalty.
 
     Args:
-        strength: Weight of the squared excess over the budget, in budgets.
+        strength: Weight of the squared excess of the expected cost over the budget,
+            both in units of the budget.
     """
 
     readout: str = "expected_bits"
@@ -36,18 +37,19 @@ class DQConfig(GuidedConfig):
 def dq(case: SearchCase, config: DQConfig) -> Valued:
     """Values choices by `-(b - log2(x_max / d + 1))^2`, of trained `d` and `x_max`.
 
-    Trained on `R_E + strength relu(E - U)^2`, where the expected cost E follows from
-    the steps and ranges of all tensors; signed grids have one bit more.
+    They are trained on `R_E + strength relu(E - U)^2`, where the expected cost E
+    follows from the steps and ranges of all tensors and U is the budget. Signed grids
+    have one bit more.
 
     Args:
         case: the float model, its choices, budgets and labelled images.
-        config: how they are trained.
+        config: options of the training.
 
     Returns:
-        The values; they have no measured error.
+        The values, without standard errors.
 
     Source: Uhlich et al., "Mixed Precision DNNs: All you need is a good
-    parametrization", ICLR 2020. Unlike there any cost is penalized, and bits stay
+    parametrization", ICLR 2020. Unlike there, any cost can be penalized, and bits stay
     within the candidates.
     """
     recipe = Recipe("learned_grid", config.strength, Formulation("excess"), clip=CLIP)

@@ -1,4 +1,4 @@
-"""The best of policies that change step by step: regularized evolution."""
+"""Regularized evolution: good policies are changed step by step and measured."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from gmpq_tf.search.strategies.random_draws import check_budgeted, draw
 from gmpq_tf.search.strategies.trials import Trials, TrialsConfig
 from gmpq_tf.search.values import Bits, Valued
 
-MISSES = 50  # children in a row that were all known: there is hardly another
+MISSES = 50  # children in a row that were all measured before: then the search ends
 
 
 @dataclass(frozen=True)
 class EvolutionConfig(TrialsConfig):
-    """As `TrialsConfig`, and how policies change.
+    """Options of `TrialsConfig`, and those of the evolution.
 
     Args:
-        population: Policies that may have children; the oldest leaves for each child.
-        tournament: Policies drawn from them, the best of which has a child.
+        population: Number of policies that may have children; each child replaces the
+            oldest.
+        tournament: Number of policies drawn from the population, the best of which has
+            a child.
     """
 
     population: int = 24
@@ -38,16 +40,16 @@ def evolution(case: SearchCase, config: EvolutionConfig) -> Valued:
     """Changes one tensor's bits of a good policy, moves it to the budget, measures it.
 
     The first policies are the uniform one of the budget and random ones. A child is a
-    copy of the best of a few of the population, of which one tensor takes other bits;
-    others then change at random until the budgets are kept and spent. Unlike in the
-    source, whose children change nothing else, as architectures have no budget.
+    copy of the best of a few policies of the population, in which one tensor gets other
+    bits; then further tensors change at random until the budgets are kept and used up.
+    The last step is not in the source, where architectures have no budget.
 
     Args:
         case: the float model, its choices, budgets and images.
-        config: how many, and what is measured.
+        config: number of trials, population, and what is measured.
 
     Returns:
-        Values that leave the best to be chosen, and the ranking.
+        Values by which the best measured policy is chosen, and the ranking.
 
     Source: Real et al., "Regularized Evolution for Image Classifier Architecture
     Search", AAAI 2019.
@@ -78,7 +80,7 @@ def _mean(trials: Trials, bits: Bits) -> float:
 
 
 def _child(case: SearchCase, parent: Bits, random: np.random.Generator) -> Bits | None:
-    """A policy with other bits of one tensor, within the budgets; None: it is not."""
+    """Returns a copy with other bits of one tensor, moved to the budgets, or None."""
     candidates = case.problem.candidates
     tensors = [
         (name, side)

@@ -1,4 +1,4 @@
-"""Value of a choice: second-order risk of its error at the layer's output."""
+"""Values choices by the second-order risk of their error at the layer's output."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from gmpq_tf.search.float_pass import (
 from gmpq_tf.search.values import Bonds, Valued
 
 SCORED = "scored"
-OUTPUTS = 64  # that one batch may draw for without drawing as the next does
-BOTH = 2  # in place of a side: weights and activations rounded at once
+OUTPUTS = 64  # most outputs of a model, so that seeds of different batches differ
+BOTH = 2  # instead of a side: weights and activations rounded at once
 
 
 @dataclass(frozen=True)
 class FisherConfig(ActivationsConfig):
-    """How errors at the outputs of layers are weighed.
+    """How errors at the outputs of layers are weighted.
 
     Args:
         activations: scored values activations by the same gradient as weights; tied
@@ -46,8 +46,8 @@ class FisherConfig(ActivationsConfig):
             once; measured values each choice by the risk that it alone adds, as
             loss_delta does.
         images: Images whose gradients are taken; none: as many as loss_delta takes.
-        measure: Of what gradients are: divergence (answers are drawn from the float
-            model's outputs), or task (the labels).
+        measure: Loss whose gradients are taken: divergence (the cross-entropy of
+            classes drawn from the float model's outputs), or task (of the labels).
     """
 
     activations: str = SCORED
@@ -56,20 +56,21 @@ class FisherConfig(ActivationsConfig):
 
 
 def fisher(case: SearchCase, config: FisherConfig) -> Valued:
-    """Values choices by `-E[(g . (q(y) - y))^2] / 2`, of one backward pass for all.
+    """Values choices by `-E[(g . (q(y) - y))^2] / 2`; one backward pass serves all.
 
-    y is the output of a layer on an image in the float model, q(y) with its kernel or
-    its input rounded, g the gradient of the risk with respect to y. With answers that
-    are drawn from the float model's outputs that is the divergence to second order.
-    Unlike in Model Optimizer, which squares `g (q(y) - y)` place by place, errors that
-    point one way add up, and weights and activations have scores of their own.
+    y is the output of a layer on an image in the float model, q(y) the output with the
+    layer's kernel or input rounded, g the gradient of the risk with respect to y. With
+    classes drawn from the float model's outputs this is the divergence to second order
+    (the Fisher information is its Hessian). Unlike in Model Optimizer, which squares
+    `g (q(y) - y)` element by element, errors of equal sign add up before squaring, and
+    weights and activations have separate scores.
 
     Args:
         case: the float model, its choices and images.
-        config: of what gradients are, and how activations are valued.
+        config: loss, images, and how activations are valued.
 
     Returns:
-        The values, with samples where all are scores.
+        The values, with samples per image if all of them are scores.
 
     Source: `auto_quantize` of NVIDIA's Model Optimizer, method "gradient".
     """
@@ -84,7 +85,7 @@ def fisher(case: SearchCase, config: FisherConfig) -> Valued:
 
 
 def _scores(evaluator: Evaluator, config: FisherConfig, bonds: Bonds) -> Any:
-    """Minus the score of each choice on each image: samples [images]."""
+    """Returns minus the score of each choice on each image: samples [images]."""
     case = evaluator.case
     candidates, asked = case.problem.candidates, list(_asked(case, config, bonds))
     images = min(config.images or default_images(case), evaluator.images)
@@ -106,7 +107,7 @@ def _scores(evaluator: Evaluator, config: FisherConfig, bonds: Bonds) -> Any:
 def _asked(
     case: SearchCase, config: FisherConfig, bonds: Bonds
 ) -> Iterator[tuple[str, int, tuple[int, int]]]:
-    """What is rounded to what bits: (layer, side or `BOTH`, bits of both sides)."""
+    """Yields what to score: (layer, side or `BOTH`, (weight, activation) bits)."""
     for name, (weights, inputs) in case.problem.candidates.items():
         if name in bonds.allowed:
             for pair in bonds.allowed[name]:
@@ -125,19 +126,20 @@ class _Scorer:
 
     def __init__(self, evaluator: Evaluator, asked: list, measure: str) -> None:
         self.evaluator, self.asked, self.measure = evaluator, asked, measure
-        # Before the journal: what it costs is then the same after an interruption.
+        # Computed before the journal is read, so that a resumed search counts the same
+        # cost.
         self._known = evaluator.teacher
         if measure == "task":
             self._known = evaluator.judge.targets
         self._gradients: Any = self._made() if asked else None
 
     def work(self, rows: slice) -> float:
-        """Passes of so many images: there, back, and each layer with each choice."""
+        """Counts forward passes: forward, backward, and each layer with each choice."""
         layers = len(self.evaluator.case.problem.candidates)
         return (3 + len(self.asked) / layers) * (rows.stop - rows.start)
 
     def journaled(self, rows: slice) -> list[list[float]]:
-        """As `scores`, from the journal if it has them."""
+        """Returns `scores`, from the journal if it holds them."""
         case, seconds = self.evaluator.case, 0.0
 
         def compute() -> list[list[float]]:
@@ -158,7 +160,7 @@ class _Scorer:
         return answer
 
     def scores(self, rows: slice) -> list[np.ndarray]:
-        """`(g . (q(y) - y))^2 / 2` of each choice asked for, arrays [B]."""
+        """Returns `(g . (q(y) - y))^2 / 2` of each choice asked for, arrays [B]."""
         evaluator = self.evaluator
         seed = tf.constant([evaluator.case.seed, OUTPUTS * rows.start], tf.int32)
         seen, gradients = self._gradients(
@@ -179,7 +181,7 @@ class _Scorer:
         return found
 
     def _made(self) -> Any:
-        """(inputs, known, seed) -> what each layer reads and makes, and gradients."""
+        """Returns a function: (inputs, known, seed) -> layer tensors, gradients."""
         evaluator, judge = self.evaluator, self.evaluator.judge
         network = FloatPass(evaluator.hypernet, {name for name, *_ in self.asked})
         batch = [any_batch(evaluator.held.inputs), any_batch(self._known)]

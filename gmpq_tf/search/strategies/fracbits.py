@@ -1,4 +1,4 @@
-"""Fractional bit-widths, pulled towards the budget (FracBits)."""
+"""FracBits: fractional bit-widths, pulled towards the budget."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from gmpq_tf.search.values import Valued
 
 @dataclass(frozen=True)
 class FracBitsConfig(GuidedConfig):
-    """As `GuidedConfig`, and the penalty.
+    """Options of `GuidedConfig`, and those of the penalty.
 
     Args:
-        kappa: Weight of the distance from the budget, in budgets.
-        start: Expected cost at the start, in budgets.
+        kappa: Weight of the distance between expected cost and budget, in units of the
+            budget.
+        start: Expected cost at the start, in units of the budget.
     """
 
     readout: str = "expected_bits"
@@ -37,18 +38,19 @@ class FracBitsConfig(GuidedConfig):
 def fracbits(case: SearchCase, config: FracBitsConfig) -> Valued:
     """Values choices by bit-widths `b` trained on `R_E + kappa |E - U|`.
 
-    A tensor is rounded to both neighbours of `b`, weighed so that their mean is `b`.
+    A tensor is the weighted sum of its quantizations to the two candidates next to `b`,
+    with weights that make the mean bit-width `b`.
 
     Args:
         case: the float model, its choices, budgets and labelled images.
-        config: how they are trained.
+        config: options of the training.
 
     Returns:
-        The values; bit-widths have no measured error.
+        The values, without standard errors.
 
     Source: Yang and Jin, "FracBits: Mixed Precision Quantization via Fractional
-    Bit-Widths", AAAI 2021, with its code. Unlike there kernels are not rescaled, and
-    the knapsack rounds the bit-widths, not a common offset.
+    Bit-Widths", AAAI 2021, with its code. Unlike there, kernels are not rescaled, and
+    bit-widths are rounded by the knapsack, not by one offset for all.
     """
     formulation = Formulation("distance", start=config.start)
     recipe = Recipe("adjacent", config.kappa, formulation)

@@ -1,4 +1,4 @@
-"""The paper's formulation: a mixture, whose complexity risk follows the budget."""
+"""EdMIPS and GMPQ: importances of a mixture, trained with a complexity risk."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from gmpq_tf.search.values import Valued
 
 @dataclass(frozen=True)
 class EdMIPSConfig(TrainingConfig):
-    """As `TrainingConfig`, and how layers compute meanwhile.
+    """Options of `TrainingConfig`, and how layers compute during the search.
 
     Args:
-        zeta: Where the weight of the complexity risk starts.
-        relaxation: How layers compute with several bit-widths at once: mixture adds
-            their outputs, as eq. 5; sampled draws one in each step; expected_grid
-            rounds once on the mean grid; adjacent, nested, thresholds and learned_grid
-            are those of fracbits, bayesian_bits, hmq and dq. A mixture averages
-            rounding errors, so that its importances hardly tell a layer that needs its
-            bits from another.
+        zeta: Initial weight of the complexity risk.
+        relaxation: How layers compute with several bit-widths at once: mixture takes
+            the weighted sum of all quantized tensors (eq. 5); sampled draws one
+            bit-width in each step; expected_grid rounds once on the mean grid;
+            adjacent, nested, thresholds and learned_grid are those of fracbits,
+            bayesian_bits, hmq and dq. A mixture averages rounding errors, so its
+            importances hardly tell which layers need their bits.
     """
 
     zeta: float = RiskConfig.zeta
@@ -42,7 +42,7 @@ class EdMIPSConfig(TrainingConfig):
 
 @dataclass(frozen=True)
 class GMPQConfig(EdMIPSConfig, GuidedConfig):
-    """As `EdMIPSConfig`, and the generalization risk; see `RiskConfig`.
+    """Options of `EdMIPSConfig`, and the generalization risk; see `RiskConfig`.
 
     Args:
         eta: Weight of the generalization risk, above 0.
@@ -60,10 +60,10 @@ def edmips(case: SearchCase, config: EdMIPSConfig) -> Valued:
 
     Args:
         case: the float model, its choices, budgets and labelled images.
-        config: how they are trained.
+        config: options of the training.
 
     Returns:
-        The values; importances have no measured error.
+        The values, without standard errors.
     """
     recipe = Recipe(config.relaxation, config.zeta)
     return valued_by_training(case, "edmips", config, recipe)
@@ -74,10 +74,10 @@ def gmpq(case: SearchCase, config: GMPQConfig) -> Valued:
 
     Args:
         case: the float model, its choices, budgets and labelled images.
-        config: how they are trained.
+        config: options of the training.
 
     Returns:
-        The values; importances have no measured error.
+        The values, without standard errors.
     """
     recipe = Recipe(config.relaxation, config.zeta)
     return valued_by_training(case, "gmpq", config, recipe)

@@ -1,4 +1,4 @@
-"""The best of policies that an agent proposes, layer by layer (HAQ)."""
+"""HAQ: a reinforcement-learning agent proposes policies, layer by layer."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ PREVIOUS, FLAG = 8, 9  # of them: the last action, and whether weights are asked
 
 @dataclass(frozen=True)
 class HAQConfig(TrialsConfig):
-    """As `TrialsConfig`, and how the agent starts.
+    """Options of `TrialsConfig`, and how the agent starts.
 
     Args:
         measure: accuracy (the share of wrong decisions), task (cross-entropy of the
             labels), or divergence (of the outputs from the float model's, without
-            labels). The images are held out: no step of training sees them.
-        warmup: Episodes of random actions before the agent's.
+            labels). It is measured on images that no training step uses.
+        warmup: Episodes with random actions before the agent acts.
     """
 
     measure: str = ACCURACY
@@ -49,21 +49,24 @@ class HAQConfig(TrialsConfig):
 def haq(case: SearchCase, config: HAQConfig) -> Valued:
     """Tries the policies of an agent, rewarded by their accuracy (HAQ).
 
-    The agent sees a layer (`layer_states`) and names bits of its weights, then of its
-    activations, by an action from 0 to 1. Where the policy exceeds the budgets its bits
-    fall (`walked`); it is measured, and each of its actions is rewarded by
-    `10 (uniform's - its share of wrong decisions - kappa (R_G / uniform's R_G - 1))`.
-    Unlike in the official code accuracy is of images that no training sees, not the
-    best on those that are trained on; what the walk leaves of the budget is spent, so
-    that policies of equal cost compare; a policy that was measured is not measured
-    again, and counts for no trial; and layers whose bits are fixed are no steps.
+    The agent sees a layer (`layer_states`) and chooses bits of its weights, then of its
+    activations, by an action from 0 to 1. If the policy exceeds the budgets, its bits
+    are lowered (`walked`). The policy is measured, and each action gets the reward
+    `10 (e_uniform - e - kappa (R_G / R_G_uniform - 1))`, where e is the share of wrong
+    decisions.
+
+    Unlike in the official code, accuracy is measured on images without training, not as
+    the best on training images; budget that is left after lowering is spent, so that
+    policies of equal cost are compared; a policy measured before is not measured again
+    and does not count as a trial; and layers with fixed bits are not steps of an
+    episode.
 
     Args:
         case: the float model, its choices, budgets and labelled images.
-        config: how many, and what is measured.
+        config: number of trials, and what is measured.
 
     Returns:
-        Values that leave the best to be chosen, and the ranking.
+        Values by which the best measured policy is chosen, and the ranking.
 
     Source: Wang et al., "HAQ: Hardware-Aware Automated Quantization with Mixed
     Precision", CVPR 2019.
@@ -73,7 +76,7 @@ def haq(case: SearchCase, config: HAQConfig) -> Valued:
     states = layer_states(case.model, problem.candidates)
     steps = len(states)
     agent = Agent(STATE, case.seed, config.warmup, REMEMBERED * steps)
-    most = config.warmup + 2 * config.trials  # episodes; known policies are met again
+    most = config.warmup + 2 * config.trials  # episodes; some repeat known policies
     for episode in range(most):
         if trials.left <= 0:
             break
@@ -95,18 +98,20 @@ def haq(case: SearchCase, config: HAQConfig) -> Valued:
 def layer_states(
     model: Any, candidates: Candidates
 ) -> list[tuple[str, int, np.ndarray]]:
-    """What the agent sees of each tensor whose bits are to be chosen.
+    """Returns the agent's observation of each tensor whose bits are to be chosen.
 
-    Whether the layer is depthwise, its channels in and out, stride, kernel width,
-    weights, pixels that it reads, and number, each scaled to 0 to 1 over the layers;
-    then the last action (1 at the start) and 1 for weights, 0 for activations.
+    Ten numbers: whether the layer is depthwise, input channels, output channels,
+    stride, kernel width, number of weights, number of input pixels and index, each
+    scaled to 0..1 over the layers; the previous action (1 at the start); and 1 for
+    weights, 0 for activations.
 
     Args:
         model: the float model.
         candidates: (weight bits, activation bits) of each layer, in graph order.
 
     Returns:
-        (layer, 0 or 1, [10]), the weights of a layer before its activations.
+        (layer, side: 0 for weights or 1 for activations, float [10]); the weights of a
+        layer come before its activations.
     """
     graph = read_graph(model)
     found: dict[str, list[float]] = {}
@@ -137,7 +142,7 @@ def layer_states(
 
 
 def bits_of(action: float, candidates: Sequence[int]) -> int:
-    """The bits of an action, 0 to 1: candidates have equal shares of it."""
+    """Returns the bits for an action in 0..1, divided equally among candidates."""
     own = sorted(candidates)
     return own[int(np.clip(round(len(own) * action - 0.5), 0, len(own) - 1))]
 
@@ -145,18 +150,19 @@ def bits_of(action: float, candidates: Sequence[int]) -> int:
 def walked(
     bits: Bits, candidates: Candidates, limits: Sequence[Limit]
 ) -> dict[str, tuple[int, int]] | None:
-    """A policy whose bits fall to the next candidate until it keeps all limits.
+    """Lowers bits of a policy, candidate by candidate, until it keeps all limits.
 
-    One tensor after the other: the last layer's activations, then its weights, then
-    those of the layer before, and again from the last.
+    One tensor is lowered at a time: the last layer's activations, then its weights,
+    then those of the layer before, and so on; then again from the last layer.
 
     Args:
         bits: the policy.
         candidates: (weight bits, activation bits) each layer may take.
-        limits: of the costs.
+        limits: limits of the costs.
 
     Returns:
-        None where even the fewest bits exceed a limit, as with costs that rise.
+        The policy; None where even the fewest bits exceed a limit, which happens where
+        a cost rises with fewer bits.
     """
     found = dict(bits)
     while exceeded(limits, found):
@@ -179,7 +185,7 @@ def walked(
 def within(
     bits: Bits, candidates: Candidates, limits: Sequence[Limit]
 ) -> dict[str, tuple[int, int]]:
-    """A policy within its budgets, which are spent; the nearest where a walk fails."""
+    """Returns a policy that keeps and uses up the budgets, near the one given."""
     found = walked(bits, candidates, limits)
     if found is None:
         near: Any = {
@@ -199,7 +205,7 @@ def _proposed(
     candidates: Candidates,
     episode: int,
 ) -> tuple[list[np.ndarray], list[float], Bits]:
-    """States with the last action in them, actions, and the policy they name."""
+    """Returns the states of an episode, the agent's actions, and their policy."""
     bits = {n: [max(w), max(a)] for n, (w, a) in candidates.items()}
     seen, actions, previous = [], [], 1.0
     for name, side, state in states:

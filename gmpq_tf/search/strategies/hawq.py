@@ -1,4 +1,4 @@
-"""Value of a choice: curvature of the risk times the error of rounding (HAWQ-V2)."""
+"""HAWQ-V2: values choices by the curvature of the risk times the rounding error."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from gmpq_tf.search.values import Valued
 
 @dataclass(frozen=True)
 class HAWQConfig(ActivationsConfig):
-    """As `ActivationsConfig`, and how curvature is estimated.
+    """Options of `ActivationsConfig`, and how curvature is estimated.
 
     Args:
-        probes: Random vectors that each trace is the mean over.
-        trace_images: Images whose risk the Hessian is of.
+        probes: Number of random vectors that each trace is averaged over.
+        trace_images: Number of images over whose mean risk the Hessian is taken.
     """
 
     probes: int = 50
@@ -43,19 +43,19 @@ class HAWQConfig(ActivationsConfig):
 def hawq(case: SearchCase, config: HAWQConfig) -> Valued:
     """Values bits of kernels by `-|tr(H_l)| / n_l ||Q(W_l) - W_l||^2 / 2` (HAWQ-V2).
 
-    H is the Hessian of the mean risk with respect to the n weights of a kernel, in the
-    float model; its trace by Hutchinson's method. Half of the product is the risk that
-    rounding adds, if its error points nowhere in particular: then it compares with the
-    measured risk of activations. Unlike the paper, which values activations by traces
-    of their own, their risk is measured, or they are tied as in HAWQ-V3; and of a
-    trace that comes out negative the size counts.
+    H is the Hessian of the mean risk with respect to the n weights of a kernel in the
+    float model; Hutchinson's method estimates its trace. Half of the product is the
+    risk that rounding adds if the rounding error has no preferred direction, so it can
+    be compared with the measured risk of activations. Unlike in the paper, which values
+    activations by their own traces, the risk of activations is measured, or they are
+    tied as in HAWQ-V3; and the absolute value of a negative trace is used.
 
     Args:
         case: the float model, its choices and images.
-        config: how curvature is estimated, and activations valued.
+        config: how curvature is estimated, and how activations are valued.
 
     Returns:
-        The values, and a column of those of the weights.
+        The values, and a column with the values of weights alone.
 
     Source: Dong et al., "HAWQ-V2: Hessian Aware trace-Weighted Quantization of Neural
     Networks", NeurIPS 2020; Yao et al., "HAWQ-V3", ICML 2021, for tied bits.
@@ -85,17 +85,17 @@ def hawq(case: SearchCase, config: HAWQConfig) -> Valued:
 
 
 def perturbation(trace: float, errors: Mapping[int, float]) -> dict[int, float]:
-    """Values of a kernel's bits, `-|tr(H) / n| ||Q(W) - W||^2 / 2`.
+    """Returns bits -> value of a kernel, `-|tr(H) / n| ||Q(W) - W||^2 / 2`.
 
     Args:
-        trace: of the Hessian, per weight.
-        errors: bits -> squared error of all weights.
+        trace: trace of the Hessian over the number of weights, `tr(H) / n`.
+        errors: bits -> squared error, summed over all weights.
     """
     return {bits: -0.5 * abs(trace) * error for bits, error in errors.items()}
 
 
 def _errors(evaluator: Evaluator, names: list[str]) -> dict:
-    """Of each kernel its size, and the squared error of rounding it to its bits."""
+    """Returns the size of each kernel, and its squared rounding error at all bits."""
     found = {}
     for name in names:
         layer = evaluator.hypernet.get_layer(name)

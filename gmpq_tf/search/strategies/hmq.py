@@ -1,4 +1,4 @@
-"""Bits and thresholds in one expected grid (HMQ)."""
+"""HMQ: one rounding on the expected grid of all bit-widths and thresholds."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ COLDEST = 0.5  # temperature at the end of a stage; it starts from 1
 
 @dataclass(frozen=True)
 class HMQConfig(GuidedConfig):
-    """As `GuidedConfig`, and the penalty.
+    """Options of `GuidedConfig`, and those of the penalty.
 
     Args:
-        importance_learning_rate: Of the importances, throughout: the last stage asks
-            for the whole budget, and must be followed.
-        gamma: Weight of the compression that is missing.
-        stages: Parts of the epochs over which the budget tightens; in each the
-            temperature of the draws falls from 1 to a half.
+        importance_learning_rate: Learning rate of the importances. It does not fall,
+            because they must still follow the last stage, which asks for the whole
+            budget.
+        gamma: Weight of the squared shortfall of compression.
+        stages: Number of equal parts of the epochs, over which the budget tightens; in
+            each the temperature of the draws falls from 1 to 0.5.
     """
 
     importance_learning_rate: float = 0.03
@@ -42,11 +43,11 @@ class HMQConfig(GuidedConfig):
 
 
 class TemperatureCycles(keras.callbacks.Callback):
-    """Cools draws from 1 to a half over each of some equal parts of the epochs.
+    """Lowers the temperature of the draws from 1 to 0.5 in each stage.
 
     Args:
-        epochs: of the whole search.
-        stages: how many parts.
+        epochs: epochs of the whole search.
+        stages: number of equal stages.
     """
 
     def __init__(self, epochs: int, stages: int) -> None:
@@ -54,30 +55,31 @@ class TemperatureCycles(keras.callbacks.Callback):
         self.length = max(epochs // stages, 1)
 
     def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
-        """Set the temperature of the epoch."""
+        """Sets the temperature of the epoch."""
         place = epoch % self.length / max(self.length - 1, 1)
         self.model.set_temperature(COLDEST**place)
 
 
 def hmq(case: SearchCase, config: HMQConfig) -> Valued:
-    """Values choices by importances of bits and thresholds together.
+    """Values choices by joint importances of bit-widths and thresholds.
 
-    Both are drawn by Gumbel-softmax, a tensor is rounded once, on the expected step
-    within the expected threshold, and `gamma relu((target - r) / target)^2` asks for
-    compression `r`, stage by stage. A bit-width is as probable as its thresholds
-    together.
+    Pairs of both are drawn by Gumbel-softmax, and a tensor is rounded once, with the
+    expected step and threshold. The penalty `gamma relu((target - r) / target)^2` asks
+    for a compression r whose target rises stage by stage. The probability of a
+    bit-width is the sum over its thresholds.
 
     Args:
         case: the float model, its choices, budgets and labelled images.
-        config: how they are trained.
+        config: options of the training.
 
     Returns:
-        The values; importances have no measured error.
+        The values, without standard errors.
 
     Source: Habi, Jennings and Netzer, "HMQ: Hardware Friendly Mixed Precision
-    Quantization Block for CNNs", ECCV 2020. Unlike there activation bits are searched
-    too, any cost is compressed, a quantizer's fitted range is one threshold, and Adam
-    trains the importances, three times as fast as RAdam there, as searches are shorter.
+    Quantization Block for CNNs", ECCV 2020. Unlike there, activation bits are searched
+    too, any cost can be compressed, a quantizer's fitted range is one threshold, and
+    the importances are trained by Adam, with three times the learning rate of RAdam
+    there, because searches are shorter.
     """
     formulation = Formulation("compression", stages=config.stages)
     cycles = TemperatureCycles(config.epochs, config.stages)

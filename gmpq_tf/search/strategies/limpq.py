@@ -1,4 +1,4 @@
-"""Value of a choice: the step that its quantizer learns (LIMPQ)."""
+"""LIMPQ: values choices by the step sizes that quantizers learn."""
 
 from __future__ import annotations
 
@@ -28,21 +28,22 @@ from gmpq_tf.search.strategies.one_shot import ExploreConfig, explored, random_d
 from gmpq_tf.search.values import Bits, Valued
 
 LEARNED = "learned"
-LOOKED_AT = 64  # images that tell what labels are
+LOOKED_AT = 64  # images whose labels are inspected to find their kind
 
 
 @dataclass(frozen=True)
 class LIMPQConfig(ExploreConfig):
-    """As `ExploreConfig`, and how learned steps are compared.
+    """Options of `ExploreConfig`, and how learned steps are compared.
 
     Args:
-        alpha: What steps of weights count beside those of activations.
+        alpha: Weight of the steps of weights, relative to those of activations.
         activations: learned takes the steps of activations too; tied gives the input of
             each layer the bits of its kernel; measured values each choice by the risk
             that it alone adds, as loss_delta does, in the float model.
         images: Images that risks are measured on; none: as many as loss_delta takes.
         normalize: Divide each step by the standard deviation of the kernel, or by the
-            range of the widest candidate, so that layers of other scales compare.
+            range of the widest candidate, so that layers of different scales can be
+            compared.
     """
 
     alpha: float = 2.0
@@ -66,19 +67,19 @@ class LIMPQConfig(ExploreConfig):
 def limpq(case: SearchCase, config: LIMPQConfig) -> Valued:
     """Values choices by the steps that quantizers learn: `-s_a[b]`, `-alpha s_w[b]`.
 
-    One hypernet is trained, whose branches have steps of their own: a step of training
-    with each bit-width in all layers, one with bits drawn at random, and again. A
-    sensitive tensor learns a larger step. Unlike in the official code, which adds the
-    gradients of these passes up, each is a step of its own, BatchNormalization is
-    shared by all bit-widths, and a choice whose step does not fall with more bits has
-    the value of fewer.
+    One hypernet is trained whose branches have separate step sizes. Training steps
+    alternate: one for each bit-width with that width in all layers, then one with bits
+    drawn at random. A sensitive tensor learns a larger step size. Unlike in the
+    official code, which sums the gradients of these passes, each is a training step of
+    its own; BatchNormalization is shared by all bit-widths; and a choice whose step
+    size is not smaller than that of fewer bits gets the value of fewer bits.
 
     Args:
         case: the float model, its choices and images.
-        config: how long, and how steps are compared.
+        config: length of training, and how steps are compared.
 
     Returns:
-        The values; learned steps have no measured error.
+        The values, without standard errors.
 
     Source: Tang et al., "Mixed-Precision Neural Network Quantization via Learned
     Layer-wise Importance", ECCV 2022.
@@ -121,7 +122,7 @@ def limpq(case: SearchCase, config: LIMPQConfig) -> Valued:
 
 
 def _draws(case: SearchCase) -> Iterable[Bits]:
-    """Each bit-width in all layers that have it, then drawn bits, without end."""
+    """Yields without end: each bit-width in all layers, then one random policy."""
     pairs = case.problem.candidates
     free = [side for pair in pairs.values() for side in pair if len(side) > 1]
     widths = sorted(set().union(*free)) if free else []
@@ -141,7 +142,7 @@ def _nearest(candidates: Sequence[int], width: int) -> int:
 
 
 def _falling(steps: dict[int, float], factor: float) -> dict[int, float]:
-    """Values of the steps; never less with more bits."""
+    """Returns bits -> factor times step, made non-decreasing in the bits."""
     values, best = {}, -np.inf
     for width in sorted(steps):
         best = max(best, factor * steps[width])

@@ -1,4 +1,4 @@
-"""Value of a choice: the risk that it alone adds, measured."""
+"""Values each choice by the measured risk that it alone adds."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class LossDeltaConfig:
         images: Images it is measured on; none: as many as 3e12 multiply-adds of the
             float model allow, 32 at least and 1024 at most.
         measure: What is measured: divergence (of the outputs from the float model's,
-            without labels), or task (cross-entropy of the labels, which says less of as
-            many images).
+            without labels), or task (cross-entropy of the labels, which needs more
+            images for the same certainty).
         eta: Weight of the generalization risk in the values; above 0 attribution is
             measured too.
         attribution: Measure the generalization risk and the rank distance of each
@@ -60,18 +60,19 @@ class LossDeltaConfig:
 def loss_delta(case: SearchCase, config: LossDeltaConfig) -> Valued:
     """Values every choice by the risk it adds where all other tensors have 8 bits.
 
-    `value(b) = -(risk(one tensor at b bits) - risk(all at 8))`, at most 0 and never
-    more with fewer bits: what grows with the bits is chance. Pinned layers stay as they
-    are; a kernel quantizer without 8 bits takes the most candidates. With eta the risk
-    is `R_E + eta R_G` (section 3.3 of the GMPQ paper, for a search without gradients).
-    Unlike in eq. 8 p is fixed, so that choices can be compared.
+    `value(b) = -(risk(one tensor at b bits) - risk(all at 8))`, made at most 0 and
+    non-decreasing in the bits, because the opposite can only be chance. Pinned layers
+    keep their bits; a kernel quantizer that does not offer 8 bits takes its largest
+    candidate instead. With eta the risk is `R_E + eta R_G` (section 3.3 of the GMPQ
+    paper, for a search without gradients). Unlike in eq. 8, p is fixed, so that choices
+    can be compared.
 
     Args:
         case: the float model, its choices and images.
-        config: what is measured.
+        config: images, and what is measured.
 
     Returns:
-        The values, with samples and a column for each risk.
+        The values, with samples per image and a column for each risk.
     """
     attribution = config.attribution or config.eta > 0
     if attribution:

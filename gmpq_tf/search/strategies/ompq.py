@@ -1,4 +1,4 @@
-"""Value of a choice: how unlike a layer's features are those of others (OMPQ)."""
+"""OMPQ: values bits of a layer by how its features differ from other layers'."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from gmpq_tf.search.values import Valued
 
 @dataclass(frozen=True)
 class OMPQConfig(ActivationsConfig):
-    """As `ActivationsConfig`, and how features are compared.
+    """Options of `ActivationsConfig`, and how features are compared.
 
     Args:
-        beta: How fast importance falls with likeness.
+        beta: How fast importance falls with similarity.
         feature_images: Images whose features are compared; 2 or more.
     """
 
@@ -42,22 +42,23 @@ class OMPQConfig(ActivationsConfig):
 
 
 def ompq(case: SearchCase, config: OMPQConfig) -> Valued:
-    """Values bits of kernels by `m_l b / 8`, m_l how orthogonal a layer is to others.
+    """Values bits b of kernels by `m_l b / 8`, m_l the orthogonality of layer l.
 
-    `theta_l = exp(-beta sum_{k != l} ORM_lk)`, ORM the linear centered kernel alignment
-    of the outputs of two layers, and m_l the mean of theta over the layers from l on,
-    as in the official code (the paper has theta_l itself). Error of rounding is not
-    looked at. Unlike there, where bits are whole numbers near the solution of a linear
-    program of the file's size, the budgets choose among the candidates; activations,
-    fixed there, are measured or tied. With a limit on one linear cost all layers but
-    one come out at either end.
+    `theta_l = exp(-beta sum_{k != l} ORM_lk)`, where ORM is the linear centered kernel
+    alignment of the outputs of two layers, and m_l is the mean of theta over layer l
+    and all later ones, as in the official code (the paper uses theta_l itself).
+    Rounding errors are not measured. Unlike there, where bits are rounded from a linear
+    program for the size of the file, the budgets choose among the candidates; and
+    activations, which are fixed there, are measured or tied. Values are linear in the
+    bits, so with a limit on one linear cost all layers but one get their fewest or most
+    bits.
 
     Args:
         case: the float model, its choices and images.
-        config: how features are compared, and activations valued.
+        config: how features are compared, and how activations are valued.
 
     Returns:
-        The values, and a column of those of the weights.
+        The values, and a column with the values of weights alone.
 
     Source: Ma et al., "OMPQ: Orthogonal Mixed Precision Quantization", AAAI 2023.
     """
@@ -77,11 +78,11 @@ def ompq(case: SearchCase, config: OMPQConfig) -> Valued:
 def alignment(grams: Sequence[np.ndarray]) -> np.ndarray:
     """Linear centered kernel alignment of features, [layers, layers], 0 to 1.
 
-    `||X_j' X_i||_F^2 / (||X_i' X_i||_F ||X_j' X_j||_F)` of centered features X
-    [images, features], by their products `X X'` [images, images].
+    `||X_j' X_i||_F^2 / (||X_i' X_i||_F ||X_j' X_j||_F)` for centered features X
+    [images, features], computed from the Gram matrices `X X'`.
 
     Args:
-        grams: of each layer, centered or not.
+        grams: Gram matrix [images, images] of each layer, centered or not.
     """
     if not grams:
         return np.zeros((0, 0))
@@ -95,11 +96,11 @@ def alignment(grams: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def importances(orm: np.ndarray, beta: float) -> list[float]:
-    """The m of each layer, in units of the largest theta: exp(-beta 50) is none.
+    """Returns m of each layer, in units of the largest theta, which avoids underflow.
 
     Args:
         orm: from `alignment`, [layers, layers].
-        beta: how fast importance falls with likeness.
+        beta: how fast importance falls with similarity.
     """
     if not len(orm):
         return []
@@ -111,7 +112,7 @@ def importances(orm: np.ndarray, beta: float) -> list[float]:
 def _alignment(
     evaluator: Evaluator, names: Sequence[str], config: OMPQConfig
 ) -> np.ndarray:
-    """`alignment` of the layers, from the journal if it has it."""
+    """Returns `alignment` of the layers, from the journal if it holds it."""
     case, images = evaluator.case, config.feature_images
     images, seconds = min(images, evaluator.images), 0.0
     case.watch.expect(1, images)
@@ -130,7 +131,7 @@ def _alignment(
 
 
 def _grams(evaluator: Evaluator, names: Sequence[str], images: int) -> list[np.ndarray]:
-    """`X X'` of the output of each layer, [images, images]; features are not kept."""
+    """Returns the Gram matrix of each layer's output, [images, images]."""
     network = FloatPass(evaluator.hypernet, names)
     arrays = [array[:images] for array in evaluator.held.inputs]
 

@@ -1,4 +1,4 @@
-"""Value of a choice: the risk that it adds in a hypernet trained with drawn bits."""
+"""Values each choice by the risk it adds in a hypernet trained with random bits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gmpq_tf.search.evaluator import Evaluator
 from gmpq_tf.search.readouts import ReadoutConfig, expected_bits, perturbation
 from gmpq_tf.search.values import Bits, Valued
 
-WEIGHTS = "explored"  # of the hypernet, kept beside the journal
+WEIGHTS = "explored"  # file of the hypernet's weights, kept beside the journal
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class ExploreConfig:
     """How one hypernet is trained to serve all policies.
 
     Args:
-        training_steps: Steps of training before anything is measured; each computes
-            with bits of its own.
-        learning_rate: Of weights, steps and ranges; it falls to zero.
-        training_batch_size: Images of a step.
-        measure: What is trained and measured: divergence (of the outputs from the float
-            model's, without labels), or task (cross-entropy of the labels).
+        training_steps: Steps of training before anything is measured; each uses other
+            bits.
+        learning_rate: Learning rate of weights, steps and ranges; it falls to zero.
+        training_batch_size: Images per training step.
+        measure: Loss in training and measuring: divergence (of the outputs from the
+            float model's, without labels), or task (cross-entropy of the labels).
     """
 
     training_steps: int = 700
@@ -51,15 +51,15 @@ EXPLORING = fields(ExploreConfig)
 
 @dataclass(frozen=True)
 class OneShotConfig(ExploreConfig):
-    """As `ExploreConfig`, and how the risk added by each choice is measured.
+    """Options of `ExploreConfig`, and how the risk of each choice is measured.
 
     Args:
         images: Images it is measured on; none: as many as loss_delta takes.
         statistics_images: Images on which the statistics of BatchNormalization are
-            measured anew for each choice; 0 keeps those of training, which are of
-            several bit-widths at once.
-        healing_steps: Steps of training of each choice before it is measured, of the
-            same images for all, so that what training heals does not count.
+            measured anew for each choice; 0 keeps those of training, which average over
+            several bit-widths.
+        healing_steps: Training steps of each choice before it is measured, on the same
+            images for all choices, so that losses that training repairs do not count.
     """
 
     images: int | None = None
@@ -77,22 +77,22 @@ class OneShotConfig(ExploreConfig):
 def one_shot(case: SearchCase, config: OneShotConfig) -> Valued:
     """Values every choice by the risk it adds to a policy in a trained hypernet.
 
-    One hypernet is trained first, each step with bits drawn at random, one pair a
-    layer. In it `value(b) = -(risk(one tensor at b bits) - risk(policy))`, measured
-    around the uniform policy of the budget, then around the one that the table chooses,
-    until it repeats. Unlike `loss_delta`, whose float model has never seen few bits,
-    this one has adapted to them, as the network will that is fine-tuned after.
+    First one hypernet is trained, each step with random bits for every layer. In it
+    `value(b) = -(risk(one tensor at b bits) - risk(policy))` is measured around the
+    uniform policy of the budget, then around the policy that these values choose, until
+    the policy repeats. Unlike the float model of `loss_delta`, this network has adapted
+    to few bits, as a network does that is fine-tuned after the search.
 
     Args:
         case: the float model, its choices, budgets and images.
-        config: how long, and what is measured.
+        config: length of training, and what is measured.
 
     Returns:
-        The values, with samples and a column of the risk.
+        The values, with samples per image and a column of the risk.
 
     Source: Koryakovskiy et al., "One-Shot Model for Mixed-Precision Quantization", CVPR
-    2023, for training with drawn bits. Unlike there weights are trained before anything
-    is chosen, and choices are measured.
+    2023, for training with random bits. Unlike there, weights are trained before
+    anything is chosen, and choices are measured.
     """
     trained = explored(case, config, random_draws(case), config.images)
     readout = ReadoutConfig(
@@ -119,16 +119,17 @@ def explored(
     draws: Iterable[Bits],
     images: int | None = None,
 ) -> Callable[[], keras.Model]:
-    """Trains a hypernet with drawn bits, or lets the journal answer where it has it.
+    """Trains a hypernet with given bits in each step, unless the journal has it.
 
     Args:
         case: the float model, its choices and images.
-        config: how it is trained.
-        draws: policies, one a step, without end.
-        images: how many first images it is not trained on; None: `default_images`.
+        config: options of the training.
+        draws: an endless series of policies, one per training step.
+        images: number of first images that are not used in training, but to measure on;
+            None: `default_images`.
 
     Returns:
-        What gives the trained hypernet.
+        A function that returns the trained hypernet.
     """
     evaluator = Evaluator(
         case, images or default_images(case), labels=config.measure == "task"
@@ -151,7 +152,7 @@ def explored(
 
     def hypernet() -> keras.Model:
         nonlocal ready
-        if not ready:  # it was trained before an interruption
+        if not ready:  # trained before an interruption: read the weights from the file
             case.journal.give_back(WEIGHTS, evaluator.hypernet.variables)
             ready = True
         return evaluator.hypernet
@@ -162,7 +163,7 @@ def explored(
 
 
 def random_draws(case: SearchCase) -> Iterable[Bits]:
-    """Policies whose bits are drawn from the candidates of each tensor, without end."""
+    """Yields random policies without end, uniform over each tensor's candidates."""
     rng = np.random.default_rng(case.seed)
     while True:
         yield {
@@ -172,7 +173,7 @@ def random_draws(case: SearchCase) -> Iterable[Bits]:
 
 
 def start_of(case: SearchCase) -> dict[str, tuple[int, int]]:
-    """The uniform policy of the budgets; where there is none, the nearest to it."""
+    """Returns the uniform policy of the budgets or, without one, the nearest to it."""
     candidates, limits = case.problem.candidates, case.problem.limits
     found = uniform_bits(candidates, limits)
     if found is not None:

@@ -1,4 +1,4 @@
-"""The baseline that any search must beat: the best of some random policies."""
+"""The baseline that every search must beat: the best of some random policies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gmpq_tf.search.evaluator import Evaluator
 from gmpq_tf.search.finalists import halve
 from gmpq_tf.search.values import Bits, Valued, only
 
-TRIES = 20  # draws for each policy that is asked for, should some come twice
+TRIES = 20  # draws per policy, because the same policy may be drawn twice
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,13 @@ class RandomConfig:
     """How many policies are drawn, and how they are compared.
 
     Args:
-        policies: Policies drawn; the best by successive halving is taken.
-        images: Images they are measured on; none: as many as
-            loss_delta takes.
+        policies: Number of policies drawn; successive halving finds the best.
+        images: Images they are measured on; none: as many as loss_delta takes.
         measure: divergence (of the outputs from the float model's, without labels), or
             task (cross-entropy of the labels).
         steps: Steps of fine-tuning in the last round; 0 compares them without training.
-        learning_rate: Of fine-tuning; it falls to zero.
-        batch_size_of_steps: Images of a step.
+        learning_rate: Learning rate of fine-tuning; it falls to zero.
+        batch_size_of_steps: Images per step of fine-tuning.
     """
 
     policies: int = 16
@@ -55,13 +54,13 @@ def random_draws(case: SearchCase, config: RandomConfig) -> Valued:
 
     Args:
         case: the float model, its choices, budgets and images.
-        config: how many, and how they are compared.
+        config: number of policies, and how they are compared.
 
     Returns:
-        Values that leave the best to be chosen, and the ranking.
+        Values by which the best policy is chosen, and the ranking.
 
     Raises:
-        StrategyError: there is no budget that policies could be drawn for.
+        StrategyError: there is no budget.
     """
     evaluator = Evaluator(
         case,
@@ -86,11 +85,11 @@ def random_draws(case: SearchCase, config: RandomConfig) -> Valued:
 
 
 def draw(case: SearchCase, count: int) -> list[Bits]:
-    """Policies drawn at random within the budgets of a case, none twice.
+    """Draws different random policies that keep and use up the budgets of a case.
 
     Args:
-        case: whose seed is that of the draws.
-        count: how many; fewer where there are fewer.
+        case: its choices, budgets, and the seed of the draws.
+        count: number of policies; fewer are returned if no more are found.
 
     Raises:
         StrategyError: there is no budget.
@@ -108,10 +107,10 @@ def draw(case: SearchCase, count: int) -> list[Bits]:
 
 
 def check_budgeted(case: SearchCase) -> list[Limit]:
-    """The limits that bits can change; refuses a case without any.
+    """Returns the limits on costs that depend on the bits; refuses a case without one.
 
     Raises:
-        StrategyError: there is none.
+        StrategyError: there is no such limit.
     """
     problem = case.problem
     limits = [e for e in problem.limits if not e.table.is_fixed(problem.candidates)]

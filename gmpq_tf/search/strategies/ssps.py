@@ -1,4 +1,4 @@
-"""One bit-width drawn a step, and the surest tensors decided first (SSPS)."""
+"""SSPS: one bit-width is drawn per step, and the surest tensors are decided first."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from gmpq_tf.search.values import Valued
 
 @dataclass(frozen=True)
 class SSPSConfig(GuidedConfig):
-    """As `GuidedConfig`, and when tensors are decided.
+    """Options of `GuidedConfig`, and when tensors are decided.
 
     Args:
-        zeta: Where the weight of the complexity risk starts.
+        zeta: Initial weight of the complexity risk.
         undecided: Share of the epochs before the first tensor is decided.
     """
 
@@ -44,14 +44,14 @@ class SSPSConfig(GuidedConfig):
 
 
 class Deciding(keras.callbacks.Callback):
-    """Leaves the surest tensors their most probable bit-width, some each epoch.
+    """Fixes the most certain tensors to their most probable bit-width, some per epoch.
 
-    So many that one epoch is trained after the last. What is decided is in the
-    importances alone, so that an interrupted search goes on.
+    All tensors are decided one epoch before the end. Decisions are stored only in the
+    importances, so that an interrupted search can be resumed.
 
     Args:
-        epochs: of the whole search.
-        undecided: share of them before the first tensor is decided.
+        epochs: epochs of the whole search.
+        undecided: share of the epochs before the first tensor is decided.
     """
 
     def __init__(self, epochs: int, undecided: float) -> None:
@@ -59,7 +59,7 @@ class Deciding(keras.callbacks.Callback):
         self.epochs, self.first = epochs, math.ceil(undecided * epochs)
 
     def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
-        """Decide an equal part of what is left."""
+        """Decides an equal share of the undecided tensors."""
         if epoch < self.first:
             return
         open_ = []
@@ -75,21 +75,23 @@ class Deciding(keras.callbacks.Callback):
 
 
 def ssps(case: SearchCase, config: SSPSConfig) -> Valued:
-    """Values choices by importances of which the surest are decided first.
+    """Values choices by importances, of which the most certain are decided first.
 
-    Each step draws one bit-width a tensor; in every epoch the most certain tensors get
-    theirs for good, and the complexity risk spends what is left on the others.
+    Each step draws one bit-width per tensor. In every epoch the most certain tensors
+    are fixed, and the complexity risk distributes the rest of the budget over the
+    others.
 
     Args:
         case: the float model, its choices, budgets and labelled images.
-        config: how they are trained.
+        config: options of the training.
 
     Returns:
-        The values; importances have no measured error.
+        The values, without standard errors.
 
     Source: Sun et al., "Effective and Fast: A Novel Sequential Single Path Search for
-    Mixed-Precision Quantization", 2021, by its abstract. Unlike there the penalty of
-    the cost follows the budget, and weights and activations are decided apart.
+    Mixed-Precision Quantization", 2021, by its abstract. Unlike there, the weight of
+    the cost is adjusted to keep the budget, and weights and activations are decided
+    separately.
     """
     deciding = Deciding(config.epochs, config.undecided)
     recipe = Recipe("sampled", config.zeta, callbacks=(deciding,))

@@ -1,4 +1,4 @@
-"""Value of a choice: topological entropy of a layer's feature maps (GMPQ-TE)."""
+"""GMPQ-TE: values choices by the topological entropy of a layer's feature maps."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from gmpq_tf.search.float_pass import FloatPass, any_batch
 from gmpq_tf.search.topology import birth, entropy
 from gmpq_tf.search.values import Valued
 
-BATCH = 16  # images; their births take longer than the pass
-LEAST_NODES = 4  # of a loop that is no triangle
-SEARCHED = 16  # times as many images are looked through for those of one class
+BATCH = 16  # images; finding holes takes longer than the forward pass
+LEAST_NODES = 4  # nodes of the smallest hole: a loop that is not a triangle
+SEARCHED = 16  # factor: so many more images are searched for enough of one class
 
 
 @dataclass(frozen=True)
 class TopologicalEntropyConfig(ActivationsConfig):
-    """As `ActivationsConfig`, and what maps are looked at.
+    """Options of `ActivationsConfig`, and which feature maps are used.
 
     Args:
         activations: tied gives the input of each layer the bits of its kernel; measured
             values each choice by the risk that it alone adds, as loss_delta does.
-        map_images: Images of one class whose maps are looked at.
-        map_channels: Channels of each layer, evenly spaced.
+        map_images: Number of images of one class whose maps are used.
+        map_channels: Number of channels of each layer, evenly spaced.
         map_nodes: Rows and columns that larger maps are averaged to.
-        map_steps: Steps in which the threshold falls.
+        map_steps: Number of steps in which the threshold falls.
     """
 
     activations: str = TIED
@@ -59,22 +59,24 @@ class TopologicalEntropyConfig(ActivationsConfig):
 def topological_entropy(case: SearchCase, config: TopologicalEntropyConfig) -> Valued:
     """Values bits of kernels by `H_l log2(b)`, H_l a topological entropy.
 
-    A map of a layer's output is read as the weights of a graph, made symmetric by the
-    larger of two; while a threshold falls its edges appear, and at some step its
-    first hole (`topology.birth`). H_l is the entropy of the histogram of these steps
-    over images of one class, the mean over channels. Rounding is not looked at.
-    The paper leaves several of its steps open; this is a reading of it. Unlike there
-    the value is concave in the bits instead of linear under an order of the layers;
-    more entropy asks for more bits; maps that are no square are cut to one, those of
-    Dense layers and of fewer than 4 rows take the mean of the others; and images count
-    as of one class by what the float model says, so that no labels are needed.
+    A feature map is read as the adjacency matrix of a graph, made symmetric by the
+    maximum. As a threshold falls, edges appear, and at some step the first hole
+    (`topology.birth`). H_l is the entropy of the histogram of these steps over images
+    of one class, averaged over channels. Rounding errors are not measured.
+
+    The paper leaves several of its steps open, so this is an interpretation. Unlike
+    there, the value is concave in the bits instead of linear under an order of the
+    layers; more entropy asks for more bits; maps that are not square are cut to a
+    square; Dense layers and maps of fewer than 4 rows take the mean of the other
+    layers; and the class of an image is the float model's decision, so that no labels
+    are needed.
 
     Args:
         case: the float model, its choices and images.
-        config: what maps are looked at, and how activations are valued.
+        config: which maps are used, and how activations are valued.
 
     Returns:
-        The values, and a column of those of the weights.
+        The values, and a column with the values of weights alone.
 
     Source: "Efficient and Generalizable Mixed-Precision Quantization via Topological
     Entropy", NeurIPS 2025.
@@ -95,7 +97,7 @@ def topological_entropy(case: SearchCase, config: TopologicalEntropyConfig) -> V
 def _entropies(
     evaluator: Evaluator, names: Sequence[str], config: TopologicalEntropyConfig
 ) -> dict[str, float]:
-    """Topological entropy of each layer that has maps. Journaled by batch."""
+    """Returns the topological entropy of each layer with maps; journals each batch."""
     case = evaluator.case
     options = {k: v for k, v in vars(config).items() if k.startswith("map_")}
     images = _of_one_class(evaluator, config.map_images)
@@ -127,7 +129,7 @@ def _entropies(
 
 
 def _of_one_class(evaluator: Evaluator, count: int) -> np.ndarray:
-    """The first images of the class that the float model says most often."""
+    """Returns the first images of the class that the float model decides most often."""
     scores = evaluator.teacher[0]
     if scores.ndim != 2 or scores.shape[-1] == 1:
         return np.arange(min(count, len(scores)))
@@ -139,7 +141,7 @@ def _of_one_class(evaluator: Evaluator, count: int) -> np.ndarray:
 def _births(
     evaluator: Evaluator, names: Sequence[str], config: TopologicalEntropyConfig
 ) -> Any:
-    """Inputs -> of each layer with maps the births of each image and channel."""
+    """Returns a function: inputs -> layer -> step of the first hole, [B, channels]."""
     network = FloatPass(evaluator.hypernet, names)
 
     @tf.function(input_signature=[any_batch(evaluator.held.inputs)])
@@ -162,14 +164,15 @@ def _births(
 def as_graphs(
     outputs: np.ndarray, config: TopologicalEntropyConfig
 ) -> np.ndarray | None:
-    """Maps [B, H, W, C] as symmetric weights [B, channels, nodes, nodes].
+    """Turns feature maps [B, H, W, C] into symmetric adjacency matrices.
 
     Args:
-        outputs: of a layer, [B, ..., C].
-        config: how many channels and nodes.
+        outputs: output of a layer, [B, ..., C].
+        config: number of channels and nodes.
 
     Returns:
-        None where the outputs are no maps, or too small for a hole.
+        [B, channels, nodes, nodes]; None where the outputs are not maps, or too small
+        for a hole.
     """
     if outputs.ndim != 4 or min(outputs.shape[1:3]) < LEAST_NODES:
         return None

@@ -1,4 +1,4 @@
-"""What strategies with gradients share: a trained `PolicySearch` is read."""
+"""Shared by strategies with gradients: training of a `PolicySearch`, and reading it."""
 
 from __future__ import annotations
 
@@ -24,25 +24,26 @@ from gmpq_tf.search.readouts import ReadoutConfig, perturbation, read_importance
 from gmpq_tf.search.rules import RuleConfig
 from gmpq_tf.search.values import Valued
 
-# Of the recipe of section 4.1, in shares of the epochs: 10 and 20 of 25.
+# Learning rates fall as in section 4.1, after 10 and 20 of 25 epochs.
 DECAYS, DECAY = (0.4, 0.8), 0.1
 MOMENTUM = 0.9
-LOOKED_AT = 64  # images whose labels tell what they say
-WEIGHTS = "trained"  # of the hypernet, kept beside the journal
-# What a step costs beside one of the float model; measured of mixtures, see
+LOOKED_AT = 64  # images whose labels are inspected to find their kind
+WEIGHTS = "trained"  # file of the hypernet's weights, kept beside the journal
+# Cost of a training step in steps of the float model; measured for mixtures, see
 # results/search_step.
 STEP_COST = {"edmips": 1.08, "gmpq": 1.40}
 
 
 @dataclass(frozen=True)
 class TrainingConfig(ReadoutConfig, RuleConfig):
-    """How the importances are trained, and read.
+    """How the importances are trained, and how they are read.
 
     Args:
         epochs: Passes over the images.
-        learning_rate: Of weights and ranges; a tenth after two and four fifths of the
-            epochs.
-        importance_learning_rate: Of the importances, likewise.
+        learning_rate: Initial learning rate of weights and ranges; it falls to a tenth
+            after two fifths and again after four fifths of the epochs.
+        importance_learning_rate: Initial learning rate of the importances; it falls
+            likewise.
     """
 
     epochs: int = 25
@@ -57,20 +58,21 @@ class TrainingConfig(ReadoutConfig, RuleConfig):
             check_number(name, getattr(self, name), 0.0, exclusive=True)
 
     def takes_gradients(self) -> RuleConfig:
-        """The rule and its options alone."""
+        """Returns the options of the gradient rule alone."""
         return RuleConfig(**{f.name: getattr(self, f.name) for f in fields(RuleConfig)})
 
 
 @dataclass(frozen=True)
 class GuidedConfig(TrainingConfig):
-    """As `TrainingConfig`, and the generalization risk, which any of them may add.
+    """Options of `TrainingConfig`, and of the generalization risk.
 
     Args:
         eta: Weight of the generalization risk; 0: none.
-        generalization: What it compares: attribution (maps, as eq. 4), partitioned
-            (groups of pixels near in rank, after R-GMPQ), margin (how well classes are
-            separated, after SEAM), none. The second and third are reconstructions.
-        groups: Of pixels, where it is partitioned.
+        generalization: What the generalization risk compares: attribution (maps, eq.
+            4), partitioned (groups of pixels near in rank, after R-GMPQ), margin (how
+            well classes are separated, after SEAM), none. partitioned and margin are
+            our reconstructions.
+        groups: Number of groups of pixels, for partitioned.
         p: Exponent of the float model's map; none: the capacity-aware p of eq. 8.
         top_k: Pixels of the float model's map that count, the highest first.
         attribution_class: Class whose score is attributed, label or predicted.
@@ -108,15 +110,16 @@ class GuidedConfig(TrainingConfig):
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a strategy with gradients differs in from another.
+    """The parts in which strategies with gradients differ.
 
     Args:
         relaxation: a name in `RELAXATIONS`.
-        zeta: of the complexity risk, or weight of the penalty.
-        formulation: how budgets are kept; its rule is that of the config.
-        callbacks: of training, beside those that lower learning rates.
-        clip: most that a gradient of an importance counts; None: all.
-        adam: whether Adam trains the importances, not SGD with momentum.
+        zeta: weight of the complexity risk or of the penalty.
+        formulation: how budgets are kept; its gradient rule is replaced by the
+            config's.
+        callbacks: callbacks of training, besides those that lower learning rates.
+        clip: gradients of importances are clipped to this absolute value; None: not.
+        adam: whether the importances are trained by Adam instead of SGD with momentum.
         decays: whether their learning rate falls, as that of the weights does.
     """
 
@@ -129,7 +132,7 @@ class Recipe:
     decays: bool = True
 
     def importance_optimizer(self, rate: float) -> keras.optimizers.Optimizer:
-        """What trains the importances, with this learning rate."""
+        """Returns the optimizer of the importances with a learning rate."""
         if self.adam:
             return keras.optimizers.Adam(rate, clipvalue=self.clip)
         return keras.optimizers.SGD(rate, momentum=MOMENTUM, clipvalue=self.clip)
@@ -138,16 +141,16 @@ class Recipe:
 def valued_by_training(
     case: SearchCase, name: str, config: TrainingConfig, recipe: Recipe
 ) -> Valued:
-    """Trains importances as a recipe says, or lets the journal answer, and reads them.
+    """Trains importances by a recipe, unless the journal has them, and reads them.
 
     Args:
         case: the float model, its choices, budgets and labelled images.
-        name: of the strategy.
+        name: name of the strategy.
         config: its options.
-        recipe: what it differs in.
+        recipe: its relaxation, penalty and optimizer.
 
     Returns:
-        The values; importances have no measured error.
+        The values, without standard errors.
 
     Raises:
         StrategyError: labels or a budget that it needs are missing.
@@ -167,7 +170,7 @@ def valued_by_training(
         return answer
 
     def trained() -> keras.Model:
-        if not searches:  # it was trained before an interruption
+        if not searches:  # trained before an interruption: read the weights
             searches.append(_made(case, recipe, risk))
             case.journal.give_back(WEIGHTS, searches[0].hypernet.variables)
         return searches[0].hypernet
@@ -191,10 +194,13 @@ def valued_by_training(
 
 
 def risk_of(config: Any) -> RiskConfig:
-    """The options of a config that `RiskConfig` has too; without eta it is 0.
+    """Returns a `RiskConfig` with the fields of a config; eta is 0 if it has none.
+
+    Args:
+        config: the options of a strategy.
 
     Raises:
-        ValueError: one is out of range.
+        ValueError: a value is out of range.
     """
     known = {each.name for each in fields(RiskConfig)}
     return RiskConfig(
@@ -203,7 +209,7 @@ def risk_of(config: Any) -> RiskConfig:
 
 
 def _made(case: SearchCase, recipe: Recipe, risk: RiskConfig) -> PolicySearch:
-    """The search, not trained yet."""
+    """Returns the hypernet with its risks, not trained yet."""
     keras.utils.set_random_seed(case.seed)
     methods: dict[str, Any] = dict(case.quantizers)
     return PolicySearch(
@@ -217,7 +223,7 @@ def _made(case: SearchCase, recipe: Recipe, risk: RiskConfig) -> PolicySearch:
 
 
 def step_cost(search: PolicySearch) -> float:
-    """What a step of a search costs, in steps of the float model."""
+    """Returns the cost of a training step, in steps of the float model."""
     return STEP_COST["gmpq" if search.risk.eta else "edmips"] * search.rule.passes
 
 
@@ -228,7 +234,7 @@ def _train(
     search: PolicySearch,
     loss: Any,
 ) -> dict[str, Any]:
-    """Branch probabilities of each layer, and what training logged; plain JSON."""
+    """Trains; returns branch probabilities of each layer, and logs, as plain JSON."""
     search.compile(
         keras.optimizers.SGD(config.learning_rate, momentum=MOMENTUM),
         recipe.importance_optimizer(config.importance_learning_rate),
@@ -251,11 +257,11 @@ def _train(
 
 
 def _task_loss(case: SearchCase, name: str) -> Any:
-    """The loss that suits model and labels.
+    """Returns the loss that suits model and labels.
 
     Raises:
         StrategyError: there are no labels, or several outputs.
-        TaskError: labels that do not fit the model.
+        TaskError: the labels do not fit the model.
     """
     held = case.data.first(LOOKED_AT)
     if held.labels is None:
@@ -276,7 +282,7 @@ def _task_loss(case: SearchCase, name: str) -> Any:
 
 
 def _decays(config: TrainingConfig, both: bool) -> list[keras.callbacks.Callback]:
-    """Callbacks that lower learning rates at shares of the epochs."""
+    """Returns callbacks that lower learning rates after shares of the epochs."""
     starts = [round(share * config.epochs) for share in DECAYS]
 
     def at(rate: float) -> Any:

@@ -1,4 +1,4 @@
-"""What strategies that try whole policies share: options, and what a trial says."""
+"""Shared by strategies that try whole policies: options, and measuring a policy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gmpq_tf.search.values import Bits, Valued, only
 from gmpq_tf.spelling import suggest
 
 ACCURACY = "accuracy"
-KEPT = 16  # policies that finalists may be taken from
+KEPT = 16  # best policies, from which finalists may be taken
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,16 @@ class TrialsConfig:
 
     Args:
         trials: Policies measured, the uniform one of the budget first.
-        images: Images they are measured on, the first; training by steps takes those
-            after. None: as many as loss_delta takes.
+        images: Number of first images, on which they are measured; fine-tuning uses the
+            later ones. None: as many as loss_delta takes.
         measure: accuracy (the share of wrong decisions), task (cross-entropy of the
             labels), or divergence (of the outputs from the float model's, without
             labels).
         steps: Steps of fine-tuning before each is measured.
-        learning_rate: Of fine-tuning; it falls to zero.
-        batch_size_of_steps: Images of a step.
-        kappa: Weight of the generalization risk, as a multiple of the uniform policy's,
-            beside what is measured; above 0 attribution is measured too.
+        learning_rate: Learning rate of fine-tuning; it falls to zero.
+        batch_size_of_steps: Images per step of fine-tuning.
+        kappa: Weight of the generalization risk relative to the uniform policy's, which
+            is added to what is measured; above 0 attribution is measured too.
         top_k: Pixels of the float model's map that count, the highest first.
     """
 
@@ -76,11 +76,11 @@ class Trials:
 
     Args:
         case: the float model, its choices, budgets and images.
-        config: what is measured.
+        config: number of trials, images, and what is measured.
 
     Raises:
-        StrategyError: there is no budget, or there are no labels that are needed.
-        GraphError: kappa above 0, and no feature map.
+        StrategyError: there is no budget, or labels that are needed are missing.
+        GraphError: kappa is above 0, and the model has no feature map.
     """
 
     def __init__(self, case: SearchCase, config: TrialsConfig) -> None:
@@ -91,7 +91,8 @@ class Trials:
             check_attributable(case.model)
         self.start: Bits = start_of(case)
         bits = [LayerPair(float(w), float(a)) for w, a in self.start.values()]
-        # One exponent for all policies, so that their risks compare: the budget's.
+        # All policies share one exponent p, the uniform policy's, so that their risks
+        # can be compared.
         p = float(exponent(RiskConfig(), bits))
         self.evaluator = Evaluator(
             case,
@@ -107,12 +108,12 @@ class Trials:
             self._training["learning_rate"] = config.learning_rate
             self._training["batch_size"] = config.batch_size_of_steps
         self.evaluator.expect(config.trials, config.steps, **self._training)
-        self._scale = 0.0  # of R_G: the start's
+        self._scale = 0.0  # mean R_G of the first policy measured; 0: not known yet
         self.reference = float(self.risk(self.start).mean())
 
     @property
     def left(self) -> int:
-        """How many more policies may be measured."""
+        """Number of further policies that may be measured."""
         return self.config.trials - len(self.tried)
 
     def knows(self, bits: Bits) -> bool:
@@ -120,14 +121,14 @@ class Trials:
         return tuple(bits.values()) in self.tried
 
     def risk(self, bits: Bits) -> np.ndarray:
-        """What is wrong with a policy, of each image: [images], less is better."""
+        """Measures a policy: risk of each image [images], less is better."""
         key = tuple(bits.values())
         if key not in self.tried:
             self.tried[key] = (dict(bits), self._measured(bits))
         return self.tried[key][1]
 
     def best(self) -> Valued:
-        """Values that leave the best policy to be chosen, and the ranking."""
+        """Returns values by which the best policy is chosen, and the ranking."""
         ranked = sorted(self.tried.values(), key=lambda each: float(each[1].mean()))
         history = [
             {
