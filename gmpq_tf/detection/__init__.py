@@ -1,6 +1,6 @@
-"""Object detection: boxes, what they are matched to, losses, decoding, metrics.
+"""Object detection: boxes, matching, losses, decoding of outputs, metrics.
 
-Boxes are (ymin, xmin, ymax, xmax) as shares of the image's height and width.
+Boxes are (ymin, xmin, ymax, xmax) relative to the image's height and width, 0 to 1.
 """
 
 from gmpq_tf.detection.coco_ap import CocoAP

@@ -1,4 +1,4 @@
-"""Boxes: overlap, and offsets from default boxes; for NumPy and for tensors."""
+"""Overlap of boxes, and offsets from default boxes; for NumPy arrays and tensors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def to_centers(corners: Any) -> Any:
-    """Centre, height and width of boxes.
+    """Converts corners of boxes to centre, height and width.
 
     Args:
         corners: [..., 4] as (ymin, xmin, ymax, xmax).
@@ -22,7 +22,7 @@ def to_centers(corners: Any) -> Any:
 
 
 def to_corners(centers: Any) -> Any:
-    """Corners of boxes.
+    """Converts centre, height and width of boxes to corners.
 
     Args:
         centers: [..., 4] as (cy, cx, h, w).
@@ -35,7 +35,7 @@ def to_corners(centers: Any) -> Any:
 
 
 def area(corners: Any) -> Any:
-    """Area of boxes: `max(ymax - ymin, 0) max(xmax - xmin, 0)`.
+    """Returns the area of boxes: `max(ymax - ymin, 0) max(xmax - xmin, 0)`.
 
     Args:
         corners: [..., 4] as (ymin, xmin, ymax, xmax).
@@ -48,11 +48,11 @@ def area(corners: Any) -> Any:
 
 
 def iou(first: Any, second: Any) -> Any:
-    """Overlap of each box with each: `|A and B| / |A or B|`, 0 where both are empty.
+    """Returns the IoU of all pairs, `|A and B| / |A or B|`; 0 where both are empty.
 
     Args:
         first: [..., N, 4] as (ymin, xmin, ymax, xmax).
-        second: [..., M, 4], likewise.
+        second: [..., M, 4] as (ymin, xmin, ymax, xmax).
 
     Returns:
         [..., N, M], 0 to 1.
@@ -68,7 +68,7 @@ def iou(first: Any, second: Any) -> Any:
 
 
 def encode(corners: Any, centers: Any, variances: tuple[float, float]) -> Any:
-    """Offsets of boxes from their default boxes.
+    """Returns the offsets of boxes from their default boxes.
 
     `t = ((cy - cy_a) / (h_a v0), (cx - cx_a) / (w_a v0), ln(h / h_a) / v1,
     ln(w / w_a) / v1)`.
@@ -90,7 +90,7 @@ def encode(corners: Any, centers: Any, variances: tuple[float, float]) -> Any:
 
 
 def decode(offsets: Any, centers: Any, variances: tuple[float, float]) -> Any:
-    """Boxes of offsets: the inverse of `encode`.
+    """Returns the boxes that offsets stand for: the inverse of `encode`.
 
     Args:
         offsets: [..., 4] as (dy, dx, dh, dw).
@@ -107,5 +107,5 @@ def decode(offsets: Any, centers: Any, variances: tuple[float, float]) -> Any:
 
 
 def _math(*arrays: Any) -> Any:
-    """Where the functions of these arrays are: NumPy, or Keras for tensors."""
+    """Returns the module for these arrays: NumPy, or `keras.ops` for tensors."""
     return np if all(isinstance(a, np.ndarray) for a in arrays) else keras.ops

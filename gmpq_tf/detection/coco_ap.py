@@ -1,4 +1,4 @@
-"""Average precision as COCO computes it: the mean over ten overlaps."""
+"""Average precision as COCO computes it: the mean over ten IoU thresholds."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from gmpq_tf.detection.mean_ap import IGNORED, RIGHT, WRONG, MeanAP
 LEAST_IOUS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 RECALLS = np.linspace(0, 1, 101)
 MOST_DETECTIONS = 100  # of a class in an image
-_SLACK = 1e-10  # as pycocotools allows of an overlap
+_SLACK = 1e-10  # tolerance of IoU thresholds in pycocotools
 
 
 class CocoAP(MeanAP):
-    """Adds up images, and says COCO's AP: the mean over IoU of 0.5, 0.55, ..., 0.95.
+    """Accumulates images and computes COCO's AP: the mean over IoU of 0.5 to 0.95.
 
-    In each image the best 100 detections of a class, best first, each take the free
-    object of that class that they overlap most. The precision is read at 101 recalls.
+    In each image the best 100 detections of a class, in order of falling score, each
+    take the free object of that class with the largest IoU. Precision is interpolated
+    at 101 recalls.
 
-    Unlike pycocotools, detections of equal score count at once, whatever the order of
-    images, and difficult objects stand for its crowds, with the plain IoU.
+    Unlike in pycocotools, detections of equal score are counted together, so that the
+    order of images does not matter; and difficult objects are treated as crowds, but
+    with the plain IoU.
 
     Args:
-        class_names: one a class, in the order of their numbers.
+        class_names: one name per class, in the order of their numbers.
 
     Source: Lin et al., "Microsoft COCO", ECCV 2014, and pycocotools' `COCOeval`.
     """
@@ -36,7 +38,7 @@ class CocoAP(MeanAP):
         return coco_marks(overlap, difficult)
 
     def mean(self) -> float | None:
-        """AP over all images that were added, 0 to 1; None without an object."""
+        """Returns AP over all images added, 0 to 1; None without any object."""
         found = [
             coco_class_ap(int(count), np.concatenate(scores), np.concatenate(marked))
             for count, scores, marked in zip(
@@ -48,11 +50,11 @@ class CocoAP(MeanAP):
 
 
 def coco_marks(overlap: np.ndarray, difficult: np.ndarray) -> np.ndarray:
-    """Whether each detection of a class in an image is right, at each overlap.
+    """Marks each detection of a class in an image, at each of ten IoU thresholds.
 
     Args:
         overlap: IoU of the detections, best first, and the objects, [n, m].
-        difficult: whether each object does not count, bool [m].
+        difficult: whether each object is difficult, bool [m].
 
     Returns:
         int64 [n, 10]: `RIGHT`, `WRONG` or `IGNORED`.
@@ -70,7 +72,7 @@ def coco_marks(overlap: np.ndarray, difficult: np.ndarray) -> np.ndarray:
         row = overlap[number]
         usable = free & (row >= least[:, None])
         plain = np.where(usable & ~difficult, row, -1.0)
-        # A difficult object is taken where no other is left, and any number of times.
+        # A difficult object is taken only if no other is left, but then repeatedly.
         hard = (usable & difficult).any(axis=1)
         best, hit = plain.argmax(axis=1), plain.max(axis=1) >= 0
         result[number, hard] = IGNORED
@@ -80,11 +82,11 @@ def coco_marks(overlap: np.ndarray, difficult: np.ndarray) -> np.ndarray:
 
 
 def coco_class_ap(objects: int, scores: np.ndarray, marked: np.ndarray) -> float:
-    """AP of one class, the mean over overlaps.
+    """Returns the AP of one class, the mean over IoU thresholds.
 
     Args:
-        objects: that count, 1 or more.
-        scores: of the detections in all images, [n].
+        objects: number of objects that are not difficult, 1 or more.
+        scores: scores of the detections in all images, [n].
         marked: whether each is right, [n, 10]: see `coco_marks`.
     """
     order = np.argsort(-scores, kind="stable")
@@ -94,7 +96,7 @@ def coco_class_ap(objects: int, scores: np.ndarray, marked: np.ndarray) -> float
 
 
 def _ap(objects: int, ends: np.ndarray, marked: np.ndarray) -> float:
-    """Mean precision at 101 recalls, of the largest one at that recall or beyond."""
+    """Returns the mean over 101 recalls of the largest precision at or beyond each."""
     hits, seen = np.cumsum(marked == RIGHT)[ends], np.cumsum(marked != IGNORED)[ends]
     kept = seen > 0
     hits, seen = hits[kept], seen[kept]

@@ -1,4 +1,4 @@
-"""Default boxes: where a single-shot detector looks for objects."""
+"""Default boxes (anchors) of single-shot detectors."""
 
 from __future__ import annotations
 
@@ -14,31 +14,33 @@ from gmpq_tf.detection.boxes import to_corners
 
 
 class BoxError(ValueError):
-    """Boxes, or what is said of them, cannot be used."""
+    """Boxes, or the parameters they are made from, cannot be used."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DefaultBoxes:
     """The default boxes of a detector, level by level (Liu et al., section 2.2).
 
-    At each place of a level, in this order: a square of side s, a square of side
+    Each position of a level has, in this order: a square of side s, a square of side
     sqrt(s s'), and for each ratio r a box of width s sqrt(r) and height s / sqrt(r),
-    and the same turned. Sides are shares of the image, so that a square is one of an
-    image that has been made square. Rows of a level are ordered (y, x, box).
+    and the same box with both exchanged. Sides are relative to the image, so "square"
+    means square after the image has been stretched to a square. Boxes of a level are
+    ordered (y, x, box).
 
     Args:
         feature_shapes: rows and columns of each level's feature map.
-        sizes: of each level (s, s'), s' at least s; as shares of the image, above 0.
-        ratios: of each level the width over height of the boxes that are not square,
-            above 0.
+        sizes: (s, s') of each level, s' at least s, relative to the image, above 0.
+        ratios: for each level width over height of the boxes that are not square, above
+            0.
         variances: (v0, v1) of the offsets, see `boxes.encode`.
-        steps: of each level the distance of two centres, as a share of the image, or
+        steps: distance of two centres at each level, relative to the image, or
             (vertical, horizontal); None: 1 / rows, 1 / columns.
-        clip: whether centres and sides are limited to 0 to 1, as the ports of the
-            paper's code do; corners may still lie outside.
+        clip: whether centres and sides are limited to 0..1, as in ports of the paper's
+            code; corners may still lie outside.
 
     Raises:
-        BoxError: the levels do not have one of each, or a number is out of range.
+        BoxError: the arguments have different numbers of levels, or a number is out of
+            range.
     """
 
     feature_shapes: Sequence[Sequence[int]]
@@ -72,33 +74,33 @@ class DefaultBoxes:
 
     @property
     def boxes_per_place(self) -> tuple[int, ...]:
-        """Boxes at each place of each level."""
+        """Number of boxes at each position, for each level."""
         return tuple(2 + 2 * len(ratios) for ratios in self.ratios)
 
     @property
     def count(self) -> int:
-        """Number of boxes N."""
+        """Number of all boxes N, over levels and positions."""
         places = map(math.prod, self.feature_shapes)
         return sum(p * a for p, a in zip(places, self.boxes_per_place, strict=True))
 
     def centers(self) -> np.ndarray:
-        """The boxes as (cy, cx, h, w): float32 [N, 4], in the order of the outputs."""
+        """Returns the boxes as (cy, cx, h, w): float32 [N, 4], in output order."""
         steps = self.steps or [(1 / r, 1 / c) for r, c in self.feature_shapes]
         levels = zip(self.feature_shapes, self.sizes, self.ratios, steps, strict=True)
         boxes = np.concatenate([_level(*level) for level in levels])
         return (np.clip(boxes, 0, 1) if self.clip else boxes).astype(np.float32)
 
     def corners(self) -> np.ndarray:
-        """The boxes as (ymin, xmin, ymax, xmax): float32 [N, 4], not clipped."""
+        """Returns the boxes as (ymin, xmin, ymax, xmax): float32 [N, 4], unclipped."""
         return to_corners(self.centers())
 
     def to_config(self) -> dict[str, Any]:
-        """The fields as plain JSON values, for `from_config`."""
+        """Returns the fields as plain JSON values, for `from_config`."""
         return _lists(dataclasses.asdict(self))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> DefaultBoxes:
-        """The boxes that `to_config` described."""
+        """Returns the boxes that `to_config` described."""
         return cls(**config)
 
 
@@ -109,14 +111,14 @@ def ssd_boxes(
     ratios: Sequence[Sequence[float]] | None = None,
     variances: tuple[float, float] = (0.1, 0.2),
 ) -> DefaultBoxes:
-    """Default boxes whose sizes rise evenly from level to level (the paper's eq. 4).
+    """Returns default boxes whose sizes rise linearly over levels (SSD's eq. 4).
 
     Args:
         feature_shapes: rows and columns of each level's feature map, finest first.
-        smallest: size of the first level, as a share of the image.
-        scales: of the second level and of the last, likewise.
+        smallest: size of the first level, relative to the image.
+        scales: sizes of the second and of the last level, relative to the image.
         ratios: as in `DefaultBoxes`; None: 2 and 3 at each level.
-        variances: likewise.
+        variances: as in `DefaultBoxes`.
 
     Returns:
         The boxes.
@@ -134,7 +136,7 @@ def ssd_boxes(
 def _level(
     shape: Sequence[int], size: Sequence[float], ratios: Sequence[float], step: Any
 ) -> np.ndarray:
-    """Boxes of one level as (cy, cx, h, w): float64 [rows * columns * boxes, 4]."""
+    """Returns a level as (cy, cx, h, w): float64 [rows * columns * boxes, 4]."""
     least, next_least = size
     sides = [(least, least), (math.sqrt(least * next_least),) * 2]
     for ratio in ratios:

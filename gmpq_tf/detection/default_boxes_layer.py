@@ -1,4 +1,4 @@
-"""The layer that carries a detector's default boxes, so that its file knows them."""
+"""A layer that stores a detector's default boxes, so that its file contains them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from gmpq_tf.detection.default_boxes import BoxError, DefaultBoxes
 
 @keras.saving.register_keras_serializable("gmpq_tf")
 class DefaultBoxesLayer(keras.layers.Layer):
-    """Returns offsets as they are, and says which boxes they are offsets from.
+    """Returns offsets unchanged, and stores the default boxes they belong to.
 
-    It stands last at the offsets of a detector; quantizing, saving and exporting treat
-    it as the identity it is.
+    It is the last layer at the offsets of a detector. Quantizing, saving and exporting
+    treat it as an identity.
 
     Args:
         default_boxes: `DefaultBoxes`, or their configuration.
-        **kwargs: of `keras.layers.Layer`.
+        **kwargs: arguments of `keras.layers.Layer`.
 
     Raises:
-        BoxError: they are not as many as the offsets.
+        BoxError: the numbers of default boxes and of offsets differ.
     """
 
     graph_kind = "Identity"
@@ -33,7 +33,7 @@ class DefaultBoxesLayer(keras.layers.Layer):
         self.default_boxes = default_boxes
 
     def build(self, input_shape: Any) -> None:
-        """Compares the number of offsets."""
+        """Checks that there is one default box for each row of offsets."""
         wanted = (self.default_boxes.count, 4)
         if tuple(input_shape[1:]) != wanted:
             raise BoxError(
@@ -49,19 +49,19 @@ class DefaultBoxesLayer(keras.layers.Layer):
         return input_shape
 
     def get_config(self) -> dict:
-        """The layer's configuration, with the boxes."""
+        """Returns the layer's configuration, including the boxes."""
         boxes = self.default_boxes.to_config()
         return {**super().get_config(), "default_boxes": boxes}
 
 
 def default_boxes_of(model: Any) -> DefaultBoxes | None:
-    """The default boxes that a model carries.
+    """Finds the default boxes that a model stores.
 
     Args:
-        model: a Keras model, nested or not.
+        model: a Keras model; nested models are searched too.
 
     Returns:
-        The boxes; None: it is no detector of ours.
+        The boxes; None where the model is not a detector of this package.
     """
     for layer in getattr(model, "layers", ()):
         if isinstance(layer, DefaultBoxesLayer):

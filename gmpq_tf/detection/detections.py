@@ -1,4 +1,4 @@
-"""From the outputs of a detector to the objects that it finds."""
+"""Turns the outputs of a detector into the objects it has found."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Detections:
         boxes: float32 [B, K, 4] as (ymin, xmin, ymax, xmax), inside the image.
         classes: int32 [B, K], from 0 without background.
         scores: float32 [B, K], 0 to 1.
-        counts: int32 [B]: objects of each image.
+        counts: int32 [B], number of objects in each image.
     """
 
     boxes: np.ndarray
@@ -29,7 +29,7 @@ class Detections:
     counts: np.ndarray
 
     def of_image(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Boxes [n, 4], classes [n] and scores [n] found in one image."""
+        """Returns boxes [n, 4], classes [n] and scores [n] found in one image."""
         count = int(self.counts[index])
         columns = (self.boxes, self.classes, self.scores)
         boxes, classes, scores = (column[index, :count] for column in columns)
@@ -45,18 +45,19 @@ def decode_and_suppress(
     max_detections: int = 200,
     from_logits: bool = True,
 ) -> Detections:
-    """Reads a detector's outputs: decoding, then suppression class by class.
+    """Decodes a detector's outputs, and suppresses overlapping boxes class by class.
 
-    Of each class, boxes of score above the threshold, best first, unless one before it
-    overlaps by more than `iou_threshold`; then the best of all classes.
+    For each class, boxes with a score above the threshold are taken in order of falling
+    score, except those whose IoU with a box already taken exceeds `iou_threshold`; then
+    the best of all classes are kept.
 
     Args:
         offsets: [B, N, 4] as (dy, dx, dh, dw).
         scores: [B, N, classes + 1], background first.
-        default_boxes: of the detector.
+        default_boxes: default boxes of the detector.
         score_threshold: 0 to 1.
         iou_threshold: 0 to 1.
-        max_detections: K, of each class and of all.
+        max_detections: K, largest number of objects of a class, and of all classes.
         from_logits: whether scores are logits; else probabilities.
 
     Returns:

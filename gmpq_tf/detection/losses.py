@@ -17,16 +17,17 @@ IGNORED = -1
 
 @keras.saving.register_keras_serializable("gmpq_tf")
 class HardNegativeCrossEntropy(keras.losses.Loss):
-    """Cross-entropy over boxes with an object and the worst of those without.
+    """Cross-entropy over positive boxes and the hardest background boxes.
 
-    Of each image the `ratio` times as many background boxes as it has boxes with an
-    object, those of largest cross-entropy; divided by the positives of the batch's
-    mean image. An image without objects gives 0.
+    A box is positive if it has an object to find. In each image `ratio` background
+    boxes count for each positive one: those with the largest cross-entropy. The sum is
+    divided by the mean number of positives per image of the batch. An image without
+    objects gives 0.
 
     Args:
-        ratio: background boxes for each one with an object, 0 or more.
+        ratio: background boxes per positive box, 0 or more.
         from_logits: whether scores are logits; else probabilities.
-        **kwargs: of `keras.losses.Loss`.
+        **kwargs: arguments of `keras.losses.Loss`.
     """
 
     def __init__(
@@ -40,10 +41,10 @@ class HardNegativeCrossEntropy(keras.losses.Loss):
         self.ratio, self.from_logits = float(ratio), bool(from_logits)
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        """The loss of each image, [B].
+        """Returns the loss of each image, [B].
 
         Args:
-            y_true: [B, N]: class from 1, 0: background, -1: neither, ignored.
+            y_true: [B, N]: class from 1; 0: background; -1: ignored.
             y_pred: [B, N, classes + 1], background first.
         """
         labels = tf.cast(y_true, tf.int32)
@@ -59,30 +60,30 @@ class HardNegativeCrossEntropy(keras.losses.Loss):
         return total / mean_positives(positives)
 
     def get_config(self) -> dict:
-        """The loss's configuration."""
+        """Returns the configuration, including ratio and from_logits."""
         own = {"ratio": self.ratio, "from_logits": self.from_logits}
         return {**super().get_config(), **own}
 
 
 @keras.saving.register_keras_serializable("gmpq_tf")
 class BoxLoss(keras.losses.Loss):
-    """Smooth L1 of the offsets of boxes with an object, summed over them.
+    """Smooth L1 loss of the offsets, summed over positive boxes.
 
-    `sum_i sum_j h(t_ij - p_ij)`, `h(d) = d^2 / 2` up to `|d| = 1`, `|d| - 1/2` above;
-    divided by the positives of the batch's mean image.
+    `sum_i sum_j h(t_ij - p_ij)`, `h(d) = d^2 / 2` up to `|d| = 1`, `|d| - 1/2` above,
+    divided by the mean number of positives per image of the batch.
 
     Args:
-        **kwargs: of `keras.losses.Loss`.
+        **kwargs: arguments of `keras.losses.Loss`.
     """
 
     def __init__(self, name: str = "box_loss", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        """The loss of each image, [B].
+        """Returns the loss of each image, [B].
 
         Args:
-            y_true: [B, N, 5]: offsets, and 1 where there is an object, else 0.
+            y_true: [B, N, 5]: four offsets, and 1 where the box is positive, else 0.
             y_pred: [B, N, 4].
         """
         wanted, marks = tf.cast(y_true[..., :4], tf.float32), y_true[..., 4]
@@ -95,26 +96,26 @@ class BoxLoss(keras.losses.Loss):
 
 
 def worst_first(losses: tf.Tensor) -> tf.Tensor:
-    """The place of each box when those of largest loss come first.
+    """Returns the rank of each box by falling loss.
 
     Args:
         losses: [B, N].
 
     Returns:
-        float32 [B, N] from 0; equal ones in the order they stand.
+        float32 [B, N], 0 for the largest loss; equal losses keep their order.
     """
     order = tf.argsort(losses, direction="DESCENDING", stable=True)
     return tf.cast(tf.argsort(order), tf.float32)
 
 
 def mean_positives(positives: tf.Tensor) -> tf.Tensor:
-    """Positives of the batch's mean image, at least one in the batch.
+    """Returns the mean number of positives per image; the batch counts at least one.
 
-    Keras averages the losses of images; divided by this, their mean is the sum over the
-    batch divided by its positives.
+    Keras averages the losses of images. After division by this number, the average is
+    the sum over the batch divided by all its positives.
 
     Args:
-        positives: of each image, [B].
+        positives: number of positive boxes in each image, [B].
     """
     images = tf.cast(tf.shape(positives)[0], tf.float32)
     return tf.maximum(tf.reduce_sum(positives), 1.0) / tf.maximum(images, 1.0)

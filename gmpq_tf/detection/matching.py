@@ -1,4 +1,4 @@
-"""What a detector is to say about an image: a class and offsets for each box."""
+"""Training targets of a detector: a class and offsets for each default box."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ LEAST_IOU = 0.5
 
 
 def match(overlap: tf.Tensor, known: tf.Tensor, least_iou: float) -> tf.Tensor:
-    """Which object each default box is to find (Liu et al., section 2.2).
+    """Assigns an object to each default box (Liu et al., section 2.2).
 
-    Each object takes the box that overlaps it most; of two that take the same box the
-    later one keeps it. Then each other box takes the object that overlaps it most, if
-    it does so by `least_iou`. Objects that overlap no box are left out.
+    Each object is assigned to the box with the largest IoU; if two objects have the
+    same box, the later one keeps it. Each other box gets the object with the largest
+    IoU, if that is at least `least_iou`. Objects that overlap no box are left out.
 
     Args:
         overlap: IoU of objects and boxes, [M, N], M at least 1.
@@ -25,7 +25,7 @@ def match(overlap: tf.Tensor, known: tf.Tensor, least_iou: float) -> tf.Tensor:
         least_iou: 0 to 1.
 
     Returns:
-        int32 [N]: number of the object, -1: background.
+        int32 [N]: index of the object; -1: background.
     """
     overlap = tf.where(known[:, None], overlap, -1.0)
     numbers = tf.range(tf.shape(overlap)[0])
@@ -42,23 +42,23 @@ def targets(
     default_boxes: DefaultBoxes,
     least_iou: float = LEAST_IOU,
 ) -> dict[str, tf.Tensor]:
-    """What the outputs of a detector are to be for a batch of images.
+    """Returns the training targets of a detector for a batch of images.
 
     Args:
         labels: "boxes" [B, M, 4] as (ymin, xmin, ymax, xmax), and "classes" int [B, M]
-            from 0, -1: padding. Difficult objects count as others do.
-        default_boxes: of the detector.
-        least_iou: with which a box takes an object, 0 to 1.
+            from 0, -1: padding. Difficult objects are treated as all others.
+        default_boxes: default boxes of the detector.
+        least_iou: IoU from which on a box is assigned an object, 0 to 1.
 
     Returns:
-        "boxes" float32 [B, N, 5]: offsets, and 1 where there is an object to find, else
-        0; "scores" int32 [B, N]: class + 1, 0: background.
+        "boxes" float32 [B, N, 5]: four offsets, and 1 where there is an object to find,
+        else 0; "scores" int32 [B, N]: class + 1, 0: background.
     """
     corners, centers = default_boxes.corners(), default_boxes.centers()
     first, second = default_boxes.variances
 
     def of_image(image: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-        # One row more, so that there is one.
+        # One row of padding more, because `match` needs at least one object.
         boxes = tf.pad(tf.cast(image[0], tf.float32), [[0, 1], [0, 0]])
         classes = tf.pad(tf.cast(image[1], tf.int32), [[0, 1]], constant_values=-1)
         overlap = iou(boxes, tf.constant(corners))

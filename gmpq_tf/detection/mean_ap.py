@@ -12,29 +12,32 @@ from gmpq_tf.detection.boxes import iou
 from gmpq_tf.detection.default_boxes import BoxError
 
 LEAST_IOU = 0.5
-# A detection is right, wrong, or of an object that does not count.
+# Marks of a detection; IGNORED: it found a difficult object, which does not count.
 RIGHT, WRONG, IGNORED = 1, 0, -1
 
 
 class Found(Protocol):
-    """What was found in a batch of images, such as `Detections`."""
+    """Objects found in a batch of images, such as `Detections`."""
 
     def of_image(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Boxes [n, 4], classes [n] and scores [n] found in one image."""
+        """Returns boxes [n, 4], classes [n] and scores [n] found in one image."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassAP:
-    """How well the objects of one class are found.
+    """Average precision of one class.
 
     Args:
-        objects: those that count: not difficult.
-        detections: those that count: not of a difficult object.
-        recall: float64 [n], rising, one for each score: objects found over objects.
-        precision: float64 [n], likewise: right detections over all.
+        objects: number of objects that count, which excludes difficult ones.
+        detections: number of detections that count, which excludes those of difficult
+            objects.
+        recall: float64 [n], found objects over objects, for each threshold of the
+            score; rising.
+        precision: float64 [n], right detections over all, for the same thresholds.
         ap_07: mean over t = 0, 0.1, ..., 1 of the largest precision at recall of at
             least t (VOC 2007), 0 to 1; None without objects.
-        ap_area: area below the precision made monotone (VOC 2010 and later), likewise.
+        ap_area: area below the precision made monotone (VOC 2010 and later), 0 to 1;
+            None without objects.
     """
 
     objects: int
@@ -50,9 +53,9 @@ class APReport:
     """Average precision of each class, and their means over classes with objects.
 
     Args:
-        classes: class name -> figures.
+        classes: class name -> its average precision.
         map_07: mean of `ap_07`, 0 to 1; None where no class has an object.
-        map_area: mean of `ap_area`, likewise.
+        map_area: mean of `ap_area`, 0 to 1; None where no class has an object.
         images: number of images.
     """
 
@@ -63,19 +66,19 @@ class APReport:
 
 
 class MeanAP:
-    """Adds up images, and says the average precision of what was found in them.
+    """Accumulates images and computes the average precision of detections.
 
-    In each image the detections of a class, best first, each take the object of that
-    class that they overlap most. With an IoU of at least `least_iou` the first to take
-    an object is right; later ones and all others are wrong; those of a difficult object
-    do not count.
+    In each image the detections of a class, in order of falling score, each take the
+    object of that class with the largest IoU. If the IoU is at least `least_iou`, the
+    first detection to take an object is right; later ones and all others are wrong;
+    those of a difficult object do not count.
 
-    Unlike the VOC devkit's, sides are shares of the image without a pixel more, and
-    detections of equal score count at once, so that the order of the images does not
-    matter.
+    Unlike in the VOC devkit, box sides are differences of relative coordinates (the
+    devkit adds one pixel), and detections of equal score are counted together, so that
+    the order of images does not matter.
 
     Args:
-        class_names: one a class, in the order of their numbers.
+        class_names: one name per class, in the order of their numbers.
         least_iou: above 0 and at most 1.
 
     Raises:
@@ -110,13 +113,13 @@ class MeanAP:
         Args:
             truth: "boxes" [m, 4] as (ymin, xmin, ymax, xmax), "classes" int [m] from 0
                 (-1: padding), and, where some are difficult, "difficult" bool [m].
-            boxes: that were found, [n, 4].
-            classes: of each, int [n]; -1: padding.
-            scores: of each, [n].
+            boxes: detected boxes, [n, 4] as (ymin, xmin, ymax, xmax).
+            classes: their classes, int [n] from 0; -1: padding.
+            scores: their scores, [n].
 
         Raises:
-            BoxError: arrays that do not fit each other, a class that does not exist, or
-                numbers that are not finite.
+            BoxError: shapes do not agree, a class does not exist, or a number is not
+                finite.
         """
         numbers = np.asarray(truth["classes"])
         difficult = np.asarray(truth.get("difficult", np.zeros(numbers.shape, bool)))
@@ -136,8 +139,8 @@ class MeanAP:
         """Adds a batch of images.
 
         Args:
-            labels: as in `add`, with a batch before.
-            found: what was found in them, such as `Detections`.
+            labels: as in `add`, with a batch axis first.
+            found: the detections in them, such as `Detections`.
         """
         arrays = {name: np.asarray(value) for name, value in labels.items()}
         for index in range(len(arrays["classes"])):
@@ -145,11 +148,11 @@ class MeanAP:
             self.add(truth, *found.of_image(index))
 
     def _marked(self, overlap: np.ndarray, difficult: np.ndarray) -> np.ndarray:
-        """Whether each detection of an image is right; its first axis is theirs."""
+        """Returns a mark for each detection of an image, which is the first axis."""
         return marks(overlap, difficult, self.least_iou)
 
     def report(self) -> APReport:
-        """The average precision over all images that were added."""
+        """Returns the average precision over all images added so far."""
         rows = {
             name: class_ap(
                 int(self._objects[number]),
@@ -168,7 +171,7 @@ class MeanAP:
     def _objects_of(
         self, what: str, boxes: Any, classes: Any, values: Any
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Boxes, classes and a value of each, without padding, checked."""
+        """Checks boxes, classes and one value each; returns them without padding."""
         corners: np.ndarray = np.asarray(boxes, np.float64).reshape(-1, 4)
         numbers, values = np.asarray(classes), np.asarray(values, np.float64)
         if not len(corners) == len(numbers) == len(values):
@@ -195,12 +198,12 @@ class MeanAP:
 
 
 def marks(overlap: np.ndarray, difficult: np.ndarray, least_iou: float) -> np.ndarray:
-    """Whether each detection of a class in an image is right.
+    """Marks each detection of a class in an image as right, wrong or ignored.
 
     Args:
         overlap: IoU of the detections, best first, and the objects, [n, m].
-        difficult: whether each object does not count, bool [m].
-        least_iou: with which a detection takes an object.
+        difficult: whether each object is difficult, bool [m].
+        least_iou: least IoU of a right detection.
 
     Returns:
         int64 [n]: `RIGHT`, `WRONG` or `IGNORED`.
@@ -221,12 +224,12 @@ def marks(overlap: np.ndarray, difficult: np.ndarray, least_iou: float) -> np.nd
 
 
 def class_ap(objects: int, scores: np.ndarray, marked: np.ndarray) -> ClassAP:
-    """Average precision of one class.
+    """Returns the average precision of one class.
 
     Args:
-        objects: that count.
-        scores: of the detections in all images, [n].
-        marked: whether each is right, [n]: see `marks`.
+        objects: number of objects that are not difficult.
+        scores: scores of the detections in all images, [n].
+        marked: mark of each detection, [n]: see `marks`.
     """
     counts = marked != IGNORED
     scores, right = scores[counts], marked[counts] == RIGHT
@@ -242,7 +245,7 @@ def class_ap(objects: int, scores: np.ndarray, marked: np.ndarray) -> ClassAP:
     # From the right: the largest precision at a recall of at least that.
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     steps = np.diff(recall, prepend=0.0)
-    # Whole numbers: 3 of 10 objects are a recall of 0.3, which 3 * 0.1 is not.
+    # Compared as whole numbers: 3 of 10 objects are a recall of 0.3, but 3 * 0.1 > 0.3.
     firsts = [np.searchsorted(10 * found, t * objects) for t in range(11)]
     elevens = [envelope[i] if i < len(envelope) else 0.0 for i in firsts]
     ap_07, ap_area = float(np.mean(elevens)), float(np.sum(steps * envelope))

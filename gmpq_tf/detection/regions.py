@@ -1,4 +1,4 @@
-"""Two-stage detection: regions that may hold an object, and their features."""
+"""Two-stage detection: region proposals, and features of regions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from gmpq_tf.detection.boxes import decode
 
 # Offsets of regions are plain (Ren et al., "Faster R-CNN", NeurIPS 2015, eq. 2).
 NO_VARIANCES = (1.0, 1.0)
-# More would overflow: what one step may enlarge a side by, as in the authors' code.
+# Largest log of a side's growth by an offset, as in the authors' code; more might
+# overflow.
 MOST_GROWTH = math.log(1000.0 / 16.0)
 
 
@@ -24,20 +25,20 @@ def region_anchors(
     scales: Sequence[float] = (8.0, 16.0, 32.0),
     ratios: Sequence[float] = (0.5, 1.0, 2.0),
 ) -> np.ndarray:
-    """Anchors of a region proposal network: at each place one a ratio and scale.
+    """Returns anchors of a region proposal network: one per position, ratio and scale.
 
     At ratio r and scale s: height `stride s sqrt(r)`, width `stride s / sqrt(r)`.
 
     Args:
         feature_shape: rows and columns of the feature map.
         image_shape: height and width of the image, in pixels.
-        stride: pixels between two places, and side of an anchor of scale 1.
-        scales: sides, in strides.
+        stride: pixels between two positions, and side of an anchor of scale 1.
+        scales: sides of square anchors, in strides.
         ratios: heights over widths.
 
     Returns:
-        float32 [rows * columns * anchors, 4] as (cy, cx, h, w), shares of the image,
-        not clipped; rows ordered (y, x, ratio, scale).
+        float32 [rows * columns * anchors, 4] as (cy, cx, h, w), relative to the image,
+        not clipped; ordered (y, x, ratio, scale).
     """
     sides = np.array(
         [
@@ -62,23 +63,23 @@ def propose(
     after: int = 300,
     iou_threshold: float = 0.7,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The regions of an image that most likely hold an object.
+    """Returns the regions of each image that most likely hold an object.
 
-    Of each image the `before` anchors of highest score, moved by their offsets and
-    clipped to the image, best first, unless one before overlaps by more than
-    `iou_threshold`; then the first `after`. No gradient passes.
+    The `before` anchors of highest score are moved by their offsets and clipped to the
+    image. In order of falling score they are kept, except those whose IoU with a kept
+    one exceeds `iou_threshold`, until there are `after`. No gradient passes through.
 
     Args:
-        scores: that an anchor holds an object, [B, N], of any scale.
+        scores: objectness of each anchor, [B, N]; only the order matters.
         offsets: [B, N, 4] as (dy, dx, dh, dw), without variances.
         anchors: [N, 4] as (cy, cx, h, w).
-        before: candidates of an image.
-        after: regions of an image, R.
+        before: number of candidates per image.
+        after: R, largest number of regions per image.
         iou_threshold: 0 to 1.
 
     Returns:
-        (boxes float32 [B, R, 4] as (ymin, xmin, ymax, xmax), zeros where there are
-        fewer; how many there are, int32 [B]).
+        (boxes float32 [B, R, 4] as (ymin, xmin, ymax, xmax), padded with zeros; their
+        number in each image, int32 [B]).
     """
     count = min(before, len(anchors))
     scores = tf.cast(tf.stop_gradient(scores), tf.float32)
@@ -104,17 +105,17 @@ def propose(
 
 
 def roi_align(features: Any, boxes: Any, size: int = 7, samples: int = 2) -> tf.Tensor:
-    """Features of regions: bilinear samples at the middles of `samples^2` parts a bin.
+    """Returns features of regions: the mean of `samples^2` bilinear samples per bin.
 
-    Sample i of n along a side from a to b of a map of H pixels is taken at
-    `a H + (i + 1/2) (b - a) H / n - 1/2`, pixels counted from the middle of the first.
-    Unlike torchvision's, samples outside the map are 0, not the border's value.
+    Sample i of n along a side from a to b, in a map of H pixels, is taken at
+    `a H + (i + 1/2) (b - a) H / n - 1/2`, where 0 is the middle of the first pixel.
+    Unlike in torchvision, samples outside the map are 0, not the value of the border.
 
     Args:
         features: [B, H, W, C].
         boxes: [B, R, 4] as (ymin, xmin, ymax, xmax), 0 to 1.
         size: bins along a side.
-        samples: along a side of a bin.
+        samples: samples along a side of a bin.
 
     Returns:
         [B, R, size, size, C]; differentiable in the features.

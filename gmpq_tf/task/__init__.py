@@ -1,4 +1,4 @@
-"""What the outputs of a model say: classes, yes or no, or plain numbers."""
+"""The meaning of a model's outputs: classes, yes or no, numbers or boxes."""
 
 from gmpq_tf.task.kinds import (
     KINDS,

@@ -26,21 +26,21 @@ from gmpq_tf.transform.rewrite import all_scores
 
 
 class BoxTask(Task):
-    """Boxes and their classes: offsets from default boxes, and scores of each.
+    """The task of detectors: offsets from default boxes, and class scores of each.
 
     Args:
         model: a functional model with outputs `{"boxes": [batch, N, 4], "scores":
             [batch, N, classes + 1]}`.
-        default_boxes: that its offsets are from.
+        default_boxes: the default boxes that its offsets belong to.
 
     Raises:
-        TaskError: it has other outputs.
+        TaskError: the model has other outputs.
     """
 
     holds: ClassVar[str] = "boxes"
     headline: ClassVar[str] = "map_07"
     of_images: ClassVar[str] = "mean average precision (VOC 2007) on the {} images"
-    # That most default boxes are background says nothing of a detector.
+    # Accuracy over default boxes would be meaningless: most of them are background.
     placewise: ClassVar[bool] = False
 
     def __init__(self, model: keras.Model, default_boxes: DefaultBoxes) -> None:
@@ -62,20 +62,28 @@ class BoxTask(Task):
         self.from_logits = all_scores(model)[self.deciding][1] != "softmax"
 
     def targets(self, labels: Any) -> dict[str, Any]:
-        """Offsets and classes that the default boxes are to have."""
+        """Returns offsets and classes to train on, for each default box.
+
+        Args:
+            labels: "boxes" [B, M, 4] and "classes" [B, M]; see `detection.targets`.
+        """
         return targets(labels, self.default_boxes)
 
     def loss(self) -> dict[str, keras.losses.Loss]:
-        """Smooth L1 of the offsets, cross-entropy with hard negatives of the scores."""
+        """Returns the losses by output: `BoxLoss` and `HardNegativeCrossEntropy`."""
         scores = HardNegativeCrossEntropy(from_logits=self.from_logits)
         return {"boxes": BoxLoss(), "scores": scores}
 
     def metrics(self) -> list[Any]:
-        """None: average precision takes all images at once."""
+        """Returns []: average precision is computed over all images, not per batch."""
         return []
 
     def check(self, class_names: Sequence[str]) -> None:
-        """Refuses scores that are not one a class, and one of the background."""
+        """Refuses outputs that do not have one score per class and one for background.
+
+        Raises:
+            TaskError: the number of scores differs.
+        """
         if self.classes != len(class_names):
             raise TaskError(
                 "A detector needs a score for each class of the data set, and one for "
@@ -87,7 +95,7 @@ class BoxTask(Task):
     def measure(
         self, model: keras.Model, batches: Any, class_names: Sequence[str]
     ) -> dict[str, float]:
-        """Mean average precision: VOC 2007's, area, COCO's; {} without objects."""
+        """Returns mean average precision, see `BoxMeter.report`; {} without objects."""
         meter = self.meter(class_names)
         for images, labels in batches:
             outputs = model.predict_on_batch(np.asarray(images))
@@ -98,23 +106,23 @@ class BoxTask(Task):
     def guidance(
         self, targets: Sequence[Any], outputs: Sequence[Any], temperature: float
     ) -> Any:
-        """How far a student is from its teacher: `box_gap`."""
+        """Returns the distillation loss of a student, `box_gap`, a scalar."""
         places = 1 - self.deciding, self.deciding
         wanted, own = ([each[p] for p in places] for each in (targets, outputs))
         return box_gap(wanted, own, temperature)
 
     def meter(self, class_names: Sequence[str]) -> BoxMeter:
-        """Mean average precision."""
+        """Returns a meter of mean average precision for these classes."""
         names = class_names or [str(number) for number in range(self.classes)]
         return BoxMeter(self.default_boxes, names, self.from_logits)
 
 
 class BoxMeter:
-    """Mean average precision of a detector's outputs.
+    """Accumulates a detector's outputs and computes mean average precision.
 
     Args:
-        default_boxes: of the detector.
-        class_names: one a class.
+        default_boxes: default boxes of the detector.
+        class_names: one name per class.
         from_logits: whether scores are logits; else probabilities.
     """
 
@@ -127,7 +135,13 @@ class BoxMeter:
     def add(
         self, outputs: Mapping[str, Any] | Detections, labels: Mapping[str, Any]
     ) -> None:
-        """Adds a batch of outputs by name, or of objects found, and of labels."""
+        """Adds a batch.
+
+        Args:
+            outputs: outputs by name, "boxes" [B, N, 4] and "scores" [B, N, classes +
+                1], or the objects found.
+            labels: "boxes" [B, M, 4], "classes" [B, M], maybe "difficult" [B, M].
+        """
         if not isinstance(outputs, Detections):
             outputs = decode_and_suppress(
                 outputs["boxes"],
@@ -139,7 +153,7 @@ class BoxMeter:
         self.coco_ap.add_batch(labels, outputs)
 
     def report(self) -> dict[str, float | None]:
-        """`map_07`, `map_area` and COCO's AP, `map_coco`, over all batches, 0 to 1."""
+        """Returns `map_07` and `map_area` (VOC) and `map_coco`, 0 to 1 or None."""
         report, coco = self.mean_ap.report(), self.coco_ap.mean()
         return {
             "map_07": report.map_07,

@@ -13,11 +13,11 @@ from gmpq_tf.transform.rewrite import logits_of, scores_of
 
 
 class ClassTask(Task):
-    """A class for each image: one output of scores.
+    """The task of classifiers: a class for each image, from one output of scores.
 
     Args:
-        model: a functional classifier of logits or probabilities; with one output it
-            tells two classes apart.
+        model: a functional classifier of logits or probabilities; with a single score
+            it distinguishes two classes.
 
     Raises:
         TaskError: the model has several outputs.
@@ -39,18 +39,18 @@ class ClassTask(Task):
         self.model = model
 
     def loss(self) -> keras.losses.Loss:
-        """The cross-entropy of whole-number labels."""
+        """Returns the cross-entropy for integer labels, binary for a single score."""
         logits = gives_logits(self.model)
         if self.model.output_shape[-1] == 1:
             return keras.losses.BinaryCrossentropy(from_logits=logits)
         return keras.losses.SparseCategoricalCrossentropy(from_logits=logits)
 
     def metrics(self) -> list[keras.metrics.Metric]:
-        """Top-1 accuracy; with one output the second class is meant above 0.5."""
+        """Returns top-1 accuracy; a single score above 0.5 means the second class."""
         if self.model.output_shape[-1] > 1:
             return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
         threshold = 0.0 if gives_logits(self.model) else 0.5
-        # BinaryAccuracy refuses the threshold of logits.
+        # BinaryAccuracy refuses a threshold of 0, which logits need.
         function = keras.metrics.binary_accuracy
         return [
             keras.metrics.MeanMetricWrapper(
@@ -59,7 +59,11 @@ class ClassTask(Task):
         ]
 
     def check(self, class_names: Sequence[str]) -> None:
-        """Refuses outputs that are not one score a class."""
+        """Refuses outputs that do not have one score per class.
+
+        Raises:
+            TaskError: the number of scores differs.
+        """
         shape = tuple(self.model.output_shape)
         if shape[1:] == (1,) and len(class_names) == 2:
             return
@@ -82,21 +86,21 @@ class ClassTask(Task):
     def measure(
         self, model: keras.Model, batches: Any, class_names: Sequence[str]
     ) -> dict[str, float]:
-        """Loss and accuracy, as `evaluate` of the compiled model has them."""
+        """Returns loss and accuracy by name, from `evaluate` of the compiled model."""
         logs = model.evaluate(batches, verbose=0, return_dict=True)
         return {name: float(value) for name, value in logs.items()}
 
     def meter(self, class_names: Sequence[str]) -> None:
-        """None: decisions are all there is."""
+        """Returns None: accuracy of the decisions is the only metric."""
 
 
 def gives_logits(model: keras.Model) -> bool:
-    """Whether a classifier's output is scores rather than probabilities.
+    """Whether a classifier's output is logits rather than probabilities.
 
     Args:
         model: a functional classifier with one output.
 
     Returns:
-        False where a softmax (or sigmoid) stands last.
+        False where a softmax or sigmoid is the last operation.
     """
     return logits_of(model) is model.outputs[0]

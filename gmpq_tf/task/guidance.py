@@ -1,4 +1,4 @@
-"""How far the outputs of a student are from its teacher's."""
+"""Distillation losses: the distance of a student's outputs from its teacher's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from gmpq_tf.task.kinds import Binary, Numbers, OutputKind
 
-# From this probability on, a teacher sees an object.
+# Least probability of all classes together at which the teacher sees an object.
 FOREGROUND = 0.1
 
 
@@ -20,17 +20,18 @@ def guidance(
     scores: Sequence[Any],
     temperature: float,
 ) -> tf.Tensor:
-    """Gap of all outputs: `T^2 KL` of decisions at a temperature, errors of numbers.
+    """Returns the distillation loss, summed over all outputs.
 
     Args:
-        kinds: what each output says.
-        targets: of the teacher, before any softmax or sigmoid, [B, ...] each.
-        scores: of the student, likewise.
+        kinds: kind of each output.
+        targets: outputs of the teacher before any softmax or sigmoid, [B, ...] each.
+        scores: outputs of the student before any softmax or sigmoid, [B, ...] each.
         temperature: `T > 0`.
 
     Returns:
-        Scalar: of classes `T^2 KL(softmax(t / T) || softmax(s / T))`, of yes and no the
-        same of each one's two classes, of numbers the mean of `(t - s)^2`.
+        Scalar. For classes `T^2 KL(softmax(t / T) || softmax(s / T))`; for yes-or-no
+        outputs the same over the two classes of each; for numbers the mean of
+        `(t - s)^2`.
     """
     terms = []
     for kind, target, score in zip(kinds, targets, scores, strict=True):
@@ -50,11 +51,11 @@ def guidance(
 
 
 def soft_cross_entropy(target_logits: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Mean over the batch of `KL(softmax(target_logits) || softmax(logits))`.
+    """Returns the mean over rows of `KL(softmax(target_logits) || softmax(logits))`.
 
     Args:
-        target_logits: [..., C], of the teacher.
-        logits: [..., C], of the student.
+        target_logits: logits of the teacher, [..., C].
+        logits: logits of the student, [..., C].
 
     Returns:
         Scalar, float32, in nats.
@@ -63,18 +64,28 @@ def soft_cross_entropy(target_logits: tf.Tensor, logits: tf.Tensor) -> tf.Tensor
 
 
 def divergence(target_logits: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """`KL(softmax(target_logits) || softmax(logits))` of each row, [...], in nats."""
+    """Returns `KL(softmax(target_logits) || softmax(logits))` of each row, in nats.
+
+    Args:
+        target_logits: [..., C].
+        logits: [..., C].
+
+    Returns:
+        float32 [...].
+    """
     log_targets = tf.nn.log_softmax(tf.cast(target_logits, tf.float32))
     gap = log_targets - tf.nn.log_softmax(tf.cast(logits, tf.float32))
     return tf.reduce_sum(tf.exp(log_targets) * gap, axis=-1)
 
 
 def binary_gap(target_logits: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Mean over the batch of the summed `KL(sigmoid(target) || sigmoid(logit))`.
+    """Returns `KL(sigmoid(target) || sigmoid(logit))`, summed over the last axis.
+
+    All other axes are averaged.
 
     Args:
-        target_logits: [..., units], of the teacher.
-        logits: [..., units], of the student.
+        target_logits: logits of the teacher, [..., units].
+        logits: logits of the student, [..., units].
 
     Returns:
         Scalar, float32, in nats.
@@ -87,14 +98,15 @@ def binary_gap(target_logits: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 def box_gap(
     targets: Sequence[Any], outputs: Sequence[Any], temperature: float
 ) -> tf.Tensor:
-    """Gap of a detector where its teacher sees objects.
+    """Returns the distillation loss of a detector where its teacher sees objects.
 
     `mean_i (T^2 KL(softmax(t_i / T) || softmax(s_i / T)) + smooth L1(o_i, p_i))` over
-    the default boxes i whose background has a probability below 0.9 for the teacher.
+    the default boxes i to whose background the teacher gives a probability below 0.9.
 
     Args:
-        targets: of the teacher: (offsets [B, N, 4], logits [B, N, classes + 1]).
-        outputs: of the student, likewise.
+        targets: outputs of the teacher: (offsets [B, N, 4], logits [B, N, classes +
+            1]).
+        outputs: outputs of the student, in the same form.
         temperature: `T > 0`.
 
     Returns:

@@ -10,21 +10,21 @@ import numpy as np
 
 from gmpq_tf.spelling import suggest
 
-# Scores nearer to each other than this share of the largest one are equal: the same
-# sum in another order.
+# Scores that differ by less than this share of the largest one count as equal: such
+# differences come from the order of summation.
 _EQUAL = 1e-6
 
 
 class TaskError(ValueError):
-    """What an output says is not known, or labels do not fit it."""
+    """The kind of an output is not known, or labels do not fit it."""
 
 
 @dataclass(frozen=True)
 class Classes:
-    """One score a class, as probabilities or logits; the largest one decides.
+    """One score per class, as probabilities or logits; the largest score decides.
 
     Args:
-        axis: of the classes, from the end: -1 is the last.
+        axis: axis of the classes, counted from the end: -1 is the last.
     """
 
     axis: int = -1
@@ -32,7 +32,7 @@ class Classes:
     decides: ClassVar[bool] = True
 
     def decide(self, scores: np.ndarray) -> np.ndarray:
-        """The class of each decision, `argmax_c scores`: the first of equal ones.
+        """Returns the class of each decision, `argmax_c scores`; ties: the first one.
 
         Args:
             scores: [B, ...] with the classes along `axis`.
@@ -43,13 +43,13 @@ class Classes:
         return np.argmax(scores, axis=self.axis)
 
     def margin(self, scores: np.ndarray) -> np.ndarray:
-        """How far the largest score lies above the next; 0: a tie.
+        """Returns how far the largest score lies above the second; 0: a tie.
 
         Args:
             scores: [B, ...] with the classes along `axis`.
 
         Returns:
-            Of the shape of `scores` without that axis, in units of the scores.
+            Differences of scores, in the shape of `scores` without that axis.
         """
         if scores.shape[self.axis] < 2:
             return np.full(self.decide(scores).shape, np.inf)
@@ -59,16 +59,16 @@ class Classes:
         return np.where(gap <= _EQUAL * largest, 0.0, gap)
 
     def right(self, scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Whether each decision is the label.
+        """Whether each decision is the label; bool in the shape of the decisions.
 
         Args:
-            scores: floats.
+            scores: [B, ...] with the classes along `axis`.
             labels: class numbers in the shape of the decisions (a last axis of 1 is
-                dropped), or one row a decision, as `scores` are: one-hot, or soft
-                labels, whose largest counts.
+                dropped), or in the shape of `scores`: one-hot or soft labels, of which
+                the largest counts.
 
         Raises:
-            TaskError: labels of another shape, or that are no class numbers.
+            TaskError: labels have another shape, or are not class numbers.
         """
         shape = np.shape(self.decide(scores))
         if labels.shape == scores.shape and shape != labels.shape[:-1] + (1,):
@@ -95,10 +95,10 @@ class Classes:
 
 @dataclass(frozen=True)
 class Binary:
-    """Each number is a decision of its own: yes where it is above a threshold.
+    """Each number is a separate decision: yes where it is above a threshold.
 
-    One sigmoid (or its logit), a sigmoid for each of several labels, a sigmoid at each
-    pixel.
+    Examples: one sigmoid (or its logit), a sigmoid for each of several labels, a
+    sigmoid at each pixel.
 
     Args:
         threshold: 0.5 for probabilities, 0 for logits.
@@ -109,24 +109,24 @@ class Binary:
     decides: ClassVar[bool] = True
 
     def decide(self, scores: np.ndarray) -> np.ndarray:
-        """Whether each score is above the threshold; bool of the shape of `scores`."""
+        """Whether each score is above the threshold; bool in the shape of `scores`."""
         return np.asarray(scores) > self.threshold
 
     def margin(self, scores: np.ndarray) -> np.ndarray:
-        """How far each score lies from the threshold, same shape; 0: a tie."""
+        """Returns each score's distance from the threshold, same shape; 0: a tie."""
         gap = np.abs(np.asarray(scores) - self.threshold)
         return np.where(gap <= _EQUAL * max(self.threshold, _EQUAL), 0.0, gap)
 
     def right(self, scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Whether each decision is the label: [..., as scores].
+        """Whether each decision is the label; bool in the shape of `scores`.
 
         Args:
-            scores: floats.
-            labels: 0 and 1 (or -1 and 1), in the shape of the scores, of which a last
-                axis of 1 may be missing.
+            scores: floats of any shape [B, ...].
+            labels: 0 and 1 (or -1 and 1), in the shape of the scores; a last axis of 1
+                may be missing.
 
         Raises:
-            TaskError: labels of another shape, or that are no such numbers.
+            TaskError: labels have another shape, or other values.
         """
         bare = scores.shape[:-1] if scores.shape[-1] == 1 else scores.shape
         if labels.shape not in (scores.shape, bare):
@@ -151,7 +151,7 @@ class Binary:
 
 @dataclass(frozen=True)
 class Numbers:
-    """Plain numbers that nothing is decided by: regression, boxes, images."""
+    """Plain numbers without a decision: regression, boxes, images."""
 
     name: ClassVar[str] = "numbers"
     decides: ClassVar[bool] = False
@@ -163,7 +163,7 @@ class Numbers:
 
 OutputKind = Classes | Binary | Numbers
 OutputKindName = Literal["classes", "binary", "binary_logit", "numbers"]
-# What a caller may say of an output.
+# Name -> kind, as users state it.
 KINDS: dict[str, OutputKind] = {
     "classes": Classes(),
     "binary": Binary(0.5),
@@ -173,10 +173,10 @@ KINDS: dict[str, OutputKind] = {
 
 
 def read_kind(value: str | OutputKind) -> OutputKind:
-    """The kind that a caller names.
+    """Returns the kind with a name.
 
     Args:
-        value: a name in `KINDS`, or a kind.
+        value: a name in `KINDS`, or a kind, which is returned.
 
     Raises:
         TaskError: it is neither.

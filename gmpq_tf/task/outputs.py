@@ -1,4 +1,4 @@
-"""What each output of a model is: stated, or read from its graph, loss and labels."""
+"""Finds the kind of each output of a model: stated, or by graph, loss and labels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gmpq_tf.task.kinds import (
 
 SOFTMAXES = frozenset(["softmax", "logsoftmax", "sparsemax"])
 SIGMOIDS = frozenset(["sigmoid", "hardsigmoid", "sparsesigmoid"])
-# They change neither what a number says nor where it stands among its image's.
+# Layers that change neither the meaning of a number nor the axis of the classes.
 SAME = frozenset(
     "InputQuantizer Identity Dropout SpatialDropout2D GaussianNoise GaussianDropout "
     "ActivityRegularization Cropping1D Cropping2D ZeroPadding2D UpSampling1D "
@@ -32,7 +32,7 @@ SAME = frozenset(
     "GlobalAveragePooling2D Average Maximum Minimum Cast".split()
 )
 RESHAPES = frozenset(["Flatten", "Reshape", "Squeeze", "ExpandDims"])
-# Names of losses, small and without underscores.
+# Names of losses, in lower case and without underscores.
 CLASS_LOSSES = frozenset(
     "sparsecategoricalcrossentropy categoricalcrossentropy categoricalhinge kld "
     "categoricalfocalcrossentropy categoricalgeneralizedcrossentropy "
@@ -52,11 +52,10 @@ class Output:
     """One output of a model.
 
     Args:
-        name: key of the model's dict, or name of the layer.
-        kind: what its numbers say.
-        known_from: "stated", "graph", "loss", "labels", or "assumed" where nothing
-            says it.
-        shape: of one image's output.
+        name: key in the model's dict of outputs, or name of the layer.
+        kind: the meaning of its numbers.
+        known_from: "stated", "graph", "loss", "labels", or "assumed" without evidence.
+        shape: shape of the output for one image.
     """
 
     name: str
@@ -66,7 +65,7 @@ class Output:
 
     @property
     def compared(self) -> str:
-        """What is compared of it, in words."""
+        """Description of the compared decisions or numbers, in words."""
         text = self.kind.compared(self.shape)
         return f"{text} (assumed)" if self.known_from == "assumed" else text
 
@@ -74,27 +73,31 @@ class Output:
 def outputs_of(
     model: Any, stated: Any = None, labels: Any = None, loss: Any = None
 ) -> list[Output]:
-    """Says what each output of a model is.
+    """Finds the kind of each output of a model.
 
-    A softmax gives class scores, wherever reshaping and nesting put it. Else the loss
-    says it, if the model is compiled: cross-entropy of classes, binary cross-entropy,
-    errors of numbers. Else a last sigmoid gives decisions at 0.5. Labels settle what is
-    left: class numbers, rows with a single 1, zeros and ones, other numbers. Where they
-    are missing too, several scores of an image are taken for classes (unless they have
-    the shape of an input) and a single one for a number.
+    The evidence, the strongest first (labels that are class numbers also outweigh a
+    sigmoid):
+
+    1. A softmax gives class scores, also before reshaping and inside nested models.
+    2. The loss of a compiled model: cross-entropy of classes, binary cross-entropy, or
+       errors of numbers.
+    3. A final sigmoid gives decisions at 0.5.
+    4. Labels: class numbers, rows with a single 1, zeros and ones, or other numbers.
+    5. Otherwise several scores per image are assumed to be classes (unless they have
+       the shape of an input), and a single one a number.
 
     Args:
-        model: a functional Keras model, or what `quantize_model` made of it.
+        model: a functional Keras model, or a student from `quantize_model`.
         stated: "classes", "binary" (probabilities, decided at 0.5), "binary_logit" (at
-            0) or "numbers", for all outputs; or by name of the output, or one for each.
-        labels: of some images, as `match_labels` takes them; None: none are known.
-        loss: that the model is trained with; None: the one it was compiled with.
+            0) or "numbers", for all outputs; or a dict by name, or a list.
+        labels: labels of some images, as `match_labels` takes them; None: unknown.
+        loss: the loss of its training; None: the one it was compiled with.
 
     Returns:
         One for each output, in the order of `model.outputs`.
 
     Raises:
-        TaskError: a kind or a name of an output that there is not.
+        TaskError: there is no such kind, or no output of that name.
     """
     graph = read_graph(model)
     names = output_names(graph)
@@ -127,18 +130,18 @@ def outputs_of(
 
 
 def _of_boxes(kind: OutputKind, known_from: str) -> tuple[OutputKind, str]:
-    """What is said of each default box besides its offsets: classes."""
+    """Replaces an assumed kind of a detector's scores by classes."""
     return (Classes(), "graph") if known_from == "assumed" else (kind, known_from)
 
 
 def classifier_kind(model: Any) -> OutputKind:
-    """What the one output of a model says that is trained on class numbers.
+    """Returns the kind of the output of a model that is trained on class numbers.
 
     Args:
         model: a functional model with one output [B, classes], or [B, 1] for two.
 
     Returns:
-        `Classes`, or for one number `Binary`, at 0.5 after a sigmoid and else at 0.
+        `Classes`; for a single number `Binary`, at 0.5 after a sigmoid and else at 0.
     """
     graph = read_graph(model)
     index = graph.outputs[0]
@@ -149,18 +152,19 @@ def classifier_kind(model: Any) -> OutputKind:
 
 
 def match_labels(model: Any, labels: Any) -> list[Any]:
-    """Labels of each output, None where there are none.
+    """Assigns labels to the outputs of a model.
 
     Args:
         model: a functional Keras model, or its graph.
-        labels: an array, where there is one output; a list or tuple in the order of the
-            outputs, or a dict by name. None: no labels; likewise for each output.
+        labels: an array [B, ...], where there is one output; a list or tuple in the
+            order of the outputs, or a dict by name. None, for all or for one output: no
+            labels.
 
     Returns:
-        In the order of `model.outputs`.
+        Labels or None for each output, in the order of `model.outputs`.
 
     Raises:
-        TaskError: a name of no output, or labels for another number of outputs.
+        TaskError: there is no output of that name, or another number of outputs.
     """
     graph = model if isinstance(model, Graph) else read_graph(model)
     if len(graph.outputs) == 1 and not isinstance(labels, Mapping):
@@ -175,7 +179,7 @@ def match_labels(model: Any, labels: Any) -> list[Any]:
 
 
 def _is_ordered(labels: Any, graph: Graph) -> bool:
-    """Whether a list of labels can be meant for a dict of outputs in one order only.
+    """Whether a list of labels for a dict of outputs is unambiguous.
 
     Keras sorts the keys; a user may have meant the order they were written in.
     """
@@ -190,7 +194,7 @@ def _is_ordered(labels: Any, graph: Graph) -> bool:
 
 
 def output_names(graph: Graph) -> list[str]:
-    """Names of a model's outputs: keys of its dict, else names of layers."""
+    """Returns names of a model's outputs: keys of its dict, else names of layers."""
     places = list(_places(graph.output_structure, ""))
     names = []
     for index in graph.outputs:
@@ -206,7 +210,7 @@ _KINDS = (Classes, Binary, Numbers)
 
 @dataclass(frozen=True)
 class _Evidence:
-    """What is known of an output."""
+    """What is known about an output, from each source; None: nothing."""
 
     shape: tuple
     like_input: bool
@@ -215,7 +219,7 @@ class _Evidence:
     labels: str | None
 
     def conclusion(self) -> tuple[OutputKind, str]:
-        """The kind, and what it is known from."""
+        """Returns the kind, and the source it is known from."""
         if isinstance(self.graph, (Classes, Numbers)):
             return self.graph, "graph"
         if isinstance(self.loss, Classes) and self.shape[-1] != 1:
@@ -236,7 +240,7 @@ class _Evidence:
         return (Classes() if classes else Numbers()), "assumed"
 
     def _of_sigmoid(self, sigmoid: Binary) -> tuple[OutputKind, str]:
-        """Of values from 0 to 1: decisions, or numbers that happen to lie there."""
+        """Decides whether values in 0..1 are probabilities or plain numbers."""
         if self.labels == "numbers":
             return Numbers(), "labels"
         if isinstance(self.loss, Numbers) and self.labels is None:
@@ -244,14 +248,14 @@ class _Evidence:
         if isinstance(self.loss, Binary):
             return sigmoid, "loss"
         if self.labels is None and self.like_input and self.shape[-1] != 1:
-            return Numbers(), "assumed"  # an image made anew
+            return Numbers(), "assumed"  # a reconstructed image
         return sigmoid, "graph" if self.labels is None else "labels"
 
 
 def _of_graph(
     graph: Graph, producers: Mapping[int, Call], index: int
 ) -> OutputKind | None:
-    """What the last activation before an output says, or its default boxes."""
+    """Returns the kind that an output's last activation or default boxes imply."""
     call = producers.get(index)
     if call is None:
         return None
@@ -283,14 +287,14 @@ def _of_activation(call: Call, rank: int) -> OutputKind | None:
 
 
 def _axis_of(layer: Any) -> int | None:
-    """Axis of a softmax, whether a layer or the activation inside one."""
+    """Returns the axis of a softmax, which is a layer or a layer's activation."""
     inner = getattr(layer, "activation", None)
     axes = [getattr(part, "axis", None) for part in (layer, inner)]
     return next((axis for axis in axes if isinstance(axis, int)), None)
 
 
 def _moved_axis(call: Call, axis: int, before: tuple, after: tuple) -> int | None:
-    """Where the axis of classes lies after a call; None where it is an axis no more."""
+    """Returns the axis of classes after a call; None if it no longer is an axis."""
     if call.kind == "Permute":
         return (0, *call.layer.dims).index(axis)
     if call.role is Role.JOIN:
@@ -310,7 +314,7 @@ def _product(sizes: Sequence[int | None]) -> int | None:
 
 
 def _of_labels(labels: np.ndarray, shape: tuple) -> str | None:
-    """What labels of some images look like: None for those of another shape."""
+    """Returns what labels of some images look like; None if their shape differs."""
     if labels.dtype.kind not in "biuf":
         return None
     own, single = labels.shape[1:], shape[-1] == 1
@@ -332,19 +336,19 @@ def _fits(own: tuple, shape: tuple) -> bool:
 
 
 def _losses(loss: Any, graph: Graph) -> list[OutputKind | None]:
-    """What the loss that a model is trained with says of each output."""
+    """Returns the kind that the loss of training implies for each output, or None."""
     if isinstance(loss, (list, tuple)) and len(loss) == 1:
         loss = loss[0]
     try:
         spread = _spread(loss, graph, "loss", all_of=object)
-    except TaskError:  # of an earlier model: no reason to refuse this one
+    except TaskError:  # a loss for other outputs, compiled earlier, is ignored
         return [None] * len(graph.outputs)
     ranks = [len(graph.shapes[index]) for index in graph.outputs]
     return [_of_loss(part, rank) for part, rank in zip(spread, ranks, strict=True)]
 
 
 def _of_loss(loss: Any, rank: int) -> OutputKind | None:
-    # A class, or a function as it is, bound to options, or wrapped by Keras.
+    # A class, or a function: plain, bound to options, or wrapped by Keras.
     if type(loss).__name__ == "LossFunctionWrapper":
         function = loss.fn
     else:
@@ -362,18 +366,18 @@ def _of_loss(loss: Any, rank: int) -> OutputKind | None:
 
 
 def _option(loss: Any, name: str, default: Any) -> Any:
-    """An option of a loss, whether an attribute or bound to its function."""
+    """Returns an option of a loss: an attribute, or an argument of its function."""
     bound = getattr(loss, "_fn_kwargs", None) or getattr(loss, "keywords", None) or {}
     return getattr(loss, name, bound.get(name, default))
 
 
 def _spread(given: Any, graph: Graph, what: str, all_of: Any = ()) -> list[Any]:
-    """One value an output, from a dict by name, a list, or one for all.
+    """Returns one value per output, from a dict by name, a list, or one for all.
 
     Args:
-        given: the value.
-        graph: of the model.
-        what: what the value is called in errors.
+        given: the dict, list or value.
+        graph: the graph of the model.
+        what: name of the value in errors.
         all_of: types of a value that stands for all outputs.
     """
     count = len(graph.outputs)
@@ -415,10 +419,10 @@ def _by_name(given: Mapping, graph: Graph, what: str) -> list[Any]:
 
 
 def _layer_names(graph: Graph, index: int) -> list[str]:
-    """Names of the layers that give an output, the one a user wrote last.
+    """Returns names of the layers that make an output; the user's own comes last.
 
-    In a quantized model a head's softmax is a layer of its own, and a quantizer may
-    follow each.
+    In a quantized model the softmax of a head is a separate layer, and a quantizer may
+    follow each layer.
     """
     producers = graph.producers()
     call, quantizers = _maker(producers, index)
@@ -432,7 +436,7 @@ def _layer_names(graph: Graph, index: int) -> list[str]:
 
 
 def _maker(producers: Mapping[int, Call], index: int) -> tuple[Call | None, list[str]]:
-    """The call that makes a tensor, and the names of quantizers between the two."""
+    """Returns the call that makes a tensor, and the quantizers in between."""
     quantizers = []
     call = producers.get(index)
     while call is not None and call.role is Role.QUANTIZER:
@@ -442,7 +446,7 @@ def _maker(producers: Mapping[int, Call], index: int) -> tuple[Call | None, list
 
 
 def _places(structure: Any, path: str) -> Any:
-    """(key path, tensor) of what nested outputs hold; path "" outside of dicts."""
+    """Yields (key path, tensor) of nested outputs; the path is "" outside of dicts."""
     if isinstance(structure, Ref):
         yield path, structure.index
     elif isinstance(structure, Mapping):
@@ -454,5 +458,5 @@ def _places(structure: Any, path: str) -> Any:
 
 
 def _plain(name: str) -> str:
-    """`sparse_categorical_crossentropy`, `SoftmaxV2`, `softmax_v2` in one spelling."""
+    """Returns a name in lower case without underscores and version: `SoftmaxV2`."""
     return re.sub(r"_?v\d+$", "", name, flags=re.IGNORECASE).replace("_", "").lower()

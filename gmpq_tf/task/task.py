@@ -1,4 +1,4 @@
-"""What every task says; classification.py and box_task.py hold the tasks."""
+"""The interface of tasks; classification.py and box_task.py implement it."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ import keras
 
 
 class Meter(Protocol):
-    """Adds up batches of outputs and labels, and says how good they are."""
+    """Accumulates batches of outputs and labels, and computes metrics."""
 
     def add(self, outputs: Any, labels: Any) -> None:
-        """Adds a batch of outputs by name, and of labels as the data set has them."""
+        """Adds a batch: outputs by name, and labels as the data set has them."""
 
     def report(self) -> dict[str, float | None]:
-        """Figures by name, 0 to 1, the task's headline among them."""
+        """Returns metric name -> value, 0 to 1, including the task's headline."""
 
 
 class Task:
     """What a model is trained for.
 
     Attributes:
-        holds: what the labels of its data sets are: `"classes"` or `"boxes"`.
-        headline: name of the figure that models are compared by, 0 to 1.
-        of_images: what follows that figure in percent: "... the {} images".
+        holds: kind of labels in its data sets: `"classes"` or `"boxes"`.
+        headline: name of the metric that models are compared by, 0 to 1.
+        of_images: words after that metric in percent: "... the {} images".
         placewise: whether decisions are compared with labels one by one.
-        deciding: number of the output that decides, in the order of `model.outputs`.
-        encode: from the labels of a batch to what the losses take; None: as they are.
+        deciding: index of the output that decides, in the order of `model.outputs`.
+        encode: converts the labels of a batch to what the losses take; None: no
+            conversion.
     """
 
     holds: ClassVar[str]
@@ -38,33 +39,36 @@ class Task:
     encode: Callable[[Any], Any] | None = None
 
     def loss(self) -> Any:
-        """What `compile` takes as its loss."""
+        """Returns the `loss` argument of `compile`."""
         raise NotImplementedError
 
     def metrics(self) -> list[Any]:
-        """What `compile` takes as its metrics."""
+        """Returns the `metrics` argument of `compile`."""
         raise NotImplementedError
 
     def check(self, class_names: Sequence[str]) -> None:
-        """Refuses outputs that do not tell these classes apart.
+        """Refuses a model whose outputs do not match the classes.
 
         Raises:
-            TaskError: how they do not.
+            TaskError: the number of scores differs; the message says how.
         """
         raise NotImplementedError
 
     def measure(
         self, model: keras.Model, batches: Any, class_names: Sequence[str]
     ) -> dict[str, float]:
-        """Figures of a compiled model, with the headline unless the images have none.
+        """Measures a compiled model.
 
         Args:
-            model: that is trained: of the task's outputs.
+            model: the model that is trained, with the task's outputs.
             batches: (images, labels as the data set has them).
-            class_names: one a class.
+            class_names: one name per class.
+
+        Returns:
+            Metric name -> value; the headline is missing where it is undefined.
         """
         raise NotImplementedError
 
     def meter(self, class_names: Sequence[str]) -> Meter | None:
-        """What measures outputs by more than their decisions; None: they are all."""
+        """Returns a meter of further metrics; None if decisions are all there is."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""What a model is trained for: its losses, what it is measured by, what labels fit."""
+"""Finds the task of a model: its losses, metrics and kind of labels."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from gmpq_tf.task.task import Task
 
 
 def task_of(model: keras.Model) -> Task:
-    """What a model is trained for: boxes, where it carries default boxes, or classes.
+    """Returns the task of a model: boxes if it has default boxes, else classes.
 
     Args:
-        model: a functional model, or what `quantize_model` made of it.
+        model: a functional model, or a student from `quantize_model`.
 
     Raises:
-        TaskError: its outputs are neither's.
+        TaskError: its outputs suit neither task.
     """
     boxes = default_boxes_of(model)
     return ClassTask(model) if boxes is None else BoxTask(model, boxes)
@@ -29,14 +29,15 @@ def task_of(model: keras.Model) -> Task:
 def guidance_of(
     model: keras.Model,
 ) -> Callable[[Sequence[Any], Sequence[Any], float], Any] | None:
-    """How far outputs are from a teacher's, where a task says so of all at once.
+    """Returns a task's own distillation loss over all outputs together.
 
     Args:
         model: a functional model.
 
     Returns:
-        (outputs of the teacher, those of the student, temperature) -> a scalar; None:
-        each output by what it says, see `gmpq_tf.task.guidance`.
+        A function (outputs of the teacher, outputs of the student, temperature) -> a
+        scalar; None if each output is compared by its kind, see
+        `gmpq_tf.task.guidance`.
     """
     boxes = default_boxes_of(model)
     return None if boxes is None else BoxTask(model, boxes).guidance
