@@ -1,8 +1,8 @@
 """Single-shot detectors (Liu et al., "SSD", ECCV 2016, arXiv:1512.02325).
 
 Their outputs are `{"boxes": offsets [batch, N, 4], "scores": [batch, N, classes + 1]}`
-with the background first; `gmpq_tf.detection` says what they mean. Layers of a backbone
-are called as in the classifier, so that its policy serves the detector.
+with the background first; see `gmpq_tf.detection`. Layers of a backbone have the same
+names as in the classifier, so that a policy of the classifier fits the detector.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from gmpq_tf.models.mobilenet_v2 import mobilenet_v2_features
 from gmpq_tf.models.resnet import resnet8_features, resnet20_features
 from gmpq_tf.models.vgg import vgg16_features
 
-# Of SSD300: boxes of 30, 60, 111, ... of 300 pixels, at steps of 8, 16, ... pixels.
+# SSD300: boxes of 30, 60, 111, ... of 300 pixels, at steps of 8, 16, ... pixels.
 _SIZES = tuple(side / 300 for side in (30, 60, 111, 162, 213, 264, 315))
 _STEPS = tuple(step / 300 for step in (8, 16, 32, 64, 100, 300))
 _RATIOS = ((2.0,), (2.0, 3.0), (2.0, 3.0), (2.0, 3.0), (2.0,), (2.0,))
 _VGG_EXTRAS = ((256, 512, 2), (128, 256, 2), (128, 256, 1), (128, 256, 1))
 _FC_FILTERS, _FC_DILATION = 1024, 6
-# Of small images: each level's boxes are twice as large as those of the one before.
+# Detectors for small images: the boxes of a level are twice as large as at the one
+# before.
 _SMALLEST, _SMALL_LEVELS = 0.06, 4
 _SMALL_RATIOS = ((2.0,), (2.0, 3.0), (2.0, 3.0), (2.0,))
 _SMALL_EXTRAS = ((64, 128, 2), (64, 128, 2))
 _LITE_EXTRAS = (512, 256, 256, 128)  # of TensorFlow's SSDLite
 
-# The classifier whose layers, weights and policies each detector's backbone takes.
+# Detector -> classifier with the same backbone, whose weights and policies fit.
 BACKBONES = {
     "ssd300_vgg16": "vgg16",
     "ssd_mobilenet_v2": "mobilenet_v2",
@@ -40,7 +41,8 @@ BACKBONES = {
     "ssd_resnet8": "resnet8",
 }
 
-# Pixels of the classifier whose dense layers become convolutions of the detector.
+# Detector -> image side of its classifier, where dense layers of the classifier become
+# convolutions of the detector.
 DENSE_SIDES = {"ssd300_vgg16": 224}
 
 SourceNorm = Literal["batch", "l2"]
@@ -54,8 +56,8 @@ def ssd300_vgg16(
 ) -> keras.Model:
     """Builds SSD300 of VGG-16: 8,732 default boxes at 300 x 300 pixels.
 
-    Unlike the paper, the feature map of stage 4 is normalized by BatchNormalization
-    unless asked otherwise: integers compute that exactly.
+    Unlike in the paper, the feature map of stage 4 is by default normalized by
+    BatchNormalization, which integer arithmetic computes exactly.
 
     Args:
         input_shape: Height, width, channels.
@@ -101,7 +103,7 @@ def ssd_mobilenet_v2(
         input_shape: Height, width, channels.
         num_classes: Number of classes, without background.
         alpha: As for `mobilenet_v2`.
-        stem: Likewise.
+        stem: As for `mobilenet_v2`.
         classifier_activation: None for logits, or such as `"softmax"`.
         padding: As for `mobilenet_v2`.
     """
@@ -129,7 +131,7 @@ def ssd_resnet8(
     stem: str = "auto",
     classifier_activation: str | None = None,
 ) -> keras.Model:
-    """Builds a detector for small machines on ResNet-8: maps of stride 4, 8, 16, 32.
+    """Builds a small detector on ResNet-8, with feature maps of stride 4, 8, 16, 32.
 
     Args:
         input_shape: Height, width, channels.
@@ -148,7 +150,7 @@ def ssd_resnet20(
     stem: str = "auto",
     classifier_activation: str | None = None,
 ) -> keras.Model:
-    """Builds a detector for small machines on ResNet-20; as `ssd_resnet8`."""
+    """Builds a small detector on ResNet-20; arguments as for `ssd_resnet8`."""
     given = (input_shape, num_classes, stem, classifier_activation)
     return _small(*given, resnet20_features, "ssd_resnet20")
 
@@ -175,9 +177,9 @@ def _small(
 
 
 def _extras(x: Any, widths: Sequence[tuple[int, int, int]]) -> list[Any]:
-    """Further levels: a 1x1 and a 3x3 convolution each, without normalization.
+    """Adds levels of a 1x1 and a 3x3 convolution each, without normalization.
 
-    Statistics of maps of a few places are noise.
+    The statistics of feature maps with only a few positions would be noise.
     """
     maps = []
     for number, (narrow, wide, strides) in enumerate(widths, 1):
@@ -206,7 +208,7 @@ def _heads(
     activation: str | None,
     make: Callable[[Any, int, str], Any],
 ) -> dict[str, Any]:
-    """Offsets and scores of each default box, of all levels in one."""
+    """Returns offsets and scores of all default boxes, levels concatenated."""
     rows: dict[str, list[Any]] = {"boxes": [], "scores": []}
     widths = {"boxes": 4, "scores": num_classes + 1}
     for level, (x, count) in enumerate(zip(maps, boxes.boxes_per_place, strict=True)):
@@ -233,7 +235,7 @@ def _lite_head(x: Any, filters: int, name: str) -> Any:
 
 
 def _normalized(x: Any, kind: SourceNorm) -> Any:
-    """Makes a feature map of large values one that heads learn from."""
+    """Normalizes a feature map whose values are too large for heads to learn from."""
     if kind not in ("batch", "l2"):
         raise ValueError(
             "`source_norm` must be 'batch' or 'l2'. "

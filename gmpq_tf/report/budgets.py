@@ -1,4 +1,4 @@
-"""What a search was allowed of each resource, and what its policy costs of it."""
+"""The budgets of a search, and the cost of its policy in each of them."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class SearchLimit:
     """A budget of a search.
 
     Args:
-        resource: such as "file_bytes".
-        unit: of limit and cost: "bit operations", "bytes" or "ms".
-        limit: the most that the policy may cost, more than 0.
-        cost: what it costs, or None.
-        said: the budget as it was given, or None.
+        resource: name of the resource, such as "file_bytes".
+        unit: unit of limit and cost: "bit operations", "bytes" or "ms".
+        limit: largest cost that the policy may have, above 0.
+        cost: cost of the policy, or None.
+        said: the budget as the user gave it, or None.
 
     Raises:
         ReportError: a value is of the wrong kind or out of its range.
@@ -69,15 +69,15 @@ def search_limits(
     """Finds the budgets a search had.
 
     Args:
-        summary: of the run.
-        made_by: provenance of the policy: `limits` in its config; else the bit
-            operations that `bit_ops_budget` finds.
+        summary: summary of the run.
+        made_by: provenance of the policy. `limits` in its config is used; without it
+            the bit operations that `bit_ops_budget` finds.
 
     Returns:
-        One a budget, in the order given; () for a search without.
+        One limit per budget, in the order given; () for a search without a budget.
 
     Raises:
-        ReportError: `limits` is of the wrong shape.
+        ReportError: `limits` has the wrong form.
     """
     config = made_by.get("config")
     rows = config.get("limits") if isinstance(config, Mapping) else None
@@ -103,12 +103,13 @@ def bit_ops_budget(summary: Summary, made_by: Mapping[str, Any]) -> float | None
     """Finds the budget of bit operations a search had.
 
     Args:
-        summary: of the run; its own budget goes first.
-        made_by: provenance of the policy; else `bit_ops_budget` in it or its config.
+        summary: summary of the run; a budget in it has precedence.
+        made_by: provenance of the policy, in which, or in whose config, the key
+            `bit_ops_budget` is looked up otherwise.
 
     Returns:
-        bit operations (a budget of 1 or less is a fraction of full precision), or
-        None where none is given.
+        Bit operations (a budget of 1 or less is converted from a fraction of full
+        precision), or None without a budget.
     """
     config = made_by.get("config")
     config = config if isinstance(config, Mapping) else {}
@@ -120,5 +121,5 @@ def bit_ops_budget(summary: Summary, made_by: Mapping[str, Any]) -> float | None
 
 
 def budget_lines(limits: tuple[SearchLimit, ...]) -> Iterator[str]:
-    """Says of each budget what the searched policy costs of it."""
+    """Yields a line for each budget, with the cost of the searched policy."""
     yield from (f"Budget of the search: {limit}" for limit in limits)

@@ -1,4 +1,4 @@
-"""What a training logged, drawn epoch by epoch."""
+"""Figures of the metrics that training logged, epoch by epoch."""
 
 from collections.abc import Mapping, Sequence
 
@@ -31,7 +31,7 @@ PRETRAIN_PANELS: Panels = {
     "loss": (("loss", "training"), ("val_loss", "held out")),
     "accuracy (%)": SEARCH_PANELS["accuracy (%)"],
 }
-# Metrics logged raw and drawn in the unit of their panel.
+# Metric -> factor from its logged unit to the unit of its panel.
 UNITS = {
     "accuracy": 100.0,
     "val_accuracy": 100.0,
@@ -44,18 +44,19 @@ def plot_search(
     bit_ops_budget: float | None = None,
     limits: Sequence[SearchLimit] = (),
 ) -> Figure:
-    """Draws what a search did, epoch by epoch: risks (eq. 6), cost, accuracy.
+    """Draws a search epoch by epoch: risks (eq. 6), expected cost, accuracy.
 
     Args:
-        metrics: epoch -> metric name -> value; a metric that is not there has no panel.
-        bit_ops_budget: drawn as a line beside the expected cost; None for none.
-        limits: all budgets of the search, drawn likewise, each with its own panel.
+        metrics: epoch -> metric name -> value; missing metrics have no panel.
+        bit_ops_budget: drawn as a line in the panel of the expected cost; None: no
+            line.
+        limits: all budgets of the search, each drawn in a panel of its resource.
 
     Returns:
-        the figure.
+        The figure.
 
     Raises:
-        ReportError: `metrics` holds none of the names that are drawn.
+        ReportError: `metrics` has none of the metrics that are drawn.
     """
     if bit_ops_budget and not limits:
         limits = (SearchLimit(BIT_OPS, "bit operations", bit_ops_budget),)
@@ -72,7 +73,7 @@ def plot_search(
 
 
 def _search_panels(limits: Sequence[SearchLimit]) -> tuple[Panels, dict[str, float]]:
-    """The panels of a search with these budgets, and the units of their metrics."""
+    """Returns the panels of a search with these budgets, and their metrics' units."""
     panels: dict[str, Sequence[tuple[str, str]]] = {}
     units = dict(UNITS)
     for title, lines in SEARCH_PANELS.items():
@@ -92,7 +93,7 @@ def _search_panels(limits: Sequence[SearchLimit]) -> tuple[Panels, dict[str, flo
 
 
 def _cost_panel(limit: SearchLimit) -> tuple[str, float]:
-    """Title of the panel of a budget, and what its costs are multiplied with."""
+    """Returns the title of a budget's panel, and the factor for its costs."""
     if limit.resource == BIT_OPS:
         return BIT_OPS_PANEL, UNITS[metric_names.EXPECTED_BIT_OPS]
     size, unit = scale_of(limit.unit, limit.limit)
@@ -106,10 +107,10 @@ def plot_pretraining(metrics: Metrics) -> Figure:
         metrics: epoch -> metric name -> value.
 
     Returns:
-        the figure.
+        The figure.
 
     Raises:
-        ReportError: `metrics` holds none of the names that are drawn.
+        ReportError: `metrics` has none of the metrics that are drawn.
     """
     return _epoch_figure(metrics, PRETRAIN_PANELS, columns=2)[0]
 

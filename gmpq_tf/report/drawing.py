@@ -1,4 +1,4 @@
-"""Figures as files, and as parts of a page whose text can be searched and copied."""
+"""Renders figures as files, and as SVG in a page, whose text can be searched."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from gmpq_tf.report.schema import ReportError
 FORMATS = ("png", "svg", "pdf")
 FigureFormat = Literal["png", "svg", "pdf"]
 DPI = 150
-# Dates and names of programs would make two files of the same figure differ.
+# Metadata to leave out: dates and program names would make files of the same figure
+# differ.
 _PLAIN: dict[str, dict[str, None]] = {
     "png": {"Software": None},
     "svg": {"Date": None, "Creator": None, "Format": None, "Type": None},
@@ -32,13 +33,13 @@ def figure_bytes(figure: Figure, kind: FigureFormat = "png") -> bytes:
 
     Args:
         figure: any matplotlib figure.
-        kind: "png", "svg" or "pdf"; in the last two text stays text.
+        kind: "png", "svg" or "pdf"; in the last two, text stays text.
 
     Returns:
-        The content of such a file.
+        The content of the file.
 
     Raises:
-        ReportError: another kind.
+        ReportError: the kind is unknown.
     """
     if kind not in FORMATS:
         raise ReportError(
@@ -53,15 +54,15 @@ def figure_bytes(figure: Figure, kind: FigureFormat = "png") -> bytes:
 
 
 def inline_svg(figure: Figure, prefix: str, label: str) -> str:
-    """A figure as an element of a page.
+    """Renders a figure as an element of an HTML page.
 
     Args:
         figure: any matplotlib figure.
-        prefix: put before every id, so that figures of one page do not share any.
-        label: what readers of the page who do not see are told.
+        prefix: put before every id, so that ids of several figures on a page differ.
+        label: description of the figure for screen readers.
 
     Returns:
-        An `<svg>` that is as wide as it is drawn, or as its place allows.
+        An `<svg>` element in its own width, or narrower where the page is.
     """
     text = figure_bytes(figure, "svg").decode("utf-8")
     text = _METADATA.sub("", _BEFORE.sub("", text))
@@ -73,7 +74,7 @@ def inline_svg(figure: Figure, prefix: str, label: str) -> str:
 
 
 def _once(text: str) -> str:
-    """Ids of a drawing the first time only: matplotlib repeats those of markers."""
+    """Removes repeated ids, which matplotlib writes for markers."""
     seen: set[str] = set()
 
     def kept(match: re.Match[str]) -> str:

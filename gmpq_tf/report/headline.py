@@ -1,4 +1,4 @@
-"""What a person asks first: how large, how good, how fast, against what."""
+"""The headline of the report: size, accuracy, time and cost, with comparisons."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from gmpq_tf.report.schema import METRICS, ResultRow, Summary
 from gmpq_tf.report.table import format_bytes, format_percent
 
 EXPORT_REPORT = "export_report.json"
-INT8 = "fast"  # the storage of kernels in INT8
-# Name of a row -> folder of the model that it is of, where the two differ.
+INT8 = "fast"  # the storage that keeps kernels in INT8
+# Name of a row -> folder of its model, where the two differ.
 FOLDERS = {"searched": "finetune"}
 
 
 @dataclass(frozen=True)
 class Fact:
-    """A number with what it is to be compared with.
+    """A number of the headline, and a number to compare it with.
 
     Args:
-        name: such as "File".
-        value: as printed.
-        beside: such as "float 376.0 kB".
+        name: heading, such as "File".
+        value: the number, as printed.
+        beside: the number to compare with, such as "float 376.0 kB".
     """
 
     name: str
@@ -36,12 +36,12 @@ class Fact:
 def headline(
     workdir: Path, summary: Summary, predicted_ms: float | None = None
 ) -> Iterator[str]:
-    """The facts of the model that the page is about, as a part of the page.
+    """Yields the HTML of the facts about the model that the page describes.
 
     Args:
         workdir: folder of the run.
         summary: its results.
-        predicted_ms: milliseconds that a latency table foretold; None: not known.
+        predicted_ms: milliseconds predicted by a latency table; None: not known.
     """
     row = main_row(summary.rows)
     if row is None:
@@ -59,10 +59,10 @@ def headline(
 
 
 def main_row(rows: Sequence[ResultRow]) -> ResultRow | None:
-    """The row of the model that was searched, or else the last that has a file.
+    """Returns the row of the searched model or, without one, the last with a file.
 
     Args:
-        rows: of the table.
+        rows: rows of the result table.
     """
     searched = [row for row in rows if row.name.split()[0] in ("searched", "compress")]
     return next(iter(searched or [r for r in rows if r.file_bytes][::-1]), None)
@@ -74,12 +74,12 @@ def facts(
     row: ResultRow,
     predicted_ms: float | None = None,
 ) -> Iterator[Fact]:
-    """What is known of a model's size, accuracy, time and cost.
+    """Yields the known facts about a model's size, accuracy, time and cost.
 
     Args:
         workdir: folder of the run.
         summary: its results.
-        row: of the model.
+        row: row of the model.
         predicted_ms: as in `headline`.
     """
     export = read_export(workdir, row)
@@ -113,11 +113,11 @@ def facts(
 
 
 def read_export(workdir: Path, row: ResultRow) -> Mapping[str, Any]:
-    """What the export of a row's model reported; empty where that is not known.
+    """Returns the export report of a row's model; {} where there is none.
 
     Args:
         workdir: folder of the run.
-        row: of the model.
+        row: row of the model.
     """
     word = row.name.split()[0]
     folder = row.name.partition(" (")[2].rstrip(")") or FOLDERS.get(word, word)

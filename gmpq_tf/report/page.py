@@ -1,4 +1,4 @@
-"""report.html: one self-contained file with the table, the pictures, the provenance."""
+"""report.html: one self-contained file with table, figures and provenance."""
 
 import html
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,7 +51,7 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
   section, figure, tr, .facts div { break-inside: avoid; } h2 { break-after: avoid; }
   .wide { overflow: visible; } th, td { padding: .2rem .3rem; } }
 """
-# Whatever a file of the run may hold, the page loads nothing and runs nothing.
+# Whatever the files of the run contain, the browser loads and runs nothing.
 CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 LEGEND = (
@@ -69,8 +69,8 @@ class Picture:
     Args:
         title: its heading.
         caption: one sentence on how to read it.
-        draw: workdir and summary -> figure; raises ReportError where a file lacks.
-        of_training: a search that measures without training has no such picture.
+        draw: (workdir, summary) -> figure; raises ReportError if a file is missing.
+        of_training: whether only searches that train have this picture.
     """
 
     title: str
@@ -148,18 +148,18 @@ PICTURES = (
 
 
 def write_report(workdir: str | Path, beside: Sequence[str | Path] = ()) -> Path:
-    """Writes the report of a run: `report/report.html`, one file, nothing to load.
+    """Writes the report of a run, `report/report.html`, one self-contained file.
 
     Args:
-        workdir: the folder of the run; `summary.json` must be in it, and whatever else
-            lacks or is broken is named on the page.
-        beside: folders of other runs, whose rows are drawn with this one's.
+        workdir: folder of the run. It must hold `summary.json`; other files that are
+            missing or damaged are named on the page.
+        beside: folders of other runs, whose rows are drawn together with this run's.
 
     Returns:
-        the path of the page.
+        The path of the page.
 
     Raises:
-        ReportError: `summary.json` is missing or of the wrong shape.
+        ReportError: `summary.json` is missing or has the wrong form.
     """
     workdir = Path(workdir)
     runs = {Path(run).name: read.read_summary(run) for run in (workdir, *beside)}
@@ -207,7 +207,7 @@ def _headlines(summary: Summary) -> Iterator[str]:
 
 
 def _budgets(workdir: Path, summary: Summary) -> Iterator[str]:
-    """Each budget with what the policy costs of it, in words and as a gauge."""
+    """Yields each budget with the policy's cost, in words and as a gauge."""
     try:
         limits = search_limits(summary, _made_by(workdir))
     except ReportError as error:
@@ -218,7 +218,7 @@ def _budgets(workdir: Path, summary: Summary) -> Iterator[str]:
 
 
 def _predicted_ms(workdir: Path, summary: Summary) -> float | None:
-    """What the policy was said to take, where milliseconds had a budget."""
+    """Returns the predicted milliseconds of the policy, if they had a budget."""
     try:
         limits = search_limits(summary, _made_by(workdir))
     except ReportError:
@@ -235,10 +235,10 @@ def _gauge(limit: SearchLimit) -> str:
 
 
 def _float_layers(workdir: Path) -> Iterator[str]:
-    """Names the layers that no policy names: they are in every row's operations."""
+    """Names the layers computed in float, whose operations every row includes."""
     try:
         found = read.read_float_layers(workdir)
-    except ReportError:  # the policy's section says what is wrong
+    except ReportError:  # the section of the policy reports the error
         return
     if found:
         names = ", ".join(
@@ -277,13 +277,13 @@ def _section(picture: Picture, workdir: Path, summary: Summary) -> str:
 
 
 def _is_trained(search: Path) -> bool:
-    """Whether a search trained: one that did not leaves values, and nothing else."""
+    """Whether a search trained; without training it leaves only values.json."""
     traces = [search / name for name in (IMPORTANCES, LOG)]
     return not (search / VALUES).is_file() or any(path.is_file() for path in traces)
 
 
 def _front(runs: Mapping[str, Summary]) -> Picture:
-    """The section of several runs: every row, and a line through those none beats."""
+    """Returns the picture of several runs: all rows, and their Pareto front."""
     rows = [r for run in runs.values() for r in run.rows if r.accuracy is not None]
 
     def draw(workdir: Path, summary: Summary) -> Figure:
@@ -295,7 +295,7 @@ def _front(runs: Mapping[str, Summary]) -> Picture:
 
 
 def slug(picture: Picture) -> str:
-    """The title of a picture as a name of a file."""
+    """Returns the title of a picture as a file name: `accuracy_against_cost`."""
     return picture.title.lower().replace(" ", "_")
 
 
@@ -307,17 +307,18 @@ def write_figures(workdir: str | Path, kind: FigureFormat) -> list[Path]:
         kind: "png", "svg" or "pdf".
 
     Returns:
-        the paths, in `report/figures`.
+        The paths, in `report/figures`.
 
     Raises:
-        ReportError: `summary.json` is missing or of the wrong shape, or another kind.
+        ReportError: `summary.json` is missing or has the wrong form, or the kind is
+            unknown.
     """
     workdir = Path(workdir)
     summary, written = read.read_summary(workdir), []
     for picture in PICTURES:
         try:
             figure = picture.draw(workdir, summary)
-        except ReportError:  # the page says why
+        except ReportError:  # the page reports the error
             continue
         path = workdir / "report" / "figures" / f"{slug(picture)}.{kind}"
         written.append(write_atomic(path, figure_bytes(figure, kind)))
@@ -325,12 +326,12 @@ def write_figures(workdir: str | Path, kind: FigureFormat) -> list[Path]:
 
 
 def _without(workdir: Path, error: ReportError) -> str:
-    """A reason that does not say where the run lay: a page is passed on."""
+    """Returns an error's message without the path of the run, as pages are shared."""
     return str(error).replace(f"{workdir}/", "")
 
 
 def _policy_bits(workdir: Path) -> Mapping[str, tuple[int, int]]:
-    """Bits that were taken; none where there is no policy."""
+    """Returns layer -> (weight, activation) bits of the policy; {} without one."""
     try:
         policy = read.read_policy(workdir)
     except ReportError:
@@ -339,7 +340,7 @@ def _policy_bits(workdir: Path) -> Mapping[str, tuple[int, int]]:
 
 
 def _made_by(workdir: Path) -> Mapping[str, Any]:
-    """Empty where there is no policy: the policy's own section says why."""
+    """Returns the policy's provenance; {} without one, which its section reports."""
     try:
         return read.read_policy(workdir).made_by
     except ReportError:

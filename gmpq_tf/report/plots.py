@@ -1,4 +1,4 @@
-"""The pictures of a report, drawn on matplotlib figures that own no window."""
+"""The figures of a report, drawn by matplotlib without a window."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ def png_bytes(figure: Figure) -> bytes:
         figure: any matplotlib figure.
 
     Returns:
-        a PNG; the same figure gives the same bytes.
+        The content of a PNG file; the same figure gives the same bytes.
     """
     return figure_bytes(figure, "png")
 
@@ -45,14 +45,14 @@ def plot_policy(
     """Draws the bits of each layer beside its share of the multiply-adds.
 
     Args:
-        policy: the bits; one row a layer, in the policy's order.
-        macs: layer name -> MACs; None leaves the share out.
+        policy: the bits; one row per layer, in the policy's order.
+        macs: layer name -> multiply-adds; None leaves the share out.
 
     Returns:
-        the figure, taller the more layers there are.
+        The figure; its height grows with the number of layers.
 
     Raises:
-        ReportError: the policy names a layer that `macs` does not hold.
+        ReportError: the policy names a layer that `macs` lacks.
     """
     names = list(policy)
     panels: dict[str, tuple[Sequence[float], str]] = {
@@ -96,7 +96,7 @@ def _layer_bars(axes: Axes, title: str, values: Sequence[float], color: str) -> 
 
 
 def _name_layers(row: Sequence[Axes], names: Sequence[str]) -> None:
-    """First layer on top; the axes share what the leftmost is given."""
+    """Writes layer names at the left, first layer on top, for all axes of a row."""
     labels = [_shorten(name) for name in names]
     row[0].set_yticks(range(len(names)), labels, fontsize=8)
     row[0].set_ylim(len(names) - 0.4, -0.6)
@@ -111,7 +111,7 @@ def _shorten(name: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """A dollar sign would start a formula."""
+    """Escapes dollar signs, which would start a formula."""
     return text.replace("$", r"\$")
 
 
@@ -119,10 +119,11 @@ def plot_importances(layers: Mapping[str, LayerImportances]) -> Figure:
     """Draws the branch probabilities the search ended with.
 
     Args:
-        layers: layer name -> probabilities; one row a layer, one column a bit-width.
+        layers: layer name -> probabilities; one row per layer, one column per
+            bit-width.
 
     Returns:
-        the figure, taller the more layers there are.
+        The figure; its height grows with the number of layers.
     """
     figure = _layer_figure(len(layers))
     rows = figure.subplots(1, 2, sharey=True)
@@ -139,7 +140,7 @@ def plot_importances(layers: Mapping[str, LayerImportances]) -> Figure:
 def _probability_grid(
     layers: Sequence[LayerImportances], kind: str
 ) -> tuple[list[int], np.ndarray]:
-    """[layers, bits]; NaN where a layer has no such candidate."""
+    """Returns bit-widths and probabilities [layers, bits]; NaN: no candidate."""
     bits = sorted({bit for layer in layers for bit in getattr(layer, f"{kind}_bits")})
     grid = np.full((len(layers), len(bits)), np.nan)
     for row, layer in enumerate(layers):
@@ -172,10 +173,10 @@ def plot_accuracy_bops(rows: Sequence[ResultRow], metric: str = "accuracy") -> F
     Args:
         rows: the results; rows whose names start with the same word share a line, and
             those without accuracy are left out.
-        metric: what `accuracy` of the rows is: a name in `METRICS`.
+        metric: meaning of the rows' `accuracy`: a name in `METRICS`.
 
     Returns:
-        the figure, cost on a logarithmic axis.
+        The figure, with cost on a logarithmic axis.
     """
     groups: dict[str, list[ResultRow]] = {}
     rows = [row for row in rows if row.accuracy is not None]
@@ -197,13 +198,13 @@ def plot_accuracy_bops(rows: Sequence[ResultRow], metric: str = "accuracy") -> F
 
 
 def front(rows: Sequence[ResultRow]) -> list[ResultRow]:
-    """The rows that no other beats: more accurate, or cheaper (Pareto front).
+    """Returns the Pareto front: rows that no other beats in both accuracy and cost.
 
     Args:
         rows: results; those without an accuracy are left out.
 
     Returns:
-        those rows, cheapest first.
+        The rows of the front, cheapest first.
     """
     best: list[ResultRow] = []
     known = [row for row in rows if row.accuracy is not None]
@@ -214,14 +215,14 @@ def front(rows: Sequence[ResultRow]) -> list[ResultRow]:
 
 
 def plot_front(rows: Sequence[ResultRow], front: Sequence[ResultRow]) -> Figure:
-    """Draws the results of a sweep, and a line through those that none beats.
+    """Draws the results of a sweep, and a line through the Pareto front.
 
     Args:
         rows: all results.
         front: the Pareto front, cheapest first.
 
     Returns:
-        the figure, cost on a logarithmic axis.
+        The figure, with cost on a logarithmic axis.
     """
     figure = Figure(figsize=(8, 3.8), layout="constrained")
     axes = figure.subplots()
@@ -245,7 +246,7 @@ def _group_name(word: str, group: Sequence[ResultRow]) -> str:
 
 
 def _cost_axis(axes: Axes, bit_ops: Sequence[float]) -> None:
-    """A tick at 1, 2 and 5 of each decade; twice of margin holds one at least."""
+    """Sets ticks at 1, 2 and 5 of each decade; the margins contain at least one."""
     low, high = min(bit_ops) / 2, max(bit_ops) * 2
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     ticks = [step * 10.0**decade for decade in decades for step in (1, 2, 5)]
@@ -258,7 +259,7 @@ def _cost_axis(axes: Axes, bit_ops: Sequence[float]) -> None:
 
 
 def _plain_decimal(value: float, position: int | None = None) -> str:
-    """One digit that counts: ticks lie at 1, 2 and 5."""
+    """Formats a tick with one significant digit, as ticks lie at 1, 2 and 5."""
     return np.format_float_positional(value, precision=1, fractional=False, trim="-")
 
 
@@ -267,17 +268,17 @@ def plot_attribution(attribution: AttributionMaps) -> Figure:
 
     Args:
         attribution: images and maps; the first eight are drawn. Each map is scaled to
-            its own largest value, and the rank distance to the teacher stands below.
+            its own largest value; below it stands the rank distance to the teacher.
 
     Returns:
-        the figure: a column an image, a row a network.
+        The figure: one column per image, one row per network.
     """
     count = min(len(attribution.images), MOST_IMAGES)
     names = ["image", *attribution.maps]
     tall = min(attribution.images.shape[1] / attribution.images.shape[2], 3)
     height = 0.3 + (0.22 + 0.9 * tall) * len(names)
     figure = Figure(figsize=(8, height), layout="constrained")
-    # As many columns as at most, so that two images are not drawn huge.
+    # Always the largest number of columns, so that two images are not drawn huge.
     grid = figure.subplots(len(names), MOST_IMAGES, squeeze=False)
     for axes in grid.ravel():
         axes.set_xticks([])

@@ -1,4 +1,4 @@
-"""Readers of the files a run leaves in its workdir; each checks what it returns."""
+"""Reads and checks the files that a run leaves in its workdir."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +32,7 @@ def read_summary(workdir: str | Path) -> Summary:
         its summary.
 
     Raises:
-        ReportError: `summary.json` is missing, not JSON or of the wrong shape.
+        ReportError: `summary.json` is missing, not JSON or has the wrong form.
     """
     data = _read_object(Path(workdir), SUMMARY)
     with named(SUMMARY):
@@ -70,15 +70,15 @@ def _row(index: int, data: Any) -> ResultRow:
 
 
 def read_metrics(workdir: str | Path, stage: str) -> dict[int, dict[str, float]]:
-    """Reads what a stage logged after each epoch.
+    """Reads the metrics that a stage logged after each epoch.
 
     Args:
         workdir: the folder of the run.
         stage: "pretrain", "search" or another folder in it.
 
     Returns:
-        epoch (from 0, ascending) -> metric name -> value; numbers only. Where a resumed
-        run logged an epoch twice, the later one.
+        epoch (from 0, ascending) -> metric name -> value; numbers only. If an epoch
+        was logged twice, the later entry.
 
     Raises:
         ReportError: `metrics.jsonl` is missing, empty, or a line of it is broken.
@@ -112,7 +112,7 @@ def _numbers(entry: Mapping[str, Any]) -> dict[str, float]:
 def _float(key: str, value: float) -> float:
     try:
         return float(value)
-    except OverflowError as error:  # a whole number of JSON may be that large
+    except OverflowError as error:  # whole numbers in JSON may exceed floats
         raise ReportError(
             f"{key} must be at most {FLOAT_MAX:g}. Received: {key}={value!r:.80}. "
             f"{REMEDY}"
@@ -129,7 +129,7 @@ def read_policy(workdir: str | Path) -> BitwidthPolicy:
         the policy.
 
     Raises:
-        ReportError: `search/policy.json` is missing or no policy.
+        ReportError: `search/policy.json` is missing or does not hold a policy.
     """
     require(Path(workdir), SEARCHED_POLICY)
     with named("the policy"):
@@ -137,7 +137,7 @@ def read_policy(workdir: str | Path) -> BitwidthPolicy:
 
 
 def read_macs(workdir: str | Path) -> dict[str, float]:
-    """Reads the multiply-adds of each layer, also of those that stay float.
+    """Reads the multiply-adds of each layer, including those computed in float.
 
     Args:
         workdir: the folder of the run.
@@ -146,7 +146,7 @@ def read_macs(workdir: str | Path) -> dict[str, float]:
         layer name -> MACs.
 
     Raises:
-        ReportError: `cost.json` is missing or of the wrong shape.
+        ReportError: `cost.json` is missing or has the wrong form.
     """
     data = _read_object(Path(workdir), COST)
     with named(COST):
@@ -154,14 +154,14 @@ def read_macs(workdir: str | Path) -> dict[str, float]:
 
 
 def read_float_layers(workdir: str | Path) -> dict[str, float]:
-    """Reads the multiply-adds of the layers that stay float, as `read_macs` does."""
+    """Reads the multiply-adds of layers computed in float; see `read_macs`."""
     data = _read_object(Path(workdir), COST)
     with named(COST):
         return _macs(data, "float_layers")
 
 
 def _macs(data: Mapping, key: str) -> dict[str, float]:
-    # Runs of before float layers were counted name none.
+    # Files of versions that did not count float layers lack the key.
     layers = take(data, key) if key == "layers" else data.get(key, [])
     check_kind(key, layers, list)
     return dict(_layer_macs(f"{key}[{i}]", layer) for i, layer in enumerate(layers))
@@ -175,7 +175,7 @@ def _layer_macs(place: str, layer: Any) -> tuple[str, float]:
 
 
 def read_importances(workdir: str | Path) -> dict[str, LayerImportances]:
-    """Reads how sure the search was of each layer's bits.
+    """Reads the branch probabilities of each layer at the end of a search.
 
     Args:
         workdir: the folder of the run.
@@ -184,7 +184,7 @@ def read_importances(workdir: str | Path) -> dict[str, LayerImportances]:
         layer name -> its branch probabilities.
 
     Raises:
-        ReportError: `search/importances.json` is missing or of the wrong shape.
+        ReportError: `search/importances.json` is missing or has the wrong form.
     """
     name = f"search/{IMPORTANCES}"
     data = _read_object(Path(workdir), name)
@@ -213,7 +213,7 @@ def require(workdir: Path, name: str) -> None:
     """Raises ReportError unless a file is in the workdir of a run."""
     try:
         found = (workdir / name).is_file()
-    except OSError:  # such as a name too long
+    except OSError:  # for example a name that is too long
         found = False
     if not found:
         raise ReportError(

@@ -24,7 +24,7 @@ def read_attribution(workdir: str | Path, name: str) -> AttributionMaps:
         the maps.
 
     Raises:
-        ReportError: the file is missing, unreadable, or an array is of the wrong shape.
+        ReportError: the file is missing, unreadable, or an array has the wrong shape.
     """
     arrays = _read_arrays(Path(workdir), name)
     images, labels = take(arrays, "images"), take(arrays, "labels")
@@ -79,7 +79,7 @@ def _read_arrays(workdir: Path, name: str) -> dict[str, np.ndarray]:
         _check_unpacked_size(path)
         with np.load(path, allow_pickle=False) as arrays:
             return {key: np.asarray(arrays[key]) for key in arrays.files}
-    except Exception as error:  # zipfile, zlib and NumPy raise a dozen kinds.
+    except Exception as error:  # zipfile, zlib and NumPy raise many kinds of errors.
         raise ReportError(
             f"{name} must be an .npz of plain arrays. "
             f"Received: {str(error)[:200]}. {REMEDY}"

@@ -1,4 +1,4 @@
-"""What a report needs to know of a run, and the checks of values read from files."""
+"""The data a report needs from a run, and checks of values read from files."""
 
 import difflib
 import math
@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-# What models may be compared by, and what that is called.
+# Metrics that models may be compared by -> their names in the report.
 METRICS = {
     "accuracy": "accuracy",
     "map_07": "mAP (VOC 2007)",
@@ -25,7 +25,7 @@ LONGEST_MESSAGE = 2000
 
 
 class ReportError(ValueError):
-    """A file of the run is missing or does not say what a report needs."""
+    """A file of the run is missing, or lacks something that a report needs."""
 
 
 @dataclass(frozen=True)
@@ -33,20 +33,22 @@ class ResultRow:
     """One line of the result table.
 
     Args:
-        name: what was measured, such as "uniform W3A3".
-        accuracy: top-1 of the Keras model, or what else the summary's metric says,
-            0..1, or None without labels.
-        bit_ops: MACs times bits times bits, more than 0.
-        weight_bytes: bytes of the weights at the policy's bits, more than 0.
-        file_bytes: bytes of the shipped file, or None.
-        tflite_accuracy: likewise of the shipped file, 0..1, or None.
+        name: name of the model, such as "uniform W3A3".
+        accuracy: top-1 accuracy of the Keras model, or the metric that the summary
+            names, 0..1; None without labels.
+        bit_ops: multiply-adds times weight bits times activation bits, above 0.
+        weight_bytes: bytes of the weights at the policy's bits, above 0.
+        file_bytes: bytes of the exported file, or None.
+        tflite_accuracy: accuracy of the exported file, 0..1, or None.
         agreement: share of images on which file and Keras agree, 0..1, or None.
         labelled: whether the images had labels; if not, there is no accuracy.
-        twin_accuracy: likewise of the model in the file's integers, 0..1, or None.
-        twin_agreement: share of images on which file and those agree, 0..1, or None.
+        twin_accuracy: accuracy of the model in the file's integer arithmetic, 0..1, or
+            None.
+        twin_agreement: share of images on which the file and that model agree, 0..1, or
+            None.
 
     Raises:
-        ReportError: a value is of the wrong kind or out of its range.
+        ReportError: a value has the wrong type or is out of its range.
     """
 
     name: str
@@ -74,19 +76,19 @@ class ResultRow:
 
 @dataclass(frozen=True)
 class Summary:
-    """What `summary.json` says of a run.
+    """The content of a run's `summary.json`.
 
     Args:
         dataset: name of the data set the rows were measured on.
         model: name of the model.
-        full_precision_bit_ops: bit operations at 32 x 32 bits, more than 0.
+        full_precision_bit_ops: bit operations at 32 x 32 bits, above 0.
         rows: the result table, at least one row.
         attribution: name of the attribution file in the workdir, or None.
         bit_ops_budget: the search's budget (at most 1: a fraction of full
             precision; above: a count), or None.
         command: the command that made the run, or None.
         versions: package name -> version.
-        metric: what `accuracy` of the rows is: a name in `METRICS`.
+        metric: meaning of the rows' `accuracy`: a name in `METRICS`.
 
     Raises:
         ReportError: a value is of the wrong kind or out of its range.
@@ -132,7 +134,7 @@ class LayerImportances:
         activation_probabilities: one for each of them, 0..1.
 
     Raises:
-        ReportError: bits and probabilities do not pair up, or are out of range.
+        ReportError: bits and probabilities differ in number, or are out of range.
     """
 
     weight_bits: tuple[int, ...]
@@ -157,13 +159,13 @@ class LayerImportances:
 
 @dataclass(frozen=True)
 class AttributionMaps:
-    """Images and what the networks look at in them.
+    """Images, and the attribution maps of several networks for them.
 
     Args:
         images: [N, H, W, C] uint8, C 1 or 3.
         labels: [N] class numbers.
         maps: name ("teacher", "searched", "uniform") -> [N, h, w], the teacher first.
-        rank_distances: student name -> [N].
+        rank_distances: name of a student -> rank distance to the teacher's map, [N].
     """
 
     images: np.ndarray
@@ -173,15 +175,15 @@ class AttributionMaps:
 
 
 def check_kind(key: str, value: object, kind: type) -> None:
-    """Requires a JSON value of one kind.
+    """Requires a JSON value of one type.
 
     Args:
-        key: what the value is called.
+        key: name of the value, for the error.
         value: the value.
-        kind: what it must be: Mapping, list or str.
+        kind: the type it must have: Mapping, list or str.
 
     Raises:
-        ReportError: it is of another.
+        ReportError: it has another type.
     """
     if not isinstance(value, kind):
         names = {"Mapping": "an object", "list": "a list", "str": "a text"}
@@ -195,9 +197,9 @@ def check_text(key: str, value: object, optional: bool = False) -> None:
     """Requires a text that is not empty.
 
     Args:
-        key: what the value is called.
+        key: name of the value, for the error.
         value: the value.
-        optional: whether None will do.
+        optional: whether None is allowed.
 
     Raises:
         ReportError: it is something else.
@@ -219,11 +221,11 @@ def check_number(
     """Requires a finite number in a range.
 
     Args:
-        key: what the value is called.
+        key: name of the value, for the error.
         value: the value.
-        low: the least it may be.
-        high: the most it may be.
-        optional: whether None will do.
+        low: smallest allowed value.
+        high: largest allowed value.
+        optional: whether None is allowed.
 
     Raises:
         ReportError: it is something else.
@@ -240,7 +242,7 @@ def check_number(
 
 @contextmanager
 def named(where: str) -> Iterator[None]:
-    """Puts the place in front of what a reader found wrong there."""
+    """Puts the name of a file or place in front of errors raised in the block."""
     try:
         yield
     except ValueError as error:
@@ -255,10 +257,10 @@ def take(data: Mapping[str, Any], key: str) -> Any:
         key: the key.
 
     Returns:
-        its value.
+        Its value.
 
     Raises:
-        ReportError: the key is not there; the nearest one that is, is named.
+        ReportError: the key is missing; the message names the most similar one.
     """
     if key in data:
         return data[key]

@@ -7,29 +7,29 @@ from collections.abc import Iterable, Sequence
 from gmpq_tf.report.schema import METRICS, ResultRow
 
 HEADER = ("model", "accuracy", "GBOPs", "weights", "file", ".tflite", "agreement")
-NAME_WIDTH = 26  # leaves a row within 88 columns; longer names go on below
+NAME_WIDTH = 26  # keeps a row within 88 columns; longer names continue below
 
 
 def format_percent(fraction: float | None) -> str:
-    """Prints a share.
+    """Formats a share as percentage.
 
     Args:
         fraction: 0..1, or None.
 
     Returns:
-        such as "98.06 %", or "-".
+        Text such as "98.06 %", or "-".
     """
     return "-" if fraction is None else f"{100 * fraction:.2f} %"
 
 
 def format_bytes(count: float | None) -> str:
-    """Prints a size (kB = 1e3, MB = 1e6 bytes).
+    """Formats a size (kB = 1e3, MB = 1e6 bytes).
 
     Args:
         count: bytes, or None.
 
     Returns:
-        such as "98.5 kB", or "-".
+        Text such as "98.5 kB", or "-".
     """
     if count is None:
         return "-"
@@ -40,20 +40,23 @@ def format_bytes(count: float | None) -> str:
 
 
 def giga_decimals(counts: Iterable[float]) -> int:
-    """Decimals that show the least of some counts, in units of 1e9, to three digits.
+    """Returns how many decimals show the smallest count, in 1e9, with three digits.
 
     Args:
         counts: positive numbers.
 
     Returns:
-        number of decimals, 0..6.
+        Number of decimals, 0..6.
     """
     least = min(counts) / 1e9
     return min(max(2 - math.floor(math.log10(least)), 0), 6)
 
 
 def agreement(row: ResultRow) -> float | None:
-    """Share of equal answers of a file and its model, in the file's integers if known.
+    """Returns the share of images on which a file and its model agree.
+
+    The model is computed in the file's integer arithmetic if that was measured, else in
+    float.
 
     Args:
         row: the results of one model.
@@ -67,14 +70,14 @@ def agreement(row: ResultRow) -> float | None:
 def table_cells(
     rows: Sequence[ResultRow], metric: str = "accuracy"
 ) -> list[tuple[str, ...]]:
-    """Prints every value of a table.
+    """Formats every value of the result table.
 
     Args:
         rows: the results, at least one.
-        metric: what `accuracy` of the rows is: a name in `METRICS`.
+        metric: meaning of the rows' `accuracy`: a name in `METRICS`.
 
     Returns:
-        the header and one tuple of texts for each row.
+        The header and one tuple of texts for each row.
     """
     decimals = giga_decimals(row.bit_ops for row in rows)
     body = [
@@ -94,16 +97,15 @@ def table_cells(
 
 
 def format_table(rows: Sequence[ResultRow], metric: str = "accuracy") -> str:
-    """Prints results as an aligned table for a terminal of 88 columns.
+    """Formats results as an aligned table for a terminal of 88 columns.
 
     Args:
         rows: the results, at least one.
-        metric: what `accuracy` of the rows is: a name in `METRICS`.
+        metric: meaning of the rows' `accuracy`: a name in `METRICS`.
 
     Returns:
-        lines of text: a header, a rule, the rows. `accuracy` is the Keras model's,
-        `.tflite` the shipped file's, `agreement` the share of equal predictions of the
-        file and the model in the file's integers (of an older run, in float).
+        Lines of text: a header, a rule, the rows. `accuracy` is that of the Keras
+        model, `.tflite` that of the exported file; for `agreement` see `agreement`.
     """
     cells = table_cells(rows, metric)
     names = [textwrap.wrap(row[0], NAME_WIDTH) for row in cells]

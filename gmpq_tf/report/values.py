@@ -1,4 +1,4 @@
-"""What a search said of every choice, and how sure it was, as parts of the page."""
+"""Sections of the page: the value of every choice, and how sure the search was."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def read_values(workdir: str | Path) -> Mapping[str, Any] | None:
         workdir: the folder of the run.
 
     Returns:
-        what it says; None where there is no such file, as of earlier versions.
+        Its content; None where there is no such file, as in runs of earlier versions.
 
     Raises:
-        ReportError: it is not JSON, or of the wrong shape.
+        ReportError: it is not JSON, or has the wrong form.
     """
     path = Path(workdir) / "search" / VALUES
     if not path.is_file():
@@ -53,7 +53,7 @@ def read_values(workdir: str | Path) -> Mapping[str, Any] | None:
 
 
 def decision_line(workdir: Path) -> Iterator[str]:
-    """How sure the search was, with the remedy; nothing where it is not known."""
+    """Yields how sure the search was, with advice; nothing if that is not known."""
     try:
         data = read_values(workdir)
     except ReportError as error:
@@ -69,11 +69,11 @@ def decision_line(workdir: Path) -> Iterator[str]:
 def values_section(
     workdir: Path, taken: Mapping[str, tuple[int, int]] | None = None
 ) -> Iterator[str]:
-    """Tables of the value of each choice, the best of a row 0 or next to it.
+    """Yields tables of the value of each choice; the best of a row is 0 or near it.
 
     Args:
         workdir: the folder of the run.
-        taken: layer -> weight and activation bits of the policy, which are marked.
+        taken: layer -> (weight bits, activation bits) of the policy, which are marked.
     """
     try:
         data = read_values(workdir)
@@ -95,7 +95,7 @@ def values_section(
 def _side(
     values: Mapping[str, Any], side: str, place: int, taken: Mapping[str, Any]
 ) -> Iterator[str]:
-    """The values of one side: both beside each other are wider than a sheet."""
+    """Yields the table of weights or of activations; both are too wide for a page."""
     widths = sorted({int(bits) for entry in values.values() for bits in entry[side]})
     head = "".join(f'<th scope="col">{"WA"[place]}{bits}</th>' for bits in widths)
     yield f'<div class="wide">\n<table>\n<thead><tr><th scope="col">layer</th>{head}'
@@ -112,7 +112,7 @@ def _side(
 
 
 def _decided(layers: Mapping[str, Any]) -> Iterator[str]:
-    """A table of how sure each choice is; nothing where it is not known."""
+    """Yields a table of how sure each choice is; nothing if that is not known."""
     if not layers:
         return
     yield '<div class="wide">\n<table>\n<thead><tr><th scope="col">layer</th>'

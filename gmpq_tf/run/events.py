@@ -1,4 +1,4 @@
-"""TensorBoard events of what a stage found: policy, values, importances, maps."""
+"""TensorBoard events of a stage's results: policy, values, importances, maps."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ Layers = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
 def new_writer(folder: Path, part: str) -> tf.summary.SummaryWriter:
-    """A writer of one run of TensorBoard, anew.
+    """Returns a new writer of one TensorBoard run, after deleting its earlier events.
 
     Args:
         folder: the stage's folder `tensorboard`.
-        part: name of the run in it; what it held is deleted, so that no step is twice.
+        part: name of the run in it. Its earlier events are deleted, so that no step
+            occurs twice.
     """
     shutil.rmtree(folder / part, ignore_errors=True)
     return tf.summary.create_file_writer(str(folder / part))
@@ -47,9 +48,10 @@ class ImportancesLog(keras.callbacks.Callback):
     """Keeps the importances of each epoch in `importances.jsonl` and as events.
 
     Args:
-        folder: of the stage.
-        describe: returns the layers of `importances.json` as they are now.
-        start_epoch: first epoch to come; what is kept of it and of later ones goes.
+        folder: folder of the stage.
+        describe: returns the present layers of `importances.json`.
+        start_epoch: epoch that training starts at; records of this and later epochs
+            are removed.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class ImportancesLog(keras.callbacks.Callback):
         self._path = folder / EPOCH_IMPORTANCES
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Starts anew with the epochs there are."""
+        """Starts new event files and writes the epochs already finished into them."""
         kept = [r for r in read_jsonl(self._path) if r["epoch"] < self._start]
         write_atomic(self._path, "".join(f"{json.dumps(r)}\n" for r in kept))
         self._writer = new_writer(self._folder / TENSORBOARD, "importances")
@@ -87,10 +89,10 @@ def write_policy(policy: BitwidthPolicy) -> None:
 
 
 def policy_table(policy: BitwidthPolicy) -> str:
-    """A policy as Markdown: a row a layer, and a line a budget.
+    """Formats a policy as Markdown: one row per layer, one line per budget.
 
     Args:
-        policy: whose provenance says what it was allowed, where a search made it.
+        policy: the policy; budgets are read from its provenance if a search made it.
     """
     lines = ["| layer | weight bits | activation bits |", "|---|---|---|"]
     lines += [
@@ -108,10 +110,10 @@ def policy_table(policy: BitwidthPolicy) -> str:
 
 
 def write_values(values: Layers) -> None:
-    """Writes what each choice is worth: over the layers, and layer by layer.
+    """Writes the value of each choice, over all layers and layer by layer.
 
-    The step is the number of bits. `values/weights` is a histogram over the layers,
-    `values/weights/LAYER` one number; `activations` likewise.
+    The step of an event is the number of bits. `values/weights` is a histogram over the
+    layers, `values/weights/LAYER` a scalar; for activations likewise.
 
     Args:
         values: as in `values.json`: layer -> side -> bits -> value, more is better.
@@ -129,10 +131,10 @@ def write_values(values: Layers) -> None:
 
 
 def write_importances(layers: Mapping[str, Any], epoch: int) -> None:
-    """Writes the probability of each number of bits, as one histogram a tensor.
+    """Writes the probability of each bit-width, as one histogram per tensor.
 
     Args:
-        layers: of `importances.json`.
+        layers: the layers of `importances.json`.
         epoch: the step.
     """
     from tensorboard.plugins.histogram.metadata import create_summary_metadata
@@ -156,8 +158,8 @@ def write_maps(
 
     Args:
         images: [N, H, W, C], uint8.
-        maps: of the float model first, then of the quantized network: [N, H, W], 0 or
-            more; each is shown as a share of its own largest value.
+        maps: name -> maps [N, H, W] of 0 or more, those of the float model first; each
+            map is shown relative to its own largest value.
         step: the step.
     """
     shown = side_by_side(images, list(maps.values()))
@@ -168,14 +170,14 @@ def write_maps(
 
 
 def side_by_side(images: np.ndarray, maps: Sequence[np.ndarray]) -> np.ndarray:
-    """Images with their maps to the right.
+    """Returns images with their maps to the right.
 
     Args:
         images: [N, H, W, 1 or 3], uint8.
         maps: each [N, H, W], 0 or more.
 
     Returns:
-        [N, H', W', 3], uint8, enlarged by a whole factor where they are small.
+        [N, H', W', 3], uint8, enlarged by an integer factor if they are small.
     """
     colours = np.broadcast_to(images, (*images.shape[:3], 3))
     row = np.concatenate([colours, *map(heat, maps)], axis=2)
@@ -184,7 +186,7 @@ def side_by_side(images: np.ndarray, maps: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def heat(maps: np.ndarray) -> np.ndarray:
-    """Maps as colours: black, red, yellow, white as the share of the largest grows.
+    """Returns maps in colours: black over red and yellow to white for the largest.
 
     Args:
         maps: [N, H, W], 0 or more.

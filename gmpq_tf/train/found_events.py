@@ -1,4 +1,4 @@
-"""TensorBoard events of what a search or a fine-tuning found."""
+"""Writes TensorBoard events of the results of a search or a fine-tuning."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MAP_IMAGES = 4
 
 
 def importances_log(stage: Stage, searcher: PolicySearch) -> ImportancesLog:
-    """The callback that writes a search's importances after each epoch."""
+    """Returns the callback that writes a search's importances after each epoch."""
     return ImportancesLog(
         stage.folder, lambda: searcher.importances()["layers"], stage.epochs
     )
@@ -41,9 +41,9 @@ def write_search_events(
     """Writes the policy and the values of a search.
 
     Args:
-        stage: whose folder gets them.
-        policy: that was taken.
-        found: what `values.json` says.
+        stage: its folder gets the events.
+        policy: the policy that was chosen.
+        found: the content of `values.json`.
     """
     with events(stage.folder / TENSORBOARD, "result"):
         write_policy(policy)
@@ -66,11 +66,12 @@ def write_map_events(
     """Writes Grad-CAM maps of the label on the first held-out images.
 
     Args:
-        stage: whose folder gets them.
+        stage: its folder gets the events.
         model: the float model.
-        network: the quantized or the mixed one.
+        network: the quantized network or the hypernet.
         dataset: the images.
-        run: a note says why there are none, on several devices among others.
+        run: how training runs. Where there are no maps, for example on several devices,
+            a note says why.
     """
     reason = _why_not(model, dataset, run)
     if reason:

@@ -1,4 +1,4 @@
-"""Searches and fine-tunes at every point of a grid, and draws accuracy against BOPs.
+"""Searches and fine-tunes at every point of a grid, and draws accuracy against cost.
 
 The specification is a JSON file:
 
@@ -11,20 +11,22 @@ The specification is a JSON file:
 
 or, instead of the grid, "points": a list of such choices. "search.strategy" names a
 strategy, whose flags a point may have; with "finetune.model" policies are deployed on
-another network, whose layers have the same names, and maybe on other images.
+another network, whose layers have the same names, and possibly on other images.
 
 Each point is an ordinary workdir in <workdir>/points, so that all commands work on it.
-Several machines share the work through a common folder alone: each takes the points
-that no other is working on (or, with --shard=INDEX/COUNT, its own share), and what was
-interrupted goes on. Ends in <workdir>/sweep.csv and accuracy_bops.png, made of the
-points that are finished. With --runner=ray the points are tasks of a Ray cluster.
+Several machines can share the work through a common folder: each takes points that no
+other is working on (or, with --shard=INDEX/COUNT, its own share). An interrupted sweep
+resumes when it is started again. The results, <workdir>/sweep.csv and
+accuracy_bops.png, contain the finished points. With --runner=ray the points are tasks
+of a Ray cluster.
 
-Where a grid is too coarse, "ranges" in its place are drawn from, by Optuna:
+If a grid is too coarse, give "ranges" instead, from which Optuna draws the points:
 
   "ranges": {"search.zeta": {"low": 0.1, "high": 10, "log": true},
              "search.budget": {"low": 20, "high": 60, "unit": "kB"}}
 
---trials=N says how many, --objective by what held-out figures; best.json has the best.
+--trials is the number of points, --objective the figures on held-out images that are
+optimized; best.json has the best points.
 
   python -m train.sweep --spec=sweep.json --model=model.keras --workdir=runs/sweep
 """
@@ -61,11 +63,11 @@ from gmpq_tf.train.sweep_trials import BEST, TRIALS, Trials
 
 
 def sweep(config: SweepConfig, run: WorkdirConfig) -> Path:
-    """Runs every point of the share that is neither finished nor worked on elsewhere.
+    """Runs every point of the share that is neither finished nor in work elsewhere.
 
     Args:
-        config: what.
-        run: where.
+        config: specification, share and runner.
+        run: workdir and how the command runs.
 
     Returns:
         The path of sweep.csv.
@@ -73,7 +75,7 @@ def sweep(config: SweepConfig, run: WorkdirConfig) -> Path:
     Raises:
         ValueError: the specification or the model cannot be used, or points failed.
     """
-    # A task of Ray starts its processes in a folder of its own.
+    # Paths must be absolute: tasks of Ray run in other folders.
     workdir = Path(run.workdir).resolve()
     model, spec = Path(str(config.model)).resolve(), Path(str(config.spec))
     load_model(model)  # refuses a bad file before anything runs
@@ -101,10 +103,10 @@ def run_grid(
         config: the share and the runner.
         spec: the specification.
         workdir: folder of the sweep.
-        flags: those of every training, and those of every stage.
+        flags: flags of every training, and flags of every stage.
 
     Returns:
-        All points, by name, and what those that failed said.
+        All points, by name, and the messages of those that failed.
     """
     points = read_points(spec)
     load_deployed(points)
@@ -158,14 +160,14 @@ def load_deployed(points: Mapping[str, Point]) -> None:
 
 
 def forget(workdir: Path, common: Flags) -> None:
-    """Forgets what was swept in a folder that is to be overwritten."""
+    """Deletes the record of an earlier sweep if the folder is to be overwritten."""
     if common["overwrite"]:
         (workdir / RECORD).unlink(missing_ok=True)
         (workdir / TRIALS).unlink(missing_ok=True)
 
 
 def check_same_sweep(workdir: Path, points: Mapping[str, Point], model: Path) -> None:
-    """Records what is swept, or refuses a folder of another sweep.
+    """Records the points of a sweep; refuses a folder with the record of another.
 
     Args:
         workdir: folder of the sweep.
@@ -179,11 +181,11 @@ def check_same_sweep(workdir: Path, points: Mapping[str, Point], model: Path) ->
 
 
 def check_same_record(workdir: Path, now: Mapping[str, Any]) -> None:
-    """Records what is swept, or refuses a folder of another sweep.
+    """Writes the record of a sweep; refuses a folder with a different record.
 
     Args:
         workdir: folder of the sweep.
-        now: plain JSON values.
+        now: the record: plain JSON values.
 
     Raises:
         StageError: the folder holds another sweep.
@@ -202,7 +204,7 @@ def check_same_record(workdir: Path, now: Mapping[str, Any]) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Runs the command; flags must have been parsed.
+    """Runs the command with the flags already parsed.
 
     Args:
         argv: not used.
@@ -212,7 +214,7 @@ def main(argv: list[str]) -> None:
 
 
 def run() -> None:
-    """Entry point of `gmpq-sweep`."""
+    """Parses the flags and runs the command; entry point of `gmpq-sweep`."""
     run_main(main, __doc__, SweepConfig, EventsConfig)
 
 

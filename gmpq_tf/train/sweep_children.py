@@ -1,4 +1,7 @@
-"""The stages of one point of a sweep, each in a process of its own; no TensorFlow."""
+"""Runs the stages of one point of a sweep, each in a process of its own.
+
+This module does not import TensorFlow.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,12 @@ Commands = Sequence[tuple[str, Sequence[str]]]  # (stage, its flags), in order
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of a point.
+    """The outcome of running a point.
 
     Args:
-        state: finished; busy, because another process is working on it; stopped,
-            because that was asked for; failed.
-        message: what the stage that failed said, and where its log lies.
+        state: "finished"; "busy": another process is working on the point; "stopped":
+            by a signal; or "failed".
+        message: message of the stage that failed, with the path of its log.
     """
 
     state: Literal["finished", "busy", "stopped", "failed"]
@@ -31,10 +34,10 @@ class Outcome:
 
 
 class Children:
-    """The processes that run the stages; a stop reaches all that there are.
+    """Runs stages as child processes, all of which `stop` ends.
 
     Args:
-        environment: of the processes; None: that of this one.
+        environment: environment variables of the children; None: those of this process.
     """
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
@@ -50,12 +53,12 @@ class Children:
             command: the program and its arguments.
 
         Returns:
-            What it wrote and its exit code; None once the children are stopped.
+            Its output and exit code; None after `stop` was called.
         """
         with self._lock:
             if self.stopped:
                 return None
-            process = subprocess.Popen(  # noqa: S603  our own, its flags checked
+            process = subprocess.Popen(  # noqa: S603  our own commands, checked flags
                 command,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -80,9 +83,9 @@ def run_stages(folder: Path, commands: Commands, children: Any) -> Outcome:
     """Runs the stages of one point one after the other.
 
     Args:
-        folder: workdir of the point; gets a log of each stage.
+        folder: workdir of the point, which gets a log of each stage.
         commands: the stages and their flags.
-        children: runs the processes.
+        children: starts the processes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for stage, flags in commands:

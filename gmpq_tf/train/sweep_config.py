@@ -1,4 +1,4 @@
-"""The options of a sweep."""
+"""The options of a sweep: specification, share, sampler, runner."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ RECORD = "sweep.json"  # what is swept, in the workdir
 
 @dataclasses.dataclass(frozen=True)
 class SweepConfig:
-    """What is swept, and how much of it here.
+    """Which points are run, and where.
 
     Args:
         spec: JSON file of the grid; see above.
         model: Float model, a .keras or .h5 file.
-        jobs: Points worked on at a time; none: one on this machine, and as many as
-            there is room for in a Ray cluster.
+        jobs: Number of points run at a time; none: one on this machine, and as many as
+            fit in a Ray cluster.
         shard: INDEX/COUNT: only every COUNT-th point, from INDEX (0 to COUNT - 1).
-        trials: How many points are drawn from the ranges of the specification; none:
-            it has a grid or points.
-        sampler: How Optuna draws them: tpe (by the results of those before) or random.
-        objective: What is to be best, on held-out images: accuracy, or several of
+        trials: Number of points drawn from the ranges of the specification; none: the
+            specification has a grid or points.
+        sampler: How Optuna draws them: tpe (guided by earlier results) or random.
+        objective: What is optimized, on held-out images: accuracy, or several of
             accuracy, bit_ops and weight_bytes with commas between them.
-        seed: Of the sampler.
-        runner: What the points run on: local (processes of this machine) or ray (a Ray
-            cluster, whose machines see the workdir at the same path). The workdir is
-            the record of both, so that either goes on with what the other began.
-        ray_address: Of the Ray cluster, such as host:6379 or auto; none: one is started
-            on this machine for the time of the sweep.
+        seed: Seed of the sampler.
+        runner: Where points run: local (processes of this machine) or ray (a Ray
+            cluster whose machines see the workdir at the same path). Both keep their
+            state in the workdir, so that either can resume the other's sweep.
+        ray_address: Address of the Ray cluster, such as host:6379 or auto; none: one is
+            started on this machine for the time of the sweep.
         ray_cpus: CPUs of the cluster that each point takes.
-        ray_gpus: GPUs of the cluster that each point takes, which sees no others; may
-            be a fraction.
+        ray_gpus: GPUs of the cluster that each point takes (it sees no others); may be
+            a fraction.
 
     Raises:
         ValueError: a value is missing or out of range.
@@ -112,7 +112,7 @@ class SweepConfig:
         require_package("optuna", f"trials={self.trials}", "give a grid")
 
     def _refuse(self, names: Sequence[str], where: str, remedy: str) -> None:
-        """Refuses options that would say nothing here."""
+        """Refuses options that would have no effect."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name in names and value != field.default:
@@ -122,12 +122,12 @@ class SweepConfig:
                 )
 
     def runner_options(self, workdir: Path) -> RunnerOptions:
-        """What the runner is made from, for a sweep in a folder."""
+        """Returns the options of the runner, for a sweep in a folder."""
         ray = self.ray_address, self.ray_cpus, self.ray_gpus
         return RunnerOptions(self.jobs, *ray, workdir / RECORD)
 
     def share(self) -> tuple[int, int]:
-        """Index and count of the shard."""
+        """Returns index (from 0) and count of the shard."""
         match = re.fullmatch(r"(\d+)/(\d+)", self.shard)
         index, count = map(int, match.groups()) if match else (0, 0)
         if index >= count:

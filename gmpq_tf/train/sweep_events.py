@@ -1,4 +1,4 @@
-"""The points of a sweep as TensorBoard's table of hyperparameters."""
+"""Writes the points of a sweep as TensorBoard's table of hyperparameters."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ FIGURES = ("accuracy", "bit_ops", "weight_bytes")
 
 
 def write_hparams(workdir: Path, points: Mapping[str, Point]) -> Path:
-    """Writes what was swept and what came of it, of the points that are finished.
+    """Writes flags and results of the finished points.
 
     Args:
         workdir: folder of the sweep.
         points: name -> flags.
 
     Returns:
-        The folder of the events, made anew.
+        The folder of the events, whose earlier content is deleted.
     """
     from tensorboard.plugins.hparams import api
 
@@ -48,13 +48,14 @@ def write_hparams(workdir: Path, points: Mapping[str, Point]) -> Path:
 
 
 def swept(points: Mapping[str, Point]) -> dict[str, dict[str, Any]]:
-    """The flags in which points differ; all flags, where they differ in none.
+    """Returns the flags in which points differ; all flags if they differ in none.
 
     Args:
         points: name -> flags, by stage.
 
     Returns:
-        Name -> such as `search.eta` -> value; lists and null as on a command line.
+        Name -> flag, such as `search.eta` -> value; lists and null as on a command
+        line.
     """
     flat = {name: _flat(point) for name, point in points.items()}
     keys = dict.fromkeys(key for values in flat.values() for key in values)

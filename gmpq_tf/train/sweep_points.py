@@ -9,7 +9,7 @@ from gmpq_tf.train.sweep_spec import STAGES, TRAININGS, Flags, Point, as_flag
 
 
 def commands_of(folder: Path, point: Point, training: Flags, common: Flags) -> Commands:
-    """The stages of a point with the flags that they are started with.
+    """Returns the stages of a point, each with its flags.
 
     Args:
         folder: workdir of the point.

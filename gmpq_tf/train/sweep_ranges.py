@@ -1,4 +1,4 @@
-"""Ranges of a sweep: between which numbers a sampler may draw each flag."""
+"""Ranges of a sweep, from which a sampler draws the values of flags."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gmpq_tf.train.sweep_spec import (
 )
 
 EXAMPLE = "{'search.zeta': {'low': 0.1, 'high': 10, 'log': true}}"
-BUDGET = "budget"  # the one text that is a number and its unit
+BUDGET = "budget"  # the only flag that is a text of number and unit
 LARGEST = 1e300
 SPLIT = ("validation_size", "split_seed")
 
@@ -31,20 +31,21 @@ SPLIT = ("validation_size", "split_seed")
 def is_number(value: Any) -> bool:
     """Whether a JSON value is a finite number."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and abs(value) <= LARGEST  # which whole numbers may exceed
+    return number and abs(value) <= LARGEST  # whole numbers in JSON may be larger
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Between which numbers a flag is drawn.
+    """The range of numbers that a flag is drawn from.
 
     Args:
-        key: the flag, as in `search.zeta`.
+        key: the flag, such as `search.zeta`.
         low: smallest value.
         high: largest value, above `low`.
-        log: whether powers are drawn evenly, of positive numbers.
-        step: distance of the values, from `low`; None: any number, of whole ones 1.
-        unit: what follows the number of a budget, as in kB.
+        log: whether the logarithm is drawn uniformly; then `low` is above 0.
+        step: distance of possible values, counted from `low`; None: any number, or 1
+            for whole numbers.
+        unit: unit of a budget, which is written after the number, such as kB.
         whole: whether the flag takes whole numbers.
 
     Raises:
@@ -89,7 +90,7 @@ class Range:
             )
 
     def as_value(self, drawn: float) -> Any:
-        """The value of the flag that a drawn number stands for."""
+        """Returns the value of the flag for a drawn number: a budget with its unit."""
         if self.key.rpartition(".")[2] == BUDGET:
             return f"{drawn!r}{self.unit}"
         return drawn
@@ -97,7 +98,7 @@ class Range:
 
 @dataclasses.dataclass(frozen=True)
 class Ranges:
-    """What a specification with ranges says.
+    """The content of a specification with ranges.
 
     Args:
         content: the specification.
@@ -110,19 +111,19 @@ class Ranges:
     ranges: Mapping[str, Range]
 
     def choice(self, drawn: Mapping[str, float]) -> Flags:
-        """The flags that drawn numbers stand for."""
+        """Returns key -> value of the flag, for drawn numbers."""
         return {key: self.ranges[key].as_value(value) for key, value in drawn.items()}
 
     def point(self, choice: Flags) -> Point:
-        """The flags of all stages of a point."""
+        """Returns the flags of all stages of a point."""
         return point_of(self.common, choice)
 
     def first(self) -> Point:
-        """The flags of a point with the smallest values."""
+        """Returns the flags of the point with all values smallest."""
         return self.point(self.choice({k: r.low for k, r in self.ranges.items()}))
 
     def name(self, number: int, choice: Flags) -> str:
-        """Name of a point."""
+        """Returns the name of a point: number and flags."""
         return f"{number:04d}_{label_of(choice)}"
 
 
@@ -133,8 +134,8 @@ def read_ranges(spec: Path) -> Ranges:
         spec: the JSON file.
 
     Raises:
-        StageError: it has none, or one that cannot be drawn from, or images that
-            trainings learned from would decide.
+        StageError: it has no ranges, or one that cannot be drawn from, or points would
+            be compared on images that were trained on.
     """
     content = read_spec(spec)
     given = content["ranges"]
@@ -172,10 +173,10 @@ def _range(key: str, given: Any) -> Range:
 
 
 def _kind(stage: str, flag: str) -> type:
-    """Whether a flag takes whole numbers or any.
+    """Returns the type of a flag's numbers: int or float.
 
     Raises:
-        StageError: it takes none.
+        StageError: the flag does not take numbers.
     """
     hints: dict[str, Any] = {}
     for cls in STAGES[stage]:
@@ -192,7 +193,7 @@ def _kind(stage: str, flag: str) -> type:
 
 
 def _check_held_out(point: Point) -> None:
-    """Refuses what would let images choose that were trained on, or the test images."""
+    """Refuses to compare points on training images or on test images."""
     evaluate, trained = point["evaluate"], point["finetune"]
     if evaluate.get("split", "validation") != "validation":
         raise StageError(

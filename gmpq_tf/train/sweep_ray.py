@@ -17,10 +17,11 @@ from gmpq_tf.run.errors import StageError
 from gmpq_tf.train.sweep_children import Children, Commands, Outcome, run_stages
 from gmpq_tf.train.sweep_runners import RunnerOptions
 
-# Variables that results may depend on: those of the sweep hold for its points too.
-# Ray limits OpenMP to the cores of a task, which the local runner does not.
+# Prefixes of environment variables that may affect results: points get the values of
+# the sweep's process. OMP_: Ray would limit OpenMP to the cores of a task, which the
+# local runner does not.
 SAME = ("TF_", "GMPQ_", "KERAS_", "OMP_")
-STORE_BYTES = 100_000_000  # of a cluster of our own, which passes texts only
+STORE_BYTES = 100_000_000  # object store of our own cluster, which holds only texts
 POLL_S = 0.2
 REACH_S = 10.0
 MAX_PORT = 65_535
@@ -29,15 +30,15 @@ MAX_PORT = 65_535
 class RayRunner:
     """Runs points as tasks of a Ray cluster; each task starts the stages' processes.
 
-    Unlike Ray's default a task whose worker died is not tried again by itself: the
-    same command does, from the last whole epoch.
+    Unlike Ray's default, a task whose worker died is not retried automatically.
+    Starting the same command again does so, from the last finished epoch.
 
     Args:
-        options: the cluster, and what each point needs of it.
+        options: the cluster, and the resources of each point.
 
     Raises:
-        StageError: the cluster cannot be reached, or no machine of it has what a point
-            needs.
+        StageError: the cluster cannot be reached, or none of its machines has the
+            resources that a point needs.
     """
 
     def __init__(self, options: RunnerOptions) -> None:
@@ -60,7 +61,7 @@ class RayRunner:
         self._task = ray.remote(**needs, max_retries=0)(run_in_worker)
 
     def run(self, folder: Path, commands: Commands) -> Outcome:
-        """Runs one point to its end."""
+        """Runs one point, and waits for its end."""
         own = {k: v for k, v in os.environ.items() if k.startswith(SAME)}
         with self._lock:
             if self._stopped:
@@ -84,14 +85,14 @@ class RayRunner:
                 self._running.remove(task)
 
     def stop(self) -> None:
-        """Asks the processes of all tasks to stop, and starts no more."""
+        """Asks the processes of all tasks to stop; no further ones are started."""
         with self._lock:
             self._stopped = True
             for task in self._running:
                 self._ray.cancel(task, force=False)
 
     def close(self) -> None:
-        """Leaves the cluster; one that was started here ends."""
+        """Disconnects from the cluster, and ends it if it was started here."""
         self._ray.shutdown()
 
 
@@ -113,7 +114,7 @@ def _connect(ray: Any, address: str | None) -> None:
 
 
 def _check_reached(address: str | None) -> None:
-    """Raises OSError where nobody listens, for which Ray itself waits minutes."""
+    """Raises OSError where no server listens; Ray itself would wait for minutes."""
     if address in (None, "auto"):
         return
     host, _, port = str(address).removeprefix("ray://").rpartition(":")
@@ -124,7 +125,7 @@ def _check_reached(address: str | None) -> None:
 
 @contextlib.contextmanager
 def _kept_signals() -> Iterator[None]:
-    """Ray takes SIGTERM for itself; here it is a request to stop, as elsewhere."""
+    """Restores signal handlers after the block, in which Ray replaces SIGTERM's."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -137,10 +138,10 @@ def _kept_signals() -> Iterator[None]:
 
 
 def room_for(nodes: list[Mapping[str, Any]], options: RunnerOptions) -> int:
-    """How many points the cluster has room for at a time.
+    """Returns how many points can run in the cluster at the same time.
 
     Raises:
-        StageError: for none.
+        StageError: not even one can.
     """
     found = [node["Resources"] for node in nodes if node["Alive"]]
     needs = [("CPU", options.cpus), ("GPU", options.gpus)]
@@ -165,9 +166,9 @@ def run_in_worker(
 
     Args:
         folder: workdir of the point.
-        record: file of the sweep, which this machine must see.
+        record: file of the sweep; tells whether this machine sees the workdir.
         commands: the stages and their flags.
-        own: environment variables of the sweep.
+        own: environment variables from the sweep's process.
 
     Returns:
         The fields of `Outcome`.
@@ -187,7 +188,7 @@ def run_in_worker(
                 outcome = running.result(timeout=POLL_S)
             except NotYet:
                 continue
-            except KeyboardInterrupt:  # cancelled: the stages end as by Ctrl-C
+            except KeyboardInterrupt:  # cancelled: end the stages as Ctrl-C does
                 children.stop()
                 continue
             return outcome.state, outcome.message
@@ -195,10 +196,10 @@ def run_in_worker(
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Lets Ray cancel the task, by SIGINT, where the sweep was started without it.
+    """Makes SIGINT, by which Ray cancels tasks, work even where it was ignored.
 
-    A sweep in the background of a script ignores SIGINT, and so do the workers of the
-    cluster that it starts.
+    A sweep that a script runs in the background ignores SIGINT, and so do the workers
+    of a cluster that it starts.
     """
     with _kept_signals():
         if threading.current_thread() is threading.main_thread():
@@ -207,7 +208,7 @@ def _interruptible() -> Iterator[None]:
 
 
 def _environment(own: Mapping[str, str]) -> dict[str, str]:
-    """Environment of the stages' processes, which must find this package."""
+    """Returns the environment of the stages, in which this package is importable."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(SAME)}
     paths = [str(Path(__file__).resolve().parents[2]), kept.get("PYTHONPATH", "")]
     return {**kept, **own, "PYTHONPATH": os.pathsep.join(filter(None, paths))}

@@ -33,7 +33,7 @@ def write_results(workdir: Path, names: list[str]) -> Path:
     writer.writeheader()
     writer.writerows(rows)
     path = write_atomic(workdir / "sweep.csv", text.getvalue())
-    # Without images or labels there is none.
+    # There is no accuracy without images or labels.
     known = [row for row in rows if row["accuracy"] is not None]
     if known:
         drawn = [[_result_row(row) for row in some] for some in (known, front(known))]
@@ -42,11 +42,11 @@ def write_results(workdir: Path, names: list[str]) -> Path:
 
 
 def point_row(folder: Path) -> Flags | None:
-    """Row of a point in sweep.csv, None where it is not finished."""
+    """Returns the row of a point in sweep.csv; None where it is not finished."""
     evaluation = read_json(folder / "finetune" / "evaluation.json")
     if not {"accuracy", "images", "split"} <= evaluation.keys():
         return None
-    # Counted on the float model: the student has quantizers' variables beside weights.
+    # Counted on the float model, because the student also has variables of quantizers.
     cost = Stage(folder, "finetune").results()
     return {
         "point": folder.name,
@@ -59,13 +59,13 @@ def point_row(folder: Path) -> Flags | None:
 
 
 def front(rows: list[Flags]) -> list[Flags]:
-    """The points that no other beats: more accurate, or cheaper (Pareto front).
+    """Returns the Pareto front: points that no other beats in accuracy and cost.
 
     Args:
-        rows: with `accuracy` and `bit_ops`.
+        rows: dicts with `accuracy` and `bit_ops`.
 
     Returns:
-        Those rows, cheapest first.
+        The rows of the front, cheapest first.
     """
     best: list[Flags] = []
     for row in sorted(rows, key=lambda row: (row["bit_ops"], -row["accuracy"])):

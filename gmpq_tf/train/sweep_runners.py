@@ -1,4 +1,4 @@
-"""What the points of a sweep run on: this machine, or a Ray cluster."""
+"""Runners of a sweep's points: this machine, or a Ray cluster."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from gmpq_tf.train.sweep_children import Children, Commands, Outcome, run_stages
 
 @dataclasses.dataclass(frozen=True)
 class RunnerOptions:
-    """What a runner is made from.
+    """Options of a runner.
 
     Args:
-        jobs: points at a time; None: 1 on this machine, else as many as there is room
-            for.
-        address: of the cluster; None: one is started here.
-        cpus: of each point.
-        gpus: of each point.
+        jobs: number of points at a time; None: 1 on this machine, in a cluster as many
+            as fit.
+        address: address of the cluster; None: one is started here.
+        cpus: CPUs of each point.
+        gpus: GPUs of each point.
         record: file in the workdir that every machine must see.
     """
 
@@ -42,17 +42,17 @@ class Runner(Protocol):
         """Runs one point to its end."""
 
     def stop(self) -> None:
-        """Asks all that is running to stop, and starts no more."""
+        """Asks all running points to stop; no further ones are started."""
 
     def close(self) -> None:
-        """Gives back what the runner holds; nothing is running."""
+        """Releases the runner's resources; called when no point is running."""
 
 
 class LocalRunner:
     """Runs points on this machine.
 
     Args:
-        options: how many at a time.
+        options: `jobs` is the number of points at a time.
     """
 
     def __init__(self, options: RunnerOptions) -> None:
@@ -64,11 +64,11 @@ class LocalRunner:
         return run_stages(folder, commands, self._children)
 
     def stop(self) -> None:
-        """Asks all processes to stop, and starts no more."""
+        """Asks all processes to stop; no further ones are started."""
         self._children.stop()
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing: there is nothing to release."""
 
 
 def _ray_runner(options: RunnerOptions) -> Runner:
@@ -87,11 +87,11 @@ RUNNERS: dict[str, Callable[[RunnerOptions], Runner]] = {
 def started(
     name: str, options: RunnerOptions
 ) -> Iterator[tuple[Runner, ThreadPoolExecutor]]:
-    """A runner, and threads that call it; all points have ended when the block has.
+    """Starts a runner, and threads that call it; waits for all points at the end.
 
     Args:
-        name: of the runner.
-        options: what it is made from.
+        name: a key of `RUNNERS`.
+        options: options of the runner.
     """
     runner = RUNNERS[name](options)
     try:
@@ -100,13 +100,13 @@ def started(
                 yield runner, pool
             except KeyboardInterrupt:
                 runner.stop()
-                raise  # after they have ended: the pool waits for them
+                raise  # once all points have ended: the pool waits for them
     finally:
         runner.close()
 
 
 def announced(runner: Runner, folder: Path, commands: Commands) -> Outcome:
-    """Runs a point, and prints what became of it."""
+    """Runs a point, and prints its outcome if it is finished or busy."""
     outcome = runner.run(folder, commands)
     if outcome.state in SAID:
         print(f"{folder.name}: {SAID[outcome.state]}", flush=True)
@@ -120,9 +120,9 @@ def require_package(package: str, flag: str, instead: str) -> None:
     """Refuses an option whose package is not installed, before anything runs.
 
     Args:
-        package: its name, which is that of the extra too.
-        flag: the option, as in `runner='ray'`.
-        instead: what to do without it.
+        package: name of the package, and of our extra that installs it.
+        flag: the option, such as `runner='ray'`.
+        instead: what to do without it, for the message.
 
     Raises:
         ValueError: the package is missing.

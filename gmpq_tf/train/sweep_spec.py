@@ -26,13 +26,14 @@ from gmpq_tf.train.search import configs_of
 from gmpq_tf.train.strategies import DEFAULT
 
 TRAININGS = ("search", "finetune")
-# Of a search the flags of any strategy; a point's must be those of its own.
+# Stage -> classes of its flags; for a search those of all strategies. A point may only
+# have the flags of its own strategy, which is checked later.
 STAGES: dict[str, tuple[type, ...]] = {
     "search": tuple(dict.fromkeys(cls for s in STRATEGIES for cls in configs_of(s))),
     "finetune": (FinetuneConfig, DataConfig, RunConfig),
     "evaluate": (EvaluateConfig, DataConfig, WorkdirConfig),
 }
-# What the sweep decides itself.
+# Flags that the sweep sets itself.
 TAKEN = frozenset(["workdir", "overwrite", "model", "policy", "name", "names"])
 # Flags of a stage that may be given all the same: policies may be deployed on another
 # network than the one that was searched.
@@ -53,7 +54,7 @@ def read_points(spec: Path) -> dict[str, Point]:
         Name of each point -> its flags, by stage.
 
     Raises:
-        StageError: the file is no specification, or a flag is unknown.
+        StageError: the file is not a specification, or a flag is unknown.
     """
     content = read_spec(spec)
     common = common_flags(content)
@@ -71,23 +72,23 @@ def read_points(spec: Path) -> dict[str, Point]:
 
 
 def common_flags(content: Flags) -> Point:
-    """The flags that a specification gives to every point, by stage.
+    """Returns the flags that a specification gives to every point, by stage.
 
     Raises:
-        StageError: one is unknown.
+        StageError: a flag is unknown.
     """
     return {stage: _checked(content.get(stage, {}), stage) for stage in STAGES}
 
 
 def point_of(common: Point, choice: Flags) -> Point:
-    """The flags of all stages of a point.
+    """Returns the flags of all stages of a point.
 
     Args:
         common: flags of every point, by stage.
-        choice: those of this point, such as `search.eta`.
+        choice: flags of this point; keys such as `search.eta`.
 
     Raises:
-        StageError: a flag is unknown, or there would be no accuracy to draw.
+        StageError: a flag is unknown, or the point would have no accuracy.
     """
     point = {stage: dict(flags) for stage, flags in common.items()}
     for key, value in _checked_values("a point", choice).items():
@@ -100,7 +101,7 @@ def point_of(common: Point, choice: Flags) -> Point:
 
 
 def _check_decides(point: Point) -> None:
-    """Refuses points that would be finished without an accuracy to draw."""
+    """Refuses points that would have no accuracy when they are finished."""
     if point["evaluate"].get("output_kind") == "numbers":
         raise StageError(
             "A sweep draws accuracies, which numbers do not have. "
@@ -117,7 +118,7 @@ def _check_decides(point: Point) -> None:
 
 
 def _check_strategy(point: Point) -> None:
-    """Refuses flags of a search that its strategy does not have."""
+    """Refuses search flags that the point's strategy does not have."""
     flags = point["search"]
     try:
         purpose = flags.get("purpose")
@@ -133,7 +134,7 @@ def _check_strategy(point: Point) -> None:
 
 
 def _find_model(point: Point) -> None:
-    """Names the model of a fine-tuning by its whole path: stages run anywhere."""
+    """Makes the path of a fine-tuning's model absolute; stages run in any folder."""
     flags = point["finetune"]
     if "model" in flags:
         if not isinstance(flags["model"], str):
@@ -146,20 +147,20 @@ def _find_model(point: Point) -> None:
 
 
 def deployed_models(points: Mapping[str, Point]) -> list[str]:
-    """Paths of the models that points are fine-tuned on, besides the sweep's own."""
+    """Returns the paths of other models that policies are deployed on."""
     found = (point["finetune"].get("model") for point in points.values())
     return sorted({path for path in found if path is not None})
 
 
 def read_spec(spec: Path) -> dict[str, Any]:
-    """Reads the file of a specification, of which only the keys are checked.
+    """Reads the file of a specification, and checks its keys.
 
     Args:
         spec: the JSON file.
 
     Raises:
-        StageError: it is none, has unknown keys, or says in no way, or in several, what
-            the points are.
+        StageError: it is not a JSON object, has unknown keys, or does not have exactly
+            one of grid, points and ranges.
     """
     try:
         content = parse_json(read_text(spec))
@@ -218,7 +219,7 @@ def check_count(count: int) -> None:
 
 
 def stages_of(key: str) -> list[tuple[str, str]]:
-    """(stage, flag) pairs that a key such as `search.eta` or `seed` stands for."""
+    """Returns the (stage, flag) pairs of a key such as `search.eta` or `seed`."""
     stage, _, flag = key.rpartition(".")
     stages = [stage] if stage else [s for s in TRAININGS if flag in flag_names(s)]
     for name in stages or TRAININGS:
@@ -227,7 +228,7 @@ def stages_of(key: str) -> list[tuple[str, str]]:
 
 
 def _checked(flags: Any, stage: str) -> Flags:
-    """Flags of a stage, each of which it must know."""
+    """Returns the flags of a stage after checking that the stage has them."""
     known = flag_names(stage) + GIVEN.get(stage, []) if stage in STAGES else []
     for flag in _checked_values(stage, flags):
         if flag not in known:
@@ -240,7 +241,7 @@ def _checked(flags: Any, stage: str) -> Flags:
 
 
 def _checked_values(name: str, flags: Any) -> Flags:
-    """Flags whose values are what a command line can give."""
+    """Returns flags after checking that a command line can give their values."""
     valid = isinstance(flags, dict)
     if not valid or not all(map(_is_value, flags.values())):
         raise StageError(
@@ -260,27 +261,27 @@ def _is_value(value: Any) -> bool:
 
 @functools.cache
 def flag_names(stage: str) -> list[str]:
-    """Names of the flags of a stage that a specification may give."""
+    """Returns the names of a stage's flags that a specification may give."""
     return sorted({name for cls in STAGES[stage] for name in field_types(cls)} - TAKEN)
 
 
 @functools.cache
 def _words_for_none() -> dict[str, str]:
-    """Flag -> the text that gives it no value."""
+    """Returns flag -> the word that stands for None."""
     classes = {cls for stage in STAGES.values() for cls in stage}
     types = {name: hint for cls in classes for name, hint in field_types(cls).items()}
     return {name: word_for_none(hint) or "none" for name, hint in types.items()}
 
 
 def label_of(choice: Flags) -> str:
-    """Part of a folder name that says what was chosen."""
+    """Returns the part of a point's folder name that lists its flags."""
     pairs = [f"{key.rpartition('.')[2]}={as_flag(key, v)}" for key, v in choice.items()]
-    # ASCII, because a file name may have 255 bytes, however few letters they are.
+    # ASCII only, because a file name is limited in bytes (255), not in characters.
     return re.sub(r"[^\w.=,+-]+", "-", "_".join(pairs), flags=re.ASCII)[:100]
 
 
 def as_flag(key: str, value: Any) -> str:
-    """A value as a command line gives it."""
+    """Returns the text of a value on a command line."""
     if isinstance(value, list):
         return ",".join(map(str, value))
     flag = key.rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""Draws the flags of a sweep by a sampler of Optuna, from results that are kept."""
+"""Draws the flags of a sweep by a sampler of Optuna, reproducibly."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ import numpy as np
 from gmpq_tf.train.sweep_ranges import Range
 
 SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler"}  # their names in Optuna
-# Figure of a point -> which way is better.
+# Figure of a point -> the direction in which it is optimized.
 OBJECTIVES = {"accuracy": "maximize", "bit_ops": "minimize", "weight_bytes": "minimize"}
 
 
 class Study:
-    """A study of Optuna in memory; the workdir is its record.
+    """A study of Optuna that is kept in memory; its record is in the workdir.
 
-    Trial n is drawn by a new sampler, seeded by `trial_seed(seed, n)`, from the trials
-    that the study knows. So a sweep that was interrupted draws as one that was not.
+    Trial n is drawn by a new sampler with the seed `trial_seed(seed, n)` from the
+    trials that the study knows. So an interrupted sweep draws the same points as one
+    without interruption.
 
     Args:
         ranges: key -> its range.
-        objective: names in `OBJECTIVES`; several: trials that no other beats.
+        objective: names in `OBJECTIVES`; with several the best trials are the Pareto
+            front.
         sampler: a name in `SAMPLERS`.
-        seed: of the sampler.
+        seed: seed of the sampler.
     """
 
     def __init__(
@@ -50,13 +52,13 @@ class Study:
         """Draws the numbers of the next trial.
 
         Args:
-            number: of the trial, which is that of draws and additions before.
+            number: number of the trial, equal to that of trials drawn or added before.
         """
         self._study.sampler = self._sampler(seed=trial_seed(self._seed, number))
         return dict(self._study.ask(self._distributions).params)
 
     def add(self, drawn: Mapping[str, float]) -> None:
-        """Adds the next trial, which was drawn before, as one that is running."""
+        """Adds the next trial, which was drawn before an interruption, as running."""
         self._study.add_trial(
             self._optuna.create_trial(
                 state=self._optuna.trial.TrialState.RUNNING,
@@ -66,27 +68,27 @@ class Study:
         )
 
     def tell(self, number: int, figures: Sequence[float] | None) -> None:
-        """Says what came of a trial.
+        """Records the result of a trial.
 
         Args:
-            number: of the trial.
-            figures: one for each objective; None: it failed.
+            number: number of the trial.
+            figures: one for each objective; None: the trial failed.
         """
         failed = self._optuna.trial.TrialState.FAIL
         state = failed if figures is None else None
         self._study.tell(number, figures, state=state)
 
     def best(self) -> list[int]:
-        """Numbers of the trials that no other beats."""
+        """Returns the numbers of the trials that no other beats."""
         return sorted(trial.number for trial in self._study.best_trials)
 
 
 def trial_seed(seed: int, number: int) -> int:
-    """Seed of the sampler that draws one trial.
+    """Returns the seed of the sampler that draws one trial.
 
     Args:
-        seed: of the sweep, 0 or more.
-        number: of the trial.
+        seed: seed of the sweep, 0 or more.
+        number: number of the trial.
     """
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 

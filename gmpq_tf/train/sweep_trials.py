@@ -1,4 +1,4 @@
-"""The trials of a sweep: drawn one after the other, several at work at a time."""
+"""The trials of a sweep: drawn one after the other, run several at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gmpq_tf.train.sweep_runners import Runner, announced
 from gmpq_tf.train.sweep_spec import Flags, Point
 from gmpq_tf.train.sweep_study import Study
 
-TRIALS = "trials.jsonl"  # number, name and drawn numbers of each, before it runs
+TRIALS = "trials.jsonl"  # number, name and drawn values, written before a trial runs
 BEST = "best.json"
 
 
@@ -28,9 +28,9 @@ class Trials:
 
     Args:
         workdir: folder of the sweep.
-        ranges: what is drawn.
-        study: that draws.
-        objective: names of the figures that are compared.
+        ranges: the ranges that flags are drawn from.
+        study: draws the values.
+        objective: names of the figures that are optimized.
         training: flags of every training.
         common: flags of every stage.
 
@@ -57,18 +57,18 @@ class Trials:
     def run(
         self, count: int, runner: Runner, pool: ThreadPoolExecutor
     ) -> dict[str, Point]:
-        """Runs trials until there are so many.
+        """Runs trials until there are `count`.
 
-        Trial n is drawn when all trials up to n minus the number of jobs have ended,
-        and from their results, so that no draw depends on which ended first.
+        Trial n is drawn from the results of exactly the trials up to n minus the number
+        of jobs, so that no draw depends on which trial ends first.
 
         Args:
-            count: how many.
+            count: number of trials, including those run before.
             runner: runs their stages.
             pool: threads that call it.
 
         Returns:
-            All trials there are, by name.
+            All trials, by name.
         """
         running: deque[tuple[int, Path, Future[Outcome]]] = deque()
         for number in range(count):
@@ -85,7 +85,7 @@ class Trials:
         }
 
     def _next(self, number: int) -> dict[str, Any]:
-        """Record of a trial, drawn unless it has been."""
+        """Returns the record of a trial, which is drawn if there is none yet."""
         if number < len(self._known):
             self._study.add(self._known[number]["drawn"])
             return self._known[number]
@@ -117,7 +117,7 @@ class Trials:
             self.errors.append(said)
 
     def _figures(self, folder: Path) -> list[float] | None:
-        """What the objective says of a trial; None: it is not finished."""
+        """Returns the figures of a trial for the objective; None: not finished."""
         row = point_row(folder)
         if row is None or row["split"] != "validation":
             return None
@@ -145,7 +145,7 @@ WHY = {
 
 
 def check_trials(path: Path, known: Sequence[Mapping], ranges: Ranges) -> None:
-    """Refuses a record of trials that is not what a sweep of these ranges left.
+    """Refuses a record of trials that a sweep of these ranges cannot have written.
 
     Raises:
         StageError: it is damaged.
@@ -154,7 +154,7 @@ def check_trials(path: Path, known: Sequence[Mapping], ranges: Ranges) -> None:
         drawn, name = record.get("drawn"), record.get("point")
         whole = isinstance(drawn, dict) and drawn.keys() == ranges.ranges.keys()
         whole = whole and all(map(is_number, drawn.values()))
-        # The name is a folder: it must be the one that this program gives.
+        # The name is used as a folder, so it must be the one that this module makes.
         if not whole or name != ranges.name(number, ranges.choice(drawn)):
             raise StageError(
                 "The record of a sweep must have one line a trial, in order, as it was "
