@@ -1,4 +1,4 @@
-"""Errors of searches."""
+"""The errors that a search raises by itself."""
 
 
 class DivergenceError(RuntimeError):

@@ -57,5 +57,5 @@ class Meter:
         return self._earlier + perf_counter() - self._started
 
     def cost(self) -> SearchCost:
-        """The cost so far."""
+        """Returns the cost counted so far, in float-training steps and seconds."""
         return SearchCost(self.float_steps, self.seconds)
