@@ -176,7 +176,7 @@ def _layer_costs(model: Any, policy: BitwidthPolicy | None) -> tuple[LayerCost, 
     if policy is None:
         bits = dict.fromkeys(names, (FULL_PRECISION_BITS, FULL_PRECISION_BITS))
     else:
-        policy.check(names)
+        policy.check_model(model)
         bits = {n: (b.weight_bits, b.activation_bits) for n, b in policy.items()}
     macs, elements = layer_macs(model), _input_elements(model)
     layers = zip(names, searchable_layers(model), strict=True)

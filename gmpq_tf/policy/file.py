@@ -12,6 +12,8 @@ from gmpq_tf.spelling import suggest
 
 FORMAT = 1
 KEYS = ("format", "model", "layers", "made_by")
+# Of a pruned model: its bits are for no other, so that older releases refuse the file.
+PRUNED_FORMAT, CHANNELS = 2, "channels"  # a key of made_by
 PREFIX = "prefix="
 LONGEST_NAME = 1000  # characters of a layer name, since messages quote them
 
@@ -29,14 +31,16 @@ def read_policy_file(
         checks the values.
 
     Raises:
-        PolicyError: the file is not a policy of format 1.
+        PolicyError: the file is not a policy of format 1, or 2 of a pruned model.
         FileNotFoundError: there is no such file.
     """
     content = _read_json(path, "policy file")
     _check_keys("the policy", content, KEYS)
-    if type(content["format"]) is not int or content["format"] != FORMAT:
+    known = number_of(content["made_by"])
+    if type(content["format"]) is not int or content["format"] != known:
         raise PolicyError(
-            f"The format of a policy file must be {FORMAT}. "
+            f"The format of a policy file must be {FORMAT}, or {PRUNED_FORMAT} where "
+            f"made_by says {CHANNELS}. "
             f"Received: format={content['format']!r:.80}. Search again, or use the "
             "release of gmpq_tf that wrote the file."
         )
@@ -45,6 +49,12 @@ def read_policy_file(
         _check_name(name)
     layers = {name: _parse_layer(name, x) for name, x in content["layers"].items()}
     return content["model"], layers, content["made_by"]
+
+
+def number_of(made_by: Any) -> int:
+    """Returns the format of a policy's file, by where the policy comes from."""
+    pruned = isinstance(made_by, Mapping) and made_by.get(CHANNELS)
+    return PRUNED_FORMAT if pruned else FORMAT
 
 
 def read_renaming(text: str) -> str | dict[str, str]:

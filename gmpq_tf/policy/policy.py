@@ -28,6 +28,7 @@ from gmpq_tf.ends import end_names
 from gmpq_tf.files import write_json
 from gmpq_tf.graph import searchable_names
 from gmpq_tf.limits import given_budget, limits_of, records
+from gmpq_tf.policy.channels import check_channels, check_counts
 from gmpq_tf.policy.diff import (
     HEADER,
     PolicyDiff,
@@ -36,7 +37,13 @@ from gmpq_tf.policy.diff import (
     rank_correlation,
 )
 from gmpq_tf.policy.draw import draw_bits
-from gmpq_tf.policy.file import FORMAT, KEYS, check_object, read_policy_file
+from gmpq_tf.policy.file import (
+    CHANNELS,
+    KEYS,
+    check_object,
+    number_of,
+    read_policy_file,
+)
 from gmpq_tf.policy.renaming import check_adapts, check_same_names, new_names
 from gmpq_tf.spelling import suggest
 
@@ -57,7 +64,7 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
         model: name of the model the policy is for.
         layers: layer name -> `LayerBits` or `(weight_bits, activation_bits)`.
         made_by: provenance of the policy (strategy, config, seed, versions), plain JSON
-            values.
+            values; for a pruned model also `channels`, layer name -> how many it has.
 
     Raises:
         PolicyError: a value has the wrong type, or a bit-width is not in 2 to 8.
@@ -75,6 +82,12 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
             )
         object.__setattr__(self, "layers", _checked_layers(self.layers))
         object.__setattr__(self, "made_by", _checked_provenance(self.made_by))
+        check_counts(self.channels, self.layers)
+
+    @property
+    def channels(self) -> Mapping[str, int]:
+        """How many channels layers have, of a pruned model; {}: it serves any width."""
+        return self.made_by.get(CHANNELS, {})
 
     def __getitem__(self, name: str) -> LayerBits:
         if name not in self.layers:
@@ -224,6 +237,19 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
         """
         check_same_names(self.model, self, list(names))
 
+    def check_model(self, model: Any) -> None:
+        """Raises unless the policy covers exactly the layers of a model.
+
+        Args:
+            model: a built functional Keras model.
+
+        Raises:
+            PolicyError: as `check`, or the policy is of a pruned model, and this is
+                another one.
+        """
+        self.check(searchable_names(model))
+        check_channels(self, model)
+
     def rename(self, renaming: str | Mapping[str, str]) -> "BitwidthPolicy":
         """Returns the policy for a network whose layers have other names.
 
@@ -241,7 +267,9 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
         renamed = new_names(self, renaming)
         layers = {renamed[name]: bits for name, bits in self.items()}
         given = renaming if isinstance(renaming, str) else dict(renaming)
-        return BitwidthPolicy(self.model, layers, {**self.made_by, "renamed": given})
+        channels = {renamed[name]: count for name, count in self.channels.items()}
+        made_by = {**self.made_by, "renamed": given, **_of_pruned(channels)}
+        return BitwidthPolicy(self.model, layers, made_by)
 
     def adapt(
         self,
@@ -276,7 +304,8 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
             "others": [others.weight_bits, others.activation_bits],
             "drop": dropped,
         }
-        made_by = {"strategy": "adapt", "config": config}
+        channels = {name: n for name, n in self.channels.items() if name in kept}
+        made_by = {"strategy": "adapt", "config": config, **_of_pruned(channels)}
         return BitwidthPolicy(model.name, layers, made_by)
 
     def merge(self, other: "BitwidthPolicy") -> "BitwidthPolicy":
@@ -295,10 +324,11 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
         """
         _check_policy(other)
         config = {"policy": self.made_by, "other": other.made_by}
+        channels = _of_pruned({**self.channels, **other.channels})
         return BitwidthPolicy(
             self.model,
             {**self.layers, **other.layers},
-            {"strategy": "merge", "config": config},
+            {"strategy": "merge", "config": config, **channels},
         )
 
     def diff(self, other: "BitwidthPolicy") -> PolicyDiff:
@@ -342,7 +372,7 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
             name: {key: getattr(bits, key) for key in LAYER_KEYS}
             for name, bits in self.items()
         }
-        values = (FORMAT, self.model, layers, self.made_by)
+        values = (number_of(self.made_by), self.model, layers, self.made_by)
         write_json(path, dict(zip(KEYS, values, strict=True)))
 
     @classmethod
@@ -356,7 +386,7 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
             The policy.
 
         Raises:
-            PolicyError: the file is not a policy of format 1.
+            PolicyError: the file is not a policy of format 1, or 2 of a pruned model.
             FileNotFoundError: there is no such file.
         """
         try:
@@ -364,6 +394,11 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
         except PolicyError as error:
             text = str(error)[:LONGEST_MESSAGE]  # values in a file may be long
             raise PolicyError(f"{path}: {text}") from error
+
+
+def _of_pruned(channels: Mapping[str, int]) -> dict[str, Any]:
+    """What `made_by` says of a pruned model."""
+    return {CHANNELS: dict(channels)} if channels else {}
 
 
 def _check_policy(other: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from gmpq_tf.graph import Call, free_name, is_searchable, read_graph, searchable_names
+from gmpq_tf.graph import Call, free_name, is_searchable, read_graph
 from gmpq_tf.layers import QUANT_LAYERS, UnitQuantizer
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.quantizers import InputQuantizer
@@ -67,7 +67,7 @@ def quantize_model(
         PolicyError: the policy is for other layers (the nearest names are given), or
             has bits that the kernel quantizer does not support.
     """
-    policy.check(searchable_names(model))
+    policy.check_model(model)
     widths = {name: (bits.weight_bits,) for name, bits in policy.items()}
     check_widths(kernel_quantizer, widths)
     graph = split_gates(split_activations(read_graph(model)))

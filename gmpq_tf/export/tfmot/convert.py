@@ -27,7 +27,6 @@ from gmpq_tf.graph import (
     Call,
     is_searchable,
     read_graph,
-    searchable_names,
 )
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.transform.batches import ModelInputs
@@ -170,7 +169,7 @@ def _student_for(model: Any, policy: BitwidthPolicy) -> keras.Model:
             f"Received: model={type(model).__name__}. Pass what "
             "gmpq_tf.quantize_model(model, policy) returned."
         )
-    policy.check(searchable_names(model))
+    policy.check_model(model)
     if not input_quantizers(model):
         return quantize_model(model, policy)
     for call in read_graph(model).calls:
