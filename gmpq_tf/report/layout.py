@@ -10,4 +10,5 @@ EPOCH_IMPORTANCES = "importances.jsonl"  # likewise, of each epoch, with --tenso
 TENSORBOARD = "tensorboard"  # folder of its events, in that of each stage
 VALUES = "values.json"  # likewise
 JOURNAL = "journal.jsonl"  # likewise, of what is measured
+PRUNED = "pruned.keras"  # likewise, the float model where channels were removed
 SEARCHED_POLICY = f"search/{POLICY}"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gmpq_tf.files import DamagedFileError, read_arrays, remove_temporaries, write_json
-from gmpq_tf.report.layout import JOURNAL
+from gmpq_tf.report.layout import JOURNAL, PRUNED
 from gmpq_tf.run.errors import StageError
 from gmpq_tf.run.records import describe_run, fingerprint, read_record
 from gmpq_tf.run.run_config import WorkdirConfig
@@ -35,6 +35,7 @@ _ABSENT = "(absent)"
 # Files whose fingerprints the marker of a finished stage records.
 RESULT_FILES = (
     "model.keras",
+    PRUNED,
     "policy.json",
     "importances.json",
     "values.json",

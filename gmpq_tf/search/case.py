@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from gmpq_tf.budget import parse_budget
+from gmpq_tf.cost_tables import TableOptions
 from gmpq_tf.graph import read_graph
 from gmpq_tf.inputs import InputError
 from gmpq_tf.policy import PolicyError
@@ -23,6 +25,7 @@ from gmpq_tf.search.meter import Meter
 from gmpq_tf.search.problem import SearchProblem
 from gmpq_tf.search.watch import Watch
 from gmpq_tf.space import SearchSpace
+from gmpq_tf.transform import prune_channels
 from gmpq_tf.transform.batches import ModelInputs, batches_of, is_arrays
 
 BATCH, SHUFFLED = 64, 50_000
@@ -221,6 +224,28 @@ class SearchCase:
             )
             for layer, (weights, inputs) in self.problem.candidates.items()
         }
+
+    def pruned(
+        self, kept: Mapping[str, Sequence[bool]], trained: keras.Model | None = None
+    ) -> SearchCase:
+        """The case of the model without some channels; the budgets stay as they are.
+
+        Args:
+            kept: masks, as `prune_channels` takes them; {}: the case itself.
+            trained: the float model with other weights; None: its own.
+        """
+        if not kept:
+            return self
+        small = prune_channels(trained or self.model, kept)
+        options = TableOptions(
+            self.budget.get("storage"),
+            self.budget.get("latency_table"),
+            self.quantizers.get("kernel_quantizer"),
+        )
+        if self.budget.get("budget") is not None:
+            options = options.for_budgets(parse_budget(self.budget["budget"]))
+        problem = self.problem.of_smaller(small, options)
+        return replace(self, model=small, problem=problem)
 
     def widened(self) -> SearchSpace:
         """The space with the bits of `context` added, which the evaluator needs too."""

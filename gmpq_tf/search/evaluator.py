@@ -144,7 +144,8 @@ class Evaluator:
         if self._given is not None:
             return self._given()
         keras.utils.set_random_seed(case.seed)
-        hypernet = build_hypernet(case.model, case.widened(), **case.quantizers)
+        methods: dict[str, Any] = dict(case.quantizers)
+        hypernet = build_hypernet(case.model, case.widened(), **methods)
         calibrate(hypernet, case.calibration(), seed=case.seed)
         case.meter.forward(case.calibration_images)
         return hypernet

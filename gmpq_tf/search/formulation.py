@@ -9,6 +9,7 @@ from typing import Any
 from gmpq_tf.search.checks import check_number, check_whole
 from gmpq_tf.search.decisiveness import Decisiveness
 from gmpq_tf.search.errors import StrategyError
+from gmpq_tf.search.gates import GatesConfig, Information
 from gmpq_tf.search.penalties import CONTROLLER, penalty_of
 from gmpq_tf.search.risks import Risk
 from gmpq_tf.search.rules import RuleConfig
@@ -29,6 +30,7 @@ class Formulation:
         start: expected cost before training, as a multiple of the budget; None: that of
             the relaxation's initial importances.
         rule: how gradients are taken.
+        gates: how channels are pruned beside; None: they are not.
     """
 
     penalty: str = CONTROLLER
@@ -36,6 +38,7 @@ class Formulation:
     prob1: float = 0.0
     start: float | None = None
     rule: RuleConfig = field(default_factory=RuleConfig)
+    gates: GatesConfig | None = None
 
     def __post_init__(self) -> None:
         penalty_of(self.penalty)
@@ -60,12 +63,23 @@ class Formulation:
 
     def to_config(self) -> dict[str, Any]:
         """Plain JSON values, for `from_config`."""
-        return {**vars(self), "rule": dict(vars(self.rule))}
+        found = {**vars(self), "rule": dict(vars(self.rule))}
+        del found["gates"]
+        if self.gates is not None:
+            found["gates"] = dict(vars(self.gates))
+        return found
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Formulation:
         """The formulation that `to_config` described."""
-        return cls(**{**config, "rule": RuleConfig(**config["rule"])})
+        gates = config.get("gates")
+        return cls(
+            **{
+                **config,
+                "rule": RuleConfig(**config["rule"]),
+                "gates": None if gates is None else GatesConfig(**gates),
+            }
+        )
 
 
 PAPER = Formulation()
@@ -86,9 +100,15 @@ def prepare(search: Any) -> tuple[Risk, ...]:
     for risk in search.complexity.beside:
         if risk.limit is not None:
             risk.first = risk.spent_now(search.branches)
-    if not formulation.prob1:
-        return ()
-    return (Decisiveness(search.branches, formulation.prob1, search.add_weight),)
+    added: list[Risk] = []
+    if formulation.prob1:
+        added.append(
+            Decisiveness(search.branches, formulation.prob1, search.add_weight)
+        )
+    if formulation.gates is not None:
+        (gates,) = search.branches.gates
+        added.append(Information(gates, formulation.gates.information))
+    return tuple(added)
 
 
 def start_at(search: Any, multiple: float) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from gmpq_tf.bits import LayerPair
+from gmpq_tf.layers.channel_gates import ChannelGates
 from gmpq_tf.layers.relaxation_row import probabilities
 from gmpq_tf.search.divergence import check_temperature
 
@@ -27,16 +28,29 @@ class Importances:
         # A tuple in an object that Keras does not track, so that the layers are saved
         # only once, with the hypernet.
         self.layers: tuple[Any, ...] = tuple(hypernet.get_layer(n) for n in names)
+        found = [each for each in hypernet.layers if isinstance(each, ChannelGates)]
+        self.gates: tuple[ChannelGates, ...] = tuple(found)
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """The trainable importances; of each layer the kernel's, then the input's."""
-        return [
+        """The trainable importances; of each layer the kernel's, then the input's.
+
+        After them the variables of channel gates, [gates].
+        """
+        branches = [
             variable
             for layer in self.layers
             for variable in (layer.kernel_importance, layer.input_importance)
             if variable.trainable
         ]
+        return branches + [v for gates in self.gates for v in gates.trainable_variables]
+
+    def shares(self) -> list[tf.Tensor] | None:
+        """Share of each layer that channel gates leave, scalars; None without gates."""
+        if not self.gates:
+            return None
+        found = self.gates[0].shares()
+        return [found.get(layer.name, tf.constant(1.0)) for layer in self.layers]
 
     def expected_bits(self) -> list[LayerPair]:
         """Expected bits of each layer, scalars (eq. 7)."""
@@ -87,7 +101,8 @@ class Importances:
             for layer in self.layers
             for side in (layer.kernel_branches, layer.input_branches)
         ]
-        return [side.draws for side in sides if side.draws is not None]
+        drawn = [side.draws for side in sides if side.draws is not None]
+        return drawn + [gates.draws for gates in self.gates]
 
     def probabilities(self) -> dict[str, LayerPair]:
         """Layer name -> `pi_w` and `pi_a`, arrays [branches]."""

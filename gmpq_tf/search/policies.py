@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -39,6 +39,7 @@ from gmpq_tf.search.values import Bits, Valued, Values, plain
 from gmpq_tf.search.watch import Watch
 from gmpq_tf.space import SearchSpace
 from gmpq_tf.spelling import lookup, suggest
+from gmpq_tf.transform.prune import channel_counts
 from gmpq_tf.transform.rewrite import flattened
 from gmpq_tf.version import __version__
 
@@ -59,6 +60,9 @@ class SearchResult:
         valued: all that the strategy returned, with further columns.
         finalists: policies that were compared in the end, with their mean risk, the
             best first; () without finalists.
+        kept: layer -> a boolean for each channel, of layers that lose some; {}: none.
+        pruned: the float model without those channels, with the weights that the search
+            trained: the policy is of it; None: it is of the model itself.
     """
 
     policy: BitwidthPolicy
@@ -69,6 +73,8 @@ class SearchResult:
     decisions: Decisions
     valued: Valued
     finalists: tuple[tuple[Bits, float], ...] = ()
+    kept: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
+    pruned: keras.Model | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The contents of `values.json`; interruptions do not change them."""
@@ -83,6 +89,7 @@ class SearchResult:
             ],
             "margin": self.margin.to_json(),
             "decisions": self.decisions.to_json(),
+            **({"kept": kept_places(self.kept)} if self.kept else {}),
             "history": self.history,
         }
 
@@ -202,6 +209,7 @@ def search_case(
         finalists: how the best policies are compared.
     """
     valued = find_strategy(strategy).value(case, config)
+    case = case.pruned(valued.kept, valued.trained)
 
     def made_by(best: Bits) -> dict[str, Any]:
         return _made_by(case, strategy, config, finalists, best)
@@ -236,7 +244,9 @@ def conclude(
     else:
         margin = margin_of(valued, candidates, limits, best)
         decisions = decisions_of(valued, candidates, limits, best)
-    policy = BitwidthPolicy(case.model.name, best, made_by(best))
+    counts = channel_counts(valued.kept)
+    made = {**made_by(best), **({"channels": counts} if counts else {})}
+    policy = BitwidthPolicy(case.model.name, best, made)
     return SearchResult(
         policy,
         valued.values,
@@ -246,6 +256,8 @@ def conclude(
         decisions,
         valued,
         compared,
+        valued.kept,
+        case.model if valued.kept else None,
     )
 
 
@@ -363,6 +375,11 @@ def _made_by(
         "seed": case.seed,
         "versions": {"gmpq-tf": __version__},
     }
+
+
+def kept_places(kept: Mapping[str, Sequence[bool]]) -> dict[str, list[int]]:
+    """Layer -> numbers of the channels that stay, of masks."""
+    return {name: np.flatnonzero(mask).tolist() for name, mask in kept.items()}
 
 
 def _listed(bits: Bits) -> dict[str, list[int]]:

@@ -171,9 +171,12 @@ class PolicySearch(SearchSteps):
             ),
         )
         self.formulation.check_budget(self.problem.limits)
-        self.hypernet = build_hypernet(
-            model, self.problem.space, relaxation=relaxation, **self.quantizers
-        )
+        gates = self.formulation.gates
+        options: dict[str, Any] = {**self.quantizers, "relaxation": relaxation}
+        if gates is not None:
+            options["gate_start"] = gates.gate_start
+            options["whole_layers"] = gates.whole_layers or ()
+        self.hypernet = build_hypernet(model, self.problem.space, **options)
         self.output_names = list(self.hypernet.output_names)
         # As text, which Keras does not track; before freezing, which changes it.
         serialize = keras.saving.serialize_keras_object

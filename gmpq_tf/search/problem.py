@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -90,7 +90,8 @@ class SearchProblem:
     def expected(self, table: CostTable, branches: Importances) -> tf.Tensor:
         """Cost expected under the importances, `sum_k pi_w^T C_k pi_a` (eq. 7).
 
-        It includes the constant part; a scalar in the unit of the table.
+        It includes the constant part, and not what channel gates leave out; a scalar in
+        the unit of the table.
 
         Args:
             table: costs of the resource.
@@ -98,27 +99,48 @@ class SearchProblem:
         """
         items = self.candidates.items()
         macs = [table.macs(name, pair) for name, pair in items]
+        shares = branches.shares()
         terms = []
         if any(each is not None for each in macs):
             means = zip(macs, branches.expected_bits(), strict=True)
             rows = [(float(m), *bits) for m, bits in means if m is not None]
             # For all layers at once, which makes a smaller graph.
-            terms.append(
-                tf.reduce_sum(bit_ops(*map(tf.stack, zip(*rows, strict=True))))
-            )
+            costs = bit_ops(*map(tf.stack, zip(*rows, strict=True)))
+            if shares is not None:
+                known = zip(macs, shares, strict=True)
+                costs *= tf.stack([share for m, share in known if m is not None])
+            terms.append(tf.reduce_sum(costs))
         if None in macs:
             chosen = zip(items, macs, branches.branch_probabilities(), strict=True)
-            for (name, pair), each, pi in chosen:
+            for index, ((name, pair), each, pi) in enumerate(chosen):
                 if each is None:
                     costs = tf.constant(table.of(name, pair), tf.float32)
                     row = tf.linalg.matvec(costs, pi.activations)
-                    terms.append(tf.reduce_sum(pi.weights * row))
+                    share = 1.0 if shares is None else shares[index]
+                    terms.append(share * tf.reduce_sum(pi.weights * row))
         return tf.add_n(terms) + float(table.constant)
 
     def full_bit_ops(self) -> float:
         """Bit operations of the full-precision model."""
         assert self.bit_ops.full is not None
         return float(self.bit_ops.full)
+
+    def of_smaller(
+        self, model: keras.Model, options: TableOptions | None = None
+    ) -> SearchProblem:
+        """The same choices, and the same amounts to spend, of a pruned model.
+
+        Args:
+            model: from `prune_channels`.
+            options: what cost tables have to know besides the model.
+        """
+        limits = tuple(
+            Limit(cost_table(each.resource, model, options), each.budget, each.said)
+            for each in self.limits
+        )
+        table = cost_table(BIT_OPS, model)
+        check_limits(self.candidates, limits)
+        return replace(self, bit_ops=table, limits=limits)
 
     def most_probable_bits(self, probabilities: Mapping[str, Any]) -> dict:
         """The most probable bits within the budgets; see `knapsack`.

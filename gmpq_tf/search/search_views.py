@@ -14,6 +14,8 @@ from gmpq_tf.limits import Limit
 from gmpq_tf.search.attribution_risk import Generalization, exponent
 from gmpq_tf.search.complexity import Complexity
 from gmpq_tf.search.config import RiskConfig
+from gmpq_tf.search.formulation import Formulation
+from gmpq_tf.search.gates import kept_channels
 from gmpq_tf.search.importances import Importances
 from gmpq_tf.search.problem import SearchProblem
 from gmpq_tf.space import SearchSpace
@@ -27,6 +29,7 @@ class SearchViews:
     complexity: Complexity
     hypernet: keras.Model
     risk: RiskConfig
+    formulation: Formulation
     generalization: Generalization | None
 
     @property
@@ -89,6 +92,13 @@ class SearchViews:
     def importances(self) -> dict:
         """Candidate bits and branch probabilities of each layer, as plain JSON."""
         return self.branches.to_json()
+
+    def kept_channels(self) -> dict[str, tuple[bool, ...]]:
+        """Masks for `prune_channels`, of layers that channel gates take some from."""
+        if self.formulation.gates is None:
+            return {}
+        multiple = self.formulation.gates.channel_multiple
+        return kept_channels(self.branches.gates[0], multiple)
 
     def expected_bit_ops(self) -> tf.Tensor:
         """Bit operations expected under the importances (eq. 7), a scalar.

@@ -67,6 +67,9 @@ class Valued:
         history: what was done, as plain JSON values.
         odds: whether the values are logarithms of probabilities.
         bonds: constraints and added values between choices.
+        kept: layer -> a boolean for each channel, of layers that lose some, for
+            `prune_channels`; budgets are kept by what is left.
+        trained: the float model with the weights they are removed from; None: as it is.
     """
 
     values: Values
@@ -76,6 +79,8 @@ class Valued:
     history: Any = ()
     odds: bool = False
     bonds: Bonds = FREE
+    kept: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
+    trained: Any = None
 
     def total(self, bits: Bits) -> float:
         """The value of a policy: of its choices, and of pairs of them."""

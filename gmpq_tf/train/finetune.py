@@ -25,7 +25,6 @@ from gmpq_tf.budget import parse_budget
 from gmpq_tf.cost_tables import TableOptions
 from gmpq_tf.data import DataConfig, Dataset
 from gmpq_tf.files import read_jsonl
-from gmpq_tf.graph import searchable_names
 from gmpq_tf.limits import given_budget
 from gmpq_tf.models import load_model
 from gmpq_tf.models.file_checks import check_model_path, expand_user
@@ -46,6 +45,7 @@ from gmpq_tf.run.devices import (
 from gmpq_tf.run.errors import StageError
 from gmpq_tf.run.flags import from_flags
 from gmpq_tf.run.loop import fit_epochs, policy_results, save_model
+from gmpq_tf.run.records import fingerprint, read_record
 from gmpq_tf.run.run_config import RunConfig
 from gmpq_tf.run.stage import Stage
 from gmpq_tf.search.distill import Distiller
@@ -54,13 +54,14 @@ from gmpq_tf.task.tasks import task_of
 from gmpq_tf.train.first_look import look
 from gmpq_tf.train.found_events import write_map_events, write_policy_events
 from gmpq_tf.train.inputs import (
+    PRETRAINED,
     as_labelled,
     data_from_flags,
     file_identity,
     load_inputs,
     model_path,
 )
-from gmpq_tf.train.policies import check_other_layers, read_policy
+from gmpq_tf.train.policies import check_other_layers, pruned_model, read_policy
 from gmpq_tf.train.recipe import (
     Schedule,
     TrainingConfig,
@@ -85,7 +86,7 @@ class FinetuneConfig(TrainingConfig):
 
     Args:
         model: Float model, a .keras or .h5 file; none: the workdir's
-            pretrain/model.keras.
+            pretrain/model.keras, or the pruned model that the policy is of.
         policy: A policy file, uniform:WEIGHT_BITS,ACTIVATION_BITS (first layer and
             those of outputs at 8), or random:SEED (needs a budget); none: the workdir's
             search/policy.json.
@@ -108,7 +109,8 @@ class FinetuneConfig(TrainingConfig):
         activation_bits: Only with policy=random:SEED: candidates of layer inputs.
         distillation: Share of the loss that compares with the teacher's scores, 0 to 1.
         teacher: Teacher of the distillation, a .keras or .h5 file of the same inputs
-            and classes, such as a larger network; none: the float model.
+            and classes, such as a larger network; none: the float model, for a pruned
+            one the whole model.
         temperature: Temperature that softens scores in distillation.
         statistics_images: Augmented training images on which the statistics of each
             BatchNormalization are measured after the last epoch, before biases are
@@ -187,11 +189,14 @@ def finetune(config: FinetuneConfig, data: DataConfig, run: RunConfig) -> Stage:
     Raises:
         ValueError: a file or an option cannot be used, or training diverged.
     """
-    path = model_path(run, config.model)
+    pruned = None if config.model else pruned_model(run.workdir, config.policy)
+    path = pruned or model_path(run, config.model)
     check_batch(data)
     model, dataset = load_inputs(path, data)
     policy = choose_policy(config, run, model, dataset.class_names)
-    policy.check(searchable_names(model))
+    policy.check_model(model)
+    if pruned and config.distillation and config.teacher is None:
+        config = dataclasses.replace(config, teacher=whole_model(pruned))
     teacher = read_teacher(config.teacher, model)
     resolved = resolved_config(config, dataset, path, policy)
     stage = open_shared_stage(
@@ -206,7 +211,7 @@ def finetune(config: FinetuneConfig, data: DataConfig, run: RunConfig) -> Stage:
     method = config.kernel_quantizer or DEFAULT_KERNEL_QUANTIZER
     student = quantize_model(model, policy, kernel_quantizer=method)
     with dataset.naming_damaged_images():
-        if not stage.epochs:
+        if not stage.epochs and not pruned:  # which is not accurate before training
             look(model, dataset)
         calibrate(student, dataset.calibration(config.calibration_images))
         trainee = train_student(student, model, dataset, stage, config, run, teacher)
@@ -220,6 +225,31 @@ def finetune(config: FinetuneConfig, data: DataConfig, run: RunConfig) -> Stage:
         stage.finish({**results, f"rounded_{task_of(student).headline}": figure})
     wait_for_workers()
     return stage
+
+
+def whole_model(pruned: Path) -> str:
+    """Returns the float model that a search pruned, which its students follow.
+
+    Args:
+        pruned: file that the search left in its folder.
+
+    Returns:
+        The path of the file, where it was or in the same workdir.
+
+    Raises:
+        StageError: it is not there any more.
+    """
+    workdir = pruned.parent.parent
+    record = workdir / "config" / f"{pruned.parent.name}.json"
+    known = read_record(record)["config"].get("model", {}) if record.is_file() else {}
+    for path in (Path(known.get("path", "")), workdir / PRETRAINED):
+        if path.is_file() and fingerprint(path) == known.get("sha256"):
+            return str(path)
+    raise StageError(
+        "Students of a pruned model follow the whole one. "
+        f"Received: {pruned}, and no {known.get('path', 'record of the search')}. Name "
+        "it with --teacher, or train without it: --distillation=0."
+    )
 
 
 def read_teacher(path: str | None, model: keras.Model) -> keras.Model:

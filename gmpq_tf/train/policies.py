@@ -13,6 +13,7 @@ from gmpq_tf.graph import searchable_names
 from gmpq_tf.models.file_checks import is_file
 from gmpq_tf.policy import BitwidthPolicy, PolicyError
 from gmpq_tf.policy.file import read_renaming
+from gmpq_tf.report.layout import PRUNED, SEARCHED_POLICY
 
 # The last layer of our classifiers, which no larger network has.
 CLASSIFIER_HEAD = "head_dense"
@@ -73,6 +74,36 @@ def read_policy(
         drop_layers = [n for n in policy if n == CLASSIFIER_HEAD and not has_head]
     weights, activations = other_layers
     return policy.adapt(model, (weights, activations), drop_layers)
+
+
+def pruned_model(workdir: str | Path, text: str | None) -> Path | None:
+    """The float model of a policy that a flag names, where that is a pruned one.
+
+    Args:
+        workdir: folder of the run.
+        text: as of `read_policy`; None: the workdir's search/policy.json.
+
+    Returns:
+        The pruned.keras beside the policy, or of the workdir's search; None: the policy
+        is of no pruned model, or it cannot be read.
+
+    Raises:
+        PolicyError: it is of a pruned model, which is not there.
+    """
+    path = Path(workdir) / SEARCHED_POLICY if text is None else Path(text)
+    if not is_file(path):
+        return None
+    policy = BitwidthPolicy.load(path)
+    if not policy.channels:
+        return None
+    found = [path.parent / PRUNED, (Path(workdir) / SEARCHED_POLICY).parent / PRUNED]
+    for file in filter(Path.is_file, found):
+        return file
+    raise PolicyError(
+        "A policy of a pruned model needs that model. "
+        f"Received: {path}, and no {found[0]}. Copy it there from the search, or name "
+        "it with --model."
+    )
 
 
 def check_other_layers(

@@ -43,6 +43,7 @@ from gmpq_tf.task.tasks import task_of
 from gmpq_tf.train.attribute import write_attribution
 from gmpq_tf.train.evaluate import RESULT, model_folders
 from gmpq_tf.train.inputs import PRETRAINED
+from gmpq_tf.train.policies import pruned_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +92,9 @@ def report(config: ReportConfig, data: DataConfig, run: WorkdirConfig) -> Path:
     attribution = None
     if config.attribution_images:
         attribution = attribute(workdir, folders, model, data, config)
-    write_json(workdir / COST, dataclasses.asdict(cost))
+    pruned = pruned_model(workdir, None)
+    drawn = count_cost(load_model(pruned)) if pruned else cost
+    write_json(workdir / COST, dataclasses.asdict(drawn))
     rows = [result_row(workdir / folder, model) for folder in folders]
     metric = task_of(model).headline
     summary = {
@@ -166,7 +169,12 @@ def row_name(folder: Path) -> str:
 def row_cost(folder: Path, model: keras.Model) -> Cost:
     """Returns the cost of the float model under a folder's policy, if it has one."""
     path = folder / POLICY
-    return count_cost(model, BitwidthPolicy.load(path) if path.exists() else None)
+    if not path.exists():
+        return count_cost(model)
+    pruned = pruned_model(folder.parent, str(path))
+    return count_cost(
+        load_model(pruned) if pruned else model, BitwidthPolicy.load(path)
+    )
 
 
 def attribute(

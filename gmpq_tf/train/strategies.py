@@ -17,13 +17,12 @@ from absl import flags
 from gmpq_tf.cost_tables import TableOptions
 from gmpq_tf.data import DataConfig, Dataset
 from gmpq_tf.files import write_json
-from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.quantizers.kernel_quantizer import (
     DEFAULT_KERNEL_QUANTIZER,
     kernel_method,
 )
-from gmpq_tf.report.layout import JOURNAL, POLICY, VALUES
-from gmpq_tf.run.loop import fit_epochs, policy_results
+from gmpq_tf.report.layout import JOURNAL, POLICY, PRUNED, VALUES
+from gmpq_tf.run.loop import fit_epochs, policy_results, save_model
 from gmpq_tf.run.records import versions
 from gmpq_tf.run.run_config import EventsConfig, RunConfig, WorkdirConfig
 from gmpq_tf.run.stage import Stage, open_stage
@@ -53,7 +52,8 @@ class StrategyConfig:
 
     Args:
         strategy: How the choices are valued. gmpq and edmips train importances, as do
-            bp_nas, hmq, dq, fracbits, ssps and bayesian_bits, each as in its paper;
+            bp_nas, hmq, dq, fracbits, ssps and bayesian_bits, each as in its
+            paper; djpq removes channels, too;
             loss_delta measures the loss each choice adds (no training, no labels);
             one_shot does so after training with randomly drawn bits; limpq reads the
             step sizes that quantizers learn; fisher and hawq use derivatives; clado
@@ -128,7 +128,8 @@ def search_by(
             and images are read here.
 
     Returns:
-        The finished stage: policy.json, values.json and journal.jsonl in its folder.
+        The finished stage: policy.json, values.json and journal.jsonl in its folder,
+        and pruned.keras where channels were removed, which the policy is of.
 
     Raises:
         ValueError: a file or an option cannot be used.
@@ -159,7 +160,11 @@ def search_by(
     if run.progress == "none":
         print(result, flush=True)
     made_by = {**result.policy.made_by, "versions": versions()}
-    policy = BitwidthPolicy(model.name, result.policy.layers, made_by)
+    policy = dataclasses.replace(result.policy, made_by=made_by)
+    if result.pruned is not None:
+        model = result.pruned
+        save_model(model, stage.folder / PRUNED)
+        print(f"Pruned float model: {stage.folder / PRUNED}. {_left(result.kept)}")
     write_json(stage.folder / VALUES, result.to_json())
     policy.save(stage.folder / POLICY)
     if isinstance(run, EventsConfig) and run.tensorboard:
@@ -167,6 +172,12 @@ def search_by(
     cost = dataclasses.asdict(result.cost)
     stage.finish({**policy_results(stage, model, policy), "search_cost": cost})
     return stage
+
+
+def _left(kept: Mapping[str, Sequence[bool]]) -> str:
+    """How many channels stay, in words."""
+    layers = (f"{name} {sum(mask)} of {len(mask)}" for name, mask in kept.items())
+    return f"Channels: {', '.join(layers)}."
 
 
 def _searched(

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 
 from gmpq_tf.float_layers import float_layers, warn_uncounted
-from gmpq_tf.graph import Call, Graph, is_searchable, read_graph
+from gmpq_tf.graph import (
+    Call,
+    Graph,
+    GraphError,
+    free_name,
+    is_searchable,
+    read_graph,
+)
 from gmpq_tf.kernel_kinds import listed
 from gmpq_tf.layers import MIXED_LAYERS
 from gmpq_tf.layers.batch_norm import fused_norm
+from gmpq_tf.layers.channel_gates import ChannelGates
 from gmpq_tf.layers.relaxation import DEFAULT_RELAXATION, relaxation_of
 from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
 from gmpq_tf.quantizers.input_quantizer import DEFAULT_INPUT_QUANTIZER
@@ -21,6 +30,8 @@ from gmpq_tf.quantizers.kernel_quantizer import (
     check_widths,
 )
 from gmpq_tf.space import SearchSpace
+from gmpq_tf.spelling import suggest
+from gmpq_tf.transform.channels import OUTPUT, Channels, channels_of
 from gmpq_tf.transform.exportable import warn_of_refusals
 from gmpq_tf.transform.gates import split_gates
 from gmpq_tf.transform.placement import input_signs
@@ -32,6 +43,8 @@ from gmpq_tf.transform.rewrite import (
     split_activations,
 )
 
+ONLY = "it is the only one of its layer"
+
 
 def build_hypernet(
     model: keras.Model,
@@ -39,6 +52,8 @@ def build_hypernet(
     input_quantizer: str = DEFAULT_INPUT_QUANTIZER,
     kernel_quantizer: str = DEFAULT_KERNEL_QUANTIZER,
     relaxation: str = DEFAULT_RELAXATION,
+    gate_start: float | None = None,
+    whole_layers: Collection[str] = (),
 ) -> keras.Model:
     """Build the hypernet of section 3.3 from any functional Keras model.
 
@@ -54,13 +69,17 @@ def build_hypernet(
         input_quantizer: a name in `INPUT_QUANTIZERS`.
         kernel_quantizer: a name in `KERNEL_QUANTIZERS`.
         relaxation: a name in `RELAXATIONS`: how layers compute with several bit-widths.
+        gate_start: gates all channels that can be removed by a layer `channel_gates`,
+            see `ChannelGates`; None: no gates.
+        whole_layers: whose channels have no gates.
 
     Returns:
         A functional model. Call `gmpq.calibrate` on it before use (`PolicySearch.fit`
         does).
 
     Raises:
-        GraphError: a subclassed or unbuilt model, or a layer that cannot be rebuilt.
+        GraphError: a subclassed or unbuilt model, a layer that cannot be rebuilt, or
+            gates where no channel can be removed.
         PolicyError: the space names a layer that the model lacks, or bits that the
             kernel quantizer does not support.
         ValueError: an unknown relaxation, or one that a quantizer does not support.
@@ -72,6 +91,19 @@ def build_hypernet(
     signs = input_signs(graph)
     warn_unquantized(graph)
     warn_of_refusals(split_gates(graph))
+    gates: ChannelGates | None = None
+    if gate_start is not None:
+        channels = gated_channels(graph, whole_layers, channels_of(read_graph(model)))
+        name = free_name("channel_gates", {call.name for call in graph.calls})
+        places, gates = make_gates(channels, gate_start, name)
+    gated: dict[int, Any] = {}
+
+    def on_operand(call: Call, index: int, tensor: Any) -> Any:
+        if gates is None or not is_searchable(call.layer) or max(places[index]) < 0:
+            return tensor
+        if index not in gated:
+            gated[index] = gates(tensor, places=places[index])
+        return gated[index]
 
     def make_layer(call: Call) -> Any:
         if not is_searchable(call.layer):
@@ -88,10 +120,80 @@ def build_hypernet(
             MIXED_LAYERS, call, quantizer, weight_bits, kernel_quantizer, relaxation
         )
 
-    hypernet = rebuild(graph, model.name, make_layer)
+    hypernet = rebuild(graph, model.name, make_layer, on_operand)
     copy_weights(graph, hypernet)
     fit_kernel_steps(hypernet)
     return hypernet
+
+
+def gated_channels(
+    graph: Graph, whole_layers: Collection[str], removable: Channels
+) -> Channels:
+    """The channels of a graph, of which some layers keep all.
+
+    Args:
+        graph: of the float model, its activations split.
+        whole_layers: that keep all channels.
+        removable: those of the model itself, from which they are removed.
+
+    Raises:
+        GraphError: no such layer, or no channel that can be removed; the reasons are
+            given.
+    """
+    channels = channels_of(graph)
+    for name in whole_layers:
+        if name not in channels.producers:
+            raise GraphError(
+                "A layer that keeps all channels must make some. "
+                f"Received: whole_layers={list(whole_layers)!r}. "
+                f"{suggest(name, channels.producers)}"
+            )
+        for slot in channels.producers[name].tolist():
+            channels.fixed.setdefault(slot, "it is one of whole_layers")
+    for name, slots in channels.producers.items():
+        why = ONLY if slots.size == 1 else removable.why_fixed(name)
+        if why is not None:
+            for slot in slots.tolist():
+                channels.fixed.setdefault(slot, why)
+    fixed = {name: channels.why_fixed(name) for name in channels.producers}
+    if all(fixed.values()):
+        reasons = "; ".join(f"{name!r}: {why}" for name, why in fixed.items())
+        raise GraphError(
+            "Pruning needs a layer whose channels can be removed. "
+            f"Received: none: {reasons}. Search bits alone."
+        )
+    expected = (None, OUTPUT, ONLY)
+    kept = {name: why for name, why in fixed.items() if why not in expected}
+    if kept:
+        reasons = "; ".join(f"{name!r}: {why}" for name, why in kept.items())
+        warnings.warn(f"These layers keep all channels: {reasons}.", stacklevel=4)
+    return channels
+
+
+def make_gates(
+    channels: Channels, start: float, name: str
+) -> tuple[list[tuple[int, ...]], ChannelGates]:
+    """The gates of all channels that can be removed.
+
+    Args:
+        channels: of a graph.
+        start: of `ChannelGates`.
+        name: of the layer.
+
+    Returns:
+        Gate of each place of each tensor, -1 where there is none, and the layer.
+    """
+    made = np.concatenate(list(channels.producers.values()))
+    free = np.unique(made[channels.free(made)])
+    gate_of = {int(slot): gate for gate, slot in enumerate(free)}
+
+    def numbered(slots: np.ndarray) -> tuple[int, ...]:
+        return tuple(gate_of.get(slot, -1) for slot in slots.tolist()) or (-1,)
+
+    producers = {name: numbered(own) for name, own in channels.producers.items()}
+    readers = {name: numbered(own) for name, own in channels.readers.items()}
+    places = [numbered(own) for own in channels.slots]
+    return places, ChannelGates(producers, readers, start, name)
 
 
 def make_quantized(

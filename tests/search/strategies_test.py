@@ -28,6 +28,7 @@ from gmpq_tf.search.readouts import READOUTS
 from gmpq_tf.search.rules import RULES
 from gmpq_tf.search.values import Valued, total
 from gmpq_tf.space import SearchSpace
+from gmpq_tf.transform import prune_channels
 from tests.search.toy import RIGHT, SPACE, toy_budget, toy_images, toy_model
 
 # Of the strategies with gradients: how importances are read.
@@ -39,6 +40,7 @@ CASES: dict = {
     "bp_nas": MEASURED | {"rule": "asga"},
     "hmq": MEASURED,
     "dq": MEASURED,
+    "djpq": MEASURED,
     "fracbits": MEASURED,
     "ssps": {"epochs": 2, "eta": 1.0, "generalization": "partitioned"},
     "bayesian_bits": {"epochs": 1, "eta": 1.0, "generalization": "margin"},
@@ -81,6 +83,7 @@ ROWS = [*CASES.items(), *TABLES, *GRADIENT]
 COMPUTES = {
     "hmq": "thresholds",
     "dq": "learned_grid",
+    "djpq": "learned_grid",
     "fracbits": "adjacent",
     "bayesian_bits": "nested",
 }
@@ -169,7 +172,8 @@ class TestStrategy:
         assert list(bits) == list(SPACE.candidates(model))
         assert all(bits[name] == (8, 8) for name in SPACE.pinned)
         assert {b for n in RIGHT for b in bits[n]} <= {2, 3, 4}
-        assert count_cost(model, result.policy).bit_ops <= toy_budget(model)
+        searched = prune_channels(model, result.kept)
+        assert count_cost(searched, result.policy).bit_ops <= toy_budget(model)
         assert result.cost.float_steps > 0
         if finds(strategy, options):
             assert {name: bits[name] for name in RIGHT} == RIGHT

@@ -13,6 +13,7 @@ from gmpq_tf.search.strategies.bayesian_bits import (
 )
 from gmpq_tf.search.strategies.bp_nas import BPNASConfig, bp_nas
 from gmpq_tf.search.strategies.clado import CLADOConfig, clado
+from gmpq_tf.search.strategies.djpq import DJPQConfig, djpq
 from gmpq_tf.search.strategies.dq import DQConfig, dq
 from gmpq_tf.search.strategies.evolution import EvolutionConfig, evolution
 from gmpq_tf.search.strategies.fisher import FisherConfig, fisher
@@ -58,6 +59,7 @@ STRATEGIES: dict[str, Strategy] = {
     "bp_nas": Strategy(BPNASConfig, bp_nas, gradient=True),
     "hmq": Strategy(HMQConfig, hmq, gradient=True),
     "dq": Strategy(DQConfig, dq, gradient=True),
+    "djpq": Strategy(DJPQConfig, djpq, gradient=True),
     "fracbits": Strategy(FracBitsConfig, fracbits, gradient=True),
     "ssps": Strategy(SSPSConfig, ssps, gradient=True),
     "bayesian_bits": Strategy(BayesianBitsConfig, bayesian_bits, gradient=True),

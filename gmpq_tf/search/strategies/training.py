@@ -17,6 +17,7 @@ from gmpq_tf.search.config import RiskConfig
 from gmpq_tf.search.divergence import check_converged
 from gmpq_tf.search.errors import StrategyError
 from gmpq_tf.search.formulation import PAPER, Formulation
+from gmpq_tf.search.gates import trained_model
 from gmpq_tf.search.generalizations import generalization_of
 from gmpq_tf.search.judge import Judge
 from gmpq_tf.search.policy_search import PolicySearch
@@ -165,7 +166,7 @@ def valued_by_training(
     def train() -> dict[str, Any]:
         searches.append(_made(case, recipe, risk))
         answer = _train(case, config, recipe, searches[0], loss)
-        if config.readout == "perturbation":
+        if config.readout == "perturbation" or "kept" in answer:
             case.journal.keep(WEIGHTS, searches[0].hypernet.variables)
         return answer
 
@@ -181,14 +182,21 @@ def valued_by_training(
         for layer, (weights, inputs) in answer["probabilities"].items()
     }
     problem = case.problem
+    kept = {n: tuple(mask) for n, mask in answer.get("kept", {}).items()}
+    # Before measuring, which changes importances.
+    model = trained_model(case.model, trained()) if kept else None
     read = read_importances(probabilities, problem.candidates, config.readout)
     if config.readout != "perturbation":
-        return replace(read, history=answer["history"])
+        return replace(read, history=answer["history"], kept=kept, trained=model)
+    problem = case.pruned(kept).problem
+    case = replace(case, problem=problem)  # of which the budgets are kept
     start = choose(read.values, problem.candidates, problem.limits)
     found = perturbation(case, start, config, risk, trained)
     return replace(
         found,
         columns={**read.columns, **found.columns},
+        kept=kept,
+        trained=model,
         history={"training": answer["history"], "measured": list(found.history)},
     )
 
@@ -248,7 +256,9 @@ def _train(
     steps = int(np.asarray(search.optimizer.iterations))
     case.meter.training(steps * case.data.batch_images, step_cost(search))
     probabilities = search.branches.probabilities()
+    kept = {name: list(mask) for name, mask in search.kept_channels().items()}
     return {
+        **({"kept": kept} if kept else {}),
         "probabilities": {
             n: [p.tolist() for p in pi] for n, pi in probabilities.items()
         },

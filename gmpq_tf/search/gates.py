@@ -1,0 +1,137 @@
+"""Channel gates in a search: their options, their risk, and what they leave."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from gmpq_tf.graph import is_searchable
+from gmpq_tf.kernel_kinds import KERNEL_KINDS
+from gmpq_tf.layers.channel_gates import START, ChannelGates
+from gmpq_tf.search.checks import check_number, check_whole
+from gmpq_tf.search.errors import StrategyError
+from gmpq_tf.search.risks import Risk, Step
+from gmpq_tf.transform.rewrite import flat_copy
+
+
+@dataclass(frozen=True)
+class GatesConfig:
+    """How channels are pruned while bits are searched.
+
+    Args:
+        information: Weight of what channels tell, in nats, of their mean: about what
+            removing all that are removed may cost. More prunes more.
+        gate_start: log(variance / squared mean) of each gate before training, below 0.
+        channel_multiple: Channels that are left are made a multiple of it, by keeping
+            the surest of the others.
+        whole_layers: Layers that keep all channels.
+    """
+
+    information: float = 0.1
+    gate_start: float = START
+    channel_multiple: int = 1
+    whole_layers: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_number("information", self.information, 0.0)
+        check_whole("channel_multiple", self.channel_multiple, 1)
+        if not -100 <= self.gate_start < 0:
+            raise StrategyError(
+                "gate_start must be from -100 to below 0, where gates are open. "
+                f"Received: gate_start={self.gate_start!r}."
+            )
+        if self.whole_layers is not None:
+            object.__setattr__(self, "whole_layers", tuple(self.whole_layers))
+
+
+class Information(Risk):
+    """The mean of `log(1 + mu^2 / sigma^2)` over all gates, in nats.
+
+    Args:
+        gates: of the hypernet.
+        strength: its weight.
+
+    Source: Dai et al., "Compressing Neural Networks using the Variational Information
+    Bottleneck", ICML 2018, eq. 8.
+    """
+
+    name = "information"
+
+    def __init__(self, gates: ChannelGates, strength: float) -> None:
+        self.gates, self.strength = gates, strength
+
+    def weight(self, step: Step) -> float:
+        """The strength."""
+        step.noted["open_channels"] = tf.reduce_mean(self.gates.open())
+        return self.strength
+
+    def value(self, step: Step) -> tf.Tensor:
+        """Mean over the gates, a scalar."""
+        return tf.reduce_mean(self.gates.information())
+
+
+def trained_model(model: keras.Model, hypernet: keras.Model) -> keras.Model:
+    """The float model with the weights that a hypernet was trained to.
+
+    The means of its gates are multiplied into the kernels that read the channels.
+
+    Args:
+        model: the float model, nested models inlined; it is not changed.
+        hypernet: built from it, with gates, trained.
+    """
+    copy = flat_copy(model)
+    (gates,) = (each for each in hypernet.layers if isinstance(each, ChannelGates))
+    means: np.ndarray = np.append(np.asarray(gates.mean), 1.0)  # -1 is the last
+    for layer in copy.layers:
+        if not layer.weights:
+            continue
+        source = hypernet.get_layer(layer.name)
+        if not is_searchable(layer):
+            layer.set_weights(source.get_weights())
+            continue
+        axes = KERNEL_KINDS[type(layer).__name__].axes
+        kernel = np.asarray(source.kernel)
+        read = means[np.array(gates.given["readers"][layer.name])]
+        if kernel.shape[axes.index("i")] == len(read):  # not in groups, without gates
+            shape = [-1 if axis == "i" else 1 for axis in axes]
+            kernel = kernel * read.reshape(shape)
+        layer.kernel.assign(kernel)
+        if layer.use_bias:
+            layer.bias.assign(source.bias)
+    return copy
+
+
+def kept_channels(
+    gates: ChannelGates, multiple: int = 1
+) -> dict[str, tuple[bool, ...]]:
+    """Which channels stay: those whose gates are open, and one of each layer at least.
+
+    Args:
+        gates: trained.
+        multiple: that the channels of every layer become, where it has so many.
+
+    Returns:
+        Masks of the layers that lose a channel, for `prune_channels`.
+    """
+    ratios = np.asarray(gates.log_ratios())
+    kept = ratios < 0
+    producers: Mapping[str, Any] = gates.given["producers"]
+    gated = {n: np.array(own) for n, own in producers.items() if min(own) >= 0}
+    changed = True
+    while changed:  # layers may share a part of their gates
+        changed = False
+        for own in gated.values():
+            count = int(kept[own].sum())
+            wanted = min(max(math.ceil(count / multiple), 1) * multiple, own.size)
+            closed = own[~kept[own]]
+            more = closed[np.argsort(ratios[closed], kind="stable")][: wanted - count]
+            kept[more] = True
+            changed |= len(more) > 0
+    masks = {n: tuple(map(bool, kept[own])) for n, own in gated.items()}
+    return {name: mask for name, mask in masks.items() if not all(mask)}
