@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from gmpq_tf.layers.drawn_neighbour import DRAWN_NEIGHBOUR
 from gmpq_tf.layers.fractional import ADJACENT
 from gmpq_tf.layers.learned_grid import LEARNED_GRID
 from gmpq_tf.layers.nested_gates import NESTED
@@ -64,6 +65,7 @@ RELAXATIONS: dict[str, Relaxation] = {
     "nested": NESTED,
     "thresholds": THRESHOLD_GRIDS,
     "learned_grid": LEARNED_GRID,
+    "drawn_neighbour": DRAWN_NEIGHBOUR,
 }
 
 

@@ -6,7 +6,8 @@ Reads the float model (--model, or the workdir's pretrain/model.keras). Writes i
 The defaults are the paper's recipe. With --budget (W4A4, 5%, 0.5GBOPs, 60kB of exported
 file, 2.5ms, or several of them) --zeta need not be tuned; --eta=0 searches by EdMIPS.
 Each --strategy has its own flags: --strategy=loss_delta measures the loss that each
-choice adds, without training, for models that are not fine-tuned afterwards.
+choice adds, without training, for models that are not fine-tuned afterwards;
+--strategy=djpq also removes channels, and writes the smaller model pruned.keras.
 --purpose=post_training or --purpose=fine_tuning chooses a strategy for that purpose.
 --relaxation=sampled and --readout=perturbation make importances tell better which layer
 needs its bits. --finalists=8 fine-tunes the best policies, and the uniform one, for a
@@ -110,9 +111,9 @@ class SearchConfig(TrainingConfig):
         relaxation: How layers compute with several bit-widths at once: mixture takes
             the weighted sum of all quantized tensors (eq. 5); sampled draws one
             bit-width in each step; expected_grid rounds once on the mean grid. The last
-            two do not average rounding errors. adjacent, nested, thresholds and
-            learned_grid are those of the strategies fracbits, bayesian_bits, hmq and
-            dq.
+            two do not average rounding errors. adjacent, nested, thresholds,
+            learned_grid and drawn_neighbour are those of the strategies fracbits,
+            bayesian_bits, hmq, dq and sdq.
         readout: how the importances are read.
         rule: how gradients are taken.
         risk: the risks and the budget.

@@ -52,7 +52,7 @@ class StrategyConfig:
 
     Args:
         strategy: How the choices are valued. gmpq and edmips train importances, as do
-            bp_nas, hmq, dq, fracbits, ssps and bayesian_bits, each as in its
+            bp_nas, hmq, dq, fracbits, sdq, ssps and bayesian_bits, each as in its
             paper; djpq removes channels, too;
             loss_delta measures the loss each choice adds (no training, no labels);
             one_shot does so after training with randomly drawn bits; limpq reads the

@@ -129,6 +129,21 @@ class TestPortfolio:
             deviation = np.std(alone) / np.sqrt(len(drawn))
             assert np.mean(drawn) == pytest.approx(pi @ alone, abs=4 * deviation)
 
+    def test_neighbours_are_drawn_by_their_distance(self):
+        layer = layer_of("drawn_neighbour", normal()[::20])
+        branches = layer.kernel_branches
+        for bits, pi in ((2.75, (0.25, 0.75, 0)), (3.5, (0, 0.5, 0.5))):
+            branches.set_mean(bits)
+            np.testing.assert_allclose(branches.probabilities(), pi, atol=1e-6)
+            drawn = np.array([branches.weights_now(True) for _ in range(400)])
+            assert set(np.unique(drawn)) == {0, 1}
+            np.testing.assert_allclose(drawn.mean(0), pi, atol=0.1)
+            with tf.GradientTape() as tape:
+                mean = tf.reduce_sum(branches.weights_now(True) * BITS)
+            assert tape.gradient(mean, branches.importance.value)[0] > 0
+        nearer = branches.weights_now(False)
+        assert np.sum(nearer) == 1 == nearer[1]
+
     @pytest.mark.parametrize(
         ("relaxation", "inside"),
         [("mixture", True), ("sampled", False), ("expected_grid", False)],

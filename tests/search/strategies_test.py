@@ -42,6 +42,7 @@ CASES: dict = {
     "dq": MEASURED,
     "djpq": MEASURED,
     "fracbits": MEASURED,
+    "sdq": MEASURED,
     "ssps": {"epochs": 2, "eta": 1.0, "generalization": "partitioned"},
     "bayesian_bits": {"epochs": 1, "eta": 1.0, "generalization": "margin"},
     "loss_delta": {},
@@ -85,6 +86,7 @@ COMPUTES = {
     "dq": "learned_grid",
     "djpq": "learned_grid",
     "fracbits": "adjacent",
+    "sdq": "drawn_neighbour",
     "bayesian_bits": "nested",
 }
 APOT = SearchSpace((2, 4), (2, 4), dict.fromkeys(SPACE.pinned, (6, 8)))

@@ -27,6 +27,7 @@ from gmpq_tf.search.strategies.loss_delta import LossDeltaConfig, loss_delta
 from gmpq_tf.search.strategies.ompq import OMPQConfig, ompq
 from gmpq_tf.search.strategies.one_shot import OneShotConfig, one_shot
 from gmpq_tf.search.strategies.random_draws import RandomConfig, random_draws
+from gmpq_tf.search.strategies.sdq import sdq
 from gmpq_tf.search.strategies.ssps import SSPSConfig, ssps
 from gmpq_tf.search.strategies.topological import (
     TopologicalEntropyConfig,
@@ -61,6 +62,7 @@ STRATEGIES: dict[str, Strategy] = {
     "dq": Strategy(DQConfig, dq, gradient=True),
     "djpq": Strategy(DJPQConfig, djpq, gradient=True),
     "fracbits": Strategy(FracBitsConfig, fracbits, gradient=True),
+    "sdq": Strategy(DQConfig, sdq, gradient=True),
     "ssps": Strategy(SSPSConfig, ssps, gradient=True),
     "bayesian_bits": Strategy(BayesianBitsConfig, bayesian_bits, gradient=True),
     "loss_delta": Strategy(LossDeltaConfig, loss_delta),

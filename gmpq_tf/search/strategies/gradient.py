@@ -26,9 +26,9 @@ class EdMIPSConfig(TrainingConfig):
         relaxation: How layers compute with several bit-widths at once: mixture takes
             the weighted sum of all quantized tensors (eq. 5); sampled draws one
             bit-width in each step; expected_grid rounds once on the mean grid;
-            adjacent, nested, thresholds and learned_grid are those of fracbits,
-            bayesian_bits, hmq and dq. A mixture averages rounding errors, so its
-            importances hardly tell which layers need their bits.
+            adjacent, nested, thresholds, learned_grid and drawn_neighbour are those of
+            fracbits, bayesian_bits, hmq, dq and sdq. A mixture averages rounding
+            errors, so its importances hardly tell which layers need their bits.
     """
 
     zeta: float = RiskConfig.zeta

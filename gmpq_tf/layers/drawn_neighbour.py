@@ -1,0 +1,63 @@
+"""A fractional bit-width, of which one neighbour is drawn in each step (SDQ)."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from gmpq_tf.layers.fractional import ADJACENT, between
+from gmpq_tf.layers.relaxation_row import Grids, Relaxation, logistic
+from gmpq_tf.quantizers.straight_through import straight_through
+
+SHARPNESS = 0.25  # of the sigmoid that draws get their gradient from
+LEAST = 0.02  # probability, from which on that gradient stays as it is
+
+
+def _weigh(
+    importance: tf.Tensor, grids: Grids, noise: tf.Tensor | None = None
+) -> tf.Tensor:
+    """The upper neighbour with the probability `p` by which the mean is the bit-width.
+
+    0 and one 1, [branches], with the gradient of `sigmoid((logit p + noise) / 0.25)`.
+    Without noise the nearer neighbour.
+    """
+    known: np.ndarray = np.array(grids.bits, "float32")
+    bits = _within(importance, grids)
+    place = tf.reduce_sum(tf.cast(bits >= known[1:-1], "int32"))
+    low, high = tf.gather(known, place), tf.gather(known, place + 1)
+    share = (bits - low) / (high - low)
+    if noise is None:
+        upper = straight_through(tf.cast(share > 0.5, "float32"), share)
+    else:
+        drawn = tf.cast(share > tf.sigmoid(-noise[0]), "float32")
+        clipped = tf.clip_by_value(share, LEAST, 1 - LEAST)
+        p = straight_through(clipped, share)
+        logit = tf.math.log(p) - tf.math.log1p(-p)
+        upper = straight_through(drawn, tf.sigmoid((logit + noise[0]) / SHARPNESS))
+    count = len(known)
+    lower = tf.one_hot(place, count) * (1 - upper)
+    return lower + tf.one_hot(place + 1, count) * upper
+
+
+def _within(importance: tf.Tensor, grids: Grids) -> tf.Tensor:
+    """The bit-width, within the candidates; the gradient of the identity."""
+    ends = float(grids.bits[0]), float(grids.bits[-1])
+    return straight_through(tf.clip_by_value(importance[0], *ends), importance[0])
+
+
+def _distribute(importance: tf.Tensor, grids: Grids) -> tf.Tensor:
+    return between(_within(importance, grids), grids)
+
+
+# The importance is the bit-width itself, [1]. Source: Huang et al., "SDQ: Stochastic
+# Differentiable Quantization with Mixed Precision", ICML 2022, by its abstract. Unlike
+# there the probability is that of a fractional bit-width, which may rise again.
+DRAWN_NEIGHBOUR = Relaxation(
+    _weigh,
+    _distribute,
+    noise=logistic,
+    shape=ADJACENT.shape,
+    alone=ADJACENT.alone,
+    at=ADJACENT.at,
+    start=0.95,
+)
