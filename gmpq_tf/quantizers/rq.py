@@ -27,9 +27,10 @@ class Rq(Lsq):
     `sum_c c P(c)`.
 
     Source: Louizos et al., "Relaxed Quantization for Discretized Neural Networks", ICLR
-    2019, section 2. Unlike the paper hard codes are drawn, with the gradient of their
-    mean instead of a concrete relaxation; sigma is always a third of the step; and
-    values beyond the grid are clipped first.
+    2019, section 2; only its abstract was at hand, and the formula is not verified.
+    Unlike the paper hard codes are drawn, with the gradient of their mean instead of a
+    concrete relaxation; sigma is always a third of the step; and values beyond the grid
+    are clipped first.
     """
 
     stochastic = True
