@@ -1,4 +1,4 @@
-"""Gates of whole channels, whose noise says how much each is needed (DJPQ)."""
+"""Gates of whole channels, whose learned noise tells which can be removed (DJPQ)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import tensorflow as tf
 from gmpq_tf.quantizers.straight_through import straight_through
 
 START = -9.0  # log of the variance over the squared mean, as in the code of VIBNet
-# Adam moves every variable alike; log variances have far to go.
+# Factor on log variances: Adam moves all variables at the same rate, but these have to
+# move farther.
 SPEED = 10.0
 LEAST = 1e-6  # of a squared mean, so that its logarithm is finite
 
@@ -22,19 +23,20 @@ LEAST = 1e-6  # of a squared mean, so that its logarithm is finite
 class ChannelGates(keras.layers.Layer):
     """Multiplies channels by `z = mu + sigma eps`, `eps` drawn for each image.
 
-    A channel is open while `log(sigma^2 / mu^2) < 0`. In inference `z` is `mu` of open
-    channels and 0 of others. One layer holds the gates of a whole network and is called
-    on every tensor that a kernel reads, with the gate of each of its places.
+    A channel is open while `log(sigma^2 / mu^2) < 0`. In inference `z` is `mu` for open
+    channels and 0 for closed ones. One layer object holds the gates of a whole network.
+    It is called on every tensor that a kernel reads, with the gate index of each
+    channel.
 
     Args:
-        producers: layer -> gates of the channels that it makes; -1: none, always open.
-        readers: layer -> gates of what it reads, likewise.
+        producers: layer -> gate index of each output channel; -1: no gate, always open.
+        readers: layer -> gate index of each input channel; -1: no gate.
         start: `log(sigma^2 / mu^2)` before training, below 0.
 
     Source: Dai et al., "Compressing Neural Networks using the Variational Information
     Bottleneck", ICML 2018; Wang, Lu and Blankevoort, "Differentiable Joint Pruning and
-    Quantization for Hardware Efficiency" (DJPQ), ECCV 2020. Unlike there a channel is
-    gated where it is read, so that what is added has one gate.
+    Quantization for Hardware Efficiency" (DJPQ), ECCV 2020. Unlike there, a channel is
+    gated where it is read, so that channels that are added to each other share a gate.
     """
 
     graph_kind = "Identity"  # of graphs that are read: all gates start open
@@ -55,7 +57,7 @@ class ChannelGates(keras.layers.Layer):
         }
         places = [i for own in producers.values() for i in own]
         self.count = max(places, default=-1) + 1
-        # What is read without a sign would be cut off below 0.
+        # A negative gate would make unsigned inputs negative, which are then clipped.
         self.mean = self._weight("mean", 1.0, keras.constraints.NonNeg())
         self.log_variance = self._weight("log_variance", start / SPEED)
         seed = random.randrange(2**31)  # of keras.utils.set_random_seed
@@ -82,7 +84,7 @@ class ChannelGates(keras.layers.Layer):
     def call(
         self, inputs: tf.Tensor, places: Sequence[int], training: bool | None = None
     ) -> tf.Tensor:
-        """Inputs times their gates.
+        """Multiplies inputs by their gates.
 
         Args:
             inputs: [batch, ..., channels].
@@ -106,7 +108,7 @@ class ChannelGates(keras.layers.Layer):
         return inputs * tf.cast(z, inputs.dtype)
 
     def _noise(self, shape: Sequence[Any]) -> tf.Tensor:
-        """Standard normal, other numbers each time."""
+        """Draws new standard normal noise of a shape."""
         seed = tf.convert_to_tensor(self.draws)
         noise = tf.random.stateless_normal(shape, seed)
         with tf.control_dependencies([noise]):
@@ -117,22 +119,23 @@ class ChannelGates(keras.layers.Layer):
         return SPEED * tf.convert_to_tensor(self.log_variance)
 
     def log_ratios(self) -> tf.Tensor:
-        """`log(sigma^2 / mu^2)` of each gate, [gates]; closed from 0 on."""
+        """Returns `log(sigma^2 / mu^2)` of each gate, [gates]; closed from 0 on."""
         squared = tf.maximum(tf.square(tf.convert_to_tensor(self.mean)), LEAST)
         return self._log_variances() - tf.math.log(squared)
 
     def open(self) -> tf.Tensor:
-        """1 of each gate that is open, else 0; [gates]."""
+        """Returns 1 for each open gate and 0 for each closed one, float32 [gates]."""
         return tf.cast(self.log_ratios() < 0, "float32")
 
     def information(self) -> tf.Tensor:
-        """`log(1 + mu^2 / sigma^2)` of each gate in nats, [gates]."""
+        """Returns `log(1 + mu^2 / sigma^2)` of each gate in nats, [gates]."""
         return tf.nn.softplus(-self.log_ratios())
 
     def shares(self) -> dict[str, tf.Tensor]:
-        """Share of the multiply-adds that each layer with gates keeps, scalars.
+        """Returns layer -> share of its multiply-adds that remain, scalars of 0 to 1.
 
-        Counted exactly, with the gradient of `sigmoid(-log(sigma^2 / mu^2))`.
+        Open gates are counted exactly; the gradient is that of
+        `sigmoid(-log(sigma^2 / mu^2))`.
         """
         kept = straight_through(self.open(), tf.sigmoid(-self.log_ratios()))
         kept = tf.concat([kept, [1.0]], 0)  # -1 is the last
@@ -145,9 +148,9 @@ class ChannelGates(keras.layers.Layer):
         return found
 
     def compute_output_shape(self, input_shape: Any, *args: Any, **kwargs: Any) -> Any:
-        """The shape of the inputs."""
+        """Returns the shape of the inputs."""
         return input_shape
 
     def get_config(self) -> dict:
-        """Configuration for `from_config`."""
+        """Returns the configuration for `from_config`."""
         return {**super().get_config(), **self.given}

@@ -1,4 +1,4 @@
-"""A fractional bit-width, of which one neighbour is drawn in each step (SDQ)."""
+"""Relaxation of SDQ: a fractional bit-width, of which one neighbour is drawn."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from gmpq_tf.layers.fractional import ADJACENT, between
 from gmpq_tf.layers.relaxation_row import Grids, Relaxation, logistic
 from gmpq_tf.quantizers.straight_through import straight_through
 
-SHARPNESS = 0.25  # of the sigmoid that draws get their gradient from
-LEAST = 0.02  # probability, from which on that gradient stays as it is
+SHARPNESS = 0.25  # temperature of the sigmoid that gives draws their gradient
+LEAST = 0.02  # probabilities are clipped to LEAST .. 1 - LEAST for that gradient
 
 
 def _weigh(
     importance: tf.Tensor, grids: Grids, noise: tf.Tensor | None = None
 ) -> tf.Tensor:
-    """The upper neighbour with the probability `p` by which the mean is the bit-width.
+    """Draws one of the two neighbours, so that the mean is the bit-width.
 
-    0 and one 1, [branches], with the gradient of `sigmoid((logit p + noise) / 0.25)`.
-    Without noise the nearer neighbour.
+    Returns zeros and a single 1, [branches], with the gradient of
+    `sigmoid((logit p + noise) / 0.25)`, p the probability of the upper neighbour.
+    Without noise the nearer neighbour is taken.
     """
     known: np.ndarray = np.array(grids.bits, "float32")
     bits = _within(importance, grids)
@@ -40,7 +41,7 @@ def _weigh(
 
 
 def _within(importance: tf.Tensor, grids: Grids) -> tf.Tensor:
-    """The bit-width, within the candidates; the gradient of the identity."""
+    """Clips the bit-width to the candidates, with the gradient of the identity."""
     ends = float(grids.bits[0]), float(grids.bits[-1])
     return straight_through(tf.clip_by_value(importance[0], *ends), importance[0])
 

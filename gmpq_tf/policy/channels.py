@@ -1,4 +1,4 @@
-"""How many channels the layers of a pruned model have, by its policy."""
+"""Checks the numbers of channels that the policy of a pruned model records."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,14 +10,14 @@ from gmpq_tf.policy.file import check_object
 
 
 def check_counts(channels: Any, layers: Mapping[str, Any]) -> None:
-    """Raises unless channels are counted as they must be.
+    """Refuses numbers of channels that are not valid.
 
     Args:
-        channels: layer name -> whole number above 0.
-        layers: of the policy.
+        channels: layer name -> number of channels, a whole number above 0.
+        layers: layers of the policy.
 
     Raises:
-        PolicyError: no such layer, or no such number.
+        PolicyError: a layer is not in the policy, or a number is not valid.
     """
     check_object("channels", channels)
     for name, count in channels.items():
@@ -29,14 +29,14 @@ def check_counts(channels: Any, layers: Mapping[str, Any]) -> None:
 
 
 def check_channels(policy: Any, model: Any) -> None:
-    """Raises where a policy of a pruned model meets another one.
+    """Refuses a model that the policy of a pruned model was not searched for.
 
     Args:
         policy: a `BitwidthPolicy`.
         model: the functional Keras model it is to be used on.
 
     Raises:
-        PolicyError: a layer has other channels than the policy was searched with.
+        PolicyError: a layer has another number of channels than in the search.
     """
     if not policy.channels:
         return

@@ -1,4 +1,4 @@
-"""Channel gates in a search: their options, their risk, and what they leave."""
+"""Channel gates in a search: options, risk, and the channels that remain."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class GatesConfig:
     """How channels are pruned while bits are searched.
 
     Args:
-        information: Weight of what channels tell, in nats, of their mean: about what
-            removing all that are removed may cost. More prunes more.
+        information: Weight of the mean information of channels, in nats; about the loss
+            that removing channels may cost in total. A larger weight removes more.
         gate_start: log(variance / squared mean) of each gate before training, below 0.
-        channel_multiple: Channels that are left are made a multiple of it, by keeping
-            the surest of the others.
+        channel_multiple: The number of channels kept is raised to a multiple of this,
+            by also keeping the surest of the others.
         whole_layers: Layers that keep all channels.
     """
 
@@ -54,8 +54,8 @@ class Information(Risk):
     """The mean of `log(1 + mu^2 / sigma^2)` over all gates, in nats.
 
     Args:
-        gates: of the hypernet.
-        strength: its weight.
+        gates: gates of the hypernet.
+        strength: weight of the risk.
 
     Source: Dai et al., "Compressing Neural Networks using the Variational Information
     Bottleneck", ICML 2018, eq. 8.
@@ -67,23 +67,23 @@ class Information(Risk):
         self.gates, self.strength = gates, strength
 
     def weight(self, step: Step) -> float:
-        """The strength."""
+        """Returns the weight, and notes the share of open channels."""
         step.noted["open_channels"] = tf.reduce_mean(self.gates.open())
         return self.strength
 
     def value(self, step: Step) -> tf.Tensor:
-        """Mean over the gates, a scalar."""
+        """Returns the mean over the gates, a scalar."""
         return tf.reduce_mean(self.gates.information())
 
 
 def trained_model(model: keras.Model, hypernet: keras.Model) -> keras.Model:
-    """The float model with the weights that a hypernet was trained to.
+    """Returns the float model with the weights of a trained hypernet.
 
-    The means of its gates are multiplied into the kernels that read the channels.
+    The means of the gates are multiplied into the kernels that read the channels.
 
     Args:
         model: the float model, nested models inlined; it is not changed.
-        hypernet: built from it, with gates, trained.
+        hypernet: the trained hypernet with gates, built from the model.
     """
     copy = flat_copy(model)
     (gates,) = (each for each in hypernet.layers if isinstance(each, ChannelGates))
@@ -110,14 +110,16 @@ def trained_model(model: keras.Model, hypernet: keras.Model) -> keras.Model:
 def kept_channels(
     gates: ChannelGates, multiple: int = 1
 ) -> dict[str, tuple[bool, ...]]:
-    """Which channels stay: those whose gates are open, and one of each layer at least.
+    """Returns which channels stay: those with open gates, at least one per layer.
 
     Args:
-        gates: trained.
-        multiple: that the channels of every layer become, where it has so many.
+        gates: trained gates.
+        multiple: the number of channels of a layer becomes a multiple of this, where
+            the layer has enough.
 
     Returns:
-        Masks of the layers that lose a channel, for `prune_channels`.
+        Layer -> mask of its channels, for the layers that lose one; see
+        `prune_channels`.
     """
     ratios = np.asarray(gates.log_ratios())
     kept = ratios < 0

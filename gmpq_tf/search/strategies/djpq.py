@@ -1,4 +1,4 @@
-"""Channels pruned beside learned steps and ranges (DJPQ)."""
+"""DJPQ: channels are pruned while bit-widths are searched as by `dq`."""
 
 from __future__ import annotations
 
@@ -15,39 +15,41 @@ from gmpq_tf.search.values import Valued
 
 @dataclass(frozen=True)
 class DJPQConfig(GatesConfig, DQConfig):
-    """As `DQConfig`, and the channel gates."""
+    """Options of `DQConfig`, and of the channel gates."""
 
     def __post_init__(self) -> None:
         DQConfig.__post_init__(self)
         GatesConfig.__post_init__(self)
 
     def gates(self) -> GatesConfig:
-        """The options of the gates alone."""
+        """Returns the options of the gates alone."""
         return GatesConfig(
             **{f.name: getattr(self, f.name) for f in fields(GatesConfig)}
         )
 
 
 def djpq(case: SearchCase, config: DJPQConfig) -> Valued:
-    """Values choices as `dq` does, and says which channels are to be removed.
+    """Values choices as `dq` does, and finds the channels to remove.
 
-    Trained on `R_E + gamma mean log(1 + mu^2 / sigma^2) + strength relu(E - U)^2`:
-    gates `z = mu + sigma eps` multiply channels, and the expected cost E counts those
-    whose `log(sigma^2 / mu^2)` is below 0. The others are removed.
+    The training loss is `R_E + gamma mean log(1 + mu^2 / sigma^2) + strength
+    relu(E - U)^2`. Gates `z = mu + sigma eps` multiply channels; the expected cost E
+    counts the open ones, whose `log(sigma^2 / mu^2)` is below 0. The others are
+    removed.
 
     Args:
         case: the float model, its choices, budgets and labelled images.
-        config: how they are trained.
+        config: options of the training.
 
     Returns:
-        The values, which have no measured error, and the channels that are kept.
+        The values, without standard errors, and the channels that are kept.
 
     Raises:
-        StrategyError: a budget of milliseconds, whose table cannot know the layers.
+        StrategyError: there is a budget of milliseconds, whose latency table cannot
+            hold the pruned layers.
         GraphError: no channel can be removed.
 
     Source: Wang, Lu and Blankevoort, "Differentiable Joint Pruning and Quantization for
-    Hardware Efficiency", ECCV 2020, whose formulas are not verified. Unlike there grids
+    Hardware Efficiency", ECCV 2020; its formulas are not verified. Unlike there, grids
     are uniform (exponent 1), and gates stand where channels are read.
     """
     for limit in case.problem.limits:
