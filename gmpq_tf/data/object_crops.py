@@ -1,4 +1,4 @@
-"""The objects of images as images of their own: a classifier's data set."""
+"""Cuts the objects out of images with boxes: a data set for classifiers."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,26 +14,26 @@ from gmpq_tf.data.object_files import samples
 from gmpq_tf.data.spec import DatasetSpec, Raw
 from gmpq_tf.data.splits import ArraySplit
 
-SIDE = 64  # pixels, where nothing else is said
-LEAST_AREA = 32 * 32  # pixels of a stored image
-MARGIN = 1.1  # side of what is cut out, over the longer side of the box
+SIDE = 64  # default side of the cut-out images, in pixels
+LEAST_AREA = 32 * 32  # smaller boxes, in pixels of the stored image, are left out
+MARGIN = 1.1  # side of the cut-out square over the longer side of the box
 MOST_BYTES = 2**31  # of all crops, which are kept in memory
 
 Source = Callable[[DataConfig, DatasetSpec], Raw]
 
 
 def crops_of(spec: DatasetSpec) -> DatasetSpec:
-    """The row of the objects of a data set with boxes, as images of one class each.
+    """Returns the row of a data set of the objects in images, each with one class.
 
     Each object that is not difficult and covers more than 32 x 32 pixels is cut out: a
-    square of 1.1 times the longer side of its box, moved (and where it is larger, cut
-    and stretched) to lie inside the image.
+    square of 1.1 times the longer side of its box. It is moved to lie inside the image;
+    where it is larger than the image, it is cut and stretched.
 
     Args:
-        spec: of the data set with boxes.
+        spec: row of the data set with boxes.
 
     Raises:
-        DataError: it has classes.
+        DataError: the data set has classes instead of boxes.
     """
     if spec.holds != "boxes":
         raise DataError(
@@ -59,12 +59,12 @@ def crops_of(spec: DatasetSpec) -> DatasetSpec:
 
 
 def window(box: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
-    """What is cut out for a box: top, left, rows and columns, in pixels.
+    """Returns the part to cut out for a box: (top, left, rows, columns) in pixels.
 
     Args:
-        box: [4] as (ymin, xmin, ymax, xmax), shares of the image.
-        height: of the image.
-        width: likewise.
+        box: [4] as (ymin, xmin, ymax, xmax), relative to the image.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
     """
     top, left, bottom, right = box * np.array([height, width, height, width])
     side = max(round(MARGIN * float(max(bottom - top, right - left))), 1)
@@ -77,7 +77,7 @@ def window(box: np.ndarray, height: int, width: int) -> tuple[int, int, int, int
 
 
 def _cut(split: Any, size: tuple[int, int]) -> Iterator[tuple[np.ndarray, int]]:
-    """(uint8 image, class) of each object that counts."""
+    """Yields (uint8 image, class) for each object that is cut out."""
     for sample in samples(split):
         image = sample["image"]
         height, width = image.shape[:2]

@@ -12,7 +12,8 @@ from gmpq_tf.spelling import suggest
 
 FORMAT = 1
 KEYS = ("format", "model", "layers", "made_by")
-# Of a pruned model: its bits are for no other, so that older releases refuse the file.
+# Format of policies for pruned models, which fit no other model. It differs so that
+# older releases, which would not check that, refuse the file.
 PRUNED_FORMAT, CHANNELS = 2, "channels"  # a key of made_by
 PREFIX = "prefix="
 LONGEST_NAME = 1000  # characters of a layer name, since messages quote them
@@ -52,7 +53,7 @@ def read_policy_file(
 
 
 def number_of(made_by: Any) -> int:
-    """Returns the format of a policy's file, by where the policy comes from."""
+    """Returns the format of a policy's file, which differs for pruned models."""
     pruned = isinstance(made_by, Mapping) and made_by.get(CHANNELS)
     return PRUNED_FORMAT if pruned else FORMAT
 

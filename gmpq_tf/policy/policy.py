@@ -86,7 +86,7 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
 
     @property
     def channels(self) -> Mapping[str, int]:
-        """How many channels layers have, of a pruned model; {}: it serves any width."""
+        """Layer -> number of channels in a pruned model; {} for any other policy."""
         return self.made_by.get(CHANNELS, {})
 
     def __getitem__(self, name: str) -> LayerBits:
@@ -397,7 +397,7 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
 
 
 def _of_pruned(channels: Mapping[str, int]) -> dict[str, Any]:
-    """What `made_by` says of a pruned model."""
+    """Returns the entry of `made_by` for a pruned model; {} for others."""
     return {CHANNELS: dict(channels)} if channels else {}
 
 

@@ -228,11 +228,11 @@ class SearchCase:
     def pruned(
         self, kept: Mapping[str, Sequence[bool]], trained: keras.Model | None = None
     ) -> SearchCase:
-        """The case of the model without some channels; the budgets stay as they are.
+        """Returns the case of the model without some channels, with the same budgets.
 
         Args:
             kept: masks, as `prune_channels` takes them; {}: the case itself.
-            trained: the float model with other weights; None: its own.
+            trained: the float model with other weights; None: its own weights.
         """
         if not kept:
             return self

@@ -378,7 +378,7 @@ def _made_by(
 
 
 def kept_places(kept: Mapping[str, Sequence[bool]]) -> dict[str, list[int]]:
-    """Layer -> numbers of the channels that stay, of masks."""
+    """Returns layer -> indices of the channels that stay, from masks."""
     return {name: np.flatnonzero(mask).tolist() for name, mask in kept.items()}
 
 

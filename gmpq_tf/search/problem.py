@@ -128,11 +128,11 @@ class SearchProblem:
     def of_smaller(
         self, model: keras.Model, options: TableOptions | None = None
     ) -> SearchProblem:
-        """The same choices, and the same amounts to spend, of a pruned model.
+        """Returns the problem of a pruned model, with the same choices and budgets.
 
         Args:
             model: from `prune_channels`.
-            options: what cost tables have to know besides the model.
+            options: what cost tables need besides the model.
         """
         limits = tuple(
             Limit(cost_table(each.resource, model, options), each.budget, each.said)

@@ -94,7 +94,7 @@ class SearchViews:
         return self.branches.to_json()
 
     def kept_channels(self) -> dict[str, tuple[bool, ...]]:
-        """Masks for `prune_channels`, of layers that channel gates take some from."""
+        """Returns masks for `prune_channels`, of layers that lose some channels."""
         if self.formulation.gates is None:
             return {}
         multiple = self.formulation.gates.channel_multiple

@@ -228,16 +228,16 @@ def finetune(config: FinetuneConfig, data: DataConfig, run: RunConfig) -> Stage:
 
 
 def whole_model(pruned: Path) -> str:
-    """Returns the float model that a search pruned, which its students follow.
+    """Finds the float model that a search has pruned, the teacher of its students.
 
     Args:
-        pruned: file that the search left in its folder.
+        pruned: file of the pruned model in the folder of the search.
 
     Returns:
-        The path of the file, where it was or in the same workdir.
+        The path of the whole model: the recorded one, or the one in the same workdir.
 
     Raises:
-        StageError: it is not there any more.
+        StageError: neither file exists with the recorded content.
     """
     workdir = pruned.parent.parent
     record = workdir / "config" / f"{pruned.parent.name}.json"

@@ -77,18 +77,18 @@ def read_policy(
 
 
 def pruned_model(workdir: str | Path, text: str | None) -> Path | None:
-    """The float model of a policy that a flag names, where that is a pruned one.
+    """Finds the pruned float model that belongs to the policy a flag names.
 
     Args:
         workdir: folder of the run.
-        text: as of `read_policy`; None: the workdir's search/policy.json.
+        text: as for `read_policy`; None: the workdir's search/policy.json.
 
     Returns:
-        The pruned.keras beside the policy, or of the workdir's search; None: the policy
-        is of no pruned model, or it cannot be read.
+        The pruned.keras beside the policy, or that of the workdir's search; None where
+        the policy does not belong to a pruned model, or is not a file.
 
     Raises:
-        PolicyError: it is of a pruned model, which is not there.
+        PolicyError: the policy belongs to a pruned model that is missing.
     """
     path = Path(workdir) / SEARCHED_POLICY if text is None else Path(text)
     if not is_file(path):

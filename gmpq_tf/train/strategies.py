@@ -175,7 +175,7 @@ def search_by(
 
 
 def _left(kept: Mapping[str, Sequence[bool]]) -> str:
-    """How many channels stay, in words."""
+    """Returns a line with the number of channels that each pruned layer keeps."""
     layers = (f"{name} {sum(mask)} of {len(mask)}" for name, mask in kept.items())
     return f"Channels: {', '.join(layers)}."
 

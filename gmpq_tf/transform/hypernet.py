@@ -71,7 +71,7 @@ def build_hypernet(
         relaxation: a name in `RELAXATIONS`: how layers compute with several bit-widths.
         gate_start: gates all channels that can be removed by a layer `channel_gates`,
             see `ChannelGates`; None: no gates.
-        whole_layers: whose channels have no gates.
+        whole_layers: layers whose channels get no gates.
 
     Returns:
         A functional model. Call `gmpq.calibrate` on it before use (`PolicySearch.fit`
@@ -129,16 +129,16 @@ def build_hypernet(
 def gated_channels(
     graph: Graph, whole_layers: Collection[str], removable: Channels
 ) -> Channels:
-    """The channels of a graph, of which some layers keep all.
+    """Returns the channels of a graph, where some layers must keep all of theirs.
 
     Args:
-        graph: of the float model, its activations split.
-        whole_layers: that keep all channels.
-        removable: those of the model itself, from which they are removed.
+        graph: graph of the float model with activations split off.
+        whole_layers: names of layers that keep all channels.
+        removable: channels of the model itself, from which they will be removed.
 
     Raises:
-        GraphError: no such layer, or no channel that can be removed; the reasons are
-            given.
+        GraphError: there is no such layer, or no channel can be removed; the message
+            gives the reasons.
     """
     channels = channels_of(graph)
     for name in whole_layers:
@@ -173,15 +173,16 @@ def gated_channels(
 def make_gates(
     channels: Channels, start: float, name: str
 ) -> tuple[list[tuple[int, ...]], ChannelGates]:
-    """The gates of all channels that can be removed.
+    """Makes the gates of all channels that can be removed.
 
     Args:
-        channels: of a graph.
-        start: of `ChannelGates`.
-        name: of the layer.
+        channels: channels of a graph.
+        start: argument of `ChannelGates`.
+        name: name of the layer.
 
     Returns:
-        Gate of each place of each tensor, -1 where there is none, and the layer.
+        The gate index of each channel of each tensor, -1 where there is none; and the
+        layer.
     """
     made = np.concatenate(list(channels.producers.values()))
     free = np.unique(made[channels.free(made)])

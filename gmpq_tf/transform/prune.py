@@ -141,13 +141,13 @@ def _check_float(graph: Graph) -> None:
 
 
 def _copy(call: Call, target: Any, read: np.ndarray, made: np.ndarray) -> None:
-    """Copy the weights that are left.
+    """Copies the weights of the channels that are left.
 
     Args:
-        call: of the layer in the whole model.
-        target: the layer in the smaller one.
-        read: places of its inputs that are left.
-        made: of its outputs.
+        call: call of the layer in the whole model.
+        target: the layer in the smaller model.
+        read: indices of the input channels that are left.
+        made: indices of the output channels that are left.
     """
     source = call.layer
     if is_searchable(source):

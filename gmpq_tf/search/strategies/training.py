@@ -189,7 +189,7 @@ def valued_by_training(
     if config.readout != "perturbation":
         return replace(read, history=answer["history"], kept=kept, trained=model)
     problem = case.pruned(kept).problem
-    case = replace(case, problem=problem)  # of which the budgets are kept
+    case = replace(case, problem=problem)  # the pruned model must keep the budgets
     start = choose(read.values, problem.candidates, problem.limits)
     found = perturbation(case, start, config, risk, trained)
     return replace(
