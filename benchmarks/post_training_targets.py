@@ -7,8 +7,8 @@
         --output=results/post_training/mobilenet_v2.json
 
 For each budget: a policy by a label-free table of loss deltas, a student of nearest
-rounding, and the same refined (`gmpq_tf.post_training.refine`), on the `--used` first
-images. `--skipped` images after them are not looked at; accuracy is that of the
+rounding, the same corrected as `gmpq.compress` does by default, and the same refined
+(`gmpq_tf.post_training.refine`), on the `--used` first images. `--skipped` images after them are not looked at; accuracy is that of the
 `--tested` ones after those: of the integer twin, which is what the file computes. What
 is done already is not done again when the command is given a second time.
 """
@@ -32,6 +32,7 @@ import tensorflow as tf
 from post_training_options import NETWORKS, Images, right, row_of
 
 import gmpq_tf as gmpq
+from gmpq_tf.compression.corrections import AUTO, make_student
 from gmpq_tf.cost_tables import TableOptions
 from gmpq_tf.export.tflite import export_tflite
 from gmpq_tf.files import write_json
@@ -43,6 +44,7 @@ from gmpq_tf.search.problem import SearchProblem
 FIRST = "first"
 EIGHT = "W8A8"  # the uniform policy, not searched
 VERIFIED = 16  # images that an export is checked on
+HELD = 8  # one in so many of the used images compares corrections
 
 
 def policies(
@@ -129,6 +131,27 @@ def file_bytes(student: keras.Model, images: np.ndarray, storage: str) -> int:
     return report.storage_bytes[storage]
 
 
+def corrected(
+    model: keras.Model,
+    policy: gmpq.BitwidthPolicy,
+    used: np.ndarray,
+    tested: Images,
+    nearest: np.ndarray,
+    correction: str,
+) -> tuple[dict[str, Any], keras.Model]:
+    """Figures of a student as `gmpq.compress` corrects it, and that student."""
+    batches = [used[i : i + 16] for i in range(0, len(used), 16)]
+    held = max(1, len(batches) // HELD)
+    start = perf_counter()
+    made = make_student(model, policy, batches[:-held], batches[-held:], correction)
+    seconds = perf_counter() - start
+    row, _ = twin_row(made.student, tested, nearest)
+    row["seconds"] = round(seconds, 1)
+    row["correction"] = made.correction
+    row["divergences"] = dict(made.divergences)
+    return row, made.student
+
+
 def measured(
     model: keras.Model,
     policy: gmpq.BitwidthPolicy,
@@ -144,6 +167,10 @@ def measured(
     gmpq.snap_biases(student)
     row["nearest"], nearest = twin_row(student, tested)
     print(row, flush=True)
+    for name in (AUTO, *args.correction):
+        row[name], student = corrected(model, policy, used, tested, nearest, name)
+        row[name]["bytes"] = file_bytes(student, tested[0], args.storage)
+        print(row, flush=True)
     student = gmpq.quantize_model(model, policy)
     start = perf_counter()
     done = refine(student, model, used, state=state)
@@ -151,7 +178,6 @@ def measured(
     row["refined"], _ = twin_row(student, tested, nearest)
     row["refined"]["seconds"] = round(seconds, 1)
     print(row, flush=True)
-    row["bytes"] = file_bytes(student, tested[0], args.storage)
     row["blocks"] = {name: asdict(block) for name, block in done.blocks.items()}
     row["policy"] = {n: [b.weight_bits, b.activation_bits] for n, b in policy.items()}
     return row
@@ -165,6 +191,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder of TFDS data")
     parser.add_argument("--budget", action="append", required=True)
     parser.add_argument("--storage", default="packed")
+    parser.add_argument("--correction", action="append", default=[], help="beside auto")
     parser.add_argument("--kernels", default="4,5,6,8", help="candidates")
     parser.add_argument("--inputs", default="4,5,6,8", help="candidates")
     parser.add_argument("--pinned", choices=("ends", FIRST), default="ends")

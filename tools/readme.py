@@ -80,9 +80,9 @@ def rows() -> list[Row]:
         Row(
             "ResNet-8, CIFAR-10, 60kB",
             False,
-            (float_resnet8, None, compressed["60kB"]["refined"]["accuracy"]),
+            (float_resnet8, None, compressed["60kB"]["auto"]["accuracy"]),
             "post_training",
-            f"{compressed['60kB']['bytes']:,} bytes",
+            f"{compressed['60kB']['auto']['bytes']:,} bytes",
         ),
         Row(
             "ResNet-8, CIFAR-10, W3A3",
