@@ -8,9 +8,10 @@
 
 For each budget: a policy by a label-free table of loss deltas, a student of nearest
 rounding, the same corrected as `gmpq.compress` does by default, and the same refined
-(`gmpq_tf.post_training.refine`), on the `--used` first images. `--skipped` images after them are not looked at; accuracy is that of the
-`--tested` ones after those: of the integer twin, which is what the file computes. What
-is done already is not done again when the command is given a second time.
+(`gmpq_tf.post_training.refine`), on the `--used` first images. `--skipped` images after
+them are not looked at; accuracy is that of the `--tested` ones after those: of the
+integer twin, which is what the file computes. What is done already is not done again
+when the command is given a second time.
 """
 
 from __future__ import annotations
