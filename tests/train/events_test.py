@@ -11,13 +11,16 @@ import tensorflow as tf
 
 from gmpq_tf.data import DataConfig, load_dataset
 from gmpq_tf.files import read_jsonl, write_json
+from gmpq_tf.models import build_model
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.run.events import ImportancesLog, events, heat, write_maps
 from gmpq_tf.run.run_config import EventsConfig, RunConfig
+from gmpq_tf.run.stage import Stage
 from gmpq_tf.search.finalists import NO_FINALISTS
 from gmpq_tf.search.policies import find_strategy
 from gmpq_tf.train.attribute import attribution_maps
 from gmpq_tf.train.finetune import FinetuneConfig, finetune
+from gmpq_tf.train.found_events import write_map_events
 from gmpq_tf.train.search import SearchConfig, configs_of, search
 from gmpq_tf.train.strategies import ChoicesConfig, search_by
 from gmpq_tf.train.sweep_events import swept, write_hparams
@@ -298,15 +301,37 @@ def test_tensorboard_that_is_missing_is_named_by_every_command(monkeypatch):
             config(tensorboard=True)
 
 
-def test_a_model_without_images_has_no_maps_and_says_so(tmp_path, capsys):
-    from gmpq_tf.run.stage import Stage
-    from gmpq_tf.train.found_events import write_map_events
+def sequences():
+    x = inputs = keras.Input((16, 4))
+    x = keras.layers.Conv1D(4, 3)(x)
+    x = keras.layers.GlobalAveragePooling1D()(x)
+    return keras.Model(inputs, keras.layers.Dense(10)(x))
 
-    dataset = load_dataset(DIGITS)
-    run = RunConfig(str(tmp_path), distribution="mirrored")
-    model = small_model()
+
+@pytest.mark.parametrize(
+    ("make", "changed", "why"),
+    [
+        (small_model, {"distribution": "mirrored"}, "they are drawn on one device"),
+        (small_model, {"sizes": {"validation": 0}}, "no held-out images with labels"),
+        (small_model, {"labelled": False}, "no held-out images with labels"),
+        (sequences, {}, "no images of 1 or 3 channels"),
+    ],
+)
+def test_a_stage_without_maps_says_why(tmp_path, capsys, make, changed, why):
+    images = {"labelled": True, "sizes": {"validation": 9}}
+    dataset = SimpleNamespace(**{k: changed.get(k, v) for k, v in images.items()})
+    run = RunConfig(str(tmp_path), distribution=changed.get("distribution", "none"))
+    model = make()
     write_map_events(Stage(tmp_path, "search"), model, model, dataset, run)
-    assert "left out of TensorBoard: they are drawn on one device" in (
-        capsys.readouterr().out
-    )
+    said = capsys.readouterr().out
+    assert said.startswith("Attribution maps are left out of TensorBoard: ")
+    assert why in said
     assert not (tmp_path / "search").exists()
+
+
+def test_a_detector_has_no_maps(tmp_path, capsys):
+    model = build_model("ssd_resnet8", (64, 64, 3), 2)
+    dataset = SimpleNamespace(labelled=True, sizes={"validation": 9})
+    run = RunConfig(str(tmp_path))
+    write_map_events(Stage(tmp_path, "search"), model, model, dataset, run)
+    assert "those of a detector" in capsys.readouterr().out
