@@ -126,8 +126,8 @@ def write_values(values: Layers) -> None:
                     continue
                 of_bits.setdefault(int(bits), []).append(value)
                 tf.summary.scalar(f"values/{side}/{name}", value, step=int(bits))
-        for bits, found in sorted(of_bits.items()):
-            tf.summary.histogram(f"values/{side}", found, step=bits)
+        for step, found in sorted(of_bits.items()):
+            tf.summary.histogram(f"values/{side}", found, step=step)
 
 
 def write_importances(layers: Mapping[str, Any], epoch: int) -> None:

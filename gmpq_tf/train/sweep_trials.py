@@ -151,7 +151,7 @@ def check_trials(path: Path, known: Sequence[Mapping], ranges: Ranges) -> None:
         StageError: it is damaged.
     """
     for number, record in enumerate(known):
-        drawn, name = record.get("drawn"), record.get("point")
+        drawn, name = record.get("drawn") or {}, record.get("point")
         whole = isinstance(drawn, dict) and drawn.keys() == ranges.ranges.keys()
         whole = whole and all(map(is_number, drawn.values()))
         # The name is used as a folder, so it must be the one that this module makes.
