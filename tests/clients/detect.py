@@ -1,7 +1,8 @@
-"""Detect objects by MediaPipe: detect.py MODEL PIXELS.npz FOUND.json [SCORE].
+"""Detect objects by MediaPipe: detect.py MODEL PIXELS.npz FOUND.json [SCORE [all]].
 
 PIXELS.npz holds uint8 [images, height, width, 3]; FOUND.json gets, for each image, the
-name, score and box (left, top, width, height, in pixels) of each object.
+name, score and box (left, top, width, height, in pixels) of each object; with "all"
+also the names and scores of all its classes.
 """
 
 import json
@@ -13,7 +14,7 @@ import numpy as np
 from mediapipe.tasks.python import BaseOptions, vision
 
 
-def main(model, pixels, found, score=0.0):
+def main(model, pixels, found, score=0.0, shown="best"):
     options = vision.ObjectDetectorOptions(
         BaseOptions(model_asset_buffer=Path(model).read_bytes()),
         score_threshold=float(score),
@@ -23,14 +24,17 @@ def main(model, pixels, found, score=0.0):
     with vision.ObjectDetector.create_from_options(options) as detector:
         for data in next(iter(np.load(pixels).values())):
             result = detector.detect(mp.Image(mp.ImageFormat.SRGB, np.array(data)))
-            images.append(list(map(row_of, result.detections)))
+            rows = [row_of(each, shown == "all") for each in result.detections]
+            images.append(rows)
     Path(found).write_text(json.dumps(images), encoding="utf-8")
 
 
-def row_of(detection):
+def row_of(detection, every):
     box, (best, *_) = detection.bounding_box, detection.categories
     place = (box.origin_x, box.origin_y, box.width, box.height)
-    return best.category_name or best.index, best.score, place
+    row = (best.category_name or best.index, best.score, place)
+    classes = [(c.category_name, c.score) for c in detection.categories]
+    return (*row, classes) if every else row
 
 
 if __name__ == "__main__":

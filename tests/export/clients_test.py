@@ -268,8 +268,8 @@ def cifar(shared_dir):
 def detect(client, classify):
     """Objects that MediaPipe finds in pixels: name, score, (left, top, wide, high)."""
 
-    def run(model, pixels, score=0.0):
-        found = client("detect.py", model, [pixels], ".json", str(score))
+    def run(model, pixels, score=0.0, shown="best"):
+        found = client("detect.py", model, [pixels], ".json", str(score), shown)
         return json.loads(found.read_text(encoding="utf-8"))
 
     return run
@@ -331,6 +331,37 @@ def test_mediapipe_returns_the_objects_of_a_file(
                     assert_same_place(place, box)
                     inside += 1
     assert inside >= (10 if kind == "uint8" else 0)
+
+
+def test_mediapipe_folds_the_classes_of_one_box_into_one_object(tmp_path, detect):
+    """A box that two classes have is one object to MediaPipe, two in the file."""
+    pixels, x, student = detector_of("0..1", True, None)
+    path, names = tmp_path / "m.tflite", NAMES[:3]
+    options = PostProcess(40, 0.45, 0.05)
+    export_tflite(
+        student,
+        path,
+        verify_data=x,
+        class_names=names,
+        scaling="0..1",
+        latency_runs=0,
+        postprocess=options,
+    )
+    boxes, classes, scores, counts = TFLiteModel(path).predict(pixels)
+    folded = 0
+    for index, found in enumerate(detect(path, pixels, 0.0, "all")):
+        count = int(counts[index])
+        wanted: dict = {}
+        for box, number, score in zip(
+            boxes[index][:count], classes[index], scores[index], strict=False
+        ):
+            wanted.setdefault(tuple(box), {})[names[int(number)]] = float(score)
+        assert len(found) == len(wanted)
+        folded += count - len(wanted)
+        told = [dict(map(tuple, each[3])) for each in found]
+        for own, given in zip(told, wanted.values(), strict=True):
+            assert own == pytest.approx(given, abs=1e-6)
+    assert folded > 0
 
 
 @pytest.mark.parametrize("end", [None, "sigmoid"])

@@ -8,6 +8,7 @@ MediaPipe's object_detector_metadata_schema.fbs.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -127,6 +128,28 @@ def detecting_outputs(
     if head.curve == "sigmoid" and output_type == "float32":
         return RawDetector(head)
     return None
+
+
+def warn_unread(head: DetectorHead, output_type: str) -> None:
+    """Warns before work is done that MediaPipe will refuse a file of raw outputs.
+
+    Args:
+        head: of a detector, whose file returns its raw outputs.
+        output_type: of the file.
+    """
+    if head.curve == "softmax":
+        why = "scores with a background, which it would take for a class"
+    elif output_type != "float32":
+        why = f"output_type={output_type!r}, and it reads float32"
+    else:
+        return
+    warnings.warn(
+        "MediaPipe reads raw outputs of a detector where each class has a sigmoid of "
+        f"its own. Received: {why}. It will refuse this file: for MediaPipe (and ML "
+        "Kit) export with postprocess (--postprocess); for a program of your own that "
+        "decodes boxes it is right as it is.",
+        stacklevel=3,
+    )
 
 
 def raw_options(head: DetectorHead) -> bytes:

@@ -33,6 +33,7 @@ from gmpq_tf.export.tflite.arguments import (
     check_student,
     verification,
 )
+from gmpq_tf.export.tflite.detection_metadata import warn_unread
 from gmpq_tf.export.tflite.lowering import Lowered, lower, reads_pixels
 from gmpq_tf.export.tflite.metadata import facts
 from gmpq_tf.export.tflite.micro.files import check_sources, micro_files
@@ -191,6 +192,8 @@ def export_tflite(
     tail = check_postprocess(
         postprocess, head, len(student.outputs), output_type, batch, runtime
     )
+    if head is not None and tail is None:
+        warn_unread(head, output_type)
     batch = 1 if tail is not None else batch
     if input_type is None:
         pixels = head is not None and reads_pixels(student, known)
