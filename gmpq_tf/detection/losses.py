@@ -12,6 +12,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from gmpq_tf.distribution import replica_count
+
 IGNORED = -1
 
 
@@ -112,10 +114,16 @@ def mean_positives(positives: tf.Tensor) -> tf.Tensor:
     """Returns the mean number of positives per image; the batch counts at least one.
 
     Keras averages the losses of images. After division by this number, the average is
-    the sum over the batch divided by all its positives.
+    the sum over the batch divided by all its positives; with several replicas, over
+    the images of all of them.
 
     Args:
         positives: number of positive boxes in each image, [B].
     """
     images = tf.cast(tf.shape(positives)[0], tf.float32)
-    return tf.maximum(tf.reduce_sum(positives), 1.0) / tf.maximum(images, 1.0)
+    total, replicas = tf.reduce_sum(positives), replica_count()
+    context = tf.distribute.get_replica_context()
+    if replicas > 1 and context is not None:  # of the whole batch, not of a share
+        total = context.all_reduce(tf.distribute.ReduceOp.SUM, total)
+        images = replicas * images
+    return tf.maximum(total, 1.0) / tf.maximum(images, 1.0)
