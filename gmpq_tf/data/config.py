@@ -8,6 +8,7 @@ from gmpq_tf.data.augment import AUGMENTATIONS, AugmentationName
 from gmpq_tf.data.errors import DataError
 from gmpq_tf.data.scaling import InputScaling
 from gmpq_tf.spelling import suggest
+from gmpq_tf.task.tensor_losses import check_losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +24,10 @@ class DataConfig:
             itself with `dataset="folder"`, `"voc_folder"` or `"coco_json"`.
         image_size: Side of the square images the model reads, in pixels, or height and
             width (32x24). Images of another shape are cut to their middle; images with
-            boxes are stretched instead. None: the set's own size; for a folder, what
-            the model reads.
-        scaling: `"0..255"`, `"0..1"`, `"-1..1"` or `"mean_std"`.
+            boxes or masks are stretched instead. None: the set's own size; for a
+            folder, what the model reads.
+        scaling: `"0..255"`, `"0..1"`, `"-1..1"` or `"mean_std"` of pixels; `.npz` files
+            are always read `"as_stored"`.
         mean: Mean of each channel, pixels in 0..1; only with `"mean_std"`.
         std: Standard deviation of each channel, pixels in 0..1; only with `"mean_std"`.
         batch_size: Images in a batch.
@@ -50,6 +52,12 @@ class DataConfig:
             labels refuse them. `"crops"`: each object of a data set with boxes is cut
             out and becomes an image of its class. None: the data set has labels; in a
             folder they are the names of sub-folders.
+        targets: `"inputs"`: the model is to give what it reads, as an autoencoder does,
+            whatever the labels are. None: classes, boxes, or the targets of tensors
+            (`.npz` files with the arrays inputs and targets, or folders `images` and
+            `masks`).
+        loss: Of tensors, a loss of Keras by its name, such as `"mse"` or `"mae"`; for
+            each of several outputs as `"a=mse,b=mae"`. None: the only sensible one.
 
     Raises:
         DataError: A value is out of range or a name is unknown.
@@ -70,6 +78,8 @@ class DataConfig:
     download: bool | None = None
     channels: int | None = None
     labels: Literal["none", "crops"] | None = None
+    targets: Literal["inputs"] | None = None
+    loss: str | None = None
 
     def __post_init__(self) -> None:
         _check_integer("batch_size", self.batch_size, low=1)
@@ -88,6 +98,13 @@ class DataConfig:
                 "boxes), or None where the data set has labels. "
                 f"Received: labels={self.labels!r}. Leave it out, or give 'none'."
             )
+        if self.targets not in (None, "inputs"):
+            raise DataError(
+                "`targets` must be 'inputs', or None where the data set has targets. "
+                f"Received: targets={self.targets!r}. Leave it out, or give 'inputs'."
+            )
+        if self.loss is not None:
+            check_losses(self.loss)
         _check_validation_size(self.validation_size)
         _check_augment(self.augment)
         if self.scaling != "mean_std":

@@ -8,8 +8,10 @@ from gmpq_tf.data.coco_json import is_coco, load_coco_json
 from gmpq_tf.data.config import DataConfig
 from gmpq_tf.data.digits import load_digits
 from gmpq_tf.data.folder import expanded, load_folder
+from gmpq_tf.data.masks import is_masks, load_masks
 from gmpq_tf.data.object_crops import crops_of
 from gmpq_tf.data.spec import DatasetSpec
+from gmpq_tf.data.tensor_files import is_tensors, load_tensors
 from gmpq_tf.data.tfds_objects import load_tfds_objects
 from gmpq_tf.data.tfds_sets import load_tfds
 from gmpq_tf.data.voc_folder import is_voc_folder, load_voc_folder
@@ -32,6 +34,7 @@ def _photographs(name: str, num_classes: int, **options: Any) -> DatasetSpec:
 
 
 _BOXES: dict[str, Any] = {"holds": "boxes", "augment": "ssd"}
+_TENSORS: dict[str, Any] = {"holds": "tensors", "augment": "none"}
 _ROWS = (
     DatasetSpec(
         "cifar10",
@@ -74,6 +77,8 @@ _ROWS = (
     DatasetSpec("coco", load_tfds_objects, 80, **_BOXES, image_size=300),
     DatasetSpec("voc_folder", load_voc_folder, **_BOXES, any_size=True),
     DatasetSpec("coco_json", load_coco_json, **_BOXES, any_size=True),
+    DatasetSpec("tensors", load_tensors, **_TENSORS),
+    DatasetSpec("masks", load_masks, **_TENSORS, any_size=True),
 )
 DATASETS: dict[str, DatasetSpec] = {row.name: row for row in _ROWS}
 
@@ -91,7 +96,7 @@ def find_spec(name: str) -> DatasetSpec:
     """
     if name in DATASETS:
         return DATASETS[name]
-    if (path := expanded(name)).is_dir() or is_coco(path):
+    if (path := expanded(name)).is_dir() or is_coco(path) or is_tensors(path):
         return dataclasses.replace(DATASETS[_kind_of(path)], name=name)
     row = DATASETS.get(name.replace(":", "/").split("/")[0])
     if row is not None and row.source in (load_tfds, load_tfds_objects):
@@ -113,6 +118,10 @@ def _kind_of(path: Path) -> str:
     """Returns the name of the row that reads a folder or an annotation file."""
     if is_coco(path):
         return "coco_json"
+    if is_tensors(path):
+        return "tensors"
+    if is_masks(path):
+        return "masks"
     return "voc_folder" if is_voc_folder(path) else "folder"
 
 

@@ -48,7 +48,7 @@ def load_folder(config: DataConfig, spec: DatasetSpec) -> Raw:
         DataError: The folder, its classes or a file in it cannot be used.
     """
     root = folder_root(config)
-    if config.labels == "none":
+    if config.labels == "none" or config.targets is not None:
         return _load_unlabelled(root, config, spec)
     parts = _folder_parts(root)
     class_names = _class_names(parts["train"])

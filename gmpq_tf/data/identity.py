@@ -36,14 +36,18 @@ def _parts(split: Split) -> list[bytes]:
         chosen = b"" if split.chosen is None else split.chosen.tobytes()
         return [named.encode(), chosen, *(p for o in split.others for p in _parts(o))]
     if isinstance(split, ArraySplit):
-        return [split.images.tobytes(), split.labels.tobytes()]
+        labels = split.labels
+        arrays = labels if isinstance(labels, Mapping) else {"": labels}
+        rows = [(key.encode(), arrays[key].tobytes()) for key in sorted(arrays)]
+        return [split.images.tobytes(), *(part for row in rows for part in row)]
     return []
 
 
 def _plain(labels: Any, index: int) -> Any:
     """Returns the label of an image: its class, or a digest of its objects."""
     if not isinstance(labels, Mapping):
-        return int(labels[index])
+        label = labels[index]
+        return int(label) if label.ndim == 0 else hashlib.sha256(label).hexdigest()
     rows = [labels[name][index].tobytes() for name in sorted(labels)]
     return hashlib.sha256(b"".join(rows)).hexdigest()
 

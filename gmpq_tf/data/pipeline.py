@@ -1,6 +1,7 @@
 """From a configuration to `tf.data` pipelines of model inputs and labels."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +15,7 @@ from gmpq_tf.data.decoding import height_width, resize
 from gmpq_tf.data.errors import DataError
 from gmpq_tf.data.folder import check_files
 from gmpq_tf.data.identity import identity_of
-from gmpq_tf.data.scaling import scale_images
+from gmpq_tf.data.scaling import AS_STORED, scale_images
 from gmpq_tf.data.spec import DatasetSpec, Raw
 from gmpq_tf.data.splits import (
     WHOLE,
@@ -24,6 +25,7 @@ from gmpq_tf.data.splits import (
     Split,
     read_into_memory,
 )
+from gmpq_tf.task.targets import ALONE, Target, Targets
 
 MEMORY_LIMIT = 10**9  # Bytes of decoded images of one split.
 # Errors that TensorFlow raises where an image is missing or cannot be decoded.
@@ -50,18 +52,28 @@ class Dataset:
         image_shape: Height, width and channels of the images in the splits.
         class_names: One name per class; () for images without labels.
         sources: The splits before images were read into memory.
-        holds: `"classes"`, one per image, or `"boxes"` with a class each.
+        holds: `"classes"`, one per image, `"boxes"` with a class each, or `"tensors"`.
         encode: Converts the labels of a batch to what the model's loss takes; None: no
             conversion.
+        arrays: Of tensors, what each output of a model is to give.
     """
 
     config: DataConfig
     splits: Mapping[str, Split]
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     class_names: tuple[str, ...]
     sources: Mapping[str, Split] = dataclasses.field(default_factory=dict)
     holds: str = "classes"
     encode: Callable[[Any], Any] | None = None
+    arrays: Mapping[str, Target] = dataclasses.field(default_factory=dict)
+
+    @property
+    def targets(self) -> Targets | None:
+        """What a model of tensors is trained for; None: the set holds others."""
+        if self.holds != "tensors":
+            return None
+        own = {ALONE: Target(self.input_shape)}
+        return Targets(self.arrays or own, self.config.loss)
 
     @property
     def num_classes(self) -> int:
@@ -70,8 +82,8 @@ class Dataset:
 
     @property
     def labelled(self) -> bool:
-        """Whether the class of each image is known."""
-        return bool(self.class_names)
+        """Whether it is known what a model is to say of each image."""
+        return bool(self.class_names) or self.holds == "tensors"
 
     def check_labelled(self) -> None:
         """Refuses images without labels.
@@ -88,10 +100,17 @@ class Dataset:
             )
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of the images that pipelines give."""
+    def input_shape(self) -> tuple[int, ...]:
+        """Height, width and channels of what the model reads; of tensors any shape."""
+        if self.as_stored:
+            return self.image_shape
         size = self.config.image_size or self.image_shape[:2]
         return (*height_width(size), self.image_shape[2])
+
+    @property
+    def as_stored(self) -> bool:
+        """Whether inputs are numbers that are no pixels."""
+        return self.config.scaling == AS_STORED
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -196,27 +215,36 @@ class Dataset:
         )
 
         def prepare(step: tf.Tensor, batch: Any) -> tuple[tf.Tensor, Any]:
-            images = self._sized(batch[0])
-            if self.holds == "classes":  # images with boxes have been augmented already
-                images = augment_batch(
-                    images, augmentation, fold(variation, step), share
-                )
+            images, labels = self._sized(batch[0]), batch[1]
+            seed = fold(variation, step)
+            if self.arrays and not self.as_stored:  # masks move with their images
+                both = tf.concat([tf.cast(images, tf.int32), labels[..., None]], -1)
+                both = augment_batch(both, augmentation, seed, share)
+                images, labels = both[..., :-1], both[..., -1]
+            elif self.holds != "boxes" and not self.as_stored:
+                # Images with boxes have been augmented already.
+                images = augment_batch(images, augmentation, seed, share)
             images = scale_images(images, self.config.input_scaling())
-            return images, self._encoded(batch[1])
+            return images, self._encoded(self._wanted(images, labels))
 
         return batches.enumerate().map(prepare, tf.data.AUTOTUNE)
 
     def _crop(self, augmentation: Augmentation, seed: tf.Tensor) -> Any:
         """Returns the crop of an epoch, a function of image size and position in it."""
-        fold, ratio = tf.random.fold_in, self._ratio
+        fold = tf.random.fold_in
         window, vary = augmentation.crop, augmentation.objects
         if self.holds == "boxes" and vary is not None:
             return lambda image, objects, place, size: vary(
                 image, objects, fold(seed, place), size
             )
-        if self.holds == "classes" and window is not None:
+        if self.holds != "boxes" and window is not None:
+            ratio = self._ratio
             return lambda shape, place: window(shape, fold(seed, place), ratio)
         return None
+
+    def _wanted(self, images: tf.Tensor, labels: Any) -> Any:
+        """What a model is to give: the labels, or what it reads."""
+        return images if self.config.targets == "inputs" else labels
 
     def _encoded(self, labels: Any) -> Any:
         return labels if self.encode is None else self.encode(labels)
@@ -230,13 +258,16 @@ class Dataset:
 
         def prepare(images: tf.Tensor, labels: Any) -> Any:
             scaled = scale_images(self._sized(images), scaling)
-            return (scaled, self._encoded(labels)) if self.labelled else scaled
+            wanted = self._wanted(scaled, labels)
+            return (scaled, self._encoded(wanted)) if self.labelled else scaled
 
         scaled = batches.map(prepare, tf.data.AUTOTUNE)
         return _shared(scaled.prefetch(tf.data.AUTOTUNE))
 
     def _sized(self, images: tf.Tensor) -> tf.Tensor:
         images = tf.ensure_shape(images, [None, *self.image_shape])
+        if self.as_stored:
+            return images
         height, width = self.image_shape[:2]
         high = min(height, round(width * self._ratio))
         wide = min(width, round(high / self._ratio))
@@ -247,7 +278,7 @@ class Dataset:
     @property
     def _ratio(self) -> float:
         """Height over width of the images that pipelines give."""
-        height, width, _ = self.input_shape
+        height, width = self.input_shape[:2]
         return height / width
 
     def _seed(self, stream: int) -> tf.Tensor:
@@ -291,24 +322,84 @@ def load_dataset(
         DataError: The set is unknown, not on disk, or not usable as it is.
     """
     spec = spec_of(config)
+    _check_tensors(config, spec)
     config = _as_read(with_defaults(config, spec), spec, reads)
     _check_augment(config, spec)
     raw = spec.source(dataclasses.replace(config, channels=_asked(config, reads)), spec)
-    _check_channels(config, raw.image_shape[2])
-    if raw.image_shape[2] != (raw.stored_channels or raw.image_shape[2]):
-        # Recorded in the configuration; where images are read as stored, it is left as
-        # given.
-        config = dataclasses.replace(config, channels=raw.image_shape[2])
-    if config.labels == "none":
-        raw = dataclasses.replace(raw, class_names=())
+    if raw.scaling is not None:
+        config = _stored(config, raw.scaling)
+    else:
+        _check_pixels(config)
+        _check_channels(config, raw.image_shape[2])
+        if raw.image_shape[2] != (raw.stored_channels or raw.image_shape[2]):
+            # Recorded in the configuration; where images are read as stored, it is
+            # left as given.
+            config = dataclasses.replace(config, channels=raw.image_shape[2])
+    if config.labels == "none" or config.targets is not None:
+        raw = dataclasses.replace(raw, class_names=(), targets={})
     splits = dict(raw.splits)
     if "validation" not in splits and "train" in splits:
         splits |= _hold_out(splits["train"], config)
     prepared = dict(splits)
     if spec.holds == "classes":
         prepared = {k: _prepared(k, s, raw, config) for k, s in splits.items()}
-    shape, names = raw.image_shape, raw.class_names
-    return Dataset(config, prepared, shape, names, splits, spec.holds)
+    return Dataset(
+        config,
+        prepared,
+        raw.image_shape,
+        raw.class_names,
+        splits,
+        "tensors" if config.targets is not None else spec.holds,
+        arrays=raw.targets,
+    )
+
+
+def _check_tensors(config: DataConfig, spec: DatasetSpec) -> None:
+    """Refuses options that only data sets of tensors have, and that they have not."""
+    tensors = spec.holds == "tensors" or config.targets is not None
+    if config.loss is not None and not tensors:
+        raise DataError(
+            "`loss` is for data sets of tensors; others have their own. Received: "
+            f"loss={config.loss!r} with dataset={config.dataset!r}, which holds "
+            f"{spec.holds}. Leave it out, or give targets='inputs' or other data."
+        )
+    if config.targets is not None and spec.holds == "boxes":
+        raise DataError(
+            "Images that are their own targets are read without boxes. Received: "
+            f"targets={config.targets!r} with dataset={config.dataset!r}. Name a "
+            "folder of images alone."
+        )
+    if spec.holds == "tensors" and config.labels is not None:
+        raise DataError(
+            "Tensors have no labels but targets. Received: "
+            f"labels={config.labels!r} with dataset={config.dataset!r}. Leave it out."
+        )
+
+
+def _check_pixels(config: DataConfig) -> None:
+    if config.scaling == AS_STORED:
+        raise DataError(
+            f"Images hold pixels. Received: scaling={AS_STORED!r} with "
+            f"dataset={config.dataset!r}. Give '0..255' for pixels as they are."
+        )
+
+
+def _stored(config: DataConfig, scaling: str) -> DataConfig:
+    """Reads numbers as they are; what says otherwise of pixels is refused."""
+    if config.scaling not in (scaling, DataConfig.scaling):
+        raise DataError(
+            "Numbers in .npz files are read as they are stored. Received: "
+            f"scaling={config.scaling!r} with dataset={config.dataset!r}. Leave it "
+            "out, and scale them before they are saved."
+        )
+    for name in ("image_size", "channels"):
+        if getattr(config, name) is not None:
+            raise DataError(
+                "Arrays in .npz files have their shape. Received: "
+                f"{name}={getattr(config, name)!r} with dataset={config.dataset!r}. "
+                "Leave it out."
+            )
+    return dataclasses.replace(config, scaling=scaling)
 
 
 def _check_augment(config: DataConfig, spec: DatasetSpec) -> None:
@@ -316,7 +407,7 @@ def _check_augment(config: DataConfig, spec: DatasetSpec) -> None:
     fits = [
         name
         for name, row in AUGMENTATIONS.items()
-        if (row.classes if spec.holds == "classes" else row.objects) or name == "none"
+        if name == "none" or _moves(name, spec)
     ]
     if config.augment not in fits:
         raise DataError(
@@ -324,6 +415,14 @@ def _check_augment(config: DataConfig, spec: DatasetSpec) -> None:
             f"{spec.holds}. Received: augment={config.augment!r} with "
             f"dataset={config.dataset!r}. Leave it out for {spec.augment!r}."
         )
+
+
+def _moves(name: str, spec: DatasetSpec) -> bool:
+    """Whether an augmentation moves what a data set asks for along with its images."""
+    if spec.holds == "tensors":  # of numbers nothing is known, of masks what is outside
+        return spec.any_size and name == "flip"
+    row = AUGMENTATIONS[name]
+    return row.classes if spec.holds == "classes" else row.objects is not None
 
 
 def _as_read(
@@ -413,7 +512,7 @@ def _prepared(name: str, split: Split, raw: Raw, config: DataConfig) -> Split:
     return split
 
 
-def _in_memory(split: Split, shape: tuple[int, int, int]) -> ArraySplit:
+def _in_memory(split: Split, shape: tuple[int, ...]) -> ArraySplit:
     try:
         return read_into_memory(split, shape)
     except DataError:
@@ -442,8 +541,7 @@ def _refuse_damaged(name: str, split: Split) -> None:
 
 
 def _fits(split: Split, raw: Raw) -> bool:
-    height, width, channels = raw.image_shape
-    return split.size * height * width * channels <= MEMORY_LIMIT
+    return split.size * math.prod(raw.image_shape) <= MEMORY_LIMIT
 
 
 def _hold_out(train: Split, config: DataConfig) -> dict[str, Split]:

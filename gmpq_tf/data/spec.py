@@ -7,6 +7,7 @@ from typing import Literal
 from gmpq_tf.data.augment import AugmentationName
 from gmpq_tf.data.config import DataConfig
 from gmpq_tf.data.splits import Split
+from gmpq_tf.task.targets import Target
 
 TEST_FRACTION = 0.2  # Share of images held out where a set has no test split.
 
@@ -20,12 +21,16 @@ class Raw:
         image_shape: Height, width and channels of the decoded images.
         class_names: One name per class.
         stored_channels: Channels of the stored images, if they are read with others.
+        targets: Of tensors, what each output is to give.
+        scaling: The only scaling that suits it; None: any does.
     """
 
     splits: Mapping[str, Split]
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     class_names: tuple[str, ...]
     stored_channels: int | None = None
+    targets: Mapping[str, Target] = dataclasses.field(default_factory=dict)
+    scaling: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +49,7 @@ class DatasetSpec:
         crop_fraction: Side of the centre square that is kept, as a share of the
             image's shorter side. Random crops of training images replace it.
         banner: Rows at the bottom of each image that do not belong to the picture.
-        holds: `"classes"`, one per image, or `"boxes"` with a class each.
+        holds: `"classes"`, one per image, `"boxes"` with a class each, or `"tensors"`.
         any_size: Whether images are files of any size, read in the size of the model's
             input.
     """
@@ -59,5 +64,5 @@ class DatasetSpec:
     std: tuple[float, ...] | None = None
     crop_fraction: float = 1.0
     banner: int = 0
-    holds: Literal["classes", "boxes"] = "classes"
+    holds: Literal["classes", "boxes", "tensors"] = "classes"
     any_size: bool = False

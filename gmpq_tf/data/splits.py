@@ -75,6 +75,7 @@ class Split(Protocol):
     ) -> Any:
         """Returns a `tf.data.Dataset` of (uint8 NHWC images, int64 labels).
 
+        Tensors have float32 inputs of any shape, and targets or a dict of them.
         Of images with objects the labels are a dict of "boxes", "classes" and
         "difficult", and `crop` varies image and objects (`objects.ObjectDecoder`).
 
@@ -100,17 +101,18 @@ class ArraySplit:
     """Decoded images in memory.
 
     Args:
-        images: uint8 `[size, height, width, channels]`.
-        labels: int64 `[size]`.
+        images: uint8 `[size, height, width, channels]`; of tensors float32
+            `[size, ...]`.
+        labels: int64 `[size]`; of tensors the targets, or a dict of them.
     """
 
     images: np.ndarray
-    labels: np.ndarray
+    labels: Any
 
     @property
     def size(self) -> int:
         """Number of images."""
-        return len(self.labels)
+        return len(self.images)
 
     @property
     def keeps_all(self) -> bool:
@@ -131,7 +133,10 @@ class ArraySplit:
         part = batch_size // share.count
         if crop is None:
             return places.batch(part, drop_remainder).map(
-                lambda _, i: (tf.gather(images, i), tf.gather(labels, i))
+                lambda _, i: (
+                    tf.gather(images, i),
+                    tf.nest.map_structure(lambda values: tf.gather(values, i), labels),
+                )
             )
         shape, size = tf.shape(images)[1:3], self.images.shape[1:3]
 
@@ -145,16 +150,18 @@ class ArraySplit:
     def hold_out(self, count: int, seed: int) -> tuple["ArraySplit", "ArraySplit"]:
         """Returns this split without `count` random images, and those images."""
         kept, held = random_parts(self.size, count, seed)
-        return (
-            ArraySplit(self.images[kept], self.labels[kept]),
-            ArraySplit(self.images[held], self.labels[held]),
-        )
+        return self._take(kept), self._take(held)
+
+    def _take(self, indices: np.ndarray) -> "ArraySplit":
+        labels = tf.nest.map_structure(lambda values: values[indices], self.labels)
+        return ArraySplit(self.images[indices], labels)
 
     @property
-    def _tensors(self) -> tuple[tf.Tensor, tf.Tensor]:
+    def _tensors(self) -> tuple[tf.Tensor, Any]:
         # Made outside the graph of a tf.data function, which would copy them into it.
         with tf.init_scope(), tf.device("CPU"):
-            return tf.constant(self.images), tf.constant(self.labels)
+            labels = tf.nest.map_structure(tf.constant, self.labels)
+            return tf.constant(self.images), labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +223,7 @@ class FileSplit:
         return FileSplit(paths, labels, self.decode)
 
 
-def read_into_memory(split: Split, shape: tuple[int, int, int]) -> ArraySplit:
+def read_into_memory(split: Split, shape: tuple[int, ...]) -> ArraySplit:
     """Decodes every image of a split.
 
     Args:

@@ -91,7 +91,7 @@ def coco_class_ap(objects: int, scores: np.ndarray, marked: np.ndarray) -> float
     """
     order = np.argsort(-scores, kind="stable")
     scores, marked = scores[order], marked[order]
-    ends = np.append(scores[1:] != scores[:-1], True)[: len(scores)]
+    ends: np.ndarray = np.append(scores[1:] != scores[:-1], True)[: len(scores)]
     return float(np.mean([_ap(objects, ends, column) for column in marked.T]))
 
 
@@ -100,7 +100,8 @@ def _ap(objects: int, ends: np.ndarray, marked: np.ndarray) -> float:
     hits, seen = np.cumsum(marked == RIGHT)[ends], np.cumsum(marked != IGNORED)[ends]
     kept = seen > 0
     hits, seen = hits[kept], seen[kept]
-    envelope = np.maximum.accumulate((hits / seen)[::-1])[::-1]
-    places = np.searchsorted(hits / objects, RECALLS, side="left")
+    precision: np.ndarray = hits / seen
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    places: np.ndarray = np.searchsorted(hits / objects, RECALLS, side="left")
     reached = places[places < len(envelope)]
     return float(np.sum(envelope[reached]) / len(RECALLS)) if len(reached) else 0.0

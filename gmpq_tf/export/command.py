@@ -47,6 +47,7 @@ from gmpq_tf.run.records import fingerprint, read_json, recorded_data
 from gmpq_tf.run.run_config import WorkdirConfig, set_threads
 from gmpq_tf.run.workdir import claim
 from gmpq_tf.spelling import suggest
+from gmpq_tf.task import outputs_of
 from gmpq_tf.task.kinds import OutputKindName
 from gmpq_tf.task.tasks import task_of
 
@@ -229,10 +230,10 @@ def write_tflite(
             batch=config.batch,
             runtime=config.runtime,
             class_names=class_names(student, dataset),
-            scaling=dataset.config.input_scaling(),
+            scaling=None if dataset.as_stored else dataset.config.input_scaling(),
             latency_runs=config.latency_runs,
             least_agreement=config.least_agreement,
-            output_kinds=config.output_kind,
+            output_kinds=config.output_kind or output_kinds(student, dataset),
             near_steps=config.near_steps,
             float_layers=config.float_layers,
             verify=config.verify,
@@ -370,9 +371,29 @@ def verification_images(
     batches = dataset.validation() if held_out else dataset.calibration(count)
     size = min(count, dataset.config.batch_size)
     images = batches.unbatch().take(count).batch(size)
-    if not dataset.labelled or student is None or task_of(student).placewise:
+    if not dataset.labelled or student is None:
         return images
+    task = task_of(student, dataset.targets)
+    encode = task.encode
+    if task.placewise and encode is None:
+        return images
+    if task.placewise and encode is not None:
+        return images.map(lambda inputs, labels: (inputs, encode(labels)))
     return images.map(lambda pixels, labels: pixels)
+
+
+def output_kinds(student: keras.Model, dataset: Dataset) -> Any:
+    """What the outputs say, where a loss tells it; None: as the model ends.
+
+    Args:
+        student: that is exported.
+        dataset: the data it was trained on.
+    """
+    if dataset.targets is None:
+        return None
+    loss = task_of(student, dataset.targets).loss()
+    found = outputs_of(student, loss=loss)
+    return {output.name: output.kind for output in found}
 
 
 def class_names(student: keras.Model, dataset: Dataset) -> tuple[str, ...]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gmpq_tf.files import parse_json, read_text
-from gmpq_tf.report.schema import METRICS, ResultRow, Summary
-from gmpq_tf.report.table import format_bytes, format_percent
+from gmpq_tf.report.schema import LOSSES, METRICS, ResultRow, Summary
+from gmpq_tf.report.table import format_bytes, format_figure
 
 EXPORT_REPORT = "export_report.json"
 INT8 = "fast"  # the storage that keeps kernels in INT8
@@ -94,11 +94,16 @@ def facts(
         yield Fact("File", format_bytes(row.file_bytes), "; ".join(beside))
     if _right(row) is not None:
         rows = [each for each in (plain, *others) if each is not None]
-        beside = [f"{each.name} {format_percent(_right(each))}" for each in rows]
+        beside = [
+            f"{each.name} {format_figure(_right(each), summary.metric)}"
+            for each in rows
+        ]
         classes = summary.metric == "accuracy"
         of = "Accuracy" if classes else METRICS[summary.metric]
+        of = of[0].upper() + of[1:] if summary.metric in LOSSES else of
         of += "" if row.tflite_accuracy is None else " of the file"
-        yield Fact(of, format_percent(_right(row)), "; ".join(beside))
+        value = format_figure(_right(row), summary.metric)
+        yield Fact(of, value, "; ".join(beside))
     took = _number(export, "latency_ms", storage)
     if took is not None:
         times = {"predicted": predicted_ms}

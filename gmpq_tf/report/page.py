@@ -1,6 +1,7 @@
 """report.html: one self-contained file with table, figures and provenance."""
 
 import html
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +11,22 @@ from matplotlib.figure import Figure
 
 from gmpq_tf.budget import LATENCY_MS
 from gmpq_tf.files import write_atomic
-from gmpq_tf.report import curves, plots, read
+from gmpq_tf.report import curves, object_plots, plots, read
 from gmpq_tf.report.budgets import SearchLimit, budget_lines, search_limits
 from gmpq_tf.report.drawing import FigureFormat, figure_bytes, inline_svg
 from gmpq_tf.report.headline import headline
 from gmpq_tf.report.layout import COST, IMPORTANCES, VALUES
 from gmpq_tf.report.layout import METRICS as LOG
+from gmpq_tf.report.objects import CURVES, read_curves, read_objects
 from gmpq_tf.report.read_maps import read_attribution
-from gmpq_tf.report.schema import METRICS, ReportError, ResultRow, Summary
-from gmpq_tf.report.table import format_percent, table_cells
+from gmpq_tf.report.schema import (
+    LOSSES,
+    METRICS,
+    ReportError,
+    ResultRow,
+    Summary,
+)
+from gmpq_tf.report.table import format_figure, table_cells
 from gmpq_tf.report.values import decision_line, values_section
 
 STYLE = """
@@ -60,6 +68,10 @@ LEGEND = (
     "the shipped file; agreement: {answers} to which it and Keras give the same "
     "answer, computed in the file's integers where that was measured."
 )
+
+# Of what models by each metric agree.
+ANSWERS = {"accuracy": "images", "map_07": "default boxes", "loss": "numbers"}
+MOST_CURVES = 4  # in one panel
 
 
 @dataclass(frozen=True)
@@ -147,6 +159,48 @@ PICTURES = (
 )
 
 
+def _draw_objects(workdir: Path, summary: Summary) -> Figure:
+    return object_plots.plot_objects(read_objects(workdir))
+
+
+def _draw_curves(workdir: Path, summary: Summary) -> Figure:
+    found_by: dict[str, Any] = {}
+    for folder in sorted(p.parent.name for p in workdir.glob(f"*/{CURVES}")):
+        name = "float" if folder == "pretrain" else folder
+        found_by[name] = read_curves(workdir / folder)
+        found_by[f"{name}, .tflite"] = read_curves(workdir / folder, "tflite_")
+    found = {n: c for n, c in sorted(found_by.items(), key=_float_first) if c}
+    if not found:
+        raise ReportError("no evaluation left precision and recall.")
+    return object_plots.plot_precision_recall(dict(list(found.items())[:MOST_CURVES]))
+
+
+def _float_first(named: tuple[str, Any]) -> bool:
+    return named[0] != "float"
+
+
+# Of detectors alone.
+OBJECT_PICTURES = (
+    Picture(
+        "Objects found",
+        "The same held-out images: their labels, and what each model finds with a "
+        "score of 50 % or more.",
+        _draw_objects,
+    ),
+    Picture(
+        "Precision and recall",
+        "Of each class at an IoU of 0.5, with the area below; a file has its model's "
+        "line where they decide alike.",
+        _draw_curves,
+    ),
+)
+
+
+def pictures_of(summary: Summary) -> tuple[Picture, ...]:
+    """The pictures of a run: those of boxes where models look for objects."""
+    return (*PICTURES, *OBJECT_PICTURES) if summary.metric == "map_07" else PICTURES
+
+
 def write_report(workdir: str | Path, beside: Sequence[str | Path] = ()) -> Path:
     """Writes the report of a run, `report/report.html`, one self-contained file.
 
@@ -183,7 +237,8 @@ def _page(
     yield from (f"<p>{html.escape(line)}</p>" for line in decision_line(workdir))
     yield _table(summary.rows, summary.metric)
     yield from (f"<p>{html.escape(line)}</p>" for line in _float_layers(workdir))
-    pictures = (_front(runs), *PICTURES) if len(runs) > 1 else PICTURES
+    pictures = pictures_of(summary)
+    pictures = (_front(runs), *pictures) if len(runs) > 1 else pictures
     trained = _is_trained(workdir / "search")
     for picture in pictures:
         if trained or not picture.of_training:
@@ -197,7 +252,7 @@ def _headlines(summary: Summary) -> Iterator[str]:
     for row in summary.rows:
         if row.name.split()[0] == "searched":
             saving = summary.full_precision_bit_ops / row.bit_ops
-            right = format_percent(row.accuracy)
+            right = format_figure(row.accuracy, summary.metric)
             if summary.metric != "accuracy":
                 right = f"{METRICS[summary.metric]} {right}"
             yield (
@@ -255,14 +310,13 @@ def _table(rows: Sequence[ResultRow], metric: str) -> str:
     ]
     head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in header)
     table = "\n".join([f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>", *lines])
-    answers = "images" if metric == "accuracy" else "default boxes"
-    legend = LEGEND.format(metric=METRICS[metric], answers=answers)
+    legend = LEGEND.format(metric=METRICS[metric], answers=ANSWERS[metric])
     end = f'</tbody>\n</table>\n</div>\n<p class="note">{legend}</p>'
     return f'<div class="wide">\n{table}\n{end}'
 
 
 def _section(picture: Picture, workdir: Path, summary: Summary) -> str:
-    heading = f"<section>\n<h2>{picture.title}</h2>"
+    heading = f"<section>\n<h2>{_worded(picture.title, summary)}</h2>"
     try:
         figure = picture.draw(workdir, summary)
     except ReportError as error:
@@ -271,7 +325,7 @@ def _section(picture: Picture, workdir: Path, summary: Summary) -> str:
     drawn = inline_svg(figure, slug(picture), picture.title)
     return (
         f'{heading}\n<figure>\n<div class="wide">\n{drawn}\n</div>\n'
-        f"<figcaption>{html.escape(picture.caption)}</figcaption>\n"
+        f"<figcaption>{html.escape(_worded(picture.caption, summary))}</figcaption>\n"
         "</figure>\n</section>"
     )
 
@@ -280,6 +334,15 @@ def _is_trained(search: Path) -> bool:
     """Whether a search trained; without training it leaves only values.json."""
     traces = [search / name for name in (IMPORTANCES, LOG)]
     return not (search / VALUES).is_file() or any(path.is_file() for path in traces)
+
+
+def _worded(text: str, summary: Summary) -> str:
+    """A text on accuracies as one on what the run is compared by."""
+    if summary.metric not in LOSSES:
+        return text
+    for word, other in (("accuracy", "loss"), ("Accuracy", "Loss"), ("up", "down")):
+        text = re.sub(rf"\b{word}\b", other, text)
+    return text
 
 
 def _front(runs: Mapping[str, Summary]) -> Picture:
@@ -315,7 +378,7 @@ def write_figures(workdir: str | Path, kind: FigureFormat) -> list[Path]:
     """
     workdir = Path(workdir)
     summary, written = read.read_summary(workdir), []
-    for picture in PICTURES:
+    for picture in pictures_of(summary):
         try:
             figure = picture.draw(workdir, summary)
         except ReportError:  # the page reports the error

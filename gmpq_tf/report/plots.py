@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.report.drawing import figure_bytes
 from gmpq_tf.report.schema import (
+    LOSSES,
     METRICS,
     AttributionMaps,
     LayerImportances,
@@ -192,7 +193,8 @@ def plot_accuracy_bops(rows: Sequence[ResultRow], metric: str = "accuracy") -> F
     names = [_group_name(word, group) for word, group in groups.items()]
     axes.legend(axes.lines, names, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
     _cost_axis(axes, [row.bit_ops for row in rows])
-    axes.set_ylabel(f"{METRICS[metric]} (%)", fontsize=9)
+    unit = "" if metric in LOSSES else " (%)"
+    axes.set_ylabel(f"{METRICS[metric]}{unit}", fontsize=9)
     quiet(axes)
     return figure
 
@@ -208,8 +210,8 @@ def front(rows: Sequence[ResultRow]) -> list[ResultRow]:
     """
     best: list[ResultRow] = []
     known = [row for row in rows if row.accuracy is not None]
-    for row in sorted(known, key=lambda row: (row.bit_ops, -_percent(row))):
-        if not best or _percent(row) > _percent(best[-1]):
+    for row in sorted(known, key=lambda row: (row.bit_ops, -_goodness(row))):
+        if not best or _goodness(row) > _goodness(best[-1]):
             best.append(row)
     return best
 
@@ -232,13 +234,21 @@ def plot_front(rows: Sequence[ResultRow], front: Sequence[ResultRow]) -> Figure:
         axes.plot(cost, accuracy, style, color=PALETTE[0], ms=6, lw=1, label=label)
     axes.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
     _cost_axis(axes, [row.bit_ops for row in rows])
-    axes.set_ylabel("accuracy (%)", fontsize=9)
+    share = all(row.share for row in rows)
+    axes.set_ylabel("accuracy (%)" if share else "loss", fontsize=9)
     quiet(axes)
     return figure
 
 
 def _percent(row: ResultRow) -> float:
-    return math.nan if row.accuracy is None else 100 * row.accuracy
+    """What a row is compared by: a share in percent, a loss as it is."""
+    if row.accuracy is None:
+        return math.nan
+    return 100 * row.accuracy if row.share else row.accuracy
+
+
+def _goodness(row: ResultRow) -> float:
+    return _percent(row) if row.share else -_percent(row)
 
 
 def _group_name(word: str, group: Sequence[ResultRow]) -> str:

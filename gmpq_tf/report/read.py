@@ -9,6 +9,7 @@ from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.report.layout import COST, IMPORTANCES, METRICS, SEARCHED_POLICY, SUMMARY
 from gmpq_tf.report.schema import (
     FLOAT_MAX,
+    LOSSES,
     REMEDY,
     LayerImportances,
     ReportError,
@@ -41,11 +42,12 @@ def read_summary(workdir: str | Path) -> Summary:
 
 def _summary(data: Mapping[str, Any]) -> Summary:
     check_kind("rows", take(data, "rows"), list)
+    share = data.get("metric", "accuracy") not in LOSSES
     return Summary(
         dataset=take(data, "dataset"),
         model=take(data, "model"),
         full_precision_bit_ops=take(data, "full_precision_bit_ops"),
-        rows=tuple(_row(index, row) for index, row in enumerate(data["rows"])),
+        rows=tuple(_row(i, row, share) for i, row in enumerate(data["rows"])),
         attribution=data.get("attribution"),
         bit_ops_budget=data.get("bit_ops_budget"),
         command=data.get("command"),
@@ -54,7 +56,7 @@ def _summary(data: Mapping[str, Any]) -> Summary:
     )
 
 
-def _row(index: int, data: Any) -> ResultRow:
+def _row(index: int, data: Any, share: bool) -> ResultRow:
     check_kind(f"rows[{index}]", data, Mapping)
     required = ("name", "accuracy", "bit_ops", "weight_bytes")
     optional = (
@@ -66,6 +68,7 @@ def _row(index: int, data: Any) -> ResultRow:
             **{key: take(data, key) for key in required},
             **{key: data.get(key) for key in optional},
             labelled=data.get("labelled", True),
+            share=share,
         )
 
 

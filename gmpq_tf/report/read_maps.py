@@ -26,15 +26,15 @@ def read_attribution(workdir: str | Path, name: str) -> AttributionMaps:
     Raises:
         ReportError: the file is missing, unreadable, or an array has the wrong shape.
     """
-    arrays = _read_arrays(Path(workdir), name)
+    arrays = read_npz(Path(workdir), name)
     images, labels = take(arrays, "images"), take(arrays, "labels")
-    _check_images(images)
+    check_images(images)
     maps = {"teacher": take(arrays, "teacher"), **_prefixed(arrays, "student_")}
     distances = _prefixed(arrays, "rank_distance_")
     for key, array in maps.items():
-        _check_array(f"map {key}", array, (len(images), None, None))
+        check_array(f"map {key}", array, (len(images), None, None))
     for key, array in {"labels": labels, **distances}.items():
-        _check_array(key, array, (len(images),))
+        check_array(key, array, (len(images),))
     return AttributionMaps(images, labels, maps, distances)
 
 
@@ -46,8 +46,9 @@ def _prefixed(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.nda
     }
 
 
-def _check_images(images: np.ndarray) -> None:
-    _check_array("images", images, (None, None, None, None))
+def check_images(images: np.ndarray) -> None:
+    """Requires images as a page shows them: uint8 [N, H, W, C]."""
+    check_array("images", images, (None, None, None, None))
     if images.dtype != np.uint8 or images.shape[-1] not in (1, 3) or not images.size:
         raise ReportError(
             "images must be uint8 [N, H, W, C] with C 1 or 3 and N 1 or more. "
@@ -55,7 +56,8 @@ def _check_images(images: np.ndarray) -> None:
         )
 
 
-def _check_array(key: str, array: np.ndarray, shape: Iterable[int | None]) -> None:
+def check_array(key: str, array: np.ndarray, shape: Iterable[int | None]) -> None:
+    """Requires numbers of a shape; None is any size."""
     wanted = tuple(shape)
     fits = array.ndim == len(wanted) and all(
         want in (None, got) for want, got in zip(wanted, array.shape, strict=True)
@@ -67,7 +69,8 @@ def _check_array(key: str, array: np.ndarray, shape: Iterable[int | None]) -> No
         )
 
 
-def _read_arrays(workdir: Path, name: str) -> dict[str, np.ndarray]:
+def read_npz(workdir: Path, name: str) -> dict[str, np.ndarray]:
+    """Reads a file of plain arrays of any shape; unpacked its size is bounded."""
     path = workdir / name
     if not _is_inside(path, workdir):
         raise ReportError(

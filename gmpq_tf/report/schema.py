@@ -15,7 +15,10 @@ import numpy as np
 METRICS = {
     "accuracy": "accuracy",
     "map_07": "mAP (VOC 2007)",
+    "loss": "loss",
 }
+# Those that are no shares, 0 to 1, and the better the less.
+LOSSES = frozenset(["loss"])
 REMEDY = (
     "Run its stages and then `python -m train.report`; `make demo` or "
     "`python -m train.demo` runs them all."
@@ -46,6 +49,7 @@ class ResultRow:
             None.
         twin_agreement: share of images on which the file and that model agree, 0..1, or
             None.
+        share: whether what stands for accuracy is a share, 0..1; else any number.
 
     Raises:
         ReportError: a value has the wrong type or is out of its range.
@@ -61,16 +65,19 @@ class ResultRow:
     labelled: bool = True
     twin_accuracy: float | None = None
     twin_agreement: float | None = None
+    share: bool = True
 
     def __post_init__(self) -> None:
         check_text("name", self.name)
         bare = self.labelled is False
-        check_number("accuracy", self.accuracy, 0, 1, optional=bare)
+        low, high = (0.0, 1.0) if self.share else (-FLOAT_MAX, FLOAT_MAX)
+        check_number("accuracy", self.accuracy, low, high, optional=bare)
         check_number("bit_ops", self.bit_ops, 1)
         check_number("weight_bytes", self.weight_bytes, 1)
         check_number("file_bytes", self.file_bytes, 1, optional=True)
-        shares = ("tflite_accuracy", "agreement", "twin_accuracy", "twin_agreement")
-        for name in shares:
+        for name in ("tflite_accuracy", "twin_accuracy"):
+            check_number(name, getattr(self, name), low, high, optional=True)
+        for name in ("agreement", "twin_agreement"):
             check_number(name, getattr(self, name), 0, 1, optional=True)
 
 

@@ -4,7 +4,7 @@ import math
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from gmpq_tf.report.schema import METRICS, ResultRow
+from gmpq_tf.report.schema import LOSSES, METRICS, ResultRow
 
 HEADER = ("model", "accuracy", "GBOPs", "weights", "file", ".tflite", "agreement")
 NAME_WIDTH = 26  # keeps a row within 88 columns; longer names continue below
@@ -20,6 +20,21 @@ def format_percent(fraction: float | None) -> str:
         Text such as "98.06 %", or "-".
     """
     return "-" if fraction is None else f"{100 * fraction:.2f} %"
+
+
+def format_figure(figure: float | None, metric: str = "accuracy") -> str:
+    """Prints what models are compared by.
+
+    Args:
+        figure: a share or, of a metric in `LOSSES`, any number; or None.
+        metric: a name in `METRICS`.
+
+    Returns:
+        such as "98.06 %", "0.01234", or "-".
+    """
+    if metric not in LOSSES or figure is None:
+        return format_percent(figure)
+    return f"{figure:.4g}"
 
 
 def format_bytes(count: float | None) -> str:
@@ -83,11 +98,11 @@ def table_cells(
     body = [
         (
             row.name,
-            format_percent(row.accuracy),
+            format_figure(row.accuracy, metric),
             f"{row.bit_ops / 1e9:.{decimals}f}",
             format_bytes(row.weight_bytes),
             format_bytes(row.file_bytes),
-            format_percent(row.tflite_accuracy),
+            format_figure(row.tflite_accuracy, metric),
             format_percent(agreement(row)),
         )
         for row in rows

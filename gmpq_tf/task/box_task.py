@@ -44,7 +44,7 @@ class BoxTask(Task):
     placewise: ClassVar[bool] = False
 
     def __init__(self, model: keras.Model, default_boxes: DefaultBoxes) -> None:
-        self.default_boxes, self.name = default_boxes, model.name
+        self.default_boxes, self.name, self.model = default_boxes, model.name, model
         self.encode = self.targets
         outputs = outputs_of(model)
         shapes, count = {o.name: o.shape for o in outputs}, default_boxes.count
@@ -102,6 +102,15 @@ class BoxTask(Task):
             meter.add(outputs, keras.tree.map_structure(np.asarray, labels))
         found = meter.report().items()
         return {name: share for name, share in found if share is not None}
+
+    def found(self, outputs: Mapping[str, Any]) -> Detections:
+        """The objects that outputs by name say are in the images."""
+        return decode_and_suppress(
+            outputs["boxes"],
+            outputs["scores"],
+            self.default_boxes,
+            from_logits=self.from_logits,
+        )
 
     def guidance(
         self, targets: Sequence[Any], outputs: Sequence[Any], temperature: float

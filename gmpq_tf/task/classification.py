@@ -34,7 +34,8 @@ class ClassTask(Task):
                 "The commands train classifiers of one output, and detectors, whose "
                 "offsets end in a DefaultBoxesLayer (gmpq_tf.detection). Received: "
                 f"model={model.name!r} with {len(model.outputs)} outputs, no default "
-                "boxes. Use gmpq_tf from Python for others."
+                "boxes. For others name data with targets by --dataset: .npz files "
+                "with inputs and targets."
             )
         self.model = model
 
@@ -72,7 +73,9 @@ class ClassTask(Task):
                 "A model needs one output for each class of the data set. Received: "
                 f"output shape {shape} for {len(class_names)} classes. Build the model "
                 "with that many classes or choose its own data set; where labels are "
-                "not needed, --labels=none leaves them unread."
+                "not needed, --labels=none leaves them unread. A model that gives no "
+                "class needs targets: .npz files, images with masks, or for an "
+                "autoencoder --targets=inputs."
             )
         if scores_of(self.model)[1] == "sigmoid":
             raise TaskError(

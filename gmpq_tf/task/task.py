@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import keras
+
+from gmpq_tf.task.outputs import Output, classifier_kind, outputs_of
 
 
 class Meter(Protocol):
@@ -22,21 +24,26 @@ class Task:
     """What a model is trained for.
 
     Attributes:
-        holds: kind of labels in its data sets: `"classes"` or `"boxes"`.
-        headline: name of the metric that models are compared by, 0 to 1.
+        holds: kind of labels in its data sets: `"classes"`, `"boxes"` or `"tensors"`.
+        headline: name of the metric that models are compared by.
         of_images: words after that metric in percent: "... the {} images".
         placewise: whether decisions are compared with labels one by one.
+        model: the model that is trained for it.
         deciding: index of the output that decides, in the order of `model.outputs`.
         encode: converts the labels of a batch to what the losses take; None: no
             conversion.
+        share: whether the headline is a share, 0 to 1, where more is better; else it
+            is a loss.
     """
 
     holds: ClassVar[str]
     headline: ClassVar[str]
     of_images: ClassVar[str]
     placewise: ClassVar[bool]
+    model: keras.Model
     deciding: int = 0
     encode: Callable[[Any], Any] | None = None
+    share: ClassVar[bool] = True
 
     def loss(self) -> Any:
         """Returns the `loss` argument of `compile`."""
@@ -68,6 +75,28 @@ class Task:
             Metric name -> value; the headline is missing where it is undefined.
         """
         raise NotImplementedError
+
+    def output(self, model: keras.Model) -> Output:
+        """What the deciding output of a model of this task says.
+
+        Args:
+            model: the task's, or one quantized.
+        """
+        if len(model.outputs) > 1:
+            return outputs_of(model)[self.deciding]
+        shape = tuple(model.outputs[0].shape[1:])
+        return Output("output", classifier_kind(model), "labels", shape)
+
+    def decided(self, labels: Any) -> Any:
+        """The labels of the deciding output."""
+        return labels
+
+    def found(self, outputs: Mapping[str, Any]) -> Any:
+        """Objects that outputs by name say are in images; None: they say none."""
+
+    def said(self, figure: float) -> str:
+        """The headline in words, such as `98.06 %`."""
+        return f"{100 * figure:.2f} %" if self.share else f"{figure:.4g}"
 
     def meter(self, class_names: Sequence[str]) -> Meter | None:
         """Returns a meter of further metrics; None if decisions are all there is."""

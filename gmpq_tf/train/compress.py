@@ -45,7 +45,9 @@ from gmpq_tf.compression.whole import (
 )
 from gmpq_tf.cost_tables import TableOptions
 from gmpq_tf.data import DataConfig, Dataset
+from gmpq_tf.data.datasets import find_spec
 from gmpq_tf.data.folder import has_classes
+from gmpq_tf.data.tensor_files import is_tensors
 from gmpq_tf.export.command import ExportConfig, export
 from gmpq_tf.export.tflite.exporter import LATENCY_RUNS
 from gmpq_tf.policy import BitwidthPolicy
@@ -339,6 +341,7 @@ def corrected(
 def _describe_images(dataset: Dataset, model: keras.Model) -> None:
     sizes = dataset.sizes
     labels = f"{dataset.num_classes} classes" if dataset.labelled else "without labels"
+    labels = "targets for each" if dataset.targets is not None else labels
     print(
         f"{model.name}: images of {dataset.input_shape}, {labels}; "
         f"{sizes['train']} to measure on, {sizes['validation']} to verify, "
@@ -391,9 +394,12 @@ def data_of(config: CompressConfig, run: RunConfig) -> DataConfig:
             f"Received: images={config.images!r}, which is no folder. Name one; sets "
             "by name are given with --dataset."
         )
-    if data.labels is None and folder.is_dir() and not has_classes(folder):
+    of_classes = find_spec(data.dataset).holds == "classes"
+    flat = of_classes and folder.is_dir() and not has_classes(folder)
+    if data.labels is None and flat:
         data = dataclasses.replace(data, labels="none")
-    if not flags.FLAGS["scaling"].present and "scaling" not in recorded:
+    said = flags.FLAGS["scaling"].present or is_tensors(folder)
+    if not said and "scaling" not in recorded:
         raise StageError(
             "What the model reads must be said. Received: no --scaling. Give "
             "--scaling=0..255 (pixels as they are: a model that scales them itself), "

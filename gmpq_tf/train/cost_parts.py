@@ -99,8 +99,8 @@ def part_cost(cost: Cost, names: Collection[str], floats: bool = False) -> Cost:
     """
     layers = tuple(layer for layer in cost.layers if layer.name in names)
     in_float = cost.float_layers if floats else ()
-    total = _sums((*layers, *in_float))
-    return Cost(**total, layers=layers, float_layers=in_float)
+    sums: dict[str, Any] = _sums((*layers, *in_float))
+    return Cost(**sums, layers=layers, float_layers=in_float)
 
 
 def part_costs(cost: Cost, parts: Mapping[str, Collection[str]]) -> dict[str, Cost]:

@@ -6,7 +6,8 @@ the Keras model may differ a little, because it rounds in float.
 
 A decision is the class of the largest score or, for a single output, whether it exceeds
 0.5 (sigmoid) or 0 (logit); --output_kind overrides this. Detectors are measured by mean
-average precision; the decisions compared are the classes of default boxes.
+average precision; the decisions compared are the classes of default boxes. Models of
+tensors are measured by their loss, and numbers compared in steps of the output's grid.
 
 Looks at model.keras and model.tflite in every folder of the workdir (or in --names) and
 writes evaluation.json beside them.
@@ -33,17 +34,20 @@ from gmpq_tf.export.tflite.outputs import Tally
 from gmpq_tf.export.tflite.runtime import TFLiteModel
 from gmpq_tf.export.tflite.twin import integer_twin
 from gmpq_tf.files import write_json
+from gmpq_tf.report.objects import CURVES
 from gmpq_tf.run.app import run_main
 from gmpq_tf.run.errors import StageError
 from gmpq_tf.run.flags import from_flags
 from gmpq_tf.run.records import fingerprint, read_json, recorded_data
 from gmpq_tf.run.run_config import WorkdirConfig, set_threads
 from gmpq_tf.spelling import suggest
-from gmpq_tf.task import Output, classifier_kind, outputs_of
+from gmpq_tf.task import Output, outputs_of
 from gmpq_tf.task.kinds import OutputKindName, read_kind
+from gmpq_tf.task.task import Task
 from gmpq_tf.task.tasks import task_of
 from gmpq_tf.train.first_look import look
-from gmpq_tf.train.inputs import as_labelled, load_float_model
+from gmpq_tf.train.inputs import as_labelled, load_float_model, task_for
+from gmpq_tf.train.show_objects import write_curves
 from gmpq_tf.transform.calibrate import input_quantizers
 
 RESULT = "evaluation.json"
@@ -109,8 +113,20 @@ def evaluate(
         pairs = batches if dataset.labelled else ((x, None) for x in batches)
         twin = twin_of_student(model)
         names = dataset.class_names
-        measured = measure_both(model, tflite, pairs, config.output_kind, twin, names)
+        task = task_for(model, dataset)
+        measured = measure_both(
+            model,
+            tflite,
+            pairs,
+            config.output_kind,
+            twin,
+            names,
+            task,
+            folder / CURVES,
+        )
     result = {"split": config.split, **measured}
+    if not task.share:
+        result["metric"] = task.headline
     result["file_bytes"] = path.stat().st_size if tflite else None
     write_json(folder / RESULT, {**result, "identity": identity})
     return result
@@ -123,6 +139,8 @@ def measure_both(
     output_kind: str | None = None,
     twin: keras.Model | None = None,
     class_names: Sequence[str] = (),
+    task: Task | None = None,
+    curves: Path | None = None,
 ) -> dict[str, Any]:
     """Runs a Keras model, its integer twin and a .tflite file on the same images.
 
@@ -134,6 +152,8 @@ def measure_both(
         output_kind: meaning of the output that decides; None: a class per example.
         twin: `integer_twin` of the model, or None.
         class_names: one name per class.
+        task: what the model is trained for; None: boxes or classes, as it ends.
+        curves: file of precision against recall, where boxes are measured; None: none.
 
     Returns:
         images (their number), accuracy, tflite_accuracy, agreement, twin_accuracy,
@@ -143,12 +163,12 @@ def measure_both(
         task have their own names, with tflite_ and twin_ before those of the file and
         the twin; a file that returns detected objects has only these.
     """
-    task, names = task_of(model), list(model.output_names)
+    task, names = task or task_of(model), list(model.output_names)
     if len(names) > 1:  # Keras says the layers', not the keys of a dict
         names = [output.name for output in outputs_of(model)]
     # A file that returns objects has no scores to compare with Keras's.
     finds = isinstance(tflite, TFLiteModel) and returns_objects(tflite)
-    output = _deciding(model, task.deciding, output_kind)
+    output = _deciding(model, task, output_kind)
     kind, tally, images = output.kind, Tally(output, None), 0
     made = {"": model, "tflite_": tflite, "twin_": twin}
     meters = {
@@ -159,7 +179,7 @@ def measure_both(
     for pixels, batch_labels in batches:
         pixels = np.asarray(pixels)
         known = kind.decides and task.placewise and batch_labels is not None
-        labels = np.asarray(batch_labels) if known else None
+        labels = np.asarray(task.decided(batch_labels)) if known else None
         outputs = {"": _listed(model.predict_on_batch(pixels))}
         if tflite is not None:
             predicted = tflite.predict(pixels, batch_size=len(pixels))
@@ -184,6 +204,8 @@ def measure_both(
             if meter is not None and batch_labels is not None:
                 meter.add(said[prefix], batch_labels)
         images += len(pixels)
+    if curves is not None:
+        write_curves(curves, meters)
     row, errors = tally.report(), ("mean_error", "max_error", "relative_error")
     of_file = ("tflite_accuracy", "agreement", "ties", "twin_agreement")
     figures = of_file if kind.decides else (*of_file, *errors, "twin_max_error")
@@ -197,16 +219,12 @@ def measure_both(
     }
 
 
-def _deciding(model: keras.Model, number: int, output_kind: str | None) -> Output:
-    """Returns the output that decides, with the meaning that flag or model gives it."""
-    if output_kind is not None:
-        kind, known_from = read_kind(output_kind), "stated"
-    elif len(model.outputs) == 1:
-        kind, known_from = classifier_kind(model), "labels"
-    else:
-        return outputs_of(model)[number]
-    shape = tuple(model.outputs[number].shape[1:])
-    return Output("output", kind, known_from, shape)
+def _deciding(model: keras.Model, task: Task, output_kind: str | None) -> Output:
+    """The output that decides, as the task has it, or as the flag says."""
+    if output_kind is None:
+        return task.output(model)
+    shape = tuple(model.outputs[task.deciding].shape[1:])
+    return Output("output", read_kind(output_kind), "stated", shape)
 
 
 def _listed(outputs: Any) -> list[np.ndarray]:
@@ -285,6 +303,9 @@ def describe(name: str, result: dict[str, Any]) -> str:
         for figure in ("map_07", "map_area", "map_coco"):
             if (share := result.get(f"{prefix}{figure}")) is not None:
                 said.append(f"{figure}{of} {100 * share:.2f} %")
+        for figure in ("loss", "mean_iou"):
+            if (value := result.get(f"{prefix}{figure}")) is not None:
+                said.append(f"{figure}{of} {value:.4g}")
     if result["accuracy"] is not None:
         said.append(f"{100 * result['accuracy']:.2f} %")
     if result.get("twin_accuracy") is not None:
@@ -309,6 +330,7 @@ def describe(name: str, result: dict[str, Any]) -> str:
 def _identity(config: EvaluateConfig, dataset: Dataset, folder: Path) -> dict[str, Any]:
     data = dataclasses.asdict(dataset.config)
     used = ["dataset", "image_size", "channels", "scaling", "mean", "std"]
+    used += [name for name in ("targets", "loss") if data[name] is not None]
     if config.split == "validation":
         used += ["validation_size", "split_seed"]
     files = [folder / "model.keras", folder / "model.tflite"]

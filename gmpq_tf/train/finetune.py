@@ -50,7 +50,6 @@ from gmpq_tf.run.run_config import RunConfig
 from gmpq_tf.run.stage import Stage
 from gmpq_tf.search.distill import Distiller
 from gmpq_tf.space import SearchSpace, random_policy
-from gmpq_tf.task.tasks import task_of
 from gmpq_tf.train.first_look import look
 from gmpq_tf.train.found_events import write_map_events, write_policy_events
 from gmpq_tf.train.inputs import (
@@ -60,6 +59,7 @@ from gmpq_tf.train.inputs import (
     file_identity,
     load_inputs,
     model_path,
+    task_for,
 )
 from gmpq_tf.train.policies import check_other_layers, pruned_model, read_policy
 from gmpq_tf.train.recipe import (
@@ -116,9 +116,10 @@ class FinetuneConfig(TrainingConfig):
             BatchNormalization are measured after the last epoch, before biases are
             rounded to multiples of what an integer accumulator counts in; 0: they stay
             as training left them. Those of frozen layers always stay.
-        snap_tolerance: Accuracy (of boxes mean average precision), 0 to 1, that
-            measuring statistics and rounding biases may cost before the stage stops
-            with an error; 1: any.
+        snap_tolerance: Accuracy (of boxes mean average precision, of tensors the share
+            by which the loss may grow), 0 to 1, that measuring statistics and rounding
+            biases may cost before the stage stops with an error; 1: any (of tensors:
+            twice the loss).
         calibration_images: Training images that set the first activation ranges.
         kernel_quantizer: How kernels are quantized: lsq, max_abs, apot (2 to 6 bits),
             alq (2 to 7 bits) or rq (drawn in training), best as in the search; none:
@@ -222,7 +223,8 @@ def finetune(config: FinetuneConfig, data: DataConfig, run: RunConfig) -> Stage:
             write_policy_events(stage, policy)
             write_map_events(stage, model, student, dataset, run)
         results = policy_results(stage, model, policy)
-        stage.finish({**results, f"rounded_{task_of(student).headline}": figure})
+        headline = task_for(student, dataset).headline
+        stage.finish({**results, f"rounded_{headline}": figure})
     wait_for_workers()
     return stage
 
@@ -328,7 +330,7 @@ def snap_student(
         StageError: it lies more than the tolerance below that of the last epoch.
     """
     batches = statistics_batches(config, dataset)
-    task, labelled = task_of(student), as_labelled(dataset)
+    task, labelled = task_for(student, dataset), as_labelled(dataset)
     if dataset.sizes["validation"]:
         images, key = labelled.validation(), f"val_{task.headline}"
     else:
@@ -353,9 +355,16 @@ def snap_student(
         print(
             f"{key} {before:.4f} after the last epoch, {after:.4f} with biases rounded."
         )
-    if before - after > config.snap_tolerance:
+    if _cost(before, after, task.share) > config.snap_tolerance:
         raise StageError(_dropped(before, after, key, stage, config))
     return after
+
+
+def _cost(before: float, after: float, share: bool) -> float:
+    """What is lost: of a share the difference, of a loss how much it grew over it."""
+    if share:
+        return before - after
+    return (after - before) / abs(before) if before else math.inf * (after > before)
 
 
 def _dropped(
@@ -414,8 +423,8 @@ def train_student(
     optimizer.build(student.trainable_variables)
     trainee.compile(
         optimizer=optimizer,
-        loss=make_loss(model),
-        metrics=make_metrics(model),
+        loss=make_loss(model, dataset.targets),
+        metrics=make_metrics(model, dataset.targets),
         steps_per_execution=run.steps_per_execution,
         jit_compile=run.jit_compile,
     )

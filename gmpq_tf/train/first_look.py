@@ -52,6 +52,8 @@ def look(model: keras.Model, dataset: Dataset, name: str = "Float model") -> str
     # With several workers one of them alone cannot read the shared variables.
     if tf.distribute.has_strategy() or not dataset.sizes["train"]:
         return None
+    if dataset.as_stored:  # no pixels, that could be scaled otherwise
+        return None
     batches = list(dataset.calibration(IMAGES).as_numpy_iterator())
     given = dataset.config.input_scaling()
     if not dataset.labelled or dataset.holds != "classes":

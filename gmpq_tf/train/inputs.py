@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from gmpq_tf.data import DataConfig, DataError, Dataset, load_dataset
+from gmpq_tf.detection import default_boxes_of
 from gmpq_tf.graph import read_graph
 from gmpq_tf.models import MODELS, load_model
 from gmpq_tf.models.file_checks import check_model_path, expand_user
@@ -18,6 +19,7 @@ from gmpq_tf.run.flags import from_flags
 from gmpq_tf.run.records import fingerprint, recorded_data
 from gmpq_tf.run.run_config import WorkdirConfig
 from gmpq_tf.task.kinds import TaskError
+from gmpq_tf.task.task import Task
 from gmpq_tf.task.tasks import task_of
 from gmpq_tf.transform.rewrite import flattened
 
@@ -102,6 +104,8 @@ def load_inputs(
     if labels:
         dataset.check_labelled()
     check_model(model, dataset)
+    if dataset.targets is not None:  # what its outputs say is read from its loss
+        model.compile(loss=task_for(model, dataset).loss())
     if dataset.config.channels != data.channels:
         colours = "grey" if dataset.input_shape[2] == 1 else "RGB"
         print(f"Images are read as {colours}, as the model reads them.")
@@ -115,7 +119,20 @@ def as_targets(model: keras.Model, dataset: Dataset) -> Dataset:
         model: the model that is trained on them.
         dataset: the images, with the labels of the data set.
     """
-    return dataclasses.replace(dataset, encode=task_of(model).encode)
+    return dataclasses.replace(dataset, encode=task_for(model, dataset).encode)
+
+
+def task_for(model: keras.Model, dataset: Dataset) -> Task:
+    """What a model is trained for on a data set.
+
+    Args:
+        model: a functional model.
+        dataset: whose targets, where it holds tensors, and loss tell it.
+
+    Raises:
+        TaskError: its outputs are not those the data set is for.
+    """
+    return task_of(model, dataset.targets)
 
 
 def as_labelled(dataset: Dataset) -> Dataset:
@@ -136,7 +153,7 @@ def comparable(model: keras.Model, dataset: Dataset, count: int) -> Any:
         outputs can be compared only with the float model's.
     """
     batches = as_labelled(dataset).calibration(count)
-    if not dataset.labelled or task_of(model).placewise:
+    if not dataset.labelled or task_for(model, dataset).placewise:
         return batches
     return batches.map(lambda images, labels: images)
 
@@ -169,7 +186,7 @@ def check_model(model: keras.Model, dataset: Dataset) -> None:
     """Refuses a model that does not suit the images.
 
     Args:
-        model: a classifier or a detector.
+        model: a classifier, a detector, or for tensors any functional model.
         dataset: the images.
 
     Raises:
@@ -184,12 +201,13 @@ def check_model(model: keras.Model, dataset: Dataset) -> None:
             f"Received: model={model.name!r} with {len(model.inputs)} inputs. Use "
             "gmpq_tf from Python for others."
         )
-    task = task_of(model)
-    if task.holds != dataset.holds:
-        raise ValueError(_other_task(model, task.holds, dataset))
+    boxes = default_boxes_of(model) is not None
+    holds = "tensors" if dataset.targets and not boxes else task_of(model).holds
+    if holds != dataset.holds:
+        raise ValueError(_other_task(model, holds, dataset))
     if dataset.labelled:
         try:
-            task.check(dataset.class_names)
+            task_for(model, dataset).check(dataset.class_names)
         except TaskError as error:
             raise DataError(str(error)) from error
     shape, images = tuple(model.input_shape[1:]), dataset.input_shape
@@ -200,6 +218,10 @@ def check_model(model: keras.Model, dataset: Dataset) -> None:
         raise ValueError(
             "The model must read images of the data set's shape. "
             f"Received: model input {shape}, images {images}. {_reshaping(shape)}"
+            if not dataset.as_stored
+            else "The model must read arrays of the data set's shape. "
+            f"Received: model input {shape}, inputs {images}. Choose another "
+            "--dataset or --model."
         )
 
 
@@ -219,6 +241,8 @@ FITTING = {
     "classes": "one with a class an image, such as cifar10 or a folder of folders",
     "boxes": "one with boxes, such as voc0712, a VOC folder (JPEGImages, Annotations) "
     "or a COCO folder",
+    "tensors": "one with targets: .npz files with inputs and targets, or folders "
+    "images and masks; or --targets=inputs for an autoencoder",
 }
 
 

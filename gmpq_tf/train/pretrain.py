@@ -36,7 +36,6 @@ from gmpq_tf.run.loop import fit_epochs, save_model
 from gmpq_tf.run.run_config import RunConfig
 from gmpq_tf.run.stage import Stage
 from gmpq_tf.spelling import suggest
-from gmpq_tf.task.tasks import task_of
 from gmpq_tf.train.first_look import look
 from gmpq_tf.train.inputs import (
     as_labelled,
@@ -45,6 +44,7 @@ from gmpq_tf.train.inputs import (
     file_identity,
     load_inputs,
     model_path,
+    task_for,
 )
 from gmpq_tf.train.recipe import (
     OptimizerName,
@@ -131,6 +131,7 @@ def pretrain(
     """
     check_batch(data)
     if config.model in MODELS:
+        _refuse_tensors(config, data)
         dataset = load_dataset(data, _colours(config, data))
         keras.utils.set_random_seed(data.seed)
         model = float_model(config, dataset)
@@ -163,6 +164,16 @@ def pretrain(
     return stage
 
 
+def _refuse_tensors(config: PretrainConfig, data: DataConfig) -> None:
+    """Built-in models give classes and boxes."""
+    if find_spec(data.dataset).holds == "tensors" or data.targets is not None:
+        raise ValueError(
+            "Built-in models are classifiers and detectors. Received: "
+            f"model={config.model!r} with dataset={data.dataset!r}, whose targets are "
+            "tensors. Save a Keras model of your own, and name its file by --model."
+        )
+
+
 def _colours(config: PretrainConfig, data: DataConfig) -> Any:
     """Image shape to read from a folder: published weights need RGB images."""
     folder = find_spec(data.dataset).any_size
@@ -182,7 +193,8 @@ def float_model(config: PretrainConfig, dataset: Dataset) -> keras.Model:
     Raises:
         ValueError: a name, a file or an option cannot be used.
     """
-    shape, classes = dataset.input_shape, dataset.num_classes
+    height, width, channels = dataset.input_shape
+    shape, classes = (height, width, channels), dataset.num_classes
     options = _given(config, _MODEL_OPTIONS)
     if config.weights is None:
         return load_model(config.model, shape, classes, **options)
@@ -214,8 +226,8 @@ def compile_model(
     )
     model.compile(
         optimizer=optimizer,
-        loss=make_loss(model),
-        metrics=make_metrics(model),
+        loss=make_loss(model, dataset.targets),
+        metrics=make_metrics(model, dataset.targets),
         steps_per_execution=run.steps_per_execution,
         jit_compile=run.jit_compile,
     )
@@ -235,11 +247,11 @@ def measure(model: keras.Model, dataset: Dataset) -> dict[str, Any]:
     if not dataset.sizes["validation"] or not dataset.labelled:
         return {}
     support_workers(model)
-    task, images = task_of(model), as_labelled(dataset).validation()
+    task, images = task_for(model, dataset), as_labelled(dataset).validation()
     logs = task.measure(model, images, dataset.class_names)
     if task.headline in logs:
         said = task.of_images.format("held-out")
-        print(f"Float model: {100 * logs[task.headline]:.2f} % {said}")
+        print(f"Float model: {task.said(logs[task.headline])} {said}")
     return {f"val_{name}": value for name, value in logs.items()}
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import keras
 
 from gmpq_tf.task.classification import gives_logits as gives_logits
+from gmpq_tf.task.targets import Targets
 from gmpq_tf.task.tasks import task_of
 from gmpq_tf.transform.precision import Precision
 
@@ -146,11 +147,11 @@ def make_schedule(
     return keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, values)
 
 
-def make_loss(model: keras.Model) -> Any:
+def make_loss(model: keras.Model, targets: Targets | None = None) -> Any:
     """Returns the loss of the task that a model's outputs belong to; see `task_of`."""
-    return task_of(model).loss()
+    return task_of(model, targets).loss()
 
 
-def make_metrics(model: keras.Model) -> list[Any]:
+def make_metrics(model: keras.Model, targets: Targets | None = None) -> list[Any]:
     """Returns the metrics of the task a model's outputs belong to; see `task_of`."""
-    return task_of(model).metrics()
+    return task_of(model, targets).metrics()

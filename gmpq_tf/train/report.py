@@ -34,6 +34,7 @@ from gmpq_tf.report.layout import (
     SEARCHED_POLICY,
     SUMMARY,
 )
+from gmpq_tf.report.objects import OBJECTS
 from gmpq_tf.run.app import run_main
 from gmpq_tf.run.errors import StageError
 from gmpq_tf.run.flags import from_flags
@@ -42,8 +43,9 @@ from gmpq_tf.run.run_config import WorkdirConfig, set_threads
 from gmpq_tf.task.tasks import task_of
 from gmpq_tf.train.attribute import write_attribution
 from gmpq_tf.train.evaluate import RESULT, model_folders
-from gmpq_tf.train.inputs import PRETRAINED
+from gmpq_tf.train.inputs import PRETRAINED, image_shape
 from gmpq_tf.train.policies import pruned_model
+from gmpq_tf.train.show_objects import write_objects
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +54,8 @@ class ReportConfig:
 
     Args:
         attribution_images: Test images whose attribution maps are shown; 0 for none.
+        object_images: Of a detector, test images that are shown with their boxes; 0
+            for none.
         format: Write each figure also as a separate file into report/figures: png, svg
             or pdf.
         beside: Workdirs of other runs that have a summary.json. Their rows are drawn
@@ -59,15 +63,16 @@ class ReportConfig:
     """
 
     attribution_images: int = 8
+    object_images: int = 4
     format: FigureFormat | None = None
     beside: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.attribution_images < 0:
-            raise ValueError(
-                "attribution_images must be 0 or more. "
-                f"Received: attribution_images={self.attribution_images}."
-            )
+        for name in ("attribution_images", "object_images"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"{name} must be 0 or more. Received: {name}={getattr(self, name)}."
+                )
 
 
 def report(config: ReportConfig, data: DataConfig, run: WorkdirConfig) -> Path:
@@ -90,13 +95,15 @@ def report(config: ReportConfig, data: DataConfig, run: WorkdirConfig) -> Path:
     model = load_model(float_model_path(workdir, folders))
     cost = count_cost(model)
     attribution = None
-    if config.attribution_images:
+    of_classes = measured_by(workdir / folders[0], model) == "accuracy"
+    if config.attribution_images and of_classes:
         attribution = attribute(workdir, folders, model, data, config)
     pruned = pruned_model(workdir, None)
     drawn = count_cost(load_model(pruned)) if pruned else cost
     write_json(workdir / COST, dataclasses.asdict(drawn))
+    show_objects(workdir, folders, model, data, config.object_images)
     rows = [result_row(workdir / folder, model) for folder in folders]
-    metric = task_of(model).headline
+    metric = measured_by(workdir / folders[0], model)
     summary = {
         "dataset": data.dataset,
         "model": model.name,
@@ -120,6 +127,37 @@ def report(config: ReportConfig, data: DataConfig, run: WorkdirConfig) -> Path:
     return write_report(workdir, config.beside)
 
 
+def show_objects(
+    workdir: Path, folders: list[str], model: keras.Model, data: DataConfig, count: int
+) -> None:
+    """Writes what models find in the first images, where they look for objects.
+
+    Args:
+        workdir: folder of the run.
+        folders: those with a measured model.
+        model: the float model.
+        data: the images.
+        count: how many of them; 0: nothing is written.
+    """
+    path = workdir / OBJECTS
+    if not count or measured_by(workdir / folders[0], model) != "map_07":
+        path.unlink(missing_ok=True)
+        return
+    results = {folder: read_json(workdir / folder / RESULT) for folder in folders}
+    shown: dict[str, Path] = {}
+    students = [f for f in folders if (workdir / f / POLICY).exists()]
+    students.sort(key=lambda folder: folder != "finetune")
+    for folder in [f for f in folders if f not in students][:1] + students[:1]:
+        name = row_name(workdir / folder)
+        shown[name] = workdir / folder / "model.keras"
+        file = workdir / folder / "model.tflite"
+        if file.exists() and results[folder].get("tflite_map_07") is not None:
+            shown[f"{name}, .tflite"] = file
+    split = str(results[folders[0]].get("split", "test"))
+    dataset = load_dataset(data, image_shape(model))
+    write_objects(path, shown, dataset, split, count)
+
+
 def result_row(folder: Path, model: keras.Model) -> dict[str, Any]:
     """Returns the row of the table for one folder.
 
@@ -133,7 +171,7 @@ def result_row(folder: Path, model: keras.Model) -> dict[str, Any]:
     """
     result = read_json(folder / RESULT)
     name, cost = row_name(folder), row_cost(folder, model)
-    headline = task_of(model).headline
+    headline = measured_by(folder, model)
     figures = {p: result.get(f"{p}{headline}") for p in ("", "tflite_", "twin_")}
     measured = ("file_bytes", "agreement", "twin_agreement")
     return {
@@ -144,6 +182,17 @@ def result_row(folder: Path, model: keras.Model) -> dict[str, Any]:
         **{key: result.get(key) for key in measured},
         "labelled": result.get(headline, 0.0) is not None,
     }
+
+
+def measured_by(folder: Path, model: keras.Model) -> str:
+    """What models are compared by: as the evaluation says, else by how they end.
+
+    Args:
+        folder: with evaluation.json.
+        model: the float model.
+    """
+    said = read_json(folder / RESULT).get("metric")
+    return said if isinstance(said, str) else task_of(model).headline
 
 
 def row_name(folder: Path) -> str:
@@ -286,7 +335,8 @@ def _check_measured(workdir: Path, folders: list[str]) -> None:
     results = {folder: read_json(workdir / folder / RESULT) for folder in folders}
     for folder, result in results.items():
         # Without labels, decisions have neither an accuracy nor errors.
-        if result.get("accuracy", 0.0) is None and "mean_error" in result:
+        named = "metric" in result
+        if not named and result.get("accuracy", 0.0) is None and "mean_error" in result:
             raise StageError(
                 "A table of accuracies needs models that decide something. "
                 f"Received: {folder}, measured as numbers. Run `python -m "

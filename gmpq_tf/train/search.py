@@ -220,6 +220,7 @@ def search(
     check_batch(data)
     check_measuring(config.readout, finalists, run)
     model, dataset = load_inputs(path, data)
+    _check_attribution(config, dataset)
     resolved = resolved_config(config, dataset, path, finalists)
     scaling = dataset.config.input_scaling().to_config()
     # Built before the stage is opened, so that an impossible budget leaves no files.
@@ -273,6 +274,16 @@ def search(
     return stage
 
 
+def _check_attribution(config: SearchConfig, dataset: Dataset) -> None:
+    """Refuses to ask where a model looks for a class that tensors do not have."""
+    if dataset.targets is not None and config.risk.eta > 0:
+        raise ValueError(
+            "Attribution is of the class of an image, which tensors have not. Received:"
+            f" eta={config.risk.eta:g} with dataset={dataset.config.dataset!r}. Give "
+            "--eta=0 (or --strategy=edmips), or --strategy=loss_delta."
+        )
+
+
 def run_search(
     searcher: PolicySearch,
     model: keras.Model,
@@ -300,8 +311,8 @@ def run_search(
         importance_optimizer=make_optimizer(
             config.importance_optimizer, config.importance_learning_rate, config, steps
         ),
-        loss=make_loss(model),
-        metrics=make_metrics(model),
+        loss=make_loss(model, dataset.targets),
+        metrics=make_metrics(model, dataset.targets),
         steps_per_execution=run.steps_per_execution,
         jit_compile=run.jit_compile,
     )
