@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -102,6 +103,6 @@ def _ap(objects: int, ends: np.ndarray, marked: np.ndarray) -> float:
     hits, seen = hits[kept], seen[kept]
     precision: np.ndarray = hits / seen
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    places: np.ndarray = np.searchsorted(hits / objects, RECALLS, side="left")
+    places: Any = np.searchsorted(hits / objects, RECALLS, side="left")
     reached = places[places < len(envelope)]
     return float(np.sum(envelope[reached]) / len(RECALLS)) if len(reached) else 0.0

@@ -193,8 +193,8 @@ def float_model(config: PretrainConfig, dataset: Dataset) -> keras.Model:
     Raises:
         ValueError: a name, a file or an option cannot be used.
     """
-    height, width, channels = dataset.input_shape
-    shape, classes = (height, width, channels), dataset.num_classes
+    height, width, colors = dataset.input_shape
+    shape, classes = (height, width, colors), dataset.num_classes
     options = _given(config, _MODEL_OPTIONS)
     if config.weights is None:
         return load_model(config.model, shape, classes, **options)
