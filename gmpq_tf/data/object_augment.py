@@ -134,7 +134,7 @@ def holds_centers(windows: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
 
     Args:
         windows: [W, 4] as (ymin, xmin, ymax, xmax).
-        boxes: [M, 4], likewise.
+        boxes: [M, 4] as (ymin, xmin, ymax, xmax).
 
     Returns:
         bool [W, M].

@@ -63,7 +63,7 @@ class Alq(KernelMethod):
         Raises:
             PolicyError: 8 bits, whose sums do not fit into int8.
         """
-        symmetric_limit(bits)  # refuses what is no bit-width
+        symmetric_limit(bits)  # raises if this is not a bit-width
         if bits > MOST_BITS:
             raise PolicyError(
                 f"ALQ kernels have 2 to {MOST_BITS} bits: int8 holds no more sums of "

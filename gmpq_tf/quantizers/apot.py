@@ -45,7 +45,7 @@ class Apot(GridKernel):
         Raises:
             PolicyError: 7 bits or more, whose levels do not fit into int8.
         """
-        symmetric_limit(bits)  # refuses what is no bit-width
+        symmetric_limit(bits)  # raises if this is not a bit-width
         largest = int(levels(bits)[-1])
         if largest > INT8_LIMIT:
             raise PolicyError(

@@ -1,4 +1,4 @@
-"""Random numbers of a layer; a saved counter lets a resumed run go on with them."""
+"""Random numbers of a layer; a saved counter lets a resumed run continue the series."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ REACH = 3  # codes on each side of a value that may be drawn: nine sigma
 
 
 class Rq(Lsq):
-    """Quantize activations to codes that are drawn in training.
+    """Quantizes activations to codes that are drawn at random in training.
 
     Outside of training it is `Lsq`. In training a code `c` is drawn with the
     probability
@@ -36,7 +36,7 @@ class Rq(Lsq):
     stochastic = True
 
     def draw(self, x: tf.Tensor, *args: Any) -> tf.Tensor:
-        """`code * step` with drawn codes, like `x`, any shape; arguments as `drawn`."""
+        """Returns `code * step` with drawn codes, like `x`, any shape; see `drawn`."""
         return drawn(x, *args)
 
 
@@ -49,7 +49,7 @@ class RqKernel(LsqKernel):
     stochastic = True
 
     def draw(self, kernel: tf.Tensor, *args: Any) -> tf.Tensor:
-        """`code * step` with drawn codes, of the kernel's shape; see `drawn`."""
+        """Returns `code * step` with drawn codes, in the kernel's shape; as `drawn`."""
         return drawn(kernel, *args)
 
 
@@ -64,7 +64,7 @@ def drawn(
     seed: tf.Tensor,
     place: int = 0,
 ) -> tf.Tensor:
-    """Draw codes near `x / step`; returns `code * step`, like `x`.
+    """Draws codes near `x / step`; returns `code * step`, like `x`.
 
     Args:
         x: any shape.
@@ -86,12 +86,12 @@ def drawn(
 def near_codes(
     scaled: tf.Tensor, low: tf.Tensor, high: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The six codes nearest to each value, and their probabilities.
+    """Returns the six codes nearest to each value, and their probabilities.
 
     Args:
         scaled: values in steps, between `low` and `high`, any shape.
         low: smallest code; codes below it have the probability 0.
-        high: largest code; likewise above it.
+        high: largest code; codes above it have the probability 0.
 
     Returns:
         Two tensors [6, ...]; the probabilities sum to 1 along the first axis.

@@ -101,7 +101,7 @@ def halve(
     learning_rate: float = 0.01,
     batch_size: int = 64,
 ) -> list[tuple[Bits, np.ndarray]]:
-    """Compare policies in three rounds; the better half goes on, with twice the effort.
+    """Compares policies in three rounds; the better half stays, with twice the effort.
 
     With steps, each policy is fine-tuned anew in each round, for a quarter, half and
     all of the steps, and measured on all images. Without, it is measured on a quarter,
@@ -149,5 +149,5 @@ def halve(
 
 
 def kept_of(count: int) -> int:
-    """How many of `count` policies go on to the next round: half, two at least."""
+    """Returns how many of `count` policies reach the next round: half, at least two."""
     return min(count, max(2, math.ceil(count / 2)))

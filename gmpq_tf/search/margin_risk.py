@@ -87,7 +87,7 @@ def separation(features: tf.Tensor, classes: tf.Tensor, count: int) -> tf.Tensor
         count: number of classes.
 
     Returns:
-        Scalar >= 0; 0 where there are no two classes.
+        Scalar >= 0; 0 where the batch has fewer than two classes.
     """
     member = tf.one_hot(classes, count, dtype=features.dtype)  # [B, K]
     sizes = tf.reduce_sum(member, 0)
