@@ -42,7 +42,7 @@ def synchronized_statistics(model: keras.Model) -> Iterator[None]:
 
 
 def support_workers(model: keras.Model) -> None:
-    """Make `fit` and `evaluate` of a model work on several workers.
+    """Makes `fit` and `evaluate` of a model work on several workers.
 
     Keras 3 (up to 3.15 at least) fails twice under `MultiWorkerMirroredStrategy`: it
     tries to average a batch over replicas in order to build the model, and it averages

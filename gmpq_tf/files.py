@@ -104,7 +104,7 @@ def replace_files(*paths: str | os.PathLike[str]) -> Iterator[list[Path]]:
 
 @contextmanager
 def _kept(path: Path) -> Iterator[None]:
-    """Keep a file under a second name, and restore it if the block fails."""
+    """Keeps a file under a second name, and restores it if the block fails."""
     copy = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp{path.suffix}")
     existed = path.exists()
     if existed:

@@ -1,4 +1,4 @@
-"""Create the variables of a training step before TensorFlow traces the step.
+"""Creates the variables of a training step before TensorFlow traces the step.
 
 Keras creates the variables of metrics and losses when it first sees labels, which is
 while the first step is traced. TensorFlow then discards that trace and traces again,
@@ -16,7 +16,7 @@ import tensorflow as tf
 
 
 def build_before_tracing(model: keras.Model, x: Any, y: Any = None) -> None:
-    """Create the variables of compiled metrics and losses, if the data allow it.
+    """Creates the variables of compiled metrics and losses, if the data allow it.
 
     Args:
         model: a compiled model; it may be trained already.

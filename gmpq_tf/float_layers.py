@@ -69,7 +69,7 @@ def uncounted(layers: Sequence[FloatLayer]) -> tuple[str, ...]:
 
 
 def warn_uncounted(layers: Sequence[FloatLayer]) -> None:
-    """Name in one warning the layers that costs and budgets leave out."""
+    """Names in one warning the layers that costs and budgets leave out."""
     found = [str(layer) for layer in layers if layer.macs is None]
     if found:
         warnings.warn(

@@ -1,4 +1,4 @@
-"""Read the graph of a functional Keras model, with nested models inlined.
+"""Reads the graph of a functional Keras model, with nested models inlined.
 
 Tensors are numbered, and each use of a layer is a `Call`. The module reads private
 graph attributes of Keras, but imports neither TensorFlow nor Keras, so that costs and
@@ -160,14 +160,14 @@ class Graph:
         return {index: call for call in self.calls for index in call.outputs}
 
     def new_tensor(self, shape: tuple, dtype: str) -> int:
-        """Add a tensor; returns its number."""
+        """Adds a tensor; returns its number."""
         self.shapes.append(tuple(shape))
         self.dtypes.append(str(dtype))
         return len(self.shapes) - 1
 
 
 def fill(structure: Any, tensors: Any) -> Any:
-    """Replace every `Ref` in nested lists, tuples and dicts by `tensors[ref.index]`."""
+    """Replaces every `Ref` in nested lists, tuples, dicts by `tensors[ref.index]`."""
     if isinstance(structure, Ref):
         return tensors[structure.index]
     if isinstance(structure, (list, tuple)):
@@ -290,7 +290,7 @@ def is_stock(layer: Any) -> bool:
 
 
 def read_graph(model: Any) -> Graph:
-    """Read a functional or Sequential Keras model; nested ones are inlined.
+    """Reads a functional or Sequential Keras model; nested ones are inlined.
 
     Args:
         model: a built functional (or Sequential) `keras.Model`.
@@ -418,7 +418,7 @@ def _read_calls(
     names: dict,
     training: bool | None = None,
 ) -> None:
-    """Read a model's calls; `training` is the argument of a nested model's call."""
+    """Reads a model's calls; `training` is the argument of a nested model's call."""
     depths = functional._nodes_by_depth
     for depth in sorted(depths, reverse=True):
         for node in depths[depth]:
@@ -473,7 +473,7 @@ def _nested_inputs(node: Any, nested: Any) -> list[tuple[Any, Any]]:
 
 
 def _split_separable(graph: Graph) -> None:
-    """Replace each call of a separable convolution by two calls."""
+    """Replaces each call of a separable convolution by two calls."""
     taken = {call.name for call in graph.calls}
     parts: dict[int, list[tuple[KernelPart, str]]] = {}
     calls = []

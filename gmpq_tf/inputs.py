@@ -1,4 +1,4 @@
-"""Match given values to the inputs of a model, by name or by order."""
+"""Matches given values to the inputs of a model, by name or by order."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def match_inputs(
 
 
 def check_names(given: Mapping, structure: Mapping) -> None:
-    """Refuse names that a model built with a dict does not have.
+    """Refuses names that a model built with a dict does not have.
 
     Raises:
         InputError: there is such a name; the nearest valid one is given.
@@ -72,7 +72,7 @@ def check_names(given: Mapping, structure: Mapping) -> None:
 
 
 def leaves_of(structure: Any) -> Iterator[Any]:
-    """Yield the items of nested lists and tuples; dicts, which have no order, whole."""
+    """Yields the items of nested lists and tuples; dicts, without order, whole."""
     if isinstance(structure, (list, tuple)):
         for item in structure:
             yield from leaves_of(item)

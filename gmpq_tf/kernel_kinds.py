@@ -123,7 +123,7 @@ class KernelKind:
 
 
 def _transposed(layer: Any, tensors: int) -> str | None:
-    """Refuse windows that XNNPACK does not compute: other kernels round twice."""
+    """Refuses windows that XNNPACK does not compute: other kernels round twice."""
     if max(layer.dilation_rate) > 1:
         return "with dilation, use an upsampling and a convolution"
     pairs = list(zip(layer.kernel_size, layer.strides, strict=True))

@@ -148,7 +148,7 @@ def _of_two(layer: Any, tensors: int) -> str | None:
 
 
 def _operation(layer: Any, tensors: int) -> str | None:
-    """Refuse `keras.ops.average`, whose class has the same name as the layer's."""
+    """Refuses `keras.ops.average`, whose class has the same name as the layer's."""
     return "along an axis" if hasattr(layer, "axis") else None
 
 
@@ -159,7 +159,7 @@ def _nearest(layer: Any, tensors: int) -> str | None:
 
 
 def _doubled(layer: Any, tensors: int) -> str | None:
-    """Refuse sizes that are not powers of two: float32 rounds their weights."""
+    """Refuses sizes that are not powers of two: float32 rounds their weights."""
     if all(size & (size - 1) == 0 for size in layer.size):
         return None
     return f"with size={tuple(layer.size)} and 'bilinear', use powers of two"

@@ -68,7 +68,7 @@ class TrainingProgress(keras.callbacks.Callback):
         self._screen: Screen | None = None
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Choose the kind of display, and start measuring."""
+        """Chooses the kind of display, and starts measuring."""
         self._out = self.file or sys.stdout
         found = "bar" if self._out.isatty() else "line"
         self.kind = found if self.asked == "auto" else self.asked
@@ -76,7 +76,7 @@ class TrainingProgress(keras.callbacks.Callback):
         self._screen = Screen(self._out) if self.kind == "bar" else None
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Start timing the epoch, and show it."""
+        """Starts timing the epoch, and shows it."""
         now = perf_counter()
         self.pace.begin(now)
         self.epoch, self.epochs = epoch, self.params["epochs"]
@@ -86,7 +86,7 @@ class TrainingProgress(keras.callbacks.Callback):
             self._show({})
 
     def on_train_batch_end(self, batch: int, logs: Mapping | None = None) -> None:
-        """Update the display if the last update is long enough ago."""
+        """Updates the display if the last update is long enough ago."""
         now = perf_counter()
         self.pace.step(now, batch + 1)
         if self.kind != "none" and now >= self._due:
@@ -94,7 +94,7 @@ class TrainingProgress(keras.callbacks.Callback):
             self._show(logs or {})
 
     def on_test_begin(self, logs: Any = None) -> None:
-        """Show that validation is running."""
+        """Shows that validation is running."""
         if self._screen:
             self._screen.draw(f"{self._where()}  validation", 1.0, "")
 
@@ -114,7 +114,7 @@ class TrainingProgress(keras.callbacks.Callback):
         self.close()
 
     def close(self) -> None:
-        """Remove the bar; call this if `fit` may end with an error."""
+        """Removes the bar; call this if `fit` may end with an error."""
         if self._screen:
             self._screen.close()
         self._screen = None
@@ -193,13 +193,13 @@ class Pace:
         self._warm = False
 
     def begin(self, now: float) -> None:
-        """Start an epoch; `now` is the time in seconds."""
+        """Starts an epoch; `now` is the time in seconds."""
         self.steps_before, self.steps = self.steps, 0
         self._began = self._last = now
         self._since = (now, 0)
 
     def step(self, now: float, steps: int) -> None:
-        """Note that `steps` steps of the epoch are done."""
+        """Notes that `steps` steps of the epoch are done."""
         since, before = self._since
         if self._warm:
             self.seconds_per_step = (now - since) / (steps - before)
@@ -245,7 +245,7 @@ class Screen:
     def draw(
         self, left: str, share: float, right: str, below: Sequence[str] = ()
     ) -> None:
-        """Draw `left |bar| right`, and the lines below if there are any.
+        """Draws `left |bar| right`, and the lines below if there are any.
 
         Args:
             left: text before the bar.
@@ -261,12 +261,12 @@ class Screen:
             line.refresh()
 
     def print(self, text: str) -> None:
-        """Write a permanent line above the bar."""
+        """Writes a permanent line above the bar."""
         tqdm.write(text, file=self._file)
         self._file.flush()
 
     def close(self) -> None:
-        """Remove the bar and the lines below it from the terminal."""
+        """Removes the bar and the lines below it from the terminal."""
         for line in reversed(self._lines):
             line.close()
         self._lines = []

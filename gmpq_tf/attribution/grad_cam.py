@@ -46,7 +46,7 @@ def wide(value: Any) -> tf.Tensor:
 
 
 def as_images(feature: tf.Tensor) -> tf.Tensor:
-    """Reshape [B, T, C] to [B, 1, T, C]; images [B, H, W, C] are returned unchanged."""
+    """Reshapes [B, T, C] to [B, 1, T, C]; images [B, H, W, C] stay unchanged."""
     return feature[:, None] if feature.shape.rank == 3 else feature
 
 

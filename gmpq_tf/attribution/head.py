@@ -1,4 +1,4 @@
-"""Split a model at its last feature map."""
+"""Splits a model at its last feature map."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def split_head(
     feature_layer: str | None = None,
     front: Sequence[str] = (),
 ) -> tuple[keras.Model, keras.Model]:
-    """Split a model into `backbone` (image -> A) and `head` (A -> scores).
+    """Splits a model into `backbone` (image -> A) and `head` (A -> scores).
 
     Of a detector the backbone returns a list: A, and what else the head reads, such as
     the scores of levels before A (`attributed_map`).

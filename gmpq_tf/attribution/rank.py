@@ -69,7 +69,7 @@ class AttributionRankDistance(keras.metrics.Mean):
         student_maps: tf.Tensor,
         sample_weight: Any = None,
     ) -> None:
-        """Add a batch of maps, each [B, H, W]."""
+        """Adds a batch of maps, each [B, H, W]."""
         super().update_state(
             rank_distance(student_maps, teacher_maps, self.top_k), sample_weight
         )

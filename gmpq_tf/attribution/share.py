@@ -11,7 +11,7 @@ SALT = 0x6A7C  # makes the seed differ from other draws of the same step
 
 
 def drawn_images(images: int | tf.Tensor, share: float, step: Any) -> tf.Tensor:
-    """Draw the indices of some images of a batch, each image with the same probability.
+    """Draws the indices of some images of a batch, each image with equal probability.
 
     So the mean over the drawn images is an unbiased estimate of the mean over the
     batch. The indices are evenly spaced, from a start that is drawn anew in each step.

@@ -156,7 +156,7 @@ def make_student(
 
 
 def check_correction(name: str) -> None:
-    """Require "auto" or the name of a correction.
+    """Requires "auto" or the name of a correction.
 
     Raises:
         ValueError: the name is unknown; the nearest is given.

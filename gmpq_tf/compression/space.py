@@ -1,4 +1,4 @@
-"""Choose candidate bit-widths that suit a budget."""
+"""Chooses candidate bit-widths that suit a budget."""
 
 from __future__ import annotations
 

@@ -254,7 +254,7 @@ def storage_for(budget: Any) -> str:
 
 
 def check_exportable(model: keras.Model, float_layers: str = "refuse") -> None:
-    """Refuse a model with layers that have no integer counterpart.
+    """Refuses a model with layers that have no integer counterpart.
 
     Args:
         model: the float model.
@@ -270,7 +270,7 @@ def check_exportable(model: keras.Model, float_layers: str = "refuse") -> None:
 
 
 def check_images(count: int) -> None:
-    """Refuse fewer than 8 images, and warn of fewer than 100.
+    """Refuses fewer than 8 images, and warns of fewer than 100.
 
     Args:
         count: number of images.

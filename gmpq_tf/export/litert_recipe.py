@@ -111,7 +111,7 @@ def recipe(
 def write_recipe(
     path: str | os.PathLike[str], rules: Sequence[Mapping[str, Any]]
 ) -> Path:
-    """Write a recipe as the JSON file that the tool loads, atomically.
+    """Writes a recipe as the JSON file that the tool loads, atomically.
 
     Args:
         path: the file to create or to replace.

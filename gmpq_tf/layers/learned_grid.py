@@ -1,4 +1,4 @@
-"""Learn a step and a range, from which the bit-width follows (DQ)."""
+"""Learns a step and a range, from which the bit-width follows (DQ)."""
 
 from __future__ import annotations
 

@@ -77,12 +77,12 @@ class BranchImportance(keras.layers.Layer):
         return self.relaxation.distribute(self.logits(), self.grids)
 
     def choose(self, branch: int) -> None:
-        """Set the importances so that one branch has the weight 1, exactly."""
+        """Sets the importances so that one branch has the weight 1, exactly."""
         alone = self.relaxation.alone(np.asarray(self.importance), self.grids, branch)
         self.importance.assign(alone)
 
     def set_mean(self, bits: float) -> None:
-        """Set the importances so that the mean is `bits`, at the temperature 1."""
+        """Sets the importances so that the mean is `bits`, at the temperature 1."""
         if len(self.bits) > 1:
             self.importance.assign(self.relaxation.at(self.grids, bits))
 
@@ -130,7 +130,7 @@ class Mixed(Quantized):
         self._row = relaxation_of(relaxation)
 
     def build(self, input_shape: Sequence[int | None]) -> None:
-        """Build the quantized layer, then the importances of its kernel and input."""
+        """Builds the quantized layer, then the importances of its kernel and input."""
         super().build(input_shape)
         of_w, signed = self.kernel_quantizer, self.input_quantizer.signed
         weights = tuple(map(of_w.largest_code, range(len(of_w.bits))))
@@ -198,7 +198,7 @@ def expected(bits: Sequence[int], probabilities: tf.Tensor) -> tf.Tensor:
 
 
 def _mixed(quantized: Any) -> Any:
-    """Make the Mixed class of a quantized class: `MixedConv2D` from `QuantConv2D`."""
+    """Makes the Mixed class of a quantized class: `MixedConv2D` from `QuantConv2D`."""
     kind = quantized.searchable_kind
     text = f"{kind} of eq. 5; quantizers hold the candidate bit-widths."
     body = {"__doc__": text, "__module__": __name__}

@@ -34,7 +34,7 @@ class Quantized(keras.layers.Layer):
     recomputes = False  # whether training computes quantized operands twice: see below
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Set `shared_axes` from the kind that the class stands for."""
+        """Sets `shared_axes` from the kind that the class stands for."""
         super().__init_subclass__(**kwargs)
         if cls.searchable_kind:
             cls.shared_axes = KERNEL_KINDS[cls.searchable_kind].shared_axes
@@ -51,7 +51,7 @@ class Quantized(keras.layers.Layer):
         self.kernel_quantizer = _quantizer(kernel_quantizer)
 
     def build(self, input_shape: Sequence[int | None]) -> None:
-        """Build the stock layer, then its quantizers."""
+        """Builds the stock layer, then its quantizers."""
         super().build(input_shape)
         for quantizer, shape in (
             (self.input_quantizer, input_shape),
@@ -142,7 +142,7 @@ class Quantized(keras.layers.Layer):
         return _codes(x, input_step), _codes(w, kernel_steps), unit
 
     def finish(self, outputs: tf.Tensor, unit: tf.Tensor | None) -> tf.Tensor:
-        """Apply unit, bias and activation to the product; [B, ..., C] both."""
+        """Applies unit, bias and activation to the product; [B, ..., C] both."""
         if unit is not None:
             outputs = outputs * unit
         if self.bias is not None:

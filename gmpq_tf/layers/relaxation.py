@@ -33,7 +33,7 @@ def expectation(
 
 
 def draw(logits: tf.Tensor, grids: Grids, noise: tf.Tensor | None = None) -> tf.Tensor:
-    """Draw one branch with its probability: the one-hot vector of `argmax(log pi + g)`.
+    """Draws one branch with its probability: one-hot vector of `argmax(log pi + g)`.
 
     The gradient is that of `softmax((log pi + g) / 0.25)`. Without noise the most
     probable branch is taken.

@@ -53,7 +53,7 @@ def tilted(grids: Grids, mean: float) -> np.ndarray:
 
 
 def bisected(function: Callable[[float], float], wanted: float, most: float) -> float:
-    """Solve `function(x) = wanted` for a rising function by bisection, |x| <= most."""
+    """Solves `function(x) = wanted` for a rising function by bisection, |x| <= most."""
     low, high = -most, most
     for _ in range(60):
         middle = (low + high) / 2

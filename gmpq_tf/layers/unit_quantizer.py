@@ -28,5 +28,5 @@ class UnitQuantizer(InputQuantizer):
         super().__init__(**(kwargs | FIXED))
 
     def set_branch(self, branch: int, step: float, zero_code: int = 0) -> None:
-        """Set the step to 1/256, whatever the data suggest."""
+        """Sets the step to 1/256, whatever the data suggest."""
         super().set_branch(branch, UNIT_STEP)

@@ -1,4 +1,4 @@
-"""Read policy files and files of renamed layers: JSON with checked keys."""
+"""Reads policy files and files of renamed layers: JSON with checked keys."""
 
 import os
 from collections.abc import Mapping

@@ -15,7 +15,7 @@ from gmpq_tf.post_training.walk import Pair, Walk, without_activation
 def correct_biases(
     student: keras.Model, model: keras.Model, dataset: Any, batches: int | None = None
 ) -> dict[str, np.ndarray]:
-    """Move biases so that each layer's sums have the means of the float network.
+    """Moves biases so that each layer's sums have the means of the float network.
 
     `b <- b + E[W x + b] - E[q(W) q(x) + b]`, with the means over images and positions
     of each channel. They are measured layer by layer in the order of the graph, with
@@ -87,7 +87,7 @@ def channel_means(outputs: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def move_sums(layer: Any, norm: Any | None, shift: np.ndarray) -> None:
-    """Add a shift [channels] to the output of a layer, or of its BatchNormalization."""
+    """Adds a shift [channels] to the output of a layer or its BatchNormalization."""
     if norm is None:
         layer.bias.assign(np.asarray(layer.bias, "float64") + shift)
     elif norm.center:

@@ -1,4 +1,4 @@
-"""Cut a student's graph into blocks that are learned one after the other."""
+"""Cuts a student's graph into blocks that are learned one after the other."""
 
 from __future__ import annotations
 

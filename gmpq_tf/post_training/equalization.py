@@ -131,7 +131,7 @@ def equalize(
 def find_pairs(
     graph: Graph, uncap: bool = False
 ) -> tuple[list[ScaledPair], dict[str, str], list[Unit]]:
-    """Find pairs to scale.
+    """Finds pairs to scale.
 
     Returns:
         The pairs; layer name -> reason for other layers; units in pairs with a ReLU6.
@@ -232,7 +232,7 @@ def _capped(unit: Unit, cap: float, uncap: bool) -> str | None:
 
 
 def _uncap(unit: Unit) -> None:
-    """Remove the cap of a unit's ReLU, in place."""
+    """Removes the cap of a unit's ReLU, in place."""
     layer = unit.activation.layer if unit.activation else unit.call.layer
     if layer.__class__.__name__ == "ReLU":
         layer.max_value = None
@@ -260,7 +260,7 @@ def input_ranges(layer: Any) -> np.ndarray:
 
 
 def _scale_inputs(layer: Any, s: np.ndarray) -> None:
-    """Multiply the weights that read each input channel by `s` [channels]."""
+    """Multiplies the weights that read each input channel by `s` [channels]."""
     kernel = np.asarray(layer.kernel, "float64")
     axis = KERNEL_KINDS[_kind(layer)].axes.index("i")
     shape = [-1 if n == axis else 1 for n in range(kernel.ndim)]

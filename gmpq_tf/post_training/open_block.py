@@ -98,7 +98,7 @@ class OpenBlock:
         return [tensors[i] for i in self.targets]
 
     def set_spreads(self, tensors: dict[int, Any]) -> None:
-        """Measure the standard deviation of each layer's sums on some images."""
+        """Measures the standard deviation of each layer's sums on some images."""
         for call in self.calls:
             layer = self.of_call.get(id(call))
             if layer is not None:
@@ -145,7 +145,7 @@ class OpenBlock:
         random: np.random.Generator,
         tick: Callable[[], Any],
     ) -> Learned:
-        """Learn the block, and write the result into the student if it is better.
+        """Learns the block, and writes the result into the student if it is better.
 
         Args:
             x: number -> values [images, ...] of the tensors that the block reads.

@@ -147,7 +147,7 @@ class OpenLayer:
         return result + self.part("shift") * self.spread
 
     def keep(self, codes: np.ndarray) -> None:
-        """Write codes, of the kernel's shape, and what was learned to the student."""
+        """Writes codes, of the kernel's shape, and what was learned to the student."""
         self.layer.kernel.assign(codes * self.steps)
         norm = self.unit.batch_norm
         if "gain" in self.open:

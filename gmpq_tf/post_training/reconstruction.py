@@ -1,4 +1,4 @@
-"""Learn a student block by block from images without labels (BRECQ)."""
+"""Learns a student block by block from images without labels (BRECQ)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def learn_blocks(
     state: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> dict[str, Learned]:
-    """Learn codes, steps, ranges and biases so that blocks match the float network.
+    """Learns codes, steps, ranges and biases so that blocks match the float network.
 
     `min ||f(x) - f_q(x_q)||^2` for each block of three layers or more, such as an
     inverted residual of MobileNetV2, in the order of the graph. Here f is the block of
@@ -141,7 +141,7 @@ class Saved:
         self.identity = digest.hexdigest()
 
     def restore(self) -> dict[str, Learned]:
-        """Restore the student's weights; returns the results of an earlier call."""
+        """Restores the student's weights; returns the results of an earlier call."""
         if self.path is None or not self.path.exists():
             return {}
         try:
@@ -163,7 +163,7 @@ class Saved:
         }
 
     def keep(self, found: dict[str, Learned]) -> None:
-        """Save the student's weights and the results so far."""
+        """Saves the student's weights and the results so far."""
         if self.path is None:
             return
         blocks = {name: dataclasses.asdict(done) for name, done in found.items()}

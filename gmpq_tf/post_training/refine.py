@@ -1,4 +1,4 @@
-"""Apply all corrections that need no labels to a quantized model, in order."""
+"""Applies all corrections that need no labels to a quantized model, in order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learn which weights to round up or down, from images without labels (AdaRound)."""
+"""Learns which weights to round up or down, from images without labels (AdaRound)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def learn_rounding(
     seed: int = 0,
     progress: bool = True,
 ) -> dict[str, Rounding]:
-    """Round every kernel so that its unit's output is close to the float network's.
+    """Rounds every kernel so that its unit's output is close to the float network's.
 
     `min_V ||f(x; W) - f(x_q; s clip(floor(W/s) + h(V), -n, n))||^2 +
     lambda sum_i (1 - |2 h(V_i) - 1|^beta)` (eq. 25), with
@@ -119,7 +119,7 @@ def learn_rounding(
 
 
 def check_grids(student: keras.Model) -> None:
-    """Refuse kernels whose rounding cannot be learned.
+    """Refuses kernels whose rounding cannot be learned.
 
     Raises:
         CalibrationError: there is such a kernel; its layer is named.
@@ -284,7 +284,7 @@ class RoundedUnit:
 def draws(
     random: np.random.Generator, images: int, size: int, steps: int
 ) -> Iterator[np.ndarray]:
-    """Yield indices of the images of each step, [size]; all images equally often."""
+    """Yields indices of the images of each step, [size]; all images equally often."""
     order = random.permutation(images)
     size = min(size, images)
     for _ in range(steps):

@@ -1,4 +1,4 @@
-"""Match the mean and the spread of every channel to the float network."""
+"""Matches the mean and the spread of every channel to the float network."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Line:
         fit: str,
         bounds: tuple[float, float],
     ) -> Line:
-        """Fit lines to batches [B, ..., channels] of student and float network.
+        """Fits lines to batches [B, ..., channels] of student and float network.
 
         Pairs of values that are both outside the bounds do not count, because the
         activation hides their difference.
@@ -91,7 +91,7 @@ class Line:
 def _pieces(
     ours: Iterable[np.ndarray], theirs: Iterable[np.ndarray]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield rows of both, float64 [rows, channels], in small pieces."""
+    """Yields rows of both, float64 [rows, channels], in small pieces."""
     for x, y in zip(ours, theirs, strict=True):
         x, y = (values.reshape(-1, values.shape[-1]) for values in (x, y))
         rows = max(1, PIECE // x.shape[-1])
@@ -197,7 +197,7 @@ def _bounds(unit: Unit) -> tuple[float, float]:
 def rescale(
     layer: Any, norm: Any | None, gain: np.ndarray, shift: np.ndarray
 ) -> Matched:
-    """Change a layer, with its BatchNormalization, to output `gain y + shift`.
+    """Changes a layer, with its BatchNormalization, to output `gain y + shift`.
 
     Args:
         layer: quantized layer, with one step a channel unless all gains are 1.
@@ -229,7 +229,7 @@ def _constant(bias: np.ndarray, norm: Any | None) -> np.ndarray:
 
 
 def scale_kernel(layer: Any, gain: np.ndarray) -> None:
-    """Multiply a kernel and its learned steps by factors, [output channels]."""
+    """Multiplies a kernel and its learned steps by factors, [output channels]."""
     if (gain == 1).all():
         return
     kind, quantizer = KERNEL_KINDS[layer.searchable_kind], layer.kernel_quantizer

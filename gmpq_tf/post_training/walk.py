@@ -1,4 +1,4 @@
-"""Walk through a student and its float model side by side, unit by unit."""
+"""Walks through a student and its float model side by side, unit by unit."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Walk:
 
 
 def check_pair(student: keras.Model, model: keras.Model) -> None:
-    """Require a calibrated student and the float model that it was made of.
+    """Requires a calibrated student and the float model that it was made of.
 
     Raises:
         CalibrationError: they are something else.

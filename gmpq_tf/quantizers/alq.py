@@ -49,7 +49,7 @@ class Alq(KernelMethod):
     def __call__(
         self, kernel: tf.Tensor, bits: int, axes: Sequence[int] | None = None
     ) -> tf.Tensor:
-        """Quantize a kernel of any shape to one bit-width.
+        """Quantizes a kernel of any shape to one bit-width.
 
         The axes in `axes` share a step (None: all of them).
         """
@@ -118,7 +118,7 @@ alq = Alq()
 
 
 def bases(columns: tf.Tensor, count: int, limit: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Fit binary bases to each column: codes and steps.
+    """Fits binary bases to each column: codes and steps.
 
     Args:
         columns: float32 [rows, columns].
@@ -148,7 +148,7 @@ def bases(columns: tf.Tensor, count: int, limit: int) -> tuple[tf.Tensor, tf.Ten
 def on_whole_numbers(
     weights: tf.Tensor, coordinates: tf.Tensor, limit: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Round coordinates, and give codes [columns, rows] and their steps [columns].
+    """Rounds coordinates, and gives codes [columns, rows] and their steps [columns].
 
     Args:
         weights: [columns, rows].

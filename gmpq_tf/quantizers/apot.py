@@ -33,7 +33,7 @@ class Apot(GridKernel):
     """
 
     def __call__(self, kernel: tf.Tensor, step: tf.Tensor, bits: int) -> tf.Tensor:
-        """Quantize a kernel of any shape to one bit-width; the step broadcasts."""
+        """Quantizes a kernel of any shape to one bit-width; the step broadcasts."""
         limit = tf.cast(self.largest_code(bits), kernel.dtype)
         scaled = tf.minimum(tf.maximum(kernel / step, -limit), limit)
         codes = self.rounded((bits,))(scaled[None])[0]

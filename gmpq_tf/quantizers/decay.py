@@ -1,4 +1,4 @@
-"""Keep weight decay off the learned steps and ranges of quantizers.
+"""Keeps weight decay off the learned steps and ranges of quantizers.
 
 Steps and ranges are learned as logarithms. Decay of a logarithm towards 0 would pull
 the step towards 1, whatever the weights need. So optimizers spare these variables by
@@ -18,7 +18,7 @@ DECAYS = "decays_quantizers"
 
 
 def spare_quantizers(optimizers: type) -> None:
-    """Make a class of optimizers spare the steps and ranges of quantizers.
+    """Makes a class of optimizers spare the steps and ranges of quantizers.
 
     Args:
         optimizers: base class of Keras's or tf_keras's optimizers. An optimizer whose

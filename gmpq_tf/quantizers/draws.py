@@ -13,7 +13,7 @@ LARGEST = 2**24  # float32 represents all whole numbers up to here
 
 
 def add_draws(layer: keras.layers.Layer) -> keras.Variable:
-    """Give a layer a variable [2]: its seed, and how often it has drawn.
+    """Gives a layer a variable [2]: its seed, and how often it has drawn.
 
     The seed depends on `keras.utils.set_random_seed`.
     """

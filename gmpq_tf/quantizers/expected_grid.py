@@ -1,4 +1,4 @@
-"""Round once, on the weighted mean of several grids (not the mean of roundings)."""
+"""Rounds once, on the weighted mean of several grids (not the mean of roundings)."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def expected_grid(
 
 
 def check_one_rounding(row: Any, method: str, one_rounding: bool) -> bool:
-    """Refuse one rounding for quantizers whose grids have no meaningful mean.
+    """Refuses one rounding for quantizers whose grids have no meaningful mean.
 
     Args:
         row: a row of `KERNEL_QUANTIZERS` or `INPUT_QUANTIZERS`.

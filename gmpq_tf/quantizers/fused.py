@@ -25,7 +25,7 @@ Terms = Callable[..., Sequence[tf.Tensor]]
 
 @contextmanager
 def xla_quantizers(enabled: bool) -> Iterator[None]:
-    """Switch XLA on or off for quantizers that are traced inside the block.
+    """Switches XLA on or off for quantizers that are traced inside the block.
 
     Args:
         enabled: whether to compile; overrides the environment variable
@@ -59,7 +59,7 @@ def compiled(function: Callable) -> Callable:
 def sums(
     terms: Terms, parameters: Any, arrays: Sequence[tf.Tensor], channels: int = 1
 ) -> list[tf.Tensor]:
-    """Sum each tensor that `terms(parameters, *arrays)` returns over its rows.
+    """Sums each tensor that `terms(parameters, *arrays)` returns over its rows.
 
     Under XLA the arrays are walked chunk by chunk, and each chunk's terms are added to
     buffers: no term is ever stored whole, and the additions are vectorized, which a

@@ -74,7 +74,7 @@ def finite_step(step: tf.Tensor) -> tf.Tensor:
 
 
 def power_of_two(step: tf.Tensor) -> tf.Tensor:
-    """Round a positive step to a power of two (in the logarithm); gradient 1.
+    """Rounds a positive step to a power of two (in the logarithm); gradient 1.
 
     Two grids whose steps are powers of two nest: moving a tensor from one to the other
     in int8 is exact under XNNPACK.

@@ -36,7 +36,7 @@ class InputMethod:
     def __call__(
         self, x: tf.Tensor, input_range: tf.Tensor, bits: int, signed: bool = False
     ) -> tf.Tensor:
-        """Quantize `x`, any shape, to one bit-width; differentiable.
+        """Quantizes `x`, any shape, to one bit-width; differentiable.
 
         `input_range` is the value of the largest code, a positive scalar.
         """

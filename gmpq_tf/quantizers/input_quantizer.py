@@ -94,7 +94,7 @@ class InputQuantizer(keras.layers.Layer):
         self.on_grid = self.row.check(method, self.bits, bool(signed))
 
     def build(self, input_shape: Sequence[int | None]) -> None:
-        """Create one range and zero code a branch, and the flag `calibrated`."""
+        """Creates one range and zero code a branch, and the flag `calibrated`."""
         self.log2_range = self.add_weight(
             name="log2_range",
             shape=(len(self.bits),),
@@ -127,7 +127,7 @@ class InputQuantizer(keras.layers.Layer):
         probabilities: tf.Tensor | None = None,
         training: bool | None = None,
     ) -> tf.Tensor:
-        """Quantize `inputs`, any shape; `probabilities` [branches] weigh the branches.
+        """Quantizes `inputs`, any shape; `probabilities` [branches] weigh the branches.
 
         Inside `observing` the values are shown to the observer and passed on unchanged.
         """
@@ -139,7 +139,7 @@ class InputQuantizer(keras.layers.Layer):
         return self.compute(inputs, self.parameters(inputs, probabilities, training))
 
     def check_calibrated(self) -> None:
-        """Refuse to train an uncalibrated range, if `calibrate_first` is set.
+        """Refuses to train an uncalibrated range, if `calibrate_first` is set.
 
         The variable is read when a training step is traced (in eager mode in each step,
         until it is set).
@@ -183,7 +183,7 @@ class InputQuantizer(keras.layers.Layer):
         return found
 
     def compute(self, inputs: tf.Tensor, parameters: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Quantize `inputs`, any shape, with given `parameters`; reads no variable.
+        """Quantizes `inputs`, any shape, with given `parameters`; reads no variable.
 
         So it can be evaluated again in the backward pass (`keeping_arguments`).
         """
@@ -228,7 +228,7 @@ class InputQuantizer(keras.layers.Layer):
         return tuple(values[branch] for values in grids)
 
     def set_branch(self, branch: int, step: float, zero_code: int = 0) -> None:
-        """Set a branch's step and, for `signed=None`, the code of its zero.
+        """Sets a branch's step and, for `signed=None`, the code of its zero.
 
         Raises:
             ValueError: a step that is not positive and finite.

@@ -35,7 +35,7 @@ class KernelMethod:
     stochastic = False  # whether training draws codes
 
     def __call__(self, kernel: tf.Tensor, *args: Any) -> tf.Tensor:
-        """Quantize a kernel, any shape, to one bit-width; differentiable."""
+        """Quantizes a kernel, any shape, to one bit-width; differentiable."""
         raise NotImplementedError
 
     def largest_code(self, bits: int) -> int:

@@ -48,7 +48,7 @@ def kernel_method(name: str) -> KernelMethod:
 
 
 def check_widths(name: str, weight_bits: Mapping[str, Sequence[int]]) -> None:
-    """Refuse layers with bit-widths that the kernel quantizer does not support.
+    """Refuses layers with bit-widths that the kernel quantizer does not support.
 
     Args:
         name: a name in `KERNEL_QUANTIZERS`.
@@ -132,7 +132,7 @@ class KernelQuantizer(keras.layers.Layer):
         return self.row.largest_code(self.bits[branch])
 
     def build(self, kernel_shape: Sequence[int]) -> None:
-        """Create the learned steps, one for each branch and channel.
+        """Creates the learned steps, one for each branch and channel.
 
         Raises:
             ValueError: `shared_axes` names axes that the kernel does not have.
@@ -164,7 +164,7 @@ class KernelQuantizer(keras.layers.Layer):
         probabilities: tf.Tensor | None = None,
         training: bool | None = None,
     ) -> tf.Tensor:
-        """Quantize `kernel`, any shape; `probabilities` [branches] weigh branches."""
+        """Quantizes `kernel`, any shape; `probabilities` [branches] weigh branches."""
         if observers_now() is not None:
             return kernel
         kernel = tf.convert_to_tensor(kernel)
@@ -197,7 +197,7 @@ class KernelQuantizer(keras.layers.Layer):
         return found
 
     def compute(self, kernel: tf.Tensor, parameters: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Quantize `kernel`, any shape, with given `parameters`; reads no variable."""
+        """Quantizes `kernel`, any shape, with given `parameters`; reads no variable."""
         steps, weights, *seed = parameters
         if seed:
             return self.row.drawn(kernel, steps, self.bits, weights, seed[0])
@@ -248,7 +248,7 @@ class KernelQuantizer(keras.layers.Layer):
         return self.row.codes(kernel, step, bits, self.shared_axes, self.method)
 
     def fit_steps(self, kernel: Any) -> None:
-        """Set learned steps to those of least squared error on `kernel`.
+        """Sets learned steps to those of least squared error on `kernel`.
 
         A line search over fractions of the max-abs step, for each branch and channel.
         A channel of zeros takes the step of the kernel's largest weight; a kernel of

@@ -12,7 +12,7 @@ from gmpq_tf.quantizers.straight_through import round_half_even, round_half_up
 
 
 class Lsq(GridInput):
-    """Quantize activations to `bits` with the LSQ gradient.
+    """Quantizes activations to `bits` with the LSQ gradient.
 
     `v = clip(x / s, lo, hi)`, `q = round(v) s` with `s = a / hi`;
     `dq/dx = 1` inside, 0 outside; `dq/ds = round(v) - v` inside, `lo` or `hi` outside.
@@ -36,7 +36,7 @@ class Lsq(GridInput):
     def __call__(
         self, x: tf.Tensor, input_range: tf.Tensor, bits: int, signed: bool = False
     ) -> tf.Tensor:
-        """Quantize `x` to one bit-width."""
+        """Quantizes `x` to one bit-width."""
         limit = tf.cast(code_limit(bits, signed), x.dtype)
         step, low = input_range / limit, tf.cast(lowest_code(bits, signed), x.dtype)
         codes = tf.minimum(tf.maximum(x / step, low), limit)
@@ -44,7 +44,7 @@ class Lsq(GridInput):
 
 
 class LsqKernel(GridKernel):
-    """Quantize a kernel to the codes `-(2^(b-1)-1) .. 2^(b-1)-1` of a learned step.
+    """Quantizes a kernel to the codes `-(2^(b-1)-1) .. 2^(b-1)-1` of a learned step.
 
     Args:
         kernel: weights, any shape.
@@ -58,7 +58,7 @@ class LsqKernel(GridKernel):
     uniform = True
 
     def __call__(self, kernel: tf.Tensor, step: tf.Tensor, bits: int) -> tf.Tensor:
-        """Quantize a kernel to one bit-width."""
+        """Quantizes a kernel to one bit-width."""
         limit = tf.cast(symmetric_limit(bits), kernel.dtype)
         codes = tf.minimum(tf.maximum(kernel / step, -limit), limit)
         return round_half_even(codes) * step
@@ -68,7 +68,7 @@ lsq, lsq_kernel = Lsq(), LsqKernel()
 
 
 def scale_gradient(value: tf.Tensor, factor: float | tf.Tensor) -> tf.Tensor:
-    """Return `value` with its gradient multiplied by `factor` (LSQ, section 2.2).
+    """Returns `value` with its gradient multiplied by `factor` (LSQ, section 2.2).
 
     Args:
         value: float of any shape.

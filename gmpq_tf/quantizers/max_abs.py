@@ -35,7 +35,7 @@ def max_abs_step(
 
 
 class MaxAbs(GridKernel):
-    """Quantize a kernel with `max_abs_step`; the gradient is the identity.
+    """Quantizes a kernel with `max_abs_step`; the gradient is the identity.
 
     Args:
         kernel: weights, any shape.
@@ -53,7 +53,7 @@ class MaxAbs(GridKernel):
     def __call__(
         self, kernel: tf.Tensor, bits: int, axes: Sequence[int] | None = None
     ) -> tf.Tensor:
-        """Quantize a kernel to one bit-width."""
+        """Quantizes a kernel to one bit-width."""
         step = tf.stop_gradient(max_abs_step(kernel, bits, axes))
         limit = tf.cast(symmetric_limit(bits), kernel.dtype)
         codes = kernel / step

@@ -260,7 +260,7 @@ def scaled_and_clipped(
 
 
 def column(values: tf.Tensor) -> tf.Tensor:
-    """Reshape [branches] to [branches, 1, 1]."""
+    """Reshapes [branches] to [branches, 1, 1]."""
     return values[:, None, None]
 
 

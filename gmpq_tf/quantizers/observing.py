@@ -1,4 +1,4 @@
-"""Run a model with quantizers off, and show their inputs to observers."""
+"""Runs a model with quantizers off, and shows their inputs to observers."""
 
 from __future__ import annotations
 

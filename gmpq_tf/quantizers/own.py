@@ -70,7 +70,7 @@ def takes_step(function: Callable) -> bool:
 def check_input_quantizer(
     function: Callable, method: str, bits: Sequence[int], signed: bool
 ) -> bool:
-    """Try a registered activation quantizer on a few values of each bit-width.
+    """Tries a registered activation quantizer on a few values of each bit-width.
 
     Returns:
         Whether it rounds each value to the nearest code, as integer kernels do.
@@ -96,7 +96,7 @@ def check_kernel_quantizer(
     limits: Sequence[int],
     learned: bool,
 ) -> bool:
-    """Try a registered kernel quantizer on a few values of each bit-width.
+    """Tries a registered kernel quantizer on a few values of each bit-width.
 
     Args:
         function: `(kernel, step, bits)` if its steps are learned, else

@@ -11,7 +11,7 @@ from gmpq_tf.quantizers.straight_through import round_half_up, straight_through
 
 
 class Pact(GridInput):
-    """Quantize activations to `bits` with the PACT gradient.
+    """Quantizes activations to `bits` with the PACT gradient.
 
     `y = clip(x, 0, a)`, `q = round(y / s) s` with `s = a / (2^b - 1)`;
     `dq/dx = 1` inside the range and 0 outside, `dq/da = 1` where `x >= a`, else 0.
@@ -37,7 +37,7 @@ class Pact(GridInput):
     def __call__(
         self, x: tf.Tensor, input_range: tf.Tensor, bits: int, signed: bool = False
     ) -> tf.Tensor:
-        """Quantize `x` to one bit-width."""
+        """Quantizes `x` to one bit-width."""
         limit = tf.cast(code_limit(bits, signed), x.dtype)
         low = input_range * (tf.cast(lowest_code(bits, signed), x.dtype) / limit)
         clipped = tf.minimum(tf.maximum(x, low), input_range)

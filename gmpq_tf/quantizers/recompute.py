@@ -1,4 +1,4 @@
-"""Recompute in the backward pass what would cost memory to keep."""
+"""Recomputes in the backward pass what would cost memory to keep."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import tensorflow as tf
 
 
 def keeping_arguments(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
-    """Keep only the arguments of `function`; the backward pass evaluates it again.
+    """Keeps only the arguments of `function`; the backward pass evaluates it again.
 
     Unlike `tf.recompute_grad` this makes no copy of the arguments to delay the second
     evaluation, and supports no variables. In graphs, what the gradient does not need,

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 
 def straight_through(value: tf.Tensor, surrogate: tf.Tensor) -> tf.Tensor:
-    """Return `value` with the gradient of `surrogate`.
+    """Returns `value` with the gradient of `surrogate`.
 
     `surrogate + stop_gradient(value - surrogate)`; exact in every float type when
     `value` is `surrogate` rounded to an integer (the difference is then representable).
@@ -22,7 +22,7 @@ def straight_through(value: tf.Tensor, surrogate: tf.Tensor) -> tf.Tensor:
 
 
 def round_half_up(x: tf.Tensor) -> tf.Tensor:
-    """Round to the nearest integer, halves upwards, with the identity's gradient.
+    """Rounds to the nearest integer, halves upwards, with the identity's gradient.
 
     Activations use it because int8 kernels that move a tensor to a coarser grid round
     halves up, so training and deployment agree on ties.
@@ -44,7 +44,7 @@ def floor_half_up(x: tf.Tensor) -> tf.Tensor:
 
 
 def round_half_even(x: tf.Tensor) -> tf.Tensor:
-    """Round to the nearest integer, halves to even, with the identity's gradient.
+    """Rounds to the nearest integer, halves to even, with the identity's gradient.
 
     Kernels use it: it is odd-symmetric, so `q(-w) = -q(w)` everywhere.
 

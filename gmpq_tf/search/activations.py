@@ -47,7 +47,7 @@ class ActivationsConfig:
 
 
 def check_activations(activations: Any, ways: Sequence[str]) -> None:
-    """Refuse an unknown way to value activations.
+    """Refuses an unknown way to value activations.
 
     Raises:
         StrategyError: it is not one of `ways`; the nearest is given.
@@ -109,7 +109,7 @@ def with_activations(
     bonds: Bonds,
     in_nats: bool,
 ) -> Valued:
-    """Combine the values of weight bits with measured values of activation bits.
+    """Combines the values of weight bits with measured values of activation bits.
 
     Args:
         evaluator: from `evaluator_of`.

@@ -178,7 +178,7 @@ class Generalization(Risk):
         return generalization_risk(student, teacher, p, self.config.top_k)
 
     def update(self, step: Step) -> None:
-        """Add the rank distance of the maps to the metric."""
+        """Adds the rank distance of the maps to the metric."""
         assert self.rank_metric is not None
         self.rank_metric.update_state(step.teacher_maps, step.maps)
 

@@ -45,7 +45,7 @@ class StopOnDivergence(keras.callbacks.Callback):
         self.epoch = epoch
 
     def on_train_batch_end(self, batch: int, logs: Mapping | None = None) -> None:
-        """Raise an error if the running mean of the loss is not finite."""
+        """Raises an error if the running mean of the loss is not finite."""
         loss = float((logs or {}).get("loss", 0.0))
         if not np.isfinite(loss):
             raise self.error(
@@ -54,7 +54,7 @@ class StopOnDivergence(keras.callbacks.Callback):
             )
 
     def on_epoch_end(self, epoch: int, logs: Mapping | None = None) -> None:
-        """Raise an error if a variable is not finite."""
+        """Raises an error if a variable is not finite."""
         broken = not_finite(self.model.variables)
         if broken:
             raise self.error(
@@ -80,11 +80,11 @@ class ImportanceLearningRateScheduler(keras.callbacks.LearningRateScheduler):
     """Keras's `LearningRateScheduler` for the optimizer of the importances."""
 
     def set_model(self, model: keras.Model) -> None:
-        """Give the stock callback the importances' optimizer."""
+        """Gives the stock callback the importances' optimizer."""
         self._model = SimpleNamespace(optimizer=model.importance_optimizer)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Log the rate as `importance_learning_rate`."""
+        """Logs the rate as `importance_learning_rate`."""
         if logs is not None:
             rate = self._model.optimizer.learning_rate
             logs["importance_learning_rate"] = float(keras.ops.convert_to_numpy(rate))
@@ -121,11 +121,11 @@ class TemperatureScheduler(keras.callbacks.Callback):
         self.final, self.epochs = float(final), int(epochs)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Set the temperature of this epoch, `final^(epoch / (epochs - 1))`."""
+        """Sets the temperature of this epoch, `final^(epoch / (epochs - 1))`."""
         share = epoch / (self.epochs - 1) if self.epochs > 1 else 1.0
         self.model.set_temperature(self.final ** min(share, 1.0))
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Add the temperature to the logs, as `temperature`."""
+        """Adds the temperature to the logs, as `temperature`."""
         if logs is not None:
             logs["temperature"] = self.model.temperature

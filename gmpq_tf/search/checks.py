@@ -15,7 +15,7 @@ MEASURES = ("divergence", "task")
 
 
 def check_whole(name: str, value: Any, least: int) -> None:
-    """Require a whole number of at least `least`.
+    """Requires a whole number of at least `least`.
 
     Raises:
         StrategyError: the value is something else.
@@ -29,7 +29,7 @@ def check_whole(name: str, value: Any, least: int) -> None:
 
 
 def check_number(name: str, value: Any, least: float, exclusive: bool = False) -> None:
-    """Require a finite number of at least `least` (`exclusive`: above it).
+    """Requires a finite number of at least `least` (`exclusive`: above it).
 
     Raises:
         StrategyError: the value is something else.
@@ -45,7 +45,7 @@ def check_number(name: str, value: Any, least: float, exclusive: bool = False) -
 
 
 def check_measure(measure: str, name: str = "measure") -> None:
-    """Require the name of a risk that strategies can measure.
+    """Requires the name of a risk that strategies can measure.
 
     Raises:
         StrategyError: the value is not in `MEASURES`.
@@ -58,7 +58,7 @@ def check_measure(measure: str, name: str = "measure") -> None:
 
 
 def check_attributable(model: keras.Model) -> None:
-    """Refuse a model that has no feature map to attribute.
+    """Refuses a model that has no feature map to attribute.
 
     Raises:
         GraphError: the model has none.

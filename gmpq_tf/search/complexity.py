@@ -83,7 +83,7 @@ class Complexity(Risk):
         return zeta
 
     def update(self, step: Step) -> None:
-        """Move zeta by the integral term of its controller (see `zeta`)."""
+        """Moves zeta by the integral term of its controller (see `zeta`)."""
         if self.limit is not None:
             zeta = adapted_zeta(
                 self.zeta, self._searched(step), self.limit.for_layers, self.scale
@@ -151,10 +151,10 @@ class Penalized(Complexity):
         return self.weight(step) * self.penalty(self.spent(step) / allowed)
 
     def update(self, step: Step) -> None:
-        """Do nothing, since zeta is constant here."""
+        """Does nothing, since zeta is constant here."""
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
-        """Set the budget of this epoch's stage; see `tightened`."""
+        """Sets the budget of this epoch's stage; see `tightened`."""
         self.allowed.assign(tightened(self.first, epoch, epochs, self.stages))
 
 

@@ -88,7 +88,7 @@ class Agent:
         return float(np.clip(mean, 0, 1))
 
     def learn(self, transitions: Sequence[Transition], episode: int) -> None:
-        """Store an episode; after the warm-up also train, one step a transition.
+        """Stores an episode; after the warm-up also trains, one step per episode step.
 
         Args:
             transitions: the transitions of the episode.

@@ -56,6 +56,6 @@ class Decisiveness(Risk):
         return tf.add_n(terms) if terms else tf.constant(0.0)
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
-        """Set the ramp, 0 in the first half of the epochs and 1 in the last one."""
+        """Sets the ramp, 0 in the first half of the epochs and 1 in the last one."""
         share = (epoch + 1) / epochs
         self.ramp.assign(max(0.0, (share - LATE) / (1 - LATE)))

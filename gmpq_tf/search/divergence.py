@@ -37,23 +37,23 @@ class WatchedMean(keras.metrics.Mean):
         )
 
     def update_state(self, values: Any, sample_weight: Any = None) -> None:
-        """Add values, any shape, and count the call if one is not finite."""
+        """Adds values, any shape, and counts the call if one is not finite."""
         super().update_state(values, sample_weight)
         finite = keras.ops.all(keras.ops.isfinite(values))
         self.broken.assign_add(1.0 - keras.ops.cast(finite, "float32"))
 
     def reset_state(self) -> None:
-        """Start a new mean; the memory of values that were not finite is kept."""
+        """Starts a new mean; the memory of values that were not finite is kept."""
         for variable in (self.total, self.count):
             variable.assign(0.0)
 
     def forget(self) -> None:
-        """Clear the memory: for a new training, or loaded weights."""
+        """Clears the memory: for a new training, or loaded weights."""
         self.broken.assign(0.0)
 
 
 def check_converged(search: Any) -> None:
-    """Refuse a search whose state is not finite, whatever its callbacks noticed.
+    """Refuses a search whose state is not finite, whatever its callbacks noticed.
 
     Every variable is checked, not only the importances: with weights or ranges that are
     NaN the importances mean nothing, even while they are still finite.
@@ -110,7 +110,7 @@ def listed(paths: list[str]) -> str:
 
 
 def check_temperature(value: float) -> None:
-    """Refuse a temperature at which branch probabilities cannot be computed.
+    """Refuses a temperature at which branch probabilities cannot be computed.
 
     Raises:
         ValueError: it is below 1e-6, NaN or infinite.

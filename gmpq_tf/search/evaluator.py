@@ -1,4 +1,4 @@
-"""Measure any policy of a space in one hypernet, without building its network.
+"""Measures any policy of a space in one hypernet, without building its network.
 
 Importances can be set so that one branch of each tensor has weight exactly 1 and the
 others 0. The hypernet then computes what `quantize_model` of the policy would compute.
@@ -158,7 +158,7 @@ class Evaluator:
     def explore(
         self, draws: Iterator[Bits], steps: int, learning_rate: float, size: int
     ) -> float:
-        """Train the hypernet for good, in each step with the next policy of `draws`.
+        """Trains the hypernet for good, in each step with the next policy of `draws`.
 
         Args:
             draws: policies, one for each step.
@@ -265,7 +265,7 @@ class Evaluator:
                     variable.assign(value)
 
     def _choose(self, bits: Bits) -> None:
-        """Set the importances so that only the branches of a policy compute."""
+        """Sets the importances so that only the branches of a policy compute."""
         for name, pair in bits.items():
             layer = self.hypernet.get_layer(name)
             sides = (layer.kernel_branches, layer.input_branches)

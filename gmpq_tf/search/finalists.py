@@ -1,4 +1,4 @@
-"""Find the best of some policies by fine-tuning and measuring: successive halving."""
+"""Finds the best of some policies by fine-tuning and measuring: successive halving."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ NO_FINALISTS = FinalistsConfig()
 def compare(
     case: SearchCase, valued: Valued, config: FinalistsConfig
 ) -> list[tuple[Bits, np.ndarray]]:
-    """Rank the policies of best value, and the uniform one, by `halve`.
+    """Ranks the policies of best value, and the uniform one, by `halve`.
 
     Args:
         case: the case, with the images to measure on.

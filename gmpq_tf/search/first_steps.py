@@ -1,4 +1,4 @@
-"""Warn early if nothing guides a search: labels without a class, empty maps."""
+"""Warns early if nothing guides a search: labels without a class, empty maps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class MapCount(keras.metrics.Metric):
     def update_state(
         self, maps: tf.Tensor, classes: tf.Tensor | None, num_classes: int
     ) -> None:
-        """Count a batch.
+        """Counts a batch.
 
         Args:
             maps: maps of the teacher, [B, H, W].
@@ -57,7 +57,7 @@ class FirstSteps(keras.callbacks.Callback):
     """
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Reset the counts of images and maps."""
+        """Resets the counts of images and maps."""
         guide = self.model.generalization
         self.counts = guide and guide.map_count
         self.looks, self.warned = 0, set[str]()
@@ -65,19 +65,19 @@ class FirstSteps(keras.callbacks.Callback):
             self.counts.reset_state()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Let the risks change what depends on the epoch."""
+        """Lets the risks change what depends on the epoch."""
         for risk in self.model.risks:
             risk.begin_epoch(epoch, self.params["epochs"])
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Check once, as soon as enough images have been seen."""
+        """Checks once, as soon as enough images have been seen."""
         if self.looks == 0 and self.counts is not None:
             images, *shares = self.counts.result()
             if images >= ENOUGH_IMAGES:
                 self.look(images, *shares)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Count the epoch, and check once more after the first."""
+        """Counts the epoch, and checks once more after the first."""
         self.model.epochs_trained += 1
         if self.looks < 2 and self.counts is not None:
             self.look(*self.counts.result())

@@ -48,7 +48,7 @@ class Formulation:
             check_number("start", self.start, 0.0, exclusive=True)
 
     def check_budget(self, limits: Any) -> None:
-        """Refuse a formulation that asks for a budget where there is none.
+        """Refuses a formulation that asks for a budget where there is none.
 
         Raises:
             StrategyError: it does.
@@ -86,7 +86,7 @@ PAPER = Formulation()
 
 
 def prepare(search: Any) -> tuple[Risk, ...]:
-    """Set a search up for its formulation, before anything is trained.
+    """Sets a search up for its formulation, before anything is trained.
 
     Args:
         search: a `PolicySearch` whose importances and complexity risks exist.
@@ -112,7 +112,7 @@ def prepare(search: Any) -> tuple[Risk, ...]:
 
 
 def start_at(search: Any, multiple: float) -> None:
-    """Set importances so that the expected cost is a multiple of the first budget.
+    """Sets importances so that the expected cost is a multiple of the first budget.
 
     All tensors get the same share of the way from their fewest to their most bits;
     where the candidates do not reach the cost, the nearest possible one is taken.

@@ -65,7 +65,7 @@ class Importances:
     def _of_all(
         self, function: Callable[[tf.Tensor, list[Sequence[int]]], tf.Tensor]
     ) -> list[LayerPair]:
-        """Apply a function of probabilities and bits, [rows, branches], to all tensors.
+        """Applies a function of probabilities and bits [rows, branches] to all tensors.
 
         Each row is one side (weights or activations) of a layer. Sides with the same
         number of branches and the same relaxation are stacked and computed at once: a
@@ -117,7 +117,7 @@ class Importances:
         return float(np.asarray(self.layers[0].kernel_branches.temperature))
 
     def set_temperature(self, value: float) -> None:
-        """Set the temperature of every layer's branch probabilities, >= 1e-6."""
+        """Sets the temperature of every layer's branch probabilities, >= 1e-6."""
         check_temperature(value)
         for layer in self.layers:
             layer.kernel_branches.temperature.assign(value)

@@ -92,7 +92,7 @@ class Journal:
         return record["value"]
 
     def keep(self, name: str, variables: Sequence[Any]) -> None:
-        """Save variables for `give_back`, in a file beside the journal.
+        """Saves variables for `give_back`, in a file beside the journal.
 
         Args:
             name: part of the file's name.
@@ -103,7 +103,7 @@ class Journal:
             write_arrays(self._beside(name), arrays)
 
     def give_back(self, name: str, variables: Sequence[Any]) -> None:
-        """Set variables to the values that `keep` has saved.
+        """Sets variables to the values that `keep` has saved.
 
         Raises:
             JournalError: the file is missing, damaged, or of other variables.

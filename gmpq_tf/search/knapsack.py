@@ -70,7 +70,7 @@ def spend_budget(
     limits: Sequence[Limit],
     allowed: Mapping[str, Sequence[Pair]] | None = None,
 ) -> dict[str, Pair]:
-    """Raise bits, the cheapest step of the first budget first, until none fits.
+    """Raises bits, the cheapest step of the first budget first, until none fits.
 
     Layers with few multiply-adds hardly feel the complexity risk, so their importances
     say little; the rest of the budget gives them more precision at no cost.
@@ -157,7 +157,7 @@ def knapsack(
 
 
 def check_limits(candidates: Candidates, limits: Sequence[Limit]) -> None:
-    """Refuse limits that no policy of a space keeps together.
+    """Refuses limits that no policy of a space keeps together.
 
     Args:
         candidates: (weight bits, activation bits) each layer may take.

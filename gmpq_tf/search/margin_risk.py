@@ -69,7 +69,7 @@ class Margin(Generalization):
         return tf.nn.relu(step.maps - step.teacher_maps)
 
     def update(self, step: Step) -> None:
-        """Do nothing, since there are no maps to rank."""
+        """Does nothing, since there are no maps to rank."""
 
     def _separated(self, feature: tf.Tensor, classes: tf.Tensor | None) -> tf.Tensor:
         assert classes is not None

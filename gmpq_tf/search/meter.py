@@ -39,15 +39,15 @@ class Meter:
         self._earlier = 0.0
 
     def forward(self, images: int) -> None:
-        """Count a forward pass over so many images."""
+        """Counts a forward pass over so many images."""
         self.float_steps += FORWARD * images / IMAGES_PER_STEP
 
     def training(self, images: int, steps: float = 1.0) -> None:
-        """Count training steps, of `steps` float steps each, on `images` in all."""
+        """Counts training steps, of `steps` float steps each, on `images` in all."""
         self.float_steps += steps * images / IMAGES_PER_STEP
 
     def replayed(self, float_steps: float, seconds: float) -> None:
-        """Count the cost of work that was done before an interruption."""
+        """Counts the cost of work that was done before an interruption."""
         self.float_steps += float_steps
         self._earlier += seconds
 

@@ -9,7 +9,7 @@ import keras
 
 
 def check_optimizers(weights: Any, importances: Any) -> None:
-    """Refuse optimizers with which a search would not train correctly.
+    """Refuses optimizers with which a search would not train correctly.
 
     Args:
         weights: the optimizer of the hypernet's weights and ranges.
@@ -46,7 +46,7 @@ def check_optimizers(weights: Any, importances: Any) -> None:
 
 
 def check_precision(model: keras.Model) -> None:
-    """Refuse layers that compute in float16.
+    """Refuses layers that compute in float16.
 
     Args:
         model: the hypernet.

@@ -37,7 +37,7 @@ class Partitioned(Generalization):
             )
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
-        """Set how far the exponent has moved from 1 to that of eq. 8, 0 to 1."""
+        """Sets how far the exponent has moved from 1 to that of eq. 8, 0 to 1."""
         if self.progress is not None:
             self.progress.assign(epoch / (epochs - 1) if epochs > 1 else 1.0)
 

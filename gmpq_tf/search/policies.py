@@ -117,7 +117,7 @@ def search_policy(
     latency_table: str | None = None,
     **options: Any,
 ) -> SearchResult:
-    """Search the bits of every layer's weights and activations, within budgets.
+    """Searches the bits of every layer's weights and activations, within budgets.
 
         result = gmpq.search_policy(model, images, budget="W4A4")
         student = gmpq.quantize_model(model, result.policy)
@@ -224,7 +224,7 @@ def conclude(
     made_by: Callable[[Bits], Mapping[str, Any]],
     best: Bits | None = None,
 ) -> SearchResult:
-    """Choose a policy by values, compare finalists, and tell how sure the result is.
+    """Chooses a policy by values, compares finalists, and tells how sure the result is.
 
     Args:
         case: budgets, images and meter.

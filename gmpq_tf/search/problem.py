@@ -152,7 +152,7 @@ class SearchProblem:
 
 
 def check_choices(name: str, candidates: Candidates) -> None:
-    """Refuse a model without layers to search, and warn if no layer has a choice.
+    """Refuses a model without layers to search, and warns if no layer has a choice.
 
     Args:
         name: name of the model.

@@ -65,10 +65,10 @@ class Risk:
         return weight * value
 
     def update(self, step: Step) -> None:
-        """Change the risk's state after the gradients have been applied."""
+        """Changes the risk's state after the gradients have been applied."""
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
-        """Change what depends on the progress of the search.
+        """Changes what depends on the progress of the search.
 
         Args:
             epoch: number of the epoch that begins, from 0.

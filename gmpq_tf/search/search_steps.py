@@ -35,7 +35,7 @@ class SearchSteps(SearchViews, keras.Model):
     epochs_trained: int
 
     def calibrate(self, dataset: Iterable, batches: int | None = None) -> None:
-        """Set every range of the hypernet from data; see `gmpq.calibrate`."""
+        """Sets every range of the hypernet from data; see `gmpq.calibrate`."""
         calibrate(self.hypernet, dataset, batches)
 
     def fit(
@@ -130,7 +130,7 @@ class SearchSteps(SearchViews, keras.Model):
         return loss + nan_of_labels(y)
 
     def _begin(self, x: Any, y: Any) -> Step:
-        """Start a step: images after the random layers, and the teacher's maps."""
+        """Starts a step: images after the random layers, and the teacher's maps."""
         guide = self.generalization
         if guide is None:
             return Step(x, y, self.branches)

@@ -86,7 +86,7 @@ class SearchViews:
         return self.branches.temperature
 
     def set_temperature(self, value: float) -> None:
-        """Set the temperature of every layer's branch probabilities, >= 1e-6."""
+        """Sets the temperature of every layer's branch probabilities, >= 1e-6."""
         self.branches.set_temperature(value)
 
     def importances(self) -> dict:

@@ -54,7 +54,7 @@ class _Complex:
         self.parts = list(range(nodes))
 
     def hole_after(self, edges: list[tuple[int, int]]) -> bool:
-        """Add edges; returns whether there is a hole now."""
+        """Adds edges; returns whether there is a hole now."""
         waiting = edges
         while waiting:
             left = [edge for edge in waiting if not self._adds(*edge)]
@@ -114,7 +114,7 @@ def holes(neighbours: list[int]) -> int:
 
 
 def folded(neighbours: list[int]) -> list[int]:
-    """Remove nodes whose neighbours are all neighbours of another (strong collapse).
+    """Removes nodes whose neighbours are all neighbours of another (strong collapse).
 
     The clique complex keeps its holes. Removed nodes have no neighbours.
 

@@ -1,4 +1,4 @@
-"""Train a hypernet at chosen bits: those of one policy, or others in each step."""
+"""Trains a hypernet at chosen bits: those of one policy, or others in each step."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Tuner:
         each: Callable[[], None] | None = None,
         shown: bool = False,
     ) -> float:
-        """Train for some steps; the learning rate falls to zero.
+        """Trains for some steps; the learning rate falls to zero.
 
         Args:
             steps: number of steps, at least 1.

@@ -42,7 +42,7 @@ class Watch:
         self._work_planned += count * work
 
     def step(self, work: float, seconds: float) -> None:
-        """Count a finished measurement.
+        """Counts a finished measurement.
 
         Args:
             work: its work, as it was planned.
@@ -74,7 +74,7 @@ class Watch:
         return max(self._work_planned, 0.0) * self._seconds / self._work
 
     def close(self) -> None:
-        """Remove the progress bar from the screen."""
+        """Removes the progress bar from the screen."""
         if self._screen:
             self._screen.close()
         self._screen = None

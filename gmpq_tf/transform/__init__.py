@@ -1,4 +1,4 @@
-"""Rewrite functional Keras models: hypernets to search, quantized models to ship."""
+"""Rewrites functional Keras models: hypernets to search, quantized models to ship."""
 
 from gmpq_tf.transform.calibrate import calibrate
 from gmpq_tf.transform.hypernet import build_hypernet

@@ -1,4 +1,4 @@
-"""Turn the data that a caller passes into batches for a model.
+"""Turns the data that a caller passes into batches for a model.
 
 `calibrate`, `snap_biases`, the search, and the exporters' checks all accept the same:
 
@@ -88,7 +88,7 @@ class ModelInputs:
         return array
 
     def _check_order(self, given: Any) -> None:
-        """Refuse a list for a dict of inputs whose order is ambiguous.
+        """Refuses a list for a dict of inputs whose order is ambiguous.
 
         Keras sorts the keys of a dict; if the model was built with another order, and a
         list would fit both, it is not clear which array is meant. (Keras refuses every
@@ -122,7 +122,7 @@ def batches_of(
     batch_size: int = BATCH_SIZE,
     largest: int | None = None,
 ) -> Iterator[Batch]:
-    """Yield batches (arrays in the order of `model.inputs`, labels or None) of data.
+    """Yields batches (arrays in the order of `model.inputs`, labels or None) of data.
 
     Empty batches are left out. For a model with a fixed batch size all batches have
     that size, and the rest is dropped. From a data set that may be endless the first
@@ -218,7 +218,7 @@ def is_arrays(data: Any, inputs: ModelInputs, labels: Any = None) -> bool:
 
 
 def _unpacked(batch: Any, count: int) -> tuple[Any, Any]:
-    """Split a batch for a model of `count` inputs into its inputs and labels."""
+    """Splits a batch for a model of `count` inputs into its inputs and labels."""
     if not isinstance(batch, (list, tuple)):
         return batch, None
     bare = not any(isinstance(part, (list, tuple, Mapping)) for part in batch)
@@ -234,7 +234,7 @@ def _unpacked(batch: Any, count: int) -> tuple[Any, Any]:
 
 
 def labels_of(given: Any, outputs: int) -> Any:
-    """Convert labels to arrays and keep their structure; a single array is unpacked.
+    """Converts labels to arrays and keeps their structure; a single array is unpacked.
 
     Args:
         given: an array; or a list, tuple or dict with one array an output; None: no
@@ -280,7 +280,7 @@ def _check_labels(labels: Any, images: int) -> None:
 
 
 def _cut(batch: Batch, size: int | None, exactly: bool) -> Iterator[Batch]:
-    """Cut a batch into pieces of `size` images; `exactly`: drop a smaller last one."""
+    """Cuts a batch into pieces of `size` images; `exactly`: drop a smaller last one."""
     images = len(batch[0][0])
     size = size or images
     if images and not exactly and size >= images:

@@ -49,7 +49,7 @@ class Observer:
         self.low, self.high = np.inf, -np.inf
 
     def __call__(self, values: np.ndarray) -> None:
-        """Record one batch of values, any shape; up to 16,384 are sampled."""
+        """Records one batch of values, any shape; up to 16,384 are sampled."""
         flat = np.asarray(values, "float32").ravel()
         # Unlike Python's min and max these keep NaN, so that it is noticed.
         self.low = float(np.minimum(self.low, flat.min()))
@@ -75,7 +75,7 @@ def calibrate(
     seed: int = 0,
     method: str | RangeMethod = DEFAULT_RANGE_METHOD,
 ) -> None:
-    """Set the range of every activation quantizer from data, in one pass.
+    """Sets the range of every activation quantizer from data, in one pass.
 
     Runs the model in inference mode with quantizers off, and gives each grid the step
     of least squared error on the values seen, or that of another `method`. Model inputs
@@ -172,7 +172,7 @@ def is_calibrated(model: keras.Model) -> bool:
 
 
 def check_calibrated(model: keras.Model, purpose: str) -> None:
-    """Refuse a model that is not calibrated; `purpose` completes "before ...".
+    """Refuses a model that is not calibrated; `purpose` completes "before ...".
 
     Raises:
         CalibrationError: a range has not been set from data; the first is named.
@@ -207,7 +207,7 @@ def best_grid(
     scaled: bool = False,
     method: RangeMethod = squared_error,
 ) -> tuple[float, int]:
-    """Choose the step of a branch, and the code of its zero, from observed values.
+    """Chooses the step of a branch, and the code of its zero, from observed values.
 
     Pixels that are scaled inside the model (`scaled`) would all have the same distance
     to the next code, which may be one half, where integer kernels may round either way.

@@ -84,7 +84,7 @@ class _Union:
         return slot
 
     def join(self, one: np.ndarray, other: np.ndarray) -> None:
-        """Make slots [places] one, place by place; a single one meets all others."""
+        """Makes slots [places] one, place by place; a single one meets all others."""
         if one.size != other.size:
             one, other = np.broadcast_arrays(one, other)
         for a, b in zip(one.tolist(), other.tolist(), strict=True):
@@ -96,7 +96,7 @@ class _Union:
 
 
 def channels_of(graph: Graph) -> Channels:
-    """Read which channels of a graph belong together.
+    """Reads which channels of a graph belong together.
 
     Args:
         graph: of a float model, from `read_graph`.

@@ -1,4 +1,4 @@
-"""Tell from the float model which layers the export to TFLite will refuse."""
+"""Tells from the float model which layers the export to TFLite will refuse."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _refusal(graph: Graph, call: Call) -> str | None:
 
 
 def warn_of_refusals(graph: Graph) -> None:
-    """Name in one warning all layers that the export will refuse."""
+    """Names in one warning all layers that the export will refuse."""
     found = [f"{name!r} {reason}" for name, reason in refusals(graph).items()]
     if found:
         warnings.warn(

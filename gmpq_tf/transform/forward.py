@@ -1,4 +1,4 @@
-"""Run a model layer by layer on all batches, in bounded memory."""
+"""Runs a model layer by layer on all batches, in bounded memory."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class LayerwiseRun:
             self.start, self.kept = number, found
 
     def _run(self, tensors: dict[int, Any], stop: int) -> dict[int, Any]:
-        """Compute the calls before `stop`; returns the tensors read from there on."""
+        """Computes the calls before `stop`; returns the tensors read from there on."""
         for number in range(self.start, stop):
             outputs = self.graph.calls[number].outputs
             tensors.update(zip(outputs, self._call(tensors, number), strict=True))

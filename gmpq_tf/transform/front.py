@@ -1,4 +1,4 @@
-"""Cut a model behind the layers that change images at random.
+"""Cuts a model behind the layers that change images at random.
 
 A student and its teacher must see the same image. So the layers before the first layer
 with weights are run once, and their result is given to both.
@@ -65,7 +65,7 @@ def misplaced_layers(graph: Graph) -> list[str]:
 def split_front(
     model: keras.Model, names: Sequence[str], outputs: Any
 ) -> tuple[keras.Model | None, keras.Model]:
-    """Split a model behind its leading layers.
+    """Splits a model behind its leading layers.
 
     Args:
         model: functional, without nested models.

@@ -1,4 +1,4 @@
-"""Rewrite swish and squeeze-excite as operations with integer kernels in TFLite.
+"""Rewrites swish and squeeze-excite as operations with integer kernels in TFLite.
 
 `silu(x) = x sigmoid(x)` and `hard_silu(x) = x hard_sigmoid(x)`: one lookup or one
 convolution makes the gate, one multiplication applies it, and both factors and the
@@ -47,7 +47,7 @@ def is_lookup(call: Call) -> bool:
 
 
 def split_gates(graph: Graph) -> Graph:
-    """Write swishes as products, and spelled-out hard sigmoids as one call.
+    """Writes swishes as products, and spelled-out hard sigmoids as one call.
 
     `x -> silu` becomes `<name>_gate = sigmoid(x)` and `<name> = x * <name>_gate`.
     """
@@ -83,7 +83,7 @@ def _product(call: Call, graph: Graph, gate: Any, product: Any) -> list[Call]:
 
 
 def merge_hard_sigmoids(graph: Graph) -> Graph:
-    """Turn `relu6(x + 3) / 6`, as MobileNetV3 spells it, into one `hard_sigmoid(x)`."""
+    """Turns `relu6(x + 3) / 6`, as in MobileNetV3, into one `hard_sigmoid(x)`."""
     producers, consumers = graph.producers(), graph.consumers()
     gone: set[int] = set()
     merged: dict[int, Call] = {}

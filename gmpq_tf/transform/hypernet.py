@@ -55,7 +55,7 @@ def build_hypernet(
     gate_start: float | None = None,
     whole_layers: Collection[str] = (),
 ) -> keras.Model:
-    """Build the hypernet of section 3.3 from any functional Keras model.
+    """Builds the hypernet of section 3.3 from any functional Keras model.
 
     Each layer of `KERNEL_KINDS` becomes its Mixed layer (eq. 5); weights are copied,
     layer names kept, nested models inlined, the input model left as it is. A separable
@@ -224,7 +224,7 @@ def make_quantized(
 
 
 def fit_kernel_steps(model: keras.Model) -> None:
-    """Set every learned kernel step to that of least squared error on its kernel."""
+    """Sets every learned kernel step to that of least squared error on its kernel."""
     for layer in model.layers:
         quantizer = getattr(layer, "kernel_quantizer", None)
         if quantizer is not None:
@@ -232,7 +232,7 @@ def fit_kernel_steps(model: keras.Model) -> None:
 
 
 def warn_unquantized(graph: Graph) -> None:
-    """Name in one warning the layers with kernels that stay float.
+    """Names in one warning the layers with kernels that stay float.
 
     They count at 32 x 32 bits in costs and budgets. A second warning names those whose
     operations cannot be counted.

@@ -74,7 +74,7 @@ def input_signs(graph: Graph) -> dict[str, bool | None]:
 
 
 def place_quantizers(graph: Graph) -> Placement:
-    """Decide which tensors get an 8-bit grid of their own, and which nest.
+    """Decides which tensors get an 8-bit grid of their own, and which nest.
 
     A tensor needs one when TFLite stores it, unless its only reader is a searchable
     layer, whose own input quantizer then is the grid. That concerns operands and

@@ -1,4 +1,4 @@
-"""Train in narrower floats than those of the weights."""
+"""Trains in narrower floats than those of the weights."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def quantize_model(
     input_quantizer: str = DEFAULT_INPUT_QUANTIZER,
     kernel_quantizer: str = DEFAULT_KERNEL_QUANTIZER,
 ) -> keras.Model:
-    """Build the quantized model of a policy: what is trained is what is shipped.
+    """Builds the quantized model of a policy: what is trained is what is shipped.
 
     Each layer of `KERNEL_KINDS` quantizes its input and its kernel to the policy's
     bits. Every other tensor that TFLite must store (model input, operands and

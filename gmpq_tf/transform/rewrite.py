@@ -1,4 +1,4 @@
-"""Build a new Keras model from a graph, layer by layer."""
+"""Builds a new Keras model from a graph, layer by layer."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def rebuild(
     on_operand: Callable[[Call, int, Any], Any] = lambda call, index, tensor: tensor,
     on_output: Callable[[int, Any], Any] = lambda index, tensor: tensor,
 ) -> keras.Model:
-    """Build a model with the graph's structure and new layers.
+    """Builds a model with the graph's structure and new layers.
 
     Args:
         graph: what `read_graph` returned.
@@ -133,7 +133,7 @@ def _rebuild(
 
 
 def _check_whole_numbers(graph: Graph) -> None:
-    """Refuse integer inputs that are computed with before they are cast to floats.
+    """Refuses integer inputs that are computed with before they are cast to floats.
 
     The new model has float inputs, for which e.g. a division gives other results.
     """
@@ -212,7 +212,7 @@ def _layer_class(layer: Any) -> Any:
 
 
 def copy_weights(graph: Graph, model: keras.Model) -> None:
-    """Copy the graph's weights into the model's layers of the same names."""
+    """Copies the graph's weights into the model's layers of the same names."""
     targets = {layer.name: layer for layer in model.layers}
     for call in graph.calls:
         source = call.layer
@@ -230,7 +230,7 @@ def copy_weights(graph: Graph, model: keras.Model) -> None:
 
 
 def split_activations(graph: Graph) -> Graph:
-    """Make every activation that cannot be fused into its layer a separate call.
+    """Makes every activation that cannot be fused into its layer a separate call.
 
     Softmax, swish and the like inside a searchable layer become an `Activation` layer
     named `<layer>_activation`, so that the tensor between them can be quantized and

@@ -1,4 +1,4 @@
-"""Round biases to the grid of the integer accumulator."""
+"""Rounds biases to the grid of the integer accumulator."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ AFFINE_CODE = 127  # kernel code of a BatchNormalization that stands alone
 def snap_biases(
     student: keras.Model, dataset: Any = None, batches: int | None = None
 ) -> None:
-    """Round every folded bias to what the 32-bit accumulator of its layer can hold.
+    """Rounds every folded bias to what the 32-bit accumulator of its layer can hold.
 
     TFLite stores `b - mean + beta sigma / gamma` as a whole number of units of `input
     step * kernel step`, which is coarse where both have few bits. Were biases not
@@ -94,7 +94,7 @@ def snap_biases(
 
 
 def _check_student(student: keras.Model) -> None:
-    """Refuse hypernets, float models and models that are not calibrated."""
+    """Refuses hypernets, float models and models that are not calibrated."""
     quantizers = input_quantizers(student)
     if not quantizers or any(len(q.bits) > 1 for q in quantizers):
         raise CalibrationError(
@@ -158,7 +158,7 @@ def _are_of_other_data(before: tuple, after: tuple) -> bool:
 
 
 def _measure_statistics(norm: Any, outputs: Iterable[np.ndarray]) -> None:
-    """Set the moving mean and variance to those of a layer's outputs, [B, ..., C]."""
+    """Sets the moving mean and variance to those of a layer's outputs, [B, ..., C]."""
     count, total, squares = 0, 0.0, 0.0
     for batch in outputs:
         values: np.ndarray = batch.astype("float64").reshape(-1, batch.shape[-1])
@@ -180,7 +180,7 @@ def _snap(layer: Any, norm: Any | None) -> None:
 
 
 def _snap_norm(norm: Any, bias: np.ndarray | float, unit: np.ndarray) -> None:
-    """Move the mean so that `bias - mean + beta sigma / gamma` is a multiple of `unit`.
+    """Sets means so that `bias - mean + beta sigma / gamma` is a multiple of `unit`.
 
     Channels with gamma = 0 keep theirs: their output does not depend on the mean.
     """

@@ -1,4 +1,4 @@
-"""Fold BatchNormalization into integer kernels without moving a code."""
+"""Folds BatchNormalization into integer kernels without moving a code."""
 
 from __future__ import annotations
 

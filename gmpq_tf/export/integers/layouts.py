@@ -13,7 +13,7 @@ FUSABLE = ("linear", "relu", "relu6")
 
 
 def check_layer(call: Call) -> None:
-    """Refuse layers without quantizers, or with a data layout that TFLite lacks."""
+    """Refuses layers without quantizers, or with a data layout that TFLite lacks."""
     layer = call.layer
     quantizers = [getattr(layer, f"{k}_quantizer", None) for k in ("input", "kernel")]
     if None in quantizers or any(len(q.bits) != 1 for q in quantizers if q):

@@ -1,1 +1,1 @@
-"""Measure how long the operators of exported files take, shape by shape."""
+"""Measures how long the operators of exported files take, shape by shape."""

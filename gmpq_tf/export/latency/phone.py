@@ -1,4 +1,4 @@
-"""Write files for TFLite's `benchmark_model` on a phone, and read its output."""
+"""Writes files for TFLite's `benchmark_model` on a phone, and reads its output."""
 
 from __future__ import annotations
 

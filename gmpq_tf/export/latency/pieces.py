@@ -1,4 +1,4 @@
-"""Cut a file into pieces that can be timed separately.
+"""Cuts a file into pieces that can be timed separately.
 
 A piece has the consecutive operators of one layer, such as the patches and the kernel
 of a convolution, a pool or a sum. Each operator that requantizes a tensor is a piece of
@@ -61,7 +61,7 @@ def pieces_of(lowered: Lowered) -> list[Piece]:
 
 
 def runs(file: File, numbers: Sequence[int]) -> list[list[int]]:
-    """Group a layer's operators into pieces: requantization alone, others together.
+    """Groups a layer's operators into pieces: requantization alone, others together.
 
     Args:
         file: the file.

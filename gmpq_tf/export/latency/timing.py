@@ -1,4 +1,4 @@
-"""Time small files with the runtime of this machine."""
+"""Times small files with the runtime of this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decide whether an exported file is kept, with the errors of refused ones."""
+"""Decides whether an exported file is kept, with the errors of refused ones."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ESCAPE = (
 def check_layers(
     layers: list[LayerReport], deviations: list[Deviation], exact: bool = False
 ) -> None:
-    """Refuse a file if a layer stores or computes something else than in Keras.
+    """Refuses a file if a layer stores or computes something else than in Keras.
 
     Args:
         layers: the layers of the file.
@@ -64,7 +64,7 @@ def _beyond(deviation: Deviation) -> str:
 
 
 def check_twin(found: TwinCheck) -> None:
-    """Refuse a file if one of its integers differs from exact arithmetic."""
+    """Refuses a file if one of its integers differs from exact arithmetic."""
     if found.unknown:
         raise ExportError(
             f"{found.unknown[0]} So that every integer of the file is right cannot be "
@@ -82,7 +82,7 @@ def check_twin(found: TwinCheck) -> None:
 
 
 def check_twin_outputs(outputs: Outputs) -> None:
-    """Refuse a file if its outputs differ from those of its twin on any image."""
+    """Refuses a file if its outputs differ from those of its twin on any image."""
     for output in outputs.outputs:
         off, same = output.twin_max_error or 0.0, output.twin_agreement
         if off > FLOAT_ENDS or (same is not None and same < 1):
@@ -95,7 +95,7 @@ def check_twin_outputs(outputs: Outputs) -> None:
 
 
 def warn_apart(outputs: Outputs, deviations: list[Deviation], least: float) -> None:
-    """Warn if the Keras model, which rounds in float, differs from the file."""
+    """Warns if the Keras model, which rounds in float, differs from the file."""
     try:
         check_outputs(outputs, deviations, least)
     except ExportError as error:
@@ -109,7 +109,7 @@ def warn_apart(outputs: Outputs, deviations: list[Deviation], least: float) -> N
 
 
 def check_outputs(outputs: Outputs, deviations: list[Deviation], least: float) -> None:
-    """Refuse a file that decides or computes something else than the Keras model.
+    """Refuses a file that decides or computes something else than the Keras model.
 
     Raises:
         ExportError: less than the share `least` of decisions or numbers agree.
@@ -180,7 +180,7 @@ def unsnapped(lowered: Lowered) -> list[str]:
 
 
 def warn_unsnapped(layers: list[str]) -> None:
-    """Warn that the biases of these layers were never rounded, with the remedy."""
+    """Warns that the biases of these layers were never rounded, with the remedy."""
     shown = ", ".join(map(repr, layers[:5])) + (", ..." if len(layers) > 5 else "")
     warnings.warn(
         f"The biases of {len(layers)} layer(s) were never rounded to what integer "

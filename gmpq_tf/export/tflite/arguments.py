@@ -23,7 +23,7 @@ VERIFICATIONS_OF = {"litert": ("exact", "agreement"), "micro": ("agreement",)}
 
 
 def check_batch(batch: Any) -> None:
-    """Refuse a batch that is not a whole number of images, 1 or more."""
+    """Refuses a batch that is not a whole number of images, 1 or more."""
     if batch is not None and (type(batch) is not int or batch < 1):
         raise ExportError(
             "batch must be a whole number of images, 1 or more. "
@@ -38,7 +38,7 @@ def check_choices(
     runtime: str,
     float_layers: str = "refuse",
 ) -> None:
-    """Refuse unknown choices, and storages that the runtime lacks.
+    """Refuses unknown choices, and storages that the runtime lacks.
 
     Raises:
         ExportError: an argument is invalid; the nearest valid choice is given.
@@ -61,7 +61,7 @@ def check_choices(
 
 
 def check_choice(what: str, value: str, valid: Sequence[str]) -> None:
-    """Refuse a value that is not one of the valid choices of an option."""
+    """Refuses a value that is not one of the valid choices of an option."""
     if value not in valid:
         raise ExportError(
             f"{what} must be one of {', '.join(valid)}. "
@@ -90,7 +90,7 @@ def verification(runtime: str, verify: str | None) -> str:
 
 
 def check_metadata(metadata: Any) -> None:
-    """Refuse metadata that cannot be stored as JSON."""
+    """Refuses metadata that cannot be stored as JSON."""
     try:
         json.dumps(metadata)
     except (TypeError, ValueError) as error:
@@ -101,7 +101,7 @@ def check_metadata(metadata: Any) -> None:
 
 
 def check_student(student: Any) -> None:
-    """Refuse anything but a quantized, calibrated Keras model."""
+    """Refuses anything but a quantized, calibrated Keras model."""
     if not isinstance(student, keras.Model):
         raise ExportError(
             "student must be a Keras model. "

@@ -42,7 +42,7 @@ PACKED = ("CONV_2D", "FULLY_CONNECTED")  # operators that can be written as dens
 
 
 def lower_layer(net: IntegerGraph, call: Call) -> None:
-    """Write a convolution or dense layer, with its BatchNormalization and ReLU."""
+    """Writes a convolution or dense layer, with its BatchNormalization and ReLU."""
     layer = call.layer
     check_layer(call)
     source = net.move(call, grid_of(layer.input_quantizer), private=True)
@@ -169,7 +169,7 @@ def is_pointwise(call: Call) -> bool:
 def fold(
     net: IntegerGraph, call: Call, batch_norm: Any | None, source: Grid, target: Grid
 ) -> tuple[Folded, Stored]:
-    """Fold a layer (see `fold_layer`), and decide how to store its kernel.
+    """Folds a layer (see `fold_layer`), and decides how to store its kernel.
 
     Codes are scaled up where `scale_codes` is on, or where the runtime refuses steps as
     large as these.
@@ -212,7 +212,7 @@ def saturated(folded: Folded, name: str, ratio: float) -> Folded:
 def add_kernel(
     file: FileBuilder, name: str, codes: np.ndarray, meaning: Quantization, kind: str
 ) -> int:
-    """Add a kernel, codes of any shape, in INT8, INT4 or INT2; returns the tensor."""
+    """Adds a kernel, codes of any shape, in INT8, INT4 or INT2; returns the tensor."""
     return file.tensor(name, codes.shape, kind, meaning, PACKING[kind](codes))
 
 
@@ -276,7 +276,7 @@ OPTIONS: dict[str, Callable[[Any, tuple], Any]] = {
 
 
 def window(options: Any, layer: Any) -> Any:
-    """Copy padding, strides and dilation of a convolution to `options`."""
+    """Copies padding, strides and dilation of a convolution to `options`."""
     options.padding = SAME if layer.padding == "same" else VALID
     options.strideH, options.strideW = layer.strides
     options.dilationHFactor, options.dilationWFactor = layer.dilation_rate
@@ -293,7 +293,7 @@ def add_depthwise(
     options: Any,
     cap: float | None = None,
 ) -> None:
-    """Write another layer as a depthwise convolution with a kernel [1, H, W, C].
+    """Writes another layer as a depthwise convolution with a kernel [1, H, W, C].
 
     `codes` are the kernel, `scale` [C] its steps, `bias` [C] in accumulator units.
     """

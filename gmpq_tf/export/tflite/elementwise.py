@@ -125,7 +125,7 @@ def lower_multiply(net: IntegerGraph, call: Call) -> None:
 
 
 def check_two(call: Call) -> None:
-    """Refuse sums and products of more than two tensors."""
+    """Refuses sums and products of more than two tensors."""
     if len(call.inputs) != 2:
         what = "A product" if call.role is Role.PRODUCT else "An addition"
         raise ExportError(

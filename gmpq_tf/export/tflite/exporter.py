@@ -1,4 +1,4 @@
-"""Export a quantized Keras model to a TFLite file that computes the same."""
+"""Exports a quantized Keras model to a TFLite file that computes the same."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def export_tflite(
     verify: str | None = None,
     postprocess: PostProcess | Mapping[str, Any] | bool | None = None,
 ) -> ExportReport:
-    """Write a quantized model as TFLite, and check the file against the model.
+    """Writes a quantized model as TFLite, and checks the file against the model.
 
     The file is written only if its kernel codes are the trained ones, every layer
     computes the same as the Keras layer when both get the file's inputs, and every

@@ -203,7 +203,7 @@ def _class_names(
 
 
 def _make_different(student: keras.Model, rng: np.random.Generator) -> None:
-    """Make every vector and every range different, in place."""
+    """Makes every vector and every range different, in place."""
     for quantizer in input_quantizers(student):
         for branch, bits in enumerate(quantizer.bits):
             step = rng.uniform(1, 8) / 2**bits

@@ -54,7 +54,7 @@ class FloatPart:
 
 
 def lower_float(net: IntegerGraph, call: Call) -> FloatPart:
-    """Write one layer in float, from the grids of its inputs to those of its results.
+    """Writes one layer in float, from the grids of its inputs to those of its results.
 
     Args:
         net: the file being written.
@@ -120,7 +120,7 @@ def converted(net: IntegerGraph, call: Call, indices: list[int]) -> bytes:
 
 
 def splice(file: FileBuilder, model: Any, given: list[int], name: str) -> list[int]:
-    """Copy the operators of a model into another file.
+    """Copies the operators of a model into another file.
 
     Args:
         file: the file to write to.

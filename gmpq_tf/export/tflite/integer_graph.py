@@ -133,7 +133,7 @@ class IntegerGraph:
         self._moved: dict[tuple[Value, Grid, bool], Value] = {}
 
     def add_inputs(self, input_type: str) -> dict[str, int]:
-        """Add the model's inputs; returns name -> tensor."""
+        """Adds the model's inputs; returns name -> tensor."""
         named = {}
         pairs = zip(self.graph.inputs, self.graph.input_names, strict=True)
         for index, name in pairs:
@@ -166,7 +166,7 @@ class IntegerGraph:
         return tensor
 
     def add_outputs(self, output_type: str) -> dict[str, int]:
-        """Convert the model's outputs to the type wanted; returns name -> tensor."""
+        """Converts the model's outputs to the type wanted; returns name -> tensor."""
         named: dict[str, int] = {}
         for position, index in enumerate(self.graph.outputs):
             name = self._output_name(index, named, position)
@@ -257,7 +257,7 @@ class IntegerGraph:
         return made
 
     def _reshaped(self, value: Value, index: int) -> Value:
-        """Add a RESHAPE of a tensor to the shape of Keras tensor `index`."""
+        """Adds a RESHAPE of a tensor to the shape of Keras tensor `index`."""
         name = self.producers[index].name if index in self.producers else "input"
         shape = constant_shape(self.shape(index, name))
         options = schema.ReshapeOptionsT()
@@ -295,7 +295,7 @@ class IntegerGraph:
         return self._units.get(id(call)) or Unit(call)
 
     def join(self, unit: Unit) -> None:
-        """Register the unit of a call that a lowering has made up."""
+        """Registers the unit of a call that a lowering has made up."""
         self._units[id(unit.call)] = unit
 
     def fuse(self, call: Call) -> Fused:
@@ -343,7 +343,7 @@ class IntegerGraph:
         slack: float = 0.0,
         cap: float | None = None,
     ) -> Value:
-        """Add an operator that writes a Keras tensor on a grid.
+        """Adds an operator that writes a Keras tensor on a grid.
 
         Args:
             code: name of the operator.
@@ -377,7 +377,7 @@ class IntegerGraph:
     def _check_ratio(
         self, code: str, inputs: list[int], step: float, name: str
     ) -> None:
-        """Refuse an operator whose steps would silently overflow the kernels."""
+        """Refuses an operator whose steps would silently overflow the kernels."""
         kinds = [self.file.tensors[i].quantization for i in inputs]
         if code not in LARGEST_RATIOS or None in kinds:
             return
@@ -411,7 +411,7 @@ class IntegerGraph:
         return Value(moved.tensor, capped, moved.zero_point)
 
     def shift(self, value: Value, zero_point: int, shape: list, name: str) -> Value:
-        """Add a QUANTIZE that moves codes to another zero point, which is exact."""
+        """Adds a QUANTIZE that moves codes to another zero point, which is exact."""
         assert value.grid is not None
         kind = quantization(value.grid, zero_point)
         tensor = self.file.tensor(name, shape, "INT8", kind)

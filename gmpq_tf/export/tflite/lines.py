@@ -64,7 +64,7 @@ def is_on_image(net: IntegerGraph, call: Call) -> bool:
 def on_image(
     net: IntegerGraph, call: Call, lower: Callable[[IntegerGraph, Call], None]
 ) -> None:
-    """Write a layer on sequences, and what is fused into it, as one on images.
+    """Writes a layer on sequences, and what is fused into it, as one on images.
 
     Args:
         net: the file being written.

@@ -1,4 +1,4 @@
-"""Turn the graph of a quantized Keras model into TFLite operators.
+"""Turns the graph of a quantized Keras model into TFLite operators.
 
 `LOWERINGS` says which function writes which kind of layer.
 """
@@ -144,7 +144,7 @@ def lower(
     head: DetectorHead | None = None,
     postprocess: PostProcess | None = None,
 ) -> Lowered:
-    """Write a quantized model as TFLite operators.
+    """Writes a quantized model as TFLite operators.
 
     Args:
         student: calibrated model from `gmpq_tf.quantize_model`.
@@ -222,7 +222,7 @@ def spans_of(net: IntegerGraph, ends: list[int]) -> tuple[tuple[str, int, int], 
 
 
 def add_call(net: IntegerGraph, call: Call, output_type: str) -> None:
-    """Write the operators of one call, with what is fused into it."""
+    """Writes the operators of one call, with what is fused into it."""
     if id(call) in net.done:
         return
     if is_final(net.graph, call, net.consumers[call.outputs[0]]):
@@ -234,7 +234,7 @@ def add_call(net: IntegerGraph, call: Call, output_type: str) -> None:
 
 
 def lower_call(net: IntegerGraph, call: Call) -> None:
-    """Write the operators of a call that does not end the model."""
+    """Writes the operators of a call that does not end the model."""
     if is_identity(call):
         lower_alias(net, call)
     elif is_gate(call):
@@ -255,7 +255,7 @@ def lower_call(net: IntegerGraph, call: Call) -> None:
 
 
 def check_kinds(graph: Graph, allow_float: bool = False) -> set[str]:
-    """Name every layer that has no integer counterpart, in one error.
+    """Names every layer that has no integer counterpart, in one error.
 
     Args:
         graph: graph of the student.

@@ -157,7 +157,7 @@ def with_labels(
     known: Facts,
     detecting: Detecting | None = None,
 ) -> bytes:
-    """Append the class names to a file, as a zip archive of uncompressed entries."""
+    """Appends the class names to a file, as a zip archive of uncompressed entries."""
     detects = detecting is not None and bool(known.class_names)
     if not detects and not any(is_labelled(output, known) for output in outputs):
         return content
@@ -275,7 +275,7 @@ class Writer:
         return lambda slot: self.builder.PrependBoolSlot(slot, value, False)
 
     def table(self, fields: dict[int, Callable[[int], None]]) -> int:
-        """Write a table with fields by number; returns its offset."""
+        """Writes a table with fields by number; returns its offset."""
         self.builder.StartObject(max(fields) + 1 if fields else 0)
         for slot, add in sorted(fields.items()):
             add(slot)

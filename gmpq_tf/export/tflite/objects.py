@@ -86,7 +86,7 @@ def reference(
 
 
 def _decoded(offsets: np.ndarray, head: DetectorHead) -> np.ndarray:
-    """Decode offsets [N, 4] to boxes float32 [N, 4], (ymin, xmin, ymax, xmax)."""
+    """Decodes offsets [N, 4] to boxes float32 [N, 4], (ymin, xmin, ymax, xmax)."""
     scaled = offsets.astype(np.float64) / np.array(head.scales)
     centers: np.ndarray = head.centers.astype(np.float64)
     middle = scaled[:, :2] * centers[:, 2:] + centers[:, :2]
@@ -151,7 +151,7 @@ def compare_postprocess(
     options: PostProcess,
     batches: Sequence[Sequence[np.ndarray]],
 ) -> PostReport:
-    """Compare a file's detections with the reference applied to its raw outputs.
+    """Compares a file's detections with the reference applied to its raw outputs.
 
     Args:
         content: the file with the operator.

@@ -1,4 +1,4 @@
-"""Compare the outputs of a file with those of its Keras model."""
+"""Compares the outputs of a file with those of its Keras model."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def compare_outputs(
     near_steps: float = NEAR_STEPS,
     twin: FileTwin | None = None,
 ) -> Outputs:
-    """Run Keras, the runtime's and built-in kernels on the same inputs, and compare.
+    """Runs Keras, the runtime's and built-in kernels on equal inputs, and compares.
 
     Args:
         student: the Keras model.
@@ -259,7 +259,7 @@ class Tally:
     def add(
         self, want: np.ndarray, have: np.ndarray, labels: np.ndarray | None = None
     ) -> None:
-        """Add a batch.
+        """Adds a batch.
 
         Args:
             want: outputs of Keras, [B, ...].
@@ -281,13 +281,13 @@ class Tally:
                 self._mean(f"{name}_accuracy", self.kind.right(scores, labels))
 
     def add_builtin(self, want: np.ndarray, have: np.ndarray) -> None:
-        """Add a batch of Keras's numbers and the built-in kernels', [B, ...] each."""
+        """Adds a batch of Keras's numbers and the built-in kernels', [B, ...] each."""
         self._alike("builtin_", want, have)
 
     def add_twin(
         self, want: np.ndarray, have: np.ndarray, labels: np.ndarray | None = None
     ) -> None:
-        """Add a batch of the twin's numbers and the file's, [B, ...] each.
+        """Adds a batch of the twin's numbers and the file's, [B, ...] each.
 
         Args:
             want: outputs of the twin.

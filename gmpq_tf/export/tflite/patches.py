@@ -25,7 +25,7 @@ HEIGHT, WIDTH = 1, 2
 def lower_patches(
     net: IntegerGraph, source: Value, shape: tuple, output: tuple, layer: Any
 ) -> Value:
-    """Add the operators that lay out a tensor for a convolution without groups.
+    """Adds the operators that lay out a tensor for a convolution without groups.
 
     First columns and then rows are repeated in the order in which windows read them, so
     that windows no longer overlap. Then each window is a block of h x w pixels, which
@@ -57,7 +57,7 @@ def lower_patches(
 def lower_past(
     net: IntegerGraph, source: Value, shape: tuple, layer: Any
 ) -> tuple[Value, tuple]:
-    """Add the zeros that a causal convolution reads before the first step.
+    """Adds the zeros that a causal convolution reads before the first step.
 
     Args:
         net: the file being written.
@@ -129,7 +129,7 @@ class Moved:
         self._view([height, width, channels])
 
     def gather(self, axis: int, positions: np.ndarray) -> None:
-        """Take the values at positions, int64 [n], of an axis."""
+        """Takes the values at positions, int64 [n], of an axis."""
         if np.array_equal(positions, np.arange(self.shape[axis])):
             return
         self.shape[axis] = len(positions)
@@ -138,7 +138,7 @@ class Moved:
         self._add("GATHER", positions, options)
 
     def join(self, size: tuple[int, int]) -> None:
-        """Move the pixels of each block of `size` (height, width) to the channels."""
+        """Moves the pixels of each block of `size` (height, width) to the channels."""
         height, width = size
         if height == width:
             if height > 1:  # one operator does it, but for squares alone
@@ -169,7 +169,7 @@ class Moved:
         self._add("RESHAPE", constant_shape(self.shape))
 
     def _add(self, code: str, argument: Any, options: Any = None) -> None:
-        """Apply an operator with a constant argument to the current tensor."""
+        """Applies an operator with a constant argument to the current tensor."""
         inputs = [self.value.tensor]
         if argument is not None:
             inputs.append(self.file.integers(argument))

@@ -30,7 +30,7 @@ from gmpq_tf.graph import Call
 
 
 def lower_max_pool(net: IntegerGraph, call: Call) -> None:
-    """Write MaxPooling2D; a global one has a window as large as the image."""
+    """Writes MaxPooling2D; a global one has a window as large as the image."""
     layer = call.layer
     options = schema.Pool2DOptionsT()
     if not hasattr(layer, "pool_size"):
@@ -47,7 +47,7 @@ def lower_max_pool(net: IntegerGraph, call: Call) -> None:
 
 
 def lower_average(net: IntegerGraph, call: Call) -> None:
-    """Write average pooling as a depthwise convolution or dense layer, which are exact.
+    """Writes average pooling as a depthwise convolution or dense layer, which is exact.
 
     TFLite's MEAN and AVERAGE_POOL_2D round halves away from zero, and MEAN rounds the
     zero point separately: 2 to 19 % of their codes are one step off. Here all kernel
@@ -83,7 +83,7 @@ def covers_only_image(call: Call, shape: tuple, size: tuple, stride: tuple) -> b
 
 
 def add_mean(net: IntegerGraph, call: Call, pixels: int, grid: Grid) -> None:
-    """Write the mean of whole images: channels first, then a dense layer of one output.
+    """Writes the mean of whole images: channels first, then a dense layer of 1 output.
 
     Its kernel has one code a pixel; a depthwise one would have one a pixel and channel.
     """
@@ -134,7 +134,7 @@ def add_mean(net: IntegerGraph, call: Call, pixels: int, grid: Grid) -> None:
 def add_average(
     net: IntegerGraph, call: Call, size: tuple, stride: tuple, grid: Grid
 ) -> None:
-    """Write the depthwise convolution of `lower_average`."""
+    """Writes the depthwise convolution of `lower_average`."""
     source, channels = net.input(call), net.graph.shapes[call.inputs[0]][3]
     assert source.grid is not None
     scale = np.full(channels, 1 / (AVERAGE_CODE * math.prod(size)))
@@ -148,7 +148,7 @@ def add_average(
 
 
 def lower_mean(net: IntegerGraph, call: Call) -> None:
-    """Write the average of tensors: stack their rows, then apply an average pool.
+    """Writes the average of tensors: stack their rows, then apply an average pool.
 
     One operator then adds all of them, so that it rounds only once.
     """
@@ -177,7 +177,7 @@ def lower_mean(net: IntegerGraph, call: Call) -> None:
 
 
 def lower_bilinear(net: IntegerGraph, call: Call) -> None:
-    """Write bilinear UpSampling2D by powers of two: repeat, mirror the edges, average.
+    """Writes bilinear UpSampling2D by powers of two: repeat, mirror the edges, average.
 
     RESIZE_BILINEAR rounds halves upwards in XNNPACK, and differently in the built-in
     and reference kernels (measured with LiteRT 2.3). Instead pixels are repeated f
@@ -222,7 +222,7 @@ def lower_bilinear(net: IntegerGraph, call: Call) -> None:
 
 
 def lower_padded_average(net: IntegerGraph, call: Call) -> None:
-    """Write average pooling whose windows reach into padding, which does not count.
+    """Writes average pooling whose windows reach into padding, which does not count.
 
     It is computed in UINT8: with no negative integers, AVERAGE_POOL_2D rounds halves
     upwards as Keras does. Conversion from INT8 and back only moves the zero point.

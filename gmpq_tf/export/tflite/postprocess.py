@@ -1,4 +1,4 @@
-"""Let a file return detections, by the operator `TFLite_Detection_PostProcess`.
+"""Lets a file return detections, by the operator `TFLite_Detection_PostProcess`.
 
 It is a custom operator, which runtimes know by its name. It runs on the CPU, in
 float32, on one image at a time. Its inputs are offsets, probabilities and default
@@ -180,7 +180,7 @@ def check_postprocess(
 def add_postprocess(
     file: FileBuilder, outputs: Sequence[int], head: DetectorHead, options: PostProcess
 ) -> dict[str, int]:
-    """Add the operator behind the raw outputs of a detector.
+    """Adds the operator behind the raw outputs of a detector.
 
     Args:
         file: the file, which ends with float32 offsets and scores.

@@ -129,7 +129,7 @@ def write_export(
     report: ExportReport,
     beside: Mapping[Path, bytes] | None = None,
 ) -> None:
-    """Write the file, its report beside it, and other files: all or none."""
+    """Writes the file, its report beside it, and other files: all or none."""
     text = json_text(report.to_json()).encode()
     contents = {path: content, path.with_name(REPORT_NAME): text, **(beside or {})}
     try:

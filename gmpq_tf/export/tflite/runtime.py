@@ -1,4 +1,4 @@
-"""Run TFLite files with the LiteRT interpreter, and time them."""
+"""Runs TFLite files with the LiteRT interpreter, and times them."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class TFLiteModel:
         return None if size < 0 else size
 
     def predict(self, x: Any, batch_size: int = 64) -> Any:
-        """Run the model.
+        """Runs the model.
 
         Args:
             x: [images, ...]; floats as the Keras model takes them, or integers of the
@@ -124,12 +124,12 @@ class TFLiteModel:
         return [names[detail["index"]] for detail in self.inputs]
 
     def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Run one batch, arrays [B, ...]; returns every output as floats, [B, ...]."""
+        """Runs one batch, arrays [B, ...]; returns every output as floats, [B, ...]."""
         stored = self.stored(arrays)
         return [to_floats(*pair) for pair in zip(self.outputs, stored, strict=True)]
 
     def stored(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Run one batch, arrays [B, ...]; returns every output in the file's own type.
+        """Runs one batch, arrays [B, ...]; returns every output in the file's own type.
 
         A file with a fixed batch is run as often as necessary; the last batch is filled
         up with copies of the last image.
@@ -148,7 +148,7 @@ class TFLiteModel:
         return [self.interpreter.get_tensor(d["index"]) for d in self.outputs]
 
     def check(self, arrays: Sequence[np.ndarray]) -> None:
-        """Raise `ExportError` unless the arrays have the shapes of the inputs."""
+        """Raises `ExportError` unless the arrays have the shapes of the inputs."""
         wanted = [tuple(d["shape"][1:].tolist()) for d in self.inputs]
         received = [a.shape[1:] for a in arrays]
         if wanted != received or len({len(a) for a in arrays}) != 1:
@@ -168,7 +168,7 @@ def in_batches(
     arrays: Sequence[np.ndarray],
     size: int | None,
 ) -> list[np.ndarray]:
-    """Apply a function to batches of a fixed size; the last is filled up with copies.
+    """Applies a function to batches of a fixed size; the last is filled up with copies.
 
     Args:
         run: arrays -> arrays, with one row for each image.
@@ -243,7 +243,7 @@ except (ValueError, RuntimeError):
 
 
 def _survive(path: str | os.PathLike[str]) -> None:
-    """Raise `ExportError` if a file crashes the process that runs it, or hangs."""
+    """Raises `ExportError` if a file crashes the process that runs it, or hangs."""
     if not sys.executable:  # Python is embedded: nothing to start
         return
     try:

@@ -27,7 +27,7 @@ def lower_alias(net: IntegerGraph, call: Call) -> None:
 def view(
     net: IntegerGraph, call: Call, code: str, extra: list[int], options: Any
 ) -> None:
-    """Write an operator whose result is on the grid of its input.
+    """Writes an operator whose result is on the grid of its input.
 
     Args:
         net: the file being written.
@@ -46,7 +46,7 @@ def view(
 
 
 def lower_reshape(net: IntegerGraph, call: Call) -> None:
-    """Write Flatten or Reshape; the batch stays open unless it is fixed."""
+    """Writes Flatten or Reshape; the batch stays open unless it is fixed."""
     source = call.inputs[0]
     call = replace(call, inputs=(net.images.get(source, source),))
     shape = constant_shape(net.shape(call.outputs[0], call.name))
@@ -56,7 +56,7 @@ def lower_reshape(net: IntegerGraph, call: Call) -> None:
 
 
 def flat(net: IntegerGraph, call: Call, compute: Callable[[Call], None]) -> None:
-    """Compute a call as [batch, 1, pixels, channels], then reshape it as in Keras."""
+    """Computes a call as [batch, 1, pixels, channels], then reshapes it as in Keras."""
     graph = net.graph
     middle = graph.new_tensor(image_shape(graph.shapes[call.outputs[0]]), "float32")
     inner = replace(call, outputs=(middle,))
@@ -69,20 +69,20 @@ def flat(net: IntegerGraph, call: Call, compute: Callable[[Call], None]) -> None
 
 
 def lower_permute(net: IntegerGraph, call: Call) -> None:
-    """Write Permute; Keras counts axes from 1, without the batch."""
+    """Writes Permute; Keras counts axes from 1, without the batch."""
     order = net.file.integers([0, *call.layer.dims])
     view(net, call, "TRANSPOSE", [order], schema.TransposeOptionsT())
 
 
 def lower_padding(net: IntegerGraph, call: Call) -> None:
-    """Write ZeroPadding2D, or ZeroPadding1D as an image of one row, as a PAD."""
+    """Writes ZeroPadding2D, or ZeroPadding1D as an image of one row, as a PAD."""
     pads = np.array([(0, 0), *call.layer.padding, (0, 0)])
     paddings = net.file.integers(pads)
     view(net, call, "PAD", [paddings], schema.PadOptionsT())
 
 
 def lower_cropping(net: IntegerGraph, call: Call) -> None:
-    """Write Cropping2D, or Cropping1D as an image of one row, as a SLICE."""
+    """Writes Cropping2D, or Cropping1D as an image of one row, as a SLICE."""
     (top, _), (left, _) = call.layer.cropping
     size = constant_shape(net.shape(call.outputs[0], call.name))
     operands = [
@@ -93,7 +93,7 @@ def lower_cropping(net: IntegerGraph, call: Call) -> None:
 
 
 def lower_upsampling(net: IntegerGraph, call: Call) -> None:
-    """Write UpSampling2D by repetition, as a RESIZE_NEAREST_NEIGHBOR."""
+    """Writes UpSampling2D by repetition, as a RESIZE_NEAREST_NEIGHBOR."""
     if call.layer.interpolation != "nearest":
         raise ExportError(
             "UpSampling2D must repeat pixels. "
@@ -111,7 +111,7 @@ def lower_upsampling(net: IntegerGraph, call: Call) -> None:
 
 
 def lower_concatenate(net: IntegerGraph, call: Call) -> None:
-    """Write a concatenation of tensors that are on one grid."""
+    """Writes a concatenation of tensors that are on one grid."""
     first, tensors = on_one_grid(net, call)
     index = call.outputs[0]
     shape = net.shape(index, call.name)
@@ -149,7 +149,7 @@ def concatenate(
     shape: list[int | None],
     axis: int,
 ) -> Value:
-    """Write a CONCATENATION of tensors that are on the grid of `first`."""
+    """Writes a CONCATENATION of tensors that are on the grid of `first`."""
     assert first.grid is not None
     options = schema.ConcatenationOptionsT()
     options.axis = axis

@@ -1,4 +1,4 @@
-"""Time several functions in turns, so that disturbances affect all of them alike."""
+"""Times several functions in turns, so that disturbances affect all of them alike."""
 
 from __future__ import annotations
 

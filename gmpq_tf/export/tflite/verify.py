@@ -1,4 +1,4 @@
-"""Compare the layers and tensors of a TFLite file with those of its Keras model."""
+"""Compares the layers and tensors of a TFLite file with those of its Keras model."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def mean_deviations(
 
 
 def local_deviations(lowered: Lowered, arrays: Sequence[np.ndarray]) -> list[Deviation]:
-    """Compare a file with Keras layer by layer, on equal inputs of each layer.
+    """Compares a file with Keras layer by layer, on equal inputs of each layer.
 
     Each Keras layer gets the inputs that the file's layer had, so an error shows at the
     layer that makes it.

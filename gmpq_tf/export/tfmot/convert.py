@@ -1,4 +1,4 @@
-"""Convert students to tf_keras models wrapped by TFMOT, and back."""
+"""Converts students to tf_keras models wrapped by TFMOT, and back."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def to_student(model: Any) -> keras.Model:
 def export_tflite(
     model: Any, path: str | os.PathLike[str], verify_data: Any = None, **options: Any
 ) -> ExportReport:
-    """Write a tf_keras model as TFLite, with the guarantees of the Keras 3 exporter.
+    """Writes a tf_keras model as TFLite, with the guarantees of the Keras 3 exporter.
 
     The stored codes are those of the tf_keras model, and the file is checked on data.
     To round biases to the accumulators' grid first, call `to_student`,
@@ -192,7 +192,7 @@ def _check_bits(call: Call, policy: BitwidthPolicy) -> None:
 
 
 def _check_equal(model: Any, student: keras.Model) -> None:
-    """Refuse a student that does not compute the same as the tf_keras model."""
+    """Refuses a student that does not compute the same as the tf_keras model."""
     given = random_inputs(student, lower(student).input_grids, seed=0)
     inputs = ModelInputs(read_tf_keras(model)), ModelInputs(read_graph(student))
     both = (

@@ -56,7 +56,7 @@ Variables = Mapping[str, Any]
 
 
 def _check_row(registry: Mapping[str, Any], kind: Any, method: str) -> None:
-    """Refuse registered functions, and rows that draw codes.
+    """Refuses registered functions, and rows that draw codes.
 
     tf_keras models support neither.
     """
@@ -106,7 +106,7 @@ class InputFakeQuantizer:
         self._owner: Any = None
 
     def build(self, tensor_shape: Any, name: str, layer: Any) -> Variables:
-        """Create the range in a tf_keras layer, with the student's variable names."""
+        """Creates the range in a tf_keras layer, with the student's variable names."""
         if self._owner is layer:  # loading a .keras file builds a QuantizeLayer twice
             return self.variables
         self._owner, add = layer, _adder(layer, name)
@@ -120,7 +120,7 @@ class InputFakeQuantizer:
     def __call__(
         self, inputs: tf.Tensor, training: bool, weights: Variables, **kwargs: Any
     ) -> tf.Tensor:
-        """Quantize `inputs`, any shape; `weights` is the result of `build`."""
+        """Quantizes `inputs`, any shape; `weights` is the result of `build`."""
         log2, zeros = self._range(inputs, training, weights)
         features = math.prod(d for d in inputs.shape[1:] if d is not None)
         limit = code_limit(self.bits, bool(self.signed))
@@ -217,7 +217,7 @@ class KernelFakeQuantizer:
         return self._row.learned
 
     def build(self, tensor_shape: Any, name: str, layer: Any) -> Variables:
-        """Create the steps in a tf_keras layer, with the student's variable names."""
+        """Creates the steps in a tf_keras layer, with the student's variable names."""
         assert self.shared_axes is not None
         if self.learned:
             add, sizes = _adder(layer, name), enumerate(tuple(tensor_shape))
@@ -231,7 +231,7 @@ class KernelFakeQuantizer:
     def __call__(
         self, inputs: tf.Tensor, training: bool, weights: Variables, **kwargs: Any
     ) -> tf.Tensor:
-        """Quantize a kernel, any shape; `weights` is the result of `build`."""
+        """Quantizes a kernel, any shape; `weights` is the result of `build`."""
         kernel = tf.convert_to_tensor(inputs)
         steps = self._steps(kernel, training, weights)[None]
         return self._row.mixture(
@@ -326,7 +326,7 @@ class PolicyQuantizeConfig:
         return [(self.kernel, self.kernel_quantizer)]
 
     def set_quantize_weights(self, layer: Any, quantize_weights: Sequence) -> None:
-        """Let the layer compute with the quantized kernel."""
+        """Lets the layer compute with the quantized kernel."""
         setattr(layer, KERNEL_NAMES[quantized_kind(layer)], quantize_weights[0])
 
     def get_activations_and_quantizers(self, layer: Any) -> list[tuple]:
@@ -336,7 +336,7 @@ class PolicyQuantizeConfig:
     def set_quantize_activations(
         self, layer: Any, quantize_activations: Sequence
     ) -> None:
-        """Let the layer's `call` quantize its input first."""
+        """Lets the layer's `call` quantize its input first."""
         compute, quantize = type(layer).call, quantize_activations[0]
 
         def call(inputs: Any) -> Any:

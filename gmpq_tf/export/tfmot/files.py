@@ -1,4 +1,4 @@
-"""Save and load tf_keras models with our quantizers."""
+"""Saves and loads tf_keras models with our quantizers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SUFFIXES = (".h5", ".keras")
 def write_tfmot(
     student: keras.Model, policy: BitwidthPolicy, path: str | os.PathLike[str]
 ) -> Path:
-    """Save the result of `quantize_apply`; `load_model` reads the file.
+    """Saves the result of `quantize_apply`; `load_model` reads the file.
 
     Args:
         student: as for `quantize_apply`.
@@ -53,7 +53,7 @@ def write_tfmot(
 
 
 def load_model(path: str | os.PathLike[str], compile: bool = True) -> Any:
-    """Load a model that `quantize_apply` made and tf_keras saved.
+    """Loads a model that `quantize_apply` made and tf_keras saved.
 
     Args:
         path: `.h5` or `.keras` file.
@@ -84,7 +84,7 @@ def load_model(path: str | os.PathLike[str], compile: bool = True) -> Any:
 
 
 def _refuse_code(path: Path) -> None:
-    """Refuse an `.h5` file with a Lambda layer, which tf_keras does not check."""
+    """Refuses an `.h5` file with a Lambda layer, which tf_keras does not check."""
     if path.suffix == ".h5":
         check_hdf5(path)
         if has_lambda(read_config(path)):

@@ -1,4 +1,4 @@
-"""Build functional tf_keras models from graphs, and read their graphs."""
+"""Builds functional tf_keras models from graphs, and reads their graphs."""
 
 from __future__ import annotations
 

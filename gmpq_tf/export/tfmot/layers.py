@@ -1,4 +1,4 @@
-"""Convert layers and quantizers from Keras 3 to tf_keras with TFMOT, and back."""
+"""Converts layers and quantizers from Keras 3 to tf_keras with TFMOT, and back."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def student_layer(call: Call, graph: Graph) -> Any:
 
 
 def _check_ours(call: Call) -> None:
-    """Refuse quantizers of other libraries, and layers without quantizers."""
+    """Refuses quantizers of other libraries, and layers without quantizers."""
     layer = call.layer
     found: Any = None
     wanted: type = PolicyQuantizeConfig

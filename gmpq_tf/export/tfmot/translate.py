@@ -1,4 +1,4 @@
-"""Describe layers by kinds and arguments that Keras 3 and tf_keras share."""
+"""Describes layers by kinds and arguments that Keras 3 and tf_keras share."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _activation(call: Call) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Convert to numbers, text, lists and tuples; regularizers to a serialized dict."""
+    """Converts to numbers, text, lists, tuples; regularizers to a serialized dict."""
     if hasattr(value, "get_config"):
         return {"class_name": type(value).__name__, "config": value.get_config()}
     if hasattr(value, "tolist"):

@@ -1,4 +1,4 @@
-"""Copy weights between layers of Keras 3 and their counterparts in tf_keras."""
+"""Copies weights between layers of Keras 3 and their counterparts in tf_keras."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ QUANTIZER_WEIGHTS = ("log2_step", "log2_range", "zero_code", "calibrated")
 
 
 def copy_weights(graph: Graph, model: Any) -> None:
-    """Copy the weights of a Keras 3 graph into its tf_keras model."""
+    """Copies the weights of a Keras 3 graph into its tf_keras model."""
     layers = {unwrapped(layer).name: layer for layer in model.layers}
     for call in graph.calls:
         if call.name in layers:
@@ -23,7 +23,7 @@ def copy_weights(graph: Graph, model: Any) -> None:
 
 
 def copy_layer(source: Any, target: Any) -> None:
-    """Copy the weights of a layer into its counterpart in the other library."""
+    """Copies the weights of a layer into its counterpart in the other library."""
     values, variables = _weights(source), _weights(target)
     for name, variable in variables.items():
         if name in values:

@@ -1,4 +1,4 @@
-"""Read TFLite files: their model, constants and metadata."""
+"""Reads TFLite files: their model, constants and metadata."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class AlignedBuffer(schema.BufferT):
     """A buffer aligned to 16 bytes, as kernels on some processors require."""
 
     def Pack(self, builder: flatbuffers.Builder) -> int:  # noqa: N802
-        """Write the buffer; returns its offset."""
+        """Writes the buffer; returns its offset."""
         data = None if self.data is None else _aligned_vector(builder, self.data)
         schema.BufferStart(builder)
         if data is not None:
@@ -32,7 +32,7 @@ class SharedTensor(schema.TensorT):
     """A tensor that shares its shape with other tensors."""
 
     def Pack(self, builder: SharingBuilder) -> int:  # noqa: N802
-        """Write the tensor; returns its offset."""
+        """Writes the tensor; returns its offset."""
         name = None if self.name is None else builder.CreateString(self.name)
         shape = builder.vector(np.asarray(self.shape, np.int32))
         signature = None
@@ -60,7 +60,7 @@ class SharedQuantization(schema.QuantizationParametersT):
     """
 
     def Pack(self, builder: SharingBuilder) -> int:  # noqa: N802
-        """Write the parameters; returns their offset."""
+        """Writes the parameters; returns their offset."""
         scale = builder.vector(np.asarray(self.scale, np.float32))
         zero_point = builder.vector(np.asarray(self.zeroPoint, np.int64))
         key = (scale, zero_point, self.quantizedDimension)
@@ -85,7 +85,7 @@ class SharedOptions:
         self.options = options
 
     def Pack(self, builder: SharingBuilder) -> int:  # noqa: N802
-        """Write the options; returns their offset."""
+        """Writes the options; returns their offset."""
         key = (type(self.options).__name__, repr(sorted(vars(self.options).items())))
         if key not in builder.options:
             builder.options[key] = self.options.Pack(builder)

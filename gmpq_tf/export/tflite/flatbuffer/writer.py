@@ -1,4 +1,4 @@
-"""Write TFLite files with the object API of their schema.
+"""Writes TFLite files with the object API of their schema.
 
 A file has one subgraph: tensors, which point to numbered buffers with their constants,
 and operators, which point to tensors and to numbered operator codes. `FileBuilder`
@@ -75,7 +75,7 @@ class FileBuilder:
         quantization: Quantization | None = None,
         data: bytes | None = None,
     ) -> int:
-        """Add a tensor.
+        """Adds a tensor.
 
         Args:
             name: name of the tensor; a number is added if it is taken. None: no name.
@@ -106,7 +106,7 @@ class FileBuilder:
         values: np.ndarray,
         quantization: Quantization | None = None,
     ) -> int:
-        """Add a constant of int8, int32 or float32, any shape; returns its number."""
+        """Adds a constant of int8, int32 or float32, any shape; returns its number."""
         kinds = {np.dtype(t): kind for kind, t in NUMPY_TYPES.items()}
         data = np.ascontiguousarray(values).tobytes()
         return self.tensor(name, values.shape, kinds[values.dtype], quantization, data)
@@ -127,7 +127,7 @@ class FileBuilder:
         options: Any = None,
         version: int | None = None,
     ) -> None:
-        """Add an operator; `code` is a name in the schema's `BuiltinOperator`."""
+        """Adds an operator; `code` is a name in the schema's `BuiltinOperator`."""
         operator = schema.OperatorT()
         operator.opcodeIndex = self._code(code, version or VERSIONS[code])
         operator.inputs, operator.outputs = list(inputs), list(outputs)
@@ -140,7 +140,7 @@ class FileBuilder:
     def custom(
         self, name: str, inputs: Sequence[int], outputs: Sequence[int], options: bytes
     ) -> None:
-        """Add a custom operator, which runtimes know by name, with its options."""
+        """Adds a custom operator, which runtimes know by name, with its options."""
         operator = schema.OperatorT()
         operator.opcodeIndex = self._code(name, CUSTOM_VERSION)
         operator.inputs, operator.outputs = list(inputs), list(outputs)
@@ -154,7 +154,7 @@ class FileBuilder:
         metadata: Mapping[str, Any],
         entries: Mapping[str, bytes] | None = None,
     ) -> bytes:
-        """Write the file.
+        """Writes the file.
 
         Args:
             inputs: name -> tensor number, in the order of the model's inputs.
@@ -185,7 +185,7 @@ class FileBuilder:
         return entry
 
     def _forget_batch(self, kept: set[int]) -> None:
-        """Keep the mark of an open batch (shape signature) for some tensors only.
+        """Keeps the mark of an open batch (shape signature) for some tensors only.
 
         Runtimes derive the shapes of the others, except for results of SLICE.
         """
@@ -196,7 +196,7 @@ class FileBuilder:
             self.tensors[number].shapeSignature = None
 
     def _name_outputs(self, outputs: Mapping[str, int], inputs: set[int]) -> None:
-        """Give output tensors the model's names; a tensor with such a name swaps it.
+        """Gives output tensors the model's names; a tensor with such a name swaps it.
 
         (An activation that was split from its layer is named like the layer, with a
         suffix, but the output is that of the layer.)

@@ -79,7 +79,7 @@ def micro_python() -> str | None:
 
 
 def measure_arena(content: bytes) -> Arena | None:
-    """Start TFLite Micro on a file with a fixed batch, and read how much it used.
+    """Starts TFLite Micro on a file with a fixed batch, and reads how much it used.
 
     Args:
         content: the bytes of the `.tflite` file.
@@ -116,7 +116,7 @@ def measure_arena(content: bytes) -> Arena | None:
 
 
 def parsed(text: str) -> Arena:
-    """Read the figures in TFLite Micro's report of its allocations.
+    """Reads the figures in TFLite Micro's report of its allocations.
 
     Args:
         text: a line with its version, then what it printed.

@@ -62,7 +62,7 @@ class MicroReport:
 
 
 def check_sources(path: Path) -> None:
-    """Refuse to overwrite C files that this package has not written.
+    """Refuses to overwrite C files that this package has not written.
 
     Args:
         path: path of the `.tflite` file.

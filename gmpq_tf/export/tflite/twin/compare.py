@@ -1,4 +1,4 @@
-"""Compare a file with its twin, operator by operator."""
+"""Compares a file with its twin, operator by operator."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class TwinCheck:
 def compare_twin(
     content: bytes, arrays: Sequence[np.ndarray], kernels: str = "xnnpack"
 ) -> TwinCheck:
-    """Run a file and its twin on the same inputs, and compare every integer tensor.
+    """Runs a file and its twin on the same inputs, and compares every integer tensor.
 
     Each operator of the twin reads the tensors that the file's operator has read. So a
     difference is found at the operator that makes it, and without any the whole file

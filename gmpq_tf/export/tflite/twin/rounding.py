@@ -38,7 +38,7 @@ def stored(value: float, tensor: Tensor) -> int:
 
 
 def to_nearest(value: Any, op: Operator) -> Any:
-    """Round to the nearest integer, halves to even, add the zero point, saturate.
+    """Rounds to the nearest integer, halves to even; adds the zero point, saturates.
 
     Args:
         value: float32 of any shape: a result in steps.

@@ -1,4 +1,4 @@
-"""Run the twin of a file with the file's own inputs and outputs."""
+"""Runs the twin of a file with the file's own inputs and outputs."""
 
 from __future__ import annotations
 
