@@ -1,4 +1,4 @@
-"""Look names up in registries; errors suggest the nearest valid name."""
+"""Looks names up in registries; errors suggest the nearest valid name."""
 
 import difflib
 from collections.abc import Iterable, Mapping

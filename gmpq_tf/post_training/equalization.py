@@ -56,7 +56,7 @@ class ScaledPair:
     second: Any
 
     def scale(self) -> float:
-        """Equalize both layers once; returns the largest `|log2 s|` over channels.
+        """Equalizes both layers once; returns the largest `|log2 s|` over channels.
 
         `s_i = sqrt(r1_i r2_i) / r2_i` (eq. 11): then both have the range
         `sqrt(r1_i r2_i)`.
@@ -83,7 +83,7 @@ class ScaledPair:
 def equalize(
     model: keras.Model, relu6: str = "skip"
 ) -> tuple[keras.Model, Equalization]:
-    """Equalize the weight ranges of consecutive layers, channel by channel.
+    """Equalizes the weight ranges of consecutive layers, channel by channel.
 
     `ReLU(x / s) = ReLU(x) / s`, so the outputs of a layer can be divided by `s_i > 0`
     and the weights that read them multiplied by it; up to rounding the float network

@@ -110,7 +110,7 @@ def learn_blocks(
 
 
 def _joined(batches: Iterator[dict[int, Any]]) -> dict[int, np.ndarray]:
-    """Concatenate batches: tensor number -> values of all images, [images, ...]."""
+    """Concatenates batches: tensor number -> values of all images, [images, ...]."""
     found: dict[int, list[np.ndarray]] = {}
     for tensors in batches:
         for index, value in tensors.items():

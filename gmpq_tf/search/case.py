@@ -294,7 +294,7 @@ def _rows(arrays: list, labels: Any, part: slice) -> tuple[list[np.ndarray], Any
 
 
 def _joined(batches: Sequence[tuple[list[np.ndarray], Any]]) -> Held:
-    """Concatenate batches; all of them have labels, or none has."""
+    """Concatenates batches; all of them have labels, or none has."""
     parts = [labels for _, labels in batches]
     missing = [part is None for part in parts]
     if any(missing) and not all(missing):

@@ -227,7 +227,7 @@ class Evaluator:
     def expect(
         self, count: int, steps: int = 0, images: int | None = None, **training: Any
     ) -> None:
-        """Announce `count` calls of `measure` with these arguments to the watch."""
+        """Announces `count` calls of `measure` with these arguments to the watch."""
         images = min(images or self.images, self.images)
         self.case.watch.expect(count, self._work(images, steps, **training))
 

@@ -84,7 +84,7 @@ class FirstSteps(keras.callbacks.Callback):
             self.looks = 2
 
     def look(self, images: float, strangers: float, empty: float) -> None:
-        """Warn of unusable labels or maps, once each.
+        """Warns of unusable labels or maps, once each.
 
         Args:
             images: number of images seen so far.

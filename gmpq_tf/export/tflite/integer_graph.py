@@ -387,7 +387,7 @@ class IntegerGraph:
             raise ExportError(beyond_kernels(name, ratio))
 
     def clamp_below(self, value: Value, shape: list, name: str) -> Value:
-        """Saturate at the smallest code, by a QUANTIZE that only moves the zero point.
+        """Saturates at the smallest code, by a QUANTIZE that only moves the zero point.
 
         A grid with fewer than 256 codes leaves room in INT8 below its smallest code.
         With a zero point that puts this code at -128, INT8 saturates there.
@@ -398,7 +398,7 @@ class IntegerGraph:
         return self.shift(value, -128 - value.grid.low, shape, f"{name}_clamped")
 
     def clamp_above(self, value: Value, cap: float, shape: list, name: str) -> Value:
-        """Saturate at the code of `cap`, by a QUANTIZE that stores it as 127."""
+        """Saturates at the code of `cap`, by a QUANTIZE that stores it as 127."""
         assert value.grid is not None
         grid = value.grid
         # Rounded in the same way as by the quantizer that reads the value.

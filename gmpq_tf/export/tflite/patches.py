@@ -105,7 +105,7 @@ class Moved:
         self.quantization = net.file.tensors[value.tensor].quantization
 
     def pad(self, amounts: list[tuple[int, int]]) -> None:
-        """Pad height and width with zeros."""
+        """Pads height and width with zeros."""
         if any(map(sum, amounts)):
             for axis, pair in zip((HEIGHT, WIDTH), amounts, strict=True):
                 self.shape[axis] += sum(pair)

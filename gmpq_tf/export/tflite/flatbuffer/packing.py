@@ -13,7 +13,7 @@ import numpy as np
 
 
 def pack_int4(codes: np.ndarray) -> bytes:
-    """Pack codes -8..7, any shape, two a byte; the first is in the low nibble."""
+    """Packs codes -8..7, any shape, two a byte; the first is in the low nibble."""
     flat: np.ndarray = codes.astype(np.int8).ravel()
     flat = np.append(flat, np.zeros(flat.size % 2, np.int8)).view(np.uint8) & 0xF
     return (flat[0::2] | (flat[1::2] << 4)).astype(np.uint8).tobytes()
@@ -28,7 +28,7 @@ def unpack_int4(data: np.ndarray, count: int) -> np.ndarray:
 
 
 def pack_int2(codes: np.ndarray) -> bytes:
-    """Pack codes -2..1, any shape, four a byte; the first is in the lowest bits."""
+    """Packs codes -2..1, any shape, four a byte; the first is in the lowest bits."""
     flat: np.ndarray = codes.astype(np.int8).ravel()
     flat = np.append(flat, np.zeros(-flat.size % 4, np.int8)).view(np.uint8) & 0x3
     shifts: np.ndarray = np.arange(0, 8, 2, dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Pack a model into bytes, with equal parts written only once.
+"""Packs a model into bytes, with equal parts written only once.
 
 A flatbuffer refers to strings, vectors and tables by offsets, so several tables may
 refer to the same one. The schema's object API writes each anew; the classes here
