@@ -136,7 +136,7 @@ def check_two(call: Call) -> None:
 
 
 def lower_add(net: IntegerGraph, call: Call) -> None:
-    """Writes an addition of two tensors, with its ReLU, or of a tensor and a constant."""
+    """Writes a sum of two tensors, with its ReLU, or of a tensor and a constant."""
     if len(call.inputs) == 1:
         return lower_affine(net, call)
     check_two(call)
