@@ -8,9 +8,9 @@ the rest.
 """
 
 from gmpq_tf.export.command import run
-from gmpq_tf.export.tflite import ExportReport, export_tflite
+from gmpq_tf.export.tflite import ExportReport, RegionDetector, export_tflite
 
-__all__ = ["ExportReport", "export_tflite", "run"]
+__all__ = ["ExportReport", "RegionDetector", "export_tflite", "run"]
 
 if __name__ == "__main__":
     run()

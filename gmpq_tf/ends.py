@@ -8,7 +8,7 @@ from gmpq_tf.graph import Call, Graph, is_searchable, read_graph
 from gmpq_tf.layer_kinds import Role
 
 # Roles of calls that may stand between a last layer and an output.
-_PASSING = frozenset([Role.QUANTIZER, Role.NORM, Role.CURVE, Role.IDENTITY])
+_PASSING = frozenset([Role.QUANTIZER, Role.NORM, Role.CURVE, Role.IDENTITY, Role.HOST])
 
 
 def end_names(model: Any) -> list[str]:

@@ -356,6 +356,8 @@ def kernel_size(layer: Any) -> int:
 def layer_macs(model: Any) -> dict[str, int]:
     """Multiply-adds of one image in each searchable layer, summed over its uses.
 
+    What follows a layer with `examples_per_image` counts as often.
+
     `macs = positions * kernel weights`. Positions are the pixels of the output, for a
     transposed convolution those of the input; for Dense all axes but batch and the
     last.
@@ -365,6 +367,7 @@ def layer_macs(model: Any) -> dict[str, int]:
     """
     graph = read_graph(model)
     macs: dict[str, int] = {}
+    times = examples(graph)
     for call in graph.calls:
         if is_searchable(call.layer):
             positions = positions_of(graph, call)
@@ -375,8 +378,24 @@ def layer_macs(model: Any) -> dict[str, int]:
                     f"{graph.shapes[call.outputs[0]]}. Give the model's Input a shape."
                 )
             count = math.prod(positions) * kernel_size(call.layer)
+            count *= times[call.outputs[0]]
             macs[call.name] = macs.get(call.name, 0) + count
     return macs
+
+
+def examples(graph: Graph) -> dict[int, int]:
+    """Tensor number -> how many examples of it an image makes.
+
+    One, unless a layer says otherwise: a detector of two stages computes the second for
+    each region of an image.
+    """
+    times = dict.fromkeys(graph.inputs, 1)
+    for call in graph.calls:
+        before = max((times[index] for index in call.inputs), default=1)
+        if call.role is Role.HOST:
+            before = getattr(call.layer, "examples_per_image", 1)
+        times.update(dict.fromkeys(call.outputs, before))
+    return times
 
 
 def positions_of(graph: Graph, call: Call) -> tuple:

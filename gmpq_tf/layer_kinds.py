@@ -34,11 +34,12 @@ class Role(Enum):
     CURVE = "is an activation function"
     LOOKUP = "computes each value from one value, by a table of its 256 codes"
     QUANTIZER = "puts a tensor on a grid"
+    HOST = "is computed in float, between two files"
     FLOAT = "has no integer counterpart"
 
 
 # Roles that are always lowered to a TFLite operator, whatever the layer's settings.
-LOWERED = frozenset(Role) - {Role.IDENTITY, Role.CURVE, Role.FLOAT}
+LOWERED = frozenset(Role) - {Role.IDENTITY, Role.CURVE, Role.FLOAT, Role.HOST}
 BILINEAR = "UpSampling2D bilinear"  # row for UpSampling2D with this interpolation
 # A property of a layer that may depend on its settings.
 Test = Callable[[Any], bool]
@@ -319,6 +320,10 @@ _KINDS = (
             "RandomSharpness RandomShear RandomTranslation RandomZoom"
         ).split()
     ),
+    # Between the files of a two-stage detector.
+    Kind("RegionProposal", Role.HOST, nonnegative=always),
+    Kind("RegionAlign", Role.HOST, keeps_sign=always),
+    Kind("RegionOutputs", Role.HOST),
     # Computed in float: only signs, whole numbers and costs are known.
     *(
         Kind(name, Role.FLOAT, keeps_sign=always)

@@ -35,6 +35,7 @@ from gmpq_tf.export.tflite.exporter import (
 from gmpq_tf.export.tflite.micro.files import SUFFIXES
 from gmpq_tf.export.tflite.outputs import NEAR_STEPS
 from gmpq_tf.export.tflite.postprocess import PostProcess, detector_head
+from gmpq_tf.export.tflite.region_files import head_path
 from gmpq_tf.export.tfmot import write_tfmot
 from gmpq_tf.files import remove_temporaries, replace_files, write_json
 from gmpq_tf.models import load_model
@@ -204,7 +205,7 @@ def export(
         remove_temporaries(written)
     write = FORMATS[config.format].write
     write(load_model(source), path, config, data, dataset)
-    write_json(record, {**identity, "file": fingerprint(path)})
+    write_json(record, {**identity, **_written(path)})
     return path
 
 
@@ -449,7 +450,14 @@ def _sources(path: Path, config: ExportConfig) -> list[Path]:
 def _is_current(record: Path, path: Path, identity: dict[str, Any]) -> bool:
     if not path.exists():
         return False
-    return read_json(record) == {**identity, "file": fingerprint(path)}
+    return read_json(record) == {**identity, **_written(path)}
+
+
+def _written(path: Path) -> dict[str, str]:
+    """What tells the files that an export wrote from others."""
+    head = head_path(path)
+    two = {"head": fingerprint(head)} if head.exists() else {}
+    return {"file": fingerprint(path), **two}
 
 
 def main(argv: list[str]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from gmpq_tf.models.digits import digits_cnn, digits_mobilenet
+from gmpq_tf.models.faster_rcnn import faster_rcnn_resnet18
 from gmpq_tf.models.mobilenet_v2 import mobilenet_v2
 from gmpq_tf.models.resnet import (
     resnet8,
@@ -34,6 +35,7 @@ MODELS: dict[str, Callable[..., keras.Model]] = {
     "resnet50": resnet50,
     "resnet50_v1_5": resnet50_v1_5,
     "resnet56": resnet56,
+    "faster_rcnn_resnet18": faster_rcnn_resnet18,
     "ssd300_vgg16": ssd300_vgg16,
     "ssd_mobilenet_v2": ssd_mobilenet_v2,
     "ssd_resnet20": ssd_resnet20,

@@ -91,6 +91,41 @@ def resnet18(
     return keras.Model(inputs, outputs, name="resnet18")
 
 
+def resnet18_features(x: Any, stem: str = "auto", alpha: float = 1.0) -> list[Any]:
+    """Applies the stem and the first three stages of ResNet-18.
+
+    Args:
+        x: Images `[batch, height, width, channels]`.
+        stem: As for `resnet18`.
+        alpha: Width multiplier, above 0.
+
+    Returns:
+        The feature map at the end of each of the three stages.
+    """
+    widths = _widths(alpha)
+    x, style = _stem(x, stem, widths[0])
+    block = functools.partial(_block, **style)
+    return _stages(x, widths[:3], (2, 2, 2), block)
+
+
+def resnet18_last_stage(x: Any, alpha: float = 1.0) -> Any:
+    """Applies the fourth stage of ResNet-18, padded as for photographs.
+
+    Args:
+        x: Features `[batch, height, width, channels]`.
+        alpha: Width multiplier, above 0.
+
+    Returns:
+        Its feature map, of half the size.
+    """
+    block = functools.partial(_block, symmetric=True, epsilon=_IMAGENET_EPSILON)
+    return _stages(x, _widths(alpha)[3:], (2,), block, first=4)[-1]
+
+
+def _widths(alpha: float) -> tuple[int, ...]:
+    return tuple(max(1, round(alpha * width)) for width in _IMAGENET_WIDTHS)
+
+
 def resnet20(
     input_shape: tuple[int, int, int],
     num_classes: int,
@@ -186,27 +221,33 @@ def _resnet50(
     return head(x, num_classes, activation)
 
 
-def _stem(inputs: Any, stem: str) -> tuple[Any, dict[str, Any]]:
+def _stem(
+    inputs: Any, stem: str, filters: int = _IMAGENET_WIDTHS[0]
+) -> tuple[Any, dict[str, Any]]:
     """Applies the first layers; also returns the blocks' padding and epsilon.
 
     For small images there are no published weights to match, so the blocks pad with
     `same`, which needs no padding layers.
     """
     if is_small(tuple(inputs.shape[1:]), stem):
-        return _conv_bn_relu(inputs, 64, 3, 1, "stem"), {}
+        return _conv_bn_relu(inputs, filters, 3, 1, "stem"), {}
     style: dict[str, Any] = {"symmetric": True, "epsilon": _IMAGENET_EPSILON}
-    x = _conv_bn_relu(inputs, 64, 7, 2, "stem", **style)
+    x = _conv_bn_relu(inputs, filters, 7, 2, "stem", **style)
     # After a ReLU, padding a maximum pool with zeros equals padding with -infinity.
     x = layers.ZeroPadding2D(1, name="stem_pool_pad")(x)
     return layers.MaxPooling2D(3, 2, name="stem_pool")(x), style
 
 
 def _stages(
-    x: Any, widths: tuple[int, ...], blocks: tuple[int, ...], block: Callable[..., Any]
+    x: Any,
+    widths: tuple[int, ...],
+    blocks: tuple[int, ...],
+    block: Callable[..., Any],
+    first: int = 1,
 ) -> list[Any]:
     """Applies stages of blocks; returns the feature map at the end of each stage."""
     maps = []
-    for stage, (filters, count) in enumerate(zip(widths, blocks, strict=True), 1):
+    for stage, (filters, count) in enumerate(zip(widths, blocks, strict=True), first):
         for number in range(1, count + 1):
             strides = 2 if stage > 1 and number == 1 else 1
             x = block(x, filters, strides, f"stage{stage}_block{number}")

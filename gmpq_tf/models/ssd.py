@@ -35,6 +35,7 @@ _LITE_EXTRAS = (512, 256, 256, 128)  # of TensorFlow's SSDLite
 
 # Detector -> classifier with the same backbone, whose weights and policies fit.
 BACKBONES = {
+    "faster_rcnn_resnet18": "resnet18",
     "ssd300_vgg16": "vgg16",
     "ssd_mobilenet_v2": "mobilenet_v2",
     "ssd_resnet20": "resnet20",

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from gmpq_tf.task import Binary, Classes, TaskError, match_labels, outputs_of
+from gmpq_tf.task.tasks import divergence_of
 
 _LEAST = 1e-7  # least probability inside a logarithm, as in Keras
 
@@ -30,6 +31,7 @@ class Judge:
         self, model: keras.Model, outputs: Sequence[np.ndarray], labels: Any = None
     ) -> None:
         self.outputs = outputs_of(model, labels=labels)
+        self._own_divergence = divergence_of(model)
         self.probabilities = [
             isinstance(each.kind, Classes) and _sum_to_one(scores, each.kind.axis)
             for each, scores in zip(self.outputs, outputs, strict=True)
@@ -130,6 +132,8 @@ class Judge:
             outputs: a tensor [B, ...] for each output of the student.
             teacher: the same for the float model.
         """
+        if self._own_divergence is not None:
+            return self._own_divergence(outputs, teacher)
         terms = []
         for index, (scores, known) in enumerate(zip(outputs, teacher, strict=True)):
             kind = self.outputs[index].kind

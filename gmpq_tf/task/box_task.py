@@ -152,14 +152,18 @@ class BoxMeter:
             labels: "boxes" [B, M, 4], "classes" [B, M], maybe "difficult" [B, M].
         """
         if not isinstance(outputs, Detections):
-            outputs = decode_and_suppress(
-                outputs["boxes"],
-                outputs["scores"],
-                self.default_boxes,
-                from_logits=self.from_logits,
-            )
+            outputs = self.find(outputs)
         self.mean_ap.add_batch(labels, outputs)
         self.coco_ap.add_batch(labels, outputs)
+
+    def find(self, outputs: Mapping[str, Any]) -> Detections:
+        """The objects that a batch of outputs says."""
+        return decode_and_suppress(
+            outputs["boxes"],
+            outputs["scores"],
+            self.default_boxes,
+            from_logits=self.from_logits,
+        )
 
     def report(self) -> dict[str, float | None]:
         """Returns `map_07` and `map_area` (VOC) and `map_coco`, 0 to 1 or None."""

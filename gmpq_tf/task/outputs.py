@@ -106,7 +106,7 @@ def outputs_of(
     losses = _losses(loss or getattr(model, "loss", None), graph)
     producers = graph.producers()
     taken_in = {graph.shapes[i][1:] for i in graph.inputs}
-    boxes = default_boxes_of(model)
+    boxes, proposed = default_boxes_of(model), _proposed(graph)
     found = []
     for index, name, kind, loss, own in zip(
         graph.outputs, names, kinds, losses, given, strict=True
@@ -114,6 +114,9 @@ def outputs_of(
         shape = graph.shapes[index][1:]
         if kind is not None:
             found.append(Output(name, read_kind(kind), "stated", shape))
+            continue
+        if index in proposed:
+            found.append(Output(name, proposed[index], "graph", shape))
             continue
         seen = _Evidence(
             shape,
@@ -127,6 +130,17 @@ def outputs_of(
             conclusion = _of_boxes(*conclusion)
         found.append(Output(name, *conclusion, shape))
     return found
+
+
+def _proposed(graph: Graph) -> dict[int, OutputKind]:
+    """Tensor number -> what is said of anchors: an object or none, and offsets."""
+    kinds = (Binary(0.0), Numbers())
+    return {
+        index: kind
+        for call in graph.calls
+        if call.kind == "RegionProposal"
+        for index, kind in zip(call.inputs, kinds, strict=True)
+    }
 
 
 def _of_boxes(kind: OutputKind, known_from: str) -> tuple[OutputKind, str]:
@@ -259,7 +273,7 @@ def _of_graph(
     call = producers.get(index)
     if call is None:
         return None
-    if isinstance(call.layer, DefaultBoxesLayer):
+    if isinstance(call.layer, DefaultBoxesLayer) or call.role is Role.HOST:
         return Numbers()
     kind = _of_activation(call, len(graph.shapes[index]))
     if kind is not None or not call.inputs:

@@ -8,15 +8,17 @@ from typing import Any
 import keras
 
 from gmpq_tf.detection import default_boxes_of
+from gmpq_tf.detection.region_layers import region_search_of
 from gmpq_tf.task.box_task import BoxTask
 from gmpq_tf.task.classification import ClassTask
+from gmpq_tf.task.region_task import RegionTask
 from gmpq_tf.task.targets import Targets
 from gmpq_tf.task.task import Task
 from gmpq_tf.task.tensor_task import TensorTask
 
 
 def task_of(model: keras.Model, targets: Targets | None = None) -> Task:
-    """Returns the task of a model: boxes if it has default boxes, else classes.
+    """Returns the task of a model: boxes if it is a detector, else classes.
 
     Args:
         model: a functional model, or a student from `quantize_model`.
@@ -27,8 +29,7 @@ def task_of(model: keras.Model, targets: Targets | None = None) -> Task:
     """
     if targets is not None:
         return TensorTask(model, targets)
-    boxes = default_boxes_of(model)
-    return ClassTask(model) if boxes is None else BoxTask(model, boxes)
+    return _detector_task(model) or ClassTask(model)
 
 
 def guidance_of(
@@ -44,5 +45,29 @@ def guidance_of(
         scalar; None if each output is compared by its kind, see
         `gmpq_tf.task.guidance`.
     """
-    boxes = default_boxes_of(model)
-    return None if boxes is None else BoxTask(model, boxes).guidance
+    task = _detector_task(model)
+    return None if task is None else task.guidance
+
+
+def divergence_of(
+    model: keras.Model,
+) -> Callable[[Sequence[Any], Sequence[Any]], Any] | None:
+    """How far outputs are from the float model's, where rows cannot be compared.
+
+    Args:
+        model: a functional model.
+
+    Returns:
+        (outputs, those of the float model) -> one number an image, [B]; None: each
+        output by what it says, place by place.
+    """
+    task = _detector_task(model)
+    return task.divergence if isinstance(task, RegionTask) else None
+
+
+def _detector_task(model: keras.Model) -> BoxTask | RegionTask | None:
+    """What a model is trained for that carries default boxes or looks at regions."""
+    if (boxes := default_boxes_of(model)) is not None:
+        return BoxTask(model, boxes)
+    search = region_search_of(model)
+    return None if search is None else RegionTask(model, search)

@@ -31,6 +31,8 @@ from gmpq_tf.data import DataConfig, Dataset, load_dataset
 from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.tflite.objects import found_objects, returns_objects
 from gmpq_tf.export.tflite.outputs import Tally
+from gmpq_tf.export.tflite.region_detector import RegionDetector, open_tflite
+from gmpq_tf.export.tflite.region_files import head_path
 from gmpq_tf.export.tflite.runtime import TFLiteModel
 from gmpq_tf.export.tflite.twin import integer_twin
 from gmpq_tf.files import write_json
@@ -105,7 +107,7 @@ def evaluate(
         return before
     model = load_float_model(folder / "model.keras", dataset)
     path = folder / "model.tflite"
-    tflite = TFLiteModel(path) if path.exists() else None
+    tflite = open_tflite(path) if path.exists() else None
     batches = dataset.test() if config.split == "test" else dataset.validation()
     with dataset.naming_damaged_images():
         if config.output_kind is None:
@@ -127,14 +129,14 @@ def evaluate(
     result = {"split": config.split, **measured}
     if not task.share:
         result["metric"] = task.headline
-    result["file_bytes"] = path.stat().st_size if tflite else None
+    result["file_bytes"] = tflite.file_bytes if tflite else None
     write_json(folder / RESULT, {**result, "identity": identity})
     return result
 
 
 def measure_both(
     model: keras.Model,
-    tflite: TFLiteModel | None,
+    tflite: TFLiteModel | RegionDetector | None,
     batches: Iterable,
     output_kind: str | None = None,
     twin: keras.Model | None = None,
@@ -333,7 +335,8 @@ def _identity(config: EvaluateConfig, dataset: Dataset, folder: Path) -> dict[st
     used += [name for name in ("targets", "loss") if data[name] is not None]
     if config.split == "validation":
         used += ["validation_size", "split_seed"]
-    files = [folder / "model.keras", folder / "model.tflite"]
+    file = folder / "model.tflite"
+    files = [folder / "model.keras", file, head_path(file)]
     identity = {
         "twin": True,  # results of versions without the twin are measured again
         "split": config.split,

@@ -71,8 +71,8 @@ class PretrainConfig(TrainingConfig):
     Args:
         model: A built-in model (digits_cnn, digits_mobilenet, mobilenet_v2, resnet8,
             resnet18, resnet20, resnet50, resnet50_v1_5, resnet56, vgg16), of boxes
-            (ssd300_vgg16, ssd_mobilenet_v2, ssd_resnet20, ssd_resnet8), or a .keras or
-            .h5 file.
+            (faster_rcnn_resnet18, ssd300_vgg16, ssd_mobilenet_v2, ssd_resnet20,
+            ssd_resnet8), or a .keras or .h5 file.
         weight_decay: Weight decay, 0 or more: each step lowers a weight by this share
             of it, times the learning rate.
         weights: What a built-in model starts from: imagenet (published by
@@ -82,9 +82,10 @@ class PretrainConfig(TrainingConfig):
             .safetensors or .npz; none: new weights.
         weights_channels: Order of colours that the weights in a file expect: bgr for
             those that keras.applications publishes for resnet50 and vgg16.
-        stem: First layers of mobilenet_v2, resnet18, resnet50, resnet50_v1_5: imagenet
-            shrinks the image, cifar does not; auto: cifar below 64 pixels.
-        alpha: Width multiplier of mobilenet_v2, above 0.
+        stem: First layers of mobilenet_v2, resnet18, resnet50, resnet50_v1_5 and of
+            detectors made of them: imagenet shrinks the image, cifar does not; auto:
+            cifar below 64 pixels.
+        alpha: Width multiplier of mobilenet_v2 and faster_rcnn_resnet18, above 0.
 
     Raises:
         ValueError: a value is out of range.

@@ -68,7 +68,12 @@ def _refusal(graph: Graph, call: Call) -> str | None:
 
 def warn_of_refusals(graph: Graph) -> None:
     """Names in one warning all layers that the export will refuse."""
-    found = [f"{name!r} {reason}" for name, reason in refusals(graph).items()]
+    between = {call.name for call in graph.calls if call.role is Role.HOST}
+    found = [
+        f"{name!r} {reason}"
+        for name, reason in refusals(graph).items()
+        if name not in between
+    ]
     if found:
         warnings.warn(
             "The export to TFLite will refuse these layers: "

@@ -161,6 +161,9 @@ def _is_stored(
 ) -> bool:
     if producer is not None and is_gate(producer):
         return not is_final(graph, producer, readers)
+    between = producer is not None and producer.role is Role.HOST
+    if between and all(reader.role is Role.HOST for reader in readers):
+        return False  # float, unless it enters a file
     if index in graph.outputs:
         return producer is None or not is_final(graph, producer, readers)
     if len(readers) != 1:

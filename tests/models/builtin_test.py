@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from gmpq_tf.models import MODELS, ModelFileError, build_model, load_model
+from gmpq_tf.models.ssd import BACKBONES
 from tests.models.golden_names import NAMES
 
 
@@ -22,7 +23,7 @@ def small_model():
     return keras.Model(inputs, keras.layers.Dense(3, name="dense")(x))
 
 
-CLASSIFIERS = [name for name in MODELS if not name.startswith("ssd")]
+CLASSIFIERS = [name for name in MODELS if name not in BACKBONES]
 
 
 @pytest.fixture(scope="module", params=CLASSIFIERS)

@@ -10,6 +10,15 @@ NAMES = {
         block2_project block3_depthwise block3_expand block3_project head_dense
         stem_conv
     """,
+    "faster_rcnn_resnet18": """
+        roi_boxes roi_scores rpn_boxes rpn_conv rpn_scores stage1_block1_conv1
+        stage1_block1_conv2 stage1_block2_conv1 stage1_block2_conv2 stage2_block1_conv1
+        stage2_block1_conv2 stage2_block1_shortcut stage2_block2_conv1
+        stage2_block2_conv2 stage3_block1_conv1 stage3_block1_conv2
+        stage3_block1_shortcut stage3_block2_conv1 stage3_block2_conv2
+        stage4_block1_conv1 stage4_block1_conv2 stage4_block1_shortcut
+        stage4_block2_conv1 stage4_block2_conv2 stem_conv
+    """,
     "mobilenet_v2": """
         head_conv head_dense stage1_block1_depthwise stage1_block1_project
         stage2_block1_depthwise stage2_block1_expand stage2_block1_project

@@ -8,6 +8,7 @@ from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.tflite.exporter import ExportReport, export_tflite
 from gmpq_tf.export.tflite.flatbuffer import read_metadata
 from gmpq_tf.export.tflite.outputs import OutputReport
+from gmpq_tf.export.tflite.region_detector import RegionDetector
 from gmpq_tf.export.tflite.twin import integer_twin
 from gmpq_tf.export.tflite.verify import LayerReport
 
@@ -16,6 +17,7 @@ __all__ = [
     "ExportReport",
     "LayerReport",
     "OutputReport",
+    "RegionDetector",
     "export_tflite",
     "integer_twin",
     "read_metadata",

@@ -44,6 +44,8 @@ from gmpq_tf.export.tflite.postprocess import (
     check_postprocess,
     detector_head,
 )
+from gmpq_tf.export.tflite.region_files import export_regions
+from gmpq_tf.export.tflite.region_parts import region_parts
 from gmpq_tf.export.tflite.report import (
     REPORT_NAME,
     ExportReport,
@@ -106,7 +108,9 @@ def export_tflite(
     The file is written only if its kernel codes are the trained ones, every layer
     computes the same as the Keras layer when both get the file's inputs, and every
     integer of every tensor, and the outputs on all images, are those of exact
-    arithmetic (`integer_twin`). `export_report.json` is written beside it.
+    arithmetic (`integer_twin`). `export_report.json` is written beside it. A two-stage
+    detector becomes two files, the second beside the first as `NAME_head.tflite`;
+    `RegionDetector` runs both.
 
     Args:
         student: from `gmpq_tf.quantize_model`, calibrated and fine-tuned.
@@ -184,6 +188,29 @@ def export_tflite(
     check_batch(batch)
     check_metadata(metadata)
     check_student(student)
+    parts = region_parts(student)
+    if parts is not None:
+        options = {
+            "storage": storage,
+            "input_type": input_type,
+            "output_type": output_type,
+            "verify_data": verify_data,
+            "labels": labels,
+            "metadata": metadata,
+            "scale_codes": scale_codes,
+            "latency_runs": latency_runs,
+            "least_agreement": least_agreement,
+            "output_kinds": output_kinds,
+            "near_steps": near_steps,
+            "batch": batch,
+            "runtime": runtime,
+            "class_names": class_names,
+            "scaling": scaling,
+            "float_layers": float_layers,
+            "verify": verify,
+            "postprocess": postprocess,
+        }
+        return export_regions(export_tflite, parts, path, options)
     if runtime == "micro":
         check_sources(path)
     _described(student, output_kinds)

@@ -70,6 +70,7 @@ class TFLiteModel:
             raise _not_a_model(path, str(error)) from error
         self.inputs = self.interpreter.get_input_details()
         self.outputs = self.interpreter.get_output_details()
+        self.file_bytes = len(content)
 
     @property
     def batch(self) -> int | None:

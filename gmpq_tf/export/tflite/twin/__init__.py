@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 
 from gmpq_tf.export.tflite.lowering import Lowered, lower
+from gmpq_tf.export.tflite.region_parts import region_parts
 from gmpq_tf.export.tflite.twin.operator import read_program
 from gmpq_tf.export.tflite.twin.program import ProgramLayer
 from gmpq_tf.graph import fill
@@ -35,8 +36,14 @@ def integer_twin(student: keras.Model, storage: str = "fast") -> keras.Model:
         ExportError: layers have no integer counterpart, or the arithmetic of an
             operator is not known; they are named.
     """
-    lowered = lower(student, storage)
-    return twin_of(lowered, f"{student.name}_twin")
+    parts, name = region_parts(student), f"{student.name}_twin"
+    if parts is None:
+        return twin_of(lower(student, storage), name)
+    first, head = (
+        twin_of(lower(part, storage), f"{part.name}_twin")
+        for part in (parts.first, parts.head)
+    )
+    return parts.joined(first, head, name)
 
 
 def twin_of(lowered: Lowered, name: str) -> keras.Model:

@@ -1,0 +1,287 @@
+"""The losses of a two-stage detector: of its anchors and of its regions.
+
+Their sum is that of Ren et al., "Faster R-CNN", NeurIPS 2015, eq. 1, over anchors and
+once more over regions, all weights 1 and each term divided by what was drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from gmpq_tf.detection.boxes import encode, iou, to_centers, to_corners
+from gmpq_tf.detection.matching import match
+from gmpq_tf.detection.region_layers import HEAD_VARIANCES, RegionSearch, split_rows
+from gmpq_tf.detection.regions import NO_VARIANCES
+
+DRAWN_ANCHORS, DRAWN_REGIONS = 256, 128
+ANCHOR_SHARE, REGION_SHARE = 0.5, 0.25  # of objects among what is drawn, at most
+ANCHOR_IOU, ANCHOR_EMPTY, REGION_IOU = 0.7, 0.3, 0.5
+ANCHOR_KNEE = 1 / 9  # of the smooth L1: sigma is 3
+
+
+@keras.saving.register_keras_serializable("gmpq_tf")
+class AnchorScoreLoss(keras.losses.Loss):
+    """Binary cross-entropy of anchors drawn at random, as many empty as with objects.
+
+    Of each image `drawn` anchors, at most half with an object; the rest are empty.
+
+    Unlike the authors' code it seeds the draw by the scores themselves: weights and
+    images alone decide, so that training that was interrupted draws the same.
+
+    Args:
+        drawn: anchors of an image.
+        **kwargs: of `keras.losses.Loss`.
+    """
+
+    def __init__(
+        self,
+        drawn: int = DRAWN_ANCHORS,
+        name: str = "anchor_score_loss",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(name=name, **kwargs)
+        self.drawn = drawn
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """The loss of each image, [B].
+
+        Args:
+            y_true: [B, N]: 1: an object, 0: none, -1: neither, ignored.
+            y_pred: logits [B, N, 1].
+        """
+        labels = tf.cast(y_true, tf.int32)
+        logits = tf.cast(y_pred, tf.float32)[..., 0]
+        found, empty = labels > 0, tf.equal(labels, 0)
+        kept = draw(found, empty, self.drawn, ANCHOR_SHARE, logits)
+        losses = tf.nn.sigmoid_cross_entropy_with_logits(
+            labels=tf.cast(found, tf.float32), logits=logits
+        )
+        return mean_of_drawn(losses, kept)
+
+    def get_config(self) -> dict:
+        """The loss's configuration."""
+        return {**super().get_config(), "drawn": self.drawn}
+
+
+@keras.saving.register_keras_serializable("gmpq_tf")
+class AnchorBoxLoss(keras.losses.Loss):
+    """Smooth L1 of the offsets of anchors with an object, over the number drawn.
+
+    `sum_i sum_j h(t_ij - p_ij) / drawn`, `h(d) = d^2 / (2 k)` up to `|d| = k = 1/9`,
+    `|d| - k/2` above. Unlike the authors' code, where an image has more such anchors
+    than are drawn it takes all, at the weight that those drawn have in the mean.
+
+    Args:
+        drawn: anchors of an image.
+        **kwargs: of `keras.losses.Loss`.
+    """
+
+    def __init__(
+        self, drawn: int = DRAWN_ANCHORS, name: str = "anchor_box_loss", **kwargs: Any
+    ) -> None:
+        super().__init__(name=name, **kwargs)
+        self.drawn = drawn
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """The loss of each image, [B].
+
+        Args:
+            y_true: [B, N, 5]: offsets, and 1: an object, 0: none, -1: ignored.
+            y_pred: [B, N, 4].
+        """
+        wanted, marks = tf.cast(y_true[..., :4], tf.float32), y_true[..., 4]
+        found = tf.cast(marks > 0.5, tf.float32)
+        empty = tf.cast(tf.abs(marks) < 0.5, tf.float32)
+        gap = wanted - tf.cast(y_pred, tf.float32)
+        losses = tf.reduce_sum(smooth_l1(gap, ANCHOR_KNEE), axis=-1)
+        objects = tf.reduce_sum(found, axis=-1)
+        taken = tf.minimum(objects, float(int(self.drawn * ANCHOR_SHARE)))
+        others = tf.minimum(tf.reduce_sum(empty, axis=-1), self.drawn - taken)
+        total = tf.reduce_sum(losses * found, axis=-1)
+        share = taken / tf.maximum(objects, 1.0)
+        return share * total / tf.maximum(taken + others, 1.0)
+
+    def get_config(self) -> dict:
+        """The loss's configuration."""
+        return {**super().get_config(), "drawn": self.drawn}
+
+
+@keras.saving.register_keras_serializable("gmpq_tf")
+class RegionLoss(keras.losses.Loss):
+    """Cross-entropy and smooth L1 of regions drawn at random.
+
+    A region is to find the object that it overlaps most, if by `IoU >= 0.5`, else it is
+    background. Of each image `drawn` regions, at most a quarter with an object. Offsets
+    are those of the class that the region is to have.
+
+    Unlike the authors' code objects themselves are no regions: labels do not reach the
+    model. The draw is seeded as that of `AnchorScoreLoss`.
+
+    Args:
+        drawn: regions of an image.
+        **kwargs: of `keras.losses.Loss`.
+    """
+
+    def __init__(
+        self, drawn: int = DRAWN_REGIONS, name: str = "region_loss", **kwargs: Any
+    ) -> None:
+        super().__init__(name=name, **kwargs)
+        self.drawn = drawn
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """The loss of each image, [B].
+
+        Args:
+            y_true: [B, M, 5]: corners of objects, and class from 1, 0: padding.
+            y_pred: [B, R, 4 + 5 (classes + 1)], see `RegionOutputs`.
+        """
+        corners, scores, offsets = split_rows(tf.cast(y_pred, tf.float32))
+        corners = tf.stop_gradient(corners)
+        objects = tf.cast(y_true, tf.float32)
+        labels, wanted = region_targets(objects, corners)
+        found, empty = labels > 0, tf.equal(labels, 0)
+        kept = draw(found, empty, self.drawn, REGION_SHARE, scores[..., 0])
+        classes = keras.losses.sparse_categorical_crossentropy(
+            tf.maximum(labels, 0), scores, from_logits=True
+        )
+        own = tf.gather(offsets, tf.maximum(labels, 0), batch_dims=2)
+        moved = tf.reduce_sum(smooth_l1(wanted - own, 1.0), axis=-1)
+        moved = tf.where(found, moved, 0.0)
+        return mean_of_drawn(classes + moved, kept)
+
+    def get_config(self) -> dict:
+        """The loss's configuration."""
+        return {**super().get_config(), "drawn": self.drawn}
+
+
+def region_targets(
+    objects: tf.Tensor, corners: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """What regions are to say.
+
+    Args:
+        objects: [B, M, 5]: corners, and class from 1, 0: padding.
+        corners: of the regions, [B, R, 4]; of no area: padding.
+
+    Returns:
+        (classes int32 [B, R]: from 1, 0: background, -1: padding; offsets [B, R, 4],
+        zeros where there is no object).
+    """
+    objects = tf.pad(objects, [[0, 0], [0, 1], [0, 0]])  # so that there is one
+    overlap = iou(corners, objects[..., :4])
+    known = objects[..., 4] > 0
+    overlap = tf.where(known[:, None], overlap, -1.0)
+    best = tf.argmax(overlap, axis=-1, output_type=tf.int32)
+    found = tf.reduce_max(overlap, axis=-1) >= REGION_IOU
+    own = tf.gather(objects, best, batch_dims=1)
+    real = tf.reduce_all(corners[..., 2:] > corners[..., :2], axis=-1)
+    classes = tf.where(found, tf.cast(own[..., 4], tf.int32), 0)
+    # Where there is no object its place is its own: offsets of zero, and no logarithm
+    # of zero.
+    unit = tf.constant([0.0, 0.0, 1.0, 1.0])
+    base = tf.where(real[..., None], corners, unit)
+    goal = tf.where(found[..., None], own[..., :4], base)
+    offsets = encode(goal, to_centers(base), HEAD_VARIANCES)
+    return tf.where(real, classes, -1), offsets
+
+
+def anchor_targets(
+    labels: Mapping[str, tf.Tensor], search: RegionSearch
+) -> dict[str, tf.Tensor]:
+    """What the outputs of a two-stage detector are to be for a batch of images.
+
+    An anchor is to find the object that it overlaps most, if by `IoU >= 0.7` or as the
+    best one of that object; one of less than 0.3 is empty. Others are ignored, and so
+    are all that leave the image.
+
+    Args:
+        labels: "boxes" [B, M, 4] as (ymin, xmin, ymax, xmax), and "classes" int [B, M]
+            from 0, -1: padding.
+        search: of the detector.
+
+    Returns:
+        "rpn_boxes" float32 [B, N, 5] and "rpn_scores" int32 [B, N], as the losses take
+        them; "objects" float32 [B, M, 5]: corners, and class from 1, 0: padding.
+    """
+    centers = search.centers()
+    corners = to_corners(centers)
+    inside = (corners[:, :2] >= 0).all(-1) & (corners[:, 2:] <= 1).all(-1)
+    weight = tf.constant(inside, tf.float32)
+
+    def of_image(image: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        boxes = tf.pad(tf.cast(image[0], tf.float32), [[0, 1], [0, 0]])
+        classes = tf.pad(tf.cast(image[1], tf.int32), [[0, 1]], constant_values=-1)
+        known = classes >= 0
+        overlap = iou(boxes, tf.constant(corners)) * weight
+        most = tf.reduce_max(tf.where(known[:, None], overlap, 0.0), axis=0)
+        chosen = match(overlap, known, ANCHOR_IOU)
+        found = chosen >= 0
+        own = tf.gather(boxes, tf.maximum(chosen, 0))
+        own = tf.where(found[:, None], own, corners)
+        offsets = encode(own, tf.constant(centers), NO_VARIANCES)
+        empty = inside & (most < ANCHOR_EMPTY)
+        marks = tf.where(found, 1, tf.where(empty, 0, -1))
+        offsets = tf.where(found[:, None], offsets, 0.0)
+        rows = tf.concat([offsets, tf.cast(marks[:, None], tf.float32)], -1)
+        return rows, marks
+
+    boxes, marks = tf.map_fn(
+        of_image,
+        (labels["boxes"], labels["classes"]),
+        fn_output_signature=(
+            tf.TensorSpec([search.count, 5], tf.float32),
+            tf.TensorSpec([search.count], tf.int32),
+        ),
+    )
+    numbers = tf.cast(labels["classes"], tf.float32)[..., None] + 1
+    objects = tf.concat([tf.cast(labels["boxes"], tf.float32), numbers], axis=-1)
+    return {"rpn_boxes": boxes, "rpn_scores": marks, "objects": objects}
+
+
+def draw(
+    found: tf.Tensor, empty: tf.Tensor, count: int, share: float, seed: tf.Tensor
+) -> tf.Tensor:
+    """Draws some of each image's candidates, without putting them back.
+
+    Args:
+        found: which hold an object, bool [B, N].
+        empty: which hold none, bool [B, N].
+        count: how many are drawn of an image, if there are as many.
+        share: of those with an object among them, at most.
+        seed: floats whose bits seed the draw.
+
+    Returns:
+        bool [B, N].
+    """
+    bits = tf.bitcast(tf.cast(tf.stop_gradient(seed), tf.float32), tf.int32)
+    bits = tf.reshape(bits, [-1])
+    odd = tf.range(tf.size(bits)) * 2 + 1
+    state = tf.stack([tf.reduce_sum(bits), tf.reduce_sum(bits * odd)])
+    noise = tf.random.stateless_uniform(tf.shape(found), state)
+    first = _first(noise, found, float(int(count * share)))
+    taken = tf.reduce_sum(tf.cast(first, tf.float32), axis=-1, keepdims=True)
+    return first | _first(noise, empty, count - taken)
+
+
+def _first(noise: tf.Tensor, among: tf.Tensor, count: Any) -> tf.Tensor:
+    """The `count` candidates of largest noise."""
+    order = tf.argsort(tf.where(among, noise, -1.0), direction="DESCENDING")
+    place = tf.cast(tf.argsort(order), tf.float32)
+    return among & (place < count)
+
+
+def mean_of_drawn(losses: tf.Tensor, kept: tf.Tensor) -> tf.Tensor:
+    """Mean of the losses [B, N] over what is kept, [B]; 0 where nothing is."""
+    total = tf.reduce_sum(tf.where(kept, losses, 0.0), axis=-1)
+    number = tf.reduce_sum(tf.cast(kept, tf.float32), axis=-1)
+    return total / tf.maximum(number, 1.0)
+
+
+def smooth_l1(gap: tf.Tensor, knee: float) -> tf.Tensor:
+    """`d^2 / (2 k)` up to `|d| = k`, `|d| - k/2` above."""
+    size = tf.abs(gap)
+    return tf.where(size < knee, size * size / (2 * knee), size - knee / 2)

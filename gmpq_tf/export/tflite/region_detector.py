@@ -1,0 +1,144 @@
+"""Run the two files of a two-stage detector as one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gmpq_tf.detection import Detections
+from gmpq_tf.detection.region_arrays import align_array, propose_arrays
+from gmpq_tf.detection.region_detections import found_in_regions
+from gmpq_tf.detection.region_layers import RegionSearch
+from gmpq_tf.export.errors import ExportError
+from gmpq_tf.export.tflite.flatbuffer import read_file, read_metadata
+from gmpq_tf.export.tflite.region_files import ENTRY
+from gmpq_tf.export.tflite.runtime import TFLiteModel
+
+
+class RegionDetector:
+    """The two files that `export_tflite` wrote of a two-stage detector, as one.
+
+    The first file gives features, offsets and scores of anchors in int8; regions are
+    chosen and their features cut out here, by NumPy in float; they are rounded to the
+    int8 grid of the head's input, which scores each region.
+
+    Args:
+        path: the first file; the second lies beside it.
+        num_threads: threads of each interpreter.
+
+    Raises:
+        ExportError: a file is missing or damaged, or the two are not of one export.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], num_threads: int = 1) -> None:
+        self.path, known = Path(path), read_metadata(Path(path))
+        self.search, self.size, self.samples, head, wanted = _read(known, self.path)
+        self.class_names = tuple(known.get("class_names") or ())
+        self.head_path = self.path.with_name(head)
+        if hashlib.sha256(read_file(self.head_path)).hexdigest() != wanted:
+            raise ExportError(
+                "The two files of a detector must be of one export. "
+                f"Received: {str(self.head_path)!r}, which is not the one written with "
+                f"{str(self.path)!r}. Copy both, or export again."
+            )
+        self.first = TFLiteModel(self.path, num_threads)
+        self.head = TFLiteModel(self.head_path, num_threads)
+        self._centers = self.search.centers()
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of both files."""
+        return self.path.stat().st_size + self.head_path.stat().st_size
+
+    def find(
+        self,
+        images: Any,
+        score_threshold: float = 0.05,
+        iou_threshold: float = 0.5,
+        max_detections: int = 100,
+    ) -> Detections:
+        """The objects in images.
+
+        Args:
+            images: [B, H, W, C] as the Keras model takes them, or of the file's type.
+            score_threshold: probability of an object at least, 0 to 1.
+            iou_threshold: boxes that overlap a better one of their class by more are
+                dropped, 0 to 1.
+            max_detections: of an image.
+
+        Returns:
+            Boxes, classes and scores of each image, best first.
+        """
+        rows = self.predict(images)[0]
+        return found_in_regions(rows, score_threshold, iou_threshold, max_detections)
+
+    def predict(self, x: Any, batch_size: int = 64) -> list[np.ndarray]:
+        """The outputs of the Keras model, in its order: objects, rpn_boxes, rpn_scores.
+
+        Args:
+            x: as in `find`.
+            batch_size: images a run of the first file.
+        """
+        features, offsets, scores = self.first.predict(x, batch_size)
+        rows = [
+            self._rows(*image) for image in zip(features, offsets, scores, strict=True)
+        ]
+        return [np.stack(rows), offsets, scores]
+
+    def _rows(
+        self, features: np.ndarray, offsets: np.ndarray, scores: np.ndarray
+    ) -> np.ndarray:
+        """What is said of each region of an image, [R, 4 + 5 (classes + 1)]."""
+        own = self.search
+        corners = propose_arrays(
+            scores[:, 0],
+            offsets,
+            self._centers,
+            own.before,
+            own.regions,
+            own.iou_threshold,
+        )
+        aligned = align_array(features, corners, self.size, self.samples)
+        boxes, classes = self.head.predict(aligned, batch_size=own.regions)
+        return np.concatenate([corners, classes, boxes], axis=-1)
+
+
+def open_tflite(path: str | os.PathLike[str]) -> TFLiteModel | RegionDetector:
+    """A file ready to run, with the one beside it where it is half of a detector.
+
+    Args:
+        path: what `export_tflite` wrote, or any `.tflite` file.
+
+    Raises:
+        ExportError: as `TFLiteModel` and `RegionDetector`.
+    """
+    model = TFLiteModel(path)  # which survives damaged files
+    return RegionDetector(path) if ENTRY in read_metadata(Path(path)) else model
+
+
+def _read(
+    known: Mapping[str, Any], path: Path
+) -> tuple[RegionSearch, int, int, str, str]:
+    """How the two files are joined, of the first one's metadata."""
+    try:
+        entry = known[ENTRY]
+        search = RegionSearch.from_config(entry["search"])
+        head, wanted = str(entry["head"]), str(entry["head_sha256"])
+        size, samples = int(entry["size"]), int(entry["samples"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ExportError(
+            "The file must be the first of the two that export_tflite writes of a "
+            f"two-stage detector. Received: {str(path)!r} ({type(error).__name__}: "
+            f"{error}). Open others with TFLiteModel, or export again."
+        ) from error
+    if Path(head).name != head or size < 1 or samples < 1:
+        raise ExportError(
+            "The second file of a detector must lie beside the first. "
+            f"Received: {str(path)!r}, which names {head!r}. Export it again."
+        )
+    return search, size, samples, head, wanted
