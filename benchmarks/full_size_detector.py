@@ -2,6 +2,8 @@
 
     python benchmarks/full_size_detector.py --model=ssd300_vgg16 --size=300 \
         --voc=TFDS_FOLDER --output=results/detection/ssd300_vgg16.json
+    python benchmarks/full_size_detector.py --model=faster_rcnn_resnet18 \
+        --size=600x1000 --voc=TFDS_FOLDER --output=results/faster_rcnn/full_size.json
 
 No accuracy is claimed: the weights are new. What is recorded is that every stage works
 on VOC 2012's photographs, how long each takes on one thread, and the most memory the
@@ -37,7 +39,7 @@ def main() -> None:
     """Go through the stages once; write what each took."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="ssd300_vgg16")
-    parser.add_argument("--size", type=int, default=300)
+    parser.add_argument("--size", default="300", help="side, or HEIGHTxWIDTH")
     parser.add_argument("--voc", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--bits", type=int, default=4)
@@ -47,10 +49,10 @@ def main() -> None:
     tf.config.threading.set_intra_op_parallelism_threads(1)
     keras.utils.set_random_seed(0)
     record = Record(args)
-    images, labels = photographs(args.voc, args.size, max(args.batch_size, 2))
-    model = record.stage(
-        "build", lambda: build_model(args.model, (args.size, args.size, 3), 20)
-    )
+    sides = [int(side) for side in args.size.split("x")]
+    size = sides[0], sides[-1]
+    images, labels = photographs(args.voc, size, max(args.batch_size, 2))
+    model = record.stage("build", lambda: build_model(args.model, (*size, 3), 20))
     policy = gmpq.BitwidthPolicy.uniform(model, args.bits, args.bits)
     cost = gmpq.count_cost(model, policy)
     record.note(macs=cost.macs, bit_ops=cost.bit_ops, weight_bytes=cost.weight_bytes)
@@ -88,7 +90,7 @@ def main() -> None:
 
 
 def photographs(
-    data_dir: Path, size: int, count: int
+    data_dir: Path, size: tuple[int, int], count: int
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The first photographs in 0 to 1, stretched, and their padded objects."""
     import tensorflow_datasets as tfds
@@ -96,7 +98,7 @@ def photographs(
     images, boxes, classes = [], [], []
     data = tfds.load("voc/2012", split=f"train[:{count}]", data_dir=data_dir)
     for example in data.as_numpy_iterator():
-        images.append(tf.image.resize(example["image"], (size, size)).numpy() / 255)
+        images.append(tf.image.resize(example["image"], size).numpy() / 255)
         objects = example["objects"]
         room = MOST_OBJECTS - len(objects["label"])
         boxes.append(np.pad(objects["bbox"], [(0, room), (0, 0)]))
