@@ -58,7 +58,9 @@ def propose_arrays(
     moved[:, 2:] = np.minimum(moved[:, 2:], np.float32(MOST_GROWTH))
     boxes = np.clip(decode(moved, anchors[first], NO_VARIANCES), 0, 1)
     boxes = boxes.astype(np.float32)
-    kept = suppress(boxes, scores[first], iou_threshold, after)
+    real = boxes.any(axis=1)  # TensorFlow drops boxes of zeros
+    boxes, ranked = boxes[real], scores[first][real]
+    kept = suppress(boxes, ranked, iou_threshold, after)
     found: np.ndarray = np.zeros((after, 4), np.float32)
     found[: len(kept)] = boxes[kept]
     return found

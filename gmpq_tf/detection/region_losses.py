@@ -282,6 +282,6 @@ def mean_of_drawn(losses: tf.Tensor, kept: tf.Tensor) -> tf.Tensor:
 
 
 def smooth_l1(gap: tf.Tensor, knee: float) -> tf.Tensor:
-    """`d^2 / (2 k)` up to `|d| = k`, `|d| - k/2` above."""
+    """`d^2 / (2 k)` up to `|d| = k`, `|d| - k/2` above, of each number, [...]."""
     size = tf.abs(gap)
     return tf.where(size < knee, size * size / (2 * knee), size - knee / 2)

@@ -97,6 +97,7 @@ def test_the_joined_files_say_what_keras_and_the_twin_say(exported, student, ima
     )
 
 
+@pytest.mark.slow
 def test_files_of_two_exports_are_not_joined(exported, student, images, tmp_path):
     path, _ = exported
     for each in (path, head_path(path)):
@@ -141,6 +142,7 @@ def test_what_takes_one_file_is_refused(student, tmp_path, options):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_without_images_random_ones_are_compared(student, tmp_path):
     report = export_tflite(student, tmp_path / "m.tflite", latency_runs=0, batch=2)
     assert report.data == "random" and report.twin.off == 0

@@ -62,6 +62,7 @@ def test_the_meter_knows_a_perfect_detector(detector):
     assert blind.report()["map_07"] < 0.5
 
 
+@pytest.mark.slow
 def test_fit_learns_and_draws_the_same_again(detector, images):
     task, labels = task_of(detector), labels_of()
     targets, start = task.targets(labels), detector.get_weights()

@@ -83,6 +83,9 @@ class RegionDetector:
         Args:
             x: as in `find`.
             batch_size: images a run of the first file.
+
+        Returns:
+            [B, R, 4 + 5 (classes + 1)], [B, N, 4] and [B, N, 1].
         """
         features, offsets, scores = self.first.predict(x, batch_size)
         rows = [
