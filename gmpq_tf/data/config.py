@@ -56,7 +56,7 @@ class DataConfig:
             whatever the labels are. None: classes, boxes, or the targets of tensors
             (`.npz` files with the arrays inputs and targets, or folders `images` and
             `masks`).
-        loss: Of tensors, a loss of Keras by its name, such as `"mse"` or `"mae"`; for
+        loss: For tensors, a loss of Keras by its name, such as `"mse"` or `"mae"`; for
             each of several outputs as `"a=mse,b=mae"`. None: the only sensible one.
 
     Raises:

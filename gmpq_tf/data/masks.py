@@ -1,4 +1,4 @@
-"""Images with a mask each: the class of every pixel."""
+"""Images with one mask each, which holds the class of every pixel."""
 
 from pathlib import Path
 
@@ -21,22 +21,22 @@ _SPLITS = {
     "validation": ("validation", "val", "valid"),
     "test": ("test",),
 }
-_MODES = ("1", "L", "P", "I", "I;16")  # of Pillow: one number a pixel
-_FORMATS = ("PNG", "BMP", "GIF", "TIFF")  # JPEG changes numbers
+_MODES = ("1", "L", "P", "I", "I;16")  # Pillow's modes with one number per pixel
+_FORMATS = ("PNG", "BMP", "GIF", "TIFF")  # lossless; JPEG would change classes
 _SUFFIXES = (".png", ".bmp", ".gif", ".tif", ".tiff")
 MEMORY_LIMIT = 2 * 10**9  # bytes of masks
 
 
 def load_masks(config: DataConfig, spec: DatasetSpec) -> Raw:
-    """Loads `images` and `masks`, or such under train, validation and test.
+    """Loads folders `images` and `masks`, or such under train, validation and test.
 
-    A mask is called as its image, and holds a whole number for each pixel: its class,
-    or the number of a colour in a palette. Where all masks hold 0 and 255 alone, 255 is
-    read as 1. Images and masks are stretched to one size, masks by their nearest pixel.
-    Without a test split random 20 % become it.
+    A mask has the same name as its image, and a whole number for each pixel: its class,
+    or the index of a colour in a palette. Where all masks hold only 0 and 255, 255 is
+    read as 1. Images and masks are stretched to one size, masks by nearest neighbour.
+    Without a test split, random 20 % become it.
 
     Raises:
-        DataError: The folder, an image or a mask cannot be used; it is named.
+        DataError: The folder, an image or a mask cannot be used; the message names it.
     """
     root = folder_root(config, "masks")
     decode = object_decoder(config.image_size or spec.image_size, config.channels)
@@ -75,7 +75,7 @@ def is_masks(root: Path) -> bool:
 
 
 def _parts(root: Path) -> dict[str, Path]:
-    """The folder that holds images and masks of each split."""
+    """Returns split -> the folder that holds its images and masks."""
     found = {
         split: next((root / n for n in names if (root / n / MASKS).is_dir()), None)
         for split, names in _SPLITS.items()
@@ -89,7 +89,7 @@ def _parts(root: Path) -> dict[str, Path]:
 
 
 def _paired(folder: Path) -> dict[Path, Path]:
-    """Image -> mask, in the order of their names."""
+    """Returns image -> mask, in the order of their names."""
     images = _by_stem(folder / IMAGES, tuple(IMAGE_SUFFIXES))
     masks = _by_stem(folder / MASKS, _SUFFIXES)
     for name in sorted(set(images) ^ set(masks)):
@@ -124,7 +124,7 @@ def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
 
 
 def _read(path: Path, image: Path, size: tuple[int, int]) -> np.ndarray:
-    """The numbers of a mask at a size, int64 [height, width]."""
+    """Reads a mask and stretches it to a size: int64 [height, width]."""
     try:
         with Image.open(path, formats=_FORMATS) as mask:
             if mask.mode not in _MODES:

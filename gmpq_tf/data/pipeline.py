@@ -55,7 +55,7 @@ class Dataset:
         holds: `"classes"`, one per image, `"boxes"` with a class each, or `"tensors"`.
         encode: Converts the labels of a batch to what the model's loss takes; None: no
             conversion.
-        arrays: Of tensors, what each output of a model is to give.
+        arrays: For tensors, the targets of each output.
     """
 
     config: DataConfig
@@ -69,7 +69,7 @@ class Dataset:
 
     @property
     def targets(self) -> Targets | None:
-        """What a model of tensors is trained for; None: the set holds others."""
+        """Targets and loss of a set of tensors; None for other sets."""
         if self.holds != "tensors":
             return None
         own = {ALONE: Target(self.input_shape)}
@@ -82,7 +82,7 @@ class Dataset:
 
     @property
     def labelled(self) -> bool:
-        """Whether it is known what a model is to say of each image."""
+        """Whether each image has a label or target."""
         return bool(self.class_names) or self.holds == "tensors"
 
     def check_labelled(self) -> None:
@@ -101,7 +101,7 @@ class Dataset:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Height, width and channels of what the model reads; of tensors any shape."""
+        """(height, width, channels) of the model's input; for tensors any shape."""
         if self.as_stored:
             return self.image_shape
         size = self.config.image_size or self.image_shape[:2]
@@ -109,7 +109,7 @@ class Dataset:
 
     @property
     def as_stored(self) -> bool:
-        """Whether inputs are numbers that are no pixels."""
+        """Whether inputs are numbers other than pixels, read without scaling."""
         return self.config.scaling == AS_STORED
 
     @property
@@ -243,7 +243,7 @@ class Dataset:
         return None
 
     def _wanted(self, images: tf.Tensor, labels: Any) -> Any:
-        """What a model is to give: the labels, or what it reads."""
+        """Returns the targets of a batch: the labels, or the inputs themselves."""
         return images if self.config.targets == "inputs" else labels
 
     def _encoded(self, labels: Any) -> Any:
@@ -355,7 +355,7 @@ def load_dataset(
 
 
 def _check_tensors(config: DataConfig, spec: DatasetSpec) -> None:
-    """Refuses options that only data sets of tensors have, and that they have not."""
+    """Refuses options that do not suit the kind of data set."""
     tensors = spec.holds == "tensors" or config.targets is not None
     if config.loss is not None and not tensors:
         raise DataError(
@@ -385,7 +385,7 @@ def _check_pixels(config: DataConfig) -> None:
 
 
 def _stored(config: DataConfig, scaling: str) -> DataConfig:
-    """Reads numbers as they are; what says otherwise of pixels is refused."""
+    """Sets the scaling of numbers that are not pixels; refuses options of pixels."""
     if config.scaling not in (scaling, DataConfig.scaling):
         raise DataError(
             "Numbers in .npz files are read as they are stored. Received: "
@@ -418,7 +418,7 @@ def _check_augment(config: DataConfig, spec: DatasetSpec) -> None:
 
 
 def _moves(name: str, spec: DatasetSpec) -> bool:
-    """Whether an augmentation moves what a data set asks for along with its images."""
+    """Whether an augmentation moves labels or targets together with the images."""
     if spec.holds == "tensors":  # of numbers nothing is known, of masks what is outside
         return spec.any_size and name == "flip"
     row = AUGMENTATIONS[name]

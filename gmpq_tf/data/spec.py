@@ -21,8 +21,8 @@ class Raw:
         image_shape: Height, width and channels of the decoded images.
         class_names: One name per class.
         stored_channels: Channels of the stored images, if they are read with others.
-        targets: Of tensors, what each output is to give.
-        scaling: The only scaling that suits it; None: any does.
+        targets: For tensors, the targets of each output.
+        scaling: The only scaling that suits the set; None: any.
     """
 
     splits: Mapping[str, Split]

@@ -1,4 +1,4 @@
-"""Arrays for arrays: `.npz` files with what a model reads and what it is to give."""
+"""Data sets of tensors: `.npz` files with a model's inputs and target outputs."""
 
 import zipfile
 from collections.abc import Mapping
@@ -17,25 +17,25 @@ from gmpq_tf.task.targets import ALONE, Target
 
 INPUTS, TARGETS = "inputs", "targets"
 SUFFIX = ".npz"
-MAX_BYTES = 4 * 10**9  # of a data set, as its files say before they are read
+MAX_BYTES = 4 * 10**9  # of a data set unpacked, by the headers of its files
 _SPLITS = {
     "train": ("train",),
     "validation": ("validation", "val", "valid"),
     "test": ("test",),
 }
-_NUMBERS = "biuf"  # kinds of NumPy
+_NUMBERS = "biuf"  # NumPy's kinds: bool, signed, unsigned, float
 
 
 def load_tensors(config: DataConfig, spec: DatasetSpec) -> Raw:
-    """Loads `.npz` files: one, a folder, or such under train, validation and test.
+    """Loads one `.npz` file, a folder of them, or folders train, validation and test.
 
-    Each holds `inputs` [examples, ...] and `targets` [examples, ...], or for a model of
-    several outputs `targets_NAME` for each; the first axes of all agree. With
-    `targets="inputs"` files without targets will do. Numbers are read as they are
-    stored. Without a test split random 20 % become it.
+    Each file holds `inputs` [examples, ...] and `targets` [examples, ...], or
+    `targets_NAME` for each output of a model with several; all first axes agree. With
+    `targets="inputs"` files need no targets. Numbers are read as they are stored.
+    Without a test split, random 20 % become it.
 
     Raises:
-        DataError: A file cannot be used; it is named.
+        DataError: A file cannot be used; the message names it.
     """
     named = config.data_dir if config.dataset == "tensors" else config.dataset
     root = expanded(str(named))
@@ -73,7 +73,7 @@ def is_tensors(path: Path) -> bool:
 
 
 def target_of(arrays: list[np.ndarray]) -> Target:
-    """What targets [examples, ...] of all splits are, as a task is told."""
+    """Describes the targets [examples, ...] of all splits: shape, type, range."""
     whole = arrays[0].dtype.kind in "iu"
     filled = [array for array in arrays if array.size]
     low = min((float(a.min()) for a in filled), default=None)
@@ -82,7 +82,7 @@ def target_of(arrays: list[np.ndarray]) -> Target:
 
 
 def _parts(root: Path) -> dict[str, list[Path]]:
-    """The files of each split; "train" is always there."""
+    """Returns split -> its files; "train" is always present."""
     if root.is_file():
         return {"train": [root]}
     if not root.is_dir():
@@ -114,7 +114,7 @@ def _parts(root: Path) -> dict[str, list[Path]]:
 
 
 def _check_size(paths: list[Path]) -> None:
-    """Refuses files that say they unpack to more than is kept in memory."""
+    """Refuses files that would unpack to more bytes than `MAX_BYTES`."""
     total = 0
     for path in paths:
         try:
@@ -131,7 +131,7 @@ def _check_size(paths: list[Path]) -> None:
 
 
 def _joined(paths: list[Path], own: bool) -> dict[str, np.ndarray]:
-    """The arrays of some files, one after another."""
+    """Returns the arrays of some files, concatenated along the examples."""
     files = [read_tensors(path, own) for path in paths]
     first = _shapes(files[0])
     for path, arrays in zip(paths, files, strict=True):
@@ -148,15 +148,15 @@ def read_tensors(path: Path, own: bool = False) -> dict[str, np.ndarray]:
     """Reads the inputs and targets of a file.
 
     Args:
-        path: of a `.npz` file.
-        own: whether the inputs are the targets, so that none are read.
+        path: a `.npz` file.
+        own: whether the inputs serve as targets, so that targets are not read.
 
     Returns:
         "inputs" float32 [examples, ...], and targets [examples, ...]: whole numbers as
         int64, others as float32.
 
     Raises:
-        DataError: it is no such file, or holds what a model cannot be trained on.
+        DataError: it is not such a file, or a model cannot be trained on its content.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -171,7 +171,7 @@ def read_tensors(path: Path, own: bool = False) -> dict[str, np.ndarray]:
             arrays = {key: np.asarray(stored[key]) for key in wanted}
     except DataError:
         raise
-    except Exception as error:  # zipfile, zlib and NumPy raise a dozen kinds
+    except Exception as error:  # zipfile, zlib and NumPy raise many kinds of errors
         raise _unreadable(path, error) from error
     for key, array in arrays.items():
         _check_array(path, key, array, len(arrays[INPUTS]) if array.ndim else 0)
@@ -187,7 +187,7 @@ def read_tensors(path: Path, own: bool = False) -> dict[str, np.ndarray]:
 
 
 def _check_header(member: object, size: int) -> None:
-    """Refuses an array that says it is larger than its bytes, before it is made."""
+    """Refuses an array whose header claims more bytes than the file has."""
     version = np.lib.format.read_magic(member)  # type: ignore[arg-type]
     read = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -266,7 +266,7 @@ def _output(key: str) -> str:
 
 def _split(arrays: Mapping[str, np.ndarray]) -> ArraySplit:
     targets = {_output(k): v for k, v in arrays.items() if k != INPUTS}
-    if not targets:  # they are the inputs
+    if not targets:  # the inputs serve as targets
         return ArraySplit(arrays[INPUTS], np.zeros(len(arrays[INPUTS]), np.int64))
     labels = targets.get(ALONE, targets)
     return ArraySplit(arrays[INPUTS], labels)

@@ -15,10 +15,10 @@ from matplotlib.patches import Rectangle
 from gmpq_tf.report.objects import Curve, Found, ShownObjects
 from gmpq_tf.report.plots import BLUE, GREEN, ORANGE, PALETTE, quiet
 
-LEAST_SCORE = 0.5  # of the boxes that are drawn
-LEAST_IOU = 0.5  # of a box with the object that it finds, as VOC has it
+LEAST_SCORE = 0.5  # of boxes that are drawn
+LEAST_IOU = 0.5  # of a right box with its object, as in VOC
 MOST_IMAGES, MOST_MODELS = 6, 3
-# Of an object, of a box that is right, and of one that is not: colour and line.
+# Colour and line style of labelled objects, right boxes and wrong boxes.
 STYLES = {"object": (BLUE, "-"), "right": (GREEN, "-"), "wrong": (ORANGE, "--")}
 MEANING = {
     "object": "labelled object",
@@ -31,10 +31,10 @@ def plot_objects(shown: ShownObjects) -> Figure:
     """Draws images with their objects, and with those that each model found.
 
     Args:
-        shown: the images; the first few are drawn, a row each.
+        shown: the images; the first few are drawn, one row each.
 
     Returns:
-        the figure: a column for the labels and one for each model.
+        The figure: a column for the labels and one for each model.
     """
     columns = {
         "labelled": shown.truth,
@@ -65,15 +65,15 @@ def plot_objects(shown: ShownObjects) -> Figure:
 def boxes_of(
     shown: ShownObjects, found: Found, image: int
 ) -> list[tuple[np.ndarray, str, str]]:
-    """The boxes of an image that are drawn: corners, a text, and what they are.
+    """Returns the boxes to draw for an image, each with a text and a state.
 
     Args:
         shown: the images and their objects.
-        found: by a model, or the objects themselves.
-        image: its number.
+        found: the objects that a model found, or the labelled ones.
+        image: index of the image.
 
     Returns:
-        (box [4], text, "object", "right" or "wrong"), best first.
+        (box [4], text, state: "object", "right" or "wrong") of each, best first.
     """
     boxes, classes, scores = found.of_image(image)
     names = shown.class_names
@@ -99,11 +99,11 @@ def boxes_of(
 
 
 def overlaps(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """IoU of a box with others, without what `gmpq_tf.detection` needs of TensorFlow.
+    """Returns the IoU of a box with others; unlike `detection.iou` without TensorFlow.
 
     Args:
         box: [4] as (ymin, xmin, ymax, xmax).
-        others: [n, 4].
+        others: [n, 4] as (ymin, xmin, ymax, xmax).
 
     Returns:
         [n], 0 to 1.
@@ -116,13 +116,14 @@ def overlaps(box: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def plot_precision_recall(curves: Mapping[str, Mapping[str, Curve]]) -> Figure:
-    """Draws precision against recall, a panel for each class.
+    """Draws precision against recall, one panel per class.
 
     Args:
-        curves: name of the model -> class -> its curve; every class of any.
+        curves: name of the model -> class -> its curve; classes of all models are
+            drawn.
 
     Returns:
-        the figure, a line for each model.
+        The figure, with one line per model.
     """
     classes = list(dict.fromkeys(c for of_model in curves.values() for c in of_model))
     columns = min(len(classes), 3)

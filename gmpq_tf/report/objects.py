@@ -1,6 +1,6 @@
-"""Objects found in images, and precision against recall: what a report reads of them.
+"""Files of objects found in images, and of precision against recall, for the report.
 
-Both lie in `.npz` files of plain arrays: `objects.npz` in the workdir, and
+Both are `.npz` files of plain arrays: `objects.npz` in the workdir, and
 `precision_recall.npz` beside each evaluation.
 """
 
@@ -22,7 +22,7 @@ LONGEST_CLASS = 40
 
 @dataclass(frozen=True)
 class Curve:
-    """How one model finds the objects of one class.
+    """Precision and recall of one model for one class.
 
     Args:
         recall: [n], rising, 0 to 1.
@@ -37,10 +37,10 @@ class Curve:
 
 @dataclass(frozen=True)
 class Found:
-    """The objects of some images: boxes, classes, scores, and how many there are.
+    """The objects of some images: boxes, classes and scores, padded to K per image.
 
     Args:
-        boxes: [N, K, 4] as (ymin, xmin, ymax, xmax), shares of the image.
+        boxes: [N, K, 4] as (ymin, xmin, ymax, xmax), relative to the image.
         classes: [N, K]; -1: no object.
         scores: [N, K], 0 to 1.
     """
@@ -50,7 +50,7 @@ class Found:
     scores: np.ndarray
 
     def of_image(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Boxes [n, 4], classes [n] and scores [n] of one image."""
+        """Returns boxes [n, 4], classes [n] and scores [n] of one image."""
         real = self.classes[index] >= 0
         return (
             self.boxes[index][real],
@@ -65,9 +65,9 @@ class ShownObjects:
 
     Args:
         images: uint8 [N, H, W, C], C 1 or 3.
-        class_names: one a class.
-        truth: the objects; their scores are 1.
-        models: name -> what it found.
+        class_names: one name per class.
+        truth: the labelled objects, with scores of 1.
+        models: name of a model -> the objects that it found.
     """
 
     images: np.ndarray
@@ -77,7 +77,7 @@ class ShownObjects:
 
 
 def objects_arrays(shown: ShownObjects) -> dict[str, np.ndarray]:
-    """What `objects.npz` holds: arrays of the shapes of `ShownObjects`."""
+    """Returns the arrays of `objects.npz`, in the shapes of `ShownObjects`."""
     arrays: dict[str, np.ndarray] = {
         "images": shown.images,
         "class_names": np.array(shown.class_names),
@@ -112,11 +112,11 @@ def read_objects(workdir: str | Path) -> ShownObjects:
 def curves_arrays(
     class_names: tuple[str, ...], curves: Mapping[str, Mapping[str, Curve]]
 ) -> dict[str, np.ndarray]:
-    """What `precision_recall.npz` holds.
+    """Returns the arrays of `precision_recall.npz`.
 
     Args:
-        class_names: one a class.
-        curves: of what ("", "tflite_" or "twin_") -> class -> its curve.
+        class_names: one name per class.
+        curves: prefix of the model ("", "tflite_" or "twin_") -> class -> its curve.
 
     Returns:
         "class_names" [classes], and for each curve its points [2, n] and area, a
@@ -135,8 +135,8 @@ def read_curves(folder: Path, prefix: str = "") -> dict[str, Curve]:
     """Reads the curves of a model, by class.
 
     Args:
-        folder: with an evaluation.
-        prefix: "" of the Keras model, "tflite_" of its file.
+        folder: folder of an evaluation.
+        prefix: "" for the Keras model, "tflite_" for its file.
 
     Raises:
         ReportError: the file is missing, or an array is of the wrong shape.

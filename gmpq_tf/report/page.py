@@ -179,7 +179,7 @@ def _float_first(named: tuple[str, Any]) -> bool:
     return named[0] != "float"
 
 
-# Of detectors alone.
+# Pictures of detectors only.
 OBJECT_PICTURES = (
     Picture(
         "Objects found",
@@ -197,7 +197,7 @@ OBJECT_PICTURES = (
 
 
 def pictures_of(summary: Summary) -> tuple[Picture, ...]:
-    """The pictures of a run: those of boxes where models look for objects."""
+    """Returns the pictures of a run; those of boxes only for detectors."""
     return (*PICTURES, *OBJECT_PICTURES) if summary.metric == "map_07" else PICTURES
 
 
@@ -337,7 +337,7 @@ def _is_trained(search: Path) -> bool:
 
 
 def _worded(text: str, summary: Summary) -> str:
-    """A text on accuracies as one on what the run is compared by."""
+    """Replaces "accuracy" in a text by the metric that the run is compared by."""
     if summary.metric not in LOSSES:
         return text
     for word, other in (("accuracy", "loss"), ("Accuracy", "Loss"), ("up", "down")):

@@ -17,7 +17,7 @@ METRICS = {
     "map_07": "mAP (VOC 2007)",
     "loss": "loss",
 }
-# Those that are no shares, 0 to 1, and the better the less.
+# Metrics that are not shares in 0..1, and of which less is better.
 LOSSES = frozenset(["loss"])
 REMEDY = (
     "Run its stages and then `python -m train.report`; `make demo` or "

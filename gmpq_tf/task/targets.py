@@ -1,22 +1,22 @@
-"""What a data set asks for that has neither classes nor boxes: arrays."""
+"""Descriptions of target arrays, for data sets with neither classes nor boxes."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 
-ALONE = ""  # the name of targets that are for the one output of a model
+ALONE = ""  # name of the targets of a model with a single output
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """The arrays that one output of a model is to give.
+    """Describes the target arrays of one output.
 
     Args:
-        shape: of one example.
-        whole: whether they are whole numbers, such as classes.
-        low: the least of them all; None: not known.
-        high: the largest; None: not known.
+        shape: shape for one example.
+        whole: whether they hold whole numbers, such as classes.
+        low: smallest number in the data set; None: not known.
+        high: largest number in the data set; None: not known.
     """
 
     shape: tuple[int, ...]
@@ -27,12 +27,12 @@ class Target:
 
 @dataclasses.dataclass(frozen=True)
 class Targets:
-    """What a data set of tensors asks for.
+    """Describes the targets of a data set of tensors, and the loss.
 
     Args:
-        arrays: by the name of the output; `ALONE` where a model has one.
-        loss: as the user gives it: a name in `LOSSES`, or such as `a=mse,b=mae` by the
-            names of the outputs; None: the one that is the only sensible.
+        arrays: name of the output -> its targets; `ALONE` for a single output.
+        loss: as the user gives it: a name in `LOSSES`, or for several outputs by name
+            such as `a=mse,b=mae`; None: the only sensible loss.
     """
 
     arrays: Mapping[str, Target]

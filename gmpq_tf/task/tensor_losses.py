@@ -1,4 +1,4 @@
-"""Losses of tensors by Keras's names, suited to how a model ends."""
+"""Losses for tensors, by Keras's names, adapted to a model's last activation."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _L = keras.losses
 
 @dataclass(frozen=True)
 class LossKind:
-    """How a loss reads outputs.
+    """A loss, and the outputs that it takes.
 
     Args:
         make: its class.
-        reads: "numbers" as they are; "logits": logits or, after a softmax or sigmoid,
-            probabilities, as `from_logits` says; "probabilities" only.
+        reads: "numbers": any; "logits": logits or, after a softmax or sigmoid,
+            probabilities, by the argument `from_logits`; "probabilities": only these.
     """
 
     make: type
     reads: Literal["numbers", "logits", "probabilities"] = "numbers"
 
 
-# Names as of `keras.losses`.
+# Names as in `keras.losses`.
 LOSSES: dict[str, LossKind] = {
     "mean_squared_error": LossKind(_L.MeanSquaredError),
     "mean_absolute_error": LossKind(_L.MeanAbsoluteError),
@@ -63,7 +63,7 @@ _OF_CLASSES = "sparse_categorical_crossentropy"
 
 
 def named_loss(name: str) -> str:
-    """The name in `LOSSES` that is meant: also `mse`, or `MeanSquaredError`.
+    """Returns the name in `LOSSES` for a name such as `mse` or `MeanSquaredError`.
 
     Raises:
         TaskError: there is no such loss.
@@ -81,13 +81,13 @@ def named_loss(name: str) -> str:
 
 
 def check_losses(text: str) -> dict[str, str]:
-    """The losses that a flag names, by output; "" where one is for all.
+    """Returns output -> loss for the text of a flag; the key "" is for all outputs.
 
     Args:
         text: such as `mse`, or `image=mse,label=sparse_categorical_crossentropy`.
 
     Raises:
-        TaskError: a loss that does not exist, or an output twice.
+        TaskError: a loss does not exist, or an output occurs twice.
     """
     if "=" not in text:
         return {"": named_loss(text)}
@@ -104,16 +104,16 @@ def check_losses(text: str) -> dict[str, str]:
 
 
 def sensible_loss(shape: tuple, ending: str, target: Target, name: str) -> str:
-    """The loss of an output, where only one is sensible.
+    """Returns the loss of an output, if only one is sensible.
 
     Args:
-        shape: of one example's output.
-        ending: the model's last function: "linear", "softmax", "sigmoid".
-        target: what the output is to give.
-        name: of the output, for the error.
+        shape: shape of the output for one example.
+        ending: the output's last activation: "linear", "softmax", "sigmoid".
+        target: the targets of the output.
+        name: name of the output, for the error.
 
     Raises:
-        TaskError: there are several.
+        TaskError: several losses are possible.
     """
     classes = target.whole and shape[:-1] == target.shape and shape[-1] != 1
     if classes:
@@ -131,15 +131,15 @@ def sensible_loss(shape: tuple, ending: str, target: Target, name: str) -> str:
 
 
 def make_tensor_loss(name: str, ending: str, output: str) -> keras.losses.Loss:
-    """A loss that takes what the model gives: logits, probabilities or numbers.
+    """Makes a loss for the output's kind: logits, probabilities or numbers.
 
     Args:
-        name: in `LOSSES`.
-        ending: the model's last function.
+        name: a name in `LOSSES`.
+        ending: the output's last activation.
         output: name of the output, for the error.
 
     Raises:
-        TaskError: a loss of probabilities after a model that gives none.
+        TaskError: the loss needs probabilities, and the output does not give them.
     """
     row = LOSSES[name]
     if row.reads == "numbers":

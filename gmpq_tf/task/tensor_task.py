@@ -1,4 +1,4 @@
-"""The task of any other model: tensors, by a loss that the user names."""
+"""The task of models with tensors as targets, trained by a loss that the user names."""
 
 from __future__ import annotations
 
@@ -24,15 +24,14 @@ _OF_CLASSES = "sparse_categorical_crossentropy"
 
 
 class TensorTask(Task):
-    """Arrays for arrays: autoencoders, regression, maps of an image.
+    """The task of autoencoders, regression, segmentation and the like.
 
     Args:
         model: a functional model of one output, or of a dict of outputs.
-        targets: what the data set asks for, and the loss.
+        targets: the targets of the data set, and the loss.
 
     Raises:
-        TaskError: the outputs are not those the targets are for, or a loss that does
-            not fit.
+        TaskError: outputs and targets do not match, or a loss does not fit.
     """
 
     holds: ClassVar[str] = "tensors"
@@ -70,11 +69,11 @@ class TensorTask(Task):
 
     @property
     def alone(self) -> bool:
-        """Whether the model has one output, and not a dict of it."""
+        """Whether the model has a single output that is not in a dict."""
         return not isinstance(self.model.output, Mapping)
 
     def shaped(self, labels: Any) -> Any:
-        """Targets in the rank of the outputs: a last axis of 1 may be missing."""
+        """Adds a last axis of 1 to targets [B, ...] where their output has one."""
         if self.alone:
             return _widened(labels, self.targets[0], self.shapes[0], self.losses[0])
         given = labels if isinstance(labels, Mapping) else {self.names[0]: labels}
@@ -86,30 +85,30 @@ class TensorTask(Task):
         }
 
     def loss(self) -> Any:
-        """The losses, one an output."""
+        """Returns the loss, or a dict of one loss per output."""
         if self.alone:
             return self._made[0]
         return dict(zip(self.names, self._made, strict=True))
 
     def metrics(self) -> list[Any]:
-        """None: the loss is what models are compared by."""
+        """Returns []: models are compared by the loss."""
         return []
 
     def check(self, class_names: Sequence[str]) -> None:
-        """Nothing more: targets were compared with the outputs."""
+        """Does nothing: the constructor has compared targets and outputs."""
 
     def output(self, model: keras.Model) -> Output:
-        """What the first output says, as the loss has it."""
+        """Returns the first output with the kind that its loss implies."""
         return outputs_of(model, loss=self.loss())[0]
 
     def decided(self, labels: Any) -> Any:
-        """Targets of the first output."""
+        """Returns the targets of the first output."""
         return labels[self.names[0]] if isinstance(labels, Mapping) else labels
 
     def measure(
         self, model: keras.Model, batches: Any, class_names: Sequence[str]
     ) -> dict[str, float]:
-        """The loss, and of maps of classes their mean IoU."""
+        """Returns the loss and, for maps of classes, the mean IoU."""
         meter = self.meter(class_names)
         for inputs, labels in batches:
             meter.add(model.predict_on_batch(np.asarray(inputs)), labels)
@@ -117,11 +116,11 @@ class TensorTask(Task):
         return {name: value for name, value in found if value is not None}
 
     def meter(self, class_names: Sequence[str]) -> TensorMeter:
-        """The loss over all examples."""
+        """Returns a meter of the loss over all examples."""
         return TensorMeter(self)
 
     def _matched(self, arrays: Mapping[str, Target]) -> list[Target]:
-        """The targets of each output, in the order of `model.outputs`."""
+        """Returns the targets of each output, in the order of `model.outputs`."""
         if len(self.names) > 1 and self.alone:
             raise TaskError(
                 "Several outputs must be a dict, so that targets are for one by name. "
@@ -148,10 +147,10 @@ class TensorTask(Task):
 
 
 class TensorMeter:
-    """The loss over batches, each example as much as any other.
+    """Accumulates the loss over batches; all examples have the same weight.
 
     Args:
-        task: whose losses are added.
+        task: the task, whose losses are computed.
     """
 
     def __init__(self, task: TensorTask) -> None:
@@ -166,7 +165,7 @@ class TensorMeter:
     def add(self, outputs: Any, labels: Any) -> None:
         """Adds a batch of outputs (an array, or by name), and of targets."""
         names = self.task.names
-        if len(names) == 1:  # a quantized model may call its output otherwise
+        if len(names) == 1:  # a quantized model may name its output differently
             outputs = {names[0]: keras.tree.flatten(outputs)[0]}
         labels = keras.tree.map_structure(np.asarray, labels)
         wanted = self.task.shaped(labels)
@@ -182,7 +181,7 @@ class TensorMeter:
             self._count(np.asarray(outputs[names[0]]), np.asarray(wanted[names[0]]))
 
     def report(self) -> dict[str, float | None]:
-        """`loss`, the mean over examples; of maps of classes `mean_iou`, 0 to 1."""
+        """Returns `loss`, the mean over examples, and for class maps `mean_iou`."""
         if not self.examples:
             return {"loss": None}
         found: dict[str, float | None] = {"loss": self.total / self.examples}
@@ -203,13 +202,13 @@ class TensorMeter:
 
 
 def _widened(labels: Any, target: Target, shape: tuple, loss: str) -> Any:
-    """Targets with a last axis of 1, where the output has it and they do not."""
+    """Adds a last axis of 1 to targets, if the output has it and they do not."""
     missing = shape == (*target.shape, 1) and loss != _OF_CLASSES
     return labels[..., None] if missing else labels
 
 
 def _check_fits(name: str, shape: tuple, target: Target, loss: str) -> None:
-    """Refuses targets of another shape, and classes that the output has not."""
+    """Refuses targets of another shape, and classes that the output does not have."""
     wanted: tuple = shape
     fits = _same(target.shape, shape) or _same((*target.shape, 1), shape)
     if loss == _OF_CLASSES:

@@ -1,4 +1,4 @@
-"""Images with the objects that the float model, its student and its file find."""
+"""Writes the objects that the float model, its student and its file find in images."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from gmpq_tf.train.attribute import to_pixels
 def write_objects(
     path: Path, models: Mapping[str, Path], dataset: Dataset, split: str, count: int
 ) -> None:
-    """Writes the first images of a split with what each model finds in them.
+    """Writes the first images of a split with the objects each model finds in them.
 
     Args:
-        path: of `objects.npz`, as `gmpq_tf.report` reads it.
+        path: the file `objects.npz`, which `gmpq_tf.report` reads.
         models: name -> a .keras or a .tflite file.
         dataset: the images, with the labels of the data set.
         split: "validation" or "test".
-        count: how many images.
+        count: number of images.
     """
     batches = dataset.test() if split == "test" else dataset.validation()
     with dataset.naming_damaged_images():
@@ -58,12 +58,12 @@ def write_objects(
 
 
 def found_by(path: Path, task: Task, images: np.ndarray) -> Found:
-    """What a model finds in images, best first.
+    """Returns the objects a model finds in images, best first.
 
     Args:
         path: a .keras or a .tflite file.
-        task: of the model, or of the one it was made of.
-        images: [N, H, W, C], scaled.
+        task: task of the model, or of the float model it was made from.
+        images: [N, H, W, C], scaled as the model reads them.
     """
     if path.suffix == ".tflite":
         file = TFLiteModel(path)
@@ -81,9 +81,9 @@ def write_curves(path: Path, meters: Mapping[str, Any]) -> None:
     """Writes precision against recall of every class, beside an evaluation.
 
     Args:
-        path: of `precision_recall.npz`.
-        meters: of what ("", "tflite_", "twin_") -> its meter; those that measure no
-            boxes are left out.
+        path: the file `precision_recall.npz`.
+        meters: prefix of the model ("", "tflite_", "twin_") -> its meter; meters of
+            other tasks are left out.
     """
     boxes = {n: meter for n, meter in meters.items() if isinstance(meter, BoxMeter)}
     if not boxes:
@@ -97,7 +97,7 @@ def write_curves(path: Path, meters: Mapping[str, Any]) -> None:
 
 
 def curves_of(meter: BoxMeter) -> dict[str, Curve]:
-    """The curve of each class that has an object."""
+    """Returns class -> its curve, for classes that have an object."""
     return {
         name: Curve(row.recall, row.precision, row.ap_area)
         for name, row in meter.mean_ap.report().classes.items()
