@@ -48,6 +48,28 @@ def fixed_seeds():
 
 
 @pytest.fixture(autouse=True, scope="module")
+def no_latency():
+    """Exports measure latency only where that is what is tested.
+
+    Each would write the float model, too, by TensorFlow's converter, and time it and
+    every storage: longer than all else that most tests do.
+    """
+    exporter = sys.modules.get("gmpq_tf.export.tflite.exporter")
+    measure = getattr(exporter, "measure_latency", None)
+    with pytest.MonkeyPatch.context() as patch:
+        if exporter is not None:
+            patch.setattr(exporter, "measure_latency", lambda *_: {})
+        yield exporter, measure
+
+
+@pytest.fixture
+def measures_latency(no_latency, monkeypatch):
+    """Asked for by tests of the latency in the report."""
+    exporter, measure = no_latency
+    monkeypatch.setattr(exporter, "measure_latency", measure)
+
+
+@pytest.fixture(autouse=True, scope="module")
 def collected_garbage():
     """After each file: what then is alive stays, and is not looked through again."""
     yield

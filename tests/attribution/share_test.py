@@ -97,9 +97,16 @@ def images(count=20):
 
 
 @pytest.mark.filterwarnings("ignore:.*are all zero")
-@pytest.mark.parametrize("options", [{}, {"attribution_class": "predicted"}])
-@pytest.mark.parametrize("jit", [False, True])
-def test_a_step_is_that_of_the_images_drawn(options, jit):
+@pytest.mark.parametrize(
+    ("jit", "options"),
+    [
+        (False, {}),
+        (False, {"attribution_class": "predicted"}),
+        (True, {"attribution_class": "predicted"}),
+        pytest.param(True, {}, marks=pytest.mark.slow),
+    ],
+)
+def test_a_step_is_that_of_the_images_drawn(jit, options):
     """Their maps as those of the whole batch, of whose statistics they are."""
     search, (x, y) = searching(0.25, jit=jit, **options), images()
     history = search.fit(x, y, batch_size=20, verbose=0, shuffle=False).history

@@ -245,7 +245,7 @@ def signals(count=96):
     return x, y
 
 
-@pytest.mark.parametrize("eta", [0.0, 5.0])
+@pytest.mark.parametrize("eta", [5.0, pytest.param(0.0, marks=pytest.mark.slow)])
 def test_the_whole_way_from_a_search_to_a_file(eta, tmp_path):
     keras.utils.set_random_seed(1)
     x, y = signals()

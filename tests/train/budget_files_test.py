@@ -18,7 +18,7 @@ from gmpq_tf.train.finetune import FinetuneConfig, finetune
 from gmpq_tf.train.search import SearchConfig, search
 
 ROOT = Path(__file__).resolve().parents[2]
-SPACE = SearchSpace((2, 4, 8), (2, 4, 8))
+SPACE = SearchSpace((2, 4, 8), (4, 8))
 LAYERS = keras.layers
 
 

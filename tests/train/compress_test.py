@@ -76,7 +76,7 @@ def test_a_budget_of_bytes_with_labels(float_file, digits, quiet, capsys):
 
 
 def test_each_stage_goes_on(float_file, digits, quiet, monkeypatch):
-    config = quick(float_file, budget="W4A4")
+    config = quick(float_file, budget="W4A4", correction="biases")
     whole = dataclasses.replace(quiet, workdir=quiet.workdir + "_whole")
     expected = compress(config, digits, whole).read_bytes()
 

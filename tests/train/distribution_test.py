@@ -107,7 +107,9 @@ STAGES = [
 ]
 
 
-@pytest.mark.parametrize("stage", STAGES)
+# In the quick suite replicas of a search are those of tests/search/replicas_test.py.
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [*TRAININGS])
 def test_two_replicas_train_as_one_device(stage, alone, tmp_path, float_file):
     finish(start(stage, tmp_path, float_file, MIRRORED))
     check_equal(alone(stage), tmp_path, stage)
