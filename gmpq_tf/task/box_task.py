@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import keras
@@ -123,22 +123,23 @@ class BoxTask(Task):
     def meter(self, class_names: Sequence[str]) -> BoxMeter:
         """Returns a meter of mean average precision for these classes."""
         names = class_names or [str(number) for number in range(self.classes)]
-        return BoxMeter(self.default_boxes, names, self.from_logits)
+        return BoxMeter(self.found, names)
 
 
 class BoxMeter:
     """Accumulates a detector's outputs and computes mean average precision.
 
     Args:
-        default_boxes: default boxes of the detector.
+        found: outputs by name -> the objects that they say are in the images.
         class_names: one name per class.
-        from_logits: whether scores are logits; else probabilities.
     """
 
     def __init__(
-        self, default_boxes: DefaultBoxes, class_names: Sequence[str], from_logits: bool
+        self,
+        found: Callable[[Mapping[str, Any]], Detections],
+        class_names: Sequence[str],
     ) -> None:
-        self.default_boxes, self.from_logits = default_boxes, from_logits
+        self.found = found
         self.mean_ap, self.coco_ap = MeanAP(class_names), CocoAP(class_names)
 
     def add(
@@ -152,18 +153,9 @@ class BoxMeter:
             labels: "boxes" [B, M, 4], "classes" [B, M], maybe "difficult" [B, M].
         """
         if not isinstance(outputs, Detections):
-            outputs = self.find(outputs)
+            outputs = self.found(outputs)
         self.mean_ap.add_batch(labels, outputs)
         self.coco_ap.add_batch(labels, outputs)
-
-    def find(self, outputs: Mapping[str, Any]) -> Detections:
-        """The objects that a batch of outputs says."""
-        return decode_and_suppress(
-            outputs["boxes"],
-            outputs["scores"],
-            self.default_boxes,
-            from_logits=self.from_logits,
-        )
 
     def report(self) -> dict[str, float | None]:
         """Returns `map_07` and `map_area` (VOC) and `map_coco`, 0 to 1 or None."""

@@ -8,9 +8,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from gmpq_tf.detection import CocoAP, Detections
+from gmpq_tf.detection import Detections
 from gmpq_tf.detection.boxes import decode, iou, to_centers
-from gmpq_tf.detection.mean_ap import MeanAP
 from gmpq_tf.detection.region_detections import found_in_regions
 from gmpq_tf.detection.region_layers import HEAD_VARIANCES, RegionSearch, split_rows
 from gmpq_tf.detection.region_losses import (
@@ -21,7 +20,7 @@ from gmpq_tf.detection.region_losses import (
     anchor_targets,
     smooth_l1,
 )
-from gmpq_tf.task.box_task import BoxMeter, BoxTask
+from gmpq_tf.task.box_task import BoxTask
 from gmpq_tf.task.guidance import FOREGROUND, divergence
 from gmpq_tf.task.kinds import TaskError
 from gmpq_tf.task.outputs import outputs_of
@@ -41,7 +40,7 @@ class RegionTask(BoxTask):
     """
 
     def __init__(self, model: keras.Model, search: RegionSearch) -> None:
-        self.search, self.name = search, model.name
+        self.search, self.model, self.name = search, model, model.name
         self.encode = self.targets
         shapes = {o.name: o.shape for o in outputs_of(model)}
         wanted = {"rpn_boxes": (search.count, 4), "rpn_scores": (search.count, 1)}
@@ -71,6 +70,10 @@ class RegionTask(BoxTask):
             "objects": RegionLoss(),
         }
 
+    def found(self, outputs: Mapping[str, Any]) -> Detections:
+        """The objects that outputs by name say are in the images."""
+        return found_in_regions(outputs["objects"])
+
     def guidance(
         self, targets: Sequence[Any], outputs: Sequence[Any], temperature: float
     ) -> Any:
@@ -87,25 +90,6 @@ class RegionTask(BoxTask):
         places = [self.order.index(name) for name in OUTPUTS]
         wanted, own = ([each[p] for p in places] for each in (targets, outputs))
         return region_gap(wanted, own, 1.0)
-
-    def meter(self, class_names: Sequence[str]) -> RegionMeter:
-        """Mean average precision."""
-        return RegionMeter(class_names or [str(n) for n in range(self.classes)])
-
-
-class RegionMeter(BoxMeter):
-    """Mean average precision of a two-stage detector's outputs.
-
-    Args:
-        class_names: one a class.
-    """
-
-    def __init__(self, class_names: Sequence[str]) -> None:
-        self.mean_ap, self.coco_ap = MeanAP(class_names), CocoAP(class_names)
-
-    def find(self, outputs: Mapping[str, Any]) -> Detections:
-        """The objects that a batch of outputs says."""
-        return found_in_regions(outputs["objects"])
 
 
 def region_gap(

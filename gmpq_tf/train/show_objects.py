@@ -11,6 +11,7 @@ import numpy as np
 
 from gmpq_tf.data import Dataset
 from gmpq_tf.export.tflite.objects import found_objects, returns_objects
+from gmpq_tf.export.tflite.region_detector import open_tflite
 from gmpq_tf.export.tflite.runtime import TFLiteModel
 from gmpq_tf.files import replace_file
 from gmpq_tf.models import load_model
@@ -66,9 +67,9 @@ def found_by(path: Path, task: Task, images: np.ndarray) -> Found:
         images: [N, H, W, C], scaled as the model reads them.
     """
     if path.suffix == ".tflite":
-        file = TFLiteModel(path)
+        file = open_tflite(path)
         outputs: Any = file.predict(images, batch_size=len(images))
-        if returns_objects(file):
+        if isinstance(file, TFLiteModel) and returns_objects(file):
             return _padded(found_objects(outputs))
         return _padded(task.found(dict(zip(_names(task), outputs, strict=True))))
     model = load_model(path)
