@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,9 +24,9 @@ from gmpq_tf.export.tflite.runtime import TFLiteModel
 from gmpq_tf.graph import layer_macs, read_graph
 from gmpq_tf.layer_kinds import KINDS, Kind, Role, always
 from gmpq_tf.limits import shown_in
-from gmpq_tf.models import MODELS
+from gmpq_tf.models import MODELS, build_model
 from gmpq_tf.quantizers import KERNEL_QUANTIZERS
-from gmpq_tf.search import STRATEGIES
+from gmpq_tf.search import STRATEGIES, StrategyError
 from tests.docs.blocks import ROOT, blocks
 
 PAGE = "docs/extend.md"
@@ -67,6 +68,74 @@ def do(names, heading):
     for code in code_of(heading):
         exec(code, names)  # a page of ours
     return names
+
+
+@pytest.mark.parametrize(
+    "heading",
+    [
+        "A kernel quantizer",
+        "A model",
+        "A data set",
+        "A search strategy",
+        "A resource of a budget",
+        "An exporter",
+        "A kind of layer",
+    ],
+)
+def test_at_most_three_places(heading):
+    text = (ROOT / PAGE).read_text(encoding="utf-8")
+    section = text.split(f"## {heading}\n")[1].split("\n## ")[0]
+    assert re.findall(r"^(\d)\. ", section, re.M) == ["1", "2", "3"]
+    assert code_of(heading)
+    for path in re.findall(r"`((?:gmpq_tf|tests)/[\w/]+\.py)`", section):
+        assert (ROOT / path).is_file(), path
+
+
+def test_a_kernel_quantizer_is_trained_saved_and_exported(names, tmp_path):
+    student = do(names, "A kernel quantizer")["student"]
+    photos = names["photos"]
+    gmpq.calibrate(student, photos.calibration(32))
+    student.compile("sgd", keras.losses.SparseCategoricalCrossentropy(True))
+    student.fit(photos.train(), steps_per_epoch=1, verbose=0)
+    gmpq.snap_biases(student, photos.calibration(32))
+    _, layer, *_ = (x for x in student.layers if hasattr(x, "kernel_quantizer"))
+    step = layer.kernel_quantizer.step(layer.kernel)
+    wanted = np.clip(np.floor(np.asarray(layer.kernel) / step), -7, 7)
+    np.testing.assert_array_equal(layer.kernel_quantizer.codes(layer.kernel), wanted)
+    student.save(tmp_path / "m.keras")
+    again = gmpq.load_model(tmp_path / "m.keras")
+    x, _ = next(iter(photos.calibration(32)))
+    np.testing.assert_array_equal(again(x), student(x))
+    report = export_tflite(again, tmp_path / "m.tflite", verify_data=x)
+    assert report.twin.off == 0 and all(row.codes_equal for row in report.layers)
+
+
+def test_a_model_and_a_data_set_are_known_by_their_names(names):
+    do(names, "A model")
+    do(names, "A data set")
+    stripes = load_dataset(DataConfig("stripes", batch_size=8))
+    x, y = next(iter(stripes.calibration(8)))
+    assert x.shape == (8, 8, 8, 1) and stripes.class_names == ("upright", "lying")
+    upright = np.ptp(np.asarray(x), 1).max((1, 2)) == 0  # each column is one value
+    np.testing.assert_array_equal(upright, np.asarray(y) == 0)
+    model = build_model("tiny", (8, 8, 1), 2)
+    found = gmpq.search_policy(model, stripes.calibration(16), budget="W4A4", images=16)
+    assert set(found.policy) == {"conv", "logits"}
+
+
+def test_a_strategy_has_its_name_and_options_everywhere(names):
+    found = do(names, "A search strategy")["found"]
+    model, images = names["model"], names["photos"].calibration(32)
+    assert found.policy.made_by["strategy"] == "small_first"
+    macs = layer_macs(model)
+    _, middle, last, _ = macs  # the larger one of the two that are searched
+    assert macs[middle] < macs[last]
+    assert found.policy[middle].weight_bits >= found.policy[last].weight_bits
+    options = {"budget": "W3A3", "progress": "none"}
+    other = gmpq.search_policy(model, images, "small_first", weight=0.0, **options)
+    assert other.policy.made_by["config"]["weight"] == 0.0
+    with pytest.raises(StrategyError, match="Did you mean 'small_first'"):
+        gmpq.search_policy(model, images, "smal_first", **options)
 
 
 def test_a_resource_is_named_in_budgets(names):
