@@ -22,7 +22,7 @@ from gmpq_tf.export.tflite import export_tflite
 from gmpq_tf.export.tflite.lowering import LOWERINGS
 from gmpq_tf.export.tflite.runtime import TFLiteModel
 from gmpq_tf.graph import layer_macs, read_graph
-from gmpq_tf.layer_kinds import KINDS, Kind, Role, always
+from gmpq_tf.layer_kinds import FUNCTIONS, KINDS, Function, Kind, Role, always
 from gmpq_tf.limits import shown_in
 from gmpq_tf.models import MODELS, build_model
 from gmpq_tf.quantizers import KERNEL_QUANTIZERS
@@ -32,7 +32,7 @@ from tests.docs.blocks import ROOT, blocks
 PAGE = "docs/extend.md"
 REGISTRIES = (
     *(COST_TABLES, DATASETS, FORMATS, KERNEL_QUANTIZERS, KINDS, LOWERINGS, MODELS),
-    *(STRATEGIES, UNITS),
+    *(FUNCTIONS, STRATEGIES, UNITS),
 )
 
 
@@ -245,6 +245,22 @@ def test_a_layer_that_does_nothing_in_inference_needs_its_row_alone(names, tmp_p
         assert report.twin.off == 0
         files.append(TFLiteModel(tmp_path / "m.tflite").predict(images))
     np.testing.assert_array_equal(*files)
+
+
+def test_an_activation_function_needs_its_row_alone(names, tmp_path):
+    FUNCTIONS["tanh"] = Function("tanh", lookup=True)
+    x = inputs = keras.Input((8, 8, 1))
+    x = keras.layers.Conv2D(4, 3, activation="tanh")(x)
+    x = keras.layers.Activation("tanh")(keras.layers.Conv2D(4, 3)(x))
+    model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(x)))
+    images = np.random.default_rng(0).normal(0, 1, (16, 8, 8, 1)).astype("float32")
+    student = gmpq.quantize_model(model, gmpq.BitwidthPolicy.uniform(model, 4, 4))
+    gmpq.calibrate(student, images)
+    gmpq.snap_biases(student)
+    report = export_tflite(student, tmp_path / "m.tflite", verify_data=images)
+    assert report.twin.off == 0
+    scores = TFLiteModel(tmp_path / "m.tflite").predict(images)
+    np.testing.assert_allclose(scores, student(images), atol=1e-4)
 
 
 def test_a_role_without_a_function_is_said(names, tmp_path):
