@@ -134,7 +134,7 @@ def outputs_of(
 
 def _proposed(graph: Graph) -> dict[int, OutputKind]:
     """Tensor number -> what is said of anchors: an object or none, and offsets."""
-    kinds = (Binary(0.0), Numbers())
+    kinds: tuple[OutputKind, OutputKind] = (Binary(0.0), Numbers())
     return {
         index: kind
         for call in graph.calls
