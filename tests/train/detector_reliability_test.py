@@ -32,7 +32,8 @@ def start(stage, data, workdir, *flags):
     command = [sys.executable, "-m", f"gmpq_tf.train.{stage}", f"--workdir={workdir}"]
     command += [f"--dataset={data}", "--image_size=32", "--batch_size=8"]
     command += ["--augment=flip", "--validation_size=0", "--progress=none", *flags]
-    command += ["--optimizer=adam", "--learning_rate=0.002", "--schedule=constant"]
+    # Adam would make steps of the noise that biases before a normalization get.
+    command += ["--optimizer=sgd", "--learning_rate=0.01", "--schedule=constant"]
     return subprocess.Popen(
         command,
         env=dict(os.environ, TF_NUM_INTRAOP_THREADS="1"),
