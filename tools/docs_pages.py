@@ -26,7 +26,7 @@ STUDY = re.compile(r"`results/(\w+)/?`")
 MATH = re.compile(r"\$\$(.+?)\$\$", re.DOTALL)
 INLINE_MATH = re.compile(r"(?<![\\$`\w])\$([^$\n`]+?)\$(?!\w)")
 NO_PROSE = ("#", "    ", "\n    ", "|", "```", "* ")
-FILE_LINK = re.compile(r"\]\((\w+\.(?:png|md))\)")  # to a file beside the README
+FILE_LINK = re.compile(r"\]\((\w+\.(?:png|svg|md))\)")  # to a file beside the README
 FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
 
@@ -42,7 +42,7 @@ def on_files(files: Any, config: Any) -> Any:
     for name, text in made_pages().items():
         files.append(File.generated(config, name, content=text))
     for path in sorted((ROOT / "results").glob("*/*")):
-        if path.suffix in (".png", ".md") and path.name != "README.md":
+        if path.suffix in (".png", ".svg", ".md") and path.name != "README.md":
             name = path.relative_to(ROOT).as_posix()
             files.append(File.generated(config, name, abs_src_path=str(path)))
     return files

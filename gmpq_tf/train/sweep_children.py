@@ -20,6 +20,26 @@ Commands = Sequence[tuple[str, Sequence[str]]]  # (stage, its flags), in order
 
 
 @dataclasses.dataclass(frozen=True)
+class RunnerOptions:
+    """Options of a runner.
+
+    Args:
+        jobs: number of points at a time; None: 1 on this machine, in a cluster as many
+            as fit.
+        address: address of the cluster; None: one is started here.
+        cpus: CPUs of each point.
+        gpus: GPUs of each point.
+        record: file in the workdir that every machine must see.
+    """
+
+    jobs: int | None
+    address: str | None
+    cpus: float
+    gpus: float
+    record: Path
+
+
+@dataclasses.dataclass(frozen=True)
 class Outcome:
     """The outcome of running a point.
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gmpq_tf.spelling import lookup
-from gmpq_tf.train.sweep_runners import RUNNERS, RunnerOptions, require_package
+from gmpq_tf.train.sweep_children import RunnerOptions
+from gmpq_tf.train.sweep_runners import RUNNERS, require_package
 from gmpq_tf.train.sweep_spec import check_count
 from gmpq_tf.train.sweep_study import OBJECTIVES, SAMPLERS
 

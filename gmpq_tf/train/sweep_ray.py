@@ -14,8 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from gmpq_tf.run.errors import StageError
-from gmpq_tf.train.sweep_children import Children, Commands, Outcome, run_stages
-from gmpq_tf.train.sweep_runners import RunnerOptions
+from gmpq_tf.train.sweep_children import (
+    Children,
+    Commands,
+    Outcome,
+    RunnerOptions,
+    run_stages,
+)
 
 # Prefixes of environment variables that may affect results: points get the values of
 # the sweep's process. OMP_: Ray would limit OpenMP to the cores of a task, which the

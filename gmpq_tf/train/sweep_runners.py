@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib.util
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
-from gmpq_tf.train.sweep_children import Children, Commands, Outcome, run_stages
-
-
-@dataclasses.dataclass(frozen=True)
-class RunnerOptions:
-    """Options of a runner.
-
-    Args:
-        jobs: number of points at a time; None: 1 on this machine, in a cluster as many
-            as fit.
-        address: address of the cluster; None: one is started here.
-        cpus: CPUs of each point.
-        gpus: GPUs of each point.
-        record: file in the workdir that every machine must see.
-    """
-
-    jobs: int | None
-    address: str | None
-    cpus: float
-    gpus: float
-    record: Path
+from gmpq_tf.train.sweep_children import (
+    Children,
+    Commands,
+    Outcome,
+    RunnerOptions,
+    run_stages,
+)
 
 
 class Runner(Protocol):

@@ -39,17 +39,20 @@ def student(images):
 
 
 @pytest.fixture(scope="module")
-def exported(student, images, tmp_path_factory):
+def exported(student, images, tmp_path_factory, no_latency):
     path = tmp_path_factory.mktemp("files") / "model.tflite"
-    report = export_tflite(
-        student,
-        path,
-        storage="smallest",
-        verify_data=iter([images[:2], images[2:]]),
-        class_names=CLASSES,
-        scaling="0..1",
-        latency_runs=1,
-    )
+    exporter, measure = no_latency
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporter, "measure_latency", measure)
+        report = export_tflite(
+            student,
+            path,
+            storage="smallest",
+            verify_data=iter([images[:2], images[2:]]),
+            class_names=CLASSES,
+            scaling="0..1",
+            latency_runs=1,
+        )
     return path, report
 
 

@@ -17,8 +17,9 @@ import pytest
 from gmpq_tf.files import read_jsonl
 from gmpq_tf.run.errors import StageError
 from gmpq_tf.train.sweep import SweepConfig, sweep
+from gmpq_tf.train.sweep_children import RunnerOptions
 from gmpq_tf.train.sweep_ray import room_for, run_in_worker
-from gmpq_tf.train.sweep_runners import LocalRunner, RunnerOptions, started
+from gmpq_tf.train.sweep_runners import LocalRunner, started
 from tests.train.sweep_test import TINY, written
 
 ROOT = Path(__file__).resolve().parents[2]
