@@ -124,7 +124,10 @@ def test_micro_computes_what_the_reference_kernels_do(tmp_path, micro, net, kind
         )
 
 
-@pytest.mark.parametrize("net", [*MICRO_NETS, "resnet8", "mobilenet_v2"])
+@pytest.mark.parametrize(
+    "net",
+    [*MICRO_NETS, "resnet8", pytest.param("mobilenet_v2", marks=pytest.mark.slow)],
+)
 def test_micro_plans_the_memory_that_a_budget_counts(tmp_path, client, net):
     """The head of its arena is that of activations; its planner comes to the least."""
     built_in = {"resnet8": ((32, 32, 3), 10), "mobilenet_v2": ((96, 96, 3), 10)}

@@ -116,7 +116,9 @@ def test_rows_are_ordered_level_place_box():
     np.testing.assert_allclose(most[:, :2].mean(0), (8 / 64, 56 / 64), atol=0.06)
 
 
-@pytest.mark.parametrize("name", ["ssd_resnet8", "ssd_mobilenet_v2"])
+@pytest.mark.parametrize(
+    "name", ["ssd_resnet8", pytest.param("ssd_mobilenet_v2", marks=pytest.mark.slow)]
+)
 def test_a_backbone_takes_the_weights_of_its_classifier(name, tmp_path):
     classifier = build_model(BACKBONES[name], (32, 32, 3), 10)
     for layer in classifier.layers:

@@ -68,6 +68,7 @@ def test_the_searched_budget_is_the_cost_of_the_uniform_model(run):
     assert summary["bit_ops_budget"] == costs["uniform W4A4"]
 
 
+@pytest.mark.slow
 def test_without_training_both_models_cost_the_same_and_none_is_trained(
     tmp_path, float_file, digits
 ):

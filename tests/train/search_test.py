@@ -95,7 +95,7 @@ def test_the_temperature_falls_to_the_one_asked_for(float_file, digits, quiet):
         SearchConfig(final_temperature=0)
 
 
-@pytest.mark.parametrize("budgets", [1, 2])
+@pytest.mark.parametrize("budgets", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_an_interrupted_search_ends_as_one_that_was_not(
     float_file, digits, quiet, tmp_path, monkeypatch, budgets
 ):
