@@ -325,38 +325,42 @@ def published_table(path: Path) -> str:
 
 
 def draw(found: list[dict[str, Any]], path: Path) -> None:
-    """Rank correlation against search cost."""
-    mpl.rcParams.update({"svg.hashsalt": "strategies", "font.size": 9})
-    figure = Figure((8, 5), layout="constrained")
-    axes = figure.add_subplot()
+    """Rank correlation of each strategy, best first, beside what its search costs."""
+    text = {"svg.hashsalt": "strategies", "svg.fonttype": "none", "font.size": 9}
+    mpl.rcParams.update(text)
     families: dict[str, Callable[[dict], bool]] = {
         "tables of the float model": lambda r: r["strategy"] in TABLES,
         "trained with drawn bits": lambda r: r["strategy"] in ("one_shot", "limpq"),
         "gradients": lambda r: True,
     }
-    left = [row for row in found if row["values"]]
+    rows = sorted((r for r in found if r["values"]), key=lambda r: r["values"]["rho"])
+    figure = Figure((8, 0.8 + 0.28 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    left = list(enumerate(rows))
     for marker, (label, belongs) in zip("so^", families.items(), strict=True):
-        own = [row for row in left if belongs(row)]
-        left = [row for row in left if row not in own]
-        rho = [row["values"] for row in own]
+        own = [(place, row) for place, row in left if belongs(row)]
+        left = [(place, row) for place, row in left if not belongs(row)]
+        rho = [row["values"] for _, row in own]
         errors = [
             [r["rho"] - r["low"] for r in rho],
             [r["high"] - r["rho"] for r in rho],
         ]
         axes.errorbar(
-            [row["steps"] for row in own], [r["rho"] for r in rho], errors,
-            fmt=marker, capsize=2, elinewidth=0.6, label=label,
+            [r["rho"] for r in rho], [place for place, _ in own], xerr=errors,
+            fmt=marker, capsize=2, elinewidth=0.8, label=label,
         )  # fmt: skip
-        for row in own:
-            place = (row["steps"], row["values"]["rho"])
-            axes.annotate(row["strategy"], place, (4, 3), textcoords="offset points")
-    axes.axhline(0, color="gray", linewidth=0.8)
+    for place, row in enumerate(rows):
+        axes.text(1.02, place, f"{row['steps']:,.0f}", ha="left", va="center")
+    axes.text(1.02, len(rows), "float steps", ha="left", va="center")
+    axes.axvline(0, color="gray", linewidth=0.8)
     axes.set(
-        xscale="log",
-        xlabel="cost of the search, steps of float training",
-        ylabel="rank correlation with accuracy after training",
+        xlim=(-0.5, 1),
+        ylim=(-0.7, len(rows) + 0.4),
+        yticks=range(len(rows)),
+        yticklabels=[row["strategy"] for row in rows],
+        xlabel="rank correlation with accuracy after training, 95 % interval",
     )
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper left")
     figure.savefig(path, metadata={"Date": None, "Creator": None})
 
 
