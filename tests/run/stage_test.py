@@ -182,9 +182,13 @@ import os, sys, time
 from pathlib import Path
 from gmpq_tf.run.workdir import claim
 claim(Path(sys.argv[1]), Path(sys.argv[1]).parent)
+ready, started = os.pipe()
 child = os.fork()
 if child:
+    os.read(ready, 1)  # the child lets the lock go where its own life begins
     print(child, flush=True)
+else:
+    os.write(started, b"1")
 time.sleep(60)
 """
 
