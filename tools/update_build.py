@@ -68,6 +68,8 @@ class Target:
             lines.append(f'    args = ["{self.source}"],')
             lines.append('    data = ["pyproject.toml"],')
             lines.append('    main_module = "pytest",')
+        elif self.source.startswith("tests/"):
+            lines.append("    testonly = True,")  # so that it may read tests
         if self.deps:
             lines += ["    deps = [", *map(_render_dep, self.deps), "    ],"]
         return "\n".join([f"{self.rule}(", *lines, ")"])
