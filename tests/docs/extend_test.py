@@ -14,6 +14,7 @@ import pytest
 
 import gmpq_tf as gmpq
 from gmpq_tf.budget import UNITS, BudgetError
+from gmpq_tf.compression import suited_space
 from gmpq_tf.cost_tables import COST_TABLES
 from gmpq_tf.data import DATASETS, DataConfig, load_dataset
 from gmpq_tf.export.command import FORMATS, ExportConfig
@@ -151,7 +152,7 @@ def test_a_resource_is_named_in_budgets(names):
     (said,) = cheap.policy.made_by["config"]["limits"]
     assert said["unit"] == "pJ" and said["cost"] == pytest.approx(spent)
     assert shown_in("pJ", 2500.0, 12000.0) == "2.5 to 12 nJ"
-    space = gmpq.compression.suited_space(model, "energy=1nJ")
+    space = suited_space(model, "energy=1nJ")
     assert (space.weight_bits, space.activation_bits) == ((2, 3, 4, 5, 6, 8),) * 2
     with pytest.raises(BudgetError, match=r"must name its resource.*'resource=1nJ'"):
         gmpq.search_policy(model, names["photos"].calibration(32), budget="1nJ")
