@@ -6,6 +6,7 @@ from gmpq_tf.attribution.grad_cam import (
     grad_cam,
     labels_to_boxes,
     labels_to_classes,
+    labels_to_objects,
 )
 from gmpq_tf.attribution.head import split_head
 from gmpq_tf.attribution.rank import AttributionRankDistance, rank_distance
@@ -27,6 +28,7 @@ __all__ = [
     "grad_cam",
     "labels_to_boxes",
     "labels_to_classes",
+    "labels_to_objects",
     "rank_distance",
     "resize_maps",
     "split_head",

@@ -8,6 +8,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from gmpq_tf.detection.region_layers import region_search_of, split_rows
+from gmpq_tf.detection.region_losses import region_targets
+
 
 def channel_importance(gradient: tf.Tensor) -> tf.Tensor:
     """`alpha_c[t] = (1/Z) sum_{m,n} df(x)[t] / dA_c[m,n]` (eq. 3), with `Z = H W`.
@@ -81,6 +84,27 @@ def class_scores(logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(logits * mask, axis=-1)
 
 
+def region_scores(rows: tf.Tensor, objects: tf.Tensor | None) -> tf.Tensor:
+    """`class_scores` of a detector of two stages: the mean over its regions, [B].
+
+    A region counts that overlaps an object by half or more, with the logit of that
+    object's class. Each network is asked about the regions that it proposes itself.
+
+    Args:
+        rows: what `RegionOutputs` returns, [B, R, 4 + 5 (classes + 1)].
+        objects: [B, M, 5]: corners, and class from 1, 0: padding; None: each region
+            has the class that its scores say.
+    """
+    corners, logits, _ = split_rows(rows)
+    corners = tf.stop_gradient(wide(corners))
+    if objects is None:
+        real = tf.reduce_all(corners[..., 2:] > corners[..., :2], axis=-1)
+        classes = tf.where(real, tf.argmax(logits, axis=-1), -1)
+    else:
+        classes, _ = region_targets(objects, corners)
+    return class_scores(logits, classes)
+
+
 def predicted_classes(logits: tf.Tensor) -> tf.Tensor:
     """The class of the largest score, [B]; for a single logit 1 where it is above 0.
 
@@ -108,7 +132,7 @@ def grad_cam(
             else the head reads, which counts as constant.
         classes: class of each image, integers [B], or labels [B, C], as
             `labels_to_classes` returns them; of a detector of each default box, [B, N];
-            None: those predicted.
+            of one of two stages its objects, [B, M, 5]; None: those predicted.
         training: mode the head runs in.
 
     Returns:
@@ -118,9 +142,12 @@ def grad_cam(
     with tf.GradientTape() as tape:
         tape.watch(first)
         logits, output = head(feature, training=training)
-        if classes is None:
-            classes = predicted_classes(logits)
-        scores = class_scores(logits, tf.convert_to_tensor(classes))
+        if region_search_of(head) is not None:
+            scores = region_scores(logits, classes)
+        else:
+            if classes is None:
+                classes = predicted_classes(logits)
+            scores = class_scores(logits, tf.convert_to_tensor(classes))
     gradient = tape.gradient(scores, first)
     return attribution_map(first, gradient), [logits, output]
 
@@ -179,9 +206,12 @@ def are_classes(classes: tf.Tensor, num_classes: int) -> tf.Tensor:
     """Whether each image has a class that exists, or at least one label; bool [B].
 
     Args:
-        classes: what `labels_to_classes` returned, [B] or [B, C].
+        classes: what `labels_to_classes` returned, [B] or [B, C]; or the objects of
+            images, [B, M, 5], from `labels_to_objects`.
         num_classes: number of scores of the model; 1 for a single logit of two classes.
     """
+    if classes.shape.rank == 3:
+        return tf.reduce_any(classes[..., 4] > 0, axis=-1)
     if classes.shape.rank == 2:
         return tf.reduce_any(classes > 0, axis=-1)
     return (classes >= 0) & (classes < max(num_classes, 2))
@@ -212,3 +242,29 @@ def labels_to_boxes(labels: Any, count: int) -> tf.Tensor:
             "with eta=0 (no attribution)."
         )
     return tf.cast(scores, tf.int64)
+
+
+def labels_to_objects(labels: Any) -> tf.Tensor:
+    """Objects of images from the labels of a detector of two stages.
+
+    Args:
+        labels: "objects" [B, M, 5] in a mapping, as
+            `gmpq_tf.detection.region_losses.anchor_targets` makes them; or those alone.
+
+    Returns:
+        float32 [B, M, 5]: corners, and class from 1, 0: padding.
+
+    Raises:
+        ValueError: labels of another form.
+    """
+    objects = labels.get("objects") if isinstance(labels, Mapping) else labels
+    shape = None if objects is None else tf.convert_to_tensor(objects).shape
+    if shape is None or shape.rank != 3 or shape[-1] != 5:
+        known = sorted(labels) if isinstance(labels, Mapping) else type(labels).__name__
+        raise ValueError(
+            "Attribution of a detector of two stages needs the objects of each image, "
+            f"[batch, M, 5]. Received: labels {known} with objects of shape {shape}. "
+            "Encode them by `task_of(model).encode`, or search with eta=0 (no "
+            "attribution)."
+        )
+    return tf.cast(objects, tf.float32)

@@ -8,7 +8,8 @@ from typing import Any
 
 import keras
 
-from gmpq_tf.detection import DefaultBoxesLayer, default_boxes_of
+from gmpq_tf.detection import DefaultBoxesLayer
+from gmpq_tf.detection.region_layers import RegionAlign, RegionOutputs, is_detector
 from gmpq_tf.graph import (
     Call,
     Graph,
@@ -32,12 +33,13 @@ def split_head(
     """Splits a model into `backbone` (image -> A) and `head` (A -> scores).
 
     Of a detector the backbone returns a list: A, and what else the head reads, such as
-    the scores of levels before A (`attributed_map`).
+    the scores of levels before A (`attributed_map`). Of a detector of two stages A is
+    the map that regions are cut out of, and the logits are the rows of `RegionOutputs`.
 
     Args:
         model: functional classifier, one input and one output
             [B, classes] (or [B, 1] for two classes), logits, softmax or sigmoid; or a
-            detector with default boxes.
+            detector with default boxes or of two stages.
         feature_layer: layer whose output is A; None: the last [B, H, W, C] tensor with
             more than one pixel that every path to the output passes through, or, where
             there is none, the last such [B, T, C] tensor with more than one step; of a
@@ -60,13 +62,13 @@ def split_head(
             "The attributed layer must lie behind the layers that change the image. "
             f"Received: feature_layer={feature_layer!r}. Name a convolution."
         )
-    if default_boxes_of(model) is not None:
+    if is_detector(model):
         return _split_detector(model, graph, feature_layer, front)
     if len(graph.outputs) != 1 or len(graph.shapes[graph.outputs[0]]) != 2:
         shapes = [graph.shapes[i] for i in graph.outputs]
         raise GraphError(
             "Attribution needs a classifier with one output of shape (batch, classes), "
-            "or a detector with default boxes. "
+            "or a detector with default boxes or of two stages. "
             f"Received: model={model.name!r} with outputs {shapes}. "
             "Search with eta=0 (no attribution)."
         )
@@ -125,13 +127,8 @@ def attributed_map(graph: Graph, scores: int, feature_layer: str | None = None) 
 def _split_detector(
     model: keras.Model, graph: Graph, feature_layer: str | None, front: Sequence[str]
 ) -> tuple[keras.Model, keras.Model]:
-    producers, all_logits = graph.producers(), all_scores(model)
-    number = next(
-        place
-        for place, index in enumerate(graph.outputs)
-        if not isinstance(producers[index].layer, DefaultBoxesLayer)
-    )
-    index = attributed_map(graph, graph.outputs[number], feature_layer)
+    all_logits = all_scores(model)
+    number, index = _scores_and_map(graph, feature_layer)
     wanted = [index, *_bypassing(graph, index)]
     read = [keras_tensor(model, graph, each) for each in wanted]
     _, backbone = split_front(model, front, read)
@@ -146,6 +143,34 @@ def _split_detector(
     outputs = keras.tree.map_structure(renamed, struct)
     head = keras.Model(read, [logits, outputs], name=f"{model.name}_head")
     return backbone, head
+
+
+def _scores_and_map(graph: Graph, feature_layer: str | None) -> tuple[int, int]:
+    """Place of a detector's scores among its outputs, and number of its map."""
+    layers = [graph.producers()[index].layer for index in graph.outputs]
+    aligned = next((c for c in graph.calls if isinstance(c.layer, RegionAlign)), None)
+    if aligned is not None:
+        rows = [isinstance(layer, RegionOutputs) for layer in layers]
+        return rows.index(True), _aligned_map(graph, aligned, feature_layer)
+    offsets = [isinstance(layer, DefaultBoxesLayer) for layer in layers]
+    number = offsets.index(False)
+    return number, attributed_map(graph, graph.outputs[number], feature_layer)
+
+
+def _aligned_map(graph: Graph, aligned: Call, feature_layer: str | None) -> int:
+    """Number of the map that regions are cut out of, or of a named one before it."""
+    last = aligned.inputs[0]
+    if feature_layer is None:
+        return last
+    before = _upstream(graph, [last])
+    for index in _candidates(graph, feature_layer):
+        if index in before:
+            return index
+    raise GraphError(
+        "Grad-CAM of a detector of two stages needs a feature map that its regions are "
+        f"cut out of. Received: feature_layer={feature_layer!r}. Name a layer of the "
+        "backbone before them, or leave it out."
+    )
 
 
 def _levels(graph: Graph, scores: int) -> list[Call]:

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from gmpq_tf.detection.default_boxes import BoxError
+from gmpq_tf.detection.default_boxes_layer import default_boxes_of
 from gmpq_tf.detection.regions import propose, region_anchors, roi_align
 
 # What the head's offsets are divided by, as `boxes.encode` takes them.
@@ -215,6 +216,15 @@ def region_search_of(model: Any) -> RegionSearch | None:
         if (found := region_search_of(layer)) is not None:
             return found
     return None
+
+
+def is_detector(model: Any) -> bool:
+    """Whether a model is a detector of ours, of one stage or of two.
+
+    Args:
+        model: a Keras model, nested or not.
+    """
+    return default_boxes_of(model) is not None or region_search_of(model) is not None
 
 
 def split_rows(rows: Any) -> tuple[Any, Any, Any]:

@@ -118,7 +118,7 @@ def roi_align(features: Any, boxes: Any, size: int = 7, samples: int = 2) -> tf.
         samples: samples along a side of a bin.
 
     Returns:
-        [B, R, size, size, C]; differentiable in the features.
+        [B, R, size, size, C]; differentiable in the features, as often as needed.
 
     Source: He et al., "Mask R-CNN", ICCV 2017, section 3.
     """
@@ -131,12 +131,44 @@ def roi_align(features: Any, boxes: Any, size: int = 7, samples: int = 2) -> tf.
     part = (high - low) / points
     span = tf.maximum(sides - 1, 1)
     ends = [(low - 0.5 + part / 2) / span, (high - 0.5 - part / 2) / span]
-    crops = tf.image.crop_and_resize(
+    crops = sampled(
         features,
         tf.reshape(tf.concat(ends, axis=-1), [-1, 4]),
         tf.repeat(tf.range(batch), regions),
-        [points, points],
+        points,
     )
     pooled = tf.nn.avg_pool2d(crops, samples, samples, "VALID")
     shape = [batch, regions, size, size, features.shape[-1]]
     return tf.reshape(pooled, shape)
+
+
+def sampled(features: Any, boxes: Any, images: Any, points: int) -> tf.Tensor:
+    """`tf.image.crop_and_resize`, which can be differentiated twice in the features.
+
+    It is linear in them, so that the gradient of its gradient is itself: TensorFlow
+    does not know that, and an attribution map that is trained needs it.
+
+    Args:
+        features: [B, H, W, C].
+        boxes: [n, 4] as (ymin, xmin, ymax, xmax), where 1 is the last pixel; no
+            gradient reaches them.
+        images: image of each box, int32 [n].
+        points: samples along a side.
+
+    Returns:
+        float32 [n, points, points, C].
+    """
+    boxes = tf.stop_gradient(boxes)
+
+    def crop(image: tf.Tensor) -> tf.Tensor:
+        return tf.image.crop_and_resize(image, boxes, images, [points, points])
+
+    @tf.custom_gradient
+    def spread(gradient: tf.Tensor) -> Any:
+        shape, kind = tf.shape(features), features.dtype
+        whole = tf.raw_ops.CropAndResizeGradImage(
+            grads=gradient, boxes=boxes, box_ind=images, image_size=shape, T=kind
+        )
+        return whole, crop
+
+    return tf.custom_gradient(lambda image: (crop(image), spread))(features)

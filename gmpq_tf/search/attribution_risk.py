@@ -19,10 +19,12 @@ from gmpq_tf.attribution import (
     grad_cam,
     labels_to_boxes,
     labels_to_classes,
+    labels_to_objects,
     resize_maps,
     split_head,
 )
 from gmpq_tf.bits import LayerPair
+from gmpq_tf.detection.region_layers import region_search_of
 from gmpq_tf.graph import GraphError, read_graph
 from gmpq_tf.search.config import RiskConfig
 from gmpq_tf.search.first_steps import MapCount
@@ -76,14 +78,20 @@ class Generalization(Risk):
     def num_scores(self) -> int:
         """Number of scores of the model: its classes, or 1 for a single logit.
 
-        Of a detector those of a default box, background included.
+        Of a detector those of a box, background included.
         """
-        return int(self.student_parts.head.outputs[0].shape[-1])
+        width = int(self.student_parts.head.outputs[0].shape[-1])
+        return (width - 4) // 5 if self.of_regions else width
 
     @property
     def of_boxes(self) -> bool:
-        """Whether the model is a detector: default boxes have classes, not images."""
+        """Whether the model is a detector: boxes have classes, not images."""
         return len(self.student_parts.head.outputs[0].shape) == 3
+
+    @property
+    def of_regions(self) -> bool:
+        """Whether the model is a detector of two stages."""
+        return region_search_of(self.student_parts.head) is not None
 
     @property
     def feature_name(self) -> str:
@@ -134,13 +142,16 @@ class Generalization(Risk):
     def classes(self, labels: Any) -> tf.Tensor | None:
         """Classes to attribute, [B] or [B, C] as from `labels_to_classes`.
 
-        None: the predicted classes. Of a detector those of its default boxes, [B, N].
+        None: the predicted classes. Of a detector those of its default boxes, [B, N];
+        of one of two stages the objects, [B, M, 5].
 
         Raises:
             ValueError: there are no labels, or they do not fit the model.
         """
         if self.config.attribution_class == "predicted":
             return None
+        if self.of_regions:
+            return labels_to_objects(labels)
         if self.of_boxes:
             count = self.student_parts.head.outputs[0].shape[1]
             return labels_to_boxes(labels, count)

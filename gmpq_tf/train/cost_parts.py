@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from gmpq_tf.cost import Cost, LayerCost
-from gmpq_tf.detection import default_boxes_of
+from gmpq_tf.detection.region_layers import is_detector
 from gmpq_tf.graph import searchable_layers, searchable_names
 from gmpq_tf.models import MODELS, load_model
 from gmpq_tf.models.ssd import BACKBONES
@@ -78,7 +78,7 @@ def layers_of_parts(
     if named is None:
         if part == "all":
             return {}
-        what = "a detector" if default_boxes_of(model) is not None else "no detector"
+        what = "a detector" if is_detector(model) else "no detector"
         raise ValueError(
             "Parts need a backbone that is known. Received: "
             f"part={part!r} of model={model.name!r}, {what} of {', '.join(BACKBONES)}. "

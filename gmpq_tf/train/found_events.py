@@ -10,7 +10,7 @@ import numpy as np
 
 from gmpq_tf.attribution import split_head
 from gmpq_tf.data import Dataset
-from gmpq_tf.detection import default_boxes_of
+from gmpq_tf.detection.region_layers import is_detector
 from gmpq_tf.graph import GraphError
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.report.layout import TENSORBOARD
@@ -92,7 +92,7 @@ def _why_not(model: keras.Model, dataset: Dataset, run: EventsConfig) -> str | N
         return "they are drawn on one device"
     if not dataset.labelled or not dataset.sizes["validation"]:
         return "there are no held-out images with labels"
-    if default_boxes_of(model) is not None:
+    if is_detector(model):
         return "those of a detector are of boxes, and not drawn"
     try:
         backbone, _ = split_head(model)

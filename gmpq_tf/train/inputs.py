@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from gmpq_tf.data import DataConfig, DataError, Dataset, load_dataset
-from gmpq_tf.detection import default_boxes_of
+from gmpq_tf.detection.region_layers import is_detector
 from gmpq_tf.graph import read_graph
 from gmpq_tf.models import MODELS, load_model
 from gmpq_tf.models.file_checks import check_model_path, expand_user
@@ -201,8 +201,8 @@ def check_model(model: keras.Model, dataset: Dataset) -> None:
             f"Received: model={model.name!r} with {len(model.inputs)} inputs. Use "
             "gmpq_tf from Python for others."
         )
-    boxes = default_boxes_of(model) is not None
-    holds = "tensors" if dataset.targets and not boxes else task_of(model).holds
+    tensors = dataset.targets and not is_detector(model)
+    holds = "tensors" if tensors else task_of(model).holds
     if holds != dataset.holds:
         raise ValueError(_other_task(model, holds, dataset))
     if dataset.labelled:

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 import gmpq_tf as gmpq
+from gmpq_tf.budget import BudgetError
+from gmpq_tf.cost_tables import cost_table
 from gmpq_tf.export.tflite import (
     ExportError,
     RegionDetector,
@@ -143,6 +145,12 @@ def test_what_takes_one_file_is_refused(student, tmp_path, options):
     with pytest.raises(ExportError, match=f"Received: {name}="):
         export_tflite(student, tmp_path / "model.tflite", **options)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("resource", ["file_bytes", "activation_bytes"])
+def test_budgets_of_one_file_are_refused(student, resource):
+    with pytest.raises(BudgetError, match=r"becomes two.*weight_bytes=60kB"):
+        cost_table(resource, student)
 
 
 @pytest.mark.slow

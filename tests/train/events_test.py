@@ -329,8 +329,10 @@ def test_a_stage_without_maps_says_why(tmp_path, capsys, make, changed, why):
     assert not (tmp_path / "search").exists()
 
 
-def test_a_detector_has_no_maps(tmp_path, capsys):
-    model = build_model("ssd_resnet8", (64, 64, 3), 2)
+@pytest.mark.parametrize("name", ["ssd_resnet8", "faster_rcnn_resnet18"])
+def test_a_detector_has_no_maps(tmp_path, capsys, name):
+    options = {"alpha": 0.125} if name.startswith("faster") else {}
+    model = build_model(name, (64, 64, 3), 2, **options)
     dataset = SimpleNamespace(labelled=True, sizes={"validation": 9})
     run = RunConfig(str(tmp_path))
     write_map_events(Stage(tmp_path, "search"), model, model, dataset, run)

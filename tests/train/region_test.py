@@ -6,17 +6,20 @@ import pytest
 
 from gmpq_tf.data import DataConfig
 from gmpq_tf.export.command import ExportConfig, export
+from gmpq_tf.files import read_jsonl
 from gmpq_tf.graph import searchable_names
 from gmpq_tf.models import build_model, load_model
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.run.loop import EpochBackup
 from gmpq_tf.run.run_config import RunConfig, WorkdirConfig
+from gmpq_tf.search import RiskConfig
 from gmpq_tf.search.finalists import NO_FINALISTS
 from gmpq_tf.search.strategies.loss_delta import LossDeltaConfig
 from gmpq_tf.train.evaluate import EvaluateConfig, describe, evaluate
 from gmpq_tf.train.finetune import FinetuneConfig, finetune
 from gmpq_tf.train.pretrain import PretrainConfig, pretrain
 from gmpq_tf.train.report import ReportConfig, report
+from gmpq_tf.train.search import SearchConfig, search
 from gmpq_tf.train.strategies import ChoicesConfig, search_by
 from tests.data.detection_sets import voc_kit
 
@@ -111,3 +114,21 @@ def test_bits_are_searched(data, workdir, tmp_path):
     policy = BitwidthPolicy.load(tmp_path / "search/policy.json")
     assert policy["roi_boxes"].weight_bits == policy["rpn_scores"].weight_bits == 8
     assert len({bits for _, bits in policy.items()}) > 1
+
+
+@pytest.mark.parametrize("eta", [100.0, 0.0])
+def test_bits_are_searched_with_and_without_attribution(data, workdir, tmp_path, eta):
+    run = RunConfig(workdir=str(tmp_path), progress="none")
+    config = SearchConfig(
+        model=str(workdir / "pretrain/model.keras"),
+        epochs=1,
+        calibration_images=4,
+        risk=RiskConfig(eta=eta, budget="W4A4"),
+        **TRAINING,
+    )
+    search(config, data, run)
+    policy = BitwidthPolicy.load(tmp_path / "search/policy.json")
+    assert policy.made_by["strategy"] == ("gmpq" if eta else "edmips")
+    assert policy["roi_boxes"].weight_bits == policy["rpn_scores"].weight_bits == 8
+    (row,) = read_jsonl(tmp_path / "search/metrics.jsonl")
+    assert (row["generalization_risk"] > 0) == bool(eta)

@@ -19,6 +19,7 @@ import numpy as np
 from gmpq_tf.bits import MIN_BITS, PolicyError
 from gmpq_tf.budget import FILE_BYTES, BudgetError
 from gmpq_tf.cost_tables import ALL_BITS, CostTable, TableOptions
+from gmpq_tf.detection.region_layers import region_search_of
 from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.integers.grids import Grid, Value, quantization
 from gmpq_tf.export.tflite.convolutions import container
@@ -159,6 +160,12 @@ def lowered_once(
     Raises:
         BudgetError: the model cannot be exported.
     """
+    if region_search_of(model) is not None:
+        raise BudgetError(
+            "A budget of the file or its memory needs a model that becomes one file. "
+            f"Received: model={model.name!r}, a detector of two stages, which becomes "
+            "two. Budget bit operations, such as W4A4, or weight_bytes=60kB."
+        )
     options = options or TableOptions()
     storage, quantizer = options.storage or "fast", options.kernel_quantizer
     if policy is None:
