@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import tensorflow as tf
 
-from gmpq_tf.layers.fractional import ADJACENT, between
+from gmpq_tf.layers.fractional import ADJACENT, between, neighbours
 from gmpq_tf.layers.relaxation_row import Grids, Relaxation, logistic
 from gmpq_tf.quantizers.straight_through import straight_through
 
@@ -22,11 +21,7 @@ def _weigh(
     `sigmoid((logit p + noise) / 0.25)`, p the probability of the upper neighbour.
     Without noise the nearer neighbour is taken.
     """
-    known: np.ndarray = np.array(grids.bits, "float32")
-    bits = _within(importance, grids)
-    place = tf.reduce_sum(tf.cast(bits >= known[1:-1], "int32"))
-    low, high = tf.gather(known, place), tf.gather(known, place + 1)
-    share = (bits - low) / (high - low)
+    place, share = neighbours(_within(importance, grids), grids)
     if noise is None:
         upper = straight_through(tf.cast(share > 0.5, "float32"), share)
     else:
@@ -35,7 +30,7 @@ def _weigh(
         p = straight_through(clipped, share)
         logit = tf.math.log(p) - tf.math.log1p(-p)
         upper = straight_through(drawn, tf.sigmoid((logit + noise[0]) / SHARPNESS))
-    count = len(known)
+    count = len(grids.bits)
     lower = tf.one_hot(place, count) * (1 - upper)
     return lower + tf.one_hot(place + 1, count) * upper
 

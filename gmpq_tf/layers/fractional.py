@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 
@@ -22,11 +24,27 @@ def between(bits: tf.Tensor, grids: Grids) -> tf.Tensor:
     Returns:
         [branches], with the sum 1.
     """
-    known = np.array(grids.bits, "float32")
-    gaps = np.diff(known)
-    fewer = tf.concat([(known[1:] - bits) / gaps, [1.0]], 0)
-    more = tf.concat([[1.0], (bits - known[:-1]) / gaps], 0)
-    return tf.clip_by_value(tf.minimum(fewer, more), 0.0, 1.0)
+    place, share = neighbours(bits, grids)
+    upper = tf.clip_by_value(share, 0.0, 1.0)
+    count = len(grids.bits)
+    return tf.one_hot(place, count) * (1 - upper) + tf.one_hot(place + 1, count) * upper
+
+
+def neighbours(bits: tf.Tensor, grids: Grids) -> tuple[tf.Tensor, tf.Tensor]:
+    """Where a bit-width lies among the candidates.
+
+    Args:
+        bits: fractional bit-width `b`, a scalar.
+        grids: bit-widths of the branches.
+
+    Returns:
+        Index `i` of its lower neighbour, the last but one at most, and the share
+        `(b - b_i) / (b_(i+1) - b_i)` of the way to the upper one; scalars.
+    """
+    known: np.ndarray = np.array(grids.bits, "float32")
+    place = tf.reduce_sum(tf.cast(bits >= known[1:-1], "int32"))
+    low, high = tf.gather(known, place), tf.gather(known, place + 1)
+    return place, (bits - low) / (high - low)
 
 
 def _weigh(
@@ -36,7 +54,22 @@ def _weigh(
 
 
 def _within(importance: tf.Tensor, grids: Grids) -> tf.Tensor:
-    return tf.clip_by_value(importance[0], float(grids.bits[0]), float(grids.bits[-1]))
+    """Clips the bit-width to the candidates.
+
+    Beyond them only gradients that lead back are kept: without these a step that goes
+    too far would be the last, and without the others the bit-width would run away.
+    """
+    low, high = float(grids.bits[0]), float(grids.bits[-1])
+
+    @tf.custom_gradient
+    def clipped(bits: tf.Tensor) -> tuple[tf.Tensor, Any]:
+        def slope(upstream: tf.Tensor) -> tf.Tensor:
+            away = ((bits < low) & (upstream > 0)) | ((bits > high) & (upstream < 0))
+            return tf.where(away, tf.zeros_like(upstream), upstream)
+
+        return tf.clip_by_value(bits, low, high), slope
+
+    return clipped(importance[0])
 
 
 def _alone(values: np.ndarray, grids: Grids, index: int) -> np.ndarray:

@@ -1,10 +1,12 @@
 """Relaxations with importances of their own, by the equations of their papers."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from gmpq_tf.layers.fractional import between
+from gmpq_tf.layers.fractional import ADJACENT, between
 from gmpq_tf.layers.learned_grid import smooth_bits
 from gmpq_tf.layers.nested_gates import NESTED, open_probabilities
 from gmpq_tf.layers.relaxation import RELAXATIONS
@@ -43,6 +45,34 @@ def test_neighbours_of_a_fraction_are_linear(bits):
     found = between(tf.constant(float(bits)), grids).numpy()
     expected = [np.interp(bits, grids.bits, row) for row in np.eye(4)]
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("relaxation", ["adjacent", "drawn_neighbour"])
+@pytest.mark.parametrize("bits", [2, 2.5, 3, 3.75, 5, 6])
+def test_mean_bits_rise_with_a_fraction_everywhere(relaxation, bits):
+    """On candidates too, the last among them, where a penalty would push it away."""
+    grids, row = Grids((2, 3, 4, 6), (1, 3, 7, 31)), RELAXATIONS[relaxation]
+    importance = tf.constant([float(bits)])
+    with tf.GradientTape() as tape:
+        tape.watch(importance)
+        mean = tf.reduce_sum(row.distribute(importance, grids) * [2, 3, 4, 6])
+    assert float(mean) == pytest.approx(bits)
+    assert float(tape.gradient(mean, importance)[0]) == pytest.approx(1)
+
+
+def test_a_fraction_beyond_the_candidates_comes_back_and_does_not_run_away():
+    grids, found = Grids((2, 3, 4), (1, 3, 7)), []
+    for bits, wanted in product((1.9, 2.5, 4.1), (2.0, 4.0)):
+        importance = tf.constant([bits])
+        with tf.GradientTape() as tape:
+            tape.watch(importance)
+            mean = tf.reduce_sum(ADJACENT.weigh(importance, grids, None) * [2, 3, 4])
+            loss = tf.square(mean - wanted) / 2
+        found.append(float(tape.gradient(loss, importance)[0]))
+        inside = np.clip(bits, 2, 4)
+        assert float(mean) == pytest.approx(inside)
+    # Of (1.9, 2.5, 4.1), each pulled to 2 and to 4.
+    assert found == pytest.approx([0, -2, 0.5, -1.5, 2, 0])
 
 
 def test_nested_gates_add_residuals():
