@@ -16,7 +16,7 @@ from gmpq_tf.limits import Limit
 from gmpq_tf.search.config import RiskConfig
 from gmpq_tf.search.formulation import PAPER, Formulation
 from gmpq_tf.search.importances import Importances
-from gmpq_tf.search.penalties import penalty_of
+from gmpq_tf.search.penalties import TWO_SIDED, penalty_of
 from gmpq_tf.search.problem import SearchProblem
 from gmpq_tf.search.risks import Risk, Step
 from gmpq_tf.search.zeta import adapted_zeta, damped_zeta
@@ -106,9 +106,12 @@ class Complexity(Risk):
         """
         if len(self.beside) == 1:
             return zeta
+        return tf.where(self.leads(step), zeta, tf.maximum(zeta, 0.0))
+
+    def leads(self, step: Step) -> tf.Tensor:
+        """Whether no other budget is spent more than this one, a scalar."""
         spent = tf.stop_gradient(tf.stack([each.spent(step) for each in self.beside]))
-        own = spent[self.beside.index(self)]
-        return tf.where(own >= tf.reduce_max(spent), zeta, tf.maximum(zeta, 0.0))
+        return spent[self.beside.index(self)] >= tf.reduce_max(spent)
 
     def spent(self, step: Step) -> tf.Tensor:
         """Expected cost of the searched layers over their budget, a scalar."""
@@ -118,6 +121,8 @@ class Complexity(Risk):
 
 class Penalized(Complexity):
     """A budget kept by a penalty on the share of it that is expected to be spent.
+
+    Of several budgets the one that is spent most is met; the others are upper bounds.
 
     Args:
         penalty: a row of `PENALTIES`.
@@ -147,8 +152,11 @@ class Penalized(Complexity):
     def weighted(self, step: Step) -> tf.Tensor:
         """Zeta times the penalty, a scalar; the logged value is the cost of eq. 7."""
         step.values[self.name] = self.value(step)
-        allowed = tf.convert_to_tensor(self.allowed)
-        return self.weight(step) * self.penalty(self.spent(step) / allowed)
+        spent = self.spent(step) / tf.convert_to_tensor(self.allowed)
+        if self.penalty in TWO_SIDED and len(self.beside) > 1:
+            # As of zeta: only the budget that is spent most is met exactly.
+            spent = tf.where(self.leads(step), spent, tf.maximum(spent, 1.0))
+        return self.weight(step) * self.penalty(spent)
 
     def update(self, step: Step) -> None:
         """Does nothing, since zeta is constant here."""

@@ -11,6 +11,7 @@ from gmpq_tf.search.decisiveness import Decisiveness
 from gmpq_tf.search.errors import StrategyError
 from gmpq_tf.search.gates import GatesConfig, Information
 from gmpq_tf.search.penalties import CONTROLLER, penalty_of
+from gmpq_tf.search.problem import SearchProblem
 from gmpq_tf.search.risks import Risk
 from gmpq_tf.search.rules import RuleConfig
 
@@ -27,8 +28,9 @@ class Formulation:
         stages: number of stages in which a penalty's budget tightens from the expected
             cost at the start to the given one; 1 keeps it constant.
         prob1: weight of the Prob-1 regularizer in the last epoch; 0: none.
-        start: expected cost before training, as a multiple of the budget; None: that of
-            the relaxation's initial importances.
+        start: expected cost before training, as a multiple of the budget (of several,
+            of the one it spends most); None: that of the relaxation's initial
+            importances.
         rule: how gradients are taken.
         gates: how channels are pruned beside; None: they are not.
     """
@@ -47,18 +49,20 @@ class Formulation:
         if self.start is not None:
             check_number("start", self.start, 0.0, exclusive=True)
 
-    def check_budget(self, limits: Any) -> None:
+    def check_budget(self, problem: SearchProblem) -> None:
         """Refuses a formulation that asks for a budget where there is none.
 
         Raises:
-            StrategyError: it does.
+            StrategyError: it does, or the bits change the cost of none.
         """
         needs = self.penalty != CONTROLLER or self.start is not None
-        if needs and not limits:
+        if needs and all(limit is None for _, limit in problem.priced()):
+            said = ", ".join(map(str, problem.limits))
+            which = f", only {said}, which all policies cost alike" if said else ""
             raise StrategyError(
                 "A penalty is of how much of a budget is spent. "
                 f"Received: penalty={self.penalty!r}, start={self.start!r} and no "
-                "budget. Pass a budget such as 'W4A4', or penalty='controller'."
+                f"budget{which}. Pass a budget such as 'W4A4', or penalty='controller'."
             )
 
     def to_config(self) -> dict[str, Any]:
@@ -112,15 +116,17 @@ def prepare(search: Any) -> tuple[Risk, ...]:
 
 
 def start_at(search: Any, multiple: float) -> None:
-    """Sets importances so that the expected cost is a multiple of the first budget.
+    """Sets importances so that the expected cost is a multiple of the budget.
 
-    All tensors get the same share of the way from their fewest to their most bits;
-    where the candidates do not reach the cost, the nearest possible one is taken.
+    Of several budgets it is the one that is spent most. All tensors get the same share
+    of the way from their fewest to their most bits; where the candidates do not reach
+    the cost, the nearest possible one is taken.
 
     Args:
         search: a `PolicySearch`, with a budget.
         multiple: wanted expected cost, over the budget.
     """
+    limited = [risk for risk in search.complexity.beside if risk.limit is not None]
     sides = [
         side
         for layer in search.branches.layers
@@ -131,7 +137,7 @@ def start_at(search: Any, multiple: float) -> None:
         for side in sides:
             low, high = side.bits[0], side.bits[-1]
             side.set_mean(low + share * (high - low))
-        return search.complexity.spent_now(search.branches)
+        return max(risk.spent_now(search.branches) for risk in limited)
 
     low, high = 0.0, 1.0
     for _ in range(HALVINGS if any(len(side.bits) > 1 for side in sides) else 0):

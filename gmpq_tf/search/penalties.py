@@ -73,6 +73,8 @@ PENALTIES: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
     "excess": excess,
     "distance": distance,
 }
+# Penalties of costs below the budget too, which must not pull towards every budget.
+TWO_SIDED = (distance,)
 
 
 def penalty_of(name: str) -> Callable[[tf.Tensor], tf.Tensor] | None:

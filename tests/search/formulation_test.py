@@ -16,9 +16,11 @@ from gmpq_tf.search.formulation import Formulation
 from gmpq_tf.search.margin_risk import separation
 from gmpq_tf.search.partitioned_risk import group_sizes, partitioned_risk
 from gmpq_tf.search.penalties import PENALTIES
+from gmpq_tf.search.risks import Step
 from gmpq_tf.search.rules import ASGA, Plain, RuleConfig
 from gmpq_tf.search.strategies.hmq import TemperatureCycles
 from gmpq_tf.search.strategies.ssps import Deciding
+from gmpq_tf.space import SearchSpace
 from tests.search.toy import SPACE, toy_budget, toy_images, toy_model
 
 
@@ -372,3 +374,56 @@ def test_what_cannot_be_is_refused(model):
     with pytest.raises(StrategyError, match="which is of a batch"):
         options = {"eta": 1.0, "generalization": "margin", "readout": "perturbation"}
         gmpq.search_policy(model, (images, labels), "dq", "W3A3", SPACE, **options)
+
+
+def spending(search):
+    return [each.spent_now(search.branches) for each in search.complexity.beside]
+
+
+def two_budgets(model, bit_ops, weight_bytes, **options):
+    """A search of two budgets, shares of what its importances cost at the start."""
+    whole = {"bit_ops": "W4A4", "weight_bytes": "1MB"}
+    keras.utils.set_random_seed(1)
+    first = gmpq.PolicySearch(model, SPACE, eta=0.0, budget=whole, storage="packed")
+    spent = [each.expected(Step(None, None, first.branches)) for each in first.risks]
+    budget = {
+        "bit_ops": float(spent[0]) / bit_ops,
+        "weight_bytes": float(spent[1]) / weight_bytes,
+    }
+    return gmpq.PolicySearch(
+        model, SPACE, eta=0.0, budget=budget, storage="packed", **options
+    )
+
+
+def test_a_distance_is_from_the_budget_that_is_spent_most(model):
+    """The others are upper bounds: they do not ask for more bits."""
+    for shares in ((1.05, 0.97), (0.97, 1.02), (0.95, 0.98), (1.05, 1.02)):
+        search = two_budgets(
+            model, *shares, zeta=2.0, formulation=Formulation("distance")
+        )
+        now = Step(None, None, search.branches)
+        found = sum(float(each.weighted(now)) for each in search.complexity.beside)
+        spent = spending(search)
+        most, other = max(spent), min(spent)
+        wanted = abs(most - 1) + max(other - 1, 0)
+        assert found == pytest.approx(2 * wanted, rel=1e-4)
+
+
+def test_a_start_keeps_all_budgets(model):
+    for shares in ((1.0, 0.9), (0.9, 1.0)):
+        search = two_budgets(
+            model, *shares, zeta=0.1, formulation=Formulation("barrier", start=0.95)
+        )
+        assert max(spending(search)) == pytest.approx(0.95, rel=1e-3)
+
+
+def test_a_budget_that_no_bits_change_is_none(model):
+    """A penalty would else weigh the bit operations, which nobody limited."""
+    with pytest.raises(StrategyError, match="no budget, only weight_bytes"):
+        gmpq.PolicySearch(
+            model,
+            SearchSpace((4,), (2, 3, 4), SPACE.pinned),
+            eta=0.0,
+            budget={"weight_bytes": "1MB"},
+            formulation=Formulation("excess"),
+        )
