@@ -15,6 +15,8 @@ from gmpq_tf.layers.channel_gates import ChannelGates
 from gmpq_tf.layers.relaxation_row import probabilities
 from gmpq_tf.search.divergence import check_temperature
 
+DRAWN = ("draws", "seed_generator_state")  # names of the states of random numbers
+
 
 class Importances:
     """A view of the searched layers of a hypernet; the layers own the variables.
@@ -30,6 +32,10 @@ class Importances:
         self.layers: tuple[Any, ...] = tuple(hypernet.get_layer(n) for n in names)
         found = [each for each in hypernet.layers if isinstance(each, ChannelGates)]
         self.gates: tuple[ChannelGates, ...] = tuple(found)
+        # States of all random numbers: of branches, gates, quantizers and Dropout.
+        self.draws: tuple[Any, ...] = tuple(
+            v for v in hypernet.variables if v.name in DRAWN
+        )
 
     @property
     def variables(self) -> list[keras.Variable]:
@@ -92,17 +98,6 @@ class Importances:
         values = [found[id(side)] for side in sides]
         pairs = zip(values[::2], values[1::2], strict=True)
         return [LayerPair(*pair) for pair in pairs]
-
-    @property
-    def draws(self) -> list[keras.Variable]:
-        """The variables [2] (seed, count) of all layers that draw random numbers."""
-        sides = [
-            side
-            for layer in self.layers
-            for side in (layer.kernel_branches, layer.input_branches)
-        ]
-        drawn = [side.draws for side in sides if side.draws is not None]
-        return drawn + [gates.draws for gates in self.gates]
 
     def probabilities(self) -> dict[str, LayerPair]:
         """Layer name -> `pi_w` and `pi_a`, arrays [branches]."""

@@ -427,3 +427,34 @@ def test_a_budget_that_no_bits_change_is_none(model):
             budget={"weight_bytes": "1MB"},
             formulation=Formulation("excess"),
         )
+
+
+def test_both_passes_of_asga_see_the_same_draws():
+    """Without a radius its steps are those of the plain rule, Dropout and RQ or not."""
+    inputs = keras.Input((4,))
+    x = keras.layers.Dense(8, activation="relu", name="first")(inputs)
+    x = keras.layers.Dropout(0.5)(x)
+    x = keras.layers.Dense(8, activation="relu", name="middle")(x)
+    model = keras.Model(inputs, keras.layers.Dense(3, name="last")(x))
+    rng = np.random.default_rng(0)
+    model.set_weights([rng.normal(size=w.shape) for w in model.get_weights()])
+    images = rng.normal(size=(32, 4)).astype("float32")
+    found = []
+    for rule in (RuleConfig(), RuleConfig("asga", rho=0.0, alpha=0.0)):
+        keras.utils.set_random_seed(1)
+        search = gmpq.PolicySearch(
+            model,
+            SearchSpace(pinned={"last": (8, 8)}),
+            eta=0.0,
+            kernel_quantizer="rq",
+            relaxation="sampled",
+            formulation=Formulation(rule=rule),
+        )
+        sgd = [keras.optimizers.SGD(0.1) for _ in range(2)]
+        search.compile(*sgd, LOSS, run_eagerly=True)
+        search.calibrate([images])
+        for _ in range(2):
+            search.train_on_batch(images, np.arange(32) % 3)
+        found.append([np.asarray(v) for v in search.hypernet.variables])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
