@@ -213,8 +213,8 @@ class _Reader:
         self, call: Call, sources: list[np.ndarray], target: int
     ) -> np.ndarray | None:
         """All that is added or multiplied place by place shares its slots."""
-        if not all(map(_is_scalar, _constants(call))):
-            return None
+        if not all(map(_is_scalar, _constants(call))) or hasattr(call.layer, "axis"):
+            return None  # `keras.ops.average` moves axes
         size = self._size(target)
         wide = [slots for slots in sources if slots.size == size]
         if not wide or any(s.size not in (1, size) for s in sources):

@@ -1,6 +1,7 @@
 """Channels that nobody needs are removed, and the budgets are those of what is left."""
 
 import json
+import warnings
 
 import keras
 import numpy as np
@@ -11,7 +12,9 @@ from gmpq_tf.cost import count_cost
 from gmpq_tf.graph import GraphError
 from gmpq_tf.layers.channel_gates import ChannelGates
 from gmpq_tf.policy import BitwidthPolicy, PolicyError
-from gmpq_tf.search import PolicySearch, StrategyError, search_policy
+from gmpq_tf.search import PolicySearch, StrategyError, policies, search_policy
+from gmpq_tf.search.evaluator import Evaluator
+from gmpq_tf.search.float_pass import FloatPass
 from gmpq_tf.search.formulation import Formulation
 from gmpq_tf.search.gates import GatesConfig, kept_channels, trained_model
 from gmpq_tf.space import SearchSpace
@@ -244,3 +247,106 @@ def test_the_trained_model_has_the_means_in_its_kernels(model):
     far = np.abs(np.asarray(found) - wanted).max()
     assert far < 0.05 * np.abs(wanted).max()
     assert far < 0.2 * np.abs(wanted - np.asarray(model(images()))).max()
+
+
+def variants():
+    """Networks where channels go different ways: name -> (model, layers kept whole)."""
+
+    def conv(x, filters, name, **options):
+        return kl.Conv2D(filters, 3, padding="same", name=name, **options)(x)
+
+    inputs = keras.Input((6, 6, 3))
+    a, b = conv(inputs, 4, "a", activation="relu"), conv(inputs, 3, "b")
+    joined = kl.Concatenate()([kl.BatchNormalization()(a), b])
+    joined = kl.GlobalAveragePooling2D()(conv(joined, 5, "after"))
+    found = {"concat": (keras.Model(inputs, kl.Dense(2, name="head")(joined)), ())}
+
+    inputs = keras.Input((6, 6, 3))
+    x = kl.ReLU(6.0)(kl.BatchNormalization()(conv(inputs, 6, "wide")))
+    x = kl.DepthwiseConv2D(3, depth_multiplier=2, name="depthwise")(x)
+    x = kl.ReLU()(kl.BatchNormalization()(x))
+    x = kl.Conv2D(4, 1, name="narrow")(x)
+    x = kl.MaxPooling2D()(x)
+    x = kl.Dense(5, activation="relu", name="hidden")(kl.Flatten()(x))
+    found["depthwise"] = (keras.Model(inputs, kl.Dense(2, name="head")(x)), ())
+
+    inputs = keras.Input((6, 6, 3))
+    x = conv(inputs, 4, "seen", activation="relu")
+    y = conv(x, 4, "after")
+    outputs = [x, kl.Dense(2, name="head")(kl.GlobalAveragePooling2D()(y))]
+    found["output"] = (keras.Model(inputs, outputs), ("seen",))
+
+    inputs = keras.Input((6, 6, 3))
+    shared = kl.Conv2D(4, 3, padding="same", activation="relu", name="shared")
+    x = shared(shared(conv(inputs, 4, "before")))
+    x = kl.GlobalAveragePooling2D()(x)
+    found["shared"] = (keras.Model(inputs, kl.Dense(2, name="head")(x)), ())
+
+    inputs = keras.Input((6, 6, 3))
+    x = conv(inputs, 4, "before")
+    x = conv(x, 4, "grouped", groups=2, activation="relu")
+    x = kl.GlobalAveragePooling2D()(conv(x, 4, "after"))
+    found["grouped"] = (
+        keras.Model(inputs, kl.Dense(2, name="head")(x)),
+        ("before", "grouped"),
+    )
+    return found
+
+
+@pytest.mark.parametrize("name", ["concat", "depthwise", "output", "shared", "grouped"])
+def test_closed_channels_are_what_is_removed(name):
+    """The pruned network computes what gates at 0 leave, and costs what they count."""
+    model, whole = variants()[name]
+    rng = np.random.default_rng(7)
+    for variable in model.variables:
+        least = 0.5 if "variance" in variable.path else -0.5
+        variable.assign(rng.uniform(least, 1.0, variable.shape))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        hypernet = build_hypernet(model, relaxation="learned_grid", gate_start=-9.0)
+    text = " ".join(str(each.message) for each in said if "keep all" in str(each))
+    # What an output shows is no surprise; the others are named.
+    named = [each for each in whole if name != "output"]
+    assert all(f"'{each}': " in text for each in named) and bool(text) == bool(named)
+    gates = hypernet.get_layer("channel_gates")
+    gates.mean.assign(rng.uniform(0.5, 1.5, gates.count))
+    gates.log_variance.assign(np.where(np.arange(gates.count) % 3 == 1, 1.0, -1.0))
+    kept = kept_channels(gates)
+    assert kept and not set(kept) & {*whole, "head"}
+    images = rng.normal(size=(4, 6, 6, 3)).astype("float32")
+    wanted, _ = FloatPass(hypernet, ())([images])
+    small = prune_channels(trained_model(model, hypernet), kept)
+    for one, other in zip(keras.tree.flatten(small(images)), wanted, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    shares = gates.shares()
+    before = {each.name: each.macs for each in count_cost(model).layers}
+    for each in count_cost(small).layers:
+        assert before[each.name] * float(shares[each.name]) == pytest.approx(each.macs)
+    assert count_cost(small).macs < count_cost(model).macs
+
+
+def test_statistics_are_measured_without_the_noise_of_gates(monkeypatch):
+    """A closed gate is as one whose mean is 0."""
+    keras.utils.set_random_seed(2)
+    inputs = keras.Input((6, 6, 3))
+    x = kl.Conv2D(4, 3, activation="relu", name="first")(inputs)
+    x = kl.BatchNormalization(name="norm")(kl.Conv2D(4, 1, name="second")(x))
+    x = kl.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, kl.Dense(2, name="head")(x))
+    cases = []
+    monkeypatch.setattr(policies, "search_case", lambda case, *_: cases.append(case))
+    search_policy(model, images(), "loss_delta", progress="none")
+    found = []
+    for mean, variance in ((0.0, -9.0), (1.0, 0.5)):
+        hypernet = build_hypernet(model, gate_start=-9.0)
+        calibrate(hypernet, [images()])
+        gates = hypernet.get_layer("channel_gates")
+        gates.mean.assign([mean, 1, 1, 1, 1, 1, 1, 1])
+        gates.log_variance.assign([variance, *[-9.0] * 7])
+        evaluator = Evaluator(
+            cases[0], 32, statistics=32, trained=lambda own=hypernet: own
+        )
+        bits = {n: (w[-1], a[-1]) for n, (w, a) in cases[0].problem.candidates.items()}
+        cases[0].journal._answers.clear()
+        found.append(evaluator.measure(bits).divergence)
+    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-6)

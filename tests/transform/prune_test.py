@@ -229,6 +229,15 @@ def test_what_is_not_followed_is_refused_by_name():
         prune_channels(student, {})
 
 
+def test_a_mean_over_channels_is_not_taken_for_one_of_tensors():
+    inputs = keras.Input((5, 4, 2))
+    x = kl.Conv2D(4, 1, name="conv")(inputs)
+    x = keras.ops.average(x, axis=-1)  # its last axis, of width 4, is no channel
+    model = keras.Model(inputs, kl.Dense(3, name="head")(x))
+    with pytest.raises(GraphError, match="average"):
+        prune_channels(model, {"conv": mask(4, [0])})
+
+
 @pytest.mark.parametrize(
     ("name", "groups"), [("resnet8", 3), ("mobilenet_v2", 5), ("vgg16", 0)]
 )
