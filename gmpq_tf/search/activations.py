@@ -78,15 +78,15 @@ def bonds_of(case: SearchCase, activations: str) -> Bonds:
 
 
 def tied_pairs(candidates: Candidates) -> dict[str, tuple[Pair, ...]]:
-    """Equal (weight bits, activation bits) for each layer where both have a choice.
+    """Equal (weight bits, activation bits) for each layer whose input has a choice.
 
     Where the activations lack a bit-width, the nearest candidate is taken (of two the
-    wider).
+    wider), also where the weights have no choice themselves.
     """
     return {
         name: tuple((w, min(inputs, key=lambda a: (abs(a - w), -a))) for w in weights)
         for name, (weights, inputs) in candidates.items()
-        if len(weights) > 1 and len(inputs) > 1
+        if len(inputs) > 1
     }
 
 
@@ -138,7 +138,8 @@ def with_activations(
     scale = 1.0
     if not in_nats:
         ranges = [_range(weights), _range({n: v[1] for n, v in table.values.items()})]
-        scale = ranges[1] / ranges[0] if ranges[0] > 0 else 1.0
+        # Without a choice on one side there is nothing to be as important as.
+        scale = ranges[1] / ranges[0] if min(ranges) > 0 else 1.0
     values: Values = {
         n: ({b: scale * v for b, v in weights[n].items()}, table.values[n][1])
         for n in candidates

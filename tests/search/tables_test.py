@@ -2,6 +2,7 @@
 
 from itertools import combinations, product
 
+import keras
 import numpy as np
 import pytest
 
@@ -14,7 +15,7 @@ from gmpq_tf.search.strategies.topological import (
     as_graphs,
 )
 from gmpq_tf.search.topology import NEVER, birth, entropy, holes
-from tests.search.toy import SPACE, toy_images, toy_model
+from tests.search.toy import RIGHT, SPACE, toy_images, toy_model
 
 
 def test_alignment_of_features():
@@ -179,3 +180,67 @@ def test_a_budget_that_tied_bits_exceed_is_refused_before_any_work():
                 activations="tied",
                 progress="none",
             )
+
+
+def test_inputs_follow_weights_that_have_no_choice():
+    candidates = {
+        "fixed": ((8,), (2, 4)),
+        "narrow": ((2,), (3, 4)),
+        "none": ((4,), (4,)),
+    }
+    assert tied_pairs(candidates) == {"fixed": ((8, 4),), "narrow": ((2, 3),)}
+
+
+def test_weights_keep_their_values_where_activations_have_no_choice():
+    """There is no range of activations that theirs could be scaled to."""
+    result = search_policy(
+        toy_model(),
+        toy_images(16),
+        "ompq",
+        "W3A8",
+        type(SPACE)((2, 3, 4), (8,), SPACE.pinned),
+        feature_images=8,
+        images=8,
+        progress="none",
+    )
+    for name in RIGHT:
+        values = result.values[name][0]
+        assert values[2] > 0  # linear in the bits
+        assert values[4] == pytest.approx(2 * values[2], rel=1e-6)
+
+
+def test_maps_are_those_of_all_calls_and_images_those_of_the_class():
+    """The first output is of numbers; a shared layer is called twice."""
+    rng = np.random.default_rng(0)
+    inputs = keras.Input((8, 8, 2))
+    first = keras.layers.Conv2D(2, 1, name="first")(inputs)
+    shared = keras.layers.Conv2D(3, 3, padding="same", name="shared")
+    x = shared(first)
+    again = shared(keras.layers.Conv2D(2, 1, name="second")(x))
+    pooled = keras.layers.GlobalAveragePooling2D()(again)
+    numbers = keras.layers.Dense(4, name="numbers")(pooled)
+    classes = keras.layers.Dense(3, activation="softmax", name="classes")(pooled)
+    model = keras.Model(inputs, [numbers, classes])
+    model.set_weights([rng.normal(size=w.shape) for w in model.get_weights()])
+    images = rng.normal(size=(40, 8, 8, 2)).astype("float32")
+    options = {"map_images": 12, "map_steps": 8}
+    result = search_policy(
+        model,
+        images,
+        "topological_entropy",
+        "W3A3",
+        type(SPACE)(pinned={"numbers": (8, 8), "classes": (8, 8)}),
+        progress="none",
+        calibration_images=40,
+        **options,
+    )
+    said = np.argmax(model.predict(images, verbose=0)[1], axis=-1)
+    taken = images[said == np.bincount(said).argmax()][:12]
+    config = TopologicalEntropyConfig(**options)
+    made = keras.Model(inputs, [x, again])(taken)
+    graphs = np.concatenate([as_graphs(np.asarray(y), config) for y in made], axis=1)
+    births = [[birth(own, 8) for own in image] for image in graphs]
+    wanted = np.mean([entropy(own) for own in np.transpose(births)])
+    values = result.values["shared"][0]
+    assert wanted > 0
+    assert values[4] / np.log2(4) == pytest.approx(wanted, rel=1e-6)

@@ -62,7 +62,8 @@ def topological_entropy(case: SearchCase, config: TopologicalEntropyConfig) -> V
     A feature map is read as the adjacency matrix of a graph, made symmetric by the
     maximum. As a threshold falls, edges appear, and at some step the first hole
     (`topology.birth`). H_l is the entropy of the histogram of these steps over images
-    of one class, averaged over channels. Rounding errors are not measured.
+    of one class, averaged over channels (of all calls of a layer). Rounding errors are
+    not measured.
 
     The paper leaves several of its steps open, so this is an interpretation. Unlike
     there, the value is concave in the bits instead of linear under an order of the
@@ -129,11 +130,21 @@ def _entropies(
 
 
 def _of_one_class(evaluator: Evaluator, count: int) -> np.ndarray:
-    """Returns the first images of the class that the float model decides most often."""
-    scores = evaluator.teacher[0]
-    if scores.ndim != 2 or scores.shape[-1] == 1:
-        return np.arange(min(count, len(scores)))
-    said = np.argmax(scores, axis=-1)
+    """Returns the first images of the class that the float model decides most often.
+
+    The first output counts that scores several classes; without one the first images
+    are returned.
+    """
+    found = [
+        scores
+        for scores, output in zip(
+            evaluator.teacher, evaluator.judge.outputs, strict=True
+        )
+        if output.kind.decides and scores.ndim == 2 and scores.shape[-1] > 1
+    ]
+    if not found:
+        return np.arange(min(count, evaluator.images))
+    said = np.argmax(found[0], axis=-1)
     classes, counts = np.unique(said, return_counts=True)
     return np.flatnonzero(said == classes[np.argmax(counts)])[:count]
 
@@ -145,16 +156,19 @@ def _births(
     network = FloatPass(evaluator.hypernet, names)
 
     @tf.function(input_signature=[any_batch(evaluator.held.inputs)])
-    def outputs(inputs: Any) -> dict[str, tf.Tensor]:
-        return {name: own[0][1] for name, own in network(inputs)[1].items()}
+    def outputs(inputs: Any) -> dict[str, list[tf.Tensor]]:
+        seen = network(inputs)[1]
+        return {name: [y for _, y in own] for name, own in seen.items()}
 
     def births(inputs: Sequence[tf.Tensor]) -> dict[str, list]:
         found = {}
-        for name, made in outputs(inputs).items():
-            graphs = as_graphs(np.asarray(made), config)
-            if graphs is not None:
+        for name, own in outputs(inputs).items():
+            graphs = [as_graphs(np.asarray(made), config) for made in own]
+            known = [each for each in graphs if each is not None]
+            if known:  # maps of different calls may have different sizes
                 found[name] = [
-                    [birth(own, config.map_steps) for own in image] for image in graphs
+                    [birth(own, config.map_steps) for maps in image for own in maps]
+                    for image in zip(*known, strict=True)
                 ]
         return found
 
