@@ -259,7 +259,7 @@ class Problem:
             if self.sums is not None:
                 constraints.append(LinearConstraint(self.sums, 0, 0))
             result = milp(
-                -_wide(values[None], columns)[0],
+                -_wide(_scaled(values)[None], columns)[0],
                 constraints=constraints,
                 integrality=kinds,
                 bounds=Bounds(0, most),
@@ -271,6 +271,17 @@ class Problem:
             if (self.costs[:, chosen].sum(axis=1) <= 1 + 1e-12).all():
                 return chosen
         return None
+
+
+def _scaled(values: np.ndarray) -> np.ndarray:
+    """Values times a power of two, so that the largest is 512 to 1024.
+
+    The solver takes differences of 1e-6 for none, and values below 1e-7 for 0.
+    """
+    largest = float(np.abs(values).max(initial=0.0))
+    if not 0 < largest < np.inf:
+        return values
+    return np.ldexp(values, 10 - np.frexp(largest)[1])
 
 
 def _wide(matrix: np.ndarray, columns: int) -> np.ndarray:

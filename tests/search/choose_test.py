@@ -104,6 +104,19 @@ def test_tied_pairs_stay_tied():
         choose(values, wide, few, Bonds(dict.fromkeys(MACS, ((4, 4),))))
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-8, 1e-5, 1e6])
+def test_small_and_large_values_are_compared_as_exactly(scale):
+    """Divergences of many bits are small; the solver's tolerances are absolute."""
+    for seed in range(6):
+        values = random_values(seed)
+        scaled = {
+            name: tuple({bits: scale * v for bits, v in side.items()} for side in pair)
+            for name, pair in values.items()
+        }
+        found = choose(scaled, CANDIDATES, LIMITS)
+        assert total(values, found) >= total(values, brute_force(values, 1)[0]) - 1e-9
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_shortlist_is_the_best_of_all(seed):
     values = random_values(seed)
