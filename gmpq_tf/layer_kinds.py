@@ -170,6 +170,13 @@ def _blended(layer: Any) -> str | None:
     return BILINEAR if layer.interpolation == "bilinear" else None
 
 
+def _other_axis(layer: Any, tensors: int) -> str | None:
+    last = layer.input_spec.ndim - 1
+    if layer.axis in (-1, last, [-1], [last]):  # tf_keras holds a list
+        return None
+    return f"along axis {layer.axis}, normalize the channels, axis=-1"
+
+
 def _one_slope(layer: Any, tensors: int) -> str | None:
     if max(layer.alpha.shape[:-1], default=1) == 1:
         return None
@@ -212,6 +219,7 @@ _KINDS = (
         arguments="axis momentum epsilon center scale beta_regularizer "
         "gamma_regularizer beta_constraint gamma_constraint",
         trains=True,
+        refuses=_other_axis,
     ),
     Kind("Rescaling", Role.SCALING, of_images=True, arguments="scale offset"),
     Kind("Normalization", Role.SCALING, of_images=True, elementwise=True),

@@ -54,7 +54,9 @@ def _refusal(graph: Graph, call: Call) -> str | None:
             return f"quantized by {quantizer.method!r}, which rounds to no nearest code"
     config = layer.config if isinstance(layer, KernelPart) else {}
     order = getattr(layer, "data_format", config.get("data_format"))
-    if order == "channels_first" and not is_identity(call) and call.kind != "Flatten":
+    # Without axes between them, the channels are first and last.
+    moves = call.kind != "Flatten" or len(graph.shapes[call.inputs[0]]) > 2
+    if order == "channels_first" and moves and not is_identity(call):
         return "with channels first"
     refused = call.row.refuses(layer, len(call.inputs))
     if refused is not None:

@@ -87,8 +87,11 @@ def is_fused(call: Call, reader: Call) -> bool:
 
     BatchNormalization folds into the convolution before it; ReLU and ReLU6 into a
     convolution, an addition of two tensors, or a BatchNormalization (which, without a
-    convolution before it, is exported as a depthwise convolution).
+    convolution before it, is exported as a depthwise convolution). What the export
+    refuses, such as a BatchNormalization along rows, folds into nothing.
     """
+    if reader.row.refuses(reader.layer, len(reader.inputs)) is not None:
+        return False
     if call.role is Role.KERNEL and call.activation != "linear":
         return False
     if call.role is Role.SUM and len(call.inputs) != 2:

@@ -19,6 +19,10 @@ def line(x):
     return layers.Reshape((64, 4))(x)
 
 
+def flat(x):
+    return layers.Flatten()(x)
+
+
 # Layer or function of an image of 4 channels -> whether files can hold it.
 CASES = {
     "relu": (layers.ReLU(), True),
@@ -37,6 +41,15 @@ CASES = {
     "crop": (layers.RandomCrop(4, 4), False),
     "resize": (layers.Resizing(5, 5), False),
     "norm": (layers.BatchNormalization(), True),
+    "norm of axis 3": (layers.BatchNormalization(3), True),
+    "norm of rows": (layers.BatchNormalization(1), False),
+    "norm of as many columns": (
+        lambda x: layers.BatchNormalization(-2)(layers.MaxPooling2D(2)(x)),
+        False,
+    ),
+    "norm of features": (lambda x: layers.BatchNormalization(1)(flat(x)), True),
+    "flat, first": (layers.Flatten("channels_first"), False),
+    "flat twice": (lambda x: layers.Flatten("channels_first")(flat(x)), True),
     "layer_norm": (layers.LayerNormalization(), False),
     "conv": (layers.Conv2D(4, 3), True),
     "separable": (layers.SeparableConv2D(4, 3), True),
