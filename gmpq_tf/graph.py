@@ -308,7 +308,7 @@ def read_graph(model: Any) -> Graph:
         raise GraphError(
             "The model must be a built functional or Sequential Keras model, because "
             "its graph is rewritten layer by layer. "
-            f"Received: model={type(model).__name__} (name={model.name!r}). "
+            f"Received: model={_described(model)}. "
             "Write it as keras.Model(inputs, outputs), or call a Sequential once on "
             "data to build it."
         )
@@ -325,6 +325,24 @@ def read_graph(model: Any) -> Graph:
     graph.input_structure = _to_refs(functional._inputs_struct, refs)
     graph.output_structure = _to_refs(functional._outputs_struct, refs)
     return graph
+
+
+def check_float(model: Any) -> None:
+    """Refuses a model that has been quantized: its grids would be rounded again.
+
+    Args:
+        model: a built functional model.
+
+    Raises:
+        GraphError: it is not functional, or has quantizers.
+    """
+    for call in read_graph(model).calls:
+        if call.role is Role.QUANTIZER or hasattr(call.layer, "kernel_quantizer"):
+            raise GraphError(
+                "The model must be the float one. "
+                f"Received: model={model.name!r}, whose layer {call.name!r} is "
+                "quantized already. Pass the model that was given to quantize_model."
+            )
 
 
 def searchable_layers(model: Any) -> list:
@@ -421,6 +439,13 @@ def _to_refs(structure: Any, refs: dict[int, Ref]) -> Any:
 def _searchable_calls(model: Any) -> dict[str, Any]:
     calls = read_graph(model).calls
     return {call.name: call.layer for call in calls if is_searchable(call.layer)}
+
+
+def _described(model: Any) -> str:
+    name = getattr(model, "name", None)
+    if name is None:
+        return f"{model!r:.80}"
+    return f"{type(model).__name__} (name={name!r})"
 
 
 def functional_of(model: Any) -> Any:

@@ -10,9 +10,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from gmpq_tf.bits import PolicyError
 from gmpq_tf.budget import BIT_OPS, Candidates, bit_ops
 from gmpq_tf.cost_tables import CostTable, TableOptions, cost_table
-from gmpq_tf.graph import GraphError
+from gmpq_tf.graph import GraphError, check_float
 from gmpq_tf.kernel_kinds import listed
 from gmpq_tf.limits import Limit, given_budget, limits_of
 from gmpq_tf.search.importances import Importances
@@ -57,10 +58,17 @@ class SearchProblem:
             options: what cost tables need besides the model.
 
         Raises:
-            GraphError: the model has no layer to search.
+            GraphError: the model has no layer to search, or is quantized already.
+            PolicyError: the space is no `SearchSpace`.
             BudgetError: no policy of the space keeps the budgets.
         """
-        space = space or SearchSpace()
+        check_float(model)
+        space = SearchSpace() if space is None else space
+        if not isinstance(space, SearchSpace):
+            raise PolicyError(
+                f"space must be a SearchSpace. Received: space={space!r}. Give such as "
+                "SearchSpace(weight_bits=(2, 4, 8), activation_bits=(4, 8))."
+            )
         candidates, table = space.candidates(model), cost_table(BIT_OPS, model)
         check_choices(model.name, candidates)
         given, what = given_budget(budget, bit_ops_budget)

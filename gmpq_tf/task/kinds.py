@@ -75,6 +75,12 @@ class Classes:
             return self.decide(scores) == self.decide(labels)
         if labels.shape not in (shape, (*shape, 1)):
             raise _misfit(labels, self.name, f"{shape} or {scores.shape}")
+        if labels.dtype.kind not in "biuf":
+            raise TaskError(
+                "Labels of classes must be numbers. "
+                f"Received: {labels.flat[0]!r}. Give the place of each class in the "
+                "order of the scores."
+            )
         wanted = labels.reshape(shape)
         classes = scores.shape[self.axis]
         wrong = (wanted != np.floor(wanted)) | (wanted < 0) | (wanted >= classes)

@@ -11,7 +11,7 @@ import keras
 
 from gmpq_tf.data import DataConfig, DataError, Dataset, load_dataset
 from gmpq_tf.detection.region_layers import is_detector
-from gmpq_tf.graph import read_graph
+from gmpq_tf.graph import check_float, read_graph
 from gmpq_tf.models import MODELS, load_model
 from gmpq_tf.models.file_checks import check_model_path, expand_user
 from gmpq_tf.run.errors import StageError
@@ -100,6 +100,7 @@ def load_inputs(
         ValueError: a file is unreadable, or classes or image shape differ.
     """
     model = load_model(path)
+    check_float(model)
     dataset = load_dataset(data, image_shape(model))
     if labels:
         dataset.check_labelled()

@@ -84,6 +84,7 @@ class ModelInputs:
                 f"Input {self.names[index]!r} must have the shape "
                 f"{('images', *wanted[1:])}. Received: shape={array.shape}. The "
                 f"model's inputs are, in this order, {self._listed(self.shapes)}."
+                f"{_misfit_hint(array.shape, wanted)}"
             )
         return array
 
@@ -308,6 +309,15 @@ def _has_end(data: Any) -> bool:
         return len(data) >= 0
     except TypeError:  # generators, and tf.data sets that repeat or whose end is open
         return False
+
+
+def _misfit_hint(shape: tuple, wanted: tuple) -> str:
+    """What a user may have meant by an array that fits no batch of images."""
+    if _fits((0, *shape), wanted):
+        return " For single images, write dataset.batch(64) or images[None]."
+    if len(shape) < 2:
+        return " Pass images with labels as the tuple (images, labels)."
+    return ""
 
 
 def _fits(shape: tuple, wanted: tuple) -> bool:

@@ -14,6 +14,7 @@ from gmpq_tf.graph import (
     Call,
     Graph,
     GraphError,
+    check_float,
     free_name,
     is_searchable,
     read_graph,
@@ -78,12 +79,13 @@ def build_hypernet(
         does).
 
     Raises:
-        GraphError: a subclassed or unbuilt model, a layer that cannot be rebuilt, or
-            gates where no channel can be removed.
+        GraphError: a subclassed, unbuilt or quantized model, a layer that cannot be
+            rebuilt, or gates where no channel can be removed.
         PolicyError: the space names a layer that the model lacks, or bits that the
             kernel quantizer does not support.
         ValueError: an unknown relaxation, or one that a quantizer does not support.
     """
+    check_float(model)
     once = relaxation_of(relaxation).one_rounding
     graph = split_activations(read_graph(model))
     candidates = (space or SearchSpace()).candidates(model)

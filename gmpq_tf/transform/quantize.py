@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from gmpq_tf.graph import Call, free_name, is_searchable, read_graph
+from gmpq_tf.graph import Call, check_float, free_name, is_searchable, read_graph
 from gmpq_tf.layers import QUANT_LAYERS, UnitQuantizer
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.quantizers import InputQuantizer
@@ -63,10 +63,12 @@ def quantize_model(
         before fitting or exporting it; otherwise both are refused.
 
     Raises:
-        GraphError: a subclassed or unbuilt model, or a layer that cannot be rebuilt.
+        GraphError: a subclassed, unbuilt or quantized model, or a layer that cannot be
+            rebuilt.
         PolicyError: the policy is for other layers (the nearest names are given), or
             has bits that the kernel quantizer does not support.
     """
+    check_float(model)
     policy.check_model(model)
     widths = {name: (bits.weight_bits,) for name, bits in policy.items()}
     check_widths(kernel_quantizer, widths)

@@ -301,7 +301,8 @@ def flat_copy(model: keras.Model, dtype: str = "float32") -> keras.Model:
 
 def flattened(model: keras.Model) -> keras.Model:
     """The model itself, or, where it holds nested models, a copy with them inlined."""
-    nested = any(functional_of(layer) is not None for layer in model.layers)
+    layers = getattr(model, "layers", ())  # what is no model is refused when it is read
+    nested = any(functional_of(layer) is not None for layer in layers)
     return flat_copy(model) if nested else model
 
 

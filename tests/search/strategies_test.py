@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from gmpq_tf.bits import PolicyError
 from gmpq_tf.budget import BudgetError
 from gmpq_tf.cost import count_cost
+from gmpq_tf.graph import GraphError
+from gmpq_tf.inputs import InputError
 from gmpq_tf.layers.relaxation import RELAXATIONS
+from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.search import (
     STRATEGIES,
     JournalError,
@@ -28,7 +32,8 @@ from gmpq_tf.search.readouts import READOUTS
 from gmpq_tf.search.rules import RULES
 from gmpq_tf.search.values import Valued, total
 from gmpq_tf.space import SearchSpace
-from gmpq_tf.transform import prune_channels
+from gmpq_tf.task import TaskError
+from gmpq_tf.transform import build_hypernet, prune_channels, quantize_model
 from tests.search.toy import RIGHT, SPACE, toy_budget, toy_images, toy_model
 
 # Of the strategies with gradients: how importances are read.
@@ -434,6 +439,13 @@ def test_statistics_and_wrong_data(model, labelled, strategy):
         run(model, images, strategy, measure="task")
     with pytest.raises(ValueError, match="from 0 to 4"):
         run(model, (images, labels + 5), strategy, measure="task")
+    with pytest.raises(TaskError, match="must be numbers"):
+        run(model, (images, labels.astype(str)), strategy, measure="task")
+    with pytest.raises(InputError, match=r"dataset\.batch"):
+        run(model, tf.data.Dataset.from_tensor_slices(images), strategy)
+    for wrong in ([images, labels], (images, labels, np.ones(len(images)))):
+        with pytest.raises(InputError, match=r"tuple \(images, labels\)"):
+            run(model, wrong, strategy)
     # Labels that do not belong to the model's classes can be left aside.
     run(model, (images, labels + 5), strategy, images=8)
     with pytest.raises(ValueError, match="finite"):
@@ -465,6 +477,22 @@ def test_a_journal_of_another_problem_is_refused(model, labelled, tmp_path):
     file.write_text("\n".join([*lines[:2], "{broken", *lines[2:]]) + "\n")
     with pytest.raises(JournalError, match="line 3"):
         run(model, labelled[0], "loss_delta", images=8, journal=file)
+
+
+def test_what_is_no_float_model_or_no_space_is_refused(model, labelled):
+    with pytest.raises(PolicyError, match=r"SearchSpace\(weight_bits"):
+        run(model, labelled, "loss_delta", space=(2, 4, 8))
+    with pytest.raises(GraphError, match=r"model='toy\.keras'"):
+        search_policy("toy.keras", labelled, budget="W4A4")
+    student = quantize_model(model, BitwidthPolicy.uniform(model, 4, 4))
+    policy = BitwidthPolicy.uniform(model, 8, 8)
+    for quantized in (student, build_hypernet(model, SPACE)):
+        with pytest.raises(GraphError, match="quantized already"):
+            search_policy(quantized, labelled, budget="W4A4")
+        with pytest.raises(GraphError, match="quantized already"):
+            build_hypernet(quantized, SPACE)
+        with pytest.raises(GraphError, match="quantized already"):
+            quantize_model(quantized, policy)
 
 
 def test_batches_of_any_kind_say_the_same(model, labelled):
