@@ -165,6 +165,11 @@ def _whole_lines(path: Path) -> list[str]:
     """The lines of a file; a last line without an end is cut off the file."""
     if not path.exists():
         return []
+    if path.is_dir():
+        raise JournalError(
+            f"A journal must be a file. Received: {path}, a folder. Name a file in it, "
+            f"such as {path / 'journal.jsonl'}."
+        )
     data = path.read_bytes()
     end = data.rfind(b"\n") + 1
     if end < len(data):

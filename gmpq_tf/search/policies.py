@@ -27,6 +27,7 @@ from gmpq_tf.search.choose import (
     margin_of_ranked,
 )
 from gmpq_tf.search.decisions import Decisions, decisions_of, decisions_of_ranked
+from gmpq_tf.search.deltas import default_images
 from gmpq_tf.search.errors import StrategyError
 from gmpq_tf.search.finalists import FinalistsConfig, compare
 from gmpq_tf.search.journal import Journal
@@ -163,6 +164,9 @@ def search_policy(
     if strategy is None:
         row = find_purpose(purpose or DEFAULT_PURPOSE)
         strategy, options = row.strategy, {**row.options, **options}
+    seed = _plain_number(seed)
+    calibration_images = _plain_number(calibration_images)
+    options = {name: _plain_number(value) for name, value in options.items()}
     config, finalists = read_options(strategy, options)
     watch = Watch(progress)
     check_whole("calibration_images", calibration_images, 1)
@@ -335,9 +339,10 @@ def _identity(
 ) -> dict[str, Any]:
     """Everything that measurements depend on, for the journal."""
     weights = hashlib.sha256()
-    for variable in case.model.variables:
+    for variable in case.model.weights:  # without the states of random layers
         weights.update(np.ascontiguousarray(variable).tobytes())
-    images = case.calibration_images
+    compared = vars(finalists) if finalists.finalists else {}
+    images = _images_read(case, {**vars(config), **compared})
     return {
         "model": case.model.name,
         "weights": weights.hexdigest()[:16],
@@ -349,10 +354,22 @@ def _identity(
         "strategy": strategy,
         "options": {**vars(config), **vars(finalists)},
         "seed": case.seed,
-        "calibration_images": images,
+        "calibration_images": case.calibration_images,
         "quantizers": dict(case.quantizers),
         "images": case.data.first(images).digest(),
     }
+
+
+def _plain_number(value: Any) -> Any:
+    """A number of NumPy as one of Python, which files hold; others as they are."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _images_read(case: SearchCase, options: Mapping[str, Any]) -> int:
+    """How many of the first images ranges and measurements depend on."""
+    counts = [v for k, v in options.items() if k == "images" or k.endswith("_images")]
+    default = default_images(case) if None in counts else 0
+    return max(case.calibration_images, default, *(each or 0 for each in counts))
 
 
 def _made_by(

@@ -473,10 +473,50 @@ def test_a_journal_of_another_problem_is_refused(model, labelled, tmp_path):
         run(model, labelled[0], "loss_delta", images=8, journal=file, seed=1)
     with pytest.raises(JournalError, match="images"):
         run(model, labelled[0][::-1], "loss_delta", images=8, journal=file)
+    with pytest.raises(JournalError, match="a folder"):
+        run(model, labelled[0], "loss_delta", images=8, journal=tmp_path)
     lines = file.read_text().splitlines()
     file.write_text("\n".join([*lines[:2], "{broken", *lines[2:]]) + "\n")
     with pytest.raises(JournalError, match="line 3"):
         run(model, labelled[0], "loss_delta", images=8, journal=file)
+
+
+@pytest.mark.parametrize("images", [48, None])
+def test_a_journal_knows_every_image_that_was_measured(
+    model, labelled, tmp_path, images
+):
+    first, given = labelled[0], {"images": images, "calibration_images": 8}
+    file = {"journal": tmp_path / "journal.jsonl"}
+    run(model, first, "loss_delta", **given, **file)
+    other = np.concatenate([first[:20], first[20:][::-1]])  # none sets a range
+    with pytest.raises(JournalError, match="images"):
+        run(model, other, "loss_delta", **given, **file)
+
+
+def test_a_journal_is_of_weights_and_not_of_random_states(tmp_path):
+    """A script that is started again makes its Dropout with another seed."""
+
+    def made(seed):
+        x = inputs = keras.Input((8, 8, 2))
+        x = keras.layers.Conv2D(3, 3, kernel_initializer="ones", name="first")(x)
+        x = keras.layers.Dropout(0.1, seed=seed)(keras.layers.Flatten()(x))
+        x = keras.layers.Dense(5, kernel_initializer="ones", name="last")(x)
+        return keras.Model(inputs, x, name="small")
+
+    options = {"space": SearchSpace((2, 4), (2, 4), {}), "budget": "W4A4", "images": 8}
+    options["journal"] = tmp_path / "journal.jsonl"
+    found = [
+        search_policy(made(n), toy_images(), "loss_delta", **options) for n in (1, 2)
+    ]
+    assert found[0].to_json() == found[1].to_json()
+
+
+def test_numbers_of_numpy_are_numbers(model, labelled, tmp_path):
+    found = [
+        run(model, labelled[0], "loss_delta", images=of(8), seed=of(1), **journal)
+        for of, journal in ((int, {}), (np.int64, {"journal": tmp_path / "a.jsonl"}))
+    ]
+    assert found[0].to_json() == found[1].to_json()
 
 
 def test_what_is_no_float_model_or_no_space_is_refused(model, labelled):
