@@ -287,9 +287,12 @@ def detector_of(scaling, background, end):
 
 
 def assert_same_place(place, box, side=32):
-    """Whole pixels of a box (ymin, xmin, ymax, xmax) inside the image."""
+    """Whole pixels of a box (ymin, xmin, ymax, xmax), which begins in the image.
+
+    Where it begins outside, its corner is moved and its sides stay.
+    """
     top, left, bottom, right = np.asarray(box) * side
-    want = (left, top, right - left, bottom - top)
+    want = (max(left, 0), max(top, 0), right - left, bottom - top)
     np.testing.assert_allclose(place, want, atol=1.01)
 
 
@@ -319,7 +322,7 @@ def test_mediapipe_returns_the_objects_of_a_file(
     )
     model = TFLiteModel(path)
     boxes, classes, scores, counts = model.predict(pixels if kind == "uint8" else x)
-    inside = 0
+    inside = outside = 0
     for index, found in enumerate(detect(path, pixels)):
         assert len(found) == counts[index]
         for row, (name, score, place) in enumerate(found):
@@ -330,10 +333,11 @@ def test_mediapipe_returns_the_objects_of_a_file(
             box = boxes[index, row]
             if kind == "uint8":
                 assert name == names[int(classes[index, row])]
-                if box.min() >= 0 and box.max() <= 1:
-                    assert_same_place(place, box)
-                    inside += 1
+                assert_same_place(place, box)
+                inside += box.min() >= 0 and box.max() <= 1
+                outside += box.min() < 0
     assert inside >= (10 if kind == "uint8" else 0)
+    assert outside >= (5 if kind == "uint8" else 0)
 
 
 def test_mediapipe_folds_boxes_of_the_same_pixels_into_one_object(tmp_path, detect):
