@@ -180,8 +180,20 @@ def tightened(first: float, epoch: int, epochs: int, stages: int) -> float:
     if stages == 1 or first <= 1:
         return 1.0
     stages = min(stages, epochs)  # the last epoch is always of the whole budget
-    done = min(epoch * stages // epochs + 1, stages) / stages
+    done = (stage_of(epoch, epochs, stages) + 1) / stages
     return 1 / ((1 - done) / first + done)
+
+
+def stage_of(epoch: int, epochs: int, stages: int) -> int:
+    """The stage, from 0, that an epoch belongs to, if all have about the same length.
+
+    Args:
+        epoch: number of the epoch, from 0.
+        epochs: number of epochs of the whole search.
+        stages: number of stages; no more than epochs are counted.
+    """
+    stages = min(stages, epochs)
+    return min(epoch * stages // epochs, stages - 1)
 
 
 def complexities(

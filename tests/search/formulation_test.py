@@ -81,6 +81,24 @@ class TestPenalties:
         assert tightened(4.0, 0, 20, 1) == tightened(0.7, 0, 20, 4) == 1
 
 
+@pytest.mark.parametrize(("epochs", "stages"), [(25, 4), (20, 4), (7, 3), (2, 4)])
+def test_it_is_as_cold_as_it_gets_when_a_stage_ends(epochs, stages):
+    class Model:
+        def set_temperature(self, value):
+            temperatures.append(value)
+
+    temperatures, cycles = [], TemperatureCycles(epochs, stages)
+    cycles.set_model(Model())
+    for epoch in range(epochs):
+        cycles.on_epoch_begin(epoch)
+    rates = [1 / tightened(4.0, epoch, epochs, stages) for epoch in range(epochs)]
+    for epoch in range(epochs):
+        begins = epoch == 0 or rates[epoch] != rates[epoch - 1]
+        ends = epoch == epochs - 1 or rates[epoch] != rates[epoch + 1]
+        assert (temperatures[epoch] == 1) == begins
+        assert (temperatures[epoch] == 0.5) == (ends and not begins)
+
+
 def test_prob1_is_0_where_all_is_decided():
     class Layers:
         def __init__(self, *sides):

@@ -31,7 +31,7 @@ class BayesianBitsConfig(GuidedConfig):
 
 
 def bayesian_bits(case: SearchCase, config: BayesianBitsConfig) -> Valued:
-    """Values each bit-width by the probability that the gates up to it are open.
+    """Values each bit-width by the probability that just the gates up to it are open.
 
     `x_q = q_1 + z_1 (q_2 - q_1 + z_2 (...))` with hard-concrete gates `z`; the expected
     cost follows from `P(z > 0)`.

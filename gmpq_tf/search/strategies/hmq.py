@@ -8,6 +8,7 @@ import keras
 
 from gmpq_tf.search.case import SearchCase
 from gmpq_tf.search.checks import check_number, check_whole
+from gmpq_tf.search.complexity import stage_of
 from gmpq_tf.search.formulation import Formulation
 from gmpq_tf.search.strategies.training import (
     GuidedConfig,
@@ -47,17 +48,19 @@ class TemperatureCycles(keras.callbacks.Callback):
 
     Args:
         epochs: epochs of the whole search.
-        stages: number of equal stages.
+        stages: number of equal stages, those in which the budget tightens.
     """
 
     def __init__(self, epochs: int, stages: int) -> None:
         super().__init__()
-        self.length = max(epochs // stages, 1)
+        self.stages = [stage_of(epoch, epochs, stages) for epoch in range(epochs)]
 
     def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
         """Sets the temperature of the epoch."""
-        place = epoch % self.length / max(self.length - 1, 1)
-        self.model.set_temperature(COLDEST**place)
+        own = self.stages[epoch]
+        place = epoch - self.stages.index(own)
+        length = self.stages.count(own)
+        self.model.set_temperature(COLDEST ** (place / max(length - 1, 1)))
 
 
 def hmq(case: SearchCase, config: HMQConfig) -> Valued:
