@@ -28,6 +28,7 @@ from gmpq_tf.ends import end_names
 from gmpq_tf.files import write_json
 from gmpq_tf.graph import searchable_names
 from gmpq_tf.limits import given_budget, limits_of, records
+from gmpq_tf.policy.between import check_whole
 from gmpq_tf.policy.channels import check_channels, check_counts
 from gmpq_tf.policy.diff import (
     HEADER,
@@ -292,11 +293,13 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
 
         Raises:
             PolicyError: a layer of this policy is neither in the model nor dropped, a
-                dropped one is not in the policy, or no layer is left.
+                dropped one is not in the policy, or no layer is left; or the model has
+                layers between those of this policy, so that it is of another backbone.
         """
         dropped, names = list(drop), searchable_names(model)
         others = check_layer_bits("others", others)
         kept = check_adapts(self.model, list(self), names, dropped)
+        check_whole(self.model, model, kept.union(dropped))
         layers = {name: self[name] if name in kept else others for name in names}
         config = {
             "policy": self.made_by,

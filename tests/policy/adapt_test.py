@@ -1,5 +1,6 @@
 """The policy of a classifier in the detector that it is the backbone of."""
 
+import keras
 import pytest
 
 from gmpq_tf.graph import searchable_names
@@ -58,3 +59,37 @@ def test_what_does_not_fit_is_refused(detector, policy, changes, drop, said):
 def test_others_must_be_bits(detector, policy):
     with pytest.raises(PolicyError, match="9"):
         policy.adapt(detector, others=(8, 9), drop=["head_dense"])
+
+
+def test_a_shorter_backbone_of_the_same_names_is_refused(policy):
+    longer = build_model("ssd_resnet20", (32, 32, 3), 2)
+    said = "'resnet8', between whose layers 'ssd_resnet20' has 8 more.*stage1_block2"
+    with pytest.raises(PolicyError, match=said):
+        policy.adapt(longer, drop=["head_dense"])
+    names = [n for n in searchable_names(longer) if "_block" in n]
+    others = BitwidthPolicy("own", dict.fromkeys(names, (8, 8)))
+    known = others.merge(policy.rename({}))
+    assert known.adapt(longer, drop=["head_dense"])["stem_conv"] == policy["stem_conv"]
+
+
+def test_a_detector_of_two_stages_takes_its_backbone():
+    """What chooses regions stands between its third and its fourth stage."""
+    source = build_model("resnet18", (32, 32, 3), 2)
+    bits = dict.fromkeys(searchable_names(source), (4, 5))
+    policy = BitwidthPolicy("resnet18", bits)
+    model = build_model("faster_rcnn_resnet18", (64, 64, 3), 2, alpha=0.125)
+    adapted = policy.adapt(model, drop=["head_dense"])
+    taken = [name for name, own in adapted.items() if own.weight_bits == 4]
+    assert set(taken) == set(policy) - {"head_dense"}
+
+
+def test_layers_before_and_after_the_backbone_are_others():
+    x = inputs = keras.Input((8, 8, 3))
+    for name in ("adapter", "one", "two", "head"):
+        x = keras.layers.Conv2D(3, 1, name=name)(x)
+    model = keras.Model(inputs, x)
+    policy = BitwidthPolicy("own", {"one": (3, 4), "two": (4, 3)})
+    adapted = policy.adapt(model)
+    assert [b.weight_bits for _, b in adapted.items()] == [8, 3, 4, 8]
+    with pytest.raises(PolicyError, match="has 1 more, \\['two'\\]"):
+        BitwidthPolicy("own", {"one": (3, 4), "head": (4, 3)}).adapt(model)
