@@ -179,6 +179,30 @@ def test_a_file_returns_the_objects_of_the_models_outputs(
         )
 
 
+@pytest.mark.parametrize(
+    ("background", "end", "names"), [(True, None, ["cell"]), (False, None, [])]
+)
+def test_a_detector_of_one_class(tmp_path, students, background, end, names):
+    x, pixels, _ = students
+    student = student_of(detector(1, background, end), 8, 8, x=x)
+    report = export_tflite(
+        student,
+        tmp_path / "m.tflite",
+        verify_data=x,
+        class_names=names,
+        scaling="0..1",
+        postprocess=PostProcess(20, 0.5, 0.3),
+        latency_runs=0,
+    )
+    assert report.postprocess.max_error <= 1e-6 and report.postprocess.detections > 5
+    _, classes, scores, counts = TFLiteModel(tmp_path / "m.tflite").predict(pixels)
+    logits = np.asarray(student.predict_on_batch(x)["scores"])
+    curve = keras.ops.softmax if background else keras.ops.sigmoid
+    best = np.asarray(curve(logits))[..., -1].max(axis=1)
+    np.testing.assert_allclose(scores[:, 0], best, atol=1e-6)
+    assert (counts > 0).all() and not classes.any()
+
+
 def test_the_file_is_the_raw_one_and_the_operator(students):
     _, _, models = students
     student = models[True, None]

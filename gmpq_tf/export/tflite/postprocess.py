@@ -93,8 +93,8 @@ def detector_head(student: Any, class_names: Sequence[str] = ()) -> DetectorHead
 
     Args:
         student: a Keras model with the outputs "boxes" and "scores".
-        class_names: names without background; if there are as many as scores, the model
-            has no background.
+        class_names: names without background; if there are as many as scores, or there
+            is one score, the model has no background.
 
     Raises:
         ExportError: the outputs do not fit the default boxes.
@@ -121,13 +121,16 @@ def detector_head(student: Any, class_names: Sequence[str] = ()) -> DetectorHead
         )
     last = all_scores(student)[places[1]][1]
     ends = last in ("softmax", "sigmoid")
-    sigmoid = last == "sigmoid" if ends else len(class_names) == scores.shape[-1]
+    columns = scores.shape[-1]
+    # A softmax of one score would say nothing.
+    alone = columns in (len(class_names), 1)
+    sigmoid = last == "sigmoid" if ends else alone
     y, h = (1 / float(v) for v in boxes.variances)
     return DetectorHead(
         places,
         boxes.centers(),
         (y, y, h, h),
-        scores.shape[-1] - (not sigmoid),
+        columns - (not sigmoid),
         "sigmoid" if sigmoid else "softmax",
         ends,
     )
