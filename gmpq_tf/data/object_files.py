@@ -1,6 +1,7 @@
 """Makes a data set of image files and the objects in them."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -107,6 +108,7 @@ def files_raw(
     check_files(tuple(path for images in parts.values() for path in images))
     labels = {name: numbered(part, class_names) for name, part in parts.items()}
     most = max(part["classes"].shape[1] for part in labels.values())
+    _name_unseen(labels["train"]["classes"], class_names)
     splits = {
         name: FileSplit(tuple(parts[name]), widened(part, most), decode)
         for name, part in labels.items()
@@ -131,6 +133,19 @@ def check_shown(images: Mapping[str, Objects]) -> None:
             f"Training images must show an object. Received: {len(images)} images "
             f"without any, {next(iter(images))} the first. Draw boxes, or look whether "
             "these are the right annotations."
+        )
+
+
+def _name_unseen(classes: np.ndarray, class_names: Sequence[str]) -> None:
+    """Warns of classes that no training image shows."""
+    unseen = [n for i, n in enumerate(class_names) if not np.any(classes == i)]
+    if unseen:
+        warnings.warn(
+            f"No training image shows an object of {', '.join(unseen[:5])}"
+            f"{' and others' * (len(unseen) > 5)}: nothing is learned of "
+            f"{len(unseen)} of {len(class_names)} classes, whose scores the model has "
+            "all the same. Leave them out of the list of classes.",
+            stacklevel=4,
         )
 
 

@@ -305,6 +305,8 @@ def describe(name: str, result: dict[str, Any]) -> str:
         for figure in ("map_07", "map_area", "map_coco"):
             if (share := result.get(f"{prefix}{figure}")) is not None:
                 said.append(f"{figure}{of} {100 * share:.2f} %")
+        if f"{prefix}map_07" in result and result[f"{prefix}map_07"] is None:
+            said.append(f"no average precision{of} (no objects but difficult ones)")
         for figure in ("loss", "mean_iou"):
             if (value := result.get(f"{prefix}{figure}")) is not None:
                 said.append(f"{figure}{of} {value:.4g}")

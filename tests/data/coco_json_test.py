@@ -28,6 +28,20 @@ def test_the_same_objects_as_a_voc_folder(tmp_path):
             np.testing.assert_allclose(one["boxes"], other["boxes"], atol=1e-7)
 
 
+def test_a_category_without_objects_is_named(tmp_path):
+    """As those that some programs put above all others."""
+    root = coco_set(tmp_path)
+    path = root / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    content["categories"].insert(1, {"id": 0, "name": "animals"})
+    path.write_text(json.dumps(content))
+    with pytest.warns(UserWarning, match=r"an object of animals: .* 1 of 3 classes"):
+        data = load(root)
+    assert data.class_names == ("animals", "cat", "dog")
+    (sample,) = samples(data.splits["test"])  # of a file without that category
+    assert sample["labels"].tolist() == [2]
+
+
 def test_one_file_anywhere_and_other_layouts(tmp_path):
     for name in "abcdef":
         picture(

@@ -137,7 +137,8 @@ def test_images_and_annotations_side_by_side_with_and_without_splits(tmp_path):
 
 def test_classes_stand_in_their_file(tmp_path):
     (voc_kit(tmp_path) / "classes.txt").write_text("dog\nbird\ncat\n")
-    data = load(tmp_path)
+    with pytest.warns(UserWarning, match=r"shows an object of bird: .* 1 of 3 classes"):
+        data = load(tmp_path)
     assert data.class_names == ("dog", "bird", "cat")
     assert_holds(data.splits["train"], "abcd", data.class_names)
     (tmp_path / "classes.txt").write_text("dog\ncats\n")
