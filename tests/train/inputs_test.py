@@ -8,6 +8,8 @@ from absl import flags
 from PIL import Image
 
 from gmpq_tf.data import DataConfig, DataError, load_dataset
+from gmpq_tf.graph import GraphError
+from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.run.errors import StageError
 from gmpq_tf.run.flags import define_flags
 from gmpq_tf.run.run_config import WorkdirConfig
@@ -20,6 +22,7 @@ from gmpq_tf.train.inputs import (
     load_inputs,
     model_path,
 )
+from gmpq_tf.transform import quantize_model
 
 
 @pytest.fixture
@@ -202,3 +205,12 @@ def test_a_size_of_height_and_width_survives_the_command_line(tmp_path, monkeypa
     define_flags(DataConfig)
     flags.FLAGS(["program"])
     assert data_from_flags(run, None).image_size == (8, 6)
+
+
+def test_a_quantized_model_is_no_float_model(float_file, digits, tmp_path):
+    """Its grids would be rounded once more, in the search and in the student."""
+    model = keras.models.load_model(float_file)
+    student = quantize_model(model, BitwidthPolicy.uniform(model, 8, 8))
+    student.save(tmp_path / "student.keras")
+    with pytest.raises(GraphError, match="quantized already"):
+        load_inputs(tmp_path / "student.keras", digits)
