@@ -35,6 +35,7 @@ _ENDINGS = {
     "BMP": None,
     "GIF": None,
 }
+_ORIENTATION, _UPRIGHT = 0x0112, 1  # a tag of EXIF and its usual value
 _READ_AS = ("JPEG", "PNG", "BMP", "GIF")  # MPO files are read as JPEG ones.
 
 
@@ -66,11 +67,16 @@ def _load_unlabelled(root: Path, config: DataConfig, spec: DatasetSpec) -> Raw:
     """Loads all images below a folder without labels; 20 % become the test split."""
     found = sorted(root.rglob("*"))
     paths = tuple(str(p) for p in found if p.suffix.lower() in IMAGE_SUFFIXES)
+    others = collections.Counter(p.suffix.lower() for p in found if _is_left_out(p))
     if not paths:
+        kinds = f", but {_counted(others)}: convert them" if others else ""
         raise DataError(
             f"A folder must hold {', '.join(sorted(IMAGE_SUFFIXES))} files. "
-            f"Received: {root} with none, nor below it. Name the folder of the images."
+            f"Received: {root} with none, nor below it{kinds}. Name the folder of the "
+            "images."
         )
+    if others:
+        warnings.warn(_left_out_message(root, others, len(paths)), stacklevel=2)
     decode, stored = _decoder(config, spec, paths)
     split = FileSplit(paths, np.zeros(len(paths), np.int64), decode)
     train, test = split.hold_out(round(TEST_FRACTION * split.size), TEST_SEED)
@@ -118,23 +124,33 @@ def check_files(paths: tuple[str, ...], whole: bool = False) -> set[str]:
 
     Returns:
         The modes of the images, as Pillow calls them: `"L"` is grey, `"RGB"` colour.
+        Photographs that are stored turned are warned of.
 
     Raises:
         DataError: A file is not readable, or its image too large to decode; the message
             names the first.
     """
-    modes = set()
+    modes, turned = set(), 0
     for path in paths:
         _check_name(path)
-        mode = _readable_mode(path, whole)
-        if mode is None:
+        header = _header(path, whole)
+        if header is None:
             raise DataError(
                 "Every image file must be a whole JPEG, PNG, BMP or GIF of at most "
                 f"{MAX_PIXELS} pixels. Received: {path} (missing, empty, damaged, "
                 "truncated, too large, a BMP with a palette, or not such an image). "
                 "Replace, shrink or remove it."
             )
-        modes.add(mode)
+        modes.add(header[0])
+        turned += header[1]
+    if turned:
+        warnings.warn(
+            "Pixels are read as they are stored, as by TensorFlow and Keras. "
+            f"Received: {turned} of {len(paths)} photographs that say they are to be "
+            "turned (EXIF orientation). Turn them, e.g. by Pillow's "
+            "ImageOps.exif_transpose, if the model was trained on upright images.",
+            stacklevel=2,
+        )
     return modes
 
 
@@ -148,8 +164,8 @@ def _check_name(path: str) -> None:
         ) from error
 
 
-def _readable_mode(path: str, whole: bool) -> str | None:
-    """Returns Pillow's mode of an image, None if it cannot be read."""
+def _header(path: str, whole: bool) -> tuple[str, bool] | None:
+    """Pillow's mode of an image, and whether it is to be turned; None: unreadable."""
     if not Path(path).is_file():  # Reading a pipe would block.
         return None
     try:
@@ -158,13 +174,16 @@ def _readable_mode(path: str, whole: bool) -> str | None:
             with Image.open(path, formats=_READ_AS) as image:  # Reads the header only.
                 ending, (width, height) = _ENDINGS[image.format or ""], image.size
                 kind, mode = image.format, image.mode
+                # Of other formats it would decode the pixels.
+                exif = image.getexif() if kind in ("JPEG", "MPO") else {}
+                turned = exif.get(_ORIENTATION, _UPRIGHT) != _UPRIGHT
     except Exception:  # Pillow raises a dozen kinds of errors.
         return None
     # TensorFlow reads the indices of a palette instead of its colours.
     if width * height > MAX_PIXELS or (kind, mode) == ("BMP", "P"):
         return None
     good = (_ends_as_it_should(path, ending) and not whole) or _decodes(path)
-    return mode if good else None
+    return (mode, turned) if good else None
 
 
 def _decodes(path: str) -> bool:
@@ -240,7 +259,8 @@ def _class_names(folder: Path) -> tuple[str, ...]:
         raise DataError(
             "A folder data set needs one subfolder a class, two classes at least. "
             f"Received: {folder} with {len(names)} ({', '.join(names) or 'none'}). "
-            "Point to the folder whose subfolders are the classes."
+            "Point to the folder whose subfolders are the classes, or, where none are "
+            "needed, leave them unread with labels='none' (--labels=none)."
         )
     return names
 
@@ -279,13 +299,17 @@ def _is_left_out(path: Path) -> bool:
 
 
 def _left_out_message(folder: Path, others: Mapping[str, int], read: int) -> str:
-    counts = ", ".join(
-        f"{number} of {suffix or 'no suffix'}" for suffix, number in others.items()
-    )
     return (
         f"Images are read from {', '.join(sorted(IMAGE_SUFFIXES))} files. "
-        f"Received: other files in {folder}, which are left out: {counts}; {read} "
-        "images are read. Convert them, or remove them."
+        f"Received: other files in {folder}, which are left out: {_counted(others)}; "
+        f"{read} images are read. Convert them, or remove them."
+    )
+
+
+def _counted(files: Mapping[str, int]) -> str:
+    """Numbers of files by suffix, such as "3 of .webp, 1 of no suffix"."""
+    return ", ".join(
+        f"{number} of {suffix or 'no suffix'}" for suffix, number in files.items()
     )
 
 

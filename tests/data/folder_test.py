@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def test_folder_with_splits(tmp_path, extra):
 
 def test_folder_of_one_class(tmp_path):
     write_images(tmp_path / "only", 3, 0)
-    with pytest.raises(DataError, match=r"two classes at least.*only"):
+    with pytest.raises(DataError, match=r"two classes at least.*only.*labels='none'"):
         load_dataset(folder_config(tmp_path))
 
 
@@ -337,6 +338,45 @@ def test_other_image_files_are_named(tmp_path):
     text = str(caught[0].message)
     assert "2 of .webp" in text and "1 of .tiff" in text and "1 of no suffix" in text
     assert "txt" not in text and "DS_Store" not in text
+
+
+def test_other_image_files_are_named_without_labels_too(tmp_path):
+    folder = tmp_path / "flat"
+    write_images(folder, 3, 10)
+    for name in ("x.webp", "y.heic", ".DS_Store"):
+        (folder / name).write_bytes(b"0")
+    config = folder_config(folder, labels="none", validation_size=1)
+    with pytest.warns(UserWarning, match=r"1 of \.webp, 1 of \.heic; 3 images are"):
+        load_dataset(config)
+    for path in folder.glob("*.png"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"1 of \.webp, 1 of \.heic: convert"):
+        load_dataset(config)
+
+
+@pytest.mark.parametrize(("orientation", "warned"), [(None, 0), (1, 0), (6, 1)])
+def test_photographs_that_are_stored_turned_are_warned_of(
+    tmp_path, orientation, warned
+):
+    for name in ("ant", "bee"):
+        write_images(tmp_path / name, 3, 10)
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[:4] = 255  # the upper half
+    image = Image.fromarray(pixels)
+    exif = image.getexif()
+    if orientation:
+        exif[0x0112] = orientation
+    image.save(tmp_path / "ant" / "a.jpg", exif=exif, quality=95)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        config = folder_config(tmp_path, labels="none", validation_size=1)
+        dataset = load_dataset(config)
+    said = [c for c in caught if "1 of 7 photographs" in str(c.message)]
+    assert len(said) == warned
+    batches = [*dataset.calibration(9), *dataset.validation(), *dataset.test()]
+    found = np.concatenate(batches)
+    (read,) = [each for each in found if each.max() > 100]
+    assert read[:4].min() > 200 and read[4:].max() < 50  # as it is stored
 
 
 def test_a_bmp_with_a_palette_is_refused(tmp_path):
