@@ -78,7 +78,7 @@ def look(model: keras.Model, dataset: Dataset, name: str = "Float model") -> str
     ]
     hint = _more_often_right(right, tried)
     if hint is None and losses.mean() >= UNSURE * chance:
-        hint = _surer(right, losses, tried)
+        hint = _surer(right, losses, tried, chance)
     return _said(hint)
 
 
@@ -129,20 +129,31 @@ def _more_often_right(right: np.ndarray, tried: list[tuple]) -> str | None:
     return f"with {_flags(scaling)} it is right about {100 * best.mean():.2f} %"
 
 
-def _surer(right: np.ndarray, losses: np.ndarray, tried: list[tuple]) -> str | None:
-    """Returns a hint of a scaling as accurate and much surer (paired t test)."""
+def _surer(
+    right: np.ndarray, losses: np.ndarray, tried: list[tuple], chance: float
+) -> str | None:
+    """Returns a hint of a scaling as accurate and much surer (paired t test).
+
+    Its cross-entropy must be below that of chance: a model of other classes, or of the
+    same in another order, is least wrong where it cannot tell them apart.
+    """
     as_good = [found for found in tried if found[0].mean() >= right.mean()]
     if not as_good:
         return None
     _, best, scaling = min(as_good, key=lambda found: found[1].mean())
-    gain = losses - best
-    deviations = gain.mean() / max(gain.std() / math.sqrt(gain.size), 1e-12)
-    if best.mean() > MOST_LOSS * losses.mean() or deviations < LEAST_DEVIATIONS:
+    if best.mean() > MOST_LOSS * losses.mean():
+        return None
+    if min(map(_deviations, (losses - best, chance - best))) < LEAST_DEVIATIONS:
         return None
     return (
         f"with {_flags(scaling)} its cross-entropy is {best.mean():.3f} instead of "
         f"{losses.mean():.3f}"
     )
+
+
+def _deviations(gain: np.ndarray) -> float:
+    """Mean of the gains of all images [N], in standard errors."""
+    return float(gain.mean() / max(gain.std() / math.sqrt(gain.size), 1e-12))
 
 
 def _others(dataset: Dataset) -> Iterator[InputScaling]:

@@ -118,6 +118,23 @@ def test_a_model_that_is_right_but_unsure_gets_the_scaling_it_reads(
         assert hinted == (given != "0..255") == ("Hint" in said)
 
 
+@pytest.mark.parametrize("units", [1, 2])
+def test_no_scaling_excuses_a_model_of_other_classes(units, tmp_path, capsys):
+    """Folders in another order than the scores: sure and wrong, or else guessing."""
+    random = np.random.default_rng(0)
+    for name in ("odd", "even"):
+        (tmp_path / name).mkdir()
+        for index in range(40):
+            pixels = random.integers(0, 256, (8, 8, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{index}.png")
+    inputs = keras.Input((8, 8, 3))
+    flat = keras.layers.Flatten()(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(units, use_bias=False)(flat))
+    model.set_weights([random.normal(0, 0.02, (192, units))])
+    look(model, load_dataset(data_of(tmp_path, SCALINGS["0..255"])))
+    assert "Hint" not in capsys.readouterr().out
+
+
 def test_no_scaling_is_named_where_none_fits(shades, capsys):
     keras.utils.set_random_seed(1)
     model = classifier(SCALINGS["0..1"])
