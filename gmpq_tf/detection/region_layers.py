@@ -19,26 +19,32 @@ from gmpq_tf.detection.default_boxes import BoxError
 from gmpq_tf.detection.default_boxes_layer import default_boxes_of
 from gmpq_tf.detection.regions import propose, region_anchors, roi_align
 
-# What the head's offsets are divided by, as `boxes.encode` takes them.
+# The head's offsets are (dy, dx, dh, dw) divided by these: centres, then sides.
 HEAD_VARIANCES = (0.1, 0.2)
 
 
 @dataclasses.dataclass(frozen=True)
 class RegionSearch:
-    """Which regions of an image a detector looks at.
+    """Which regions of an image the second stage of a detector looks at.
+
+    Anchors are the boxes that regions are moved from: one at each place of the feature
+    map for each scale and ratio.
 
     Args:
         feature_shape: rows and columns of the feature map.
         image_shape: height and width of the image, in pixels.
-        stride: pixels between two places of the map.
-        scales: sides of the anchors, in strides, each above 0.
+        stride: pixels between two places of the map, above 0.
+        scales: sides of square anchors, in strides, each above 0.
         ratios: heights over widths, each above 0.
-        before: candidates of an image.
-        regions: that are kept of an image, R.
+        before: anchors of highest score that are looked at, of an image; at least
+            `regions`.
+        regions: regions that are kept of an image, R.
         iou_threshold: regions that overlap a better one by more are dropped, 0 to 1.
 
     Raises:
         BoxError: a number is out of range.
+
+    Source: Ren et al., "Faster R-CNN", NeurIPS 2015, section 3.1 and 3.3.
     """
 
     feature_shape: Sequence[int]
@@ -81,7 +87,10 @@ class RegionSearch:
         return rows * columns * self.anchors_per_place
 
     def centers(self) -> np.ndarray:
-        """The anchors as (cy, cx, h, w): float32 [N, 4], shares of the image."""
+        """The anchors as (cy, cx, h, w), relative to the image: float32 [N, 4].
+
+        They are not clipped; ordered (row, column, ratio, scale).
+        """
         shapes = (self.feature_shape, self.image_shape)
         return region_anchors(*shapes, self.stride, self.scales, self.ratios)
 
@@ -100,12 +109,16 @@ class RegionSearch:
 class RegionProposal(keras.layers.Layer):
     """The regions that most likely hold an object: see `regions.propose`.
 
-    Reads scores [B, N, 1] and offsets [B, N, 4] of the anchors; gives corners
-    [B, R, 4], zeros where there are fewer. No gradient passes.
+    Reads scores [B, N, 1] (logits, of which only the order counts) and offsets
+    [B, N, 4] of the anchors; gives corners [B, R, 4] as (ymin, xmin, ymax, xmax), 0 to
+    1, zeros where there are fewer. No gradient passes.
 
     Args:
         search: a `RegionSearch`, or its configuration.
         **kwargs: of `keras.layers.Layer`.
+
+    Raises:
+        BoxError: at the first call, scores or offsets are not of N anchors.
     """
 
     def __init__(self, search: Any, **kwargs: Any) -> None:
@@ -115,7 +128,7 @@ class RegionProposal(keras.layers.Layer):
         self.search, self._centers = search, search.centers()
 
     def build(self, scores_shape: Any, offsets_shape: Any) -> None:
-        """Compares the number of anchors."""
+        """Compares the number of anchors with that of scores and offsets."""
         count = self.search.count
         wanted = [(count, 1), (count, 4)]
         given = [tuple(scores_shape[1:]), tuple(offsets_shape[1:])]
@@ -142,12 +155,13 @@ class RegionProposal(keras.layers.Layer):
 class RegionAlign(keras.layers.Layer):
     """Features of each region, as an example of its own: see `regions.roi_align`.
 
-    Reads a map [B, H, W, C] and corners [B, R, 4]; gives [B R, size, size, C].
+    Reads a map [B, H, W, C] and corners [B, R, 4] from `RegionProposal`; gives
+    [B R, size, size, C], the regions of an image one after the other.
 
     Args:
         regions: R, of an image.
-        size: bins along a side.
-        samples: along a side of a bin.
+        size: bins along a side of a region.
+        samples: samples along a side of a bin.
         **kwargs: of `keras.layers.Layer`.
     """
 
@@ -159,7 +173,7 @@ class RegionAlign(keras.layers.Layer):
 
     @property
     def examples_per_image(self) -> int:
-        """How often what follows is computed for an image."""
+        """How often what follows is computed for an image; costs count it so."""
         return self.regions
 
     def call(self, features: Any, corners: Any) -> Any:
@@ -181,9 +195,10 @@ class RegionAlign(keras.layers.Layer):
 class RegionOutputs(keras.layers.Layer):
     """Corners, scores and offsets of each region in one row.
 
-    Reads corners [B, R, 4], scores [B R, classes + 1] and offsets [B R, 4 (classes +
-    1)]; gives [B, R, 4 + 5 (classes + 1)] in that order. One tensor, so that one loss
-    sees which object a region is to find.
+    Reads corners [B, R, 4], scores [B R, classes + 1] (logits, the background first)
+    and offsets [B R, 4 (classes + 1)], divided by `HEAD_VARIANCES`; gives [B, R, 4 + 5
+    (classes + 1)] in that order, which `split_rows` undoes. It is one tensor because
+    Keras gives a loss one output: where a region lies says which object it is to find.
 
     Args:
         **kwargs: of `keras.layers.Layer`.
@@ -205,10 +220,10 @@ def region_search_of(model: Any) -> RegionSearch | None:
     """The search for regions of a two-stage detector.
 
     Args:
-        model: a Keras model, nested or not.
+        model: a Keras model; its nested models are searched too.
 
     Returns:
-        The search; None: it is no two-stage detector of ours.
+        That of its `RegionProposal`; None: it has none.
     """
     for layer in getattr(model, "layers", ()):
         if isinstance(layer, RegionProposal):
@@ -219,10 +234,10 @@ def region_search_of(model: Any) -> RegionSearch | None:
 
 
 def is_detector(model: Any) -> bool:
-    """Whether a model is a detector of ours, of one stage or of two.
+    """Whether a model has default boxes or proposes regions: is a detector.
 
     Args:
-        model: a Keras model, nested or not.
+        model: a Keras model; its nested models are searched too.
     """
     return default_boxes_of(model) is not None or region_search_of(model) is not None
 
@@ -231,10 +246,11 @@ def split_rows(rows: Any) -> tuple[Any, Any, Any]:
     """Undoes `RegionOutputs`.
 
     Args:
-        rows: [B, R, 4 + 5 K].
+        rows: [B, R, 4 + 5 K], tensor or array; K is the number of classes, background
+            included.
 
     Returns:
-        (corners [B, R, 4], scores [B, R, K], offsets [B, R, K, 4]).
+        (corners [B, R, 4], scores [B, R, K], offsets [B, R, K, 4]), of the same kind.
     """
     classes = (rows.shape[-1] - 4) // 5
     corners, scores = rows[..., :4], rows[..., 4 : 4 + classes]

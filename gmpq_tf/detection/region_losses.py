@@ -17,23 +17,26 @@ from gmpq_tf.detection.matching import match
 from gmpq_tf.detection.region_layers import HEAD_VARIANCES, RegionSearch, split_rows
 from gmpq_tf.detection.regions import NO_VARIANCES
 
-DRAWN_ANCHORS, DRAWN_REGIONS = 256, 128
+DRAWN_ANCHORS, DRAWN_REGIONS = 256, 128  # of an image, at most
 ANCHOR_SHARE, REGION_SHARE = 0.5, 0.25  # of objects among what is drawn, at most
+# IoU with an object from which on an anchor or a region is to find it, and below which
+# an anchor is empty.
 ANCHOR_IOU, ANCHOR_EMPTY, REGION_IOU = 0.7, 0.3, 0.5
-ANCHOR_KNEE = 1 / 9  # of the smooth L1: sigma is 3
+ANCHOR_KNEE = 1 / 9  # of the smooth L1: 1 / sigma^2 of the authors' code, sigma = 3
 
 
 @keras.saving.register_keras_serializable("gmpq_tf")
 class AnchorScoreLoss(keras.losses.Loss):
-    """Binary cross-entropy of anchors drawn at random, as many empty as with objects.
+    """Binary cross-entropy of anchors drawn at random.
 
-    Of each image `drawn` anchors, at most half with an object; the rest are empty.
+    `(1 / n) sum_i BCE(sigmoid(s_i), l_i)` over the n anchors drawn of an image: at most
+    half of `drawn` with an object, empty ones up to `drawn`; 0 where there are none.
 
     Unlike the authors' code it seeds the draw by the scores themselves: weights and
     images alone decide, so that training that was interrupted draws the same.
 
     Args:
-        drawn: anchors of an image.
+        drawn: anchors drawn of an image, at most.
         **kwargs: of `keras.losses.Loss`.
     """
 
@@ -71,12 +74,16 @@ class AnchorScoreLoss(keras.losses.Loss):
 class AnchorBoxLoss(keras.losses.Loss):
     """Smooth L1 of the offsets of anchors with an object, over the number drawn.
 
-    `sum_i sum_j h(t_ij - p_ij) / drawn`, `h(d) = d^2 / (2 k)` up to `|d| = k = 1/9`,
-    `|d| - k/2` above. Unlike the authors' code, where an image has more such anchors
-    than are drawn it takes all, at the weight that those drawn have in the mean.
+    `(1 / n) sum_i sum_j h(t_ij - p_ij)` over the four offsets j of the anchors i with
+    an object, of wanted offsets t and given ones p; `h(d) = d^2 / (2 k)` up to
+    `|d| = k = 1/9`, `|d| - k/2` above; n as for `AnchorScoreLoss`.
+
+    Unlike the authors' code, where an image has more such anchors than are drawn, it
+    takes all of them, with the weight that drawn ones have in the mean: the two losses
+    need not draw the same.
 
     Args:
-        drawn: anchors of an image.
+        drawn: anchors drawn of an image, at most.
         **kwargs: of `keras.losses.Loss`.
     """
 
@@ -91,7 +98,7 @@ class AnchorBoxLoss(keras.losses.Loss):
 
         Args:
             y_true: [B, N, 5]: offsets, and 1: an object, 0: none, -1: ignored.
-            y_pred: [B, N, 4].
+            y_pred: offsets, [B, N, 4].
         """
         wanted, marks = tf.cast(y_true[..., :4], tf.float32), y_true[..., 4]
         found = tf.cast(marks > 0.5, tf.float32)
@@ -102,7 +109,7 @@ class AnchorBoxLoss(keras.losses.Loss):
         taken = tf.minimum(objects, float(int(self.drawn * ANCHOR_SHARE)))
         others = tf.minimum(tf.reduce_sum(empty, axis=-1), self.drawn - taken)
         total = tf.reduce_sum(losses * found, axis=-1)
-        share = taken / tf.maximum(objects, 1.0)
+        share = taken / tf.maximum(objects, 1.0)  # of those with an object, drawn
         return share * total / tf.maximum(taken + others, 1.0)
 
     def get_config(self) -> dict:
@@ -114,15 +121,17 @@ class AnchorBoxLoss(keras.losses.Loss):
 class RegionLoss(keras.losses.Loss):
     """Cross-entropy and smooth L1 of regions drawn at random.
 
-    A region is to find the object that it overlaps most, if by `IoU >= 0.5`, else it is
-    background. Of each image `drawn` regions, at most a quarter with an object. Offsets
-    are those of the class that the region is to have.
+    `(1 / n) sum_i (CE(s_i, c_i) + [c_i > 0] sum_j h(t_ij - p_i,c_i,j))` over the n
+    regions drawn of an image, with scores s, class c (0: background), wanted offsets t,
+    the offsets p that are given for that class, and `h(d) = d^2 / 2` up to `|d| = 1`,
+    `|d| - 1/2` above. A region is to find the object that it overlaps most, if by
+    `IoU >= 0.5`, else it is background. At most a quarter of `drawn` has an object.
 
-    Unlike the authors' code objects themselves are no regions: labels do not reach the
-    model. The draw is seeded as that of `AnchorScoreLoss`.
+    Unlike in the authors' code the objects themselves are never among the regions:
+    labels do not reach the model. The draw is seeded as that of `AnchorScoreLoss`.
 
     Args:
-        drawn: regions of an image.
+        drawn: regions drawn of an image, at most.
         **kwargs: of `keras.losses.Loss`.
     """
 
@@ -161,17 +170,17 @@ class RegionLoss(keras.losses.Loss):
 def region_targets(
     objects: tf.Tensor, corners: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """What regions are to say.
+    """What regions are to say: a class each, and offsets to its object.
 
     Args:
         objects: [B, M, 5]: corners, and class from 1, 0: padding.
         corners: of the regions, [B, R, 4]; of no area: padding.
 
     Returns:
-        (classes int32 [B, R]: from 1, 0: background, -1: padding; offsets [B, R, 4],
-        zeros where there is no object).
+        (classes int32 [B, R]: from 1, 0: background, -1: padding; offsets [B, R, 4]
+        divided by `HEAD_VARIANCES`, zeros where there is no object).
     """
-    objects = tf.pad(objects, [[0, 0], [0, 1], [0, 0]])  # so that there is one
+    objects = tf.pad(objects, [[0, 0], [0, 1], [0, 0]])  # argmax needs at least one
     overlap = iou(corners, objects[..., :4])
     known = objects[..., 4] > 0
     overlap = tf.where(known[:, None], overlap, -1.0)
@@ -194,14 +203,14 @@ def anchor_targets(
 ) -> dict[str, tf.Tensor]:
     """What the outputs of a two-stage detector are to be for a batch of images.
 
-    An anchor is to find the object that it overlaps most, if by `IoU >= 0.7` or as the
-    best one of that object; one of less than 0.3 is empty. Others are ignored, and so
-    are all that leave the image.
+    An anchor is to find the object that it overlaps most, if by `IoU >= 0.7` or if no
+    anchor overlaps that object more; one of less than 0.3 with every object is empty.
+    Others are ignored, and so are all that leave the image.
 
     Args:
         labels: "boxes" [B, M, 4] as (ymin, xmin, ymax, xmax), and "classes" int [B, M]
-            from 0, -1: padding.
-        search: of the detector.
+            from 0, -1: padding. Difficult objects are treated as all others.
+        search: of the detector; it has the anchors.
 
     Returns:
         "rpn_boxes" float32 [B, N, 5] and "rpn_scores" int32 [B, N], as the losses take
@@ -210,9 +219,10 @@ def anchor_targets(
     centers = search.centers()
     corners = to_corners(centers)
     inside = (corners[:, :2] >= 0).all(-1) & (corners[:, 2:] <= 1).all(-1)
-    weight = tf.constant(inside, tf.float32)
+    weight = tf.constant(inside, tf.float32)  # no object matches those that leave
 
     def of_image(image: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        # One row of padding more, because `match` needs at least one object.
         boxes = tf.pad(tf.cast(image[0], tf.float32), [[0, 1], [0, 0]])
         classes = tf.pad(tf.cast(image[1], tf.int32), [[0, 1]], constant_values=-1)
         known = classes >= 0
@@ -245,18 +255,20 @@ def anchor_targets(
 def draw(
     found: tf.Tensor, empty: tf.Tensor, count: int, share: float, seed: tf.Tensor
 ) -> tf.Tensor:
-    """Draws some of each image's candidates, without putting them back.
+    """Draws some of each image's candidates at random, each at most once.
 
     Args:
         found: which hold an object, bool [B, N].
         empty: which hold none, bool [B, N].
         count: how many are drawn of an image, if there are as many.
-        share: of those with an object among them, at most.
-        seed: floats whose bits seed the draw.
+        share: of those with an object, at most, 0 to 1; empty ones fill the rest.
+        seed: floats of any shape whose bits seed the draw.
 
     Returns:
-        bool [B, N].
+        Which are drawn, bool [B, N].
     """
+    # A plain sum and one in which places have weights (both modulo 2^32): the same
+    # scores in another order draw others.
     bits = tf.bitcast(tf.cast(tf.stop_gradient(seed), tf.float32), tf.int32)
     bits = tf.reshape(bits, [-1])
     odd = tf.range(tf.size(bits)) * 2 + 1
@@ -268,7 +280,8 @@ def draw(
 
 
 def _first(noise: tf.Tensor, among: tf.Tensor, count: Any) -> tf.Tensor:
-    """The `count` candidates of largest noise."""
+    """The `count` [B, 1] candidates of largest noise, or all, bool [B, N]."""
+    # Others come last: their noise is -1, not 0 to 1. Sorted twice, it becomes ranks.
     order = tf.argsort(tf.where(among, noise, -1.0), direction="DESCENDING")
     place = tf.cast(tf.argsort(order), tf.float32)
     return among & (place < count)

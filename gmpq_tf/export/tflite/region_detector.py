@@ -28,8 +28,13 @@ class RegionDetector:
     int8 grid of the head's input, which scores each region.
 
     Args:
-        path: the first file; the second lies beside it.
+        path: the first file; it names the second, which lies beside it.
         num_threads: threads of each interpreter.
+
+    Attributes:
+        class_names: one name per class, without background; () if the export had none.
+        search: which regions are looked at.
+        head_path: the second file.
 
     Raises:
         ExportError: a file is missing or damaged, or the two are not of one export.
@@ -69,10 +74,11 @@ class RegionDetector:
             score_threshold: probability of an object at least, 0 to 1.
             iou_threshold: boxes that overlap a better one of their class by more are
                 dropped, 0 to 1.
-            max_detections: of an image.
+            max_detections: largest number of objects of a class, and of an image.
 
         Returns:
-            Boxes, classes and scores of each image, best first.
+            Boxes (ymin, xmin, ymax, xmax) in 0 to 1, classes from 0 and scores in 0 to
+            1 of each image, best first.
         """
         rows = self.predict(images)[0]
         return found_in_regions(rows, score_threshold, iou_threshold, max_detections)
@@ -82,10 +88,13 @@ class RegionDetector:
 
         Args:
             x: as in `find`.
-            batch_size: images a run of the first file.
+            batch_size: images a run of the first file; the second runs once an image.
 
         Returns:
-            [B, R, 4 + 5 (classes + 1)], [B, N, 4] and [B, N, 1].
+            Floats [B, R, 4 + 5 (classes + 1)], [B, N, 4] and [B, N, 1].
+
+        Raises:
+            ExportError: the images do not fit the first file.
         """
         features, offsets, scores = self.first.predict(x, batch_size)
         rows = [
