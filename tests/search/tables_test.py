@@ -209,6 +209,16 @@ def test_weights_keep_their_values_where_activations_have_no_choice():
         assert values[4] == pytest.approx(2 * values[2], rel=1e-6)
 
 
+def test_features_without_maps_have_no_topology():
+    inputs = keras.Input((8,))
+    x = keras.layers.Dense(6, activation="relu", name="first")(inputs)
+    x = keras.layers.Dense(6, activation="relu", name="middle")(x)
+    model = keras.Model(inputs, keras.layers.Dense(3, name="last")(x), name="flat")
+    data = np.zeros((8, 8), "float32")
+    with pytest.raises(StrategyError, match=r"'flat'.*strategy='ompq'"):
+        search_policy(model, data, "topological_entropy", "W3A3", progress="none")
+
+
 def test_maps_are_those_of_all_calls_and_images_those_of_the_class():
     """The first output is of numbers; a shared layer is called twice."""
     rng = np.random.default_rng(0)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from gmpq_tf.graph import read_graph
 from gmpq_tf.search.activations import (
     TIED,
     ActivationsConfig,
@@ -19,6 +20,7 @@ from gmpq_tf.search.activations import (
 )
 from gmpq_tf.search.case import SearchCase
 from gmpq_tf.search.checks import check_whole
+from gmpq_tf.search.errors import StrategyError
 from gmpq_tf.search.evaluator import Evaluator
 from gmpq_tf.search.float_pass import FloatPass, any_batch
 from gmpq_tf.search.topology import birth, entropy
@@ -79,6 +81,9 @@ def topological_entropy(case: SearchCase, config: TopologicalEntropyConfig) -> V
     Returns:
         The values, and a column with the values of weights alone.
 
+    Raises:
+        StrategyError: no layer whose weights have a choice makes feature maps.
+
     Source: "Efficient and Generalizable Mixed-Precision Quantization via Topological
     Entropy", NeurIPS 2025.
     """
@@ -86,6 +91,7 @@ def topological_entropy(case: SearchCase, config: TopologicalEntropyConfig) -> V
     candidates = case.problem.candidates
     evaluator = evaluator_of(case, config, SEARCHED * config.map_images)
     free = [name for name, (weights, _) in candidates.items() if len(weights) > 1]
+    _check_maps(evaluator, free)
     entropies = _entropies(evaluator, free, config)
     mean = float(np.mean(list(entropies.values()))) if entropies else 1.0
     values = {
@@ -93,6 +99,27 @@ def topological_entropy(case: SearchCase, config: TopologicalEntropyConfig) -> V
         for name, (weights, _) in candidates.items()
     }
     return with_activations(evaluator, config, values, bonds, in_nats=False)
+
+
+def _check_maps(evaluator: Evaluator, names: Sequence[str]) -> None:
+    """Refuses networks whose layers would all have the same value."""
+    graph = read_graph(evaluator.case.model)
+    shapes = [
+        graph.shapes[call.outputs[0]] for call in graph.calls if call.name in names
+    ]
+    if names and not any(map(_has_holes, shapes)):
+        raise StrategyError(
+            "topological_entropy looks at feature maps of "
+            f"{LEAST_NODES} x {LEAST_NODES} pixels or more. "
+            f"Received: {evaluator.case.model.name!r}, in which no layer with a choice "
+            "of weight bits makes one. Search with strategy='ompq', which compares "
+            "features of any shape, or 'fisher'."
+        )
+
+
+def _has_holes(shape: Sequence[int | None]) -> bool:
+    """Whether outputs [B, ..., C] are maps large enough for a hole."""
+    return len(shape) == 4 and all(n is None or n >= LEAST_NODES for n in shape[1:3])
 
 
 def _entropies(
@@ -188,7 +215,7 @@ def as_graphs(
         [B, channels, nodes, nodes]; None where the outputs are not maps, or too small
         for a hole.
     """
-    if outputs.ndim != 4 or min(outputs.shape[1:3]) < LEAST_NODES:
+    if not _has_holes(outputs.shape):
         return None
     channels = outputs.shape[-1]
     picks = np.linspace(0, channels - 1, min(config.map_channels, channels)).round()
