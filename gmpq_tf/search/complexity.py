@@ -217,9 +217,11 @@ def complexities(
     risks: list[Complexity] = []
     for table, limit in problem.priced():
         suffix = f"_{table.resource}" if risks else ""
-        # A budget whose cost the bits cannot change is not controlled.
+        # A budget whose cost the bits cannot change is not controlled; the weight of a
+        # penalty is none of the cost itself.
         kind: Callable[..., Complexity] = Complexity if limit is None else make
-        risks.append(kind(problem, table, limit, zeta, add_weight, suffix))
+        own = 0.0 if limit is None and penalty is not None else zeta
+        risks.append(kind(problem, table, limit, own, add_weight, suffix))
     for risk in risks:
         risk.beside = tuple(risks)
     return tuple(risks)

@@ -11,7 +11,6 @@ from gmpq_tf.search.decisiveness import Decisiveness
 from gmpq_tf.search.errors import StrategyError
 from gmpq_tf.search.gates import GatesConfig, Information
 from gmpq_tf.search.penalties import CONTROLLER, penalty_of
-from gmpq_tf.search.problem import SearchProblem
 from gmpq_tf.search.risks import Risk
 from gmpq_tf.search.rules import RuleConfig
 
@@ -49,20 +48,18 @@ class Formulation:
         if self.start is not None:
             check_number("start", self.start, 0.0, exclusive=True)
 
-    def check_budget(self, problem: SearchProblem) -> None:
+    def check_budget(self, limits: Any) -> None:
         """Refuses a formulation that asks for a budget where there is none.
 
         Raises:
-            StrategyError: it does, or the bits change the cost of none.
+            StrategyError: it does.
         """
         needs = self.penalty != CONTROLLER or self.start is not None
-        if needs and all(limit is None for _, limit in problem.priced()):
-            said = ", ".join(map(str, problem.limits))
-            which = f", only {said}, which all policies cost alike" if said else ""
+        if needs and not limits:
             raise StrategyError(
                 "A penalty is of how much of a budget is spent. "
                 f"Received: penalty={self.penalty!r}, start={self.start!r} and no "
-                f"budget{which}. Pass a budget such as 'W4A4', or penalty='controller'."
+                "budget. Pass a budget such as 'W4A4', or penalty='controller'."
             )
 
     def to_config(self) -> dict[str, Any]:

@@ -170,7 +170,7 @@ class PolicySearch(SearchSteps):
                 self.class_names,
             ),
         )
-        self.formulation.check_budget(self.problem)
+        self.formulation.check_budget(self.problem.limits)
         gates = self.formulation.gates
         options: dict[str, Any] = {**self.quantizers, "relaxation": relaxation}
         if gates is not None:

@@ -435,16 +435,17 @@ def test_a_start_keeps_all_budgets(model):
         assert max(spending(search)) == pytest.approx(0.95, rel=1e-3)
 
 
-def test_a_budget_that_no_bits_change_is_none(model):
-    """A penalty would else weigh the bit operations, which nobody limited."""
-    with pytest.raises(StrategyError, match="no budget, only weight_bytes"):
-        gmpq.PolicySearch(
-            model,
-            SearchSpace((4,), (2, 3, 4), SPACE.pinned),
-            eta=0.0,
-            budget={"weight_bytes": "1MB"},
-            formulation=Formulation("excess"),
-        )
+def test_a_budget_that_no_bits_change_is_no_reason_for_fewer(model):
+    """The weight of a penalty is not that of bit operations, which nobody limited."""
+    search = gmpq.PolicySearch(
+        model,
+        SearchSpace((4,), (2, 3, 4), SPACE.pinned),
+        eta=0.0,
+        zeta=10.0,
+        budget={"weight_bytes": "1MB"},
+        formulation=Formulation("excess"),
+    )
+    assert float(search.complexity.weighted(Step(None, None, search.branches))) == 0
 
 
 def test_both_passes_of_asga_see_the_same_draws():

@@ -157,7 +157,7 @@ def valued_by_training(
         StrategyError: labels or a budget that it needs are missing.
     """
     formulation = replace(recipe.formulation, rule=config.takes_gradients())
-    formulation.check_budget(case.problem)
+    formulation.check_budget(case.problem.limits)
     recipe = replace(recipe, formulation=formulation)
     loss = _task_loss(case, name)
     risk = replace(risk_of(config), zeta=recipe.zeta)
