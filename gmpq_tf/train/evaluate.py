@@ -305,11 +305,11 @@ def describe(name: str, result: dict[str, Any]) -> str:
         for figure in ("map_07", "map_area", "map_coco"):
             if (share := result.get(f"{prefix}{figure}")) is not None:
                 said.append(f"{figure}{of} {100 * share:.2f} %")
-        if f"{prefix}map_07" in result and result[f"{prefix}map_07"] is None:
-            said.append(f"no average precision{of} (no objects but difficult ones)")
         for figure in ("loss", "mean_iou"):
             if (value := result.get(f"{prefix}{figure}")) is not None:
                 said.append(f"{figure}{of} {value:.4g}")
+    if result.get("map_07", 0.0) is None:
+        said.append("no average precision, for want of objects that are not difficult")
     if result["accuracy"] is not None:
         said.append(f"{100 * result['accuracy']:.2f} %")
     if result.get("twin_accuracy") is not None:

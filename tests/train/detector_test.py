@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,12 @@ from gmpq_tf.search import RiskConfig
 from gmpq_tf.search.finalists import NO_FINALISTS
 from gmpq_tf.search.strategies.loss_delta import LossDeltaConfig
 from gmpq_tf.task.tasks import task_of
-from gmpq_tf.train.evaluate import EvaluateConfig, describe, evaluate
+from gmpq_tf.train.evaluate import (
+    EvaluateConfig,
+    describe,
+    evaluate,
+    measure_both,
+)
 from gmpq_tf.train.finetune import FinetuneConfig, finetune
 from gmpq_tf.train.inputs import check_model
 from gmpq_tf.train.pretrain import PretrainConfig, pretrain
@@ -162,6 +168,20 @@ def test_a_policy_searched_on_object_crops_serves_the_detector(tmp_path):
     assert adapted["scores0"].weight_bits == 8
 
 
+def test_difficult_objects_alone_give_no_figure():
+    model = build_model("ssd_resnet8", (32, 32, 3), 2)
+    labels = {
+        "boxes": np.array([[[0.1, 0.1, 0.6, 0.7]]], "float32"),
+        "classes": np.array([[1]]),
+        "difficult": np.array([[True]]),
+    }
+    images = np.zeros((1, 32, 32, 3), "float32")
+    found = measure_both(model, None, [(images, labels)], class_names=("cat", "dog"))
+    assert found["map_07"] is found["map_area"] is found["map_coco"] is None
+    line = describe("pretrain", {**found, "split": "test"})
+    assert line.startswith("pretrain: no average precision, for want of objects that")
+
+
 def test_each_is_told_which_data_fits(data):
     boxes, digits = load_dataset(data), load_dataset(DataConfig("digits"))
     detector = build_model("ssd_resnet8", (32, 32, 3), 2)
@@ -173,6 +193,16 @@ def test_each_is_told_which_data_fits(data):
         check_model(classifier, boxes)
     with pytest.raises(ValueError, match="of 5 classes for 2"):
         check_model(build_model("ssd_resnet8", (32, 32, 3), 5), boxes)
+
+
+@pytest.mark.parametrize("name", ["ssd_resnet8", "faster_rcnn_resnet18"])
+def test_a_detector_given_tensors_is_told_which_data_fits(name):
+    options = {"alpha": 0.0625} if name.startswith("faster") else {}
+    model = build_model(name, (32, 32, 3), 2, **options)
+    config = DataConfig("pairs.npz")
+    tensors = SimpleNamespace(targets={"output": None}, holds="tensors", config=config)
+    with pytest.raises(ValueError, match="one with boxes, such as voc0712"):
+        check_model(model, tensors)
 
 
 def test_a_sweep_says_that_it_draws_accuracies(data, tmp_path):

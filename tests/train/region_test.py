@@ -117,10 +117,12 @@ def test_bits_are_searched(data, workdir, tmp_path):
 
 
 @pytest.mark.parametrize("eta", [100.0, 0.0])
-def test_bits_are_searched_with_and_without_attribution(data, workdir, tmp_path, eta):
+def test_bits_are_searched_with_and_without_attribution(data, tmp_path, eta):
     run = RunConfig(workdir=str(tmp_path), progress="none")
+    path = tmp_path / "float.keras"
+    build_model(NAME, (64, 64, 3), 2, alpha=0.125).save(path)
     config = SearchConfig(
-        model=str(workdir / "pretrain/model.keras"),
+        model=str(path),
         epochs=1,
         calibration_images=4,
         risk=RiskConfig(eta=eta, budget="W4A4"),
