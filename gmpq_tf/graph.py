@@ -337,11 +337,12 @@ def check_float(model: Any) -> None:
         GraphError: it is not functional, or has quantizers.
     """
     for call in read_graph(model).calls:
-        if call.role is Role.QUANTIZER or hasattr(call.layer, "kernel_quantizer"):
+        ours = call.role is Role.QUANTIZER or hasattr(call.layer, "kernel_quantizer")
+        if ours or getattr(call.layer, "quantization_mode", None):  # Keras's own
             raise GraphError(
                 "The model must be the float one. "
                 f"Received: model={model.name!r}, whose layer {call.name!r} is "
-                "quantized already. Pass the model that was given to quantize_model."
+                "quantized already. Pass the model that it was made of."
             )
 
 

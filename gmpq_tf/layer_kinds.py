@@ -69,6 +69,8 @@ class Kind:
         nonnegative: layer -> whether its output is always non-negative.
         whole: whether it maps whole numbers to the same numbers in any type.
         of_images: whether it may scale the model's inputs.
+        of_indices: whether its inputs stand for things, such as words, so that rounding
+            would make them others.
         elementwise: whether its weights only scale and shift, so that they are not
             counted as multiply-adds.
         fuses_into: roles whose kernels can compute it, if it is the only reader.
@@ -91,6 +93,7 @@ class Kind:
     nonnegative: Test = never
     whole: bool = False
     of_images: bool = False
+    of_indices: bool = False
     elementwise: bool = False
     fuses_into: tuple[Role, ...] = ()
     function: str | None = None
@@ -340,6 +343,10 @@ _KINDS = (
     *(
         Kind(name, Role.FLOAT, nonnegative=always)
         for name in "Absolute Exp Square".split()
+    ),
+    *(
+        Kind(name, Role.FLOAT, of_indices=True)
+        for name in ("Embedding", "CategoryEncoding")
     ),
     *(
         Kind(name, Role.FLOAT, whole=True)

@@ -47,6 +47,7 @@ def _refusal(graph: Graph, call: Call) -> str | None:
     if not is_lowered(call):
         plain = call.role is Role.CURVE and hasattr(call.layer, "activation")
         note = f" (activation {call.activation!r})" if plain else ""
+        note = ", which reads no quantities" if call.row.of_indices else note
         return f"of kind {call.kind}{note}"
     layer = call.layer
     for quantizer in (layer, *map(vars(layer).get, QUANTIZERS)):

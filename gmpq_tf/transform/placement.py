@@ -20,6 +20,8 @@ from gmpq_tf.transform.gates import curve, is_gate
 from gmpq_tf.transform.signedness import nonnegative_tensors
 from gmpq_tf.transform.units import Unit, cap_of, is_fusable_relu, unit_of
 
+PIXELS = ("uint8", "int8")  # types of whole numbers that are quantities
+
 
 @dataclass(frozen=True)
 class WantedGrid:
@@ -159,6 +161,8 @@ def _is_stored(
     readers: list[Call],
     together: dict[int, Unit],
 ) -> bool:
+    if _holds_indices(graph, index, readers):
+        return False
     if producer is not None and is_gate(producer):
         return not is_final(graph, producer, readers)
     between = producer is not None and producer.role is Role.HOST
@@ -173,6 +177,22 @@ def _is_stored(
         return False
     own = is_searchable(reader.layer) or reader.row.shares_grid
     return not own and not is_transparent(reader)
+
+
+def _holds_indices(graph: Graph, index: int, readers: list[Call]) -> bool:
+    """Whether a tensor holds whole numbers that stand for things, not quantities.
+
+    Such are the tokens that an Embedding looks up: rounded, they are others.
+    """
+    if any(reader.row.of_indices for reader in readers):
+        return True
+    kind = graph.dtypes[index]
+    if kind in PIXELS or "float" in kind:
+        return False
+    looked_up = [r for r in readers if r.role is Role.FLOAT and not r.row.whole]
+    moved = [r for r in readers if is_transparent(r) or r.row.whole]
+    used = bool(looked_up) or index in graph.outputs
+    return used and len(looked_up) + len(moved) == len(readers)
 
 
 def _grid_name(graph: Graph, index: int, producer: Call | None) -> str:

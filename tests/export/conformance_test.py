@@ -94,6 +94,10 @@ CASES = {
     "Absolute": lambda x, y: ops.abs(y),
     "Exp": lambda x, y: ops.exp(y),
     "Square": lambda x, y: ops.square(y),
+    "Embedding": lambda x, y: L.Reshape((4, 4, 12))(L.Embedding(9, 3)(x)),
+    "CategoryEncoding": lambda x, y: L.Reshape((1, 1, 9))(
+        L.CategoryEncoding(9)(L.Flatten()(x))
+    ),
     "GetItem": lambda x, y: y[:, :2],
     "Squeeze": lambda x, y: L.Reshape((2, 2, 16))(
         ops.squeeze(L.Reshape((1, 64))(y), 1)

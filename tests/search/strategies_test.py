@@ -526,7 +526,9 @@ def test_what_is_no_float_model_or_no_space_is_refused(model, labelled):
         search_policy("toy.keras", labelled, budget="W4A4")
     student = quantize_model(model, BitwidthPolicy.uniform(model, 4, 4))
     policy = BitwidthPolicy.uniform(model, 8, 8)
-    for quantized in (student, build_hypernet(model, SPACE)):
+    by_keras = keras.models.clone_model(model)
+    by_keras.quantize("int8")
+    for quantized in (student, build_hypernet(model, SPACE), by_keras):
         with pytest.raises(GraphError, match="quantized already"):
             search_policy(quantized, labelled, budget="W4A4")
         with pytest.raises(GraphError, match="quantized already"):

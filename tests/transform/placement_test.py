@@ -1,8 +1,11 @@
 import keras
+import numpy as np
 import pytest
-from keras import layers
+from keras import layers, ops
 
 import gmpq_tf as gmpq
+from gmpq_tf.export.errors import ExportError
+from gmpq_tf.export.tflite.lowering import lower
 from gmpq_tf.graph import read_graph
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.quantizers import InputQuantizer
@@ -191,3 +194,24 @@ def test_a_window_as_large_as_the_image_is_local_if_it_moves(padding, strides, l
     pool = layers.AveragePooling2D(6, strides, padding, name="pool")
     graph = read_graph(keras.Model(image, pool(image)))
     assert is_local_pool(graph, graph.calls[-1]) == local
+
+
+@pytest.mark.parametrize(("vocabulary", "dtype"), [(50, "float32"), (5000, "int32")])
+def test_what_stands_for_things_is_not_rounded(vocabulary, dtype):
+    """Else the student looks up the embeddings of other words."""
+    keras.utils.set_random_seed(0)
+    ids = keras.Input((6,), dtype=dtype, name="ids")
+    x = layers.Embedding(vocabulary, 4, embeddings_initializer="normal")(ids)
+    x = layers.Dense(8, activation="relu", name="up")(x)
+    x = layers.Dense(3, name="scores")(layers.GlobalAveragePooling1D()(x))
+    model = keras.Model(ids, [x, ops.argmax(x, -1)])
+    words = np.random.default_rng(0).integers(0, vocabulary, (64, 6))
+    student = gmpq.quantize_model(model, BitwidthPolicy.uniform(model, 8, 8))
+    gmpq.calibrate(student, words)
+    wanted, classes = (np.asarray(each) for each in model(words))
+    scores, found = (np.asarray(each) for each in student(words))
+    assert np.abs(scores - wanted).max() < 0.2 * wanted.std()
+    np.testing.assert_array_equal(found, scores.argmax(-1))
+    assert np.mean(found == classes) > 0.95
+    with pytest.raises(ExportError, match="of kind Embedding, which reads no quant"):
+        lower(student, float_layers="allow")

@@ -289,7 +289,8 @@ def check_kinds(graph: Graph, allow_float: bool = False) -> set[str]:
 def floatable(graph: Graph, found: Collection[str]) -> set[str]:
     """The layers among some that a file can compute in float.
 
-    These have no quantized kernel, known sizes, and float32 inputs and outputs.
+    These have no quantized kernel, known sizes, and float32 inputs and outputs that are
+    quantities, which may be rounded.
 
     Args:
         graph: graph of the student.
@@ -300,6 +301,7 @@ def floatable(graph: Graph, found: Collection[str]) -> set[str]:
         for call in graph.calls
         if call.name in found
         and call.role not in (Role.KERNEL, Role.QUANTIZER)
+        and not call.row.of_indices
         and not any(None in graph.shapes[i][1:] for i in (*call.inputs, *call.outputs))
         and all(graph.dtypes[i] == "float32" for i in (*call.inputs, *call.outputs))
     }
