@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -25,6 +25,8 @@ AUTO = "auto"
 # rounding is good enough), and if it takes at most so many multiply-adds.
 COARSE_BITS, LEARNING_MACS = 3, 3e12
 LEARNING_STEPS, LEARNING_BATCH = 300, 32
+# Labels overrule the float model where a loss is lower by so many standard errors.
+SURE = 3.0
 Batches = Sequence[Any]
 Say = Callable[[str], None]
 
@@ -91,11 +93,31 @@ class Mended:
         correction: the correction that was used, a key of `CORRECTIONS`.
         divergences: correction -> mean divergence of the student's outputs from the
             float model's, in nats (for numbers in variances); {} if one was given.
+        losses: correction -> mean cross-entropy of the student and the labels, in nats;
+            {} where labels did not count.
     """
 
     student: keras.Model
     correction: str
     divergences: Mapping[str, float]
+    losses: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class _Tried:
+    """What is known of a correction on the images that compare them.
+
+    Args:
+        gap: mean divergence from the float model's outputs; inf: not finite.
+        losses: cross-entropy of each image and its label, [images]; [0] without labels.
+        values: of the student's variables, as long as it may be chosen.
+        warned: the warnings of making it.
+    """
+
+    gap: float
+    losses: np.ndarray
+    values: list[np.ndarray] = field(default_factory=list)
+    warned: list[warnings.WarningMessage] = field(default_factory=list)
 
 
 def make_student(
@@ -105,11 +127,15 @@ def make_student(
     held: Batches,
     correction: str = AUTO,
     say: Say = lambda text: None,
+    labels: Any = None,
 ) -> Mended:
     """Quantize, calibrate and correct a model; "auto" chooses the best correction.
 
     That is the one with the smallest `mean_x KL(float(x) || student(x))` on images that
-    are used for nothing else. Labels are not used.
+    are used for nothing else; or, where these have labels of which the float model has
+    more than half right, another one with a cross-entropy lower by `SURE` standard
+    errors of the difference of pairs. Statistics measured again, for instance, may be
+    better than those that the float model was stored with.
 
     Args:
         model: the float model.
@@ -118,6 +144,7 @@ def make_student(
         held: other batches, on which corrections are compared.
         correction: "auto", or a key of `CORRECTIONS`.
         say: called with a text after each step.
+        labels: of all images of `held`, as for `match_labels`; None: there are none.
 
     Raises:
         ValueError: an unknown correction; the nearest is named.
@@ -131,28 +158,34 @@ def make_student(
         return Mended(student, correction, {})
     names = [n for n, row in CORRECTIONS.items() if row.suits(model, policy)]
     before = _values(student)
-    best: tuple[float, str, list[np.ndarray], list] = (np.inf, names[0], [], [])
-    divergences: dict[str, float] = {}
-    measure = _divergence_from(model, held)
+    tried: dict[str, _Tried] = {}
+    measure = _measure(model, held, labels)
     for name in names:
         _restore(student, before)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             CORRECTIONS[name].run(student, model, images)
-        gap = divergences[name] = measure(student)
-        say(f"  {name}: {gap:.4g} from the float model")
-        if gap < best[0]:
-            best = (gap, name, _values(student), caught)
-    if not np.isfinite(best[0]):
+        found = tried[name] = measure(student)
+        found.values, found.warned = _values(student), caught
+        _forget(tried)
+        loss = f", loss {found.losses.mean():.4g}" if len(found.losses) else ""
+        say(f"  {name}: {found.gap:.4g} from the float model{loss}")
+    if not np.isfinite(min(each.gap for each in tried.values())):
         raise CalibrationError(
             "The outputs of a student must be finite. Received: NaN or infinite ones "
             f"whatever corrects it ({', '.join(names)}). Check the images and the "
             "model's weights."
         )
-    _restore(student, best[2])
-    for each in best[3]:
+    chosen = _choose(tried, say)
+    _restore(student, tried[chosen].values)
+    for each in tried[chosen].warned:
         warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
-    return Mended(student, best[1], divergences)
+    return Mended(
+        student,
+        chosen,
+        {name: each.gap for name, each in tried.items()},
+        {n: float(each.losses.mean()) for n, each in tried.items() if len(each.losses)},
+    )
 
 
 def check_correction(name: str) -> None:
@@ -178,22 +211,68 @@ def _restore(model: keras.Model, values: Sequence[np.ndarray]) -> None:
         variable.assign(value)
 
 
-def _divergence_from(
-    model: keras.Model, held: Batches
-) -> Callable[[keras.Model], float]:
-    """A function student -> mean divergence of its outputs from the float model's."""
+def _nearest_to_float(tried: Mapping[str, _Tried]) -> str:
+    return min(tried, key=lambda name: tried[name].gap)
+
+
+def _least_loss(tried: Mapping[str, _Tried]) -> str:
+    """The correction of the least loss, and without labels the nearest to float."""
+    finite = [n for n, t in tried.items() if np.isfinite(t.gap) and len(t.losses)]
+    if not finite:
+        return _nearest_to_float(tried)
+    return min(finite, key=lambda name: tried[name].losses.mean())
+
+
+def _forget(tried: Mapping[str, _Tried]) -> None:
+    """Drops the variables of students that will not be chosen: they may be large."""
+    kept = {_nearest_to_float(tried), _least_loss(tried)}
+    for name, each in tried.items():
+        if name not in kept:
+            each.values = []
+
+
+def _choose(tried: Mapping[str, _Tried], say: Say) -> str:
+    """The correction nearest to the float model, unless labels clearly say another."""
+    nearest, best = _nearest_to_float(tried), _least_loss(tried)
+    if best == nearest:
+        return nearest
+    gained = tried[nearest].losses - tried[best].losses
+    error = gained.std(ddof=1) / np.sqrt(len(gained)) if len(gained) > 1 else np.inf
+    if gained.mean() <= SURE * error:
+        return nearest
+    say(
+        f"  labels: the loss of {best} is {gained.mean():.4g} below that of {nearest}, "
+        f"with a standard error of {error:.2g}"
+    )
+    return best
+
+
+def _measure(
+    model: keras.Model, held: Batches, labels: Any
+) -> Callable[[keras.Model], _Tried]:
+    """A function student -> its distance from the float model, and its losses."""
     teacher = [_outputs(model, batch) for batch in held]
     joined = [np.concatenate(column) for column in zip(*teacher, strict=True)]
-    judge = Judge(model, joined)
+    judge = Judge(model, joined, labels)
+    targets = judge.targets if judge.decides else []
+    # Labels of other classes than the model's, such as folders in another order, would
+    # choose whatever is least sure.
+    if targets and judge.right(joined, targets).mean() <= 0.5:
+        targets = []
 
-    def measure(student: keras.Model) -> float:
+    def measure(student: keras.Model) -> _Tried:
         forward = tf.function(lambda x: student(x, training=False))
-        gaps = [
-            np.asarray(judge.divergence(keras.tree.flatten(forward(batch)), known))
-            for batch, known in zip(held, teacher, strict=True)
-        ]
+        gaps, losses, start = [], [np.zeros(0)], 0
+        for batch, known in zip(held, teacher, strict=True):
+            found = keras.tree.flatten(forward(batch))
+            gaps.append(np.asarray(judge.divergence(found, known)))
+            end = start + len(known[0])
+            if targets:
+                own = [each[start:end] for each in targets]
+                losses.append(np.asarray(judge.task(found, own), "float64"))
+            start = end
         mean = float(np.concatenate(gaps).mean())
-        return mean if np.isfinite(mean) else np.inf
+        return _Tried(mean if np.isfinite(mean) else np.inf, np.concatenate(losses))
 
     return measure
 

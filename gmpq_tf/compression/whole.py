@@ -122,8 +122,8 @@ def compress(
         result = gmpq.compress(model, images, budget="60kB")
 
     It measures what each choice of bits costs (`search_policy`, "loss_delta"),
-    calibrates, corrects, and exports. Labels, if there are any, are only used to
-    measure accuracy.
+    calibrates, corrects, and exports. Labels, if there are any, are not learned from:
+    they measure accuracy, and help to compare corrections (`make_student`).
 
     Args:
         model: built functional model, trained; it is not modified.
@@ -237,7 +237,14 @@ def correct(
     count = len(held) // HELD if len(held) >= BATCH else max(3 * len(held) // 4, 1)
     images = _batches(source, [a[:count] for a in held.inputs])
     others = _batches(source, [a[count:] for a in held.inputs])
-    return make_student(model, policy, images, others or images, correction, say)
+    labels = None
+    if others and held.labels is not None:
+        end = count + sum(len(keras.tree.flatten(batch)[0]) for batch in others)
+        labels = keras.tree.map_structure(
+            lambda a: None if a is None else a[count:end], held.labels
+        )
+    compared = others or images
+    return make_student(model, policy, images, compared, correction, say, labels)
 
 
 def correction_images(model: keras.Model) -> int:

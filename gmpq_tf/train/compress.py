@@ -106,7 +106,7 @@ class CompressConfig:
         correction: Correction of the calibrated model: statistics (of
             BatchNormalization, measured again), biases, rounding (learned; minutes for
             large models), none, or auto: the one whose outputs are nearest to the float
-            model's.
+            model's, or that labels clearly show to be better.
         calibration_images: Training images that ranges and corrections are measured on.
         table_images: Training images that choices are measured on; none: as many as
             take some minutes.
@@ -333,6 +333,7 @@ def corrected(
             **policy_results(stage, model, policy),
             "correction": found.correction,
             "divergences": dict(found.divergences),
+            "losses": dict(found.losses),
         }
     )
     return stage

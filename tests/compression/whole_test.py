@@ -119,6 +119,78 @@ def test_statistics_that_are_not_those_of_the_data_are_kept():
     assert found.correction != "statistics"
 
 
+@pytest.fixture(scope="module")
+def lagging():
+    """A model whose stored statistics lag behind, images, and labels of the right ones.
+
+    Measured again, its statistics are those of the network that gave the labels.
+    """
+    model = network()
+    random = np.random.default_rng(1)
+    images = random.uniform(0, 255, (256, 1, 1, 3)) + random.normal(
+        0, 30, (256, 8, 8, 3)
+    )
+    images = images.astype("float32")
+    last = model.get_layer("last")
+    last.kernel.assign(20 * np.array(last.kernel))
+    norms = [each for each in model.layers if isinstance(each, L.BatchNormalization)]
+    for norm in norms:
+        norm.momentum = 0.0
+    for _ in norms:  # each needs those before it
+        model(images, training=True)
+    labels = np.argmax(model(images, training=False), -1)
+    for norm in norms:
+        norm.moving_mean.assign(np.array(norm.moving_mean) * 0.9)
+        norm.moving_variance.assign(np.array(norm.moving_variance) * 1.2)
+    assert 0.6 < np.mean(np.argmax(model(images, training=False), -1) == labels) < 0.95
+    return model, images, labels
+
+
+def chosen(lagging, labels, measured=64):
+    model, images, _ = lagging
+    policy, said = gmpq.BitwidthPolicy.uniform(model, 6, 8), []
+    parts = [images[:64]], [images[64 : 64 + measured]]
+    found = make_student(model, policy, *parts, say=said.append, labels=labels)
+    return found, said
+
+
+def test_labels_tell_that_statistics_measured_again_are_better(lagging):
+    model, images, labels = lagging
+    bare, _ = chosen(lagging, None, 192)
+    assert bare.correction != "statistics" and bare.losses == {}
+    found, said = chosen(lagging, labels[64:], 192)
+    assert found.correction == "statistics" and "standard error" in said[-1]
+    assert found.divergences == bare.divergences
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    scores = found.student(images[64:], training=False)
+    assert found.losses["statistics"] == pytest.approx(
+        float(loss(labels[64:], scores)), rel=1e-4
+    )
+    # One-hot labels say the same.
+    rows, _ = chosen(lagging, np.eye(10, dtype="float32")[labels[64:]], 192)
+    assert rows.losses == found.losses
+
+
+def test_labels_of_other_classes_choose_nothing(lagging):
+    _, _, labels = lagging
+    found, _ = chosen(lagging, (labels[64:] + 1) % 10, 192)
+    assert found.correction != "statistics" and found.losses == {}
+
+
+def test_a_lower_loss_of_few_images_chooses_nothing(lagging):
+    _, _, labels = lagging
+    found, _ = chosen(lagging, labels[64:68], 4)
+    assert found.losses["statistics"] < found.losses[found.correction]
+
+
+def test_compress_compares_with_the_labels_of_the_second_half(lagging, tmp_path):
+    model, images, labels = lagging
+    # Those of the first half are wrong, and not asked.
+    labels = np.concatenate([(labels[:128] + 1) % 10, labels[128:]])
+    found = quick(model, (images, labels), None, tmp_path / "m.tflite")
+    assert found.correction == "statistics"
+
+
 def test_without_a_budget_every_layer_has_eight_bits(tmp_path):
     result = quick(network(norm=False), X, None, tmp_path / "m.tflite")
     bits = {(b.weight_bits, b.activation_bits) for b in result.policy.values()}
