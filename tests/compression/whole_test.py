@@ -155,7 +155,7 @@ def chosen(lagging, labels, measured=64):
 
 
 def test_labels_tell_that_statistics_measured_again_are_better(lagging):
-    model, images, labels = lagging
+    _, images, labels = lagging
     bare, _ = chosen(lagging, None, 192)
     assert bare.correction != "statistics" and bare.losses == {}
     found, said = chosen(lagging, labels[64:], 192)
