@@ -19,7 +19,9 @@ import keras
 from gmpq_tf.models import hdf5_probe
 from gmpq_tf.spelling import suggest
 
-PROBE_SECONDS = 60.0  # wall-clock limit; the limit of processor time is much lower
+# Wall-clock limit for a file that never answers. That of processor time is much lower;
+# this one must not blame the file where the machine is busy, or was suspended.
+PROBE_SECONDS = 600.0
 PROBE_BYTES_PER_SECOND = 20e6  # added to the limit: the file may be on a slow disk
 MODEL_SUFFIXES = (".keras", ".h5")
 MAX_CONFIG_BYTES = 50_000_000
