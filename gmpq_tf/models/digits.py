@@ -52,10 +52,10 @@ def digits_mobilenet(
     Source: the blocks of MobileNetV2 (Sandler et al., CVPR 2018) with expansion 4.
     """
     inputs = keras.Input(input_shape, name="image")
-    x = relu(batch_norm(conv(inputs, 16, 3, 1, "stem_conv"), "stem_bn"), "stem_relu")
-    x = _inverted_residual(x, 16, 1, "block1")
-    x = _inverted_residual(x, 24, 2, "block2")
-    x = _inverted_residual(x, 24, 1, "block3")
+    x = relu(batch_norm(conv(inputs, 32, 3, 1, "stem_conv"), "stem_bn"), "stem_relu")
+    x = _inverted_residual(x, 32, 1, "block1")
+    x = _inverted_residual(x, 48, 2, "block2")
+    x = _inverted_residual(x, 48, 1, "block3")
     outputs = head(x, num_classes, classifier_activation)
     return keras.Model(inputs, outputs, name="digits_mobilenet")
 

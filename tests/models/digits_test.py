@@ -38,13 +38,13 @@ def test_number_of_parameters_is_the_closed_form():
 
 def test_parameters_of_the_inverted_residuals_are_the_closed_form():
     model = build_model("digits_mobilenet", (8, 8, 1), 10)
-    kernels, normalization = 9 * 16, 16
-    for width, channels in ((16, 16), (16, 24), (24, 24)):
+    kernels, normalization = 9 * 32, 32
+    for width, channels in ((32, 32), (32, 48), (48, 48)):
         wide = 4 * width
         kernels += width * wide + 9 * wide + wide * channels
         normalization += 2 * wide + channels
-    assert model.count_params() == kernels + 4 * normalization + 24 * 10 + 10
-    assert model.get_layer("block3_add").output.shape == (None, 4, 4, 24)
+    assert model.count_params() == kernels + 4 * normalization + 48 * 10 + 10
+    assert model.get_layer("block3_add").output.shape == (None, 4, 4, 48)
 
 
 def test_it_learns_digits():
