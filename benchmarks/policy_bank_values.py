@@ -83,6 +83,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "fracbits": ("fracbits", TWO_EPOCHS),
     "ssps": ("ssps", TWO_EPOCHS),
     "bayesian_bits": ("bayesian_bits", TWO_EPOCHS),
+    "sdq": ("sdq", TWO_EPOCHS),
+    "djpq": ("djpq", TWO_EPOCHS),
     # Whole policies, of which the best is kept; they give no values of choices.
     "random": ("random", {}),
     "evolution": ("evolution", {}),

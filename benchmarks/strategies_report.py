@@ -42,6 +42,8 @@ RESNET8 = {
     "fracbits": "fracbits",
     "ssps": "ssps",
     "bayesian_bits": "bayesian_bits",
+    "sdq": "sdq",
+    "djpq": "djpq",
     "random": "random",
     "evolution": "evolution",
     "haq": "haq",
