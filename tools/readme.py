@@ -47,9 +47,9 @@ def rows() -> list[Row]:
         line["policy"]: line["test"] for line in _lines("policy_bank/untrained.jsonl")
     }
     trained = by_name(_json("cifar10_resnet8", "summary.json"))
-    compressed = _json("post_training", "resnet8_targets.json")["rows"]
+    compressed = _json("post_training", "resnet8_command.json")
     photos = _json("transfer_bank", "summary.json")
-    float_resnet8 = compressed["float"]["accuracy"]
+    float_resnet8 = compressed["float_accuracy"]
     return [
         Row(
             "MobileNetV2, ImageNet, W5A5",
@@ -80,9 +80,9 @@ def rows() -> list[Row]:
         Row(
             "ResNet-8, CIFAR-10, 60kB",
             False,
-            (float_resnet8, None, compressed["60kB"]["auto"]["accuracy"]),
+            (float_resnet8, None, compressed["tflite_accuracy"]),
             "post_training",
-            f"{compressed['60kB']['auto']['bytes']:,} bytes",
+            f"{compressed['file_bytes']:,} bytes",
         ),
         Row(
             "ResNet-8, CIFAR-10, W3A3",
