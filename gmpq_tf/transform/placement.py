@@ -187,8 +187,8 @@ def _holds_indices(graph: Graph, index: int, readers: list[Call]) -> bool:
     if any(reader.row.of_indices for reader in readers):
         return True
     kind = graph.dtypes[index]
-    if kind in PIXELS or "float" in kind:
-        return False
+    if index in graph.inputs or kind in PIXELS or "float" in kind:
+        return False  # whole numbers that are given may be pixels
     looked_up = [r for r in readers if r.role is Role.FLOAT and not r.row.whole]
     moved = [r for r in readers if is_transparent(r) or r.row.whole]
     used = bool(looked_up) or index in graph.outputs
