@@ -154,6 +154,25 @@ def check_space(path: str | os.PathLike[str], size: int) -> None:
         raise FileWriteError(_space_message(Path(path), cause))
 
 
+def check_target(path: str | os.PathLike[str]) -> None:
+    """Checks that a file could be written, before it is made; nothing is written.
+
+    Args:
+        path: the file to create or to replace.
+
+    Raises:
+        FileWriteError: a folder is there, or its own cannot be made or written to.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise FileWriteError(_folder_message(path, "which is a folder"))
+    above = next(p for p in path.absolute().parents if p.exists())
+    if not above.is_dir():
+        raise FileWriteError(_folder_message(path, f"{above} is no folder"))
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise FileWriteError(_folder_message(path, f"{above} cannot be written to"))
+
+
 def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> Path:
     """Writes a file whole or not at all.
 

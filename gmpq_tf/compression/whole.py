@@ -24,10 +24,17 @@ from gmpq_tf.compression.corrections import (
 from gmpq_tf.compression.space import suited_space
 from gmpq_tf.cost_tables import TableOptions
 from gmpq_tf.data import InputScaling
-from gmpq_tf.export.tflite.arguments import FLOAT_LAYERS, check_choice
+from gmpq_tf.export.tflite.arguments import (
+    FLOAT_LAYERS,
+    STORAGES,
+    check_choice,
+    check_effort,
+    check_path,
+)
 from gmpq_tf.export.tflite.exporter import ExportReport, export_tflite
 from gmpq_tf.export.tflite.lowering import check_kinds
-from gmpq_tf.graph import read_graph
+from gmpq_tf.export.tflite.metadata import facts
+from gmpq_tf.graph import check_float, read_graph
 from gmpq_tf.inputs import InputError
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.search.case import Held, SearchData
@@ -163,7 +170,14 @@ def compress(
         InputError: there are too few images, or they do not fit the model.
         GraphError: the model cannot be read.
     """
+    # All that only the export reads too, since it comes after minutes of measuring.
     check_correction(correction)
+    check_path(path)
+    check_effort(least_agreement, latency_runs)
+    if storage is not None:
+        check_choice("storage", storage, STORAGES)
+    facts(class_names, scaling)
+    check_float(model)
     check_exportable(model, float_layers)
     flat = flattened(model)
     source = SearchData(flat, data)

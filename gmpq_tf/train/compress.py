@@ -146,8 +146,24 @@ class CompressConfig:
         require(self, "epochs", self.epochs >= 0, "0 or more")
         check_correction(self.correction)
         LossDeltaConfig(images=self.table_images)
+        self.exported(STAGE)  # refuses what it cannot be
         if self.budget is not None:
             parse_budget(self.budget)
+
+    def exported(self, name: str) -> ExportConfig:
+        """Options of the file.
+
+        Args:
+            name: the stage whose model is written.
+        """
+        return ExportConfig(
+            name=name,
+            storage=self.storage,
+            verify_images=self.verify_images,
+            float_layers=self.float_layers,
+            latency_runs=self.latency_runs,
+            least_agreement=self.least_agreement,
+        )
 
 
 def compress(config: CompressConfig, data: DataConfig, run: RunConfig) -> Path:
@@ -188,15 +204,7 @@ def compress(config: CompressConfig, data: DataConfig, run: RunConfig) -> Path:
     _heading(3, "Fine-tuning" if config.epochs else "Calibration and corrections")
     stage = mended(config, model, dataset, run)
     _heading(4, "Export")
-    exported = ExportConfig(
-        name=stage.name,
-        storage=config.storage,
-        verify_images=config.verify_images,
-        float_layers=config.float_layers,
-        latency_runs=config.latency_runs,
-        least_agreement=config.least_agreement,
-    )
-    file = export(exported, data, run, dataset)
+    file = export(config.exported(stage.name), data, run, dataset)
     _heading(5, "Accuracy and report")
     split = config.split if dataset.sizes[config.split] else "validation"
     for name in ("pretrain", stage.name):

@@ -1,5 +1,7 @@
 """`gmpq.compress` against the float model, the file itself, and what it refuses."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import tensorflow as tf
 
 import gmpq_tf as gmpq
 from gmpq_tf.budget import BudgetError
-from gmpq_tf.compression import CORRECTIONS, make_student
+from gmpq_tf.compression import CORRECTIONS, make_student, whole
 from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.tflite.runtime import TFLiteModel
 from gmpq_tf.inputs import InputError
@@ -212,6 +214,30 @@ def test_refusals(model, tmp_path):
     with pytest.warns(UserWarning, match="Only 20 images"):
         quick(model, X[:20], None, path)
     assert path.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"path": "."}, "path='.'"),
+        ({"path": "{file}/m.tflite"}, "is no folder"),
+        ({"scaling": "0-1"}, "scaling='0-1'"),
+        ({"class_names": "cat"}, "class_names='cat'"),
+        ({"storage": "small", "budget": None}, "Did you mean 'smallest'"),
+        ({"least_agreement": 80}, "0.8 for 80 %"),
+        ({"latency_runs": -1}, "latency_runs=-1"),
+    ],
+)
+def test_what_only_the_export_reads_is_refused_first(
+    model, tmp_path, monkeypatch, options, said
+):
+    for work in ("search_policy", "make_student"):
+        monkeypatch.setattr(whole, work, lambda *_, **__: pytest.fail("too late"))
+    (tmp_path / "file").write_text("")
+    given = {"budget": "20kB", "path": str(tmp_path / "m.tflite"), **options}
+    given["path"] = given["path"].format(file=tmp_path / "file")
+    with pytest.raises(ValueError, match=re.escape(said)):
+        quick(model, X, **given)
 
 
 def test_float_layers_are_allowed_by_name(tmp_path):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import numbers
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 
 from gmpq_tf.export.errors import ExportError
+from gmpq_tf.files import FileWriteError, check_target
 from gmpq_tf.spelling import suggest
 from gmpq_tf.transform.calibrate import input_quantizers, is_calibrated
 
@@ -20,6 +23,41 @@ FLOAT_LAYERS = ("refuse", "allow")
 # How a file is judged, the default first. The exact arithmetic is known for XNNPACK
 # only.
 VERIFICATIONS_OF = {"litert": ("exact", "agreement"), "micro": ("agreement",)}
+
+
+def check_path(path: str | os.PathLike[str]) -> None:
+    """Refuses a path to which no file can be written, before any work.
+
+    Raises:
+        ExportError: a folder is there, or its own cannot be made or written to.
+    """
+    try:
+        check_target(path)
+    except FileWriteError as error:
+        raise ExportError(
+            "The path must be writable. "
+            f"Received: path={os.fspath(path)!r} ({error}). Choose another one."
+        ) from error
+
+
+def check_effort(least_agreement: Any, latency_runs: Any) -> None:
+    """Refuses a share that is none, and a number of runs that is none.
+
+    Args:
+        least_agreement: a number from 0 to 1; None: not asked for.
+        latency_runs: 0 or more.
+    """
+    share = 0 if least_agreement is None else least_agreement
+    if not isinstance(share, numbers.Real) or not 0 <= float(share) <= 1:
+        raise ExportError(
+            "least_agreement must be a share from 0 to 1. "
+            f"Received: least_agreement={least_agreement!r}. Write 0.8 for 80 %."
+        )
+    if not isinstance(latency_runs, numbers.Integral) or latency_runs < 0:
+        raise ExportError(
+            "latency_runs must be a whole number, 0 for none. "
+            f"Received: latency_runs={latency_runs!r}."
+        )
 
 
 def check_batch(batch: Any) -> None:

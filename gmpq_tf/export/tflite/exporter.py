@@ -29,7 +29,9 @@ from gmpq_tf.export.tflite.arguments import (
     TYPES,
     check_batch,
     check_choices,
+    check_effort,
     check_metadata,
+    check_path,
     check_student,
     verification,
 )
@@ -182,6 +184,8 @@ def export_tflite(
             compute the model. `path` is left unchanged.
     """
     path = Path(path)
+    check_path(path)
+    check_effort(least_agreement, latency_runs)
     check_choices(storage, input_type or TYPES[0], output_type, runtime, float_layers)
     verify = verification(runtime, verify)
     exact = verify == "exact"
