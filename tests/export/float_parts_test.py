@@ -98,7 +98,14 @@ def around(case):
     return keras.Model(inputs, L.Flatten()(x))
 
 
+def similarities(x):
+    """Pixels times pixels, as attention written in operations of Keras does."""
+    x = L.Reshape((36, 4))(x)
+    return L.Reshape((6, 6, 36))(ops.matmul(x, ops.transpose(x, (0, 2, 1))))
+
+
 CASES = {
+    "matmul": similarities,
     "two floats": lambda x: L.LayerNormalization()(ops.tanh(x)),
     "softmax": lambda x: L.Softmax()(x),
     "two inputs": lambda x: L.Maximum()([x, ops.abs(x)]),

@@ -28,6 +28,9 @@ from gmpq_tf.transform.rewrite import NamedOutputs
 from gmpq_tf.transform.units import Unit, cap_of, unit_of
 
 FUSED = {"linear": 0, "relu": 1, "relu6": 3}  # schema.ActivationFunctionType
+# Operations whose files have a fixed batch: LiteRT 2.3 multiplies half of the images of a
+# batch wrongly where the file was first allocated for one (XNNPACK, BATCH_MATMUL).
+ONE_BATCH = ("Matmul",)
 # Pixels scaled to -1..1 fall midway between two codes, where kernels round differently.
 INPUT_SLACK = 0.25
 # Bound of input step / output step (product of both input steps for MUL): below it
@@ -114,6 +117,7 @@ class IntegerGraph:
             KERNEL_KINDS[c.kind] for c in self.graph.calls if c.kind in KERNEL_KINDS
         ]
         told = any(row.operator == "TRANSPOSE_CONV" for row in rows)
+        told |= any(call.kind in ONE_BATCH for call in self.graph.calls)
         default = 1 if told or runtime == "micro" else None
         self.batch = batch or fixed_batch(self.graph) or default
         self._grids: dict[int, Grid | None] = {}  # grids of the file's inputs, outputs
