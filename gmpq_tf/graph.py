@@ -328,13 +328,13 @@ def read_graph(model: Any) -> Graph:
 
 
 def check_float(model: Any) -> None:
-    """Refuses a model that has been quantized: its grids would be rounded again.
+    """Refuses a model that has been quantized, or that adds LoRA's kernels to its own.
 
     Args:
         model: a built functional model.
 
     Raises:
-        GraphError: it is not functional, or has quantizers.
+        GraphError: it is not functional, or has quantizers or LoRA weights.
     """
     for call in read_graph(model).calls:
         ours = call.role is Role.QUANTIZER or hasattr(call.layer, "kernel_quantizer")
@@ -343,6 +343,13 @@ def check_float(model: Any) -> None:
                 "The model must be the float one. "
                 f"Received: model={model.name!r}, whose layer {call.name!r} is "
                 "quantized already. Pass the model that it was made of."
+            )
+        if getattr(call.layer, "lora_enabled", False):
+            raise GraphError(
+                "Each layer must have one kernel. "
+                f"Received: model={model.name!r}, whose layer {call.name!r} adds "
+                "LoRA's. save_weights() merges them: load its file into the model "
+                "without LoRA."
             )
 
 

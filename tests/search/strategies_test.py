@@ -535,6 +535,10 @@ def test_what_is_no_float_model_or_no_space_is_refused(model, labelled):
             build_hypernet(quantized, SPACE)
         with pytest.raises(GraphError, match="quantized already"):
             quantize_model(quantized, policy)
+    tuned = keras.models.clone_model(model)
+    tuned.get_layer("classifier").enable_lora(2)
+    with pytest.raises(GraphError, match="'classifier' adds LoRA's"):
+        quantize_model(tuned, policy)
 
 
 def test_batches_of_any_kind_say_the_same(model, labelled):

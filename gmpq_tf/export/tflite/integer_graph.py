@@ -28,8 +28,8 @@ from gmpq_tf.transform.rewrite import NamedOutputs
 from gmpq_tf.transform.units import Unit, cap_of, unit_of
 
 FUSED = {"linear": 0, "relu": 1, "relu6": 3}  # schema.ActivationFunctionType
-# Operations whose files have a fixed batch: LiteRT 2.3 multiplies half of the images of a
-# batch wrongly where the file was first allocated for one (XNNPACK, BATCH_MATMUL).
+# Operations whose files have a fixed batch: LiteRT 2.3 multiplies half of the images
+# wrongly in a file that was allocated for one image and then resized (BATCH_MATMUL).
 ONE_BATCH = ("Matmul",)
 # Pixels scaled to -1..1 fall midway between two codes, where kernels round differently.
 INPUT_SLACK = 0.25
