@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import keras
 import numpy as np
 
 from gmpq_tf.search.case import SearchCase
@@ -14,6 +15,7 @@ from gmpq_tf.search.choose import shortlist, uniform_bits
 from gmpq_tf.search.deltas import default_images
 from gmpq_tf.search.errors import StrategyError
 from gmpq_tf.search.evaluator import Evaluator
+from gmpq_tf.search.judge import Judge
 from gmpq_tf.search.values import Bits, Valued
 
 SHARES = (0.25, 0.5, 1.0)  # share of the steps, or of the images, in each round
@@ -54,6 +56,26 @@ class FinalistsConfig:
 
 
 NO_FINALISTS = FinalistsConfig()
+
+
+def check_data(case: SearchCase, config: FinalistsConfig) -> None:
+    """Refuses, before a strategy measures for minutes, data that cannot train.
+
+    Args:
+        case: the case, with its images.
+        config: how policies are compared in the end.
+
+    Raises:
+        InputError: there are too few images besides those that measure.
+        TaskError: labels do not fit the outputs.
+    """
+    if not config.finalists or not config.finalist_steps:
+        return
+    held = case.data.first(config.finalist_images or default_images(case))
+    inputs, labels = next(case.data.training(config.finalist_batch_size, len(held)))
+    if labels is not None:
+        outputs = case.model(case.data.inputs.structured(inputs), training=False)
+        Judge(case.model, [np.asarray(y) for y in keras.tree.flatten(outputs)], labels)
 
 
 def compare(

@@ -29,7 +29,7 @@ from gmpq_tf.search.choose import (
 from gmpq_tf.search.decisions import Decisions, decisions_of, decisions_of_ranked
 from gmpq_tf.search.deltas import default_images
 from gmpq_tf.search.errors import StrategyError
-from gmpq_tf.search.finalists import FinalistsConfig, compare
+from gmpq_tf.search.finalists import FinalistsConfig, check_data, compare
 from gmpq_tf.search.journal import Journal
 from gmpq_tf.search.meter import Meter, SearchCost
 from gmpq_tf.search.problem import SearchProblem
@@ -212,6 +212,7 @@ def search_case(
         config: the strategy's options.
         finalists: how the best policies are compared.
     """
+    check_data(case, finalists)
     valued = find_strategy(strategy).value(case, config)
     case = case.pruned(valued.kept, valued.trained)
 

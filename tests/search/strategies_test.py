@@ -380,6 +380,16 @@ def test_finalists_have_the_uniform_policy_among_them(model, labelled, steps):
     assert all(entry[1] >= risks[0] for entry in measured)
 
 
+def test_what_finalists_cannot_train_on_is_refused_first(model, labelled, monkeypatch):
+    images, labels = labelled
+    monkeypatch.setattr(Evaluator, "measure", lambda *_: pytest.fail("too late"))
+    options = {"finalists": 3, "finalist_images": 64, "finalist_batch_size": 32}
+    with pytest.raises(InputError, match="32 images besides the 80"):
+        run(model, images, "loss_delta", **{**options, "finalist_images": 80})
+    with pytest.raises(TaskError, match="from 0 to 4"):
+        run(model, (images, labels + 5), "loss_delta", **options)
+
+
 def test_attribution_gives_columns_and_moves_values(model, labelled):
     plain, guided = (
         run(model, labelled, "loss_delta", measure="task", eta=eta)
