@@ -33,7 +33,7 @@ from gmpq_tf.export.tflite.arguments import (
 )
 from gmpq_tf.export.tflite.exporter import ExportReport, export_tflite
 from gmpq_tf.export.tflite.lowering import check_kinds
-from gmpq_tf.export.tflite.metadata import facts
+from gmpq_tf.export.tflite.metadata import check_class_names, facts
 from gmpq_tf.graph import check_float, read_graph
 from gmpq_tf.inputs import InputError
 from gmpq_tf.policy import BitwidthPolicy
@@ -168,7 +168,8 @@ def compress(
         BudgetError: no policy keeps the budget; the message has the possible range.
         ExportError: a layer has no integer counterpart, or the file deviates.
         InputError: there are too few images, or they do not fit the model.
-        GraphError: the model cannot be read.
+        TaskError: labels do not fit the outputs.
+        GraphError: the model cannot be read, or is quantized already.
     """
     # All that only the export reads too, since it comes after minutes of measuring.
     check_correction(correction)
@@ -176,15 +177,18 @@ def compress(
     check_effort(least_agreement, latency_runs)
     if storage is not None:
         check_choice("storage", storage, STORAGES)
-    facts(class_names, scaling)
+    known = facts(class_names, scaling)
     check_float(model)
     check_exportable(model, float_layers)
     flat = flattened(model)
+    if len(flat.outputs) == 1:
+        check_class_names([tuple(flat.outputs[0].shape)], known)
     source = SearchData(flat, data)
     count = min(calibration_images, correction_images(flat))
     held = source.first(HELD * count)
     check_images(len(held))
     tested = source if test_data is None else SearchData(flat, test_data)
+    float_accuracy = accuracy(flat, tested)  # refuses images and labels that do not fit
     policy = BitwidthPolicy.uniform(model, BITS, BITS)
     if budget is not None:
         policy = search_policy(
@@ -221,7 +225,7 @@ def compress(
         storage=report.storage,
         correction=mended.correction,
         images=report.images,
-        float_accuracy=accuracy(flat, tested),
+        float_accuracy=float_accuracy,
         accuracy=report.keras_accuracy,
         tflite_accuracy=report.tflite_accuracy,
         agreement=report.agreement,
@@ -322,6 +326,10 @@ def accuracy(model: keras.Model, data: SearchData) -> float | None:
 
     Returns:
         The share; None without labels, and for outputs that are plain numbers.
+
+    Raises:
+        InputError: there are no images, or they do not fit the model.
+        TaskError: labels do not fit the outputs.
     """
     right = []
     for inputs, labels in data.batches():
@@ -331,6 +339,11 @@ def accuracy(model: keras.Model, data: SearchData) -> float | None:
         if labels is None or not judge.decides:
             return None
         right.append(judge.right(outputs, judge.targets))
+    if not right:
+        raise InputError(
+            "Accuracy needs images to be measured on. "
+            "Received: test_data without any. Pass some, or leave it out."
+        )
     return float(np.concatenate(right).mean())
 
 

@@ -223,6 +223,11 @@ def test_refusals(model, tmp_path):
         ({"path": "{file}/m.tflite"}, "is no folder"),
         ({"scaling": "0-1"}, "scaling='0-1'"),
         ({"class_names": "cat"}, "class_names='cat'"),
+        ({"class_names": ["cat", "dog"]}, "2 class_names"),
+        ({"data": (X, np.arange(96))}, "from 0 to 9"),
+        ({"test_data": (X, np.arange(96))}, "from 0 to 9"),
+        ({"test_data": X[:, :4]}, "shape=(96, 4, 8, 3)"),
+        ({"test_data": X[:0]}, "test_data without any"),
         ({"storage": "small", "budget": None}, "Did you mean 'smallest'"),
         ({"least_agreement": 80}, "0.8 for 80 %"),
         ({"latency_runs": -1}, "latency_runs=-1"),
@@ -234,10 +239,11 @@ def test_what_only_the_export_reads_is_refused_first(
     for work in ("search_policy", "make_student"):
         monkeypatch.setattr(whole, work, lambda *_, **__: pytest.fail("too late"))
     (tmp_path / "file").write_text("")
-    given = {"budget": "20kB", "path": str(tmp_path / "m.tflite"), **options}
+    path = str(tmp_path / "m.tflite")
+    given = {"data": X, "budget": "20kB", "path": path, **options}
     given["path"] = given["path"].format(file=tmp_path / "file")
     with pytest.raises(ValueError, match=re.escape(said)):
-        quick(model, X, **given)
+        quick(model, **given)
 
 
 def test_float_layers_are_allowed_by_name(tmp_path):

@@ -126,7 +126,7 @@ def standard_metadata(
     """
     writer = Writer()
     if detecting is None:
-        _check_names(outputs, known)
+        check_class_names([output.shape for output in outputs], known)
         version, more = MIN_PARSER_VERSION, {}
         tables = [_output(writer, o, known) for o in outputs]
     else:
@@ -171,7 +171,7 @@ def with_labels(
 def is_labelled(output: Described, known: Facts) -> bool:
     """Whether an output [batch, classes] has as many scores as there are names."""
     names = known.class_names
-    return bool(names) and len(output.shape) == 2 and output.shape[1] == len(names)
+    return bool(names) and _has_scores(output.shape, len(names))
 
 
 def takes_pixels(tensor: Described, inputs: Sequence[Described], known: Facts) -> bool:
@@ -328,14 +328,26 @@ def _integer_ends(kind: str) -> tuple[int, int] | None:
     return int(np.iinfo(kind).min), int(np.iinfo(kind).max)
 
 
-def _check_names(outputs: Sequence[Described], known: Facts) -> None:
+def check_class_names(shapes: Sequence[tuple], known: Facts) -> None:
+    """Refuses names that are not as many as the scores of any output.
+
+    Args:
+        shapes: shapes of the outputs, with the batch.
+        known: what is known of the model.
+
+    Raises:
+        ExportError: no output has as many scores.
+    """
     count = len(known.class_names)
-    widths = [output.shape[-1] for output in outputs]
-    binary = count == 2 and 1 in widths  # one score for the second of two classes
-    if count and not binary and not any(is_labelled(o, known) for o in outputs):
+    # One score may be that of the second of two classes.
+    binary = count == 2 and 1 in [shape[-1] for shape in shapes]
+    if count and not binary and not any(_has_scores(shape, count) for shape in shapes):
         raise ExportError(
             "class_names must be as many as an output of shape [batch, classes] has "
             f"scores. Received: {count} class_names, outputs of shapes "
-            f"{[output.shape for output in outputs]}. Pass the names of the classes in "
-            "the order of the scores."
+            f"{list(shapes)}. Pass the names of the classes in the order of the scores."
         )
+
+
+def _has_scores(shape: tuple, count: int) -> bool:
+    return len(shape) == 2 and shape[1] == count
