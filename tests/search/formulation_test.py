@@ -20,6 +20,7 @@ from gmpq_tf.search.risks import Step
 from gmpq_tf.search.rules import ASGA, Plain, RuleConfig
 from gmpq_tf.search.strategies.hmq import TemperatureCycles
 from gmpq_tf.search.strategies.ssps import Deciding
+from gmpq_tf.search.strategies.training import TrainingConfig, _decays
 from gmpq_tf.space import SearchSpace
 from tests.search.toy import SPACE, toy_budget, toy_images, toy_model
 
@@ -477,3 +478,22 @@ def test_both_passes_of_asga_see_the_same_draws():
         found.append([np.asarray(v) for v in search.hypernet.variables])
     for one, other in zip(*found, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "rates"),
+    [
+        (1, [1.0]),
+        (2, [1.0, 0.1]),
+        (5, [1.0, 1.0, 0.1, 0.1, 0.01]),
+    ],
+)
+def test_learning_rates_fall_after_two_and_four_fifths(epochs, rates):
+    """Section 4.1's 10 and 20 of 25 epochs; a single epoch keeps its rate."""
+    config = TrainingConfig(
+        epochs=epochs, learning_rate=0.5, importance_learning_rate=0.25
+    )
+    of_weights, of_importances = _decays(config, both=True)
+    for epoch, share in enumerate(rates):
+        assert of_weights.schedule(epoch, None) == pytest.approx(0.5 * share)
+        assert of_importances.schedule(epoch, None) == pytest.approx(0.25 * share)

@@ -42,7 +42,8 @@ class TrainingConfig(ReadoutConfig, RuleConfig):
     Args:
         epochs: Passes over the images.
         learning_rate: Initial learning rate of weights and ranges; it falls to a tenth
-            after two fifths and again after four fifths of the epochs.
+            after two fifths and again after four fifths of the epochs, of which the
+            first keeps the rate.
         importance_learning_rate: Initial learning rate of the importances; it falls
             likewise.
     """
@@ -293,7 +294,8 @@ def _task_loss(case: SearchCase, name: str) -> Any:
 
 def _decays(config: TrainingConfig, both: bool) -> list[keras.callbacks.Callback]:
     """Returns callbacks that lower learning rates after shares of the epochs."""
-    starts = [round(share * config.epochs) for share in DECAYS]
+    # A single epoch keeps the rate that was asked for.
+    starts = [max(round(share * config.epochs), 1) for share in DECAYS]
 
     def at(rate: float) -> Any:
         return lambda epoch, _: rate * DECAY ** sum(epoch >= start for start in starts)
