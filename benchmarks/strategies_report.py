@@ -115,11 +115,13 @@ def resnet8(results: Path) -> list[dict[str, Any]]:
 
     Returns:
         strategy, steps, seconds, values (rho, low, high, or None), policy and `above`
-        (points above uniform of each seed the bank has of the policy).
+        (points above uniform of each seed a bank has of the policy).
     """
     runs = read_bank(results / "policy_bank/jax/bank.jsonl")
     drawn = random_runs(runs)
-    uniform = {r["seed"]: r["test"] for r in runs if r["policy"] == UNIFORM}
+    banks = [(runs, UNIFORM)]
+    own = results / "policy_bank/resnet8_2-4.jsonl"
+    banks.append(([r for r in read_lines(own) if r["epochs"] == 2], "uniform"))
     found = []
     for strategy, kind in RESNET8.items():
         path = results / "policy_bank/values" / f"{kind}.json"
@@ -131,8 +133,9 @@ def resnet8(results: Path) -> list[dict[str, Any]]:
         if strategy not in WHOLE:
             scores = [score(record["values"], r["bits"], 1.0, pairs) for r in drawn]
             rho = correlation(scores, [r["test"] for r in drawn])
-        same = [r for r in runs if r["bits"] == record["policy"]]
-        above = [r["test"] - uniform[r["seed"]] for r in same if r["seed"] in uniform]
+        above = [
+            gap for bank, name in banks for gap in gaps(bank, name, record["policy"])
+        ]
         found.append(
             {
                 "strategy": strategy,
@@ -144,6 +147,26 @@ def resnet8(results: Path) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def gaps(
+    runs: Sequence[dict[str, Any]], name: str, policy: dict[str, list[int]]
+) -> list[float]:
+    """Accuracy of a policy minus that of uniform bits, for each seed of both.
+
+    Args:
+        runs: of one program.
+        name: what it calls uniform bits.
+        policy: bits of each layer.
+    """
+    uniform = {r["seed"]: r["test"] for r in runs if r["policy"] == name}
+    return list(
+        {
+            r["seed"]: r["test"] - uniform[r["seed"]]
+            for r in runs
+            if r["bits"] == policy and r["seed"] in uniform
+        }.values()
+    )
 
 
 def resnet8_table(found: list[dict[str, Any]], memory: dict[str, float]) -> str:
