@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+from keras.src.backend.common import global_state  # there is no public way
 
 from gmpq_tf.models import hdf5_probe
 from gmpq_tf.spelling import suggest
@@ -318,7 +320,7 @@ def check_size(path: Path, config: Any, read_from: Path | None = None) -> None:
         ValueError: The model has too many weights.
         Exception: Any error of Keras for models that cannot be built.
     """
-    with keras.StatelessScope(initialize_variables=False):
+    with _nothing_pending(), keras.StatelessScope(initialize_variables=False):
         model = (
             keras.saving.deserialize_keras_object(
                 {**config, "compile_config": None}, safe_mode=True
@@ -332,3 +334,19 @@ def check_size(path: Path, config: Any, read_from: Path | None = None) -> None:
     limit = hdf5_probe.FREE_BYTES + hdf5_probe.MOST_EXPANSION * path.stat().st_size
     if 4 * count > limit:
         raise ValueError(f"its layers have {count} weights, its file far fewer")
+
+
+@contextlib.contextmanager
+def _nothing_pending() -> Iterator[None]:
+    """Forgets the variables that are made inside and have no values yet.
+
+    Keras would make all values at the end of its next stateless scope, such as the next
+    `fit`: the weights of a refused file too, however many they are.
+    """
+    name = "uninitialized_variables"
+    before = len(global_state.get_global_attribute(name) or ())
+    try:
+        yield
+    finally:
+        pending = global_state.get_global_attribute(name) or []
+        del pending[before:]

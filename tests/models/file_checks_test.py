@@ -148,3 +148,33 @@ def test_without_posix_files_are_still_probed(hdf5_file, monkeypatch):
     hdf5_file.write_bytes(hdf5_file.read_bytes()[:100])
     with pytest.raises(ValueError, match="OSError"):
         check_hdf5(hdf5_file)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Counted(keras.initializers.Initializer):
+    """Ones, and how often they were made."""
+
+    made = 0
+
+    def __call__(self, shape, dtype=None):
+        Counted.made += 1
+        return keras.ops.ones(shape, dtype)
+
+
+@pytest.mark.parametrize("bound", [None, 0])
+def test_what_was_only_looked_at_is_never_given_values(tmp_path, monkeypatch, bound):
+    """Else the next `fit` would make all weights of a file, also of a refused one."""
+    inputs = keras.Input((3,))
+    dense = keras.layers.Dense(2, kernel_initializer=Counted())
+    keras.Model(inputs, dense(inputs)).save(tmp_path / "model.keras")
+    path, made = tmp_path / "model.keras", Counted.made
+    if bound is None:
+        check_size(path, read_config(path))
+    else:
+        monkeypatch.setattr(hdf5_probe, "FREE_BYTES", 0)
+        monkeypatch.setattr(hdf5_probe, "MOST_EXPANSION", 0)
+        with pytest.raises(ValueError, match="weights, its file far fewer"):
+            check_size(path, read_config(path))
+    with keras.StatelessScope():
+        pass  # at whose end Keras makes the values that are still missing
+    assert Counted.made == made
