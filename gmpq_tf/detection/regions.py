@@ -94,7 +94,9 @@ def propose(
         boxes,
         values,
         after,
-        iou_threshold,
+        # TensorFlow also drops boxes whose IoU is the threshold; NumPy between the two
+        # files, and TensorFlow's other suppressions, do not.
+        _just_above(iou_threshold),
         pad_to_max_output_size=True,
         sorted_input=True,
         canonicalized_coordinates=True,
@@ -102,6 +104,12 @@ def propose(
     found = tf.gather(boxes, kept, batch_dims=1)
     real = tf.sequence_mask(counts, after)
     return tf.where(real[..., None], found, 0.0), counts
+
+
+def _just_above(threshold: float) -> np.ndarray:
+    """The next float32; above 0 the smallest that TensorFlow does not take for 0."""
+    following = np.nextafter(np.float32(threshold), np.float32(2))
+    return np.maximum(following, np.finfo(np.float32).tiny)
 
 
 def roi_align(features: Any, boxes: Any, size: int = 7, samples: int = 2) -> tf.Tensor:

@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from gmpq_tf.detection.boxes import to_centers, to_corners
+from gmpq_tf.detection.region_arrays import propose_arrays
 from gmpq_tf.detection.regions import propose, region_anchors, roi_align
 
 
@@ -44,6 +45,21 @@ def test_proposals_are_suppression_of_the_best_candidates():
         assert not np.any(found[image, len(expected) :])
     huge, _ = propose(scores, 1e4 * np.abs(offsets), anchors, 40, 25, 0.5)
     assert np.isfinite(huge).all()
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
+def test_regions_that_overlap_by_exactly_the_threshold_are_kept(threshold):
+    """As by TensorFlow's suppression of one image, and as by the files' NumPy."""
+    corners = [(0, 0, 0.5, 1), (0, 0, 0.5, 0.5), (0, 0, 0.5, 0.5), (0.5, 0, 1, 1)]
+    corners, scores = np.array(corners, "float32"), np.array([4, 3, 2, 1], "float32")
+    kept = tf.image.non_max_suppression(corners, scores, 4, threshold)
+    assert len(kept) == {0.0: 2, 0.5: 3, 1.0: 4}[threshold]
+    given = scores, np.zeros((4, 4), "float32"), to_centers(corners)
+    found, _ = propose(*(x[None] for x in given[:2]), given[2], 4, 4, threshold)
+    wanted = np.zeros((4, 4))
+    wanted[: len(kept)] = corners[np.asarray(kept)]
+    np.testing.assert_array_equal(found[0], wanted)
+    np.testing.assert_array_equal(propose_arrays(*given, 4, 4, threshold), wanted)
 
 
 def ramp(height, width):
