@@ -34,7 +34,7 @@ class BoxTask(Task):
         default_boxes: the default boxes that its offsets belong to.
 
     Raises:
-        TaskError: the model has other outputs.
+        TaskError: the model has other outputs, or scores that are sigmoids.
     """
 
     holds: ClassVar[str] = "boxes"
@@ -59,7 +59,15 @@ class BoxTask(Task):
         self.deciding = [o.name for o in outputs].index("scores")
         scores = outputs[self.deciding]
         self.classes = scores.shape[-1] - 1
-        self.from_logits = all_scores(model)[self.deciding][1] != "softmax"
+        ending = all_scores(model)[self.deciding][1]
+        if ending == "sigmoid":
+            raise TaskError(
+                "The scores of a detector must be logits, or a softmax over background "
+                f"and classes. Received: model={model.name!r}, whose scores end in "
+                "sigmoid. Give them no activation; a detector trained elsewhere is "
+                "searched, quantized and exported from Python."
+            )
+        self.from_logits = ending != "softmax"
 
     def targets(self, labels: Any) -> dict[str, Any]:
         """Returns offsets and classes to train on, for each default box.

@@ -11,6 +11,7 @@ from gmpq_tf.detection import default_boxes_of
 from gmpq_tf.detection.region_layers import region_search_of
 from gmpq_tf.task.box_task import BoxTask
 from gmpq_tf.task.classification import ClassTask
+from gmpq_tf.task.kinds import TaskError
 from gmpq_tf.task.region_task import RegionTask
 from gmpq_tf.task.targets import Targets
 from gmpq_tf.task.task import Task
@@ -25,7 +26,7 @@ def task_of(model: keras.Model, targets: Targets | None = None) -> Task:
         targets: of a data set of tensors, for which the model is trained then.
 
     Raises:
-        TaskError: its outputs suit neither task.
+        TaskError: its outputs suit none of the tasks.
     """
     if targets is not None:
         return TensorTask(model, targets)
@@ -43,9 +44,13 @@ def guidance_of(
     Returns:
         A function (outputs of the teacher, outputs of the student, temperature) -> a
         scalar; None if each output is compared by its kind, see
-        `gmpq_tf.task.guidance`.
+        `gmpq_tf.task.guidance`: also those of a detector that has other outputs than
+        this package trains.
     """
-    task = _detector_task(model)
+    try:
+        task = _detector_task(model)
+    except TaskError:
+        return None
     return None if task is None else task.guidance
 
 
@@ -61,8 +66,8 @@ def divergence_of(
         (outputs, those of the float model) -> one number an image, [B]; None: each
         output by what it says, place by place.
     """
-    task = _detector_task(model)
-    return task.divergence if isinstance(task, RegionTask) else None
+    search = region_search_of(model)
+    return None if search is None else RegionTask(model, search).divergence
 
 
 def _detector_task(model: keras.Model) -> BoxTask | RegionTask | None:

@@ -7,10 +7,16 @@ import tensorflow as tf
 from keras import layers
 
 import gmpq_tf as gmpq
-from gmpq_tf.detection import default_boxes_of, targets
+from gmpq_tf.detection import (
+    DefaultBoxesLayer,
+    default_boxes_of,
+    ssd_boxes,
+    targets,
+)
 from gmpq_tf.models import build_model
 from gmpq_tf.run.loop import save_model
 from gmpq_tf.search.distill import Distiller
+from gmpq_tf.search.judge import Judge
 from gmpq_tf.task import Classes, Numbers, TaskError, outputs_of
 from gmpq_tf.task.tasks import task_of
 
@@ -111,6 +117,10 @@ def test_what_is_no_task_is_refused(detector):
     outputs = detector(detector.inputs[0])
     with pytest.raises(TaskError, match="outputs"):
         task_of(keras.Model(detector.inputs[0], outputs["boxes"]))
+    sigmoids = layers.Activation("sigmoid")(outputs["scores"])
+    own = keras.Model(detector.inputs[0], {**outputs, "scores": sigmoids})
+    with pytest.raises(TaskError, match="end in sigmoid"):
+        task_of(own)
     with pytest.raises(TaskError, match="of 3 classes for 2"):
         task_of(detector).check(("cat", "dog"))
     task_of(detector).check(CLASSES)
@@ -162,6 +172,32 @@ def test_a_detector_is_guided_where_its_teacher_sees_objects():
     smooth = np.where(off < 1, off**2 / 2, off - 0.5).sum(-1)
     gap = (4 * kl + smooth).mean()
     assert found == pytest.approx(0.75 * task + 0.25 * gap, rel=2e-3)
+
+
+def test_a_detector_of_other_outputs_is_guided_by_what_each_says():
+    def build():
+        rows = inputs = keras.Input((6, 8))
+        offsets = layers.Dense(4, name="offsets")(rows)
+        offsets = DefaultBoxesLayer(ssd_boxes([(1, 1)]), name="boxes")(offsets)
+        scores = layers.Dense(2, activation="sigmoid", name="scores")(rows)
+        points = layers.Dense(10, name="points")(rows)
+        outputs = {"boxes": offsets, "points": points, "scores": scores}
+        return keras.Model(inputs, outputs)
+
+    teacher, student = build(), build()
+    x = np.random.default_rng(0).normal(size=(3, 6, 8)).astype("float32")
+    y = keras.tree.map_structure(np.asarray, student(x))
+    losses = {"boxes": "mse", "points": "mse", "scores": "binary_crossentropy"}
+    found = trained_loss(student, teacher, losses, x, y, 1.0)
+    t, s = (keras.tree.map_structure(np.asarray, m(x)) for m in (teacher, student))
+    gap = sum(np.mean((t[name] - s[name]) ** 2) for name in ("boxes", "points"))
+    odds = [np.log(z["scores"] / (1 - z["scores"])) / 2 for z in (t, s)]
+    p, q = (1 / (1 + np.exp(-z)) for z in odds)
+    kl = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+    gap += 4 * kl.sum(-1).mean()
+    assert found == pytest.approx(gap, rel=1e-3)
+    t, s = (list(z.values()) for z in (t, s))
+    assert np.all(np.asarray(Judge(student, t).divergence(s, t)) > 0)
 
 
 def test_each_of_several_outputs_is_guided_by_what_it_says():
