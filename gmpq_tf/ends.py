@@ -7,8 +7,8 @@ from typing import Any
 from gmpq_tf.graph import Call, Graph, is_searchable, read_graph
 from gmpq_tf.layer_kinds import Role
 
-# Roles of calls that may stand between a last layer and an output.
-_PASSING = frozenset([Role.QUANTIZER, Role.NORM, Role.CURVE, Role.IDENTITY, Role.HOST])
+# Kinds that gather many results into few, after which none is an output by itself.
+_GATHERING = frozenset(["Mean", "Max", "Sum"])
 
 
 def end_names(model: Any) -> list[str]:
@@ -16,7 +16,8 @@ def end_names(model: Any) -> list[str]:
 
     A model with several outputs, or with an output made of several layers (such as a
     detector's heads), has several last layers. On the way to the output a result may be
-    reshaped, concatenated, normalized and activated.
+    reshaped, concatenated, upsampled, normalized, scaled and activated; but not pooled,
+    nor added to another.
 
     Args:
         model: a built functional Keras model.
@@ -47,5 +48,7 @@ def _last_names(graph: Graph) -> set[str]:
 
 
 def _passes(call: Call) -> bool:
-    moved = call.row.whole and "Pooling" not in call.kind
-    return moved or call.role in _PASSING
+    """Whether each number of a call comes from one tensor, and from one place of it."""
+    if "Pooling" in call.kind or call.kind in _GATHERING:
+        return False
+    return len(call.inputs) == 1 or call.row.whole or call.role is Role.HOST

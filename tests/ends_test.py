@@ -32,6 +32,25 @@ def test_each_layer_whose_result_is_an_output_is_an_end():
     assert set(end_names(two_heads())) == {"stem", "one", "side", "two"}
 
 
+@pytest.mark.parametrize(
+    ("tail", "ends"),
+    [
+        (layers.LeakyReLU(), True),
+        (layers.UpSampling2D(interpolation="bilinear"), True),
+        (layers.UnitNormalization(), True),
+        (lambda x: 2 * x - 0.5, True),
+        (layers.GlobalMaxPooling2D(), False),
+        (lambda x: keras.ops.mean(x, axis=(1, 2)), False),
+    ],
+)
+def test_what_may_follow_the_last_layer(tail, ends):
+    x = inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, name="stem")(x)
+    one, last = (layers.Conv2D(4, 1, name=name)(x) for name in ("one", "last"))
+    model = keras.Model(inputs, {"one": tail(one), "two": last})
+    assert ("one" in end_names(model)) == ends
+
+
 @pytest.mark.parametrize("name", ["resnet8", "mobilenet_v2", "digits_cnn"])
 def test_a_classifier_has_two_ends(name):
     model = build_model(name, (32, 32, 3), 10, classifier_activation="softmax")
