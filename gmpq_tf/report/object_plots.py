@@ -51,7 +51,7 @@ def plot_objects(shown: ShownObjects) -> Figure:
             own: Any = axes[row, column]
             _show(own, shown.images[row])
             if not row:
-                own.set_title(name, fontsize=9)
+                own.set_title(name, fontsize=9, parse_math=False)
             for box, label, state in boxes_of(shown, found, row):
                 _draw(own, box, label, state, high, wide)
     lines = [
@@ -139,7 +139,7 @@ def plot_precision_recall(curves: Mapping[str, Mapping[str, Curve]]) -> Figure:
                 y = np.concatenate([curve.precision[:1], curve.precision])
                 label = f"{model} {curve.area:.3f}"
                 panel.plot(x, y, color=color, linestyle=style, lw=1.4, label=label)
-        panel.set_title(name, fontsize=9)
+        panel.set_title(name, fontsize=9, parse_math=False)  # $ is no formula
         panel.set_xlim(0, 1.02)
         panel.set_ylim(0, 1.02)
         panel.set_xlabel("recall", fontsize=8)

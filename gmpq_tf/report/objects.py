@@ -150,6 +150,8 @@ def read_curves(folder: Path, prefix: str = "") -> dict[str, Curve]:
         check_array(f"points of {name}", points, (2, None))
         area = take(arrays, f"area_{prefix}{number}")
         check_array(f"area of {name}", area, ())
+        if name in found:  # two long names that begin alike
+            name = f"{name} ({number})"
         found[name] = Curve(points[0], points[1], float(area))
     return found
 

@@ -32,7 +32,7 @@ from gmpq_tf.train.evaluate import measure_both
 from gmpq_tf.train.show_objects import curves_of
 from tests.detection.mean_ap_test import BELOW, LEFT, RIGHT, random_images
 
-NAMES = ("cat", "big $dog_")
+NAMES = ("$cat_$", "big $dog_")
 
 
 def objects(*rows, most=3):
@@ -58,11 +58,11 @@ def test_boxes_are_right_or_wrong():
         for name, found in given.models.items()
     }
     # The float model's third has too little score; the other's first a wrong class.
-    assert said["float"] == [("cat 90 %", "right"), ("big $dog_ 80 %", "wrong")]
-    assert said["searched"] == [("big $dog_ 70 %", "wrong"), ("cat 60 %", "right")]
+    assert said["float"] == [("$cat_$ 90 %", "right"), ("big $dog_ 80 %", "wrong")]
+    assert said["searched"] == [("big $dog_ 70 %", "wrong"), ("$cat_$ 60 %", "right")]
     own = boxes_of(given, given.truth, 0)
     assert [(text, state) for _, text, state in own] == [
-        ("cat", "object"),
+        ("$cat_$", "object"),
         ("big $dog_", "object"),
     ]
 
@@ -126,6 +126,13 @@ def test_curves_are_those_of_the_metric_before_and_after_files(tmp_path):
             line.get_ydata()[1:], report.classes[name].precision
         )
         assert f"{report.classes[name].ap_area:.3f}" in line.get_label()
+
+
+def test_classes_whose_long_names_begin_alike_keep_their_own_curves(tmp_path):
+    names = tuple(f"{'x' * 60}{number}" for number in range(3))
+    curves = {n: Curve(np.ones(1), np.ones(1), k) for k, n in enumerate(names)}
+    np.savez(tmp_path / CURVES, **curves_arrays(names, {"": curves}))
+    assert [curve.area for curve in read_curves(tmp_path).values()] == [0, 1, 2]
 
 
 @pytest.fixture
