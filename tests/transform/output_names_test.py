@@ -6,6 +6,7 @@ import pytest
 from keras import layers
 
 import gmpq_tf as gmpq
+from gmpq_tf.export.tflite import export_tflite
 from gmpq_tf.export.tflite.lowering import lower
 from gmpq_tf.export.tflite.runtime import TFLiteModel
 from gmpq_tf.transform.rewrite import NamedOutputs
@@ -35,6 +36,31 @@ def trained(model):
     else:
         model.compile("sgd", LOSS, loss_weights=weights, **options)
     return model.fit(X, Y, verbose=0).history
+
+
+def test_files_have_the_keys_of_a_dict_whatever_its_layers_are_called(tmp_path):
+    inputs = keras.Input((6, 6, 3), name="image")
+    x = layers.Conv2D(4, 3, activation="relu")(inputs)
+    pooled = layers.GlobalAveragePooling2D()(x)
+    kind = layers.Softmax(name="size")(layers.Dense(3, name="one")(pooled))
+    parts = [layers.Conv2D(2, 1, name="kind")(x), layers.Dense(2, name="two")(pooled)]
+    model = keras.Model(
+        inputs, {"size": parts[0], "kind": kind, "more": {"two": parts[1]}}
+    )
+    student = gmpq.quantize_model(model, gmpq.BitwidthPolicy.uniform(model, 8, 8))
+    gmpq.calibrate(student, [X])
+    report = export_tflite(
+        student, tmp_path / "m.tflite", verify_data=X, latency_runs=0
+    )
+    wanted = {"kind": (3,), "more/two": (2,), "size": (4, 4, 2)}
+    assert {o.name for o in report.outputs} == wanted.keys()
+    runtime = TFLiteModel(tmp_path / "m.tflite").interpreter
+    found = {d["name"]: tuple(d["shape"][1:]) for d in runtime.get_output_details()}
+    assert found == wanted
+    said, own = runtime.get_signature_runner()(image=X[:1]), student(X[:1])
+    for name, values in {**own, "more/two": own["more"]["two"]}.items():
+        if name in wanted:
+            np.testing.assert_allclose(said[name], values, atol=0.05)
 
 
 @pytest.mark.parametrize("form", ["list", "dict"])

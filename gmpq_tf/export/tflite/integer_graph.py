@@ -22,6 +22,7 @@ from gmpq_tf.export.tflite.metadata import Described
 from gmpq_tf.graph import Call, Graph, read_graph
 from gmpq_tf.kernel_kinds import KERNEL_KINDS
 from gmpq_tf.layer_kinds import Role
+from gmpq_tf.task.outputs import output_keys
 from gmpq_tf.transform.gates import curve
 from gmpq_tf.transform.placement import is_transparent
 from gmpq_tf.transform.rewrite import NamedOutputs
@@ -170,10 +171,14 @@ class IntegerGraph:
         return tensor
 
     def add_outputs(self, output_type: str) -> dict[str, int]:
-        """Converts the model's outputs to the type wanted; returns name -> tensor."""
+        """Converts the model's outputs to the type wanted; returns name -> tensor.
+
+        Names are the keys of the model's dict, else those that Keras gives them.
+        """
         named: dict[str, int] = {}
+        keys = output_keys(self.graph)
         for position, index in enumerate(self.graph.outputs):
-            name = self._output_name(index, named, position)
+            name = keys[position] or self._output_name(index, named, position)
             value = self.value(index)
             self.output_steps.append(value.grid.step if value.grid else 1 / 256)
             named[name] = self._add_output(index, name, value, output_type)

@@ -207,6 +207,7 @@ class FileBuilder:
             if not inputs & {number, other}:
                 own, tensor = self.tensors[number], self.tensors[other]
                 tensor.name, own.name = own.name, name
+                numbers[tensor.name], numbers[name] = other, number
 
     def _subgraph(self, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> Any:
         subgraph = schema.SubGraphT()
