@@ -209,14 +209,22 @@ def _is_ordered(labels: Any, graph: Graph) -> bool:
 
 def output_names(graph: Graph) -> list[str]:
     """Returns names of a model's outputs: keys of its dict, else names of layers."""
+    return [
+        key or _layer_names(graph, index)[-1]
+        for key, index in zip(output_keys(graph), graph.outputs, strict=True)
+    ]
+
+
+def output_keys(graph: Graph) -> list[str]:
+    """Returns the keys of a model's outputs, such as `boxes` or `a/0`; "" for none."""
     places = list(_places(graph.output_structure, ""))
-    names = []
+    keys = []
     for index in graph.outputs:
         place = next(p for p in places if p[1] == index)
         if place in places and len(places) > 1:
             places.remove(place)  # the same tensor may stand at two places
-        names.append(place[0] or _layer_names(graph, index)[-1])
-    return names
+        keys.append(place[0])
+    return keys
 
 
 _KINDS = (Classes, Binary, Numbers)

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from gmpq_tf.spelling import suggest
-from gmpq_tf.task.kinds import Classes, TaskError
+from gmpq_tf.task.kinds import Binary, Classes, TaskError
 from gmpq_tf.task.outputs import Output, outputs_of
 from gmpq_tf.task.targets import ALONE, Target, Targets
 from gmpq_tf.task.task import Task
@@ -156,10 +156,12 @@ class TensorMeter:
     def __init__(self, task: TensorTask) -> None:
         self.task, self.examples, self.total = task, 0, 0.0
         self.outputs = outputs_of(task.model, loss=task.loss())
-        first = self.outputs[0]
+        first, whole = self.outputs[0], task.targets[0].whole
         self.classes = 0
         if isinstance(first.kind, Classes) and len(first.shape) > 1:
             self.classes = first.shape[first.kind.axis]
+        elif isinstance(first.kind, Binary) and len(first.shape) > 2 and whole:
+            self.classes = 2 if first.shape[-1] == 1 else 0
         self.counts: np.ndarray = np.zeros((self.classes, self.classes), np.int64)
 
     def add(self, outputs: Any, labels: Any) -> None:
@@ -181,7 +183,7 @@ class TensorMeter:
             self._count(np.asarray(outputs[names[0]]), np.asarray(wanted[names[0]]))
 
     def report(self) -> dict[str, float | None]:
-        """Returns `loss`, the mean over examples, and for class maps `mean_iou`."""
+        """Returns `loss`, the mean over examples, and for masks `mean_iou`."""
         if not self.examples:
             return {"loss": None}
         found: dict[str, float | None] = {"loss": self.total / self.examples}
@@ -193,9 +195,13 @@ class TensorMeter:
 
     def _count(self, scores: np.ndarray, labels: np.ndarray) -> None:
         kind = self.outputs[0].kind
-        assert isinstance(kind, Classes)
+        assert isinstance(kind, (Classes, Binary))
         said = kind.decide(scores)
-        real = kind.decide(labels) if labels.shape == scores.shape else labels
+        real = labels
+        if isinstance(kind, Binary):  # 0 and 1, or -1 and 1
+            real = labels > 0.5
+        elif labels.shape == scores.shape:
+            real = kind.decide(labels)
         pairs = real.reshape(-1).astype(np.int64) * self.classes + said.reshape(-1)
         square = (self.classes, self.classes)
         self.counts += np.bincount(pairs, minlength=self.classes**2).reshape(square)

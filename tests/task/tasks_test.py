@@ -18,6 +18,7 @@ from gmpq_tf.run.loop import save_model
 from gmpq_tf.search.distill import Distiller
 from gmpq_tf.search.judge import Judge
 from gmpq_tf.task import Classes, Numbers, TaskError, outputs_of
+from gmpq_tf.task.targets import Target, Targets
 from gmpq_tf.task.tasks import task_of
 
 CLASSES = ("cat", "cow", "dog")
@@ -124,6 +125,25 @@ def test_what_is_no_task_is_refused(detector):
     with pytest.raises(TaskError, match="of 3 classes for 2"):
         task_of(detector).check(("cat", "dog"))
     task_of(detector).check(CLASSES)
+
+
+@pytest.mark.parametrize("ending", [None, "sigmoid"])
+def test_a_mask_of_yes_and_no_has_a_mean_iou(ending):
+    inputs = keras.Input((4, 6, 3))
+    outputs = layers.Conv2D(1, 1, activation=ending)(inputs)
+    model = keras.Model(inputs, outputs)
+    random = np.random.default_rng(0)
+    images = random.normal(size=(5, 4, 6, 3)).astype("float32")
+    masks = random.integers(0, 2, (5, 4, 6))
+    task = task_of(model, Targets({"": Target((4, 6), True, 0, 1)}))
+    batches = [(images[:3], masks[:3]), (images[3:], masks[3:])]
+    found = task.measure(model, batches, ())
+    said = model.predict(images, verbose=0)[..., 0] > (0.5 if ending else 0.0)
+    shares = [
+        np.sum((said == k) & (masks == k)) / np.sum((said == k) | (masks == k))
+        for k in (0, 1)
+    ]
+    assert found["mean_iou"] == pytest.approx(np.mean(shares))
 
 
 def test_a_file_keeps_names_and_structure(detector, tmp_path):
