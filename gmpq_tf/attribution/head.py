@@ -152,8 +152,15 @@ def _scores_and_map(graph: Graph, feature_layer: str | None) -> tuple[int, int]:
     if aligned is not None:
         rows = [isinstance(layer, RegionOutputs) for layer in layers]
         return rows.index(True), _aligned_map(graph, aligned, feature_layer)
-    offsets = [isinstance(layer, DefaultBoxesLayer) for layer in layers]
-    number = offsets.index(False)
+    scores = [i for i, x in enumerate(layers) if not isinstance(x, DefaultBoxesLayer)]
+    if len(scores) != 1:
+        shapes = [graph.shapes[i] for i in graph.outputs]
+        raise GraphError(
+            "Attribution needs a detector whose outputs are offsets and scores alone. "
+            f"Received: outputs of {shapes}. Leave the others "
+            "out, or search with eta=0 (no attribution)."
+        )
+    (number,) = scores
     return number, attributed_map(graph, graph.outputs[number], feature_layer)
 
 

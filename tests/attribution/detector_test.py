@@ -229,3 +229,11 @@ def test_a_table_of_deltas_has_attribution_too():
 def test_margins_of_detectors_are_refused():
     with pytest.raises(ValueError, match="one class each"):
         gmpq.PolicySearch(toy(), generalization="margin")
+
+
+def test_which_output_has_the_scores_is_not_guessed():
+    model = toy()
+    points = layers.Dense(10)(model.output["scores"])
+    more = keras.Model(model.inputs, {**model.output, "points": points})
+    with pytest.raises(GraphError, match="offsets and scores alone"):
+        split_head(more)

@@ -179,6 +179,13 @@ def test_a_file_returns_the_objects_of_the_models_outputs(
         )
 
 
+def test_a_background_among_the_names_is_refused():
+    """As many names as scores would make sigmoids of a softmax's logits."""
+    with pytest.raises(ExportError, match="without background"):
+        detector_head(detector(3), ["Background", *NAMES])
+    assert detector_head(detector(3), NAMES).curve == "softmax"
+
+
 @pytest.mark.parametrize(
     ("background", "end", "names"), [(True, None, ["cell"]), (False, None, [])]
 )

@@ -25,6 +25,8 @@ OPERATOR = "TFLite_Detection_PostProcess"
 # Names of the operator's outputs, in its order.
 OUTPUTS = ("location", "category", "score", "number of detections")
 BOXES, SCORES = "boxes", "scores"  # names of the outputs of a detector
+# What lists of labels call the background.
+_BACKGROUNDS = frozenset(["background", "__background__", "bg", "???"])
 SUPPRESSIONS = ("per_class", "fast")
 
 
@@ -97,7 +99,8 @@ def detector_head(student: Any, class_names: Sequence[str] = ()) -> DetectorHead
             is one score, the model has no background.
 
     Raises:
-        ExportError: the outputs do not fit the default boxes.
+        ExportError: the outputs do not fit the default boxes, or the first name is that
+            of the background.
     """
     boxes = default_boxes_of(student)
     if boxes is None:
@@ -125,6 +128,13 @@ def detector_head(student: Any, class_names: Sequence[str] = ()) -> DetectorHead
     # A softmax of one score would say nothing.
     alone = columns in (len(class_names), 1)
     sigmoid = last == "sigmoid" if ends else alone
+    if sigmoid and class_names and class_names[0].casefold() in _BACKGROUNDS:
+        raise ExportError(
+            "Names of a detector's classes must be without background; as many names "
+            "as scores say that it has none, and each score a sigmoid of its own. "
+            f"Received: class_names[0]={class_names[0]!r} of {columns} for {columns} "
+            "scores. Leave that name out."
+        )
     y, h = (1 / float(v) for v in boxes.variances)
     return DetectorHead(
         places,
