@@ -75,6 +75,7 @@ class TensorTask(Task):
     def shaped(self, labels: Any) -> Any:
         """Adds a last axis of 1 to targets [B, ...] where their output has one."""
         if self.alone:
+            labels = self.decided(labels)
             return _widened(labels, self.targets[0], self.shapes[0], self.losses[0])
         given = labels if isinstance(labels, Mapping) else {self.names[0]: labels}
         return {

@@ -127,16 +127,20 @@ def test_what_is_no_task_is_refused(detector):
     task_of(detector).check(CLASSES)
 
 
-@pytest.mark.parametrize("ending", [None, "sigmoid"])
-def test_a_mask_of_yes_and_no_has_a_mean_iou(ending):
+@pytest.mark.parametrize(("ending", "name"), [(None, ""), ("sigmoid", "mask")])
+def test_a_mask_of_yes_and_no_has_a_mean_iou(ending, name):
+    """Also where its array is called by the name of the only output."""
     inputs = keras.Input((4, 6, 3))
-    outputs = layers.Conv2D(1, 1, activation=ending)(inputs)
+    outputs = layers.Conv2D(1, 1, activation=ending, name="mask")(inputs)
     model = keras.Model(inputs, outputs)
     random = np.random.default_rng(0)
     images = random.normal(size=(5, 4, 6, 3)).astype("float32")
     masks = random.integers(0, 2, (5, 4, 6))
-    task = task_of(model, Targets({"": Target((4, 6), True, 0, 1)}))
-    batches = [(images[:3], masks[:3]), (images[3:], masks[3:])]
+    task = task_of(model, Targets({name: Target((4, 6), True, 0, 1)}))
+    batches = [
+        (images[part], {name: masks[part]} if name else masks[part])
+        for part in (slice(3), slice(3, 5))
+    ]
     found = task.measure(model, batches, ())
     said = model.predict(images, verbose=0)[..., 0] > (0.5 if ending else 0.0)
     shares = [
