@@ -61,7 +61,7 @@ def read_size(path: Path, where: str) -> tuple[int, int]:
     return height, width
 
 
-def check_size(where: str, said: tuple[int, int], real: tuple[int, int]) -> None:
+def check_size(where: str, said: tuple[float, float], real: tuple[int, int]) -> None:
     """Refuses boxes that were drawn on an image of another size.
 
     Args:
@@ -75,8 +75,8 @@ def check_size(where: str, said: tuple[int, int], real: tuple[int, int]) -> None
     if 0 not in said and said != real:
         raise DataError(
             "Boxes must be of the image as it is stored. Received: "
-            f"{where}, which is of {said[1]} x {said[0]} pixels (width x height), for "
-            f"an image of {real[1]} x {real[0]}. Resize or turn the boxes as the "
+            f"{where}, which is of {said[1]:g} x {said[0]:g} pixels (width x height), "
+            f"for an image of {real[1]} x {real[0]}. Resize or turn the boxes as the "
             "image was, or take the original image."
         )
 

@@ -86,7 +86,7 @@ def read_objects(path: Path, image: Path) -> Objects:
     size = tree.child("size")
     if size is not None:
         said = (_number(path, size, "height", 0), _number(path, size, "width", 0))
-        check_size(str(path), (int(said[0]), int(said[1])), (height, width))
+        check_size(str(path), said, (height, width))
     found = tree.children("object")
     corners = [_corners(path, each, number) for number, each in enumerate(found, 1)]
     boxes = relative_boxes(str(path), corners, height, width)

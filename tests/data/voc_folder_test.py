@@ -203,6 +203,8 @@ HOSTILE = {
     "difficult": (GOOD.replace("<difficult>0", "<difficult>yes"), "difficult='yes'"),
     "other size": (xml((60, 60), [("cat", 5, 6, 7, 28, 0)]), "60 x 60.* of 30 x 30"),
     "no size": (GOOD.replace("<width>30", "<width>wide"), "width='wide'"),
+    "endless": (GOOD.replace("<width>30", "<width>1e999"), "inf x 30 .* of 30 x 30"),
+    "nowhere": (GOOD.replace("<width>30", "<width>nan"), "nan x 30 .* of 30 x 30"),
     "many": (xml((30, 30), [("cat", 1, 1, 9, 9, 0)] * (MAX_OBJECTS + 1)), "1001"),
     "million": (GOOD.replace("</annotation>", "<object/>" * 120_000), "elements"),
     "long": (GOOD + "\n" * 10_000_000, "more than 10000000 bytes"),
