@@ -172,6 +172,9 @@ def measured(
         row[name], student = corrected(model, policy, used, tested, nearest, name)
         row[name]["bytes"] = file_bytes(student, tested[0], args.storage)
         print(row, flush=True)
+    row["policy"] = {n: [b.weight_bits, b.activation_bits] for n, b in policy.items()}
+    if not args.refine:
+        return row
     student = gmpq.quantize_model(model, policy)
     start = perf_counter()
     done = refine(student, model, used, state=state)
@@ -180,7 +183,6 @@ def measured(
     row["refined"]["seconds"] = round(seconds, 1)
     print(row, flush=True)
     row["blocks"] = {name: asdict(block) for name, block in done.blocks.items()}
-    row["policy"] = {n: [b.weight_bits, b.activation_bits] for n, b in policy.items()}
     return row
 
 
@@ -201,6 +203,7 @@ def main() -> None:
     parser.add_argument("--skipped", type=int, default=0)
     parser.add_argument("--tested", type=int, default=250)
     parser.add_argument("--calibrated", type=int, default=100, help="of the table")
+    parser.add_argument("--refine", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--journal", required=True, help="of the table, made or read")
     parser.add_argument("--output", required=True, help="JSON file to write")
     args = parser.parse_args()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from gmpq_tf.quantizers.draws import uniform
+from gmpq_tf.quantizers.fused import compiled
 from gmpq_tf.quantizers.lsq import Lsq, LsqKernel
-from gmpq_tf.quantizers.straight_through import straight_through
+from gmpq_tf.quantizers.straight_through import floor_half_up
 
 SIGMA = 1 / 3  # scale of the noise, in steps
 REACH = 3  # codes on each side of a value that may be drawn: nine sigma
@@ -74,19 +77,59 @@ def drawn(
         seed: [2], as `next_seed` returns it.
         place: number of the draw among those of one seed, 0 to 63.
     """
-    scaled = tf.minimum(tf.maximum(x / step, low), high)
-    codes, chances = near_codes(scaled, low, high)
-    mean = tf.reduce_sum(codes * chances, 0)
-    edges = tf.cumsum(chances)[:-1]
+    # Drawn here, since XLA's generator gives other numbers.
     chance = tf.cast(uniform(tf.shape(x), seed, place), x.dtype)
-    ways = tf.reduce_sum(tf.cast(chance > edges, x.dtype), 0)
-    return straight_through(codes[0] + ways, mean) * step
+    return _value(x, step, low, high, chance)
 
 
-def near_codes(
+@tf.custom_gradient
+def _value(*arguments: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    def backward(upstream: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
+        return *_gradients(*arguments, upstream), None, None, None
+
+    return _drawn_codes(*arguments) * arguments[1], backward
+
+
+@compiled
+def _drawn_codes(
+    x: tf.Tensor, step: tf.Tensor, low: tf.Tensor, high: tf.Tensor, chance: tf.Tensor
+) -> tf.Tensor:
+    """Codes like `x`, of `chance` from [0, 1), like `x`: the inverse of their sum."""
+    scaled = tf.minimum(tf.maximum(x / step, low), high)
+    middle = tf.floor(scaled)
+    first = tf.maximum(middle + (1 - REACH), low)
+    last = tf.minimum(middle + REACH, high)
+    under = below(first - 0.5 - scaled)
+    share = under + chance * (below(last + 0.5 - scaled) - under)
+    # A share of 0 or 1 has infinite noise, which the ends cut off.
+    noise = SIGMA * (tf.math.log(share) - tf.math.log1p(-share))
+    return tf.minimum(tf.maximum(floor_half_up(scaled + noise), first), last)
+
+
+@compiled
+def _gradients(
+    x: tf.Tensor,
+    step: tf.Tensor,
+    low: tf.Tensor,
+    high: tf.Tensor,
+    chance: tf.Tensor,
+    upstream: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Gradients of `x` and `step`: those of the mean code, and of the factor."""
+    scaled = x / step
+    clipped = tf.minimum(tf.maximum(scaled, low), high)
+    slope = mean_code(clipped, low, high)[1] * tf.cast(scaled == clipped, x.dtype)
+    of_step = _drawn_codes(x, step, low, high, chance) - slope * clipped
+    return upstream * slope, _sum_like(upstream * of_step, step)
+
+
+def mean_code(
     scaled: tf.Tensor, low: tf.Tensor, high: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the six codes nearest to each value, and their probabilities.
+    """Returns `sum_c c P(c)` over the six codes nearest to each value, and its slope.
+
+    `P(c)` is a difference of two sigmoids, so that the sum telescopes to one over the
+    seven `edges` between codes; beyond the grid these coincide.
 
     Args:
         scaled: values in steps, between `low` and `high`, any shape.
@@ -94,15 +137,33 @@ def near_codes(
         high: largest code; codes above it have the probability 0.
 
     Returns:
-        Two tensors [6, ...]; the probabilities sum to 1 along the first axis.
+        Mean codes and their derivatives, like `scaled`.
     """
-    ways = tf.reshape(
-        tf.range(1 - REACH, REACH + 1, dtype=scaled.dtype),
-        [-1] + [1] * len(scaled.shape),
+    count = 2 * REACH
+    # Edges are an axis of one tensor, which XLA turns into one loop.
+    ways = np.reshape(np.arange(count + 1), [-1] + [1] * len(scaled.shape))
+    first = tf.stop_gradient(tf.floor(scaled)) + (1 - REACH)
+    edges = first + tf.constant(ways - 0.5, scaled.dtype)
+    edges = tf.minimum(tf.maximum(edges, low - 0.5), high + 0.5)
+    share = below(edges - scaled)
+    falling = share * (share - 1) / SIGMA
+    weights = tf.constant(
+        np.where(ways == count, count - 1, -1.0 * (ways > 0)), share.dtype
     )
-    codes = tf.stop_gradient(tf.floor(scaled)) + ways
-    above = tf.sigmoid((codes + 0.5 - scaled) / SIGMA)
-    below = tf.sigmoid((codes - 0.5 - scaled) / SIGMA)
-    inside = tf.cast((codes >= low) & (codes <= high), scaled.dtype)
-    chances = (above - below) * inside
-    return codes, chances / tf.reduce_sum(chances, 0)
+    ends = tf.constant((ways == count) * 1.0 - (ways == 0), share.dtype)
+    over, mass = tf.reduce_sum(share * weights, 0), tf.reduce_sum(share * ends, 0)
+    slope = tf.reduce_sum(falling * weights, 0) * mass
+    slope -= over * tf.reduce_sum(falling * ends, 0)
+    return first + over / mass, slope / tf.square(mass)
+
+
+def below(distance: tf.Tensor) -> tf.Tensor:
+    """Probability that the noise is below a distance in steps, of any shape."""
+    return tf.sigmoid(distance / SIGMA)
+
+
+def _sum_like(values: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+    """Sum of values over the axes along which a step broadcasts, like the step."""
+    shape = [1] * (len(values.shape) - len(step.shape)) + step.shape.as_list()
+    axes = [axis for axis, size in enumerate(shape) if size == 1]
+    return tf.reshape(tf.reduce_sum(values, axes), step.shape)

@@ -8,7 +8,7 @@ import tensorflow as tf
 import gmpq_tf as gmpq
 from gmpq_tf.export.tflite import export_tflite
 from gmpq_tf.quantizers import InputQuantizer, KernelQuantizer
-from gmpq_tf.quantizers.rq import SIGMA, drawn, near_codes
+from gmpq_tf.quantizers.rq import SIGMA, drawn, mean_code
 from tests.quantizers.apot_test import X, float_model
 
 RANDOM = np.random.default_rng(0)
@@ -23,22 +23,20 @@ def chances(v, low, high):
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 15), (-3, 3), (-1, 1), (0, 255)])
-def test_probabilities_are_those_of_the_equation(low, high):
+def test_mean_codes_are_those_of_the_equation(low, high):
     values = np.linspace(low, high, 23)
-    scaled = tf.constant(values, tf.float64)
-    codes, near = near_codes(scaled, *map(np.float64, (low, high)))
-    np.testing.assert_allclose(np.sum(near, 0), 1, atol=1e-6)
-    for i, v in enumerate(values):
-        known, expected = chances(v, low, high)
-        pairs = zip(codes.numpy()[:, i], near.numpy()[:, i], strict=True)
-        found = {int(c): p for c, p in pairs if p}
-        for code, chance in zip(known, expected, strict=True):
-            assert found.get(int(code), 0) == pytest.approx(chance, abs=3e-3)
+    means, slopes = mean_code(tf.constant(values), *map(np.float64, (low, high)))
+    expected = [np.dot(*chances(v, low, high)) for v in values]
+    np.testing.assert_allclose(means, expected, atol=3e-3)
+    h = 1e-5
+    for v, slope in zip(values[1:-1], slopes.numpy()[1:-1], strict=True):
+        near = [np.dot(*chances(v + side, low, high)) for side in (-h, h)]
+        assert slope == pytest.approx((near[1] - near[0]) / (2 * h), abs=0.02)
     # In the middle of the grid the mean is the value itself, on codes and between two.
     middle = np.arange(np.ceil(low + 2.5) * 2, np.floor(high - 2.5) * 2) / 2
     if middle.size:
-        codes, near = near_codes(tf.constant(middle), *map(np.float64, (low, high)))
-        np.testing.assert_allclose(np.sum(codes * near, 0), middle, atol=2e-3)
+        means, _ = mean_code(tf.constant(middle), *map(np.float64, (low, high)))
+        np.testing.assert_allclose(means, middle, atol=2e-3)
 
 
 def test_draws_have_these_probabilities():
