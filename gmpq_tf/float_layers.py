@@ -5,14 +5,16 @@ Like `graph` this module imports neither TensorFlow nor Keras.
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from gmpq_tf.budget import FULL_PRECISION_BITS, bit_ops
-from gmpq_tf.graph import Call, Graph, is_searchable, layer_kind, read_graph
+from gmpq_tf.graph import Call, Graph, Ref, is_searchable, layer_kind, read_graph
 from gmpq_tf.layer_kinds import kind_of
 
 Shapes = Sequence[tuple]
@@ -85,12 +87,37 @@ def _counted(graph: Graph, calls: list[Call]) -> FloatLayer:
     elements = 0
     for call in calls:
         inputs = [graph.shapes[i] for i in call.inputs]
-        counts.append(_macs(layer, inputs, graph.shapes[call.outputs[0]]))
+        operands, output = _operands(graph, call), graph.shapes[call.outputs[0]]
+        counts.append(_macs(layer, operands, output))
         elements += sum(math.prod(d or 0 for d in shape[1:]) for shape in inputs)
     known = [count for count in counts if count is not None]
     macs = sum(known) if len(known) == len(counts) else None
     params = sum(math.prod(w.shape) for w in getattr(layer, "weights", []))
     return FloatLayer(calls[0].name, calls[0].kind, macs, params, elements)
+
+
+def _operands(graph: Graph, call: Call) -> list[tuple]:
+    """Shapes of tensors and constants among a call's arguments, in their order.
+
+    Masks, which nothing is multiplied by, are left out.
+    """
+    given = inspect.signature(call.layer.call).bind(*call.args, **call.kwargs)
+    values = [v for name, v in given.arguments.items() if "mask" not in name]
+    return [
+        graph.shapes[v.index] if isinstance(v, Ref) else tuple(v.shape)
+        for v in _leaves(values)
+        if isinstance(v, Ref) or hasattr(v, "shape")
+    ]
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    if isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _leaves(part)
+    else:
+        yield value
 
 
 def _computes(layer: Any) -> bool:
@@ -194,9 +221,33 @@ def _inner(layer: Any, inputs: Shapes, output: tuple) -> int | None:
     return _macs(layer.layer, inputs, output)
 
 
-def _product(layer: Any, inputs: Shapes, output: tuple) -> int:
-    """`outputs * size of the axis that is summed over`."""
-    return math.prod(output[1:]) * inputs[0][-1]
+def _product(layer: Any, inputs: Shapes, output: tuple) -> int | None:
+    """`outputs * size of the axis that is summed over`, of two arrays."""
+    if len(inputs) != 2:  # a constant may be a list
+        return None
+    axes = getattr(layer, "axes", -1)  # of the layer Dot
+    axis = axes if isinstance(axes, int) else axes[0]
+    return math.prod(output[1:]) * inputs[0][axis]
+
+
+def _einsum(layer: Any, inputs: Shapes, output: tuple) -> int | None:
+    """Product of the sizes of all letters, but that of the batch; one operand: 0."""
+    operands, arrow, result = layer.subscripts.replace(" ", "").partition("->")
+    names = operands.split(",")
+    if len(names) == 1:
+        return 0
+    if len(names) != len(inputs) or len(names) > 2 or not arrow or "." in operands:
+        return None
+    sizes = dict(zip(operands.replace(",", ""), chain(*inputs), strict=True))
+    return math.prod(size for name, size in sizes.items() if name != result[:1])
+
+
+def _with_kernel(layer: Any, inputs: Shapes, output: tuple) -> int | None:
+    """`positions * kernel weights`, of an operation that is given its kernel."""
+    if len(inputs) != 2:
+        return None
+    places = inputs[0] if "Transpose" in type(layer).__name__ else output
+    return _positions(layer, places) * math.prod(inputs[1])
 
 
 FORMULAS: dict[str, Callable[..., int | None]] = {
@@ -216,5 +267,12 @@ FORMULAS: dict[str, Callable[..., int | None]] = {
     "TimeDistributed": _each_step,
     "SpectralNormalization": _inner,
     "Embedding": lambda layer, inputs, output: 0,  # looks rows up
-    **dict.fromkeys(("MatMul", "Matmul"), _product),
+    **dict.fromkeys(("MatMul", "Matmul", "Dot"), _product),
+    "Einsum": _einsum,
+    **dict.fromkeys(("Conv", "DepthwiseConv", "ConvTranspose"), _with_kernel),
+    # Nobody counts these: they are named.
+    **dict.fromkeys(
+        ("Tensordot", "Inner", "Vdot", "SeparableConv"),
+        lambda layer, inputs, output: None,
+    ),
 }

@@ -5,7 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
-from keras import layers
+from keras import layers, ops
 
 import gmpq_tf as gmpq
 from gmpq_tf.budget import BudgetError
@@ -75,6 +75,21 @@ CASES = {
 }
 
 
+MATRIX = np.ones((4, 5), "float32")
+# Products of two arrays x [7, 4], or of one and a constant: multiply-adds by hand.
+PRODUCTS = {
+    "Dot of steps": (lambda x: layers.Dot(1)([x, x]), 7 * 4 * 4),
+    "Dot of features": (lambda x: layers.Dot((2, 2))([x, x]), 7 * 7 * 4),
+    "matmul": (lambda x: ops.matmul(x, MATRIX), 7 * 4 * 5),
+    "matmul, constant first": (
+        lambda x: ops.matmul(np.ones((9, 7), "float32"), x),
+        9 * 7 * 4,
+    ),
+    "dot": (lambda x: ops.dot(x, MATRIX), 7 * 4 * 5),
+    "einsum": (lambda x: ops.einsum("bij,bik->bjk", x, x), 7 * 4 * 4),
+    "einsum, constant": (lambda x: ops.einsum("bij,jk->bik", x, MATRIX), 7 * 4 * 5),
+    "conv": (lambda x: ops.conv(x, np.ones((3, 4, 6), "float32")), 5 * 3 * 4 * 6),
+}
 # Of lines: searched layers, likewise.
 LINES = {
     "Conv1D": (lambda: layers.Conv1D(6, 3), (10, 4), 8 * 3 * 4 * 6),
@@ -115,6 +130,13 @@ def test_macs_are_those_counted_by_hand(name):
     assert cost.other_params == 3 and cost.other_bytes == 12
 
 
+@pytest.mark.parametrize("name", sorted(PRODUCTS))
+def test_macs_of_products_are_those_counted_by_hand(name):
+    make, macs = PRODUCTS[name]
+    (found,) = float_layers(model_of(make, (7, 4)))[:1]
+    assert (found.macs, found.params) == (macs, 0)
+
+
 @pytest.mark.parametrize("name", sorted(LINES))
 def test_macs_of_searched_lines_are_those_counted_by_hand(name):
     make, shape, macs = LINES[name]
@@ -128,11 +150,20 @@ def test_macs_of_searched_lines_are_those_counted_by_hand(name):
     assert cost.params == model.count_params()
 
 
-def test_attention_is_counted():
+def given_alike(heads, query, value, mask):
+    return heads(query, value, attention_mask=mask)
+
+
+def given_by_name(heads, query, value, mask):
+    return heads(attention_mask=mask, value=value, key=value, query=query)
+
+
+@pytest.mark.parametrize("give", [given_alike, given_by_name])
+def test_attention_is_counted(give):
     query, value = keras.Input((5, 6)), keras.Input((7, 8))
-    heads = layers.MultiHeadAttention(2, 3, value_dim=4)
-    x = layers.Attention()([heads(query, value), query])
-    model = keras.Model([query, value], x)
+    heads, mask = layers.MultiHeadAttention(2, 3, value_dim=4), keras.Input((5, 7))
+    x = layers.Attention()([give(heads, query, value, mask), query])
+    model = keras.Model([query, value, mask], x)
     projections = 5 * 6 * 3 + 7 * 8 * 3 + 7 * 8 * 4 + 5 * 4 * 6
     expected = [2 * (projections + 5 * 7 * (3 + 4)), 5 * 5 * (6 + 6)]
     assert [layer.macs for layer in float_layers(model)] == expected
