@@ -118,6 +118,22 @@ def test_a_wrong_name_is_refused_and_the_nearest_named(pair, tmp_path):
     assert not path.exists()
 
 
+@pytest.mark.parametrize("kind", ["float32", "uint8"])
+def test_an_input_that_no_layer_reads_is_an_input_of_the_file(kind, tmp_path):
+    image, extra = keras.Input((6, 6, 3), name="image"), keras.Input((4,), name="extra")
+    x = layers.Dense(3, name="scores")(layers.Flatten()(image))
+    data = {"image": np.ones((4, 6, 6, 3)), "extra": np.ones((4, 4))}
+    student = student_of(keras.Model([extra, image], x), data)
+    path = tmp_path / "m.tflite"
+    export_tflite(student, path, input_type=kind, latency_runs=0)
+    runner = Interpreter(str(path)).get_signature_runner()
+    kinds = {name: row["dtype"] for name, row in runner.get_input_details().items()}
+    zeros = {"image": np.zeros((1, 6, 6, 3), kind), "extra": np.zeros((1, 4), kind)}
+    assert kinds == {name: array.dtype for name, array in zeros.items()}
+    ones = {**zeros, "extra": zeros["extra"] + np.ones(1, kind)}
+    np.testing.assert_array_equal(runner(**zeros)["scores"], runner(**ones)["scores"])
+
+
 def test_models_for_one_image_at_once(tmp_path):
     student = student_of(network("dict", batch=1))
     report = export_tflite(

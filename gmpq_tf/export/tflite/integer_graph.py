@@ -32,6 +32,7 @@ FUSED = {"linear": 0, "relu": 1, "relu6": 3}  # schema.ActivationFunctionType
 # Operations whose files have a fixed batch: LiteRT 2.3 multiplies half of the images
 # wrongly in a file that was allocated for one image and then resized (BATCH_MATMUL).
 ONE_BATCH = ("Matmul",)
+UNREAD = Grid(1.0, -128, 127)  # of an input that no layer reads
 # Pixels scaled to -1..1 fall midway between two codes, where kernels round differently.
 INPUT_SLACK = 0.25
 # Bound of input step / output step (product of both input steps for MUL): below it
@@ -142,7 +143,8 @@ class IntegerGraph:
         named = {}
         pairs = zip(self.graph.inputs, self.graph.input_names, strict=True)
         for index, name in pairs:
-            grid = self.next_grid(index, name)
+            read = self.consumers[index] or index in self.graph.outputs
+            grid = self.next_grid(index, name) if read else UNREAD
             self.input_grids.append(grid)
             named[name] = self._add_input(index, name, grid, input_type)
             self._grids[named[name]] = grid
@@ -150,6 +152,9 @@ class IntegerGraph:
 
     def _add_input(self, index: int, name: str, grid: Grid, input_type: str) -> int:
         shape = self.shape(index, name)
+        if grid is UNREAD:
+            meaning = None if input_type == "float32" else quantization(grid)
+            return self.file.tensor(name, shape, input_type.upper(), meaning)
         if input_type == "int8":
             tensor = self.file.tensor(name, shape, "INT8", quantization(grid))
             value = self.clamp_below(Value(tensor, grid, grid.zero_point), shape, name)
