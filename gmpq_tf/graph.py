@@ -245,6 +245,13 @@ def _name_of_activation_layer(layer: Any) -> str:
     return "softmax" if kind == "Softmax" and layer.axis == -1 else kind
 
 
+def is_over_last_axis(layer: Any, rank: int) -> bool:
+    """Whether a softmax of tensors of a rank normalizes along their last axis."""
+    axis = getattr(layer, "axis", -1)
+    axes = list(axis) if isinstance(axis, (list, tuple)) else [axis]
+    return axes in ([-1], [rank - 1])
+
+
 def is_plain_relu(layer: Any) -> bool:
     """Whether a ReLU layer has neither a slope below zero nor a threshold."""
     return not layer.negative_slope and not layer.threshold
@@ -305,10 +312,11 @@ def read_graph(model: Any) -> Graph:
     """
     functional = functional_of(model)
     if functional is None:
+        own = ", whose own call() is not in its graph" if has_own_call(model) else ""
         raise GraphError(
             "The model must be a built functional or Sequential Keras model, because "
             "its graph is rewritten layer by layer. "
-            f"Received: model={_described(model)}. "
+            f"Received: model={_described(model)}{own}. "
             "Write it as keras.Model(inputs, outputs), or call a Sequential once on "
             "data to build it."
         )
@@ -317,8 +325,9 @@ def read_graph(model: Any) -> Graph:
     tensors = {id(t): graph.new_tensor(t.shape, t.dtype) for t in functional.inputs}
     graph.inputs = [tensors[id(t)] for t in functional.inputs]
     _read_calls(functional, tensors, graph, names)
-    _split_separable(graph)
     graph.outputs = [tensors[id(t)] for t in functional.outputs]
+    _leave_out_unread(graph)
+    _split_separable(graph)
     graph.input_names = [t.name for t in functional.inputs]
     graph.output_names = list(getattr(functional, "output_names", ()))
     refs = {id_: Ref(index) for id_, index in tensors.items()}
@@ -457,10 +466,38 @@ def _described(model: Any) -> str:
 
 
 def functional_of(model: Any) -> Any:
-    """The Keras object that holds a model's graph; None if there is none."""
+    """The Keras object that holds a model's graph; None if there is none.
+
+    A class whose `call` somebody wrote may compute something else than its graph.
+    """
+    if has_own_call(model):
+        return None
     if "Sequential" in [cls.__name__ for cls in type(model).__mro__]:
         model = getattr(model, "_functional", None)
     return model if hasattr(model, "_nodes_by_depth") else None
+
+
+def has_own_call(model: Any) -> bool:
+    """Whether the `call` of a model with a graph is not that of a library."""
+    classes = [cls for cls in type(model).__mro__ if "call" in vars(cls)]
+    ours = not classes or classes[0].__module__.split(".")[0] in LIBRARIES
+    return not ours and (
+        hasattr(model, "_nodes_by_depth") or hasattr(model, "_functional")
+    )
+
+
+def _leave_out_unread(graph: Graph) -> None:
+    """Drops calls on which no output depends.
+
+    Keras leaves them out of a model, but not those in a nested model of whose outputs
+    only some are read.
+    """
+    read, kept = {*graph.outputs}, []
+    for call in reversed(graph.calls):
+        if read.intersection(call.outputs):
+            read.update(call.inputs)
+            kept.append(call)
+    graph.calls = kept[::-1]
 
 
 def _read_calls(

@@ -80,6 +80,7 @@ class InputQuantizer(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.supports_masking = True  # a mask of steps goes on to the reader
         candidates = bits if isinstance(bits, (list, tuple)) else (bits,)
         self.bits = tuple(check_bits("bits", b) for b in candidates)
         self.signed = signed

@@ -13,6 +13,7 @@ from gmpq_tf.graph import (
     Call,
     Graph,
     is_identity,
+    is_over_last_axis,
     is_searchable,
 )
 from gmpq_tf.layer_kinds import Role, function_of
@@ -182,8 +183,11 @@ def _is_stored(
 def _holds_indices(graph: Graph, index: int, readers: list[Call]) -> bool:
     """Whether a tensor holds whole numbers that stand for things, not quantities.
 
-    Such are the tokens that an Embedding looks up: rounded, they are others.
+    Such are the tokens that an Embedding looks up: rounded, they are others. So are
+    masks.
     """
+    if graph.dtypes[index] == "bool" and index not in graph.inputs:
+        return True
     if any(reader.row.of_indices for reader in readers):
         return True
     kind = graph.dtypes[index]
@@ -207,9 +211,14 @@ def _grid_name(graph: Graph, index: int, producer: Call | None) -> str:
 def is_final(graph: Graph, call: Call, readers: list[Call]) -> bool:
     """Whether a call is the softmax or sigmoid that ends a model.
 
-    It is a call of its own after `split_activations`, and its result needs no grid.
+    It is a call of its own after `split_activations`, and its result needs no grid. A
+    softmax must be over the last axis, without a mask, as that of TFLite is.
     """
     if readers or call.outputs[0] not in graph.outputs or is_searchable(call.layer):
+        return False
+    if len(call.inputs) > 1 or not is_over_last_axis(
+        call.layer, len(graph.shapes[call.outputs[0]])
+    ):
         return False
     return function_of(curve(call) or call.activation).ends
 

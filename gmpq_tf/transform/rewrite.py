@@ -19,6 +19,7 @@ from gmpq_tf.graph import (
     functional_of,
     is_frozen_norm,
     is_identity,
+    is_over_last_axis,
     is_searchable,
     is_stock,
     layer_kind,
@@ -359,6 +360,8 @@ def _scores_before(output: Any) -> tuple[Any, str]:
         return (output, name) if name == "linear" else (scores, name)
     own = kind_of(kind).function or ""
     if function_of(own).ends:
+        if not is_over_last_axis(layer, len(output.shape)):
+            return output, "linear"
         return node.input_tensors[0], own
     if not function_of(activation).ends:
         return output, "linear"

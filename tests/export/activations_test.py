@@ -6,7 +6,9 @@ import pytest
 import tensorflow as tf
 from keras import layers, ops
 
+from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.tflite.exporter import export_tflite
+from gmpq_tf.export.tflite.lowering import lower
 from gmpq_tf.export.tflite.runtime import TFLiteModel
 from tests.export.nets import student_of
 
@@ -108,6 +110,23 @@ def test_a_softmax_layer_given_as_activation_ends_a_model(tmp_path):
     student, found = exported(keras.Model(inputs, outputs), tmp_path)
     np.testing.assert_allclose(found.sum(-1), 1, atol=1e-5)
     np.testing.assert_allclose(found, student(X), atol=0.02)
+
+
+@pytest.mark.parametrize("end", [layers.Softmax(1), layers.Softmax((1, 2)), "op"])
+def test_a_softmax_along_another_axis_is_no_end(end):
+    """TFLite's is along the last axis; another is refused, or computed in float."""
+    image = keras.Input((5, 4, 3), name="image")
+    x = layers.Conv2D(3, 1, name="conv")(image)
+    x = ops.softmax(x, axis=2) if end == "op" else end(x)
+    with pytest.warns(UserWarning, match=r"along axis .*, which must be the last"):
+        student = student_of(keras.Model(image, x), 8, 8)
+    with pytest.raises(ExportError, match=r"along axis .*, which must be the last"):
+        lower(student)
+    images = np.random.default_rng(0).normal(size=(4, 5, 4, 3)).astype("float32")
+    content = lower(student, float_layers="allow").content
+    found = TFLiteModel(content).predict(images)
+    step = student.layers[-1].step()
+    np.testing.assert_allclose(found, student(images), atol=1.01 * step)
 
 
 def test_augmentation_is_not_in_the_file(tmp_path):

@@ -94,7 +94,7 @@ def test_scaling_by_constants_is_that_of_keras(case):
 def test_scaling_that_differs_between_pixels_is_refused():
     image = np.arange(4 * 5 * 6, dtype="float32").reshape(4, 5, 6)
     student = student_of(net(lambda x: x + image), 8, 8)
-    with pytest.raises(ExportError, match="same for every pixel"):
+    with pytest.raises(ExportError, match="use one a channel"):
         lower(student)
 
 

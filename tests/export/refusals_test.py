@@ -70,6 +70,13 @@ CASES = {
     "lambda": (layers.Lambda(lambda x: x * 2), False),
     "clip": (lambda x: ops.clip(x, 0, 6), False),
     "scaled": (lambda x: x * 0.5 + 1.0, True),
+    "scaled a pixel": (lambda x: x * np.ones((8, 8, 4), "float32"), False),
+    "widened": (lambda x: layers.Conv2D(1, 1)(x) * np.ones(4, "float32"), False),
+    "inverse": (lambda x: 1.0 / x, False),
+    "standardized a row": (
+        layers.Normalization(1, mean=np.zeros(8), variance=np.ones(8)),
+        False,
+    ),
     "difference": (lambda x: layers.Subtract()([x, layers.ReLU()(x)]), False),
     "three": (lambda x: layers.Add()([x, layers.ReLU()(x), x]), False),
     "product": (lambda x: layers.Multiply()([x, layers.ReLU()(x)]), True),

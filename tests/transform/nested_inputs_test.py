@@ -53,6 +53,18 @@ def test_nested_twice_with_the_inputs_exchanged():
     check(keras.Model({"q": q, "p": p}, layers.Concatenate()([once, again])))
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_what_nobody_reads_of_a_nested_model_is_left_out(number):
+    p, q = keras.Input((3,), name="p"), keras.Input((3,), name="q")
+    a = keras.Input((3,), name="a")
+    names = ["first", "second"]
+    ends = [layers.Dense(2, name=name)(layers.Dense(4)(a)) for name in names]
+    some = keras.Model(a, ends)(p)[number]
+    model = keras.Model([p, q], layers.Concatenate()([some, q]))
+    assert names[1 - number] not in {call.name for call in read_graph(model).calls}
+    check(model)
+
+
 def test_a_nested_model_in_a_nested_model():
     p, q = keras.Input((3,), name="p"), keras.Input((3,), name="q")
     b, c = keras.Input((3,), name="b"), keras.Input((3,), name="c")

@@ -215,3 +215,20 @@ def test_what_stands_for_things_is_not_rounded(vocabulary, dtype):
     assert np.mean(found == classes) > 0.95
     with pytest.raises(ExportError, match="of kind Embedding, which reads no quant"):
         lower(student, float_layers="allow")
+
+
+def test_masks_are_not_rounded_and_reach_what_reads_them():
+    """Steps of zeros count in no mean, as in Keras."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6, 4), name="steps")
+    x = layers.Dense(8, activation="relu", name="up")(layers.Masking()(inputs))
+    x = layers.Dense(3, name="scores")(layers.GlobalAveragePooling1D()(x))
+    model = keras.Model(inputs, x)
+    steps = np.random.default_rng(0).normal(size=(32, 6, 4)).astype("float32")
+    steps[np.arange(6) >= np.arange(32)[:, None] % 6 + 1] = 0
+    student = gmpq.quantize_model(model, BitwidthPolicy.uniform(model, 8, 8))
+    gmpq.calibrate(student, steps)
+    wanted = np.asarray(model(steps))
+    assert np.abs(student(steps) - wanted).max() < 0.1 * wanted.std()
+    with pytest.raises(ExportError, match="GlobalAveragePooling1D of 2 tensors"):
+        lower(student)

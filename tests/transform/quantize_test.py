@@ -14,6 +14,7 @@ from gmpq_tf.policy import BitwidthPolicy, PolicyError
 from gmpq_tf.quantizers import InputQuantizer
 from gmpq_tf.transform.calibrate import input_quantizers, is_calibrated
 from gmpq_tf.transform.gates import split_gates
+from gmpq_tf.transform.rewrite import flat_copy
 from tests.transform.models import (
     MODELS,
     batch_of,
@@ -183,6 +184,32 @@ def test_subclassed_model_is_refused():
     policy = BitwidthPolicy("mine", {"dense": (4, 4)})
     with pytest.raises(GraphError, match=r"Received: model=Subclassed.*keras.Model"):
         gmpq.quantize_model(Subclassed(), policy)
+
+
+class Tripled(keras.Model):
+    """A model with a graph that computes something else than its graph."""
+
+    def call(self, x, training=None, mask=None):
+        return 3.0 * super().call(x, training=training)
+
+
+class TripledSequence(keras.Sequential):
+    """Likewise."""
+
+    def call(self, x, training=None, mask=None):
+        return 3.0 * super().call(x, training=training)
+
+
+def test_a_model_that_computes_more_than_its_graph_is_refused_or_left_whole():
+    inputs = keras.Input((6,), name="x")
+    own = Tripled(inputs, layers.Dense(2, name="inner")(inputs))
+    policy = BitwidthPolicy("mine", {"inner": (8, 8)})
+    for model in (own, TripledSequence([inputs, layers.Dense(2, name="inner")])):
+        with pytest.raises(GraphError, match=r"whose own call\(\) is not in its graph"):
+            gmpq.quantize_model(model, policy)
+    model = keras.Model(inputs, layers.Dense(2, name="head")(own(inputs)))
+    x = np.random.default_rng(0).normal(size=(8, 6)).astype("float32")
+    np.testing.assert_allclose(flat_copy(model)(x), model(x), atol=1e-6)
 
 
 def test_subclassed_model_inside_is_refused_or_left_float():
