@@ -144,11 +144,18 @@ class Quantized(keras.layers.Layer):
     def finish(self, outputs: tf.Tensor, unit: tf.Tensor | None) -> tf.Tensor:
         """Applies unit, bias and activation to the product; [B, ..., C] both."""
         if unit is not None:
-            outputs = outputs * unit
+            outputs = outputs * self._along_channels(unit, outputs)
         if self.bias is not None:
-            outputs = ops.add(outputs, self.bias)
+            bias = ops.convert_to_tensor(self.bias)
+            outputs = ops.add(outputs, self._along_channels(bias, outputs))
         activation = self.activation
         return outputs if activation is None else activation(outputs)
+
+    def _along_channels(self, values: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+        """Values [C] or [1] in the shape in which they meet outputs of the layer."""
+        if getattr(self, "data_format", None) != "channels_first":
+            return values
+        return ops.reshape(values, (-1, *[1] * (len(outputs.shape) - 2)))
 
     def _is_integer(self) -> bool:
         """Whether both operands are codes times a step that is a tensor."""

@@ -212,6 +212,34 @@ def test_a_model_that_computes_more_than_its_graph_is_refused_or_left_whole():
     np.testing.assert_allclose(flat_copy(model)(x), model(x), atol=1e-6)
 
 
+def test_channels_first_computes_what_channels_last_does():
+    """Also where a row is as long as there are channels, so that any axis would fit."""
+    x = np.random.default_rng(0).normal(size=(8, 6, 6, 3)).astype("float32")
+    found, weights, trained = [], None, []
+    for order in ("channels_last", "channels_first"):
+        first = order == "channels_first"
+        given = x.transpose(0, 3, 1, 2) if first else x
+        inputs = keras.Input(given.shape[1:])
+        options = {"padding": "same", "data_format": order}
+        # Keras 3.15 itself adds a bias along the rows of such a size.
+        y = layers.Conv2D(6, 3, use_bias=False, name="a", **options)(inputs)
+        y = layers.DepthwiseConv2D(3, data_format=order, name="b")(y)
+        y = layers.GlobalMaxPooling2D(data_format=order)(y)
+        model = keras.Model(inputs, layers.Dense(2, name="c")(y))
+        if weights is None:
+            weights = [w + 0.1 * np.arange(w.shape[-1]) for w in model.get_weights()]
+        model.set_weights(weights)
+        made = gmpq.quantize_model(model, BitwidthPolicy.uniform(model, 4, 4))
+        for net in (made, gmpq.build_hypernet(model)):
+            if first:  # calibration samples values in the order of the memory
+                net.set_weights(trained.pop(0))
+            else:
+                gmpq.calibrate(net, given)
+                trained.append(net.get_weights())
+            found += [np.asarray(net(given, training=t)) for t in (False, True)]
+    np.testing.assert_allclose(found[:4], found[4:], rtol=1e-4, atol=1e-4)
+
+
 def test_subclassed_model_inside_is_refused_or_left_float():
     inputs = keras.Input((6,), name="x")
     x = layers.Dense(6, activation="relu", name="first")(inputs)
