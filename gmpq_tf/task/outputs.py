@@ -244,7 +244,7 @@ class _Evidence:
         """Returns the kind, and the source it is known from."""
         if isinstance(self.graph, (Classes, Numbers)):
             return self.graph, "graph"
-        if isinstance(self.loss, Classes) and self.shape[-1] != 1:
+        if isinstance(self.loss, Classes) and not _is_single(self.shape):
             return self.loss, "loss"
         if self.labels == "indices":
             return Classes(), "labels"
@@ -258,7 +258,7 @@ class _Evidence:
             return self.loss, "loss"
         if self.labels is not None:
             return (Classes() if self.labels == "one-hot" else Binary(0.0)), "labels"
-        classes = self.shape[-1] != 1 and not self.like_input
+        classes = not _is_single(self.shape) and not self.like_input
         return (Classes() if classes else Numbers()), "assumed"
 
     def _of_sigmoid(self, sigmoid: Binary) -> tuple[OutputKind, str]:
@@ -269,7 +269,7 @@ class _Evidence:
             return self.loss, "loss"
         if isinstance(self.loss, Binary):
             return sigmoid, "loss"
-        if self.labels is None and self.like_input and self.shape[-1] != 1:
+        if self.labels is None and self.like_input and not _is_single(self.shape):
             return Numbers(), "assumed"  # a reconstructed image
         return sigmoid, "graph" if self.labels is None else "labels"
 
@@ -339,7 +339,7 @@ def _of_labels(labels: np.ndarray, shape: tuple) -> str | None:
     """Returns what labels of some images look like; None if their shape differs."""
     if labels.dtype.kind not in "biuf":
         return None
-    own, single = labels.shape[1:], shape[-1] == 1
+    own, single = labels.shape[1:], _is_single(shape)
     if not single and (_fits(own, shape[:-1]) or _fits(own, (*shape[:-1], 1))):
         return "indices"
     if not _fits(own, shape) and not (single and _fits(own, shape[:-1])):
@@ -349,6 +349,11 @@ def _of_labels(labels: np.ndarray, shape: tuple) -> str | None:
         return "numbers"
     alone = labels.size and not single and np.all((labels > 0.5).sum(axis=-1) == 1)
     return "one-hot" if alone else "bits"
+
+
+def _is_single(shape: tuple) -> bool:
+    """Whether there is one number at each place, with or without an axis of its own."""
+    return shape[-1:] in ((), (1,))
 
 
 def _fits(own: tuple, shape: tuple) -> bool:

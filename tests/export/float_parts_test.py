@@ -13,6 +13,7 @@ from gmpq_tf.export.tflite import export_tflite
 from gmpq_tf.export.tflite.exporter import REPORT_NAME
 from gmpq_tf.export.tflite.lowering import lower
 from gmpq_tf.export.tflite.runtime import TFLiteModel
+from gmpq_tf.export.tflite.twin.compare import compare_twin
 from gmpq_tf.export.tflite.verify import local_deviations
 
 L = keras.layers
@@ -112,6 +113,7 @@ CASES = {
     "one twice": lambda x: L.Maximum()([x, x]),
     "difference": lambda x: L.Subtract()([x, L.ReLU()(x)]),
     "group norm": lambda x: L.GroupNormalization(2)(x),
+    "shapes computed in the file": lambda x: L.TimeDistributed(L.Dense(4))(x),
     "residual": lambda x: L.Add()([x, L.Activation("gelu")(x)]),
 }
 
@@ -123,6 +125,7 @@ def test_float_layers_wherever_they_stand(case):
     assert lowered.float_parts
     found = local_deviations(lowered, [X])
     assert {d.name: d.off for d in found if d.off > 0.01} == {}
+    assert compare_twin(lowered.content, [X]).off == 0
 
 
 def test_what_the_converter_lacks_is_refused_by_name():

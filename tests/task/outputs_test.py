@@ -175,6 +175,10 @@ def test_what_nothing_says_is_assumed():
     assert only(flat(units=1)) == (NUMBERS, "assumed")
     assert only(flat(units=6)) == (NUMBERS, "assumed")  # the shape of its input
     assert only(image(L.Activation("sigmoid"))) == (NUMBERS, "assumed")
+    bare = flat(L.Reshape(()), units=1)  # [B]
+    assert only(bare) == (NUMBERS, "assumed")
+    assert only(bare, labels=np.array([1, 0, 1])) == (LOGIT, "labels")
+    assert only(bare, loss="mse") == (NUMBERS, "loss")
     (output,) = outputs_of(flat(units=5))
     assert output.compared == "argmax of 5 classes (assumed)"
 

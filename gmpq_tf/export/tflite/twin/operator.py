@@ -45,7 +45,16 @@ class Tensor:
 
     @property
     def step(self) -> np.float32:
-        """The step of a tensor that has one for all channels."""
+        """The step of a tensor that has one for all channels.
+
+        Raises:
+            ExportError: the tensor holds plain numbers, as shapes do.
+        """
+        if not self.scale.size:
+            raise ExportError(
+                "Operands must be on a grid. "
+                f"Received: {self.name!r} of plain numbers. Run the file itself."
+            )
         return np.float32(self.scale[0])
 
     @property
