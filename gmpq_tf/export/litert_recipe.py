@@ -33,15 +33,18 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from gmpq_tf.export.errors import ExportError
-from gmpq_tf.export.float_model import FloatKernel, float_graph, float_tflite
+from gmpq_tf.export.float_model import (
+    FloatKernel,
+    FoldedAway,
+    float_graph,
+    float_tflite,
+)
 from gmpq_tf.export.integers.layouts import stored_layout
 from gmpq_tf.export.tflite.flatbuffer import read_model
 from gmpq_tf.files import write_json
-from gmpq_tf.graph import (
-    is_searchable,
-    read_graph,
-)
+from gmpq_tf.graph import Call, Graph, is_identity, is_searchable, read_graph
 from gmpq_tf.kernel_kinds import KERNEL_KINDS
+from gmpq_tf.layer_kinds import Role
 from gmpq_tf.policy import BitwidthPolicy, LayerBits, PolicyError
 from gmpq_tf.quantizers.grid import symmetric_limit
 from gmpq_tf.spelling import suggest
@@ -89,14 +92,15 @@ def recipe(
             listed with the reasons; or the policy is for another model.
     """
     _check_activations(activations)
-    _, kernels = float_graph(model)
+    graph, kernels = float_graph(model)
     _check_policy(policy, model)
     unsaid = [k.name for k in kernels if not KERNEL_KINDS[k.kind].in_recipes]
     if unsaid:
         raise ExportError(_refusal(policy, dict.fromkeys(unsaid, OTHER_KIND)))
     content = float_tflite(model) if float_file is None else float_file
-    rules, reasons = [], {}
-    for kernel, scope in _scopes(kernels, content):
+    scopes, missing = _scopes(kernels, content)
+    rules, reasons = [], _reasons(missing, graph)
+    for kernel, scope in scopes:
         bits = policy[kernel.name]
         rule = layer_rule(kernel, bits, activations, scope)
         if isinstance(rule, str):
@@ -160,6 +164,50 @@ def layer_rule(
         "algorithm_key": algorithm,
         "op_config": op_config(stored, activations, kernel.per_tensor),
     }
+
+
+def _reasons(missing: Sequence[str], graph: Graph) -> dict[str, str]:
+    """Why kernels are not in the float file: a constant behind them was folded in.
+
+    Args:
+        missing: names of their layers.
+        graph: as from `float_graph`.
+
+    Raises:
+        ExportError: nothing explains it; the file may be of another model.
+    """
+    scaled = {call.name: _scaling(call, graph) for call in graph.calls}
+    found = {
+        name: f"the converter multiplies it by the constant of {scaled[name]!r}"
+        for name in missing
+        if scaled.get(name)
+    }
+    unknown = [name for name in missing if name not in found]
+    if unknown:
+        raise ExportError(
+            "Every kernel must be in the float file as it was trained. "
+            f"Received: float_file without those of layers={unknown}. Pass what "
+            "float_tflite(model) returned for this model; if it was, use "
+            "gmpq_tf.export.tflite.export_tflite, which needs no converter."
+        )
+    return found
+
+
+def _scaling(call: Call, graph: Graph) -> str | None:
+    """Name of the call that multiplies a call's result by a constant; None: none."""
+    consumers = graph.consumers()
+    readers = consumers[call.outputs[0]]
+    while len(readers) == 1 and _passes(readers[0]):
+        readers = consumers[readers[0].outputs[0]]
+    return next((c.name for c in readers if _scales(c)), None)
+
+
+def _passes(call: Call) -> bool:
+    return isinstance(call.layer, FoldedAway) or is_identity(call)
+
+
+def _scales(call: Call) -> bool:
+    return len(call.inputs) == 1 and call.role in (Role.SCALING, Role.PRODUCT)
 
 
 def has_constant_channel(kernel: FloatKernel) -> bool:
@@ -236,14 +284,17 @@ def _base_rules(activations: str) -> list[dict[str, Any]]:
 
 def _scopes(
     kernels: Sequence[FloatKernel], content: bytes
-) -> Iterator[tuple[FloatKernel, str]]:
+) -> tuple[list[tuple[FloatKernel, str]], list[str]]:
     """Each kernel with the name of the tensor that its operator writes.
 
     Kernels are found by their values, since the converter fuses names, drops some, and
     names the last tensor after the function.
+
+    Returns:
+        The pairs, and names of the layers whose kernels are not in the file.
     """
     operators = list(_weighted_operators(content))
-    missing = []
+    found, missing = [], []
     for kernel in kernels:
         wanted, _ = stored_layout(kernel.kind, kernel.kernel)
         equal = [o for o in operators if _is_of(o, kernel.kind, wanted)]
@@ -252,16 +303,10 @@ def _scopes(
             continue
         # Layers with equal kernels are distinguished by their names.
         named = [o for o in equal if kernel.name in re.split(r"[/;]|_\d+[/;]", o[1])]
-        found = (named or equal)[0]
-        operators.remove(found)
-        yield kernel, found[1]
-    if missing:
-        raise ExportError(
-            "Every kernel must be in the float file as it was trained. "
-            f"Received: float_file without those of layers={missing}. Pass what "
-            "float_tflite(model) returned for this model; if it was, use "
-            "gmpq_tf.export.tflite.export_tflite, which needs no converter."
-        )
+        operator = (named or equal)[0]
+        operators.remove(operator)
+        found.append((kernel, operator[1]))
+    return found, missing
 
 
 def _is_of(operator: tuple, kind: str, wanted: np.ndarray) -> bool:

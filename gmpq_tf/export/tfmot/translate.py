@@ -7,7 +7,6 @@ from typing import Any
 from gmpq_tf.export.errors import ExportError
 from gmpq_tf.graph import Call, Graph
 from gmpq_tf.layer_kinds import KINDS, Role, kind_of, names
-from gmpq_tf.spelling import suggest
 
 ACTIVATIONS = ("linear", "relu", "relu6", "softmax", "sigmoid")
 # Kind of layer -> arguments that exist in Keras 3 and tf_keras, with attributes of the
@@ -34,16 +33,21 @@ def describe(call: Call, graph: Graph) -> tuple[str, dict[str, Any]]:
     operands = len(call.inputs)
     if kind not in ARGUMENTS or (operands < 2 if kind in MERGES else operands != 1):
         raise ExportError(
-            "Every layer must have a counterpart in tf_keras and in TFLite. "
-            f"Received: layer={call.name!r} of kind {call.kind} with {operands} "
-            f"tensors. {suggest(call.kind, [*ARGUMENTS, *OPERATIONS])} "
-            "Replace the layer before quantize_model."
+            "Every layer must be of a kind that the exporter to TFMOT writes. "
+            f"Received: layer={call.name!r} of kind {call.kind} on {operands} "
+            f"tensor(s). Replace it before quantize_model{_elsewhere(call)}."
         )
     if call.kind in OPERATIONS:
         return kind, dict(arguments)
     return kind, {
         name: _argument(call, graph, name) for name in ARGUMENTS[kind].split()
     }
+
+
+def _elsewhere(call: Call) -> str:
+    """Text: the exporter that takes a kind of layer, where there is one."""
+    known = call.role not in (Role.FLOAT, Role.HOST)
+    return ", or use gmpq_tf.export.tflite.export_tflite, which takes it" * known
 
 
 def _argument(call: Call, graph: Graph, name: str) -> Any:
