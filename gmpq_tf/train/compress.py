@@ -321,6 +321,7 @@ def corrected(
         "correction": correction,
         "calibration_images": images,
         "data": dataclasses.asdict(dataset.config),
+        "images": dataset.identity("train"),
     }
     scaling = dataset.config.input_scaling().to_config()
     stage = open_stage(run, name, resolved, scaling)

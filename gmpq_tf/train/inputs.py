@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
+from gmpq_tf.budget import LATENCY_MS
 from gmpq_tf.data import DataConfig, DataError, Dataset, load_dataset
 from gmpq_tf.detection.region_layers import is_detector
 from gmpq_tf.graph import check_float, read_graph
+from gmpq_tf.limits import Limit
 from gmpq_tf.models import MODELS, load_model
 from gmpq_tf.models.file_checks import check_model_path, expand_user
 from gmpq_tf.run.errors import StageError
@@ -259,6 +264,22 @@ def _other_task(model: keras.Model, holds: str, dataset: Dataset) -> str:
 def file_identity(path: Path) -> dict[str, str]:
     """Returns path and SHA-256 prefix of a file, for the record of a stage."""
     return {"path": str(path), "sha256": fingerprint(path)}
+
+
+def times_identity(limits: Sequence[Limit]) -> str | None:
+    """Returns a SHA-256 prefix of the milliseconds that a budget counts in.
+
+    A latency table of the same name may be of another device meanwhile.
+
+    Args:
+        limits: of all budgets; None is returned if none is of milliseconds.
+    """
+    tables = [each.table for each in limits if each.resource == LATENCY_MS]
+    if not tables:
+        return None
+    rows = {name: np.asarray(own).tolist() for name, own in tables[0].layers.items()}
+    found = json.dumps([rows, tables[0].constant], sort_keys=True)
+    return hashlib.sha256(found.encode()).hexdigest()[:16]
 
 
 def _check_recorded(recorded: Mapping[str, Any], name: str, value: Any) -> None:

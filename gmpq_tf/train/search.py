@@ -65,7 +65,13 @@ from gmpq_tf.train.found_events import (
     write_map_events,
     write_search_events,
 )
-from gmpq_tf.train.inputs import data_from_flags, file_identity, load_inputs, model_path
+from gmpq_tf.train.inputs import (
+    data_from_flags,
+    file_identity,
+    load_inputs,
+    model_path,
+    times_identity,
+)
 from gmpq_tf.train.read_out import (
     check_measuring,
     read_out,
@@ -234,6 +240,7 @@ def search(
         relaxation=config.relaxation,
         formulation=Formulation(rule=config.rule),
     )
+    resolved["milliseconds"] = times_identity(searcher.problem.limits)
     stage = open_shared_stage(run, STAGE, resolved, scaling)
     if stage.finished:
         print(f"{stage.folder} is finished already.")

@@ -38,7 +38,13 @@ from gmpq_tf.search.purposes import find_purpose
 from gmpq_tf.space import SearchSpace
 from gmpq_tf.train.first_look import look
 from gmpq_tf.train.found_events import importances_log, write_search_events
-from gmpq_tf.train.inputs import comparable, file_identity, load_inputs, model_path
+from gmpq_tf.train.inputs import (
+    comparable,
+    file_identity,
+    load_inputs,
+    model_path,
+    times_identity,
+)
 from gmpq_tf.train.recipe import require
 from gmpq_tf.transform.rewrite import flattened
 
@@ -138,7 +144,9 @@ def search_by(
     model, dataset = loaded or load_inputs(path, data, labels=False)
     tables = TableOptions(config.storage, config.latency_table, config.kernel_quantizer)
     # Before the stage is opened, so that an impossible budget leaves no files.
-    SearchProblem.of(flattened(model), config.space, None, config.budget, tables)
+    problem = SearchProblem.of(
+        flattened(model), config.space, None, config.budget, tables
+    )
     resolved = {
         **dataclasses.asdict(config),
         "strategy": name,
@@ -147,6 +155,8 @@ def search_by(
         "model": file_identity(path),
         "space": config.space.to_config(),
         "data": dataclasses.asdict(dataset.config),
+        "images": dataset.identity("train"),
+        "milliseconds": times_identity(problem.limits),
     }
     scaling = dataset.config.input_scaling().to_config()
     stage = open_stage(run, STAGE, resolved, scaling)

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from gmpq_tf.budget import BudgetError
-from gmpq_tf.data import DataError, load_dataset
+from gmpq_tf.compression.corrections import Mended
+from gmpq_tf.data import DataConfig, DataError, load_dataset
 from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.tflite.runtime import TFLiteModel
 from gmpq_tf.inputs import InputError
@@ -19,6 +20,7 @@ from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.run.errors import StageError
 from gmpq_tf.train import compress as command
 from gmpq_tf.train.compress import CompressConfig, compress
+from gmpq_tf.transform import quantize_model
 
 QUICK = {
     "calibration_images": 32,
@@ -92,6 +94,30 @@ def test_each_stage_goes_on(float_file, digits, quiet, monkeypatch):
     assert path.read_bytes() == expected
     with pytest.raises(StageError, match="budget: W4A4 -> W3A3"):
         compress(dataclasses.replace(config, budget="W3A3"), digits, quiet)
+
+
+def test_other_images_of_the_same_folder_are_refused(tmp_path, quiet, monkeypatch):
+    inputs = keras.Input((8, 8, 1))
+    x = keras.layers.Flatten()(keras.layers.Conv2D(2, 3)(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(2)(x))
+    (tmp_path / "run" / "pretrain").mkdir(parents=True)
+    model.save(tmp_path / "run" / "pretrain" / "model.keras")
+    run = dataclasses.replace(quiet, workdir=str(tmp_path / "run"))
+    data = DataConfig(str(tmp_path / "photos"), image_size=8, labels="none")
+    policy = BitwidthPolicy.uniform(model, 8, 8)
+
+    found = Mended(quantize_model(model, policy), "none", {})
+    monkeypatch.setattr(command, "correct", lambda *_: found)
+
+    def corrected():
+        given = policy, model, load_dataset(data), run, "none", 16
+        return command.corrected("compress", *given)
+
+    write_images(tmp_path / "photos", 20)
+    assert corrected().finished and corrected().finished
+    write_images(tmp_path / "photos", 20, seed=1)
+    with pytest.raises(StageError, match="images: "):
+        corrected()
 
 
 def test_a_flat_folder_on_the_command_line(float_file, tmp_path, repo_root):
@@ -220,7 +246,6 @@ def test_another_scaling_that_fits_is_an_error(digits, quiet, tmp_path, labels):
 def test_what_is_missing(words, said, float_file, tmp_path, monkeypatch):
     from absl import flags
 
-    from gmpq_tf.data import DataConfig
     from gmpq_tf.run.flags import define_flags, from_flags
     from gmpq_tf.run.run_config import RunConfig
 

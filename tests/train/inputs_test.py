@@ -7,8 +7,11 @@ import pytest
 from absl import flags
 from PIL import Image
 
+from gmpq_tf.budget import FILE_BYTES, LATENCY_MS
+from gmpq_tf.cost_tables import CostTable
 from gmpq_tf.data import DataConfig, DataError, load_dataset
 from gmpq_tf.graph import GraphError
+from gmpq_tf.limits import Limit
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.run.errors import StageError
 from gmpq_tf.run.flags import define_flags
@@ -21,6 +24,7 @@ from gmpq_tf.train.inputs import (
     load_float_model,
     load_inputs,
     model_path,
+    times_identity,
 )
 from gmpq_tf.transform import quantize_model
 
@@ -92,6 +96,15 @@ def test_identity_changes_with_the_content(tmp_path):
     path.write_text("b")
     assert file_identity(path) != before
     assert json.dumps(before)
+
+
+def test_identity_of_a_latency_table_is_that_of_its_times():
+    def identity(times, resource=LATENCY_MS, unit="ms"):
+        rows = {"conv": np.full((7, 7), times)}
+        return times_identity([Limit(CostTable(resource, unit, rows), 9.0)])
+
+    assert identity(1.5) == identity(1.5) != identity(1.75)
+    assert identity(1.5, FILE_BYTES, "bytes") is None
 
 
 def arrows(folder, side=8, number=6):
