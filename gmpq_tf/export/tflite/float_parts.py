@@ -73,7 +73,11 @@ def lower_float(net: IntegerGraph, call: Call) -> FloatPart:
         grid = net.next_grid(index, call.name)
         net.emit("QUANTIZE", [tensor], index, grid, name=call.name, slack=SLACK)
     graph = model.subgraphs[0]
-    constants = {t.buffer for t in graph.tensors}
+    constants = {  # not shapes, axes and the like, which are integers
+        tensor.buffer
+        for number, tensor in enumerate(graph.tensors)
+        if tensor_type(model, number) == "FLOAT32"
+    }
     return FloatPart(
         call.name,
         call.kind,
