@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -69,6 +69,19 @@ class ModelInputs:
         """Arrange arrays in the order of `model.inputs` as the model is called."""
         values = dict(zip(self.graph.inputs, arrays, strict=True))
         return fill(self.graph.input_structure, values)
+
+    def check_finite(self, arrays: Sequence[np.ndarray]) -> None:
+        """Refuses arrays in the order of `model.inputs` that hold NaN or infinity.
+
+        Raises:
+            InputError: there is one; the input is named.
+        """
+        for name, array in zip(self.names.values(), arrays, strict=True):
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise InputError(
+                    f"Numbers must be finite. Received: input {name!r} with NaN or "
+                    "infinity. Leave those examples out, or repair them."
+                )
 
     def _array(self, index: int, value: Any) -> np.ndarray:
         array = np.asarray(value)
@@ -252,7 +265,7 @@ def labels_of(given: Any, outputs: int) -> Any:
     else:
         return np.asarray(given)
     leaves = keras.tree.flatten(parts)
-    return leaves[0] if len(leaves) == 1 else parts
+    return leaves[0] if len(leaves) == outputs == 1 else parts
 
 
 def _is_listed(labels: Any) -> bool:

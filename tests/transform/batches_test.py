@@ -201,6 +201,15 @@ def test_labels_of_several_outputs(labels, arrays):
     assert sorted(v.shape for v in leaves) == [(6,), (6, 4)]
 
 
+def test_labels_of_one_of_two_outputs_keep_its_name():
+    i = keras.Input((3,), name="x")
+    model = keras.Model(i, {"a": layers.Dense(2)(i), "b": layers.Dense(4)(i)})
+    ((_, found),) = batches_of(
+        ModelInputs(read_graph(model)), X, {"b": np.ones((N, 4))}
+    )
+    assert list(found) == ["b"] and found["b"].shape == (N, 4)
+
+
 @pytest.mark.parametrize("labels", [Y, list(range(N)), [Y], {"y": Y}, tf.constant(Y)])
 def test_labels_of_one_output_are_one_array(labels):
     ((_, found),) = batches_of(one_input(), X, labels)
