@@ -34,13 +34,14 @@ from gmpq_tf.export.tflite.arguments import (
 from gmpq_tf.export.tflite.exporter import ExportReport, export_tflite
 from gmpq_tf.export.tflite.lowering import check_kinds
 from gmpq_tf.export.tflite.metadata import check_class_names, facts
+from gmpq_tf.export.tflite.outputs import Outputs, Tally, as_arrays, summary
 from gmpq_tf.graph import check_float, read_graph
 from gmpq_tf.inputs import InputError
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.search.case import Held, SearchData
-from gmpq_tf.search.judge import Judge
 from gmpq_tf.search.policies import search_policy
 from gmpq_tf.space import SearchSpace
+from gmpq_tf.task import match_labels, outputs_of
 from gmpq_tf.transform.gates import split_gates
 from gmpq_tf.transform.rewrite import flattened, split_activations
 
@@ -72,7 +73,12 @@ class Compressed:
             labels, and for outputs that are plain numbers.
         accuracy: the same for the student.
         tflite_accuracy: the same for the file.
-        agreement: share of decisions on which student and file agree; None for numbers.
+        float_error: mean distance of the float model's numbers from their labels, where
+            one output is plain numbers; else None.
+        error: the same for the student.
+        tflite_error: the same for the file.
+        agreement: share of decisions on which student and file agree; if no output is a
+            decision, of numbers within four steps.
         report: the full report of the export.
     """
 
@@ -86,16 +92,24 @@ class Compressed:
     float_accuracy: float | None
     accuracy: float | None
     tflite_accuracy: float | None
+    float_error: float | None
+    error: float | None
+    tflite_error: float | None
     agreement: float | None
     report: ExportReport
 
     def __str__(self) -> str:
-        """One line with file, size, accuracies and agreement."""
+        """One line with file, size, accuracies, errors and agreement."""
         said = [f"{self.path}: {self.file_bytes} bytes, {self.storage}"]
         if self.float_accuracy is not None and self.tflite_accuracy is not None:
             said.append(
                 f"{100 * self.tflite_accuracy:.2f} % right (float "
                 f"{100 * self.float_accuracy:.2f} %)"
+            )
+        if self.float_error is not None and self.tflite_error is not None:
+            said.append(
+                f"{self.tflite_error:.4g} from the labels (float "
+                f"{self.float_error:.4g})"
             )
         if self.agreement is not None:
             said.append(f"agreement with Keras {100 * self.agreement:.2f} %")
@@ -133,7 +147,8 @@ def compress(
     they measure accuracy, and help to compare corrections (`make_student`).
 
     Args:
-        model: built functional model, trained; it is not modified.
+        model: built functional model, trained; it is not modified. The loss that it was
+            compiled with says what its outputs are, where neither they nor labels do.
         data: images like those of training, as the model takes them, in the same order
             each time: an array, (inputs, labels) arrays, or a list of batches, a
             `tf.data.Dataset` or a `keras.utils.PyDataset` of inputs or of (inputs,
@@ -188,7 +203,7 @@ def compress(
     held = source.first(HELD * count)
     check_images(len(held))
     tested = source if test_data is None else SearchData(flat, test_data)
-    float_accuracy = accuracy(flat, tested)  # refuses images and labels that do not fit
+    figures = float_figures(flat, tested)  # refuses images and labels that do not fit
     policy = BitwidthPolicy.uniform(model, BITS, BITS)
     if budget is not None:
         policy = search_policy(
@@ -225,9 +240,12 @@ def compress(
         storage=report.storage,
         correction=mended.correction,
         images=report.images,
-        float_accuracy=float_accuracy,
+        float_accuracy=None if figures is None else figures.keras_accuracy,
         accuracy=report.keras_accuracy,
         tflite_accuracy=report.tflite_accuracy,
+        float_error=_error(figures, "keras_error"),
+        error=_error(report, "keras_error"),
+        tflite_error=_error(report, "tflite_error"),
         agreement=report.agreement,
         report=report,
     )
@@ -317,34 +335,45 @@ def check_images(count: int) -> None:
         )
 
 
-def accuracy(model: keras.Model, data: SearchData) -> float | None:
-    """Share of a model's decisions that are right, 0 to 1.
+def float_figures(model: keras.Model, data: SearchData) -> Outputs | None:
+    """Accuracy and errors of the float model, measured as those of the file are.
 
     Args:
         model: the float model.
         data: the images.
 
     Returns:
-        The share; None without labels, and for outputs that are plain numbers.
+        The figures, the float model standing for Keras and for the file; None without
+        labels.
 
     Raises:
         InputError: there are no images, or they do not fit the model.
         TaskError: labels do not fit the outputs.
     """
-    right = []
+    tallies, images = list[Tally](), 0
     for inputs, labels in data.batches():
-        found = keras.tree.flatten(model(inputs, training=False))
-        outputs = [np.asarray(each) for each in found]
-        judge = Judge(model, outputs, labels)
-        if labels is None or not judge.decides:
+        data.inputs.check_finite(data.inputs.read(inputs))
+        found = as_arrays(model(inputs, training=False))
+        if labels is None:
             return None
-        right.append(judge.right(outputs, judge.targets))
-    if not right:
+        tallies = tallies or [Tally(o, None) for o in outputs_of(model, labels=labels)]
+        known = match_labels(model, labels)
+        for tally, scores, own in zip(tallies, found, known, strict=True):
+            tally.add(scores, scores, own)
+        images += len(found[0])
+    if not images:
         raise InputError(
             "Accuracy needs images to be measured on. "
             "Received: test_data without any. Pass some, or leave it out."
         )
-    return float(np.concatenate(right).mean())
+    return summary(images, [tally.report() for tally in tallies])
+
+
+def _error(figures: Outputs | None, name: str) -> float | None:
+    """A figure of the only output with labels that are plain numbers; else None."""
+    rows = figures.outputs if figures is not None else ()
+    known = [getattr(r, name) for r in rows if getattr(r, name) is not None]
+    return known[0] if len(known) == 1 else None
 
 
 def _batches(source: SearchData, inputs: Sequence[np.ndarray]) -> Batches:

@@ -71,7 +71,7 @@ class ModelInputs:
         return fill(self.graph.input_structure, values)
 
     def check_finite(self, arrays: Sequence[np.ndarray]) -> None:
-        """Refuses arrays in the order of `model.inputs` that hold NaN or infinity.
+        """Refuses NaN and infinity in arrays [B, ...] in the order of `model.inputs`.
 
         Raises:
             InputError: there is one; the input is named.

@@ -122,6 +122,7 @@ def warn_of_refusals(graph: Graph) -> None:
         warnings.warn(
             "The export to TFLite will refuse these layers: "
             f"{', '.join(found)}. Replace them before you search or fine-tune, unless "
-            "you do not mean to export.",
+            "you do not mean to export, or with float_layers='allow', which keeps in "
+            "float what has no integer counterpart.",
             stacklevel=3,
         )

@@ -26,6 +26,7 @@ from gmpq_tf.transform.placement import WantedGrid, place_quantizers
 from gmpq_tf.transform.rewrite import (
     clone_layer,
     copy_weights,
+    keep_loss,
     rebuild,
     split_activations,
 )
@@ -111,6 +112,7 @@ def quantize_model(
 
     student = rebuild(graph, model.name, make_layer, on_operand, on_output)
     copy_weights(graph, student)
+    keep_loss(model, student)
     fit_kernel_steps(student)
     return student
 

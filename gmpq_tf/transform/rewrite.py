@@ -297,7 +297,16 @@ def flat_copy(model: keras.Model, dtype: str = "float32") -> keras.Model:
 
     copy = rebuild(graph, model.name, make_layer)
     copy_weights(graph, copy)
+    keep_loss(model, copy)
     return copy
+
+
+def keep_loss(model: keras.Model, copy: keras.Model) -> None:
+    """Notes the loss of a compiled model in a copy, which stays uncompiled.
+
+    It says what outputs mean: see `gmpq_tf.task.outputs_of`.
+    """
+    copy.loss = getattr(model, "loss", None)
 
 
 def flattened(model: keras.Model) -> keras.Model:

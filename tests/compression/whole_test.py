@@ -199,6 +199,29 @@ def test_without_a_budget_every_layer_has_eight_bits(tmp_path):
     assert bits == {(8, 8)} and result.storage == "fast"
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_numbers_are_known_by_the_loss_and_measured_by_their_errors(tmp_path, nested):
+    inputs = x = keras.Input((8, 8, 3))
+    body = keras.Model(inputs, L.Conv2D(4, 3, activation="relu")(inputs))
+    x = body(x) if nested else body.layers[-1](x)
+    x = L.Dense(4)(L.GlobalAveragePooling2D()(x))
+    model = keras.Model(inputs, x)
+    model.compile("sgd", "mse")
+    wanted = np.asarray(model(X))
+    targets = wanted + RANDOM.normal(0, 0.1, wanted.shape)
+    data, path = X if nested else (X, targets), tmp_path / "m.tflite"
+    result = quick(model, data, None, path, correction="none")
+    (row,) = result.report.outputs
+    assert (row.kind, row.known_from) == ("numbers", "loss")
+    if nested:
+        assert result.float_error is None and "from the labels" not in str(result)
+        return
+    found = TFLiteModel(result.path).predict(X)
+    assert result.float_error == pytest.approx(np.abs(wanted - targets).mean())
+    assert result.tflite_error == pytest.approx(np.abs(found - targets).mean())
+    assert f"{result.tflite_error:.4g} from the labels" in str(result)
+
+
 def test_refusals(model, tmp_path):
     path = tmp_path / "m.tflite"
     with pytest.raises(BudgetError, match=r"The least is \d+B"):
@@ -228,6 +251,7 @@ def test_refusals(model, tmp_path):
         ({"test_data": (X, np.arange(96))}, "from 0 to 9"),
         ({"test_data": X[:, :4]}, "shape=(96, 4, 8, 3)"),
         ({"test_data": X[:0]}, "test_data without any"),
+        ({"test_data": np.full_like(X, np.nan)}, "with NaN"),
         ({"storage": "small", "budget": None}, "Did you mean 'smallest'"),
         ({"least_agreement": 80}, "0.8 for 80 %"),
         ({"latency_runs": -1}, "latency_runs=-1"),

@@ -167,7 +167,7 @@ def _reading(output: OutputReport) -> str:
     source = "" if output.known_from == "assumed" else f" by its {output.known_from}"
     return (
         f" The output was taken for {output.kind}{source}; should it be something "
-        "else, say so with output_kinds."
+        "else, say so with output_kinds, or compile the float model with its loss."
     )
 
 

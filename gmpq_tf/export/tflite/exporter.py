@@ -305,10 +305,11 @@ def export_tflite(
 
 
 def _batches(lowered: Lowered, data: Any, labels: Any) -> Iterator[Batch]:
+    inputs = ModelInputs(lowered.graph)
     try:
-        yield from batches_of(
-            ModelInputs(lowered.graph), data, labels, largest=BATCH_SIZE
-        )
+        for arrays, own in batches_of(inputs, data, labels, largest=BATCH_SIZE):
+            inputs.check_finite(arrays)
+            yield arrays, own
     except InputError as error:
         raise ExportError(str(error)) from error
 
