@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ from gmpq_tf.export.command import ExportConfig
 from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.integers.grids import Grid, Value
 from gmpq_tf.export.tflite import export_tflite, exporter, integer_twin
+from gmpq_tf.export.tflite.flatbuffer import read_model
 from gmpq_tf.export.tflite.integer_graph import Check
+from gmpq_tf.export.tflite.lowering import lower
 from gmpq_tf.export.tflite.runtime import TFLiteModel
 from gmpq_tf.export.tflite.twin import program
 from gmpq_tf.export.tflite.twin.run import FileTwin
-from gmpq_tf.export.tflite.verify import deviation_of
+from gmpq_tf.export.tflite.verify import codes_equal, deviation_of
 from tests.export import nets
 from tests.export.random_models import random_images
 
@@ -179,6 +182,19 @@ def test_no_code_may_be_farther_than_one_rounding_leaves_it(slack):
         assert found.wrong == (explained > 1 / 64)
         assert found.wrong == (wrong or (place == 21.45 and not slack))
         assert not found.excessive  # one in a thousand was let pass
+
+
+@pytest.mark.parametrize("storage", ["fast", "smallest"])
+def test_a_kernel_or_bias_that_differs_by_one_bit_is_seen(storage):
+    lowered = lower(ready(bits=(2, 8))[0], storage)
+    for kernel, tensor in product(lowered.kernels, ("tensor", "bias")):
+        model = read_model(lowered.content)
+        assert codes_equal(model, kernel)
+        buffer = model.subgraphs[0].tensors[getattr(kernel, tensor)].buffer
+        data = np.array(model.buffers[buffer].data, np.uint8)
+        data[0] ^= 1
+        model.buffers[buffer].data = data
+        assert not codes_equal(model, kernel)
 
 
 def test_layers_are_held_to_it(tmp_path, monkeypatch):

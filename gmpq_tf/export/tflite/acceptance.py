@@ -40,8 +40,8 @@ def check_layers(
     for layer in layers:
         if not layer.codes_equal:
             raise ExportError(
-                "Stored kernel codes must be the trained ones. "
-                f"Received: layer={layer.name!r}, whose codes in the file differ. "
+                "Stored kernel codes and biases must be the trained ones. "
+                f"Received: layer={layer.name!r}, whose own in the file differ. "
                 "Nothing was written; please report the layer's configuration."
             )
     wrong = [d for d in deviations if (d.wrong if exact else d.excessive)]

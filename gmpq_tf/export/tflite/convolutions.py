@@ -63,7 +63,7 @@ def lower_layer(net: IntegerGraph, call: Call) -> None:
         folded.bias,
         Quantization(tuple(folded.scale * source.grid.step)),
     )
-    net.kernels.append(Kernel(layer, call.name, kernel, folded, stored.kind))
+    net.kernels.append(Kernel(layer, call.name, kernel, bias, folded, stored.kind))
     before, after = (net.graph.shapes[i] for i in (call.inputs[0], call.outputs[0]))
     if getattr(layer, "padding", None) == "causal":
         source, before = lower_past(net, source, before, layer)

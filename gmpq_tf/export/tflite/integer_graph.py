@@ -49,6 +49,7 @@ class Kernel:
         layer: the Keras layer.
         name: its name in the graph.
         tensor: number of the kernel's tensor in the file.
+        bias: number of the bias's tensor in the file.
         folded: how stored codes relate to trained ones.
         kind: stock Keras class whose layout the stored kernel has.
     """
@@ -56,6 +57,7 @@ class Kernel:
     layer: Any
     name: str
     tensor: int
+    bias: int
     folded: Folded
     kind: str
 

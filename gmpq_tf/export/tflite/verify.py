@@ -14,6 +14,7 @@ from gmpq_tf.export.integers.grids import Grid
 from gmpq_tf.export.integers.layouts import keras_layout
 from gmpq_tf.export.tflite.flatbuffer import (
     read_model,
+    stored_biases,
     stored_bytes,
     stored_codes,
     tensor_type,
@@ -52,7 +53,8 @@ class LayerReport:
         code_factor: power of two by which codes are multiplied in the file (and their
             step divided); 1 without `scale_codes`.
         codes_equal: whether the file's codes are the trained ones times that factor
-            (and -1 where BatchNormalization flips the sign of a channel).
+            (and -1 where BatchNormalization flips the sign of a channel), and the
+            biases the folded ones.
         constant_channels: channels that BatchNormalization has switched off.
         output_agreement: share of output codes equal to Keras, given equal inputs.
     """
@@ -130,7 +132,13 @@ def layer_reports(
 
 
 def codes_equal(model: Any, kernel: Kernel) -> bool:
-    """Whether a stored kernel is the trained one, times its factor and signs."""
+    """Whether a stored kernel is the trained one, times its factor and signs.
+
+    The stored biases must be the folded ones too: outputs do not show one that is off
+    by a unit or two.
+    """
+    if not np.array_equal(stored_biases(model, kernel.bias), kernel.folded.bias):
+        return False
     codes, _ = trained_codes(kernel.layer)
     shape = codes.shape
     if kernel.kind == "Dense":  # also convolutions that are stored as dense layers

@@ -89,6 +89,13 @@ def stored_codes(model: Any, tensor: int) -> np.ndarray:
     return data.view(np.int8).reshape(entry.shape)
 
 
+def stored_biases(model: Any, tensor: int) -> np.ndarray:
+    """Numbers of a constant INT32 tensor, of its shape."""
+    entry = model.subgraphs[0].tensors[tensor]
+    data = np.asarray(model.buffers[entry.buffer].data, np.uint8)
+    return data.view("<i4").reshape(entry.shape)
+
+
 def stored_bytes(model: Any, tensor: int) -> int:
     """Bytes that a constant tensor takes in the file."""
     return len(model.buffers[model.subgraphs[0].tensors[tensor].buffer].data)
