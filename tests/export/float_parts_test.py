@@ -116,10 +116,9 @@ CASES = {
     "shapes computed in the file": lambda x: L.TimeDistributed(L.Dense(4))(x),
     "residual": lambda x: L.Add()([x, L.Activation("gelu")(x)]),
 }
-
-
-# Constants in float of four channels: scale, shift and epsilon; not shapes and axes.
-BYTES = {"two floats": 36, "group norm": 36}
+# Constants in float of four channels: scale, shift and epsilon, or a kernel without its
+# bias of zeros; not shapes and axes.
+BYTES = {"two floats": 36, "group norm": 36, "shapes computed in the file": 64}
 
 
 @pytest.mark.parametrize("case", CASES)
