@@ -7,10 +7,12 @@ import tensorflow as tf
 from keras import layers, ops
 
 import gmpq_tf as gmpq
-from gmpq_tf.graph import IDENTITY_KINDS, GraphError, activation_name, read_graph
+from gmpq_tf.graph import GraphError, activation_name, read_graph
+from gmpq_tf.layer_kinds import Role, names
 from gmpq_tf.quantizers import InputQuantizer
 from gmpq_tf.transform.rewrite import clone_layer, copy_weights, rebuild
 
+IDENTITY_KINDS = names(Role.IDENTITY)  # layers that change nothing in inference
 IMAGE = (8, 8, 3)
 X = np.random.default_rng(0).uniform(0, 255, (4, *IMAGE)).astype("float32")
 ARGUMENTS = {
