@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-import gmpq_tf.files
+from gmpq_tf.files import replacing
 from gmpq_tf.run.app import guarded
 from gmpq_tf.run.loop import EpochBackup
 from gmpq_tf.run.run_config import RunConfig
@@ -325,7 +325,7 @@ class Killed(BaseException):
 
 def killed_while_writing(patch, name):
     """Makes the process end once it has written a file, before the file counts."""
-    flush = gmpq_tf.files._flush_to_disk
+    flush = replacing._flush_to_disk
 
     def kill(path):
         if path.name.startswith(f".{name}."):
@@ -333,7 +333,7 @@ def killed_while_writing(patch, name):
             raise Killed
         flush(path)
 
-    patch.setattr(gmpq_tf.files, "_flush_to_disk", kill)
+    patch.setattr(replacing, "_flush_to_disk", kill)
 
 
 def terminated_at(patch, epoch, step):

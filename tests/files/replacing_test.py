@@ -1,36 +1,18 @@
 import errno
-import json
 import os
-import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from gmpq_tf.files import (
-    DamagedFileError,
     FileWriteError,
-    append_jsonl,
     check_space,
-    parse_json,
-    read_arrays,
-    read_jsonl,
-    read_text,
     remove_temporaries,
     replace_file,
-    write_arrays,
     write_atomic,
     write_json,
 )
-
-ARRAYS = {
-    "0": np.arange(6, dtype="float32").reshape(2, 3),
-    "1": np.array([], "int64"),
-    "epoch": np.array(7),
-}
 
 
 def names(folder):
@@ -71,36 +53,6 @@ def test_temporary_file_keeps_the_suffix_and_the_folder(tmp_path):
     assert names(tmp_path) == ["model.keras"]
 
 
-def test_json_of_numpy_and_of_what_json_lacks(tmp_path):
-    value = {"a": np.float32(0.5), "b": np.arange(2), "c": (1, float("inf")), "d": None}
-    path = write_json(tmp_path / "file.json", {**value, "e": np.float32("nan")})
-    expected = {"a": 0.5, "b": [0, 1], "c": [1, None], "d": None, "e": None}
-    assert json.loads(path.read_text()) == expected
-
-
-def test_json_refuses_what_it_cannot_say(tmp_path):
-    with pytest.raises(TypeError):
-        write_json(tmp_path / "file.json", {"a": object()})
-    assert names(tmp_path) == []
-
-
-def test_jsonl_round_trip(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    assert read_jsonl(path) == []
-    for epoch in range(3):
-        append_jsonl(path, {"epoch": epoch, "loss": np.float64(epoch / 2)})
-    assert read_jsonl(path) == [{"epoch": e, "loss": e / 2} for e in range(3)]
-    assert len(path.read_text().splitlines()) == 3
-
-
-@pytest.mark.parametrize("line", ["{", "[1]", ""])
-def test_jsonl_names_a_broken_line(tmp_path, line):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"epoch": 0}\n' + line + "\n")
-    with pytest.raises(ValueError, match="line 2"):
-        read_jsonl(path)
-
-
 def test_two_writers_of_one_file_do_not_meet(tmp_path):
     path = tmp_path / "a.json"
     with replace_file(path) as first, replace_file(path) as second:
@@ -131,27 +83,6 @@ def test_a_folder_that_is_a_file_is_named(tmp_path):
     assert names(tmp_path) == ["a"]
 
 
-WRITE_TOO_MUCH = """
-import resource, sys
-import numpy as np
-from gmpq_tf.files import write_arrays
-resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
-try:
-    write_arrays(sys.argv[1], {"a": np.ones(100_000)})
-except OSError as error:
-    print(error)
-"""
-
-
-def test_a_limit_of_the_system_leaves_the_old_file_and_no_other(tmp_path, repo_root):
-    path = write_arrays(tmp_path / "state.npz", ARRAYS)
-    command = [sys.executable, "-c", WRITE_TOO_MUCH, str(path)]
-    done = subprocess.run(command, cwd=repo_root, capture_output=True, text=True)
-    assert done.stdout.startswith("A file must fit on the disk"), done.stderr
-    assert "File too large" in done.stdout and names(tmp_path) == ["state.npz"]
-    np.testing.assert_equal(read_arrays(path), ARRAYS)
-
-
 def test_too_little_space_is_refused_beforehand(tmp_path, monkeypatch):
     path = tmp_path / "not" / "there" / "state.npz"
     check_space(path, shutil.disk_usage(tmp_path).free // 2)
@@ -169,65 +100,6 @@ def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
     remove_temporaries(tmp_path / "model.keras")
     assert names(tmp_path) == sorted(kept)
     remove_temporaries(tmp_path / "no folder" / "model.keras")
-
-
-def test_every_truncated_backup_is_noticed(tmp_path):
-    path = write_arrays(tmp_path / "state.npz", ARRAYS)
-    content = path.read_bytes()
-    np.testing.assert_equal(read_arrays(path), ARRAYS)
-    for size in range(len(content)):
-        path.write_bytes(content[:size])
-        with pytest.raises(DamagedFileError, match=r"state\.npz.*truncated or damaged"):
-            read_arrays(path)
-
-
-def test_a_flipped_bit_is_noticed_or_changes_nothing(tmp_path):
-    """Dates and system bytes of a zip carry no data; all else is checked."""
-    path = write_arrays(tmp_path / "state.npz", ARRAYS)
-    content, drawn, noticed = path.read_bytes(), random.Random(0), 0
-    for place in range(len(content)):
-        damaged = bytearray(content)
-        damaged[place] ^= drawn.choice([1 << drawn.randrange(8), 255])
-        path.write_bytes(damaged)
-        try:
-            np.testing.assert_equal(read_arrays(path), ARRAYS)
-        except DamagedFileError:
-            noticed += 1
-    assert noticed > 0.5 * len(content)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("[" * 100_000, "nested at most"),
-        ("[" * 201 + "]" * 201, "nested at most"),
-        ('{"a": 1, "a": 2}', "'a' twice"),
-        ("7" * 5000, "digits"),
-    ],
-)
-def test_json_that_would_fail_later_fails_at_once(text, message):
-    with pytest.raises(ValueError, match=message):
-        parse_json(text)
-
-
-def test_other_json_is_what_json_says():
-    text = '{"a": [1, {"b": null}], "c": ' + "[" * 190 + "]" * 190 + "}"
-    assert parse_json(text) == json.loads(text)
-
-
-def test_only_small_plain_files_of_text_are_read(tmp_path):
-    path = tmp_path / "a.json"
-    path.write_text("é", encoding="utf-8")
-    assert read_text(path) == "é"
-    path.write_bytes(b"a\xff")
-    with pytest.raises(ValueError, match="at byte 1"):
-        read_text(path)
-    os.truncate(path, 10**9)
-    with pytest.raises(ValueError, match="size=1000000000"):
-        read_text(path)
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ValueError, match="plain"):
-        read_text(tmp_path / "pipe")
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
