@@ -15,11 +15,11 @@ from gmpq_tf.export.integers.fold import Folded, fold_layer
 from gmpq_tf.export.integers.grids import Grid, clamps, grid_of
 from gmpq_tf.export.integers.layouts import check_layer, stored_layout
 from gmpq_tf.export.tflite.flatbuffer import PACKING, FileBuilder, Quantization
+from gmpq_tf.export.tflite.fusion import fused_activation
 from gmpq_tf.export.tflite.integer_graph import (
     IntegerGraph,
     Kernel,
     beyond_kernels,
-    fused_activation,
 )
 from gmpq_tf.export.tflite.patches import lower_past, lower_patches
 from gmpq_tf.graph import Call

@@ -12,12 +12,10 @@ from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.integers.fold import affine, affine_of
 from gmpq_tf.export.integers.grids import Grid, Value, clamps, grid_of, quantization
 from gmpq_tf.export.tflite.convolutions import VALID, add_depthwise
+from gmpq_tf.export.tflite.fusion import Fused, fused_activation, relu_name
 from gmpq_tf.export.tflite.integer_graph import (
-    Fused,
     IntegerGraph,
-    fused_activation,
     image_shape,
-    relu_name,
 )
 from gmpq_tf.export.tflite.shapes import flat, lower_alias, lower_reshape, view
 from gmpq_tf.graph import Call

@@ -18,23 +18,16 @@ from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.integers.fold import Folded
 from gmpq_tf.export.integers.grids import Grid, Value, grid_of, quantization
 from gmpq_tf.export.tflite.flatbuffer import FileBuilder, Quantization
-from gmpq_tf.export.tflite.metadata import Described
+from gmpq_tf.export.tflite.fusion import FUSED, Fused, relu_name
 from gmpq_tf.graph import Call, Graph, read_graph
 from gmpq_tf.kernel_kinds import KERNEL_KINDS
 from gmpq_tf.layer_kinds import Role
-from gmpq_tf.task.outputs import output_keys
-from gmpq_tf.transform.gates import curve
 from gmpq_tf.transform.placement import is_transparent
-from gmpq_tf.transform.rewrite import NamedOutputs
 from gmpq_tf.transform.units import Unit, cap_of, unit_of
 
-FUSED = {"linear": 0, "relu": 1, "relu6": 3}  # schema.ActivationFunctionType
 # Operations whose files have a fixed batch: LiteRT 2.3 multiplies half of the images
 # wrongly in a file that was allocated for one image and then resized (BATCH_MATMUL).
 ONE_BATCH = ("Matmul",)
-UNREAD = Grid(1.0, -128, 127)  # of an input that no layer reads
-# Pixels scaled to -1..1 fall midway between two codes, where kernels round differently.
-INPUT_SLACK = 0.25
 # Bound of input step / output step (product of both input steps for MUL): below it
 # every kernel of the runtime computes the operator; above it 32-bit numbers overflow
 # silently, or the process crashes.
@@ -84,23 +77,6 @@ class Check:
     reader: Call | None = None
 
 
-@dataclass(frozen=True)
-class Fused:
-    """What one kernel computes beside its layer: BatchNormalization and activation.
-
-    Args:
-        batch_norm: the BatchNormalization, or None.
-        activation: a key of `FUSED`.
-        index: number of the Keras tensor of the result.
-        cap: largest value of a ReLU that TFLite has no fused activation for, or None.
-    """
-
-    batch_norm: Any | None
-    activation: str
-    index: int
-    cap: float | None = None
-
-
 class IntegerGraph:
     """The file being written, and the Keras tensors that its tensors stand for."""
 
@@ -124,7 +100,7 @@ class IntegerGraph:
         told |= any(call.kind in ONE_BATCH for call in self.graph.calls)
         default = 1 if told or runtime == "micro" else None
         self.batch = batch or fixed_batch(self.graph) or default
-        self._grids: dict[int, Grid | None] = {}  # grids of the file's inputs, outputs
+        self.end_grids: dict[int, Grid | None] = {}  # of the file's inputs and outputs
         self.consumers = self.graph.consumers()
         self.producers = self.graph.producers()
         self._units = unit_of(self.graph)
@@ -139,97 +115,6 @@ class IntegerGraph:
         # Keras tensor of lines -> the made-up one that holds it as images of one row.
         self.images: dict[int, int] = {}
         self._moved: dict[tuple[Value, Grid, bool], Value] = {}
-
-    def add_inputs(self, input_type: str) -> dict[str, int]:
-        """Adds the model's inputs; returns name -> tensor."""
-        named = {}
-        pairs = zip(self.graph.inputs, self.graph.input_names, strict=True)
-        for index, name in pairs:
-            read = self.consumers[index] or index in self.graph.outputs
-            grid = self.next_grid(index, name) if read else UNREAD
-            self.input_grids.append(grid)
-            named[name] = self._add_input(index, name, grid, input_type)
-            self._grids[named[name]] = grid
-        return named
-
-    def _add_input(self, index: int, name: str, grid: Grid, input_type: str) -> int:
-        shape = self.shape(index, name)
-        if grid is UNREAD:
-            meaning = None if input_type == "float32" else quantization(grid)
-            return self.file.tensor(name, shape, input_type.upper(), meaning)
-        if input_type == "int8":
-            tensor = self.file.tensor(name, shape, "INT8", quantization(grid))
-            value = self.clamp_below(Value(tensor, grid, grid.zero_point), shape, name)
-            self.values[index] = value
-            return tensor
-        if input_type == "uint8":
-            shifted = quantization(grid, grid.zero_point + 128)
-            tensor = self.file.tensor(name, shape, "UINT8", shifted)
-        else:
-            tensor = self.file.tensor(name, shape, "FLOAT32")
-        self.emit(
-            "QUANTIZE",
-            [tensor],
-            index,
-            grid,
-            name=f"{name}_codes",
-            slack=INPUT_SLACK,
-        )
-        return tensor
-
-    def add_outputs(self, output_type: str) -> dict[str, int]:
-        """Converts the model's outputs to the type wanted; returns name -> tensor.
-
-        Names are the keys of the model's dict, else those that Keras gives them.
-        """
-        named: dict[str, int] = {}
-        keys = output_keys(self.graph)
-        for position, index in enumerate(self.graph.outputs):
-            name = keys[position] or self._output_name(index, named, position)
-            value = self.value(index)
-            self.output_steps.append(value.grid.step if value.grid else 1 / 256)
-            named[name] = self._add_output(index, name, value, output_type)
-            self._grids[named[name]] = value.grid
-        return named
-
-    def described(self, named: dict[str, int]) -> list[Described]:
-        """Descriptions of the file's inputs or outputs for the standard metadata."""
-        kinds = {getattr(schema.TensorType, k.upper()): k for k in ("float32", "int8")}
-        found = []
-        for name, number in named.items():
-            tensor = self.file.tensors[number]
-            kind = kinds.get(tensor.type, "uint8")
-            shape = (self.batch, *tensor.shape[1:])
-            found.append(Described(name, shape, kind, self._grids[number]))
-        return found
-
-    def _add_output(self, index: int, name: str, value: Value, output_type: str) -> int:
-        if value.grid is None or output_type == "int8":
-            return value.tensor
-        shape = self.shape(index, name)
-        if output_type == "float32":
-            tensor = self.file.tensor(name, shape, "FLOAT32")
-            self.file.operator("DEQUANTIZE", [value.tensor], [tensor])
-            return tensor
-        shifted = quantization(value.grid, value.zero_point + 128)
-        tensor = self.file.tensor(name, shape, "UINT8", shifted)
-        self.file.operator("QUANTIZE", [value.tensor], [tensor])
-        return tensor
-
-    def _output_name(self, index: int, taken: dict, position: int) -> str:
-        """The model's name of an output, or that of the layer that computes it."""
-        call = self.producers.get(index)
-        if isinstance(self.student, NamedOutputs):
-            name = self.graph.output_names[position]
-            return name if name not in taken else f"{name}_{len(taken)}"
-        while call is not None and call.role is Role.QUANTIZER:
-            index = call.inputs[0]
-            call = self.producers.get(index)
-        if call is None:
-            name = self.graph.input_names[self.graph.inputs.index(index)]
-        else:
-            name = call.name
-        return name if name not in taken else f"{name}_{len(taken)}"
 
     def input(self, call: Call, position: int = 0) -> Value:
         """The tensor that a call reads at a position.
@@ -502,16 +387,6 @@ def beyond_kernels(name: str, ratio: float) -> str:
     )
 
 
-def fused_activation(name: str, grid: Grid) -> int:
-    """Number of a fused activation; a plain ReLU if the grid ends below 6.
-
-    The grid then saturates by itself. Runtimes compute `6 / step`, which would overflow
-    for tiny steps.
-    """
-    reaches = grid.high * grid.step > 6
-    return FUSED["relu" if name == "relu6" and not reaches else name]
-
-
 def image_shape(shape: tuple) -> tuple:
     """The shape [batch, 1, pixels, channels] for [batch, ..., channels]."""
     return (shape[0], 1, math.prod(shape[1:-1]), shape[-1])
@@ -520,13 +395,3 @@ def image_shape(shape: tuple) -> tuple:
 def constant_shape(shape: Sequence[int | None]) -> list[int]:
     """A shape as a constant of an operator, with -1 for an open size."""
     return [-1 if size is None else size for size in shape]
-
-
-def relu_name(call: Call) -> str:
-    """Name of TFLite's fused activation for a ReLU: "linear", "relu" or "relu6".
-
-    For other largest values it is "relu"; `Fused.cap` has the value.
-    """
-    if curve(call) == "linear":
-        return "linear"
-    return "relu6" if cap_of(call) == 6 else "relu"

@@ -22,6 +22,7 @@ from gmpq_tf.export.tflite.elementwise import (
     lower_quantizer,
     lower_relu,
 )
+from gmpq_tf.export.tflite.file_ends import add_inputs, add_outputs, described
 from gmpq_tf.export.tflite.float_parts import FloatPart, lower_float
 from gmpq_tf.export.tflite.integer_graph import Check, IntegerGraph, Kernel
 from gmpq_tf.export.tflite.lines import is_on_image, on_image
@@ -169,7 +170,7 @@ def lower(
     micro = runtime == "micro"
     net = IntegerGraph(student, storage, scale_codes or micro, batch, runtime)
     in_float = check_kinds(net.graph, float_layers == "allow")
-    inputs = net.add_inputs(input_type)
+    inputs = add_inputs(net, input_type)
     ends, parts = [0, len(net.file.operators)], []
     for call in net.graph.calls:
         if call.name in in_float:
@@ -177,18 +178,18 @@ def lower(
         else:
             add_call(net, call, output_type)
         ends.append(len(net.file.operators))
-    outputs = net.add_outputs(output_type)
-    described = net.described(inputs), net.described(outputs)
+    outputs = add_outputs(net, output_type)
+    ends_described = described(net, inputs), described(net, outputs)
     if head is not None and postprocess is not None:
         outputs = add_postprocess(net.file, list(outputs.values()), head, postprocess)
     known = known or Facts()
     detecting = detecting_outputs(head, postprocess is not None, output_type, known)
     if head is not None and detecting is None:
         known = replace(known, class_names=())
-    standard = standard_metadata(student.name, *described, known, detecting)
+    standard = standard_metadata(student.name, *ends_described, known, detecting)
     content = net.file.finish(inputs, outputs, metadata or {}, {ENTRY_NAME: standard})
     return Lowered(
-        with_labels(content, described[1], known, detecting),
+        with_labels(content, ends_described[1], known, detecting),
         net.graph,
         net.kernels,
         [replace(c, slack=c.slack + ROUNDS_TWICE) for c in net.checks]
@@ -210,8 +211,8 @@ def reads_pixels(student: Any, known: Facts) -> bool:
         known: how pixels are scaled.
     """
     net = IntegerGraph(student, "fast", False, None, "litert")
-    described = net.described(net.add_inputs("uint8"))
-    return takes_pixels(described[0], described, known)
+    taken = described(net, add_inputs(net, "uint8"))
+    return takes_pixels(taken[0], taken, known)
 
 
 def spans_of(net: IntegerGraph, ends: list[int]) -> tuple[tuple[str, int, int], ...]:
