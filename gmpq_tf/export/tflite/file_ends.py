@@ -8,7 +8,7 @@ from gmpq_tf.export.integers.grids import Grid, Value, quantization
 from gmpq_tf.export.tflite.integer_graph import IntegerGraph
 from gmpq_tf.export.tflite.metadata import Described
 from gmpq_tf.layer_kinds import Role
-from gmpq_tf.task.outputs import output_keys
+from gmpq_tf.task.output_names import output_keys
 from gmpq_tf.transform.rewrite import NamedOutputs
 
 UNREAD = Grid(1.0, -128, 127)  # of an input that no layer reads
