@@ -16,14 +16,20 @@ In Python, `export_tflite` does the same for a model in memory.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import keras
 
-from gmpq_tf.budget import FILE_BYTES, LATENCY_MS
 from gmpq_tf.data import DataConfig, Dataset, load_dataset
+from gmpq_tf.export.budgeted import beyond_budget, budgeted_storage
+from gmpq_tf.export.data_facts import (
+    class_names,
+    metadata,
+    output_kinds,
+    verification_images,
+)
 from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.float_model import float_tflite
 from gmpq_tf.export.litert_recipe import recipe, write_recipe
@@ -34,7 +40,7 @@ from gmpq_tf.export.tflite.exporter import (
 )
 from gmpq_tf.export.tflite.micro.files import SUFFIXES
 from gmpq_tf.export.tflite.outputs import NEAR_STEPS
-from gmpq_tf.export.tflite.postprocess import PostProcess, detector_head
+from gmpq_tf.export.tflite.postprocess import PostProcess
 from gmpq_tf.export.tflite.region_files import head_path
 from gmpq_tf.export.tfmot import write_tfmot
 from gmpq_tf.files import remove_temporaries, replace_files, write_json
@@ -48,9 +54,7 @@ from gmpq_tf.run.records import fingerprint, read_json, recorded_data
 from gmpq_tf.run.run_config import WorkdirConfig, set_threads
 from gmpq_tf.run.workdir import claim
 from gmpq_tf.spelling import suggest
-from gmpq_tf.task import outputs_of
 from gmpq_tf.task.kinds import OutputKindName
-from gmpq_tf.task.tasks import task_of
 
 TensorKind = Literal["float32", "int8", "uint8"]
 
@@ -256,53 +260,6 @@ def write_tflite(
         print(f"  {name}: {milliseconds:.3f} ms an image")
 
 
-def beyond_budget(folder: Path, size: int, storage: str | None = None) -> str:
-    """Returns a warning if a file exceeds the budget of its policy; else "".
-
-    Args:
-        folder: folder of the fine-tuned model.
-        size: size of the file, in bytes.
-        storage: storage of the file; None: not known.
-    """
-    wanted = budgeted_storage(folder)
-    for limit in _limits(_policy_config(folder)):
-        if limit.get("resource") == FILE_BYTES and size > limit["limit"]:
-            remedy = (
-                f"Give --storage={wanted}, that of the search"
-                if storage != wanted
-                else f"Search with {size - limit['limit']:.0f} bytes less"
-            )
-            return (
-                f": more than the {limit['limit']:.0f} that the policy was searched "
-                f"for. {remedy}."
-            )
-    return ""
-
-
-def budgeted_storage(folder: Path) -> Any:
-    """Returns the storage for which the budget of a policy holds; "fast" without one.
-
-    Args:
-        folder: folder of the fine-tuned model.
-    """
-    config = _policy_config(folder)
-    resources = {limit.get("resource") for limit in _limits(config)}
-    if not resources & {FILE_BYTES, LATENCY_MS}:
-        return "fast"
-    default = "smallest" if FILE_BYTES in resources else "fast"
-    return config.get("storage") or default
-
-
-def _policy_config(folder: Path) -> Mapping[str, Any]:
-    """The recorded options of the search of a folder's policy; {} if there are none."""
-    config = BitwidthPolicy.load(folder / POLICY).made_by.get("config")
-    return config if isinstance(config, Mapping) else {}
-
-
-def _limits(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return config.get("limits") or []
-
-
 def write_for_tfmot(
     student: keras.Model,
     path: Path,
@@ -349,81 +306,6 @@ FORMATS = {
     "tfmot": Format("model_tfmot.h5", write_for_tfmot),
     "litert_recipe": Format("recipe.json", write_for_litert),
 }
-
-
-def verification_images(
-    dataset: Dataset, count: int, student: keras.Model | None = None
-) -> Any:
-    """Returns batches of held-out images and labels, or None for random inputs.
-
-    Args:
-        dataset: the images.
-        count: number of images; 0 for none.
-        student: the model whose outputs labels are compared with; None: labels are
-            always kept.
-
-    Returns:
-        A `tf.data.Dataset` of (images, labels), or of images if labels cannot be
-        compared; or None.
-    """
-    if not count:
-        return None
-    held_out = dataset.sizes["validation"] > 0
-    batches = dataset.validation() if held_out else dataset.calibration(count)
-    size = min(count, dataset.config.batch_size)
-    images = batches.unbatch().take(count).batch(size)
-    if not dataset.labelled or student is None:
-        return images
-    task = task_of(student, dataset.targets)
-    encode = task.encode
-    if task.placewise and encode is None:
-        return images
-    if task.placewise and encode is not None:
-        return images.map(lambda inputs, labels: (inputs, encode(labels)))
-    return images.map(lambda pixels, labels: pixels)
-
-
-def output_kinds(student: keras.Model, dataset: Dataset) -> Any:
-    """What the outputs say, where a loss tells it; None: as the model ends.
-
-    Args:
-        student: that is exported.
-        dataset: the data it was trained on.
-    """
-    if dataset.targets is None:
-        return None
-    loss = task_of(student, dataset.targets).loss()
-    found = outputs_of(student, loss=loss)
-    return {output.name: output.kind for output in found}
-
-
-def class_names(student: keras.Model, dataset: Dataset) -> tuple[str, ...]:
-    """Returns the names of a model's scores: the class names, if there are as many."""
-    names = tuple(dataset.class_names)
-    head = detector_head(student, names)
-    if head is not None:
-        return names if head.classes == len(names) else ()
-    fits = any(tuple(o.shape[1:]) == (len(names),) for o in student.outputs)
-    return names if fits else ()
-
-
-def metadata(folder: Path, dataset: Dataset) -> dict[str, Any]:
-    """Returns the metadata stored in the file: input scaling, classes, policy.
-
-    Args:
-        folder: folder of the fine-tuned model.
-        dataset: the images that it was trained on.
-
-    Returns:
-        Plain JSON values.
-    """
-    policy = BitwidthPolicy.load(folder / POLICY)
-    bits = {name: [b.weight_bits, b.activation_bits] for name, b in policy.items()}
-    return {
-        "input_scaling": dataset.config.input_scaling().to_config(),
-        "class_names": list(dataset.class_names),
-        "policy": {"model": policy.model, "layers": bits},
-    }
 
 
 def _check_source(source: Path) -> None:

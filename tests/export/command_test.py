@@ -10,13 +10,12 @@ import pytest
 
 from gmpq_tf.data import DataConfig, load_dataset
 from gmpq_tf.export import command, tflite
+from gmpq_tf.export.budgeted import beyond_budget
 from gmpq_tf.export.command import (
     ExportConfig,
-    beyond_budget,
     export,
-    metadata,
-    verification_images,
 )
+from gmpq_tf.export.data_facts import metadata, verification_images
 from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.tflite.flatbuffer import read_metadata
 from gmpq_tf.export.tflite.runtime import TFLiteModel
