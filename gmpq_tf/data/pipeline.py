@@ -1,8 +1,7 @@
-"""From a configuration to `tf.data` pipelines of model inputs and labels."""
+"""The splits of a data set as `tf.data` pipelines of model inputs and labels."""
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,24 +9,20 @@ import tensorflow as tf
 
 from gmpq_tf.data.augment import AUGMENTATIONS, Augmentation, augment_batch
 from gmpq_tf.data.config import DataConfig
-from gmpq_tf.data.datasets import spec_of, with_defaults
 from gmpq_tf.data.decoding import height_width, resize
 from gmpq_tf.data.errors import DataError
 from gmpq_tf.data.folder import check_files
 from gmpq_tf.data.identity import identity_of
 from gmpq_tf.data.scaling import AS_STORED, scale_images
-from gmpq_tf.data.spec import DatasetSpec, Raw
 from gmpq_tf.data.splits import (
     WHOLE,
     ArraySplit,
     FileSplit,
     Share,
     Split,
-    read_into_memory,
 )
 from gmpq_tf.task.targets import ALONE, Target, Targets
 
-MEMORY_LIMIT = 10**9  # Bytes of decoded images of one split.
 # Errors that TensorFlow raises where an image is missing or cannot be decoded.
 _UNREADABLE = (
     tf.errors.InvalidArgumentError,
@@ -204,7 +199,7 @@ class Dataset:
 
     def _epoch(self, epoch: tf.Tensor, share: Share) -> tf.data.Dataset:
         fold = tf.random.fold_in
-        augmentation = _augmentation(self.config)
+        augmentation = augmentation_of(self.config)
         variation = fold(self._seed(_AUGMENT), epoch)
         batches = self._split("train").batches(
             self.config.batch_size,
@@ -304,190 +299,6 @@ class Dataset:
             )
 
 
-def load_dataset(
-    config: DataConfig, reads: Sequence[int | None] | None = None
-) -> Dataset:
-    """Loads a data set.
-
-    Args:
-        config: What to load and how.
-        reads: (height, width, channels) of the model's input, None where it takes any.
-            The size is used for a folder, the channels for every set, if `config` does
-            not give them.
-
-    Returns:
-        Its splits, with the validation images held out of the training images.
-
-    Raises:
-        DataError: The set is unknown, not on disk, or not usable as it is.
-    """
-    spec = spec_of(config)
-    _check_tensors(config, spec)
-    config = _as_read(with_defaults(config, spec), spec, reads)
-    _check_augment(config, spec)
-    raw = spec.source(dataclasses.replace(config, channels=_asked(config, reads)), spec)
-    if raw.scaling is not None:
-        config = _stored(config, raw.scaling)
-    else:
-        _check_pixels(config)
-        _check_channels(config, raw.image_shape[2])
-        if raw.image_shape[2] != (raw.stored_channels or raw.image_shape[2]):
-            # Recorded in the configuration; where images are read as stored, it is
-            # left as given.
-            config = dataclasses.replace(config, channels=raw.image_shape[2])
-    if config.labels == "none" or config.targets is not None:
-        raw = dataclasses.replace(raw, class_names=(), targets={})
-    splits = dict(raw.splits)
-    if "validation" not in splits and "train" in splits:
-        splits |= _hold_out(splits["train"], config)
-    prepared = dict(splits)
-    if spec.holds == "classes":
-        prepared = {k: _prepared(k, s, raw, config) for k, s in splits.items()}
-    return Dataset(
-        config,
-        prepared,
-        raw.image_shape,
-        raw.class_names,
-        splits,
-        "tensors" if config.targets is not None else spec.holds,
-        arrays=raw.targets,
-    )
-
-
-def _check_tensors(config: DataConfig, spec: DatasetSpec) -> None:
-    """Refuses options that do not suit the kind of data set."""
-    tensors = spec.holds == "tensors" or config.targets is not None
-    if config.loss is not None and not tensors:
-        raise DataError(
-            "`loss` is for data sets of tensors; others have their own. Received: "
-            f"loss={config.loss!r} with dataset={config.dataset!r}, which holds "
-            f"{spec.holds}. Leave it out, or give targets='inputs' or other data."
-        )
-    if config.targets is not None and spec.holds == "boxes":
-        raise DataError(
-            "Images that are their own targets are read without boxes. Received: "
-            f"targets={config.targets!r} with dataset={config.dataset!r}. Name a "
-            "folder of images alone."
-        )
-    if spec.holds == "tensors" and config.labels is not None:
-        raise DataError(
-            "Tensors have no labels but targets. Received: "
-            f"labels={config.labels!r} with dataset={config.dataset!r}. Leave it out."
-        )
-
-
-def _check_pixels(config: DataConfig) -> None:
-    if config.scaling == AS_STORED:
-        raise DataError(
-            f"Images hold pixels. Received: scaling={AS_STORED!r} with "
-            f"dataset={config.dataset!r}. Give '0..255' for pixels as they are."
-        )
-
-
-def _stored(config: DataConfig, scaling: str) -> DataConfig:
-    """Sets the scaling of numbers that are not pixels; refuses options of pixels."""
-    if config.scaling not in (scaling, DataConfig.scaling):
-        raise DataError(
-            "Numbers in .npz files are read as they are stored. Received: "
-            f"scaling={config.scaling!r} with dataset={config.dataset!r}. Leave it "
-            "out, and scale them before they are saved."
-        )
-    for name in ("image_size", "channels"):
-        if getattr(config, name) is not None:
-            raise DataError(
-                "Arrays in .npz files have their shape. Received: "
-                f"{name}={getattr(config, name)!r} with dataset={config.dataset!r}. "
-                "Leave it out."
-            )
-    return dataclasses.replace(config, scaling=scaling)
-
-
-def _check_augment(config: DataConfig, spec: DatasetSpec) -> None:
-    """Refuses an augmentation that is not made for the set's kind of labels."""
-    fits = [
-        name
-        for name, row in AUGMENTATIONS.items()
-        if name == "none" or _moves(name, spec)
-    ]
-    if config.augment not in fits:
-        raise DataError(
-            f"`augment` must be one of {', '.join(map(repr, fits))} for images with "
-            f"{spec.holds}. Received: augment={config.augment!r} with "
-            f"dataset={config.dataset!r}. Leave it out for {spec.augment!r}."
-        )
-
-
-def _moves(name: str, spec: DatasetSpec) -> bool:
-    """Whether an augmentation moves labels or targets together with the images."""
-    if spec.holds == "tensors":  # of numbers nothing is known, of masks what is outside
-        return spec.any_size and name == "flip"
-    row = AUGMENTATIONS[name]
-    return row.classes if spec.holds == "classes" else row.objects is not None
-
-
-def _as_read(
-    config: DataConfig, spec: DatasetSpec, reads: Sequence[int | None] | None
-) -> DataConfig:
-    """Fills in the model's image size for sets whose images have any size."""
-    sized = config.image_size is not None or spec.image_size is not None
-    if sized or not spec.any_size or reads is None:
-        return config
-    height, width = tuple(reads)[:2] if len(reads) == 3 else (None, None)
-    if height is None or width is None:
-        return config
-    return dataclasses.replace(config, image_size=(height, width))
-
-
-def _asked(config: DataConfig, reads: Sequence[int | None] | None) -> int | None:
-    """Returns the channels that the user or else the model asks for, or None."""
-    if config.channels is not None:
-        return config.channels
-    if reads is not None and len(reads) == 3 and reads[2] in (1, 3):
-        return reads[2]
-    return None
-
-
-def check_num_classes(model_output_shape: tuple[Any, ...], dataset: Dataset) -> None:
-    """Refuses a model whose number of outputs is not the data set's number of classes.
-
-    Args:
-        model_output_shape: Such as `model.output_shape`: `(None, classes)`.
-        dataset: The data set.
-
-    Raises:
-        DataError: The numbers differ.
-    """
-    if model_output_shape[-1] != dataset.num_classes:
-        raise DataError(
-            "A model needs one output for each class of the data set. "
-            f"Received: output shape {tuple(model_output_shape)} for "
-            f"dataset={dataset.config.dataset!r} of {dataset.num_classes} classes. "
-            "Build the model with that many classes or choose its own data set; where "
-            "labels are not needed, --labels=none leaves them unread."
-        )
-
-
-def check_labels(split: ArraySplit, num_classes: int, name: str) -> None:
-    """Refuses labels that are not classes.
-
-    Args:
-        split: Images and labels in memory.
-        num_classes: Labels must be 0 to this, exclusive.
-        name: The split, for the error.
-
-    Raises:
-        DataError: A label is out of range; the first is named.
-    """
-    wrong = (split.labels < 0) | (split.labels >= num_classes)
-    if wrong.any():
-        index = int(wrong.argmax())
-        raise DataError(
-            f"Labels must be in 0..{num_classes - 1}. Received: label "
-            f"{split.labels[index]} of image {index} of the {name} split, and "
-            f"{int(wrong.sum()) - 1} more. Number the classes from 0 without gaps."
-        )
-
-
 def _shared(batches: tf.data.Dataset) -> tf.data.Dataset:
     """Makes a distribution strategy split each batch, not the files, among workers."""
     options = tf.data.Options()
@@ -497,28 +308,9 @@ def _shared(batches: tf.data.Dataset) -> tf.data.Dataset:
     return batches.with_options(options)
 
 
-def _augmentation(config: DataConfig) -> Augmentation:
+def augmentation_of(config: DataConfig) -> Augmentation:
+    """Returns the augmentation of training images that a configuration names."""
     return AUGMENTATIONS[config.augment or "none"]
-
-
-def _prepared(name: str, split: Split, raw: Raw, config: DataConfig) -> Split:
-    """Reads a split into memory, if allowed and it fits, and checks its labels."""
-    cropped = name == "train" and _augmentation(config).crop is not None
-    may_cache = config.cache and (split.keeps_all or not cropped)
-    if may_cache and not isinstance(split, ArraySplit) and _fits(split, raw):
-        split = _in_memory(split, raw.image_shape)
-    if isinstance(split, ArraySplit) and raw.class_names:
-        check_labels(split, len(raw.class_names), name)
-    return split
-
-
-def _in_memory(split: Split, shape: tuple[int, ...]) -> ArraySplit:
-    try:
-        return read_into_memory(split, shape)
-    except DataError:
-        if isinstance(split, FileSplit):
-            check_files(split.paths, whole=True)  # Names the file.
-        raise
 
 
 def _refuse_damaged(name: str, split: Split) -> None:
@@ -538,30 +330,3 @@ def _refuse_damaged(name: str, split: Split) -> None:
             f"{name!r}, after {number} in stored order ({str(error.message)[:200]}). "
             "Prepare the data set again."
         ) from error
-
-
-def _fits(split: Split, raw: Raw) -> bool:
-    return split.size * math.prod(raw.image_shape) <= MEMORY_LIMIT
-
-
-def _hold_out(train: Split, config: DataConfig) -> dict[str, Split]:
-    size = config.validation_size or 0
-    count = round(size * train.size) if size < 1 else int(size)
-    if count >= train.size:
-        raise DataError(
-            "`validation_size` must be less than the number of training images. "
-            f"Received: validation_size={size} of {train.size} images. "
-            "Lower it, or give a fraction such as 0.1."
-        )
-    kept, held = train.hold_out(count, config.split_seed)
-    return {"train": kept, "validation": held}
-
-
-def _check_channels(config: DataConfig, channels: int) -> None:
-    mean = config.input_scaling().mean
-    if mean is not None and len(mean) not in (1, channels):
-        raise DataError(
-            "`mean` and `std` need one number a channel. "
-            f"Received: mean={mean} for images of {channels} channels. "
-            f"Give {channels} numbers, or channels={len(mean)}."
-        )

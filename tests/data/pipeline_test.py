@@ -8,8 +8,8 @@ import tensorflow as tf
 from sklearn.datasets import load_digits
 
 from gmpq_tf.data import DataConfig, DataError, check_num_classes, load_dataset
+from gmpq_tf.data.checks import check_labels
 from gmpq_tf.data.datasets import DATASETS
-from gmpq_tf.data.pipeline import check_labels
 from gmpq_tf.data.spec import Raw
 from gmpq_tf.data.splits import ArraySplit, Share
 
