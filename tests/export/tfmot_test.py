@@ -19,9 +19,9 @@ from gmpq_tf.export.tfmot import convert
 from gmpq_tf.export.tfmot.fake_quantizers import (
     InputFakeQuantizer,
     KernelFakeQuantizer,
-    PolicyQuantizeConfig,
 )
 from gmpq_tf.export.tfmot.libraries import libraries
+from gmpq_tf.export.tfmot.quantize_config import PolicyQuantizeConfig
 from gmpq_tf.export.tfmot.translate import ARGUMENTS, OPERATIONS
 from gmpq_tf.graph import searchable_names
 from gmpq_tf.kernel_kinds import KERNEL_KINDS

@@ -17,11 +17,11 @@ from gmpq_tf.export.tflite.verify import as_list, random_inputs
 from gmpq_tf.export.tfmot.fake_quantizers import (
     InputFakeQuantizer,
     KernelFakeQuantizer,
-    PolicyQuantizeConfig,
 )
 from gmpq_tf.export.tfmot.graphs import build_tf_keras, read_tf_keras
 from gmpq_tf.export.tfmot.layers import float_layer, quantized_layer, student_layer
 from gmpq_tf.export.tfmot.libraries import libraries
+from gmpq_tf.export.tfmot.quantize_config import PolicyQuantizeConfig
 from gmpq_tf.export.tfmot.weights import copy_layer, copy_weights
 from gmpq_tf.graph import (
     Call,

@@ -13,17 +13,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from gmpq_tf.export.errors import ExportError
-from gmpq_tf.kernel_kinds import KERNEL_KINDS
+from gmpq_tf.export.tfmot.fitting import least_error_step, power_of_two_above
 from gmpq_tf.policy import check_bits
 from gmpq_tf.quantizers import INPUT_QUANTIZERS, KERNEL_QUANTIZERS
 from gmpq_tf.quantizers.grid import (
     code_limit,
     lowest_code,
-    power_of_two,
 )
 from gmpq_tf.quantizers.input_method import InputMethod
 from gmpq_tf.quantizers.input_quantizer import (
@@ -44,12 +42,6 @@ from gmpq_tf.quantizers.line_search import (
 from gmpq_tf.quantizers.lsq import scale_gradient
 from gmpq_tf.spelling import lookup
 
-# Kind of layer -> name of its kernel attribute in tf_keras.
-KERNEL_NAMES = {
-    kind.name: kind.tf_keras_kernel
-    for kind in KERNEL_KINDS.values()
-    if kind.arguments is not None
-}
 SAMPLE = 65_536  # number of values of the first batch that a range is fitted to
 
 Variables = Mapping[str, Any]
@@ -296,134 +288,6 @@ class KernelFakeQuantizer:
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> KernelFakeQuantizer:
         return cls(**config)
-
-
-class PolicyQuantizeConfig:
-    """TFMOT's configuration of one layer of `KERNEL_KINDS`: quantize input and kernel.
-
-    TFMOT has quantizers for weights, activations and outputs, but a policy quantizes a
-    layer's input. So TFMOT is given the identity as "activation" with the input
-    quantizer, and the layer's `call` is wrapped to apply the result to its input.
-
-    Args:
-        kernel_quantizer: quantizer of the kernel.
-        input_quantizer: quantizer of the layer's input.
-    """
-
-    def __init__(
-        self, kernel_quantizer: KernelFakeQuantizer, input_quantizer: InputFakeQuantizer
-    ) -> None:
-        self.kernel_quantizer = kernel_quantizer
-        self.input_quantizer = input_quantizer
-        self.kernel: Any = None  # float kernel; TFMOT replaces the layer's attribute
-
-    def get_weights_and_quantizers(self, layer: Any) -> list[tuple]:
-        """The layer's kernel variable with its quantizer, as TFMOT expects it."""
-        kind = quantized_kind(layer)
-        self.kernel = getattr(layer, KERNEL_NAMES[kind])
-        if self.kernel_quantizer.shared_axes is None:
-            self.kernel_quantizer.shared_axes = KERNEL_KINDS[kind].shared_axes
-        return [(self.kernel, self.kernel_quantizer)]
-
-    def set_quantize_weights(self, layer: Any, quantize_weights: Sequence) -> None:
-        """Lets the layer compute with the quantized kernel."""
-        setattr(layer, KERNEL_NAMES[quantized_kind(layer)], quantize_weights[0])
-
-    def get_activations_and_quantizers(self, layer: Any) -> list[tuple]:
-        """The identity with the input quantizer (see the class)."""
-        return [(linear, self.input_quantizer)]
-
-    def set_quantize_activations(
-        self, layer: Any, quantize_activations: Sequence
-    ) -> None:
-        """Lets the layer's `call` quantize its input first."""
-        compute, quantize = type(layer).call, quantize_activations[0]
-
-        def call(inputs: Any) -> Any:
-            return compute(layer, quantize(inputs))
-
-        layer.call = call
-
-    def get_output_quantizers(self, layer: Any) -> list:
-        """An empty list: outputs are quantized by the layers that read them."""
-        return []
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            "kernel_quantizer": self.kernel_quantizer.get_config(),
-            "input_quantizer": self.input_quantizer.get_config(),
-        }
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> PolicyQuantizeConfig:
-        return cls(
-            KernelFakeQuantizer.from_config(config["kernel_quantizer"]),
-            InputFakeQuantizer.from_config(config["input_quantizer"]),
-        )
-
-
-def linear(x: Any) -> Any:
-    """The identity, of any shape, under a name that TFMOT accepts as an activation."""
-    return x
-
-
-def quantized_kind(layer: Any) -> str:
-    """Kind of a tf_keras layer that a policy can quantize.
-
-    Raises:
-        ExportError: the layer is of another kind.
-    """
-    kind = type(layer).__name__
-    if kind not in KERNEL_NAMES:
-        raise ExportError(
-            f"A policy quantizes {', '.join(KERNEL_NAMES)}. "
-            f"Received: layer={layer.name!r} of kind {kind}. Annotate other layers "
-            "with TFMOT's own configurations."
-        )
-    return kind
-
-
-def least_error_step(
-    values: tf.Tensor,
-    largest: tf.Tensor,
-    quantize: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
-    fractions: np.ndarray,
-    nested: bool = False,
-    axes: Sequence[int] = (0,),
-) -> tf.Tensor:
-    """`line_search.least_error_step` as a TensorFlow graph.
-
-    Args:
-        values: values to quantize, any shape.
-        largest: steps that clip nothing, of a shape that broadcasts to the values.
-        quantize: (values, steps) -> quantized values.
-        fractions: fractions of the largest step to try.
-        nested: whether only powers of two are tried.
-        axes: axes of the values that share a step.
-
-    Returns:
-        Positive steps, of the shape of `largest`.
-    """
-    tried = tf.constant(fractions, tf.float32)
-
-    def try_next(
-        i: tf.Tensor, best: tf.Tensor, least: tf.Tensor
-    ) -> tuple[tf.Tensor, ...]:
-        step = largest * tried[i]
-        step = power_of_two(step) if nested else step
-        squares = tf.square(quantize(values, step) - values)
-        error = tf.reshape(tf.reduce_sum(squares, axis=axes), tf.shape(step))
-        better = tf.where(error < least, step, best)
-        return i + 1, better, tf.minimum(error, least)
-
-    start = (0, largest, tf.fill(tf.shape(largest), np.float32(np.inf)))
-    return tf.while_loop(lambda i, *_: i < len(fractions), try_next, start)[1]
-
-
-def power_of_two_above(step: tf.Tensor) -> tf.Tensor:
-    """The smallest power of two that is not below a step, a scalar."""
-    near = power_of_two(step)
-    return tf.where(near < step, 2.0 * near, near)
 
 
 def _adder(layer: Any, name: str) -> Callable[..., Any]:

@@ -13,9 +13,9 @@ from gmpq_tf.export.integers.layouts import check_layer
 from gmpq_tf.export.tfmot.fake_quantizers import (
     InputFakeQuantizer,
     KernelFakeQuantizer,
-    PolicyQuantizeConfig,
 )
 from gmpq_tf.export.tfmot.libraries import libraries
+from gmpq_tf.export.tfmot.quantize_config import PolicyQuantizeConfig
 from gmpq_tf.export.tfmot.translate import describe, make_layer
 from gmpq_tf.export.tfmot.weights import unwrapped
 from gmpq_tf.graph import Call, Graph, is_searchable

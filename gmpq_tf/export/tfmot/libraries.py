@@ -13,8 +13,8 @@ from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.tfmot.fake_quantizers import (
     InputFakeQuantizer,
     KernelFakeQuantizer,
-    PolicyQuantizeConfig,
 )
+from gmpq_tf.export.tfmot.quantize_config import PolicyQuantizeConfig
 from gmpq_tf.quantizers.decay import spare_quantizers
 
 LEGACY = "TF_USE_LEGACY_KERAS"
