@@ -13,7 +13,6 @@ model.keras, policy.json, metrics.jsonl. The paper's recipe is --epochs=40
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,19 +20,11 @@ from typing import Any
 
 import keras
 
-from gmpq_tf.budget import parse_budget
-from gmpq_tf.cost_tables import TableOptions
 from gmpq_tf.data import DataConfig, Dataset
-from gmpq_tf.files import read_jsonl
-from gmpq_tf.limits import given_budget
-from gmpq_tf.models import load_model
-from gmpq_tf.models.file_checks import check_model_path, expand_user
+from gmpq_tf.models.file_checks import expand_user
 from gmpq_tf.policy import BitwidthPolicy
-from gmpq_tf.quantizers.kernel_quantizer import (
-    DEFAULT_KERNEL_QUANTIZER,
-    kernel_method,
-)
-from gmpq_tf.report.layout import METRICS, POLICY, SEARCHED_POLICY
+from gmpq_tf.quantizers.kernel_quantizer import DEFAULT_KERNEL_QUANTIZER
+from gmpq_tf.report.layout import POLICY, SEARCHED_POLICY
 from gmpq_tf.run.app import run_main
 from gmpq_tf.run.devices import (
     check_batch,
@@ -42,138 +33,27 @@ from gmpq_tf.run.devices import (
     open_shared_stage,
     wait_for_workers,
 )
-from gmpq_tf.run.errors import StageError
 from gmpq_tf.run.flags import from_flags
 from gmpq_tf.run.loop import fit_epochs, policy_results, save_model
-from gmpq_tf.run.records import fingerprint, read_record
 from gmpq_tf.run.run_config import RunConfig
 from gmpq_tf.run.stage import Stage
 from gmpq_tf.search.distill import Distiller
 from gmpq_tf.space import SearchSpace, random_policy
+from gmpq_tf.train.finetune_config import FinetuneConfig
 from gmpq_tf.train.first_look import look
 from gmpq_tf.train.found_events import write_map_events, write_policy_events
 from gmpq_tf.train.inputs import (
-    PRETRAINED,
-    as_labelled,
     data_from_flags,
     file_identity,
     load_inputs,
     model_path,
     task_for,
 )
-from gmpq_tf.train.policies import check_other_layers, pruned_model, read_policy
-from gmpq_tf.train.recipe import (
-    Schedule,
-    TrainingConfig,
-    make_loss,
-    make_metrics,
-    make_optimizer,
-    require,
-    require_positive,
-)
-from gmpq_tf.transform import calibrate, quantize_model, snap_biases
-
-VERIFIED_BATCHES = 16  # batches of training images, where no images are held out
-
-
-@dataclasses.dataclass(frozen=True)
-class FinetuneConfig(TrainingConfig):
-    """How a quantized model is fine-tuned.
-
-    Unlike in section 4.1 of the paper (40 epochs, schedule=step, distillation=0), the
-    learning rate follows a cosine and half of the loss is distillation from the float
-    model.
-
-    Args:
-        model: Float model, a .keras or .h5 file; none: the workdir's
-            pretrain/model.keras, or the pruned model that the policy is of.
-        policy: A policy file, uniform:WEIGHT_BITS,ACTIVATION_BITS (first layer and
-            those of outputs at 8), or random:SEED (needs a budget); none: the workdir's
-            search/policy.json.
-        rename_layers: How the layers of the policy file are called in the model:
-            prefix=TEXT, or a JSON file {old name: new name}.
-        other_layers: WEIGHT_BITS,ACTIVATION_BITS of the layers that the policy file
-            does not name, where its network is the backbone of the model, as a
-            classifier is of a detector; none: the file names all layers.
-        drop_layers: With other_layers: layers of the policy file that the model does
-            not have; none: a classifier's head_dense.
-        name: Folder in the workdir for the results.
-        bit_ops_budget: Only with policy=random:SEED: bit operations it may cost, up to
-            1 as a fraction of full precision, above 1 as a count.
-        budget: Only with policy=random:SEED: what it may cost, instead of
-            bit_ops_budget, as in gmpq-search: such as W4A4, 60kB, or both with a comma.
-        storage: Only with policy=random:SEED: storage of the .tflite file that a budget
-            of bytes is about, as in gmpq-search.
-        latency_table: Only with policy=random:SEED: as in gmpq-search.
-        weight_bits: Only with policy=random:SEED: candidates of kernels.
-        activation_bits: Only with policy=random:SEED: candidates of layer inputs.
-        distillation: Share of the loss that compares with the teacher's scores, 0 to 1.
-        teacher: Teacher of the distillation, a .keras or .h5 file of the same inputs
-            and classes, such as a larger network; none: the float model, for a pruned
-            one the whole model.
-        temperature: Temperature that softens scores in distillation.
-        statistics_images: Augmented training images on which the statistics of each
-            BatchNormalization are measured after the last epoch, before biases are
-            rounded to multiples of what an integer accumulator counts in; 0: they stay
-            as training left them. Those of frozen layers always stay.
-        snap_tolerance: Accuracy (of boxes mean average precision, of tensors the share
-            by which the loss may grow), 0 to 1, that measuring statistics and rounding
-            biases may cost before the stage stops with an error; 1: any (of tensors:
-            twice the loss).
-        calibration_images: Training images that set the first activation ranges.
-        kernel_quantizer: How kernels are quantized: lsq, max_abs, apot (2 to 6 bits),
-            alq (2 to 7 bits) or rq (drawn in training), best as in the search; none:
-            lsq.
-
-    Raises:
-        ValueError: a value is out of range.
-    """
-
-    epochs: int = 30
-    schedule: Schedule = "cosine"
-    model: str | None = None
-    policy: str | None = None
-    rename_layers: str | None = None
-    other_layers: tuple[int, ...] | None = None
-    drop_layers: tuple[str, ...] | None = None
-    name: str = "finetune"
-    bit_ops_budget: float | None = None
-    budget: str | None = None
-    storage: str | None = None
-    latency_table: str | None = None
-    weight_bits: tuple[int, ...] = (2, 3, 4)
-    activation_bits: tuple[int, ...] = (2, 3, 4)
-    distillation: float = 0.5
-    teacher: str | None = None
-    temperature: float = 2.0
-    statistics_images: int = 2048
-    snap_tolerance: float = 0.05
-    calibration_images: int = 512
-    kernel_quantizer: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self, "distillation", 0 <= self.distillation <= 1, "0 to 1")
-        require_positive(self, "temperature")
-        if self.teacher is not None:
-            rule = "above 0 with a teacher, which nothing would follow"
-            require(self, "distillation", self.distillation > 0, rule)
-        require(self, "statistics_images", self.statistics_images >= 0, "0 or more")
-        require(self, "snap_tolerance", 0 <= self.snap_tolerance <= 1, "0 to 1")
-        require(self, "calibration_images", self.calibration_images > 0, "1 or more")
-        kernel_method(self.kernel_quantizer or DEFAULT_KERNEL_QUANTIZER)
-        check_other_layers(self.other_layers, self.drop_layers)
-        if self.policy is not None and self.policy.startswith("random:"):
-            require(
-                self,
-                "bit_ops_budget",
-                self.bit_ops_budget is not None or self.budget is not None,
-                "given with policy=random:SEED",
-            )
-        given, what = given_budget(self.budget, self.bit_ops_budget)
-        if given is not None and what == "budget":
-            parse_budget(given)
-        TableOptions(self.storage, self.latency_table)
+from gmpq_tf.train.policies import pruned_model, read_policy
+from gmpq_tf.train.recipe import make_loss, make_metrics, make_optimizer
+from gmpq_tf.train.snapping import snap_student
+from gmpq_tf.train.teachers import read_teacher, whole_model
+from gmpq_tf.transform import calibrate, quantize_model
 
 
 def finetune(config: FinetuneConfig, data: DataConfig, run: RunConfig) -> Stage:
@@ -227,163 +107,6 @@ def finetune(config: FinetuneConfig, data: DataConfig, run: RunConfig) -> Stage:
         stage.finish({**results, f"rounded_{headline}": figure})
     wait_for_workers()
     return stage
-
-
-def whole_model(pruned: Path) -> str:
-    """Finds the float model that a search has pruned, the teacher of its students.
-
-    Args:
-        pruned: file of the pruned model in the folder of the search.
-
-    Returns:
-        The path of the whole model: the recorded one, or the one in the same workdir.
-
-    Raises:
-        StageError: neither file exists with the recorded content.
-    """
-    workdir = pruned.parent.parent
-    record = workdir / "config" / f"{pruned.parent.name}.json"
-    known = read_record(record)["config"].get("model", {}) if record.is_file() else {}
-    for path in (Path(known.get("path", "")), workdir / PRETRAINED):
-        if path.is_file() and fingerprint(path) == known.get("sha256"):
-            return str(path)
-    raise StageError(
-        "Students of a pruned model follow the whole one. "
-        f"Received: {pruned}, and no {known.get('path', 'record of the search')}. Name "
-        "it with --teacher, or train without it: --distillation=0."
-    )
-
-
-def read_teacher(path: str | None, model: keras.Model) -> keras.Model:
-    """Returns the model that distillation follows.
-
-    Args:
-        path: a .keras or .h5 file; None: the float model itself.
-        model: the float model, of which the student is made.
-
-    Returns:
-        A model of the same inputs and classes.
-
-    Raises:
-        ValueError: the file is unreadable, or its inputs or classes differ.
-    """
-    if path is None:
-        return model
-    check_model_path(expand_user(path))
-    teacher = load_model(expand_user(path))
-    for what, own, wanted in (
-        ("inputs", teacher.input_shape, model.input_shape),
-        ("outputs", teacher.output_shape, model.output_shape),
-    ):
-        if not _agree(own, wanted):
-            raise StageError(
-                f"A teacher must have the {what} of the float model, {wanted}. "
-                f"Received: teacher={path!r} with {own}. Name a model of the same "
-                "images and classes, or leave --teacher out."
-            )
-    return teacher
-
-
-def _agree(own: Any, wanted: Any) -> bool:
-    """Whether two structures of shapes are compatible; None stands for any size."""
-    mine, its = keras.tree.flatten(own), keras.tree.flatten(wanted)
-    same = len(mine) == len(its)
-    return same and all(
-        a is None or b is None or a == b for a, b in zip(mine, its, strict=True)
-    )
-
-
-def statistics_batches(config: FinetuneConfig, dataset: Dataset) -> Any:
-    """Returns augmented training batches to measure statistics on, or None.
-
-    Without augmentation the statistics of BatchNormalization differ from those that the
-    weights were trained with; on CIFAR-10 that cost 1.4 points of accuracy.
-    """
-    if not config.epochs or not config.statistics_images:
-        return None
-    batches = math.ceil(config.statistics_images / dataset.config.batch_size)
-    return dataset.train(config.epochs).take(batches)
-
-
-def snap_student(
-    student: keras.Model,
-    trainee: keras.Model,
-    dataset: Dataset,
-    stage: Stage,
-    config: FinetuneConfig,
-) -> float | None:
-    """Measures statistics, rounds biases, and compares the student with the last epoch.
-
-    Args:
-        student: trained; changed in place.
-        trainee: what `train_student` returned.
-        dataset: the images. Without a validation split the comparison is on training
-            images.
-        stage: its metrics.jsonl may have the accuracy of the last epoch.
-        config: the number of images to measure on, and the tolerance.
-
-    Returns:
-        Accuracy of the student that is saved, 0 to 1, or the headline metric of its
-        task; None where it is undefined (a detector's, on images without objects).
-
-    Raises:
-        StageError: it lies more than the tolerance below that of the last epoch.
-    """
-    batches = statistics_batches(config, dataset)
-    task, labelled = task_for(student, dataset), as_labelled(dataset)
-    if dataset.sizes["validation"]:
-        images, key = labelled.validation(), f"val_{task.headline}"
-    else:
-        images = labelled.train(config.epochs).take(VERIFIED_BATCHES)
-        key = task.headline
-
-    def measured() -> float | None:
-        return task.measure(trainee, images, dataset.class_names).get(task.headline)
-
-    if config.precision != "float32":
-        # `fit` has cached a test function that computes in the training precision.
-        trainee.make_test_function(force=True)
-    epochs = read_jsonl(stage.folder / METRICS)
-    before = epochs[-1].get(f"val_{task.headline}") if epochs else None
-    if before is None:
-        before = measured()
-    snap_biases(student, batches)
-    after = measured()
-    if before is None or after is None:
-        return None
-    if is_chief():
-        print(
-            f"{key} {before:.4f} after the last epoch, {after:.4f} with biases rounded."
-        )
-    if _cost(before, after, task.share) > config.snap_tolerance:
-        raise StageError(_dropped(before, after, key, stage, config))
-    return after
-
-
-def _cost(before: float, after: float, share: bool) -> float:
-    """What is lost: of a share the difference, of a loss how much it grew over it."""
-    if share:
-        return before - after
-    return (after - before) / abs(before) if before else math.inf * (after > before)
-
-
-def _dropped(
-    before: float, after: float, key: str, stage: Stage, config: FinetuneConfig
-) -> str:
-    cause = "rounding biases cost that much: give layers more bits"
-    if config.statistics_images and config.epochs:
-        cause = (
-            "the images that statistics were measured on are too few or not like those "
-            "of training: use --statistics_images=0, which keeps the statistics of "
-            "training, or more images"
-        )
-    return (
-        "Rounding biases must leave a student as good as the last epoch. "
-        f"Received: {key}={before:.4f} before and {after:.4f} after, with "
-        f"snap_tolerance={config.snap_tolerance:g}. Most likely {cause}; or raise "
-        f"--snap_tolerance. {stage.folder} keeps its epochs: the same command with "
-        "these flags goes on from there."
-    )
 
 
 def train_student(

@@ -11,7 +11,7 @@ from gmpq_tf.data import load_dataset
 from gmpq_tf.policy import BitwidthPolicy, PolicyError
 from gmpq_tf.run import loop
 from gmpq_tf.run.errors import StageError
-from gmpq_tf.train import finetune as finetune_module
+from gmpq_tf.train import snapping
 from gmpq_tf.train.finetune import FinetuneConfig, choose_policy, finetune
 from tests.train.conftest import small_model
 
@@ -222,7 +222,7 @@ def test_statistics_of_other_images_stop_the_stage(
         policy="uniform:8,8",
     )
     monkeypatch.setattr(
-        finetune_module,
+        snapping,
         "statistics_batches",
         lambda config, dataset: black if config.statistics_images else None,
     )
@@ -247,7 +247,7 @@ def test_statistics_of_other_images_stop_the_stage(
 
 def test_any_drop_may_be_allowed(float_file, digits, quiet, monkeypatch):
     black = [np.zeros((32, 8, 8, 1), "float32")]
-    monkeypatch.setattr(finetune_module, "statistics_batches", lambda *_: black)
+    monkeypatch.setattr(snapping, "statistics_batches", lambda *_: black)
     config = tiny(float_file, epochs=1, snap_tolerance=1.0)
     with pytest.warns(UserWarning, match="far from"):
         assert finetune(config, digits, quiet).finished

@@ -15,9 +15,10 @@ from gmpq_tf.run.errors import StageError
 from gmpq_tf.search.finalists import FinalistsConfig
 from gmpq_tf.search.strategies.djpq import DJPQConfig
 from gmpq_tf.train.evaluate import EvaluateConfig, evaluate
-from gmpq_tf.train.finetune import FinetuneConfig, finetune, whole_model
+from gmpq_tf.train.finetune import FinetuneConfig, finetune
 from gmpq_tf.train.report import ReportConfig, report
 from gmpq_tf.train.strategies import ChoicesConfig, search_by
+from gmpq_tf.train.teachers import whole_model
 
 STRONG = {"epochs": 6, "importance_learning_rate": 0.2, "learning_rate": 1e-3}
 
