@@ -6,7 +6,7 @@ others 0. The hypernet then computes what `quantize_model` of the policy would c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from time import perf_counter
@@ -18,13 +18,12 @@ import tensorflow as tf
 
 from gmpq_tf.attribution import grad_cam, rank_distance
 from gmpq_tf.attribution.target import resize_maps
-from gmpq_tf.graph import fill, infer, read_graph
-from gmpq_tf.layer_kinds import Role
 from gmpq_tf.search.case import SearchCase
 from gmpq_tf.search.config import RiskConfig
 from gmpq_tf.search.errors import StrategyError
 from gmpq_tf.search.generalizations import generalization_of
 from gmpq_tf.search.judge import Judge
+from gmpq_tf.search.norm_statistics import NormStatistics
 from gmpq_tf.search.tuning import BATCH, Tuner
 from gmpq_tf.search.values import Bits
 from gmpq_tf.task import Binary
@@ -249,7 +248,7 @@ class Evaluator:
         self, bits: Bits, steps: int, images: int, training: Mapping[str, Any]
     ) -> dict[str, list[float]]:
         kept, statistics = None, self._statistics(steps)
-        renewed = statistics > 0 and bool(self._norms)
+        renewed = statistics > 0 and bool(self._norms.layers)
         if steps or renewed:
             kept = [np.asarray(v) for v in self.hypernet.variables]
         try:
@@ -372,50 +371,13 @@ class Evaluator:
         return attributed
 
     @cached_property
-    def _norms(self) -> list[Any]:
-        calls = read_graph(self.hypernet).calls
-        return [
-            call.layer
-            for call in calls
-            if call.role is Role.NORM and hasattr(call.layer, "moving_mean")
-        ]
-
-    @cached_property
-    def _statistics_pass(self) -> Any:
-        """A forward pass after which norms have the statistics of its batch.
-
-        All else computes as in inference: noise, as that of channel gates, would be in
-        the statistics, but not in what is measured.
-        """
-        graph, norms = read_graph(self.hypernet), self._norms
-
-        @tf.function(reduce_retracing=True)
-        def measure(inputs: Sequence[tf.Tensor]) -> None:
-            before = [norm.momentum for norm in norms]
-            for norm in norms:  # only while the function is traced
-                norm.momentum = 0.0
-            tensors: dict[int, Any] = {
-                index: tf.cast(tensor, graph.dtypes[index])
-                for index, tensor in zip(graph.inputs, inputs, strict=True)
-            }
-            try:
-                for call in graph.calls:
-                    if any(call.layer is norm for norm in norms):
-                        found = call.layer(*fill(call.args, tensors), training=True)
-                    else:
-                        found = infer(call, tensors)
-                    outputs = keras.tree.flatten(found)
-                    tensors.update(zip(call.outputs, outputs, strict=True))
-            finally:
-                for norm, momentum in zip(norms, before, strict=True):
-                    norm.momentum = momentum
-
-        return measure
+    def _norms(self) -> NormStatistics:
+        return NormStatistics(self.hypernet)
 
     def _measure_statistics(self, images: int) -> None:
         fixed = self.case.data.inputs.batch_size
         rows = slice(0, min(images, self.images, fixed or images))
-        self._statistics_pass([tf.constant(a[rows]) for a in self.held.inputs])
+        self._norms.measure([tf.constant(a[rows]) for a in self.held.inputs])
         self.case.meter.forward(rows.stop)
 
     def batch(self, rows: slice) -> Any:
