@@ -83,7 +83,11 @@ def split_head(
 
 
 def last_feature_map(graph: Graph, feature_layer: str | None = None) -> int:
-    """Number of the feature map to attribute; see `split_head`."""
+    """Number of the feature map to attribute; see `split_head`.
+
+    Raises:
+        GraphError: no feature map has every path of the model through it.
+    """
     for index in _candidates(graph, feature_layer):
         if _cuts(graph, index):
             return index

@@ -44,7 +44,7 @@ def normalized(maps: tf.Tensor, p: tf.Tensor | float = 1.0) -> tf.Tensor:
 
     Args:
         maps: non-negative, [B, H, W]; narrow floats are computed in float32.
-        p: positive exponent.
+        p: positive exponent, a scalar.
 
     Returns:
         [B, H, W], each map summing to 1 (or 0), in float32 at least.

@@ -81,7 +81,7 @@ def augment_batch(
     Args:
         images: Pixels, `[batch, height, width, channels]`, height and width known.
         augmentation: Largest shift, and whether to mirror.
-        seed: Two integers.
+        seed: Two integers, `[2]`.
         share: Which part of a whole batch the images are. Each image is changed as it
             would be in the whole batch.
 

@@ -41,7 +41,7 @@ def random_square_window(
 
     Args:
         shape: Height and width of the image, int32 `[2]`.
-        seed: Two integers.
+        seed: Two integers, `[2]`.
         ratio: Height of the window over its width; 1: a square.
 
     Returns:
@@ -65,7 +65,7 @@ def random_resized_window(
 
     Args:
         shape: Height and width of the image, int32 `[2]`.
-        seed: Two integers.
+        seed: Two integers, `[2]`.
         ratio: Height over width of the model's input; the range of ratios is scaled by
             it.
 
@@ -90,6 +90,9 @@ def cut(image: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
     Args:
         image: `[height, width, channels]`.
         window: int32 `[4]`, inside the image.
+
+    Returns:
+        `[window height, window width, channels]`, of the image's type.
     """
     top, left, height, width = tf.unstack(window)
     return image[top : top + height, left : left + width]

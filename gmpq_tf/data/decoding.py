@@ -77,7 +77,7 @@ class ImageDecoder:
 
         Args:
             encoded: A scalar string.
-            label: Its class.
+            label: Its class, an integer scalar.
             crop: Chooses the window of each image of the epoch; None: the middle.
             place: Position of the image in the epoch, int64 scalar.
 
@@ -174,7 +174,7 @@ def resize(images: tf.Tensor, size: int | Sequence[int] | tf.Tensor) -> tf.Tenso
         size: Height and width of the result, in pixels, or the side of squares.
 
     Returns:
-        uint8 images of that size.
+        uint8 of that size, otherwise of the shape of `images`.
     """
     if tf.is_tensor(size):
         return _resized(images, size)

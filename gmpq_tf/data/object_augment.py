@@ -41,7 +41,7 @@ def vary_ssd(
         image: uint8 [H, W, C].
         labels: "boxes" [M, 4] as (ymin, xmin, ymax, xmax), 0 to 1, "classes" [M], -1:
             padding, and "difficult" [M].
-        seed: two integers.
+        seed: two integers, [2].
         size: height and width of the result.
 
     Returns:
@@ -63,7 +63,7 @@ def vary_flip(
     Args:
         image: uint8 [H, W, C].
         labels: as for `vary_ssd`.
-        seed: two integers.
+        seed: two integers, [2].
         size: height and width of the result.
 
     Returns:
@@ -78,7 +78,7 @@ def zoomed_window(seed: tf.Tensor) -> tf.Tensor:
     The canvas has 1 to 4 times the sides of the image, which lies at a random place.
 
     Args:
-        seed: two integers.
+        seed: two integers, [2].
 
     Returns:
         float32 [4] as (ymin, xmin, ymax, xmax), relative to the image: 0 and 1 are its
@@ -105,7 +105,7 @@ def cut_window(
         shape: height and width of the image in pixels, int32 [2].
         labels: objects of the image.
         window: from `zoomed_window`, float32 [4].
-        seed: two integers.
+        seed: two integers, [2].
 
     Returns:
         float32 [4], in the same coordinates.
@@ -161,7 +161,7 @@ def stretch(
         labels: objects of the image.
         window: float32 [4], relative to the image; may extend beyond it.
         size: height and width of the result.
-        seed: two integers that decide the colours.
+        seed: two integers, [2], that decide the colours.
 
     Returns:
         uint8 [*size, C], and the objects whose centre lies in it.
@@ -225,7 +225,7 @@ def mirror(
     Args:
         image: [H, W, C].
         labels: its objects, as for `vary_ssd`.
-        seed: two integers.
+        seed: two integers, [2].
     """
     turned = tf.random.stateless_uniform([], seed) < 0.5
     top, left, bottom, right = tf.unstack(labels["boxes"], axis=-1)
@@ -245,7 +245,7 @@ def vary_colours(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 
     Args:
         image: uint8 [H, W, C].
-        seed: two integers.
+        seed: two integers, [2].
 
     Returns:
         uint8 [H, W, C].

@@ -33,7 +33,11 @@ class DefaultBoxesLayer(keras.layers.Layer):
         self.default_boxes = default_boxes
 
     def build(self, input_shape: Any) -> None:
-        """Checks that there is one default box for each row of offsets."""
+        """Checks that there is one default box for each row of offsets.
+
+        Raises:
+            BoxError: their number is another.
+        """
         wanted = (self.default_boxes.count, 4)
         if tuple(input_shape[1:]) != wanted:
             raise BoxError(

@@ -128,7 +128,11 @@ class RegionProposal(keras.layers.Layer):
         self.search, self._centers = search, search.centers()
 
     def build(self, scores_shape: Any, offsets_shape: Any) -> None:
-        """Compares the number of anchors with that of scores and offsets."""
+        """Compares the number of anchors with that of scores and offsets.
+
+        Raises:
+            BoxError: there is another number of them than of anchors.
+        """
         count = self.search.count
         wanted = [(count, 1), (count, 4)]
         given = [tuple(scores_shape[1:]), tuple(offsets_shape[1:])]

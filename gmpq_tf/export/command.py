@@ -154,7 +154,11 @@ class ExportConfig:
             )
 
     def objects(self) -> PostProcess | None:
-        """Options of the returned detections; None: the file returns raw outputs."""
+        """Options of the returned detections; None: the file returns raw outputs.
+
+        Raises:
+            ExportError: such options are given, and postprocess is not.
+        """
         options = PostProcess(
             self.max_detections,
             self.iou_threshold,

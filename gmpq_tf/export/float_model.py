@@ -118,6 +118,9 @@ def float_graph(model: Any) -> tuple[Graph, list[FloatKernel]]:
 
     Each use of a convolution or dense layer gets a stock layer of its own, because
     the BatchNormalization folded into it may differ.
+
+    Raises:
+        ExportError: the model has no graph, or a layer cannot be exported.
     """
     try:
         graph = read_graph(model)

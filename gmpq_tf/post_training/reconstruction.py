@@ -141,7 +141,11 @@ class Saved:
         self.identity = digest.hexdigest()
 
     def restore(self) -> dict[str, Learned]:
-        """Restores the student's weights; returns the results of an earlier call."""
+        """Restores the student's weights; returns the results of an earlier call.
+
+        Raises:
+            DamagedFileError: the file is damaged, or was written by something else.
+        """
         if self.path is None or not self.path.exists():
             return {}
         try:

@@ -57,14 +57,14 @@ class Line:
         fit: str,
         bounds: tuple[float, float],
     ) -> Line:
-        """Fits lines to batches [B, ..., channels] of student and float network.
+        """Fits lines to batches of student and float network.
 
         Pairs of values that are both outside the bounds do not count, because the
         activation hides their difference.
 
         Args:
-            ours: the student's values.
-            theirs: the float network's values for the same images.
+            ours: the student's values, [B, ..., channels] each.
+            theirs: the float network's values for the same images, likewise.
             fit: "mean", "error" or "spread"; see `match_statistics`.
             bounds: values between which the activation is not constant.
         """

@@ -166,7 +166,7 @@ class KernelMethod:
         """Steps of least squared error, of a shape that broadcasts to the kernel.
 
         Args:
-            kernel: finite, float32.
+            kernel: finite, float32, in the shape of the layer.
             bits: 2 to 8.
             axes: axes that share a step.
         """

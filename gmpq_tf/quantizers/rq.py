@@ -71,7 +71,7 @@ def drawn(
 
     Args:
         x: any shape.
-        step: positive, broadcasts against `x`.
+        step: positive, of a shape that broadcasts against `x`.
         low: smallest code, a scalar.
         high: largest code, a scalar.
         seed: [2], as `next_seed` returns it.
@@ -133,8 +133,8 @@ def mean_code(
 
     Args:
         scaled: values in steps, between `low` and `high`, any shape.
-        low: smallest code; codes below it have the probability 0.
-        high: largest code; codes above it have the probability 0.
+        low: smallest code, a scalar; codes below it have the probability 0.
+        high: largest code, a scalar; codes above it have the probability 0.
 
     Returns:
         Mean codes and their derivatives, like `scaled`.

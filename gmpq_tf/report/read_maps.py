@@ -47,7 +47,11 @@ def _prefixed(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.nda
 
 
 def check_images(images: np.ndarray) -> None:
-    """Requires images as a page shows them: uint8 [N, H, W, C]."""
+    """Requires images as a page shows them: uint8 [N, H, W, C].
+
+    Raises:
+        ReportError: they are of another type or shape.
+    """
     check_array("images", images, (None, None, None, None))
     if images.dtype != np.uint8 or images.shape[-1] not in (1, 3) or not images.size:
         raise ReportError(
@@ -57,7 +61,11 @@ def check_images(images: np.ndarray) -> None:
 
 
 def check_array(key: str, array: np.ndarray, shape: Iterable[int | None]) -> None:
-    """Requires numbers of a shape; None is any size."""
+    """Requires numbers of a shape; None is any size.
+
+    Raises:
+        ReportError: they are of another shape, or no numbers.
+    """
     wanted = tuple(shape)
     fits = array.ndim == len(wanted) and all(
         want in (None, got) for want, got in zip(wanted, array.shape, strict=True)
@@ -70,7 +78,11 @@ def check_array(key: str, array: np.ndarray, shape: Iterable[int | None]) -> Non
 
 
 def read_npz(workdir: Path, name: str) -> dict[str, np.ndarray]:
-    """Reads a file of plain arrays of any shape; unpacked its size is bounded."""
+    """Reads a file of plain arrays of any shape; unpacked its size is bounded.
+
+    Raises:
+        ReportError: the file is outside of the workdir, missing or damaged.
+    """
     path = workdir / name
     if not _is_inside(path, workdir):
         raise ReportError(

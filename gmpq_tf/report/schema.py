@@ -249,7 +249,11 @@ def check_number(
 
 @contextmanager
 def named(where: str) -> Iterator[None]:
-    """Puts the name of a file or place in front of errors raised in the block."""
+    """Puts the name of a file or place in front of errors raised in the block.
+
+    Raises:
+        ReportError: the block raised a `ValueError`.
+    """
     try:
         yield
     except ValueError as error:

@@ -162,7 +162,11 @@ def posed(
     limits: Sequence[Limit],
     bonds: Bonds = FREE,
 ) -> tuple[dict, Problem, list[Limit], dict[str, tuple[int, int]]]:
-    """The candidates that have values, their knapsack, its limits and its solution."""
+    """The candidates that have values, their knapsack, its limits and its solution.
+
+    Raises:
+        BudgetError: no policy keeps all limits.
+    """
     allowed = {
         name: (_valued(pair[0], values[name][0]), _valued(pair[1], values[name][1]))
         for name, pair in candidates.items()

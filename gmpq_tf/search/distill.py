@@ -38,6 +38,10 @@ class Distiller(keras.Model):
         weight: `w`, 0 to 1.
         temperature: `T > 0`.
 
+    Raises:
+        ValueError: weight or temperature is out of range.
+        GraphError: the teacher lacks one of the student's random layers.
+
     Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015.
     """
 
@@ -139,6 +143,9 @@ def shared_front(
 
     Returns:
         Names of the layers, and the teacher or a copy of it without nested models.
+
+    Raises:
+        GraphError: the teacher lacks one of the student's random layers.
     """
     if flattened(student) is not student:
         return [], teacher

@@ -31,7 +31,8 @@ class MapCount(keras.metrics.Metric):
 
         Args:
             maps: maps of the teacher, [B, H, W].
-            classes: what `labels_to_classes` returned; None: the predicted classes.
+            classes: what `labels_to_classes` returned, [B] or [B, C]; None: the
+                predicted classes.
             num_classes: number of scores of the model.
         """
         empty = tf.reduce_max(maps, axis=(1, 2)) == 0

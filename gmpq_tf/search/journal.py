@@ -54,11 +54,6 @@ class Journal:
         if self.path is not None:
             self._open(self.path)
 
-    @property
-    def replayable(self) -> int:
-        """Number of answers that are known and need no computing."""
-        return len(self._answers)
-
     def once(self, key: Any, compute: Callable[[], Any]) -> Any:
         """The answer to a key, from the file, or else computed and added to the file.
 

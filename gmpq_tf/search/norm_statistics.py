@@ -32,8 +32,9 @@ class NormStatistics:
     def measure(self) -> Any:
         """A forward pass after which norms have the statistics of its batch.
 
-        It takes a list of the inputs in the graph's order, arrays [B, ...]. All else computes as in inference: noise, as that of channel gates, would be in
-        the statistics, but not in what is measured.
+        It takes a list of the inputs in the graph's order, arrays [B, ...]. All but the
+        norms compute as in inference: noise, as that of channel gates, would be in the
+        statistics, but not in what is measured.
         """
         graph, norms = self._graph, self.layers
 

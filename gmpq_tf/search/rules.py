@@ -134,7 +134,11 @@ class ASGA(Plain):
     def gradients(
         self, forward: Callable[[], tuple[tf.Tensor, Any]], variables: Sequence[Any]
     ) -> tuple[Any, list[tf.Tensor | None]]:
-        """Results of the first pass and mean gradients, of the variables' shapes."""
+        """Results of the first pass and mean gradients, of the variables' shapes.
+
+        Raises:
+            StrategyError: there are several replicas.
+        """
         if replica_count() > 1:
             raise StrategyError(
                 "The rule asga trains on one device. Received: rule='asga' and "

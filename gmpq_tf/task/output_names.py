@@ -68,6 +68,9 @@ def spread_over(given: Any, graph: Graph, what: str, all_of: Any = ()) -> list[A
         graph: the graph of the model.
         what: name of the value in errors.
         all_of: types of a value that stands for all outputs.
+
+    Raises:
+        TaskError: a name is unknown, or their number is not that of the outputs.
     """
     count = len(graph.outputs)
     if given is None:

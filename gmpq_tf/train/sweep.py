@@ -124,7 +124,11 @@ def run_grid(
 def run_trials(
     config: SweepConfig, spec: Path, workdir: Path, flags: tuple[Flags, Flags]
 ) -> tuple[Mapping[str, Point], list[str]]:
-    """Draws points from ranges and runs them; arguments and result as `run_grid`."""
+    """Draws points from ranges and runs them; arguments and result as `run_grid`.
+
+    Raises:
+        StageError: the specification has no ranges.
+    """
     assert config.trials is not None
     if "ranges" not in read_spec(spec):
         raise StageError(

@@ -128,7 +128,11 @@ class SweepConfig:
         return RunnerOptions(self.jobs, *ray, workdir / RECORD)
 
     def share(self) -> tuple[int, int]:
-        """Returns index (from 0) and count of the shard."""
+        """Returns index (from 0) and count of the shard.
+
+        Raises:
+            ValueError: `shard` is not INDEX/COUNT with INDEX below COUNT.
+        """
         match = re.fullmatch(r"(\d+)/(\d+)", self.shard)
         index, count = map(int, match.groups()) if match else (0, 0)
         if index >= count:

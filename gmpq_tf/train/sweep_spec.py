@@ -210,7 +210,11 @@ def _combinations(content: Flags) -> list[Flags]:
 
 
 def check_count(count: int) -> None:
-    """Refuses more points than a sweep may have."""
+    """Refuses more points than a sweep may have.
+
+    Raises:
+        StageError: there are more.
+    """
     if count > MOST_POINTS:
         raise StageError(
             f"A sweep must have at most {MOST_POINTS} points. Received: {count}. "

@@ -13,7 +13,12 @@ FUSABLE = ("linear", "relu", "relu6")
 
 
 def check_layer(call: Call) -> None:
-    """Refuses layers without quantizers, or with a data layout that TFLite lacks."""
+    """Refuses layers without quantizers, or with a data layout that TFLite lacks.
+
+    Raises:
+        ExportError: the layer is one of these, or has an activation that no kernel
+            fuses.
+    """
     layer = call.layer
     quantizers = [getattr(layer, f"{k}_quantizer", None) for k in ("input", "kernel")]
     if None in quantizers or any(len(q.bits) != 1 for q in quantizers if q):

@@ -64,7 +64,11 @@ def _beyond(deviation: Deviation) -> str:
 
 
 def check_twin(found: TwinCheck) -> None:
-    """Refuses a file if one of its integers differs from exact arithmetic."""
+    """Refuses a file if one of its integers differs from exact arithmetic.
+
+    Raises:
+        ExportError: one differs, or an operator has no exact counterpart.
+    """
     if found.unknown:
         raise ExportError(
             f"{found.unknown[0]} So that every integer of the file is right cannot be "
@@ -82,7 +86,11 @@ def check_twin(found: TwinCheck) -> None:
 
 
 def check_twin_outputs(outputs: Outputs) -> None:
-    """Refuses a file if its outputs differ from those of its twin on any image."""
+    """Refuses a file if its outputs differ from those of its twin on any image.
+
+    Raises:
+        ExportError: an output differs.
+    """
     for output in outputs.outputs:
         off, same = output.twin_max_error or 0.0, output.twin_agreement
         if off > FLOAT_ENDS or (same is not None and same < 1):

@@ -46,6 +46,9 @@ def check_effort(least_agreement: Any, latency_runs: Any) -> None:
     Args:
         least_agreement: a number from 0 to 1; None: not asked for.
         latency_runs: 0 or more.
+
+    Raises:
+        ExportError: one of them is out of range.
     """
     share = 0 if least_agreement is None else least_agreement
     if not isinstance(share, numbers.Real) or not 0 <= float(share) <= 1:
@@ -61,7 +64,11 @@ def check_effort(least_agreement: Any, latency_runs: Any) -> None:
 
 
 def check_batch(batch: Any) -> None:
-    """Refuses a batch that is not a whole number of images, 1 or more."""
+    """Refuses a batch that is not a whole number of images, 1 or more.
+
+    Raises:
+        ExportError: it is none.
+    """
     if batch is not None and (type(batch) is not int or batch < 1):
         raise ExportError(
             "batch must be a whole number of images, 1 or more. "
@@ -99,7 +106,11 @@ def check_choices(
 
 
 def check_choice(what: str, value: str, valid: Sequence[str]) -> None:
-    """Refuses a value that is not one of the valid choices of an option."""
+    """Refuses a value that is not one of the valid choices of an option.
+
+    Raises:
+        ExportError: it is none of them.
+    """
     if value not in valid:
         raise ExportError(
             f"{what} must be one of {', '.join(valid)}. "
@@ -128,7 +139,11 @@ def verification(runtime: str, verify: str | None) -> str:
 
 
 def check_metadata(metadata: Any) -> None:
-    """Refuses metadata that cannot be stored as JSON."""
+    """Refuses metadata that cannot be stored as JSON.
+
+    Raises:
+        ExportError: it holds other values.
+    """
     try:
         json.dumps(metadata)
     except (TypeError, ValueError) as error:
@@ -139,7 +154,11 @@ def check_metadata(metadata: Any) -> None:
 
 
 def check_student(student: Any) -> None:
-    """Refuses anything but a quantized, calibrated Keras model."""
+    """Refuses anything but a quantized, calibrated Keras model.
+
+    Raises:
+        ExportError: it has no quantizers, or its ranges were not set from data.
+    """
     if not isinstance(student, keras.Model):
         raise ExportError(
             "student must be a Keras model. "

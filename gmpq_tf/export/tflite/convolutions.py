@@ -296,6 +296,9 @@ def add_depthwise(
     """Writes another layer as a depthwise convolution with a kernel [1, H, W, C].
 
     `codes` are the kernel, `scale` [C] its steps, `bias` [C] in accumulator units.
+
+    Raises:
+        ExportError: the results are too small for 32-bit sums.
     """
     source = net.input(call)
     assert source.grid is not None

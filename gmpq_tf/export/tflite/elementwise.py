@@ -89,7 +89,11 @@ def add_affine(net: IntegerGraph, call: Call, grid: Grid, fused: Fused) -> None:
 
 
 def lower_gate(net: IntegerGraph, call: Call) -> None:
-    """Sigmoid inside a model: LOGISTIC; hard sigmoid: a scaling that saturates."""
+    """Sigmoid inside a model: LOGISTIC; hard sigmoid: a scaling that saturates.
+
+    Raises:
+        ExportError: the sigmoid is on another grid than that of 1/256.
+    """
     grid = net.next_grid(call.outputs[0], call.name)
     if grid != UNIT:
         raise ExportError(
@@ -123,7 +127,11 @@ def lower_multiply(net: IntegerGraph, call: Call) -> None:
 
 
 def check_two(call: Call) -> None:
-    """Refuses sums and products of more than two tensors."""
+    """Refuses sums and products of more than two tensors.
+
+    Raises:
+        ExportError: there are not two.
+    """
     if len(call.inputs) != 2:
         what = "A product" if call.role is Role.PRODUCT else "An addition"
         raise ExportError(

@@ -94,6 +94,9 @@ def converted(net: IntegerGraph, call: Call, indices: list[int]) -> bytes:
         net: the file being written, for shapes and the batch size.
         call: the layer's call.
         indices: numbers of the tensors that it reads, each once.
+
+    Raises:
+        ExportError: TensorFlow cannot convert the layer.
     """
     shapes = [net.shape(index, call.name) for index in indices]
     kinds = [net.graph.dtypes[index] for index in indices]

@@ -235,7 +235,11 @@ def add_call(net: IntegerGraph, call: Call, output_type: str) -> None:
 
 
 def lower_call(net: IntegerGraph, call: Call) -> None:
-    """Writes the operators of a call that does not end the model."""
+    """Writes the operators of a call that does not end the model.
+
+    Raises:
+        ExportError: its kind has no function in `LOWERINGS`.
+    """
     if is_identity(call):
         lower_alias(net, call)
     elif is_gate(call):

@@ -287,11 +287,11 @@ class Tally:
     def add_twin(
         self, want: np.ndarray, have: np.ndarray, labels: np.ndarray | None = None
     ) -> None:
-        """Adds a batch of the twin's numbers and the file's, [B, ...] each.
+        """Adds a batch of the twin's numbers and the file's.
 
         Args:
-            want: outputs of the twin.
-            have: outputs of the file.
+            want: outputs of the twin, [B, ...].
+            have: outputs of the file, [B, ...].
             labels: labels of the batch, [B] or [B, ...], or None.
         """
         off = float(np.max(np.abs(want.astype("float64") - have), initial=0.0))

@@ -86,6 +86,9 @@ def add_mean(net: IntegerGraph, call: Call, pixels: int, grid: Grid) -> None:
     """Writes the mean of whole images: channels first, then a dense layer of 1 output.
 
     Its kernel has one code a pixel; a depthwise one would have one a pixel and channel.
+
+    Raises:
+        ExportError: the results are too small for 32-bit sums.
     """
     source, index = net.input(call), call.outputs[0]
     assert source.grid is not None
@@ -226,6 +229,9 @@ def lower_padded_average(net: IntegerGraph, call: Call) -> None:
 
     It is computed in UINT8: with no negative integers, AVERAGE_POOL_2D rounds halves
     upwards as Keras does. Conversion from INT8 and back only moves the zero point.
+
+    Raises:
+        ExportError: the file is for TFLite Micro.
     """
     if net.runtime == "micro":
         raise ExportError(

@@ -129,7 +129,11 @@ def write_export(
     report: ExportReport,
     beside: Mapping[Path, bytes] | None = None,
 ) -> None:
-    """Writes the file, its report beside it, and other files: all or none."""
+    """Writes the file, its report beside it, and other files: all or none.
+
+    Raises:
+        ExportError: one of them cannot be written.
+    """
     text = json_text(report.to_json()).encode()
     contents = {path: content, path.with_name(REPORT_NAME): text, **(beside or {})}
     try:

@@ -93,7 +93,11 @@ def lower_cropping(net: IntegerGraph, call: Call) -> None:
 
 
 def lower_upsampling(net: IntegerGraph, call: Call) -> None:
-    """Writes UpSampling2D by repetition, as a RESIZE_NEAREST_NEIGHBOR."""
+    """Writes UpSampling2D by repetition, as a RESIZE_NEAREST_NEIGHBOR.
+
+    Raises:
+        ExportError: the layer interpolates in another way.
+    """
     if call.layer.interpolation != "nearest":
         raise ExportError(
             "UpSampling2D must repeat pixels. "
@@ -121,7 +125,11 @@ def lower_concatenate(net: IntegerGraph, call: Call) -> None:
 
 
 def on_one_grid(net: IntegerGraph, call: Call) -> tuple[Value, list[int]]:
-    """The operand with the widest grid, and all operands moved to its zero point."""
+    """The operand with the widest grid, and all operands moved to its zero point.
+
+    Raises:
+        ExportError: their steps differ.
+    """
     operands = [net.input(call, i) for i in range(len(call.inputs))]
     first = max(operands, key=lambda v: _span(v.grid))
     assert first.grid is not None

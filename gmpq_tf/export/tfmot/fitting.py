@@ -23,8 +23,8 @@ def least_error_step(
     Args:
         values: values to quantize, any shape.
         largest: steps that clip nothing, of a shape that broadcasts to the values.
-        quantize: (values, steps) -> quantized values.
-        fractions: fractions of the largest step to try.
+        quantize: (values, steps) -> quantized values, of the shape of the values.
+        fractions: fractions of the largest step to try, [n].
         nested: whether only powers of two are tried.
         axes: axes of the values that share a step.
 

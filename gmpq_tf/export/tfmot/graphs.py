@@ -55,7 +55,11 @@ def build_tf_keras(
 
 
 def read_tf_keras(model: Any) -> Graph:
-    """The graph of a functional tf_keras model."""
+    """The graph of a functional tf_keras model.
+
+    Raises:
+        ExportError: the model is not a functional one of tf_keras.
+    """
     if not isinstance(model, libraries().tf_keras.Model) or not hasattr(
         model, "_nodes_by_depth"
     ):

@@ -69,7 +69,11 @@ def space_to_depth(op: Operator) -> Compute:
 
 
 def concatenate(op: Operator) -> Compute:
-    """CONCATENATION of tensors on one grid."""
+    """CONCATENATION of tensors on one grid.
+
+    Raises:
+        ExportError: the twin cannot compute it.
+    """
     grids = {(float(t.step), t.zero_point) for t in (*op.inputs, op.output)}
     if len(grids) > 1:
         raise op.unsupported(f"whose operands are on the grids {sorted(grids)}")
@@ -77,7 +81,11 @@ def concatenate(op: Operator) -> Compute:
 
 
 def resize_nearest(op: Operator) -> Compute:
-    """RESIZE_NEAREST_NEIGHBOR by whole factors: rows and columns are repeated."""
+    """RESIZE_NEAREST_NEIGHBOR by whole factors: rows and columns are repeated.
+
+    Raises:
+        ExportError: the twin cannot compute it.
+    """
     before, after = op.inputs[0].shape[1:3], op.output.shape[1:3]
     if any(large % small for small, large in zip(before, after, strict=True)):
         raise op.unsupported(f"from {before} to {after}")
@@ -98,7 +106,11 @@ def max_pool(op: Operator) -> Compute:
 
 
 def average_pool(op: Operator) -> Compute:
-    """AVERAGE_POOL_2D of unsigned integers: the mean, halves rounded upwards."""
+    """AVERAGE_POOL_2D of unsigned integers: the mean, halves rounded upwards.
+
+    Raises:
+        ExportError: the twin cannot compute it.
+    """
     if op.output.kind != "UINT8":
         raise op.unsupported(f"of {op.output.kind}")
     size = (op.options.filterHeight, op.options.filterWidth)

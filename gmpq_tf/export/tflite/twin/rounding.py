@@ -18,7 +18,11 @@ ACTIVATIONS = schema.ActivationFunctionType
 
 
 def limits(op: Operator) -> tuple[int, int]:
-    """Smallest and largest integer of a result, with its fused activation."""
+    """Smallest and largest integer of a result, with its fused activation.
+
+    Raises:
+        ExportError: the twin does not know its fused activation.
+    """
     low, high = op.output.range
     activation = getattr(op.options, "fusedActivationFunction", ACTIVATIONS.NONE)
     if activation == ACTIVATIONS.NONE:

@@ -29,7 +29,11 @@ def add(op: Operator) -> Compute:
 
 
 def added_in_turns(op: Operator) -> Compute:
-    """ADD of built-in kernels: operands are rounded to a finer grid, then the sum."""
+    """ADD of built-in kernels: operands are rounded to a finer grid, then the sum.
+
+    Raises:
+        ExportError: the steps of the operands are too large.
+    """
     steps = [float(t.step) for t in op.inputs]
     twice, target = 2 * max(steps), op.output
     tables = []
