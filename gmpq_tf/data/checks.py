@@ -88,7 +88,7 @@ def _moves(name: str, spec: DatasetSpec) -> bool:
     return row.classes if spec.holds == "classes" else row.objects is not None
 
 
-def check_channels(config: DataConfig, channels: int) -> None:
+def check_means(config: DataConfig, channels: int) -> None:
     """Refuses means and deviations of another number of channels.
 
     Args:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from gmpq_tf.data.checks import (
     check_augment,
-    check_channels,
     check_labels,
+    check_means,
     check_pixels,
     check_tensors,
 )
@@ -48,7 +48,7 @@ def load_dataset(
         config = _stored(config, raw.scaling)
     else:
         check_pixels(config)
-        check_channels(config, raw.image_shape[2])
+        check_means(config, raw.image_shape[2])
         if raw.image_shape[2] != (raw.stored_channels or raw.image_shape[2]):
             # Recorded in the configuration; where images are read as stored, it is
             # left as given.
