@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from gmpq_tf.quantizers.draws import add_draws
 from gmpq_tf.quantizers.straight_through import straight_through
 
 START = -9.0  # log of the variance over the squared mean, as in the code of VIBNet
@@ -60,15 +60,7 @@ class ChannelGates(keras.layers.Layer):
         # A negative gate would make unsigned inputs negative, which are then clipped.
         self.mean = self._weight("mean", 1.0, keras.constraints.NonNeg())
         self.log_variance = self._weight("log_variance", start / SPEED)
-        seed = random.randrange(2**31)  # of keras.utils.set_random_seed
-        self.draws = self.add_weight(
-            name="draws",
-            shape=(2,),
-            initializer=lambda shape, dtype=None: tf.constant([seed, 0], dtype),
-            trainable=False,
-            autocast=False,
-            dtype="int64",
-        )
+        self.draws = add_draws(self, "int64", 2**31)
         self.built = True
 
     def _weight(self, name: str, value: float, constraint: Any = None) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from gmpq_tf.bits import LayerPair
 from gmpq_tf.layers.quantized import QUANT_LAYERS, Quantized
 from gmpq_tf.layers.relaxation import ALONE, DEFAULT_RELAXATION, relaxation_of
 from gmpq_tf.layers.relaxation_row import Grids, Relaxation
+from gmpq_tf.quantizers.draws import add_draws
 from gmpq_tf.quantizers.grid import code_limit
 
 
@@ -53,15 +53,7 @@ class BranchImportance(keras.layers.Layer):
         # resumed search draws the same noise as an uninterrupted one.
         self.draws = None
         if self.relaxation.noise is not None:
-            seed = random.randrange(2**31)  # of keras.utils.set_random_seed
-            self.draws = self.add_weight(
-                name="draws",
-                shape=(2,),
-                initializer=lambda shape, dtype=None: tf.constant([seed, 0], dtype),
-                trainable=False,
-                autocast=False,
-                dtype="int64",
-            )
+            self.draws = add_draws(self, "int64", 2**31)
         self.built = True
 
     @property

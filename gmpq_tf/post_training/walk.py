@@ -17,6 +17,7 @@ from gmpq_tf.transform.batches import ModelInputs, input_batches
 from gmpq_tf.transform.calibrate import (
     CalibrationError,
     check_calibrated,
+    check_quantized,
     input_quantizers,
 )
 from gmpq_tf.transform.forward import LayerwiseRun
@@ -96,14 +97,7 @@ def check_pair(student: keras.Model, model: keras.Model) -> None:
     Raises:
         CalibrationError: they are something else.
     """
-    quantizers = input_quantizers(student)
-    if not quantizers or any(len(q.bits) > 1 for q in quantizers):
-        raise CalibrationError(
-            "The first model must be a quantized one. "
-            f"Received: student={student.name!r}, "
-            f"{'a hypernet' if quantizers else 'without quantizers'}. Pass what "
-            "gmpq_tf.quantize_model(model, policy) returned."
-        )
+    check_quantized(student, "The first model must be a quantized one.", "student")
     check_calibrated(student, "correcting a student")
     if input_quantizers(model):
         raise CalibrationError(

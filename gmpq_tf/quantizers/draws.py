@@ -12,19 +12,26 @@ PLACES = 64  # independent draws for one count
 LARGEST = 2**24  # float32 represents all whole numbers up to here
 
 
-def add_draws(layer: keras.layers.Layer) -> keras.Variable:
+def add_draws(
+    layer: keras.layers.Layer, dtype: str = "float32", seeds: int = LARGEST
+) -> keras.Variable:
     """Gives a layer a variable [2]: its seed, and how often it has drawn.
 
     The seed depends on `keras.utils.set_random_seed`.
+
+    Args:
+        layer: the layer, which is being built.
+        dtype: type of the variable.
+        seeds: number of seeds; the type must represent each.
     """
-    seed = random.randrange(LARGEST)
+    seed = random.randrange(seeds)
     found: Any = layer.add_weight(
         name="draws",
         shape=(2,),
         initializer=lambda shape, dtype=None: tf.constant([seed, 0], dtype),
         trainable=False,
         autocast=False,
-        dtype="float32",
+        dtype=dtype,
     )
     return found
 

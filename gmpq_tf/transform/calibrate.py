@@ -186,6 +186,26 @@ def check_calibrated(model: keras.Model, purpose: str) -> None:
         )
 
 
+def check_quantized(model: keras.Model, rule: str, what: str = "model") -> None:
+    """Refuses hypernets and models without quantizers.
+
+    Args:
+        model: what must be a student.
+        rule: the requirement, a sentence for the error.
+        what: name of the argument, for the error.
+
+    Raises:
+        CalibrationError: a quantizer has several bit-widths, or there is none.
+    """
+    quantizers = input_quantizers(model)
+    if not quantizers or any(len(q.bits) > 1 for q in quantizers):
+        raise CalibrationError(
+            f"{rule} Received: {what}={model.name!r}, "
+            f"{'a hypernet' if quantizers else 'without quantizers'}. Pass what "
+            "gmpq_tf.quantize_model(model, policy) returned."
+        )
+
+
 def _scaled_inputs(model: keras.Model) -> set[int]:
     """Ids of the quantizers that read model inputs scaled inside the model."""
     scaled: set[int] = set()

@@ -16,9 +16,8 @@ from gmpq_tf.kernel_kinds import KERNEL_KINDS
 from gmpq_tf.layer_kinds import Role
 from gmpq_tf.transform.batches import ModelInputs, input_batches
 from gmpq_tf.transform.calibrate import (
-    CalibrationError,
     check_calibrated,
-    input_quantizers,
+    check_quantized,
 )
 from gmpq_tf.transform.forward import LayerwiseRun
 from gmpq_tf.transform.placement import keeps_grid
@@ -95,14 +94,7 @@ def snap_biases(
 
 def _check_student(student: keras.Model) -> None:
     """Refuses hypernets, float models and models that are not calibrated."""
-    quantizers = input_quantizers(student)
-    if not quantizers or any(len(q.bits) > 1 for q in quantizers):
-        raise CalibrationError(
-            "Biases are rounded to the steps of a quantized model. "
-            f"Received: model={student.name!r}, "
-            f"{'a hypernet' if quantizers else 'without quantizers'}. Pass what "
-            "gmpq_tf.quantize_model(model, policy) returned."
-        )
+    check_quantized(student, "Biases are rounded to the steps of a quantized model.")
     check_calibrated(student, "rounding biases")
 
 
