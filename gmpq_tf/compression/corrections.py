@@ -14,7 +14,7 @@ import tensorflow as tf
 from gmpq_tf.graph import is_frozen_norm, layer_macs, read_graph
 from gmpq_tf.layer_kinds import Role
 from gmpq_tf.policy import BitwidthPolicy
-from gmpq_tf.post_training import correct_biases, learn_rounding
+from gmpq_tf.post_training import correct_biases, learn_rounding, match_statistics
 from gmpq_tf.search.judge import Judge
 from gmpq_tf.spelling import suggest
 from gmpq_tf.transform import calibrate, quantize_model, snap_biases
@@ -57,6 +57,11 @@ def _biases(student: keras.Model, model: keras.Model, images: Batches) -> None:
     snap_biases(student)
 
 
+def _matched(student: keras.Model, model: keras.Model, images: Batches) -> None:
+    match_statistics(student, model, images, fit="spread")
+    snap_biases(student)
+
+
 def _rounding(student: keras.Model, model: keras.Model, images: Batches) -> None:
     learn_rounding(
         student, model, images, steps=LEARNING_STEPS, batch_size=LEARNING_BATCH
@@ -65,8 +70,17 @@ def _rounding(student: keras.Model, model: keras.Model, images: Batches) -> None
 
 
 def _has_statistics(model: keras.Model, policy: BitwidthPolicy) -> bool:
-    calls = read_graph(model).calls
-    return any(c.role is Role.NORM and not is_frozen_norm(c) for c in calls)
+    """Whether a normalization has statistics of data.
+
+    One that was folded into its layer, and is left as an identity, has none: measured,
+    they would take back from its channels what the kernel was multiplied by.
+    """
+    norms = [c for c in read_graph(model).calls if c.role is Role.NORM]
+    return any(not is_frozen_norm(c) and not _is_identity(c.layer) for c in norms)
+
+
+def _is_identity(norm: keras.layers.BatchNormalization) -> bool:
+    return not np.any(norm.moving_mean) and bool(np.all(norm.moving_variance == 1.0))
 
 
 def _is_coarse(model: keras.Model, policy: BitwidthPolicy) -> bool:
@@ -80,6 +94,7 @@ CORRECTIONS: dict[str, Correction] = {
     "none": Correction(_nearest, lambda model, policy: True),
     "statistics": Correction(_statistics, _has_statistics),
     "biases": Correction(_biases, lambda model, policy: True),
+    "matched": Correction(_matched, lambda model, policy: True),
     "rounding": Correction(_rounding, _is_coarse),
 }
 

@@ -104,8 +104,9 @@ class CompressConfig:
         activation_bits: Bits that layer inputs may have; none: those worth measuring
             for the budget.
         correction: Correction of the calibrated model: statistics (of
-            BatchNormalization, measured again), biases, rounding (learned; minutes for
-            large models), none, or auto: the one whose outputs are nearest to the float
+            BatchNormalization, measured again), biases, matched (mean and spread of
+            each channel as in the float model), rounding (learned; minutes for large
+            models), none, or auto: the one whose outputs are nearest to the float
             model's, or that labels clearly show to be better.
         calibration_images: Training images that ranges and corrections are measured on.
         table_images: Training images that choices are measured on; none: as many as

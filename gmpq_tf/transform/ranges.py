@@ -48,10 +48,13 @@ RangeMethod = Callable[[SeenValues], float]
 
 
 def squared_error(seen: SeenValues) -> float:
-    """`argmin_s sum_x (q_s(x) - x)^2` over 60 fractions of the largest value."""
+    """`argmin_s sum_x (q_s(x) - x)^2` over 60 fractions of the largest value.
+
+    Powers of two are those next above, so that one of them clips nothing.
+    """
     steps = seen.largest * ACTIVATION_FRACTIONS / seen.limit
     if seen.power_of_two:
-        steps = np.unique(2.0 ** np.round(np.log2(steps)))
+        steps = np.unique(2.0 ** np.ceil(np.log2(steps)))
     return seen.fit(steps)
 
 

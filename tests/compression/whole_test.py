@@ -119,6 +119,13 @@ def test_statistics_that_are_not_those_of_the_data_are_kept():
     policy = gmpq.BitwidthPolicy.uniform(model, 4, 4)
     found = make_student(model, policy, [X[:72]], [X[72:]])
     assert found.correction != "statistics"
+    suits = CORRECTIONS["statistics"].suits
+    assert suits(model, policy)
+    for layer in model.layers:
+        if isinstance(layer, L.BatchNormalization):
+            layer.moving_mean.assign(np.zeros(32))
+            layer.moving_variance.assign(np.ones(32))
+    assert not suits(model, policy)
 
 
 @pytest.fixture(scope="module")

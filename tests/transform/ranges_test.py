@@ -137,6 +137,17 @@ def test_nested_grids_get_powers_of_two(method, bits):
         assert abs(math.log2(step / free)) <= 0.5 + 1e-9
 
 
+@pytest.mark.parametrize("reach", [0.5, 0.596, 0.7, 0.99, 1.3])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_no_power_of_two_is_better(bits, reach):
+    """Of values up to 0.596 the power nearest to a step of 8 bits clips a sixth."""
+    values = np.random.default_rng(0).uniform(-reach, reach, 20_000).astype("float32")
+    limit = 2 ** (bits - 1) - 1
+    error, _ = least_squares(values, limit, -limit - 1)
+    step = step_by("squared_error", values, bits, True, power_of_two=True)
+    assert error(step) == min(error(2.0**power) for power in range(-20, 4))
+
+
 @pytest.mark.parametrize("method", sorted(RANGE_METHODS))
 @pytest.mark.parametrize("value", [3.0, 1e-3])
 def test_one_value_and_zeros_keep_that_value(method, value):

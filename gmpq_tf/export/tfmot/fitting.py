@@ -37,7 +37,7 @@ def least_error_step(
         i: tf.Tensor, best: tf.Tensor, least: tf.Tensor
     ) -> tuple[tf.Tensor, ...]:
         step = largest * tried[i]
-        step = power_of_two(step) if nested else step
+        step = power_of_two_above(step) if nested else step
         squares = tf.square(quantize(values, step) - values)
         error = tf.reshape(tf.reduce_sum(squares, axis=axes), tf.shape(step))
         better = tf.where(error < least, step, best)
@@ -48,6 +48,6 @@ def least_error_step(
 
 
 def power_of_two_above(step: tf.Tensor) -> tf.Tensor:
-    """The smallest power of two that is not below a step, a scalar."""
+    """The smallest power of two that is not below a step, of its shape."""
     near = power_of_two(step)
     return tf.where(near < step, 2.0 * near, near)
