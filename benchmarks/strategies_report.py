@@ -325,7 +325,7 @@ def quantizers_table(path: Path) -> str:
             won, lost = int((own & ~other).sum()), int((other & ~own).sum())
             p = stats.binomtest(won, won + lost).pvalue if won + lost else 1.0
             cells = [f"{100 * (run['test'] - base['test']):+.2f}",
-                     f"{won} / {lost}", f"{p:.2g}"]  # fmt: skip
+                     f"{won} / {lost}", f"{p:.2g}" if p else "< 1e-300"]  # fmt: skip
         rows.append(
             [f"W{bits}A{bits}", f"`{method}`", f"{100 * run['test']:.2f}", *cells,
              "yes" if run["codes_equal"] else "no", f"{run['seconds']:.0f}"]
