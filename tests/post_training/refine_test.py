@@ -181,7 +181,7 @@ def test_models_of_other_shapes_ship(name, tmp_path):
     [
         RefineConfig(blocks=QUICK),
         RefineConfig(statistics="spread", rounding="nearest"),
-        RefineConfig(statistics="keep", blocks=BlockConfig(steps=4, drop=0.5)),
+        RefineConfig(statistics="keep", blocks=BlockConfig(steps=20, drop=0.5)),
         RefineConfig(ranges="percentile", statistics="error", blocks=QUICK),
     ],
     ids=["default", "spread", "dropped", "percentile"],
