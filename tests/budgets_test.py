@@ -252,6 +252,7 @@ def file_of(model, policy, storage, class_names=(), **quantizers):
     return len(lower(student, storage, metadata=metadata, known=known).content)
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("make", [small, residual, dense, transposed])
 @pytest.mark.parametrize("storage", ["fast", "packed", "smallest"])
 def test_file_bytes_are_never_below_the_file_and_near_it(make, storage):

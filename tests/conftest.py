@@ -4,6 +4,8 @@ import gc
 import os
 import random
 import sys
+import zlib
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,24 @@ os.environ.setdefault("GMPQ_XLA_QUANTIZERS", "0")
 gc.set_threshold(100_000, 50, 100)
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items):
+    """Marks as slow all but N rows of tests marked `quick_rows(N)`.
+
+    Which rows stay is drawn from their names: rows at equal distances could all have
+    one value of a parameter in common.
+    """
+    rows = defaultdict(list)
+    for item in items:
+        if mark := item.get_closest_marker("quick_rows"):
+            test = item.nodeid.partition("[")[0]
+            rows[test, mark.args[0]].append(item)
+    for (_, count), of_test in rows.items():
+        of_test.sort(key=lambda item: zlib.crc32(item.nodeid.encode()))
+        for item in of_test[count:]:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

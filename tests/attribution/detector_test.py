@@ -160,6 +160,7 @@ def test_labels_of_another_form_are_refused():
             labels_to_boxes(wrong, count)
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("attribution_class", ["label", "predicted"])
 def test_a_search_with_attribution_moves_the_importances(attribution_class):
     model = toy()

@@ -129,6 +129,7 @@ def test_a_map_that_no_region_is_cut_out_of_is_refused():
             labels_to_objects(wrong)
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("attribution_class", ["label", "predicted"])
 def test_the_risk_guides_layers_before_the_map(attribution_class):
     """Gradients of R_G alone, through regions, reach the backbone's importances."""

@@ -96,6 +96,7 @@ def images(count=20):
     return x, rng.integers(0, 3, count)
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.filterwarnings("ignore:.*are all zero")
 @pytest.mark.parametrize(
     ("jit", "options"),
@@ -125,6 +126,7 @@ def test_a_step_is_that_of_the_images_drawn(jit, options):
     assert search.generalization.map_count.result()[0] == 5  # the teacher saw no more
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*are all zero")
 def test_the_mean_of_many_steps_is_the_mean_of_their_draws():
     """Drawn equally often, the subsets have the risk of the batch as their mean."""
@@ -145,6 +147,7 @@ def test_the_mean_of_many_steps_is_the_mean_of_their_draws():
         assert history["generalization_risk"][0] == pytest.approx(risk, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*are all zero")
 def test_a_saved_search_keeps_its_share_and_goes_on_drawing(tmp_path):
     x, y = images()

@@ -72,6 +72,7 @@ def wanted(model, tmp_path_factory):
     return quick(model, X, None, tmp_path_factory.mktemp("file") / "a.tflite")
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("kind", ["batches", "tf.data", "pairs"])
 def test_any_data_gives_the_same_file(model, wanted, tmp_path, kind):
     images = tf.data.Dataset.from_tensor_slices(X)

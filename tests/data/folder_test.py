@@ -274,6 +274,7 @@ def test_a_folder_is_grey_if_all_of_it_is(modes, channels, tmp_path):
     assert data.config.channels is None
 
 
+@pytest.mark.quick_rows(4)
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".gif"])

@@ -77,6 +77,7 @@ def test_train_shifts_and_calibration_does_not(digits):
     assert not set(images_of(digits.train(0, 1))) <= original
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("augment", ["random_crop", "random_resized_crop"])
 def test_random_crops_of_images_in_memory(digits, augment):
     dataset = load_dataset(dataclasses.replace(CONFIG, augment=augment))
@@ -171,6 +172,7 @@ def test_number_of_classes_is_checked(digits):
         check_num_classes((None, 1000), digits)
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("augment", ["none", "flip_crop", "random_resized_crop"])
 @pytest.mark.parametrize("count", [2, 4])
 def test_shares_of_a_batch_are_the_batch(augment, count):

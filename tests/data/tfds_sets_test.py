@@ -34,6 +34,7 @@ def tiny_config(data_dir, **options):
     return DataConfig("tiny_set", data_dir, **options)
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("augment", ["none", "random_resized_crop"])
 @pytest.mark.parametrize("cache", [True, False])
 def test_set_without_a_row(tiny_tfds, cache, augment):
@@ -45,6 +46,7 @@ def test_set_without_a_row(tiny_tfds, cache, augment):
         assert pairs and all(value == 2 * label for value, label in pairs)
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("augment", ["flip_crop", "random_crop", "random_resized_crop"])
 def test_streamed_epochs_can_be_resumed(numbered_tfds, augment):
     dataset = load_dataset(numbered_config(numbered_tfds, augment=augment))
@@ -56,6 +58,7 @@ def test_streamed_epochs_can_be_resumed(numbered_tfds, augment):
         np.testing.assert_array_equal(images, images2)
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("augment", ["random_crop", "random_resized_crop"])
 def test_random_crops_differ_from_epoch_to_epoch(numbered_tfds, augment):
     config = numbered_config(numbered_tfds, augment=augment)

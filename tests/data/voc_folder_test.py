@@ -78,6 +78,7 @@ def test_images_are_stretched_not_cropped(tmp_path):
     assert images[0, 2, 13, 0] == 80 and images[0, 13, 2, 0] == 160
 
 
+@pytest.mark.slow
 def test_an_epoch_depends_on_seed_and_number_only(tmp_path):
     root = voc_kit(tmp_path)
 

@@ -25,11 +25,12 @@ QUICK = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
         pytest.param(QUICK, id="quick"),
-        pytest.param({}, id="as written", marks=pytest.mark.slow),
+        pytest.param({}, id="as written"),
     ],
 )
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

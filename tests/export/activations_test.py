@@ -51,6 +51,7 @@ def after_a_normalization(x, cap):
     return layers.Activation(layers.ReLU(cap))(layers.BatchNormalization()(x))
 
 
+@pytest.mark.quick_rows(4)
 @pytest.mark.parametrize("cap", [1.0, 0.37, 6.0])
 @pytest.mark.parametrize(
     "place", [in_a_layer, after_a_layer, after_a_sum, alone, after_a_normalization]
@@ -94,6 +95,7 @@ ACTIVATIONS = {
 }
 
 
+@pytest.mark.quick_rows(3)
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))
 def test_activations_export_however_they_are_written(name, tmp_path):
     inputs = keras.Input((8, 8, 3))

@@ -100,6 +100,7 @@ MICRO_NETS = {**NETS, "every_part": every_part}
 del MICRO_NETS["branches"]  # averages beyond the edge
 
 
+@pytest.mark.quick_rows(4)
 @pytest.mark.parametrize("kind", ["float32", "int8"])
 @pytest.mark.parametrize("net", MICRO_NETS)
 def test_micro_computes_what_the_reference_kernels_do(tmp_path, micro, net, kind):
@@ -124,6 +125,7 @@ def test_micro_computes_what_the_reference_kernels_do(tmp_path, micro, net, kind
         )
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize(
     "net",
     [*MICRO_NETS, "resnet8", pytest.param("mobilenet_v2", marks=pytest.mark.slow)],
@@ -197,6 +199,7 @@ SCALINGS = {
 }
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize(
     ("scaling", "kind"),
     [(s, "float32") for s in SCALINGS] + [("0..255", "uint8"), ("-1..1", "uint8")],
@@ -296,6 +299,7 @@ def assert_same_place(place, box, side=32):
     np.testing.assert_allclose(place, want, atol=1.01)
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize(
     ("scaling", "kind", "suppression"),
     [

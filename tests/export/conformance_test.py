@@ -177,6 +177,7 @@ def test_every_lowered_row_has_its_function():
     assert {k.name for k in KINDS.values() if k.role in LOWERED} == {*LOWERINGS}
 
 
+@pytest.mark.quick_rows(16)
 @pytest.mark.parametrize("kind", [k for k in CASES if k not in REFUSED])
 def test_what_exports_is_what_was_trained(kind, tmp_path):
     model = model_of(CASES[kind])
@@ -192,6 +193,7 @@ def test_what_exports_is_what_was_trained(kind, tmp_path):
     assert np.mean(np.isclose(scores, wanted, atol=1e-5)) > 0.97
 
 
+@pytest.mark.quick_rows(5)
 @pytest.mark.parametrize("kind", sorted(IDENTITIES))
 def test_what_does_nothing_exports_as_nothing(kind):
     rank = {"SpatialDropout1D": (16, 3), "SpatialDropout3D": (2, 2, 4, 3)}.get(kind)
@@ -208,6 +210,7 @@ def test_what_does_nothing_exports_as_nothing(kind):
     assert operators == len(lower(plain).checks)
 
 
+@pytest.mark.quick_rows(12)
 @pytest.mark.parametrize("kind", sorted(REFUSED))
 def test_what_has_no_integers_is_refused_at_once_by_name(kind):
     model = model_of(CASES[kind])
@@ -221,6 +224,7 @@ def test_what_has_no_integers_is_refused_at_once_by_name(kind):
         lower(student)
 
 
+@pytest.mark.quick_rows(5)
 @pytest.mark.parametrize(
     "name", [f.name for f in FUNCTIONS.values() if f.fused or f.exports]
 )
@@ -262,6 +266,7 @@ SLOPED = {
 }
 
 
+@pytest.mark.quick_rows(4)
 @pytest.mark.parametrize("case", SLOPED)
 def test_tables_and_averages_wherever_they_stand(case):
     student = student_of(model_of(SLOPED[case]))

@@ -32,6 +32,7 @@ def test_layouts_round_trip(layer, stored):
     np.testing.assert_array_equal(keras_layout(kind, moved, kernel.shape), kernel)
 
 
+@pytest.mark.quick_rows(15)
 @pytest.mark.parametrize("storage", ["packed", "smallest"])
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize("inputs", [6, 7, 8, 9, 10, 12, 27, 36])
@@ -85,6 +86,7 @@ def images(count=32):
     return np.random.default_rng(0).normal(size=shape).astype("float32")
 
 
+@pytest.mark.quick_rows(5)
 @pytest.mark.parametrize("follows", ["", "norm"])
 @pytest.mark.parametrize("case", sorted(TRANSPOSED))
 def test_transposed_convolutions_are_exact(case, follows):

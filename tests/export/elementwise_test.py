@@ -113,6 +113,7 @@ def test_three_factors_are_refused():
         lower(student)
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("build", [gates, preactivation, separable_layer])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_whole_networks_export(build, bits, tmp_path):

@@ -45,6 +45,7 @@ def one_more(row):
     return prepare
 
 
+@pytest.mark.quick_rows(3)
 @pytest.mark.parametrize("storage", ["fast", "packed", "smallest"])
 @pytest.mark.parametrize("kind", ["float32", "int8", "uint8"])
 def test_every_integer_and_every_output_is_the_twins(tmp_path, kind, storage):

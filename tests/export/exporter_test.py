@@ -32,6 +32,7 @@ def outputs_of(student, model, x):
     return [np.asarray(w) for w in wanted], received if len(wanted) > 1 else [received]
 
 
+@pytest.mark.quick_rows(3)
 @pytest.mark.parametrize("bits", [(8, 8), (3, 4)])
 @pytest.mark.parametrize("net", NETS)
 def test_file_computes_the_student(tmp_path, net, bits):
@@ -76,6 +77,7 @@ def test_after_snapping_the_biases_every_decision_is_that_of_keras(tmp_path, bit
     np.testing.assert_array_equal(want.argmax(-1), have.argmax(-1))
 
 
+@pytest.mark.quick_rows(6)
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("signed", [False, True])
 def test_first_convolution_is_exact_for_every_width(tmp_path, bits, signed):
@@ -129,6 +131,7 @@ def test_packed_halves_the_kernels(tmp_path, kernel_quantizer):
     assert packed.storage_bytes["packed"] == (tmp_path / "p.tflite").stat().st_size
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_every_storage_computes_the_same(tmp_path, bits):
     model, student = wide(bits)
@@ -149,6 +152,7 @@ def test_smallest_stores_two_bits_in_int2(tmp_path):
     assert report.file_bytes < packed.file_bytes
 
 
+@pytest.mark.quick_rows(6)
 @pytest.mark.parametrize("storage", ["packed", "smallest"])
 @pytest.mark.parametrize("net", [*NETS, "wide"])
 def test_int4_and_int2_are_only_given_to_dense_layers(tmp_path, net, storage):

@@ -61,6 +61,7 @@ def student_of(model, bits=8):
     return student
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("net", FLOAT)
 def test_networks_of_today_go_the_whole_way(net, tmp_path):
     student, path = student_of(net()), tmp_path / "m.tflite"
@@ -121,6 +122,7 @@ CASES = {
 BYTES = {"two floats": 36, "group norm": 36, "shapes computed in the file": 64}
 
 
+@pytest.mark.quick_rows(4)
 @pytest.mark.parametrize("case", CASES)
 def test_float_layers_wherever_they_stand(case):
     model = around(CASES[case])

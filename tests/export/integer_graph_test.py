@@ -19,6 +19,7 @@ def open_sizes(content):
     return sum(-1 in d["shape_signature"].tolist() for d in details)
 
 
+@pytest.mark.quick_rows(4)
 @pytest.mark.parametrize("storage", ["fast", "smallest"])
 @pytest.mark.parametrize("net", NETS)
 def test_a_fixed_batch_is_written_everywhere_and_changes_no_output(net, storage):

@@ -96,6 +96,7 @@ def off(lowered, data=X):
     return {d.name: d.off for d in found if d.off > 0.002}
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_files_compute_what_was_trained(net, bits, tmp_path):
@@ -109,6 +110,7 @@ def test_files_compute_what_was_trained(net, bits, tmp_path):
     assert np.mean(np.isclose(scores, wanted, atol=1e-5)) > 0.97
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("storage", ["packed", "smallest"])
 def test_kernels_of_few_bits_are_packed(storage, tmp_path):
     keras.utils.set_random_seed(1)
@@ -125,6 +127,7 @@ def test_kernels_of_few_bits_are_packed(storage, tmp_path):
     assert report.file_bytes <= bytes_ <= 1.2 * report.file_bytes
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("kind", ["float32", "int8", "uint8"])
 def test_inputs_and_outputs_are_lines(kind, tmp_path):
     student = student_of(labels_a_step())

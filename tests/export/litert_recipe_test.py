@@ -153,6 +153,7 @@ def assert_codes_are_trained(student, rules, content):
         np.testing.assert_array_equal(have, wanted)
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize(
     ("net", "bits", "activations", "types"),
     [
@@ -199,6 +200,7 @@ def test_codes_are_stored_as_they_are_where_steps_can_be_seen(tool):
         np.testing.assert_array_equal(keras_layout(kind, found[3], codes.shape), codes)
 
 
+@pytest.mark.quick_rows(5)
 @pytest.mark.parametrize("weight_bits", range(2, 9))
 @pytest.mark.parametrize("activations", ["static", "dynamic", "float"])
 def test_every_weight_width(tool, weight_bits, activations):

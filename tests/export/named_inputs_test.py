@@ -81,6 +81,7 @@ def forms():
     }
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("form", forms())
 def test_the_file_reads_each_input_by_its_name(pair, form, tmp_path):
     model, student = pair
@@ -159,6 +160,7 @@ def test_several_outputs_with_labels(tmp_path):
         assert report.agreement > 0.9
 
 
+@pytest.mark.quick_rows(2)
 def test_files_are_run_by_name_whatever_order_their_inputs_have(pair, tmp_path):
     model, student = pair
     path, wanted = tmp_path / "model.tflite", np.asarray(student(X))

@@ -42,6 +42,7 @@ def is_close(have, wanted):
     return np.abs(have - wanted).max() <= 1e-4 * max(1.0, np.abs(wanted).max())
 
 
+@pytest.mark.quick_rows(18)
 @needs_tfmot
 @pytest.mark.parametrize("kind", ROWS)
 def test_tf_keras_computes_a_row_or_it_is_refused_by_name(kind):
@@ -94,6 +95,7 @@ ROUND = (
 )
 
 
+@pytest.mark.quick_rows(2)
 @needs_tfmot
 @pytest.mark.parametrize("kind", ROUND)
 def test_new_rows_go_through_tfmot_and_back(kind):
@@ -112,6 +114,7 @@ UNSAID = ("DepthwiseConv1D", "Conv1DTranspose", "Divide")
 RULED = ("Conv1D", "DepthwiseConv1D", "Conv1DTranspose", "Multiply", "Silu", "Divide")
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("kind", RULED)
 def test_each_kernel_has_its_rule_or_is_refused_by_name(kind):
     model = model_of(CASES[kind])

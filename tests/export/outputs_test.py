@@ -124,6 +124,7 @@ OUTPUTS = {
 }
 
 
+@pytest.mark.quick_rows(3)
 @pytest.mark.parametrize("case", OUTPUTS)
 def test_decisions_are_those_of_the_output(tmp_path, case):
     net, last, units, loss, rule, compared = OUTPUTS[case]
@@ -214,6 +215,7 @@ def two_heads(as_dict):
     return keras.Model(inputs, heads if as_dict else [heads["label"], heads["box"]])
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("form", [dict, list, tuple, "dict of a list model"])
 def test_each_of_several_outputs_has_its_figures(tmp_path, form):
     as_dict = form is dict

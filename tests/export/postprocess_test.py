@@ -125,6 +125,7 @@ def students():
     )
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize(
     ("head", "storage"), [*((h, "fast") for h in HEADS), (HEADS[0], "smallest")]
 )
@@ -186,6 +187,7 @@ def test_a_background_among_the_names_is_refused():
     assert detector_head(detector(3), NAMES).curve == "softmax"
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize(
     ("background", "end", "names"), [(True, None, ["cell"]), (False, None, [])]
 )

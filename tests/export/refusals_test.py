@@ -99,6 +99,7 @@ def warned(make):
     return made, any("export to TFLite will refuse" in str(w.message) for w in caught)
 
 
+@pytest.mark.quick_rows(11)
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_what_is_refused_is_warned_of_at_once(name):
     function, exports = CASES[name]

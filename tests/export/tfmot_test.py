@@ -90,6 +90,7 @@ def fit(model, library, epochs=1, count=48, eager=True):
     return model.fit(x, y, batch_size=16, epochs=epochs, verbose=0)
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("net", NETS)
 def test_tf_keras_computes_what_keras_3_does(net):
     model, policy, student = kept(net)
@@ -98,6 +99,7 @@ def test_tf_keras_computes_what_keras_3_does(net):
     assert_equal_outputs(tfmot.quantize_apply(student, policy), student, x, 1e-4)
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize(
     ("bits", "methods"),
     [(2, ("lsq", "lsq")), (5, ("pact", "max_abs")), (8, ("lsq", "max_abs"))],
@@ -246,6 +248,7 @@ def test_configs_annotate_a_model_of_the_user(library):
         tfmot.to_student(model)
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("net", ["residual", "inverted"])
 def test_one_step_of_training_is_that_of_the_student(net, library):
     model, policy, student = prepared(net)
@@ -267,6 +270,7 @@ def test_one_step_of_training_is_that_of_the_student(net, library):
     assert moved > 30
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("net", ["plain", "inverted"])
 def test_trained_model_exports_with_its_own_codes(tmp_path, net, library):
     model, policy, student = kept(net)
@@ -307,6 +311,7 @@ def test_verification_takes_data_sets_and_generators(tmp_path):
         tfmot.export_tflite(quantized, tmp_path / "m.tflite", verify_data=[])
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("suffix", [".h5", ".keras"])
 def test_files_hold_everything(tmp_path, suffix, library):
     model, policy, student = kept("plain")
@@ -489,6 +494,7 @@ assert isinstance(net, tf.keras.Model)
 """
 
 
+@pytest.mark.slow
 def test_a_fresh_process_loads_the_file_and_stays_keras_3(tmp_path, repo_root):
     model, policy, student = kept("plain")
     path = tfmot.write_tfmot(student, policy, tmp_path / "model.keras")

@@ -512,6 +512,7 @@ def test_files_of_a_fixed_batch(batch):
     assert found.codes * len(x) == whole.codes * batch
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("storage", ["fast", "packed", "smallest"])
 @pytest.mark.parametrize("seed", range(200, 204))
 def test_random_models(seed, storage):
@@ -532,6 +533,7 @@ def random_student(seed):
     return student, random_images(model, 8, seed + 2000)
 
 
+@pytest.mark.quick_rows(6)
 @pytest.mark.parametrize("bits", [(8, 8), (4, 8), (2, 3)])
 @pytest.mark.parametrize("name", nets.NETS)
 def test_nets(name, bits):
@@ -542,6 +544,7 @@ def test_nets(name, bits):
     check(student, x)
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("bits", [(8, 8), (4, 8)])
 def test_deep_networks_are_the_same_to_the_last_integer(bits):
     """MobileNetV2, where Keras in float and the file part ways."""

@@ -37,6 +37,7 @@ def detector():
     return model
 
 
+@pytest.mark.slow
 def test_a_searched_policy_is_exact_in_the_file(detector, tmp_path):
     result = gmpq.search_policy(
         detector,

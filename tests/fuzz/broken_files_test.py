@@ -64,6 +64,7 @@ def test_a_good_file_is_read(name, tmp_path):
     reader.read(tmp_path)
 
 
+@pytest.mark.quick_rows(10)
 @pytest.mark.parametrize("name", READERS)
 def test_broken_files(name, tmp_path):
     try_many(name, tmp_path, QUICK)

@@ -184,6 +184,7 @@ def test_outside_training_sums_are_those_of_integer_kernels(case):
     np.testing.assert_array_equal(ours(x), sums.astype("float32") * unit)
 
 
+@pytest.mark.quick_rows(9)
 def test_gradients_outside_training_are_those_of_training(case):
     """Grad-CAM of a student looks through them."""
     kind, arguments, x = case
@@ -229,6 +230,7 @@ def test_every_variable_of_a_learned_layer_gets_a_gradient(case):
     assert all(np.isfinite(s).all() and np.any(s) for s in slopes)
 
 
+@pytest.mark.quick_rows(21)
 @pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision_outputs_are_those_of_the_stock_layer(case, dtype):
     kind, arguments, x = case

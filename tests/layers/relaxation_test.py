@@ -119,6 +119,7 @@ class TestPortfolio:
         for low, error in zip(np.arange(6) / 10, tabled, strict=True):
             assert kernel_error(layer, at(3, low)) == pytest.approx(error, abs=1e-4)
 
+    @pytest.mark.slow
     def test_the_mean_of_draws_is_linear(self):
         layer = layer_of("sampled", normal())
         alone = [kernel_error(layer, vertex) for vertex in np.eye(3)]
@@ -129,6 +130,7 @@ class TestPortfolio:
             deviation = np.std(alone) / np.sqrt(len(drawn))
             assert np.mean(drawn) == pytest.approx(pi @ alone, abs=4 * deviation)
 
+    @pytest.mark.slow
     def test_neighbours_are_drawn_by_their_distance(self):
         layer = layer_of("drawn_neighbour", normal()[::20])
         branches = layer.kernel_branches
@@ -144,6 +146,7 @@ class TestPortfolio:
         nearer = branches.weights_now(False)
         assert np.sum(nearer) == 1 == nearer[1]
 
+    @pytest.mark.quick_rows(2)
     @pytest.mark.parametrize(
         ("relaxation", "inside"),
         [("mixture", True), ("sampled", False), ("expected_grid", False)],
@@ -167,6 +170,7 @@ class TestPortfolio:
             assert np.mean(slopes) > 4e-3
 
 
+@pytest.mark.quick_rows(9)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", ["lsq", "max_abs"])
 @pytest.mark.parametrize("relaxation", RELAXATIONS)

@@ -43,6 +43,7 @@ def searchable(model):
     return [layer.name for layer in model.layers if isinstance(layer, kinds)]
 
 
+@pytest.mark.quick_rows(2)
 def test_names_depend_on_nothing_but_the_model(pair):
     one, other = pair
     assert one.name == other.name
@@ -55,6 +56,7 @@ def test_every_model_has_golden_names():
     assert set(NAMES) == set(MODELS)
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_searchable_layers_do_not_depend_on_the_stem(name):
     arguments = inspect.signature(MODELS[name]).parameters
@@ -74,6 +76,7 @@ def test_outputs_are_logits_unless_asked(pair):
     assert activations == [keras.activations.linear, keras.activations.softmax]
 
 
+@pytest.mark.quick_rows(2)
 def test_keras_file_round_trip(pair, tmp_path):
     model, _ = pair
     model.save(tmp_path / "model.keras")

@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pytest
 
 from gmpq_tf.models import build_model
 
@@ -47,6 +48,7 @@ def test_parameters_of_the_inverted_residuals_are_the_closed_form():
     assert model.get_layer("block3_add").output.shape == (None, 4, 4, 48)
 
 
+@pytest.mark.slow
 def test_it_learns_digits():
     from sklearn.datasets import load_digits
 

@@ -38,6 +38,7 @@ def test_a_good_file_passes_even_if_its_links_lead_in_a_circle(hdf5_file):
     hdf5_probe.probe(hdf5_file)
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize(
     ("script", "message"),
     [

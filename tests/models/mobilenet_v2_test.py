@@ -23,6 +23,7 @@ def randomize(model):
         weight.assign(1 + np.abs(value) if is_scale else value)
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("alpha", [0.35, 0.5, 1.0, 1.4])
 def test_agrees_with_keras_applications(alpha):
     reference = keras.applications.MobileNetV2(

@@ -124,6 +124,7 @@ def test_resnet8_layer_names_are_golden():
     ]
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize(
     "name", ["resnet8", "resnet18", "resnet20", "resnet50", "resnet50_v1_5"]
 )
@@ -145,6 +146,7 @@ def test_resnet8_is_mlperf_tiny_layer_for_layer(shared_dir):
     np.testing.assert_allclose(model(images), reference([images]), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_epsilon_is_that_of_the_published_network(name):
     """torch.nn.BatchNorm2d's; small-image variants keep Keras's."""

@@ -77,6 +77,7 @@ def test_the_smallest_detector_costs_what_a_phone_has():
     assert shapes == ((40, 40), (20, 20), (10, 10), (5, 5))
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("name", DETECTORS)
 def test_names_are_the_backbone_s_and_depend_on_nothing(name, tmp_path):
     one = build_model(name, (64, 64, 3), 3)

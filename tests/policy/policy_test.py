@@ -321,6 +321,7 @@ def test_a_policy_travels_to_other_images_classes_and_widths(name, there, tmp_pa
     assert count_cost(large, policy).macs != count_cost(small, policy).macs
 
 
+@pytest.mark.slow
 def test_a_policy_found_at_32_pixels_quantizes_the_network_at_64():
     policy = BitwidthPolicy.random(build_model("resnet18", (32, 32, 3), 10), 0.011, 0)
     large = build_model("resnet18", (64, 64, 3), 100)

@@ -165,6 +165,7 @@ def test_nothing_is_kept_that_is_worse(monkeypatch):
     assert all(b.error == b.error_before and b.changed == 0 for b in found.values())
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("name", ["nested", "separable_layer", "gates", "residual"])
 @pytest.mark.filterwarnings("ignore:.*used more than once")
 def test_models_of_other_shapes_ship(name, tmp_path):
@@ -176,6 +177,7 @@ def test_models_of_other_shapes_ship(name, tmp_path):
     check_ships(student, x, tmp_path)
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize(
     "config",
     [

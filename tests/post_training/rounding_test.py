@@ -124,6 +124,7 @@ def test_one_step_is_no_worse_than_nearest():
         assert result.error <= result.nearest_error
 
 
+@pytest.mark.slow
 def test_the_seed_decides():
     model, x = network(), images()
     kernels = []
@@ -137,6 +138,7 @@ def test_the_seed_decides():
     assert (kernels[0] != kernels[2]).any()
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("name", ["nested", "separable_layer", "gates", "residual"])
 def test_models_of_other_shapes(name):
     model = MODELS[name]()

@@ -108,6 +108,7 @@ class TestInputFunctions:
         inside = (x.numpy() >= low * step) & (x.numpy() <= high * step)
         np.testing.assert_array_equal(tape.gradient(y, x), inside.astype("float32"))
 
+    @pytest.mark.quick_rows(22)
     def test_finite_difference_of_the_range_outside_it(self, quantize, bits, signed):
         def value(input_range):
             return quantize(x, tf.constant(input_range, x.dtype), bits, signed)
@@ -291,11 +292,13 @@ class TestKernels:
         quantized = layer(kernel).numpy().reshape(-1, 5)
         assert np.diff(quantized, axis=0).min() >= 0
 
+    @pytest.mark.quick_rows(34)
     def test_odd(self, kernel_method, bits, axes):
         kernel = normal((3, 3, 4, 5))
         layer = self.layer(kernel_method, bits, axes, kernel)
         np.testing.assert_array_equal(layer(-kernel), -layer(kernel).numpy())
 
+    @pytest.mark.quick_rows(27)
     def test_gradient_of_the_kernel(self, kernel_method, bits, axes):
         kernel = normal((3, 3, 4, 5))
         layer = self.layer(kernel_method, bits, axes, kernel)

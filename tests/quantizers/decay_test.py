@@ -93,6 +93,7 @@ def fit(model):
     return lambda: model.fit(X, Y, epochs=STEPS, verbose=0)
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_student_compiled_as_usual(name, saved):
     student = keras.models.load_model(saved)

@@ -125,6 +125,7 @@ def extreme(dtype, method, signed, log2):
     return layer, y, [tf.cast(s, "float32").numpy() for s in slopes]
 
 
+@pytest.mark.quick_rows(12)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("signed", [False, True, None])
 @pytest.mark.parametrize("method", sorted(INPUT_QUANTIZERS))

@@ -108,6 +108,7 @@ def test_memory_does_not_grow_with_the_branches():
     assert kept[7] - kept[2] < 0.5 * KERNEL.nbytes
 
 
+@pytest.mark.quick_rows(11)
 @pytest.mark.parametrize("method", sorted(KERNEL_QUANTIZERS))
 @pytest.mark.parametrize("last", [(0, 1, 3), (1, 2), (0,), (1, 2, 3), (3,)])
 def test_any_axes_share_a_step(method, last):

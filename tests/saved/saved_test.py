@@ -36,6 +36,7 @@ def test_every_folder_is_tested():
     assert sorted(folders) == sorted(RELEASES)
 
 
+@pytest.mark.quick_rows(3)
 @pytest.mark.parametrize("kind", ["student", "hypernet", "search"])
 @pytest.mark.parametrize("name", NAMES)
 def test_models_compute_what_they_did(release, name, kind):
@@ -43,6 +44,7 @@ def test_models_compute_what_they_did(release, name, kind):
     check_outputs(model(images()), release, f"{name}.{kind}")
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("name", NAMES)
 def test_searches_go_on_and_choose_the_policy_they_chose(release, name):
     search = keras.models.load_model(release / f"{name}.search.keras")

@@ -58,6 +58,7 @@ def random_pairs(seed):
     }
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("seed", range(3))
 def test_pairs_of_choices_are_best_together(seed):
     valued = Valued(random_values(seed), bonds=Bonds(pairs=random_pairs(seed)))

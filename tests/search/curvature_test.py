@@ -66,6 +66,7 @@ def heads(kind):
     return keras.Model(inputs, x)
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("kind", ["places", "softmax", "binary", "numbers"])
 def test_drawn_gradients_make_the_hessian_of_the_divergence(kind):
     keras.utils.set_random_seed(1)

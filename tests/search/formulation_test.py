@@ -257,6 +257,7 @@ def searched(model, callbacks=(), epochs=0, resume=None, **options):
     return search
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "callbacks"),
     [
@@ -308,6 +309,7 @@ def _sides(layer):
     return layer.kernel_branches, layer.input_branches
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize(
     "relaxation", ["mixture", "nested", "learned_grid", "adjacent"]
 )

@@ -55,6 +55,7 @@ def fitted(search, x, y, **options):
 
 @pytest.mark.filterwarnings("ignore:Nothing is left", "ignore:.*are all zero")
 class TestLabels:
+    @pytest.mark.quick_rows(1)
     @pytest.mark.parametrize("activation", [None, "sigmoid"])
     def test_one_logit_has_the_maps_of_two(self, activation):
         """Scores -s / 2 and s / 2 have half the maps of the one score s."""

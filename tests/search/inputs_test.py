@@ -82,6 +82,7 @@ def expected_task(search):
     return float(loss(LABELS, scores, WEIGHTS))
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.filterwarnings("ignore:.*are all zero")
 @pytest.mark.parametrize("source", ["arrays", "tf.data", "PyDataset"])
 @pytest.mark.parametrize(

@@ -69,6 +69,7 @@ def with_label(value: int) -> np.ndarray:
     return y
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("jit", JIT)
 @pytest.mark.parametrize(
     ("value", "eta", "risk"),
@@ -89,6 +90,7 @@ def test_pixel_that_is_not_finite_stops_its_step_by_the_risk(value, eta, risk, j
         search.policy()
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("jit", JIT)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_plain_fit_gives_no_policy_after_such_a_pixel(value, jit):
@@ -158,6 +160,7 @@ def test_finite_float_labels_are_the_classes_they_are():
     np.testing.assert_allclose(histories[0]["loss"], histories[1]["loss"], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit", JIT)
 def test_one_hot_row_of_nan_is_a_divergence(jit):
     search = searching(jit=jit, loss=ONE_HOT)
@@ -169,6 +172,7 @@ def test_one_hot_row_of_nan_is_a_divergence(jit):
         search.policy()
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("row", [[2.0, 1.0, 0.0], [-1.0, 2.0, 0.0], [0.0, 0.0, 0.0]])
 def test_one_hot_rows_of_any_sum_are_taken_as_they_are(row):
     """The task loss is `-sum y log p`, of rows that sum to 1 or not."""
@@ -185,6 +189,7 @@ def test_one_hot_rows_of_any_sum_are_taken_as_they_are(row):
     assert_sound(search, history)
 
 
+@pytest.mark.slow
 def test_nan_poisons_the_momentum_which_outlives_restored_weights(tmp_path):
     """Weights alone do not bring a search back; a whole saved model does."""
     search = searching()
@@ -222,6 +227,7 @@ def test_loaded_weights_end_a_divergence(tmp_path):
     assert search.policy() == policy
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("temperature", [1e-6, 1.0, 1e30])
 def test_importances_of_1e30_and_extreme_temperatures(temperature):
     """The softmax is 0 and 1 then; ties share; at 1e30 it is even."""
@@ -255,6 +261,7 @@ def test_ranges_and_steps_astray_leave_the_search_finite():
     assert_sound(search, fitted(search))
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("what", ["kernel", "channel", "images"])
 def test_zeros_leave_the_search_finite(what):
     model = classifier()
@@ -286,6 +293,7 @@ def test_dead_layer_has_no_attribution_and_the_search_goes_on():
     assert_sound(search, history)
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize(
     ("images", "batch_size"), [(24, 1), (19, 8), (1, 8)], ids=["one", "last", "single"]
 )
@@ -308,6 +316,7 @@ def test_sample_weights_of_zero_leave_the_risks_that_have_none():
     assert_sound(search, history)
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("end", ["least", "most"])
 def test_budget_at_an_end_of_the_space(end):
     """Zeta grows no further than its bound; the policy is the one that costs that."""

@@ -44,6 +44,7 @@ def test_draws_are_of_all_candidates_and_repeat(case):
     assert {bits["select_a"] for bits in drawn} == {(8, 8)}
 
 
+@pytest.mark.slow
 def test_training_with_drawn_bits_serves_few_bits(case):
     """What a policy of two bits loses is less than in the float model's hypernet."""
     few = dict.fromkeys(SPACE.pinned, (8, 8)) | dict.fromkeys(
@@ -147,6 +148,7 @@ def normalized_model(batch_size=None):
     return keras.Model(inputs, keras.layers.Dense(5, name="last")(x))
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("batch_size", [None, 32])
 def test_trained_policies_are_measured_with_statistics_of_their_own(
     batch_size, monkeypatch

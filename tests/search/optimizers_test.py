@@ -42,6 +42,7 @@ def run(search, data, optimizer=None, **options):
     return search.fit(*data, batch_size=16, verbose=0, **options)
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("eta", [0.0, 10.0])
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_weights_move_under_a_global_policy(data, restored_policy, policy, eta):

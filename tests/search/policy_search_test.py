@@ -133,6 +133,7 @@ def test_search_learns_weights_and_importances(data):
         np.testing.assert_array_equal(weight, old)
 
 
+@pytest.mark.slow
 def test_higher_zeta_gives_a_cheaper_hypernet(data):
     costs = []
     for zeta in (0.0, 3000.0):
@@ -142,6 +143,7 @@ def test_higher_zeta_gives_a_cheaper_hypernet(data):
     assert costs[1] < 0.8 * costs[0]
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("fraction", [0.0112, 0.0135, 0.0165])
 def test_policy_lands_within_3_percent_below_the_budget(data, fraction):
     search = compiled(bit_ops_budget=fraction, eta=10.0)
@@ -166,6 +168,7 @@ def test_impossible_budget_is_refused_at_once_with_the_range():
         PolicySearch(classifier(), bit_ops_budget=0.001)
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("output", ["logits", "softmax"])
 def test_sparse_and_one_hot_labels_give_the_same_step(data, output):
     x, y = data
@@ -184,6 +187,7 @@ def test_sparse_and_one_hot_labels_give_the_same_step(data, output):
     np.testing.assert_allclose(*results, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_jit_compile_gives_the_same_losses(data):
     histories = []
     for jit in (False, True):
@@ -202,6 +206,7 @@ def test_eta_zero_runs_no_teacher(data):
     assert search.policy().made_by["strategy"] == "edmips"
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("eta", [0.0, 10.0])
 def test_eta_zero_holds_no_teacher(data, eta):
     """Neither in its weights, nor among the variables that a traced step reads."""
@@ -224,6 +229,7 @@ def test_eta_zero_holds_no_teacher(data, eta):
         assert not others
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize(
     "options",
     [
@@ -369,6 +375,7 @@ def test_teacher_maps_are_those_of_the_model_given(data):
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_bfloat16_teacher_has_the_maps_of_the_float_one(data, tmp_path):
     model = classifier()
     plain, narrow = (

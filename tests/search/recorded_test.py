@@ -64,6 +64,7 @@ def searched(name):
     }
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.filterwarnings("ignore:.*are all zero")
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_search_computes_what_it_computed(name):

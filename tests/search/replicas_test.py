@@ -54,6 +54,7 @@ def on_replicas() -> dict:
         return searched(searching())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*are all zero")
 def test_replicas_attribute_their_share_as_one_device_would():
     """Each draws the same places of its own part; the risk is the mean over all."""

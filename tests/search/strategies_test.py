@@ -160,7 +160,17 @@ def test_every_row_has_a_case():
 
 
 class TestStrategy:
-    @pytest.mark.parametrize(("strategy", "options"), ROWS, ids=names_of(ROWS))
+    @pytest.mark.parametrize(
+        ("strategy", "options"),
+        [
+            *CASES.items(),
+            *(
+                pytest.param(*row, marks=pytest.mark.slow)
+                for row in [*TABLES, *GRADIENT]
+            ),
+        ],
+        ids=names_of(ROWS),
+    )
     def test_keeps_the_contract(
         self, model, labelled, strategy, options, tmp_path, capsys, monkeypatch
     ):
@@ -256,6 +266,7 @@ def test_relaxations_and_readouts_that_cannot_be(model, labelled):
         run(model, labelled, "edmips", **options, space=APOT)
 
 
+@pytest.mark.slow
 def test_a_purpose_names_strategy_and_options(model, labelled):
     result = run(model, labelled, None, purpose="post_training")
     assert result.policy.made_by["strategy"] == "loss_delta"
@@ -329,6 +340,7 @@ def test_a_search_says_what_it_cost(model, labelled, capsys, monkeypatch):
         run(model, labelled[0], "loss_delta", progress="lines")
 
 
+@pytest.mark.slow
 def test_other_seeds_draw_other_policies(model, labelled):
     found = [
         run(model, labelled[0], "random", policies=1, seed=seed) for seed in range(6)
@@ -359,6 +371,7 @@ def test_reversed_values_are_worse(model, labelled, case):
     assert gap.mean() > 5 * gap.std() / np.sqrt(len(gap))
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("steps", [0, 3])
 def test_finalists_have_the_uniform_policy_among_them(model, labelled, steps):
     result = run(
@@ -551,6 +564,7 @@ def test_what_is_no_float_model_or_no_space_is_refused(model, labelled):
         quantize_model(tuned, policy)
 
 
+@pytest.mark.slow
 def test_batches_of_any_kind_say_the_same(model, labelled):
     import tensorflow as tf
 

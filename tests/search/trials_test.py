@@ -118,6 +118,7 @@ def bandit(choose, learn, episodes):
     return np.array(rewards)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0])
 def test_an_agent_learns_what_random_actions_find_by_chance(seed):
     states = np.eye(4)
@@ -183,6 +184,7 @@ def test_trials_that_cannot_be(problem, strategy):
         )
 
 
+@pytest.mark.slow
 def test_kappa_adds_a_multiple_of_the_uniform_risk(problem):
     model, images, labels, options = problem
     plain, guided = (

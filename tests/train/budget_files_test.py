@@ -72,6 +72,7 @@ def test_the_file_on_disk_keeps_a_budget_of_bytes(wide_file, digits, quiet, caps
     assert size <= limit["cost"] <= limit["limit"] == budget
 
 
+@pytest.mark.slow
 def test_all_of_several_budgets_are_kept_by_the_file(wide_file, digits, quiet):
     budget = middle(wide_file, "smallest", 0.6)
     policy, file = chain(wide_file, digits, quiet, f"W4A4, {budget}B")

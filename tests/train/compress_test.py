@@ -120,6 +120,7 @@ def test_other_images_of_the_same_folder_are_refused(tmp_path, quiet, monkeypatc
         corrected()
 
 
+@pytest.mark.slow
 def test_a_flat_folder_on_the_command_line(float_file, tmp_path, repo_root):
     write_images(tmp_path / "flat", 60)
     words = [
@@ -212,6 +213,7 @@ def test_images_that_cannot_be_used(float_file, digits, quiet, tmp_path, repo_ro
     assert not (tmp_path / "run" / "search").exists()
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("labels", [None, "none"])
 def test_another_scaling_that_fits_is_an_error(digits, quiet, tmp_path, labels):
     inputs = keras.Input((8, 8, 1))

@@ -129,6 +129,7 @@ def test_pixels_come_back_from_every_scaling(digits):
         np.testing.assert_array_equal(to_pixels(image, load_dataset(config)), pixels)
 
 
+@pytest.mark.slow
 def test_evaluation_on_the_validation_split(run, digits):
     config = EvaluateConfig(split="validation")
     result = evaluate(config, digits, run, "uniform")

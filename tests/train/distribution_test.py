@@ -115,6 +115,7 @@ def test_two_replicas_train_as_one_device(stage, alone, tmp_path, float_file):
     check_equal(alone(stage), tmp_path, stage)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_workers_train_as_one_device(stage, alone, tmp_path, float_file):
     finish(*start_workers(stage, tmp_path, float_file))

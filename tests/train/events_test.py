@@ -104,6 +104,7 @@ def held_out():
     return next(iter(dataset.validation().unbatch().batch(4)))
 
 
+@pytest.mark.slow
 def test_a_trained_search_and_its_student_show_what_they_found(tmp_path, float_file):
     run = RunConfig(str(tmp_path), progress="none", tensorboard=True)
     config = SearchConfig(

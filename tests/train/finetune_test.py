@@ -83,6 +83,7 @@ def test_a_teacher_of_other_images_or_classes_is_refused(
     assert not (Path(quiet.workdir) / "finetune").exists()
 
 
+@pytest.mark.slow
 def test_a_teacher_may_read_images_of_any_size(float_file, digits, quiet, tmp_path):
     inputs = keras.Input((None, None, 1))
     x = keras.layers.Conv2D(4, 3, activation="relu")(inputs)
@@ -201,6 +202,7 @@ def test_the_rounded_student_is_evaluated_and_printed(
     assert np.mean(found == np.concatenate(labels)) == pytest.approx(rounded)
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("validation", [True, False])
 def test_statistics_of_other_images_stop_the_stage(
     digits, quiet, monkeypatch, validation, tmp_path
@@ -245,6 +247,7 @@ def test_statistics_of_other_images_stop_the_stage(
     assert finetune(tolerant, digits, quiet).finished
 
 
+@pytest.mark.slow
 def test_any_drop_may_be_allowed(float_file, digits, quiet, monkeypatch):
     black = [np.zeros((32, 8, 8, 1), "float32")]
     monkeypatch.setattr(snapping, "statistics_batches", lambda *_: black)

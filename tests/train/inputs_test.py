@@ -161,6 +161,7 @@ def test_what_is_no_float_model_is_told_apart(tmp_path):
         model_path(run, "nowhere.keras")
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 @pytest.mark.parametrize("shape", [(8, 6, 1), (8, 6, 3), (None, None, 1)])
 def test_images_are_read_as_the_float_model_reads_them(mode, shape, tmp_path, capsys):

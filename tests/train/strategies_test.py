@@ -93,6 +93,7 @@ def test_an_interrupted_table_goes_on(float_file, digits, quiet, tmp_path, monke
     assert len(measured) == len(journal)
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_with_gradients_goes_on(
     float_file, digits, quiet, tmp_path, monkeypatch
 ):
@@ -212,6 +213,7 @@ FINALISTS = FinalistsConfig(
 )
 
 
+@pytest.mark.slow
 def test_a_trained_search_is_measured_and_compared(
     float_file, digits, quiet, tmp_path, monkeypatch, capsys
 ):

@@ -97,6 +97,7 @@ if "gmpq_tf.train.sleeps" in sys.orig_argv:
 """
 
 
+@pytest.mark.slow
 @NEEDS_RAY
 def test_a_ray_cluster_says_what_the_local_runner_says(tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(SLEEPS)

@@ -167,6 +167,7 @@ def test_several_objectives_keep_what_no_other_beats(tmp_path, start, optuna):
     assert 1 < len(front) < 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_an_interrupted_sweep_draws_as_one_that_was_not(
     tmp_path, start, optuna, toy_runner, monkeypatch, jobs

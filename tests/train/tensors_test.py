@@ -79,6 +79,7 @@ def whole_way(folder, data, model, tuned=1):
     return file, results, report(ReportConfig(), data, plain)
 
 
+@pytest.mark.slow
 def test_an_autoencoder_goes_the_whole_way(tmp_path):
     x = arrays(60)
     write(tmp_path / "data.npz", inputs=x, targets=x)

@@ -46,9 +46,8 @@ def model_of(units, activation):
     return model
 
 
-@pytest.mark.parametrize(
-    "activation", ["sigmoid", pytest.param(None, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("activation", ["sigmoid", None])
 def test_whole_way(dark_or_bright, quiet, tmp_path, activation):
     path = tmp_path / "one.keras"
     model_of(1, activation).save(path)

@@ -256,6 +256,7 @@ def eight_bits(model):
     return gmpq.quantize_model(model, gmpq.BitwidthPolicy(model.name, bits))
 
 
+@pytest.mark.quick_rows(4)
 @pytest.mark.parametrize("form", ["dict", "tf.data of dicts", "PyDataset", "generator"])
 @pytest.mark.parametrize("kind", ["list", "dict"])
 def test_calibration_and_statistics_take_inputs_by_name(kind, form):

@@ -74,6 +74,7 @@ def test_placed_zero_of_pixels_is_the_first_code():
     assert best_grid(observed(pixels), InputQuantizer(8, None), 0) == (1.0, 0)
 
 
+@pytest.mark.quick_rows(10)
 @pytest.mark.parametrize("name", sorted(MODELS))
 @pytest.mark.parametrize("build", ["student", "hypernet"])
 def test_every_range_is_set(name, build):
@@ -262,6 +263,7 @@ def test_dead_layer_is_named_and_may_come_alive():
     np.testing.assert_allclose(grown, [[1.2, 5.2]], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_zero_kernel_trains():
     """With a step next to nothing it would be clipped to nothing for ever."""
     model = residual()

@@ -122,6 +122,7 @@ def student(request, tmp_path):
     return keras.models.load_model(tmp_path / "student.keras")
 
 
+@pytest.mark.quick_rows(2)
 def test_statistics_stay_in_training_and_when_biases_are_rounded(student):
     mean, variance = statistics(student, "deep_norm")
     np.testing.assert_allclose(mean, [0.3, -0.2, 0.1, 0.0])

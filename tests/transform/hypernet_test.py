@@ -35,6 +35,7 @@ def test_names_weights_and_candidates(model):
     assert model.get_config() == before[1]
 
 
+@pytest.mark.quick_rows(5)
 def test_eight_bits_are_close_to_the_model(model):
     hypernet = gmpq.build_hypernet(model, gmpq.SearchSpace((8,), (8,)))
     x = batch_of(model)

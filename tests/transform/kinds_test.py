@@ -140,6 +140,7 @@ def prelu():
     return layer
 
 
+@pytest.mark.quick_rows(7)
 @pytest.mark.parametrize(
     "activation",
     [a for a, _ in ACTIVATIONS if a is not None] + [relu, lambda x: x * 2, prelu],

@@ -45,6 +45,7 @@ def losses(model, data, precision):
         return model.fit(*data, epochs=3, verbose=0, shuffle=False).history["loss"]
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("make", [lambda data: classifier(), quantized])
 @pytest.mark.parametrize("precision", NARROW)
 def test_narrow_training_follows_the_wide_one(make, precision, data):
@@ -55,6 +56,7 @@ def test_narrow_training_follows_the_wide_one(make, precision, data):
     assert narrow != wide
 
 
+@pytest.mark.slow
 def test_a_search_in_bfloat16_follows_the_wide_one(data):
     found = []
     for precision in ("float32", "mixed_bfloat16"):

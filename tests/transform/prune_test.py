@@ -238,6 +238,7 @@ def test_a_mean_over_channels_is_not_taken_for_one_of_tensors():
         prune_channels(model, {"conv": mask(4, [0])})
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize(
     ("name", "groups"), [("resnet8", 3), ("mobilenet_v2", 5), ("vgg16", 0)]
 )

@@ -42,6 +42,7 @@ def model(request):
     return MODELS[request.param]()
 
 
+@pytest.mark.quick_rows(6)
 def test_eight_bits_are_close_and_the_model_is_left_alone(model):
     x = batch_of(model)
     before = flat(model(x)), model.get_weights(), model.get_config()
@@ -57,6 +58,7 @@ def test_eight_bits_are_close_and_the_model_is_left_alone(model):
     assert [t.name for t in student.inputs] == [t.name for t in model.inputs]
 
 
+@pytest.mark.quick_rows(10)
 def test_names_kinds_and_weights_are_kept(model):
     student = {layer.name: layer for layer in student_of(model, 3, 4).operations}
     for call in split_gates(read_graph(model)).calls:
@@ -74,6 +76,7 @@ def test_names_kinds_and_weights_are_kept(model):
             np.testing.assert_array_equal(source, target)
 
 
+@pytest.mark.quick_rows(9)
 def test_bits_are_those_of_the_policy(model):
     student = student_of(model, 3, 5)
     for name in searchable_names(model):
@@ -82,6 +85,7 @@ def test_bits_are_those_of_the_policy(model):
         assert layer.input_quantizer.bits == ((8,) if end else (5,))
 
 
+@pytest.mark.quick_rows(3)
 def test_saved_student_is_loaded_by_keras(model, tmp_path):
     student, x = student_of(model, 4, 4), batch_of(model)
     student.save(tmp_path / "student.keras")

@@ -61,6 +61,7 @@ TRAININGS = {
 }
 
 
+@pytest.mark.quick_rows(3)
 @pytest.mark.parametrize("loaded", [False, True])
 @pytest.mark.parametrize("training", TRAININGS)
 def test_a_student_must_be_calibrated_first(training, loaded, tmp_path):

@@ -51,6 +51,7 @@ def save_safetensors(path, state):
     save_file({name: np.asarray(value) for name, value in state.items()}, path)
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize("suffix", [".keras", ".h5", ".weights.h5"])
 def test_keras_files_give_every_tensor_by_name(suffix, trained, tmp_path):

@@ -23,6 +23,7 @@ ROWS = [(name, layout) for name, rows in LAYOUTS.items() for layout in rows]
 IDS = [layout.source for _, layout in ROWS]
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize(("name", "layout"), ROWS, ids=IDS)
 def test_both_sides_are_complete(name, layout):
     ours = build_model(name, (8, 8, 3), 2)

@@ -59,6 +59,7 @@ def resnet18_state():
     return resnet_state(BASIC, (2, 2, 2, 2), 5)
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("suffix", [".weights.h5", ".h5", ".keras"])
 def test_mobilenet_of_keras_in_every_kind_of_file(tmp_path, suffix):
     reference = application("mobilenet_v2", alpha=0.5)
@@ -71,6 +72,7 @@ def test_mobilenet_of_keras_in_every_kind_of_file(tmp_path, suffix):
     assert_same(built.model, reference(pixels()), pixels())
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
@@ -120,6 +122,7 @@ def test_mobilenet_of_torchvision(shape, tmp_path):
     assert_same(built.model, mobilenet_forward(state, pixels(shape)), pixels(shape))
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize(
     ("padding", "suffix"),
     [("same", ".keras"), ("symmetric", ".keras"), ("symmetric", ".weights.h5")],
@@ -192,6 +195,7 @@ def write_keras2_file(model, path, rename):
                 group[name] = value
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize(
     ("name", "rename"),
     [
@@ -206,6 +210,7 @@ def test_published_keras_2_files_are_matched_by_order(name, rename, tmp_path):
     assert_same(built.model, reference(pixels()), pixels())
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("name", ["mobilenet_v2", "resnet50"])
 def test_imagenet_is_what_keras_fetches(name, monkeypatch):
     """ResNet-50's published weights read blue, green, red; the model reads RGB."""
