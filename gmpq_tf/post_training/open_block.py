@@ -191,14 +191,48 @@ class OpenBlock:
         random: np.random.Generator,
         tick: Callable[[], Any],
     ) -> None:
-        config = self.config
-        pairs = [(o.open[n], o.rates[n]) for o in self.layers for n in o.open]
-        moments = [
-            (tf.Variable(tf.zeros_like(v)), tf.Variable(tf.zeros_like(v)))
-            for v, _ in pairs
-        ]
+        """Learns the variables of all layers: one step of Adam for each draw of images.
+
+        Args:
+            x: as for `learn`.
+            y: as for `learn`.
+            before: error of the nearest codes; the loss is relative to it.
+            random: draws the images of each step, and which activations stay float.
+            tick: called after each step.
+        """
+        steps = self.config.steps
         scales = [1 / (before * a.var() + TINY) for a in y]
         noise = tf.random.Generator.from_seed(int(random.integers(2**31)))
+        step = self._training_step(scales, noise if self.config.drop else None)
+        for number, chosen in enumerate(draws(random, len(y[0]), self.batch, steps)):
+            warm = number >= WARM_UP * steps
+            scalars = (
+                power_at(number, steps),
+                self.config.penalty if warm else 0.0,
+                1.0 - (1 - LAST_RATE) * number / steps,
+                number + 1.0,
+            )
+            step(
+                {i: tf.constant(t[chosen]) for i, t in x.items()},
+                [tf.constant(t[chosen]) for t in y],
+                *(tf.constant(v, tf.float32) for v in scalars),
+            )
+            tick()
+
+    def _training_step(self, scales: Sequence[float], noise: Any) -> Any:
+        """One step of Adam on a batch, as a `tf.function`.
+
+        Args:
+            scales: factor of each target's mean squared error.
+            noise: draws which activations stay float; None: none do.
+
+        Returns:
+            A function (tensors, targets, power, penalty, rate, count): the tensors that
+            the block reads and its targets, [B, ...] each; then scalars: power and
+            weight of the penalty, factor of the learning rates, number of the step
+            from 1.
+        """
+        adam = _Adam([(o.open[n], o.rates[n]) for o in self.layers for n in o.open])
 
         @tf.function(autograph=False)
         def step(
@@ -207,7 +241,7 @@ class OpenBlock:
             with tf.GradientTape() as tape:
                 ups = [layer.up() for layer in self.layers]
                 codes = [o.codes(up) for o, up in zip(self.layers, ups, strict=True)]
-                made = self.outputs(tensors, codes, noise if config.drop else None)
+                made = self.outputs(tensors, codes, noise)
                 loss = tf.add_n(
                     [
                         s * tf.reduce_mean(tf.square(a - b))
@@ -215,35 +249,44 @@ class OpenBlock:
                     ]
                 ) / len(made)
                 loss += penalty * self._undecided(ups, power)
-            gradients = tape.gradient(loss, [v for v, _ in pairs])
-            for (v, own), (m, s), g in zip(pairs, moments, gradients, strict=True):
-                if g is None:  # a registered quantizer without a gradient
-                    continue
-                m.assign(FIRST_MOMENT * m + (1 - FIRST_MOMENT) * g)
-                s.assign(SECOND_MOMENT * s + (1 - SECOND_MOMENT) * tf.square(g))
-                mean = m / (1 - tf.pow(FIRST_MOMENT, count))
-                square = s / (1 - tf.pow(SECOND_MOMENT, count))
-                v.assign_sub(own * rate * mean / (tf.sqrt(square) + TINY))
+            adam.apply(tape.gradient(loss, adam.variables), rate, count)
 
-        images = len(y[0])
-        for number, chosen in enumerate(
-            draws(random, images, self.batch, config.steps)
-        ):
-            warm = number >= WARM_UP * config.steps
-            step(
-                {i: tf.constant(t[chosen]) for i, t in x.items()},
-                [tf.constant(t[chosen]) for t in y],
-                *(
-                    tf.constant(v, tf.float32)
-                    for v in (
-                        power_at(number, config.steps),
-                        config.penalty if warm else 0.0,
-                        1.0 - (1 - LAST_RATE) * number / config.steps,
-                        number + 1.0,
-                    )
-                ),
-            )
-            tick()
+        return step
+
+
+class _Adam:
+    """Adam with a learning rate for each variable.
+
+    Args:
+        pairs: (variable, learning rate) each.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[tf.Variable, float]]) -> None:
+        self.variables, self.rates = [v for v, _ in pairs], [r for _, r in pairs]
+        self.moments = [
+            (tf.Variable(tf.zeros_like(v)), tf.Variable(tf.zeros_like(v)))
+            for v in self.variables
+        ]
+
+    def apply(
+        self, gradients: Sequence[tf.Tensor | None], rate: tf.Tensor, count: tf.Tensor
+    ) -> None:
+        """Changes the variables by one step.
+
+        Args:
+            gradients: gradient of each variable; None: it stays as it is.
+            rate: factor of all learning rates, a scalar.
+            count: number of the step from 1, a scalar.
+        """
+        rows = zip(self.variables, self.rates, self.moments, gradients, strict=True)
+        for v, own, (m, s), g in rows:
+            if g is None:  # a registered quantizer without a gradient
+                continue
+            m.assign(FIRST_MOMENT * m + (1 - FIRST_MOMENT) * g)
+            s.assign(SECOND_MOMENT * s + (1 - SECOND_MOMENT) * tf.square(g))
+            mean = m / (1 - tf.pow(FIRST_MOMENT, count))
+            square = s / (1 - tf.pow(SECOND_MOMENT, count))
+            v.assign_sub(own * rate * mean / (tf.sqrt(square) + TINY))
 
 
 def _rows(x: dict[int, np.ndarray], rows: slice) -> dict[int, tf.Tensor]:

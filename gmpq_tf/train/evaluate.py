@@ -30,7 +30,7 @@ import gmpq_tf.layers  # noqa: F401  registers the layers that the model files n
 from gmpq_tf.data import DataConfig, Dataset, load_dataset
 from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.tflite.objects import found_objects, returns_objects
-from gmpq_tf.export.tflite.outputs import Tally
+from gmpq_tf.export.tflite.outputs import OutputReport, Tally
 from gmpq_tf.export.tflite.region_detector import RegionDetector, open_tflite
 from gmpq_tf.export.tflite.region_files import head_path
 from gmpq_tf.export.tflite.runtime import TFLiteModel
@@ -53,6 +53,9 @@ from gmpq_tf.train.show_objects import write_curves
 from gmpq_tf.transform.calibrate import input_quantizers
 
 RESULT = "evaluation.json"
+# Figures of a file: of its decisions, and of its errors where outputs are numbers.
+FILE_DECISIONS = ("tflite_accuracy", "agreement", "ties", "twin_agreement")
+FILE_ERRORS = ("mean_error", "max_error", "relative_error", "twin_max_error")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,53 +174,82 @@ def measure_both(
     # A file that returns objects has no scores to compare with Keras's.
     finds = isinstance(tflite, TFLiteModel) and returns_objects(tflite)
     output = _deciding(model, task, output_kind)
-    kind, tally, images = output.kind, Tally(output, None), 0
-    made = {"": model, "tflite_": tflite, "twin_": twin}
-    meters = {
-        prefix: task.meter(class_names)
-        for prefix, maker in made.items()
-        if maker is not None
-    }
-    for pixels, batch_labels in batches:
+    tally, images = Tally(output, None), 0
+    models = {"": model, "tflite_": tflite, "twin_": twin}
+    models = {prefix: each for prefix, each in models.items() if each is not None}
+    meters = {prefix: task.meter(class_names) for prefix in models}
+    for pixels, labels in batches:
         pixels = np.asarray(pixels)
-        known = kind.decides and task.placewise and batch_labels is not None
-        labels = np.asarray(task.decided(batch_labels)) if known else None
-        outputs = {"": _listed(model.predict_on_batch(pixels))}
-        if tflite is not None:
-            predicted = tflite.predict(pixels, batch_size=len(pixels))
-            if not finds:
-                outputs["tflite_"] = _listed(predicted)
-        if twin is not None:
-            outputs["twin_"] = _listed(twin.predict_on_batch(pixels))
-        deciding = {prefix: each[task.deciding] for prefix, each in outputs.items()}
-        received = deciding.get("tflite_", deciding[""])
-        tally.add(deciding[""], received, labels)
-        if twin is not None:
-            exact = deciding["twin_"]
-            own = received if "tflite_" in outputs else exact
-            tally.add_twin(exact, own, labels)
-        said: dict[str, Any] = {
+        computed = _computed(models, pixels)
+        objects = found_objects(computed.pop("tflite_")) if finds else None
+        named: dict[str, Any] = {
             prefix: dict(zip(names, each, strict=True))
-            for prefix, each in outputs.items()
+            for prefix, each in computed.items()
         }
         if finds:
-            said["tflite_"] = found_objects(predicted)
+            named["tflite_"] = objects
+        deciding = {prefix: each[task.deciding] for prefix, each in computed.items()}
+        known = output.kind.decides and task.placewise and labels is not None
+        _add(tally, deciding, np.asarray(task.decided(labels)) if known else None)
         for prefix, meter in meters.items():
-            if meter is not None and batch_labels is not None:
-                meter.add(said[prefix], batch_labels)
+            if meter is not None and labels is not None:
+                meter.add(named[prefix], labels)
         images += len(pixels)
     if curves is not None:
         write_curves(curves, meters)
-    row, errors = tally.report(), ("mean_error", "max_error", "relative_error")
-    of_file = ("tflite_accuracy", "agreement", "ties", "twin_agreement")
-    figures = of_file if kind.decides else (*of_file, *errors, "twin_max_error")
+    compared = tflite is not None and not finds
     return {
         "images": images,
+        **_compared(tally.report(), output.kind.decides, compared),
+        **_figures(meters),
+    }
+
+
+def _computed(
+    models: Mapping[str, Any], pixels: np.ndarray
+) -> dict[str, list[np.ndarray]]:
+    """What each model returns for a batch, in the order of its outputs.
+
+    Args:
+        models: prefix -> Keras model, integer twin or file.
+        pixels: [B, H, W, C], as the model reads them.
+    """
+    return {
+        prefix: _listed(
+            each.predict_on_batch(pixels)
+            if isinstance(each, keras.Model)
+            else each.predict(pixels, batch_size=len(pixels))
+        )
+        for prefix, each in models.items()
+    }
+
+
+def _add(
+    tally: Tally, deciding: Mapping[str, np.ndarray], labels: np.ndarray | None
+) -> None:
+    """Adds a batch to a tally: Keras against the file, and the twin against the file.
+
+    Args:
+        tally: counts equal and right decisions, and adds up errors.
+        deciding: prefix -> the output that decides, [B, ...]. "" (Keras) is always
+            there. Without "tflite_" Keras and the twin are compared with themselves.
+        labels: labels of the batch, [B] or [B, ...], or None.
+    """
+    tally.add(deciding[""], deciding.get("tflite_", deciding[""]), labels)
+    if "twin_" in deciding:
+        exact = deciding["twin_"]
+        tally.add_twin(exact, deciding.get("tflite_", exact), labels)
+
+
+def _compared(row: OutputReport, decides: bool, has_file: bool) -> dict[str, Any]:
+    """The figures of the comparison; those of the file are None if there is none."""
+    errors = () if decides else FILE_ERRORS
+    of_file = {n: getattr(row, n) for n in FILE_DECISIONS + errors}
+    return {
         "accuracy": row.keras_accuracy,
         "twin_accuracy": row.twin_accuracy,
         "compared": row.compared,
-        **{n: getattr(row, n) if tflite and not finds else None for n in figures},
-        **_figures(meters),
+        **(of_file if has_file else dict.fromkeys(of_file)),
     }
 
 

@@ -52,6 +52,7 @@ from gmpq_tf.search import (
     STRATEGIES,
     PolicySearch,
     RiskConfig,
+    SearchResult,
     TemperatureScheduler,
 )
 from gmpq_tf.search.finalists import NO_FINALISTS, FinalistsConfig
@@ -231,15 +232,7 @@ def search(
     scaling = dataset.config.input_scaling().to_config()
     # Built before the stage is opened, so that an impossible budget leaves no files.
     keras.utils.set_random_seed(data.seed)
-    searcher = PolicySearch(
-        model,
-        config.space,
-        kernel_quantizer=config.kernel_quantizer,
-        risk=config.risk,
-        class_names=dataset.class_names,
-        relaxation=config.relaxation,
-        formulation=Formulation(rule=config.rule),
-    )
+    searcher = _searcher(config, model, dataset)
     resolved["milliseconds"] = times_identity(searcher.problem.limits)
     stage = open_shared_stage(run, STAGE, resolved, scaling)
     if stage.finished:
@@ -270,15 +263,37 @@ def search(
         )
         print(result, flush=True)
         write_json(stage.folder / IMPORTANCES, importances)
-        write_json(stage.folder / VALUES, result.to_json())
-        result.policy.save(stage.folder / POLICY)
-        if run.tensorboard:
-            write_search_events(stage, result.policy, result.to_json())
-        cost = dataclasses.asdict(result.cost)
-        results = policy_results(stage, model, result.policy)
-        stage.finish({**results, "search_cost": cost})
+        _finish(stage, model, result, run)
     wait_for_workers()
     return stage
+
+
+def _searcher(
+    config: SearchConfig, model: keras.Model, dataset: Dataset
+) -> PolicySearch:
+    """The hypernet of a float model with its risks, before calibration."""
+    return PolicySearch(
+        model,
+        config.space,
+        kernel_quantizer=config.kernel_quantizer,
+        risk=config.risk,
+        class_names=dataset.class_names,
+        relaxation=config.relaxation,
+        formulation=Formulation(rule=config.rule),
+    )
+
+
+def _finish(
+    stage: Stage, model: keras.Model, result: SearchResult, run: RunConfig
+) -> None:
+    """Writes the values and the policy of a search, and finishes its stage."""
+    write_json(stage.folder / VALUES, result.to_json())
+    result.policy.save(stage.folder / POLICY)
+    if run.tensorboard:
+        write_search_events(stage, result.policy, result.to_json())
+    cost = dataclasses.asdict(result.cost)
+    results = policy_results(stage, model, result.policy)
+    stage.finish({**results, "search_cost": cost})
 
 
 def _check_attribution(config: SearchConfig, dataset: Dataset) -> None:
