@@ -1,8 +1,8 @@
 """GMPQ for Keras: mixed-precision policies that transfer, shipped as TFLite.
 
-Names are loaded when first used, so that policies and costs need no TensorFlow. Keras
-finds our classes in saved models once it and one name of this package have been used;
-`gmpq.load_model` needs nothing before it.
+Names are imported when they are first used, so that policies and costs need no
+TensorFlow. `keras.saving.load_model` finds the layers of this package if `gmpq_tf` was
+imported, or one of its names used, after `keras`; `gmpq.load_model` always finds them.
 """
 
 from __future__ import annotations

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 
 def align(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns rows as columns of equal width: the first flush left, others right.
+    """Returns rows as columns of equal width: the first left-aligned, others right.
 
     Args:
-        header: what stands above each column.
+        header: title of each column.
         rows: one text for each column.
 
     Returns:
-        Lines: the header, a rule, the rows.
+        Lines of text: the header, a line of dashes, the rows.
     """
     columns = zip(header, *rows, strict=True)
     widths = [max(map(len, column)) for column in columns]

@@ -160,7 +160,7 @@ def check_pin(name: str, pin: Any) -> Pin:
             that side is searched.
 
     Returns:
-        (weight_bits, activation_bits).
+        (weight_bits, activation_bits), one of which may be None.
 
     Raises:
         PolicyError: it is not such a pair, or both sides are None.
@@ -225,12 +225,15 @@ def default_pins(
 def uniform_pins(
     ends: Iterable[str], pinned: Mapping[str, Pin] | None
 ) -> Mapping[str, Pin]:
-    """Returns the exceptions of a uniform policy.
+    """Returns the layers that have bits of their own in a uniform policy.
 
     Args:
         ends: names of the layers at the two ends of the model.
-        pinned: as for `check_pinned`. A side that is None has 8 bits in these layers,
-            which is their default.
+        pinned: as for `check_pinned`. A side that is None gets 8 bits in the layers of
+            `ends`, and stays None (the uniform bits) in others.
+
+    Returns:
+        Layer name -> (weight_bits, activation_bits), one of which may be None.
 
     Raises:
         PolicyError: the bits of a pinned layer are not such a pair.

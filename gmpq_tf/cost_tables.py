@@ -128,10 +128,14 @@ class CostTable:
         return self.constant + float(sum(terms))
 
     def macs(self, name: str, candidates: tuple[Any, Any]) -> float | None:
-        """Returns `m` if every cost is `m` times both bit-widths, else None.
+        """Returns `m` if each cost is `m * weight bits * activation bits`, else None.
 
         The expectation of such costs is `m E[w] E[a]`, the form of eq. 7, which has
         fewer roundings in float32 than `pi_w^T C_k pi_a`.
+
+        Args:
+            name: name of the layer.
+            candidates: (weight bits, activation bits) it may take.
         """
         costs = self.of(name, candidates)
         products = np.outer(*candidates)
@@ -139,7 +143,7 @@ class CostTable:
         return float(unit) if np.array_equal(costs, unit * products) else None
 
     def range(self, candidates: Candidates) -> tuple[float, float]:
-        """Returns the smallest and the largest cost of policies of a space.
+        """Returns the smallest and the largest cost of a policy, with the constant.
 
         Args:
             candidates: (weight bits, activation bits) each layer may take.
@@ -153,7 +157,7 @@ class CostTable:
         return all(np.ptp(self.of(n, pair)) == 0 for n, pair in candidates.items())
 
     def sides(self) -> tuple[bool, bool]:
-        """Whether costs depend on the bits of weights, and on those of activations."""
+        """Whether some cost depends on weight bits, and on activation bits."""
         tables = [np.asarray(rows) for rows in self._rows.values()]
         weights, activations = (any(np.ptp(t, a).any() for t in tables) for a in (0, 1))
         return weights, activations
@@ -240,7 +244,7 @@ def _bit_ops(model: Any, options: TableOptions) -> CostTable:
 
 
 def _weight_bytes(model: Any, options: TableOptions) -> CostTable:
-    """The table of kernels at their bits, `ceil(bits * weights / 8)`; rest at 32."""
+    """Kernels at their bits, `ceil(bits * weights / 8)`; other parameters at 32."""
     layers = zip(searchable_names(model), searchable_layers(model), strict=True)
     sizes = {name: kernel_size(layer) for name, layer in layers}
     params = sum(math.prod(weight.shape) for weight in model.weights)

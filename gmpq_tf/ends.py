@@ -7,7 +7,7 @@ from typing import Any
 from gmpq_tf.graph import Call, Graph, is_searchable, read_graph
 from gmpq_tf.layer_kinds import Role
 
-# Kinds that gather many results into few, after which none is an output by itself.
+# Reductions: their result depends on many values, none of which is an output itself.
 _GATHERING = frozenset(["Mean", "Max", "Sum"])
 
 
@@ -48,7 +48,7 @@ def _last_names(graph: Graph) -> set[str]:
 
 
 def _passes(call: Call) -> bool:
-    """Whether each number of a call comes from one tensor, and from one place of it."""
+    """Whether each value of a call's result depends on one tensor, at one position."""
     if "Pooling" in call.kind or call.kind in _GATHERING:
         return False
     return len(call.inputs) == 1 or call.row.whole or call.role is Role.HOST

@@ -231,7 +231,7 @@ def _product(layer: Any, inputs: Shapes, output: tuple) -> int | None:
 
 
 def _einsum(layer: Any, inputs: Shapes, output: tuple) -> int | None:
-    """Product of the sizes of all letters, but that of the batch; one operand: 0."""
+    """Product of the sizes of all axes but the batch; 0 for a single operand."""
     operands, arrow, result = layer.subscripts.replace(" ", "").partition("->")
     names = operands.split(",")
     if len(names) == 1:
@@ -270,7 +270,7 @@ FORMULAS: dict[str, Callable[..., int | None]] = {
     **dict.fromkeys(("MatMul", "Matmul", "Dot"), _product),
     "Einsum": _einsum,
     **dict.fromkeys(("Conv", "DepthwiseConv", "ConvTranspose"), _with_kernel),
-    # Nobody counts these: they are named.
+    # They have no formula, so a warning names them.
     **dict.fromkeys(
         ("Tensordot", "Inner", "Vdot", "SeparableConv"),
         lambda layer, inputs, output: None,

@@ -18,7 +18,7 @@ def match_inputs(
     inputs: Sequence[Any],
     name_of: Callable[[Any], str],
 ) -> list[tuple[Any, Any]]:
-    """Pair each input of a model with its value, in the way of a Keras call.
+    """Pairs each input of a model with its value, as a call of a Keras model does.
 
     A dict is matched by name, however the model was built, and may have more entries
     than the model takes. A list or tuple must be in the order of `inputs`.
@@ -72,7 +72,7 @@ def check_names(given: Mapping, structure: Mapping) -> None:
 
 
 def leaves_of(structure: Any) -> Iterator[Any]:
-    """Yields the items of nested lists and tuples; dicts, without order, whole."""
+    """Yields the items of nested lists and tuples; a dict counts as one item."""
     if isinstance(structure, (list, tuple)):
         for item in structure:
             yield from leaves_of(item)

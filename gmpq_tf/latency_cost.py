@@ -64,7 +64,10 @@ def latency_ms(model: Any, options: TableOptions) -> CostTable:
 
 
 def is_uniform(method: KernelMethod) -> bool:
-    """Whether largest codes are those of uniform grids (they decide types in files)."""
+    """Whether a kernel quantizer has the largest codes of uniform grids, `2^(b-1) - 1`.
+
+    The largest code decides the integer type that a file stores the kernel in.
+    """
     for bits in ALL_BITS:
         try:
             largest = method.largest_code(bits)

@@ -68,9 +68,10 @@ class Kind:
         keeps_sign: layer -> whether its output is non-negative if all inputs are.
         nonnegative: layer -> whether its output is always non-negative.
         whole: whether it maps whole numbers to the same numbers in any type.
-        of_images: whether it may scale the model's inputs.
-        of_indices: whether its inputs stand for things, such as words, so that rounding
-            would make them others.
+        of_images: whether models have it in front to scale pixels. What it makes of a
+            model input is quantized like one: calibration places the zero.
+        of_indices: whether its inputs are indices, such as the numbers of words, which
+            must not be quantized.
         elementwise: whether its weights only scale and shift, so that they are not
             counted as multiply-adds.
         fuses_into: roles whose kernels can compute it, if it is the only reader.

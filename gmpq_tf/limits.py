@@ -92,17 +92,19 @@ def resolve_limit(
     pinned: Mapping[str, Pin] | None = None,
     what: str = "budget",
 ) -> Limit:
-    """Returns the limit of a budget, or refuses it with the reachable range.
+    """Returns the limit that a budget sets for a search space.
 
     Args:
         budget: a result of `parse_budget`.
         table: cost table of its resource.
         candidates: (weight bits, activation bits) each layer may take.
-        pinned: exceptions of uniform policies; None: ends at (8, 8).
+        pinned: layers that a uniform policy such as "W4A4" gives other bits; None: the
+            ends at (8, 8).
         what: name of the option, for messages.
 
     Raises:
-        BudgetError: every policy of the space costs more.
+        BudgetError: every policy of the space costs more; the message has the range of
+            their costs.
     """
     count = amount_of(budget, table, pinned, what)
     low, high = table.range(candidates)
@@ -127,7 +129,7 @@ def amount_of(
     Args:
         budget: a result of `parse_budget`.
         table: cost table of its resource.
-        pinned: exceptions of uniform policies; None: ends at (8, 8).
+        pinned: as for `resolve_limit`.
         what: name of the option, for messages.
 
     Raises:
@@ -188,7 +190,7 @@ def limits_of(
         model: a built functional Keras model.
         candidates: (weight bits, activation bits) each layer may take.
         budget: as for `parse_budget`; None: no limit.
-        pinned: exceptions of uniform policies; None: ends at (8, 8).
+        pinned: as for `resolve_limit`.
         options: what cost tables need besides the model.
         what: name of the option, for messages.
 
@@ -213,11 +215,11 @@ def limits_of(
 
 
 def given_budget(budget: Any, bit_ops_budget: float | None) -> tuple[Any, str]:
-    """Returns the one of two options that was given, and its name.
+    """Returns the budget, whichever of two options has it, and that option's name.
 
     Args:
         budget: as for `parse_budget`, or None.
-        bit_ops_budget: its older form, a number, or None.
+        bit_ops_budget: the same as a number of bit operations, or None.
 
     Raises:
         BudgetError: both were given.

@@ -208,7 +208,7 @@ class Pace:
         self.steps, self._last = steps, now
 
     def end(self, now: float) -> None:
-        """End the epoch, after validation."""
+        """Ends the epoch, after validation; `now` is the time in seconds."""
         self.seconds, self.between_epochs = now - self._began, now - self._last
         if self.steps and not self.seconds_per_step:
             self.seconds_per_step = (self._last - self._began) / self.steps

@@ -15,13 +15,14 @@ NARROW = ("float32", "bfloat16", "float16")  # computed in float32, as Keras doe
 # code that decides by the kind of a layer treats it like the stock one.
 @keras.saving.register_keras_serializable("gmpq_tf")
 class BatchNormalization(keras.layers.BatchNormalization):
-    """As `keras.layers.BatchNormalization`, in a third of the time in training.
+    """`keras.layers.BatchNormalization` that trains in a third of the time.
 
     `y = gamma (x - mean) / sqrt(var + epsilon) + beta` over a batch, forward and
     backward in one pass each, where Keras takes a dozen passes over the whole tensor.
-    Values, gradients and moving statistics differ only by the order of additions
-    (second derivatives by more: Keras drops one of their terms). In inference, and for
-    settings that TensorFlow's kernel does not support, Keras's own code runs.
+    Values, gradients and moving statistics equal those of Keras up to the order of
+    additions; second derivatives differ, because Keras leaves out one of their terms.
+    In inference, and for settings that TensorFlow's kernel does not support, Keras's
+    own code runs.
 
     Source: Ioffe and Szegedy, "Batch Normalization", ICML 2015, algorithm 1.
     """
@@ -55,7 +56,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return tf.cast(outputs, self.compute_dtype)
 
     def _fuses(self, inputs: tf.Tensor) -> bool:
-        """Whether the kernel computes what this layer is, of inputs [B, H, W, C]."""
+        """Whether TensorFlow's kernel supports this layer for inputs [B, H, W, C]."""
         return (
             len(inputs.shape) == 4
             and self.axis in (-1, 3)

@@ -16,7 +16,7 @@ START = -9.0  # log of the variance over the squared mean, as in the code of VIB
 # Factor on log variances: Adam moves all variables at the same rate, but these have to
 # move farther.
 SPEED = 10.0
-LEAST = 1e-6  # of a squared mean, so that its logarithm is finite
+LEAST = 1e-6  # least squared mean, so that its logarithm is finite
 
 
 @keras.saving.register_keras_serializable("gmpq_tf")
@@ -39,7 +39,7 @@ class ChannelGates(keras.layers.Layer):
     gated where it is read, so that channels that are added to each other share a gate.
     """
 
-    graph_kind = "Identity"  # of graphs that are read: all gates start open
+    graph_kind = "Identity"  # what `read_graph` takes it for: all gates start open
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class ChannelGates(keras.layers.Layer):
             places: gate of each channel, -1 where it has none.
             training: whether noise is drawn.
         """
-        # What has no gate takes the last, which is 1.
+        # Channels without a gate use one more gate behind the others, which is 1.
         gates = np.where(np.asarray(places) < 0, self.count, places)
         used, order = np.unique(gates, return_inverse=True)
         mean = tf.concat([tf.convert_to_tensor(self.mean), [1.0]], 0)

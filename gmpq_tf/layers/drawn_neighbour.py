@@ -15,9 +15,9 @@ LEAST = 0.02  # probabilities are clipped to LEAST .. 1 - LEAST for that gradien
 def _weigh(
     importance: tf.Tensor, grids: Grids, noise: tf.Tensor | None = None
 ) -> tf.Tensor:
-    """Draws one of the two neighbours, so that the mean is the bit-width.
+    """Draws one of the two neighbours, whose expectation is the fractional bit-width.
 
-    Returns zeros and a single 1, [branches], with the gradient of
+    Returns a one-hot vector [branches] with the gradient of
     `sigmoid((logit p + noise) / 0.25)`, p the probability of the upper neighbour.
     Without noise the nearer neighbour is taken.
     """

@@ -11,7 +11,7 @@ from gmpq_tf.layers.relaxation_row import Grids, Relaxation
 
 
 def between(bits: tf.Tensor, grids: Grids) -> tf.Tensor:
-    """Weights of the two branches around a bit-width, so that their mean is it.
+    """Weights of the two branches around a bit-width, which is their weighted mean.
 
     `w_i = (b_(i+1) - b) / (b_(i+1) - b_i)` and `w_(i+1) = 1 - w_i` for
     `b_i <= b <= b_(i+1)`; below the first or above the last bit-width that branch
@@ -56,8 +56,8 @@ def _weigh(
 def _within(importance: tf.Tensor, grids: Grids) -> tf.Tensor:
     """Clips the bit-width to the candidates.
 
-    Beyond them only gradients that lead back are kept: without these a step that goes
-    too far would be the last, and without the others the bit-width would run away.
+    Beyond the candidates the gradient is passed on only if it leads back: a gradient of
+    0 would keep the bit-width there for ever, and the full one would let it move away.
     """
     low, high = float(grids.bits[0]), float(grids.bits[-1])
 

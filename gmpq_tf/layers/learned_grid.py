@@ -21,7 +21,7 @@ def _weigh(
 
     The importances are `log2 d` and `log2 x_max`, relative to the step and the range of
     the widest branch; the weights make its step `d` and its range `x_max`. Values
-    outside the range give the step no gradient, values inside the range none.
+    outside the range have no gradient for the step, values inside none for the range.
     """
     most = math.log2(grids.codes[-1])
     step = most + importance[1] - _log2_codes(importance, grids)
@@ -50,7 +50,7 @@ def _distribute(importance: tf.Tensor, grids: Grids) -> tf.Tensor:
 
 
 def _alone(values: np.ndarray, grids: Grids, index: int) -> np.ndarray:
-    """Importances [2] for one bit-width: the range stays, the step follows from it."""
+    """Importances [2] of one bit-width, with the same range and the step it implies."""
     ratio = math.log2(grids.codes[-1] / grids.codes[index])
     return np.array([values[1] + ratio, values[1]])
 

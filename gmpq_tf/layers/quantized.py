@@ -18,7 +18,7 @@ from gmpq_tf.quantizers.straight_through import round_half_even
 
 
 class Quantized(keras.layers.Layer):
-    """What quantized layers add to the stock Keras layer, their second base class.
+    """Mix-in of the quantized layers, whose second base class is the Keras layer.
 
     Args:
         input_quantizer: `InputQuantizer`, or None to leave activations float.
@@ -31,7 +31,7 @@ class Quantized(keras.layers.Layer):
 
     searchable_kind = ""
     shared_axes: tuple[int, ...] = ()
-    recomputes = False  # whether training computes quantized operands twice: see below
+    recomputes = False  # whether training uses `_recomputed_product`
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Sets `shared_axes` from the kind that the class stands for."""
@@ -152,13 +152,13 @@ class Quantized(keras.layers.Layer):
         return outputs if activation is None else activation(outputs)
 
     def _along_channels(self, values: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
-        """Values [C] or [1] in the shape in which they meet outputs of the layer."""
+        """Values [C] or [1], reshaped to broadcast against the outputs of the layer."""
         if getattr(self, "data_format", None) != "channels_first":
             return values
         return ops.reshape(values, (-1, *[1] * (len(outputs.shape) - 2)))
 
     def _is_integer(self) -> bool:
-        """Whether both operands are codes times a step that is a tensor."""
+        """Whether both operands are codes times a step that the graph can compute."""
         x, w = self.input_quantizer, self.kernel_quantizer
         if not self._quantizes_both() or not len(x.bits) == len(w.bits) == 1:
             return False

@@ -43,9 +43,10 @@ def _joint(logits: tf.Tensor) -> tf.Tensor:
 
 
 def _alone(values: np.ndarray, grids: Grids, index: int) -> np.ndarray:
-    """Importances [branches, thresholds] of one bit-width, with its best threshold.
+    """Importances [branches, thresholds] that choose one bit-width and its threshold.
 
-    The best thresholds of the other bit-widths are remembered too.
+    The threshold is that of the largest importance. The other bit-widths get the
+    probability 0, but keep the order of their thresholds.
     """
     best = values == values.max(axis=1, keepdims=True)
     rows = np.arange(len(grids.bits)) == index

@@ -1,4 +1,4 @@
-"""The grid of sigmoids: TFLite's integer kernels write them on no other."""
+"""The grid of sigmoids, the only one that TFLite's integer kernels write them on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ALQ: kernels of sums of binary bases, with whole coordinates that int8 holds."""
+"""ALQ: kernels as sums of binary bases; whole coordinates make the codes fit int8."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ MOST_BITS = 7
 SUM4, SUM8 = 7, 127  # largest sum of a channel's coordinates: in INT4, in INT8
 NARROW = 3  # bits up to which codes fit INT4
 ROUNDS = 3  # alternations between choosing bases and fitting coordinates
-# Starts whose coordinates double, like the bits of a uniform grid: the largest sum of
-# each, as a share of the largest weight.
+# Initial coordinates that double from base to base, like the bits of a uniform grid:
+# their sum, as a share of the largest weight.
 SHARES = (0.4, 0.55, 0.7, 0.9)
 SUMS = 3  # how far below its limit the sum of whole coordinates is tried
 TINY = 1e-6
@@ -33,8 +33,8 @@ class Alq(KernelMethod):
     `q(w) = s sum_i n_i beta_i` with `beta_i` in {-1, 1}, as many bases as bits, and
     whole coordinates `n_i >= 1` of each output channel. Bases and coordinates are
     fitted in alternation: each weight takes the nearest of the 2^bits sums, then a
-    least squares fit gives the coordinates. That is done from five starts, of which the
-    best is kept. The gradient is the identity.
+    least squares fit gives the coordinates. Of the results from five initial guesses
+    the one of least squared error is kept. The gradient is the identity.
 
     Source: Qu et al., "Adaptive Loss-aware Quantization for Multi-bit Networks", CVPR
     2020. Unlike the paper coordinates are whole multiples of one step, so that an
@@ -220,7 +220,7 @@ def nearest_sums(
 
 
 def whole_numbers(coordinates: tf.Tensor, limit: int) -> tf.Tensor:
-    """Coordinates rounded to whole numbers from 1 [columns, count], of a bounded sum.
+    """Coordinates rounded to whole numbers, 1 or more, whose sum is at most `limit`.
 
     Several sums up to the limit are tried; the one that changes the ratios of the
     coordinates least is taken.

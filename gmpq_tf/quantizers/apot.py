@@ -78,10 +78,11 @@ apot = Apot()
 def levels(bits: int) -> np.ndarray:
     """Magnitudes of the codes, ascending: whole numbers from 0, [2^(bits-1)].
 
-    One bit is the sign. Each two of the other `bits - 1` make a set of 0 and three
-    powers of two; a bit that is left over makes a set of 0 and one power. The powers
-    are dealt out from the largest down: two rounds to the sets of three, then one to
-    the odd set, then the last round.
+    A level is a sum of one element from each set. One bit is the sign; of the other
+    `bits - 1`, each two select from a set of 0 and three powers of two, and a bit that
+    is left over from a set of 0 and one power. The powers are distinct. They are given
+    to the sets from the largest down: two to each set of three in turn, one to the set
+    of one, then the third to each set of three.
     """
     sets, odd = divmod(bits - 1, 2)
     power = 2 ** (3 * sets + odd)
@@ -106,7 +107,7 @@ def _table(bits: int) -> np.ndarray:
 
 @functools.cache
 def _rounded(bits: tuple[int, ...]) -> Rounded:
-    """Rounding as a staircase: sums of comparisons, which XLA fuses into one loop."""
+    """Rounds by a sum of comparisons with thresholds, which XLA fuses into one loop."""
     thresholds, rises = _stairs(bits)
 
     def codes_of(clipped: tf.Tensor) -> tf.Tensor:
@@ -121,7 +122,10 @@ def _rounded(bits: tuple[int, ...]) -> Rounded:
 
 
 def _stairs(bits: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Thresholds and rises [stairs, branches, 1, 1]; unused stairs rise by 0."""
+    """Middles between levels, and differences of levels, [stairs, branches, 1, 1].
+
+    Branches with fewer levels than the widest are filled up with zeros.
+    """
     stairs = 2 ** (max(bits) - 1) - 1
     thresholds, rises = np.zeros((2, stairs, len(bits), 1, 1))
     for branch, width in enumerate(bits):

@@ -1,10 +1,9 @@
 """Keeps weight decay off the learned steps and ranges of quantizers.
 
 Steps and ranges are learned as logarithms. Decay of a logarithm towards 0 would pull
-the step towards 1, whatever the weights need. So optimizers spare these variables by
-default, as they spare those that `exclude_from_weight_decay` names. That method is left
-to users: it has to be called on each optimizer before it is built, and a second call
-replaces the first.
+the step towards 1, whatever the weights need. So optimizers apply no weight decay to
+these variables by default. `exclude_from_weight_decay` of Keras cannot be used for
+that: a call by the user would replace ours.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ DECAYS = "decays_quantizers"
 
 
 def spare_quantizers(optimizers: type) -> None:
-    """Makes a class of optimizers spare the steps and ranges of quantizers.
+    """Makes optimizers apply no weight decay to the steps and ranges of quantizers.
 
     Args:
         optimizers: base class of Keras's or tf_keras's optimizers. An optimizer whose

@@ -72,7 +72,8 @@ def check_one_rounding(row: Any, method: str, one_rounding: bool) -> bool:
         `one_rounding`.
 
     Raises:
-        ValueError: it is, and the row draws codes or is not uniform.
+        ValueError: one rounding is asked for, and the row draws codes or is not
+            uniform.
     """
     if one_rounding and row.stochastic:
         raise ValueError(

@@ -65,7 +65,8 @@ class InputMethod:
 
         Args:
             x: any shape.
-            args: step, smallest and largest code, seed [2], place of the draw.
+            args: step, smallest and largest code, seed [2], and the number of the draw
+                among those of this seed.
         """
         raise NotImplementedError
 
@@ -129,9 +130,13 @@ class InputMethod:
     def fit(
         self, values: np.ndarray, steps: Sequence[float], bits: int, signed: bool
     ) -> float:
-        """The step, among some, of least squared error on float32 values [n].
+        """The candidate step with the least squared error.
 
-        Of equally good steps the first.
+        Args:
+            values: float32 [n], in the units of the step.
+            steps: candidates; of equally good ones the first is taken.
+            bits: 2 to 8.
+            signed: whether the grid has negative codes.
         """
         best = least_error_step(
             map(np.float64, steps),

@@ -80,7 +80,7 @@ class InputQuantizer(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.supports_masking = True  # a mask of steps goes on to the reader
+        self.supports_masking = True  # a mask of time steps reaches the next layer
         candidates = bits if isinstance(bits, (list, tuple)) else (bits,)
         self.bits = tuple(check_bits("bits", b) for b in candidates)
         self.signed = signed
@@ -196,7 +196,13 @@ class InputQuantizer(keras.layers.Layer):
         return quantize(inputs, *parameters)
 
     def fit(self, values: np.ndarray, branch: int, steps: Sequence[float]) -> float:
-        """The step, among some, of least squared error on values [n] for a branch."""
+        """The candidate step with the least squared error on values [n] for a branch.
+
+        Args:
+            values: float32 [n].
+            branch: index of the bit-width.
+            steps: candidates, in the units of the values.
+        """
         return self.row.fit(values, steps, self.bits[branch], bool(self.signed))
 
     def _gradient_scales(self, features: int) -> np.ndarray:
@@ -215,7 +221,7 @@ class InputQuantizer(keras.layers.Layer):
     def codes(self, branch: int = 0) -> tuple[int, int]:
         """Smallest and largest code of a branch; code c is the value `c * step`.
 
-        Where calibration placed the zero, codes here are counted from it.
+        With `signed=None` codes are counted from the zero code, so 0 has the code 0.
         """
         _, low, high = self._step_and_codes(branch)
         return int(low), int(high)

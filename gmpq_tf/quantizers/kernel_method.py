@@ -92,7 +92,8 @@ class KernelMethod:
 
         Args:
             kernel: any shape.
-            args: step, smallest and largest code, seed [2], place of the draw.
+            args: step, smallest and largest code, seed [2], and the number of the draw
+                among those of this seed.
         """
         raise NotImplementedError
 
@@ -277,9 +278,13 @@ class FunctionKernel(KernelMethod):
 
 
 def orders(rank: int, axes: Sequence[int]) -> tuple[list[int] | None, list[int] | None]:
-    """Permutations that bring `axes` to the front, and back.
+    """A permutation that moves `axes` to the front, and its inverse.
 
-    Both are None where the axes are in front already.
+    Both are None if the axes are in front already.
+
+    Args:
+        rank: number of axes.
+        axes: the axes to move, in their new order.
     """
     order = [*axes, *(i for i in range(rank) if i not in axes)]
     if order == list(range(rank)):

@@ -124,7 +124,11 @@ class KernelQuantizer(keras.layers.Layer):
 
     @property
     def is_known_to_graph(self) -> bool:
-        """Whether steps are tensors; for some functions only NumPy finds them."""
+        """Whether a graph can compute the steps.
+
+        Those of a registered function that learns none are found in NumPy, from its
+        values.
+        """
         return self.learned or self.row.follows_in_graph
 
     def largest_code(self, branch: int = 0) -> int:
@@ -251,8 +255,9 @@ class KernelQuantizer(keras.layers.Layer):
         """Sets learned steps to those of least squared error on `kernel`.
 
         A line search over fractions of the max-abs step, for each branch and channel.
-        A channel of zeros takes the step of the kernel's largest weight; a kernel of
-        zeros keeps the initial `2^-4`: from a tiny range training could never leave.
+        A channel of zeros takes the step that suits the kernel's largest weight; a
+        kernel of zeros keeps the initial `2^-4`, since training could hardly enlarge a
+        tiny step.
 
         Raises:
             ValueError: a weight that is not finite.

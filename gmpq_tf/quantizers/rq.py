@@ -94,14 +94,17 @@ def _value(*arguments: tf.Tensor) -> tuple[tf.Tensor, Callable]:
 def _drawn_codes(
     x: tf.Tensor, step: tf.Tensor, low: tf.Tensor, high: tf.Tensor, chance: tf.Tensor
 ) -> tf.Tensor:
-    """Codes like `x`, of `chance` from [0, 1), like `x`: the inverse of their sum."""
+    """Codes drawn by inverting their cumulative distribution, of the shape of `x`.
+
+    `chance` holds uniform draws from [0, 1), of the same shape.
+    """
     scaled = tf.minimum(tf.maximum(x / step, low), high)
     middle = tf.floor(scaled)
     first = tf.maximum(middle + (1 - REACH), low)
     last = tf.minimum(middle + REACH, high)
     under = below(first - 0.5 - scaled)
     share = under + chance * (below(last + 0.5 - scaled) - under)
-    # A share of 0 or 1 has infinite noise, which the ends cut off.
+    # For a share of 0 or 1 the noise is infinite; the codes are clipped below.
     noise = SIGMA * (tf.math.log(share) - tf.math.log1p(-share))
     return tf.minimum(tf.maximum(floor_half_up(scaled + noise), first), last)
 
@@ -115,7 +118,7 @@ def _gradients(
     chance: tf.Tensor,
     upstream: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Gradients of `x` and `step`: those of the mean code, and of the factor."""
+    """Gradients of `x` and `step` of `code * step`, with the slope of the mean code."""
     scaled = x / step
     clipped = tf.minimum(tf.maximum(scaled, low), high)
     slope = mean_code(clipped, low, high)[1] * tf.cast(scaled == clipped, x.dtype)
