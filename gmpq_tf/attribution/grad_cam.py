@@ -54,20 +54,23 @@ def as_images(feature: tf.Tensor) -> tf.Tensor:
 
 
 def class_scores(logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
-    """The score `f(x)[t]` that eq. 3 differentiates, [B].
+    """The score `f(x)[t]` that eq. 3 differentiates, for each image.
 
     `logits[b, classes[b]]`; for a single logit of two classes, `+logit` for class 1 and
     `-logit` for class 0. If an image has several labels, their scores are added. A
     class that does not exist has the score 0, and so a map of zeros.
 
-    Of a detector it is the mean over the default boxes i with an object to find,
-    `mean_i logits[b, i, classes[b, i]]`, and 0 where there is none.
+    For a detector it is the mean over the default boxes i that have an object,
+    `mean_i logits[b, i, classes[b, i]]`, and 0 if there is none.
 
     Args:
         logits: [B, C], or [B, 1] for two classes; of a detector [B, N, C + 1], the
             background first.
-        classes: integers [B]; or, for several labels an image, [B, C] with 1 for each
+        classes: integers [B]; or, for several labels per image, [B, C] with 1 for each
             label and 0 elsewhere; of a detector [B, N], 0: background.
+
+    Returns:
+        Scores [B].
     """
     if logits.shape.rank == 3:
         found = tf.cast(classes > 0, logits.dtype)
@@ -85,15 +88,16 @@ def class_scores(logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
 
 
 def region_scores(rows: tf.Tensor, objects: tf.Tensor | None) -> tf.Tensor:
-    """`class_scores` of a detector of two stages: the mean over its regions, [B].
+    """`class_scores` for a detector of two stages: the mean over its regions, [B].
 
-    A region counts that overlaps an object by half or more, with the logit of that
-    object's class. Each network is asked about the regions that it proposes itself.
+    Regions that overlap an object by half or more count, with the logit of that
+    object's class. They are the regions that the network proposes itself, so those of
+    student and teacher differ.
 
     Args:
         rows: what `RegionOutputs` returns, [B, R, 4 + 5 (classes + 1)].
         objects: [B, M, 5]: corners, and class from 1, 0: padding; None: each region
-            has the class that its scores say.
+            counts with the class of its largest score.
     """
     corners, logits, _ = split_rows(rows)
     corners = tf.stop_gradient(wide(corners))
@@ -108,7 +112,7 @@ def region_scores(rows: tf.Tensor, objects: tf.Tensor | None) -> tf.Tensor:
 def predicted_classes(logits: tf.Tensor) -> tf.Tensor:
     """The class of the largest score, [B]; for a single logit 1 where it is above 0.
 
-    Of a detector that of each default box, [B, N].
+    For a detector the class of each default box, [B, N].
     """
     if logits.shape[-1] == 1:
         return tf.cast(logits[:, 0] > 0, tf.int64)
@@ -128,11 +132,12 @@ def grad_cam(
 
     Args:
         head: feature map -> [logits, model output], as `split_head` returns it.
-        feature: [B, H, W, C], or [B, T, C]; of a detector a list of that and of what
-            else the head reads, which counts as constant.
+        feature: [B, H, W, C], or [B, T, C]; for a detector a list of that and of the
+            other tensors that the head reads, which are treated as constant.
         classes: class of each image, integers [B], or labels [B, C], as
-            `labels_to_classes` returns them; of a detector of each default box, [B, N];
-            of one of two stages its objects, [B, M, 5]; None: those predicted.
+            `labels_to_classes` returns them; for a detector of each default box,
+            [B, N]; for one of two stages its objects, [B, M, 5]; None: the predicted
+            classes.
         training: mode the head runs in.
 
     Returns:

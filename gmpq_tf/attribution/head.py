@@ -32,9 +32,10 @@ def split_head(
 ) -> tuple[keras.Model, keras.Model]:
     """Splits a model into `backbone` (image -> A) and `head` (A -> scores).
 
-    Of a detector the backbone returns a list: A, and what else the head reads, such as
-    the scores of levels before A (`attributed_map`). Of a detector of two stages A is
-    the map that regions are cut out of, and the logits are the rows of `RegionOutputs`.
+    For a detector the backbone returns a list: A, and the other tensors that the head
+    reads, such as the scores of levels before A (`attributed_map`). For a detector of
+    two stages A is the map that regions are cut out of, and the logits are the rows of
+    `RegionOutputs`.
 
     Args:
         model: functional classifier, one input and one output
@@ -42,7 +43,7 @@ def split_head(
             detector with default boxes or of two stages.
         feature_layer: layer whose output is A; None: the last [B, H, W, C] tensor with
             more than one pixel that every path to the output passes through, or, where
-            there is none, the last such [B, T, C] tensor with more than one step; of a
+            there is none, the last such [B, T, C] tensor with more than one step; for a
             detector see `attributed_map`.
         front: names of leading layers that the caller runs first (see `split_front`);
             the backbone takes their results.
@@ -103,17 +104,19 @@ def last_feature_map(graph: Graph, feature_layer: str | None = None) -> int:
 def attributed_map(graph: Graph, scores: int, feature_layer: str | None = None) -> int:
     """Number of the feature map of a detector to attribute.
 
-    The last map that the scores of all levels but one, and of more than half of them,
-    depend on: of SSD the end of its backbone, whose own scores and those of the extra
-    layers follow; a finer map that was read before is left out.
+    It is the last map on which the scores of all levels but at most one depend, and
+    those of more than half of the levels. In SSD that is the end of the backbone: its
+    own scores and those of the extra layers depend on it, and only the scores of a
+    finer map before it do not.
 
     Args:
-        graph: of a detector.
-        scores: number of its scores.
-        feature_layer: layer whose output it is; None: as said.
+        graph: graph of a detector.
+        scores: number of the tensor with its scores.
+        feature_layer: layer whose output is attributed, if the scores of a level depend
+            on it; None: as above.
 
     Raises:
-        GraphError: no such map.
+        GraphError: there is no such map.
     """
     sources = [_upstream(graph, call.inputs) for call in _levels(graph, scores)]
     least = 1 if feature_layer else max(len(sources) - 1, len(sources) // 2 + 1)
@@ -150,7 +153,7 @@ def _split_detector(
 
 
 def _scores_and_map(graph: Graph, feature_layer: str | None) -> tuple[int, int]:
-    """Place of a detector's scores among its outputs, and number of its map."""
+    """Index of a detector's scores among its outputs, and number of its feature map."""
     layers = [graph.producers()[index].layer for index in graph.outputs]
     aligned = next((c for c in graph.calls if isinstance(c.layer, RegionAlign)), None)
     if aligned is not None:
@@ -185,7 +188,7 @@ def _aligned_map(graph: Graph, aligned: Call, feature_layer: str | None) -> int:
 
 
 def _levels(graph: Graph, scores: int) -> list[Call]:
-    """The layers with weights that make the scores: one a level."""
+    """The layers with weights that make the scores, one for each level."""
     producers, pending, found = graph.producers(), [scores], []
     while pending:
         call = producers.get(pending.pop())
@@ -197,7 +200,7 @@ def _levels(graph: Graph, scores: int) -> list[Call]:
 
 
 def _upstream(graph: Graph, tensors: Iterable[int]) -> set[int]:
-    """Tensors, and all that they are made of."""
+    """The given tensors, and all tensors that they depend on."""
     producers, pending, seen = graph.producers(), list(tensors), set()
     while pending:
         tensor = pending.pop()
@@ -209,7 +212,7 @@ def _upstream(graph: Graph, tensors: Iterable[int]) -> set[int]:
 
 
 def _bypassing(graph: Graph, index: int) -> list[int]:
-    """Tensors that are read behind a feature map without depending on it."""
+    """Tensors that calls behind a feature map read, and that do not depend on it."""
     behind = {index}
     for call in graph.calls:
         if behind.intersection(call.inputs):
@@ -225,7 +228,10 @@ def _bypassing(graph: Graph, index: int) -> list[int]:
 
 
 def _candidates(graph: Graph, feature_layer: str | None) -> list[int]:
-    """Feature maps, images before lines, the last first; or that of a layer."""
+    """Numbers of the feature maps, those of images first, the last one in front.
+
+    With `feature_layer` only the last output of that layer.
+    """
     spatial = [
         (call, i)
         for call in graph.calls

@@ -21,11 +21,11 @@ from gmpq_tf.transform import calibrate, quantize_model, snap_biases
 from gmpq_tf.transform.calibrate import CalibrationError
 
 AUTO = "auto"
-# "auto" learns rounding only if a layer has so few weight bits (with more, nearest
-# rounding is good enough), and if it takes at most so many multiply-adds.
+# "auto" learns rounding only if a layer has at most 3 weight bits (with more, nearest
+# rounding is good enough), and if learning takes at most so many multiply-adds.
 COARSE_BITS, LEARNING_MACS = 3, 3e12
 LEARNING_STEPS, LEARNING_BATCH = 300, 32
-# Labels overrule the float model where a loss is lower by so many standard errors.
+# Labels decide against the float model if a loss is lower by so many standard errors.
 SURE = 3.0
 Batches = Sequence[Any]
 Say = Callable[[str], None]
@@ -70,10 +70,10 @@ def _rounding(student: keras.Model, model: keras.Model, images: Batches) -> None
 
 
 def _has_statistics(model: keras.Model, policy: BitwidthPolicy) -> bool:
-    """Whether a normalization has statistics of data.
+    """Whether a BatchNormalization, not frozen, has statistics of data.
 
-    One that was folded into its layer, and is left as an identity, has none: measured,
-    they would take back from its channels what the kernel was multiplied by.
+    One that was folded into its layer, and remains as an identity, has none: statistics
+    measured for it would undo the factors that the kernel was multiplied by.
     """
     norms = [c for c in read_graph(model).calls if c.role is Role.NORM]
     return any(not is_frozen_norm(c) and not _is_identity(c.layer) for c in norms)
@@ -144,13 +144,14 @@ def make_student(
     say: Say = lambda text: None,
     labels: Any = None,
 ) -> Mended:
-    """Quantize, calibrate and correct a model; "auto" chooses the best correction.
+    """Quantizes, calibrates and corrects a model; "auto" chooses the best correction.
 
-    That is the one with the smallest `mean_x KL(float(x) || student(x))` on images that
-    are used for nothing else; or, where these have labels of which the float model has
-    more than half right, another one with a cross-entropy lower by `SURE` standard
-    errors of the difference of pairs. Statistics measured again, for instance, may be
-    better than those that the float model was stored with.
+    The best is the one with the smallest `mean_x KL(float(x) || student(x))` on images
+    that are used for nothing else. Labels of these images can overrule that, if the
+    float model decides more than half of them right: the correction of the lowest
+    cross-entropy is taken if it is lower, image by image, by more than `SURE` standard
+    errors of the mean difference. So statistics that are measured again are chosen
+    where they are better than those that the float model was stored with.
 
     Args:
         model: the float model.

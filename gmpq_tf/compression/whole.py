@@ -138,17 +138,19 @@ def compress(
     latency_runs: int = 0,
     progress: str = "auto",
 ) -> Compressed:
-    """Compress a model to a budget without training, and write a verified file.
+    """Compresses a model to a budget without training, and writes a verified file.
 
         result = gmpq.compress(model, images, budget="60kB")
 
-    It measures what each choice of bits costs (`search_policy`, "loss_delta"),
-    calibrates, corrects, and exports. Labels, if there are any, are not learned from:
-    they measure accuracy, and help to compare corrections (`make_student`).
+    It measures how much each choice of bits changes the outputs (`search_policy`,
+    "loss_delta"), calibrates, corrects, and exports. Labels are optional, and nothing
+    is trained on them: they measure accuracy, and help to compare corrections
+    (`make_student`).
 
     Args:
-        model: built functional model, trained; it is not modified. The loss that it was
-            compiled with says what its outputs are, where neither they nor labels do.
+        model: built functional model, trained; it is not modified. If it is compiled,
+            its loss tells what the outputs mean (classes, numbers) where the last
+            layers and labels do not.
         data: images like those of training, as the model takes them, in the same order
             each time: an array, (inputs, labels) arrays, or a list of batches, a
             `tf.data.Dataset` or a `keras.utils.PyDataset` of inputs or of (inputs,
@@ -186,7 +188,7 @@ def compress(
         TaskError: labels do not fit the outputs.
         GraphError: the model cannot be read, or is quantized already.
     """
-    # All that only the export reads too, since it comes after minutes of measuring.
+    # Arguments of the export are checked too: it comes after minutes of measuring.
     check_correction(correction)
     check_path(path)
     check_effort(least_agreement, latency_runs)
@@ -259,14 +261,14 @@ def correct(
     correction: str = AUTO,
     say: Say = lambda text: None,
 ) -> Mended:
-    """A student of a policy, corrected on the first images, compared on the others.
+    """Makes a student, corrects it on the first images, compares on the others.
 
     Args:
         model: the float model.
         policy: bits of its layers.
         source: reads the images.
-        held: up to `HELD` times `correction_images` images; the first half (of fewer
-            than 64 images three quarters) is used for correcting.
+        held: up to `HELD` times `correction_images` images; the first half is used for
+            correcting, or the first three quarters of fewer than 64 images.
         correction: "auto", or a key of `CORRECTIONS`.
         say: called with a text after each step.
     """
@@ -370,7 +372,7 @@ def float_figures(model: keras.Model, data: SearchData) -> Outputs | None:
 
 
 def _error(figures: Outputs | None, name: str) -> float | None:
-    """A figure of the only output with labels that are plain numbers; else None."""
+    """A figure of the only output that has it; None if there is none, or several."""
     rows = figures.outputs if figures is not None else ()
     known = [getattr(r, name) for r in rows if getattr(r, name) is not None]
     return known[0] if len(known) == 1 else None

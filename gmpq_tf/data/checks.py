@@ -82,7 +82,9 @@ def check_augment(config: DataConfig, spec: DatasetSpec) -> None:
 
 def _moves(name: str, spec: DatasetSpec) -> bool:
     """Whether an augmentation moves labels or targets together with the images."""
-    if spec.holds == "tensors":  # of numbers nothing is known, of masks what is outside
+    # What a shift does to numbers is not known, and a mask has no class for what it
+    # brings in from outside the image. Masks can be mirrored.
+    if spec.holds == "tensors":
         return spec.any_size and name == "flip"
     row = AUGMENTATIONS[name]
     return row.classes if spec.holds == "classes" else row.objects is not None

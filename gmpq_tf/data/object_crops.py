@@ -17,7 +17,7 @@ from gmpq_tf.data.splits import ArraySplit
 SIDE = 64  # default side of the cut-out images, in pixels
 LEAST_AREA = 32 * 32  # smaller boxes, in pixels of the stored image, are left out
 MARGIN = 1.1  # side of the cut-out square over the longer side of the box
-MOST_BYTES = 2**31  # of all crops, which are kept in memory
+MOST_BYTES = 2**31  # largest size of all crops, which are kept in memory
 
 Source = Callable[[DataConfig, DatasetSpec], Raw]
 

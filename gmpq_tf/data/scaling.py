@@ -18,7 +18,7 @@ _FIXED_MEAN_STD = {
     "-1..1": (0.5, 0.5),
     "as_stored": (0.0, 1.0 / 255.0),
 }
-AS_STORED = "as_stored"  # of numbers that are no pixels
+AS_STORED = "as_stored"  # for numbers that are not pixels
 SCALING_KINDS = (*_FIXED_MEAN_STD, "mean_std")
 
 

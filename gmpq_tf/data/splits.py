@@ -75,9 +75,9 @@ class Split(Protocol):
     ) -> Any:
         """Returns a `tf.data.Dataset` of (uint8 NHWC images, int64 labels).
 
-        Tensors have float32 inputs of any shape, and targets or a dict of them.
-        Of images with objects the labels are a dict of "boxes", "classes" and
-        "difficult", and `crop` varies image and objects (`objects.ObjectDecoder`).
+        Splits of tensors give float32 inputs of any shape, and targets or a dict of
+        them. For images with objects the labels are a dict of "boxes", "classes" and
+        "difficult", and `crop` varies image and objects (`object_files.ObjectDecoder`).
 
         Args:
             batch_size: Images in a batch.
@@ -101,9 +101,9 @@ class ArraySplit:
     """Decoded images in memory.
 
     Args:
-        images: uint8 `[size, height, width, channels]`; of tensors float32
+        images: uint8 `[size, height, width, channels]`; for tensors float32
             `[size, ...]`.
-        labels: int64 `[size]`; of tensors the targets, or a dict of them.
+        labels: int64 `[size]`; for tensors the targets, or a dict of them.
     """
 
     images: np.ndarray

@@ -55,13 +55,13 @@ def decode_and_suppress(
         offsets: [B, N, 4] as (dy, dx, dh, dw).
         scores: [B, N, classes + 1], background first.
         default_boxes: default boxes of the detector.
-        score_threshold: 0 to 1.
-        iou_threshold: 0 to 1.
+        score_threshold: boxes with a higher score are candidates, 0 to 1.
+        iou_threshold: largest IoU with a better box of the class, 0 to 1.
         max_detections: K, largest number of objects of a class, and of all classes.
         from_logits: whether scores are logits; else probabilities.
 
     Returns:
-        What was found.
+        The objects that are kept.
 
     Raises:
         BoxError: the outputs are not those of these default boxes.
@@ -90,17 +90,17 @@ def suppress(
     iou_threshold: float = 0.45,
     max_detections: int = 200,
 ) -> Detections:
-    """Keeps the best boxes of each class: what is left to do of any detector's boxes.
+    """Suppresses overlapping boxes class by class, as the last step of a detector.
 
     Args:
-        boxes: [B, N, 4] as (ymin, xmin, ymax, xmax), shares of the image.
+        boxes: [B, N, 4] as (ymin, xmin, ymax, xmax), relative to the image.
         scores: [B, N, classes], 0 to 1, without background.
-        score_threshold: 0 to 1.
-        iou_threshold: 0 to 1.
-        max_detections: K, of each class and of all.
+        score_threshold: boxes with a higher score are candidates, 0 to 1.
+        iou_threshold: as for `decode_and_suppress`.
+        max_detections: K, largest number of objects of a class, and of all classes.
 
     Returns:
-        What was found.
+        The objects that are kept.
 
     Raises:
         BoxError: the arrays do not fit each other, or are not finite.

@@ -15,14 +15,15 @@ FORMAT = "yxyx"  # what keras-cv calls (ymin, xmin, ymax, xmax) in pixels
 def keras_cv_truth(
     labels: Mapping[str, Any], size: tuple[int, int]
 ) -> dict[str, np.ndarray]:
-    """Objects as `y_true` of `keras_cv.metrics.BoxCOCOMetrics("yxyx", ...)`.
+    """Converts labels to `y_true` of `keras_cv.metrics.BoxCOCOMetrics("yxyx", ...)`.
 
-    It knows no difficult objects: they count as others do.
+    The metric has no difficult objects: they count like all others.
 
     Args:
-        labels: of a data set: "boxes" [B, M, 4] in 0 to 1 and "classes" [B, M], -1:
-            padding.
-        size: height and width of the images, in pixels; says which objects are small.
+        labels: labels of a data set: "boxes" [B, M, 4] in 0 to 1 and "classes" [B, M],
+            -1: padding.
+        size: height and width of the images, in pixels; the metric tells small objects
+            from large ones by their pixels.
 
     Returns:
         "boxes" float32 [B, M, 4] in pixels, "classes" int32 [B, M].
@@ -33,10 +34,10 @@ def keras_cv_truth(
 
 
 def keras_cv_found(found: Detections, size: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Detections as its `y_pred`.
+    """Converts detections to `y_pred` of the same metric.
 
     Args:
-        found: in a batch of images.
+        found: detections in a batch of images.
         size: height and width of the images, in pixels.
 
     Returns:

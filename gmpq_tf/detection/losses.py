@@ -21,7 +21,7 @@ IGNORED = -1
 class HardNegativeCrossEntropy(keras.losses.Loss):
     """Cross-entropy over positive boxes and the hardest background boxes.
 
-    A box is positive if it has an object to find. In each image `ratio` background
+    A box is positive if it is assigned an object. In each image `ratio` background
     boxes count for each positive one: those with the largest cross-entropy. The sum is
     divided by the mean number of positives per image of the batch. An image without
     objects gives 0.
@@ -123,7 +123,8 @@ def mean_positives(positives: tf.Tensor) -> tf.Tensor:
     images = tf.cast(tf.shape(positives)[0], tf.float32)
     total, replicas = tf.reduce_sum(positives), replica_count()
     context = tf.distribute.get_replica_context()
-    if replicas > 1 and context is not None:  # of the whole batch, not of a share
+    # The mean is over the whole batch, not over a replica's share of it.
+    if replicas > 1 and context is not None:
         total = context.all_reduce(tf.distribute.ReduceOp.SUM, total)
         images = replicas * images
     return tf.maximum(total, 1.0) / tf.maximum(images, 1.0)

@@ -51,8 +51,8 @@ def targets(
         least_iou: IoU from which on a box is assigned an object, 0 to 1.
 
     Returns:
-        "boxes" float32 [B, N, 5]: four offsets, and 1 where there is an object to find,
-        else 0; "scores" int32 [B, N]: class + 1, 0: background.
+        "boxes" float32 [B, N, 5]: four offsets, and 1 where an object is assigned, else
+        0; "scores" int32 [B, N]: class + 1, 0: background.
     """
     corners, centers = default_boxes.corners(), default_boxes.centers()
     first, second = default_boxes.variances

@@ -1,4 +1,4 @@
-"""What a two-stage detector computes between its files, by NumPy: for any machine."""
+"""What a two-stage detector computes between its two files, in NumPy alone."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from gmpq_tf.detection.regions import MOST_GROWTH, NO_VARIANCES
 def suppress(
     boxes: np.ndarray, scores: np.ndarray, iou_threshold: float, most: int
 ) -> np.ndarray:
-    """Boxes that no better one overlaps, best first; of equal ones the first.
+    """Non-maximum suppression: drops boxes that overlap a better one.
 
     Args:
         boxes: [N, 4] as (ymin, xmin, ymax, xmax).
-        scores: [N].
-        iou_threshold: 0 to 1; boxes that overlap a better one by more are dropped.
-        most: how many are kept.
+        scores: [N]; of equal ones the first is better.
+        iou_threshold: boxes whose IoU with a better kept one is larger are dropped, 0
+            to 1.
+        most: largest number of boxes that are kept.
 
     Returns:
-        Numbers of the boxes, int [up to `most`].
+        Indices of the kept boxes, best first: int [up to `most`].
     """
     order = np.argsort(-scores, kind="stable")
     kept: list[int] = []
@@ -40,18 +41,18 @@ def propose_arrays(
     after: int,
     iou_threshold: float,
 ) -> np.ndarray:
-    """`regions.propose` of one image.
+    """`regions.propose` for one image.
 
     Args:
-        scores: [N].
-        offsets: [N, 4].
+        scores: objectness of each anchor, [N]; only the order matters.
+        offsets: [N, 4] as (dy, dx, dh, dw), without variances.
         anchors: [N, 4] as (cy, cx, h, w).
-        before: candidates.
-        after: regions, R.
-        iou_threshold: 0 to 1.
+        before: number of candidates.
+        after: R, largest number of regions.
+        iou_threshold: as for `suppress`.
 
     Returns:
-        float32 [R, 4] as (ymin, xmin, ymax, xmax), zeros where there are fewer.
+        float32 [R, 4] as (ymin, xmin, ymax, xmax), padded with zeros.
     """
     first = np.argsort(-scores, kind="stable")[:before]
     moved = offsets[first].astype(np.float32)
@@ -69,13 +70,13 @@ def propose_arrays(
 def align_array(
     features: np.ndarray, corners: np.ndarray, size: int, samples: int
 ) -> np.ndarray:
-    """`regions.roi_align` of one image.
+    """`regions.roi_align` for one image.
 
     Args:
         features: [H, W, C].
         corners: [R, 4] as (ymin, xmin, ymax, xmax), 0 to 1.
-        size: bins along a side.
-        samples: along a side of a bin.
+        size: bins along a side of a region.
+        samples: samples along a side of a bin.
 
     Returns:
         float32 [R, size, size, C].
@@ -100,13 +101,18 @@ def align_array(
 def _taps(
     low: np.ndarray, high: np.ndarray, side: int, points: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Pixels before and after each sample, its place between, whether it is inside."""
+    """Where samples along one axis lie, arrays [R, points].
+
+    Returns:
+        Indices of the pixels before and after each sample, the fraction of the way from
+        the first to the second, and whether the sample lies in the map.
+    """
     one, many = np.float32(side), np.float32(max(side - 1, 1))
     step = (high * one - low * one) / np.float32(points)
     first = (low * one - np.float32(0.5) + step / 2) / many
     last = (high * one - np.float32(0.5) - step / 2) / many
     numbers: np.ndarray = np.arange(points, dtype=np.float32)
-    # As crop_and_resize spreads them.
+    # The same formula as in `tf.image.crop_and_resize`.
     scale = (last - first) * np.float32(side - 1) / np.float32(points - 1)
     places = first[:, None] * np.float32(side - 1) + numbers * scale[:, None]
     inside = (places >= 0) & (places <= side - 1)

@@ -1,4 +1,4 @@
-"""From the rows of a two-stage detector to the objects that it finds."""
+"""Decodes the output of a two-stage detector to the objects that it finds."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ def found_in_regions(
     iou_threshold: float = 0.5,
     max_detections: int = 100,
 ) -> Detections:
-    """Reads what the second stage says: decoding, then suppression class by class.
+    """Decodes the second stage's boxes, and suppresses overlaps class by class.
 
-    Of each class, boxes of score above the threshold, best first, unless one before it
-    overlaps by more than `iou_threshold`; then the best of all classes.
+    For each class, boxes with a score above the threshold are taken in order of falling
+    score, except those whose IoU with a box already taken exceeds `iou_threshold`; then
+    the best of all classes are kept.
 
     Args:
         rows: [B, R, 4 + 5 (classes + 1)], see `RegionOutputs`.
         score_threshold: 0 to 1.
         iou_threshold: 0 to 1.
-        max_detections: K, of each class and of all.
+        max_detections: K, largest number of objects of a class, and of all classes.
 
     Returns:
-        What was found.
+        The objects found.
     """
     boxes, shares = class_boxes(np.asarray(rows, "float32"))
     boxes = np.clip(boxes, 0, 1)

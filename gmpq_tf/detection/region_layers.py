@@ -1,8 +1,8 @@
 """The layers of a two-stage detector that are computed in float, between two files.
 
 `RegionProposal` chooses regions of an image, `RegionAlign` cuts their features out of
-the feature map, one example a region, and `RegionOutputs` puts what the head says of
-each beside its corners.
+the feature map, each region as an example of its own, and `RegionOutputs` joins the
+corners of each region with the scores and offsets that the head computes for it.
 """
 
 from __future__ import annotations
@@ -27,19 +27,20 @@ HEAD_VARIANCES = (0.1, 0.2)
 class RegionSearch:
     """Which regions of an image the second stage of a detector looks at.
 
-    Anchors are the boxes that regions are moved from: one at each place of the feature
-    map for each scale and ratio.
+    Regions are anchors moved by predicted offsets. There is one anchor at each position
+    of the feature map for each scale and ratio.
 
     Args:
         feature_shape: rows and columns of the feature map.
         image_shape: height and width of the image, in pixels.
-        stride: pixels between two places of the map, above 0.
+        stride: pixels between two positions of the map, above 0.
         scales: sides of square anchors, in strides, each above 0.
         ratios: heights over widths, each above 0.
-        before: anchors of highest score that are looked at, of an image; at least
+        before: number of candidates per image, the anchors of highest score; at least
             `regions`.
-        regions: regions that are kept of an image, R.
-        iou_threshold: regions that overlap a better one by more are dropped, 0 to 1.
+        regions: R, number of regions per image.
+        iou_threshold: regions whose IoU with a better one is larger are dropped, 0 to
+            1.
 
     Raises:
         BoxError: a number is out of range.
@@ -77,7 +78,7 @@ class RegionSearch:
 
     @property
     def anchors_per_place(self) -> int:
-        """Anchors at each place of the map."""
+        """Number of anchors at each position of the map."""
         return len(self.scales) * len(self.ratios)
 
     @property
@@ -109,16 +110,16 @@ class RegionSearch:
 class RegionProposal(keras.layers.Layer):
     """The regions that most likely hold an object: see `regions.propose`.
 
-    Reads scores [B, N, 1] (logits, of which only the order counts) and offsets
-    [B, N, 4] of the anchors; gives corners [B, R, 4] as (ymin, xmin, ymax, xmax), 0 to
-    1, zeros where there are fewer. No gradient passes.
+    Called with scores [B, N, 1] (logits, of which only the order matters) and offsets
+    [B, N, 4] of the anchors, it returns corners [B, R, 4] as (ymin, xmin, ymax, xmax),
+    0 to 1, padded with zeros. No gradient passes through.
 
     Args:
         search: a `RegionSearch`, or its configuration.
-        **kwargs: of `keras.layers.Layer`.
+        **kwargs: arguments of `keras.layers.Layer`.
 
     Raises:
-        BoxError: at the first call, scores or offsets are not of N anchors.
+        BoxError: at the first call, if there are not N scores and N offsets.
     """
 
     def __init__(self, search: Any, **kwargs: Any) -> None:
@@ -128,10 +129,10 @@ class RegionProposal(keras.layers.Layer):
         self.search, self._centers = search, search.centers()
 
     def build(self, scores_shape: Any, offsets_shape: Any) -> None:
-        """Compares the number of anchors with that of scores and offsets.
+        """Checks that there is one score and one row of offsets for each anchor.
 
         Raises:
-            BoxError: there is another number of them than of anchors.
+            BoxError: their numbers differ from the number of anchors.
         """
         count = self.search.count
         wanted = [(count, 1), (count, 4)]
@@ -159,14 +160,14 @@ class RegionProposal(keras.layers.Layer):
 class RegionAlign(keras.layers.Layer):
     """Features of each region, as an example of its own: see `regions.roi_align`.
 
-    Reads a map [B, H, W, C] and corners [B, R, 4] from `RegionProposal`; gives
-    [B R, size, size, C], the regions of an image one after the other.
+    Called with a feature map [B, H, W, C] and corners [B, R, 4] from `RegionProposal`,
+    it returns [B R, size, size, C], the regions of an image one after the other.
 
     Args:
-        regions: R, of an image.
+        regions: R, number of regions per image.
         size: bins along a side of a region.
         samples: samples along a side of a bin.
-        **kwargs: of `keras.layers.Layer`.
+        **kwargs: arguments of `keras.layers.Layer`.
     """
 
     def __init__(
@@ -177,7 +178,7 @@ class RegionAlign(keras.layers.Layer):
 
     @property
     def examples_per_image(self) -> int:
-        """How often what follows is computed for an image; costs count it so."""
+        """Examples that the following layers compute per image; used by costs."""
         return self.regions
 
     def call(self, features: Any, corners: Any) -> Any:
@@ -197,15 +198,16 @@ class RegionAlign(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("gmpq_tf")
 class RegionOutputs(keras.layers.Layer):
-    """Corners, scores and offsets of each region in one row.
+    """Joins corners, scores and offsets of each region in one row.
 
-    Reads corners [B, R, 4], scores [B R, classes + 1] (logits, the background first)
-    and offsets [B R, 4 (classes + 1)], divided by `HEAD_VARIANCES`; gives [B, R, 4 + 5
-    (classes + 1)] in that order, which `split_rows` undoes. It is one tensor because
-    Keras gives a loss one output: where a region lies says which object it is to find.
+    Called with corners [B, R, 4], scores [B R, classes + 1] (logits, background first)
+    and offsets [B R, 4 (classes + 1)], divided by `HEAD_VARIANCES`, it returns them as
+    [B, R, 4 + 5 (classes + 1)], in this order; `split_rows` separates them again. They
+    are one tensor because a Keras loss gets one output, and `RegionLoss` needs corners
+    to find the object of each region.
 
     Args:
-        **kwargs: of `keras.layers.Layer`.
+        **kwargs: arguments of `keras.layers.Layer`.
     """
 
     def call(self, corners: Any, scores: Any, offsets: Any) -> Any:
@@ -227,7 +229,7 @@ def region_search_of(model: Any) -> RegionSearch | None:
         model: a Keras model; its nested models are searched too.
 
     Returns:
-        That of its `RegionProposal`; None: it has none.
+        The search of its `RegionProposal`; None if the model has no such layer.
     """
     for layer in getattr(model, "layers", ()):
         if isinstance(layer, RegionProposal):
@@ -238,7 +240,7 @@ def region_search_of(model: Any) -> RegionSearch | None:
 
 
 def is_detector(model: Any) -> bool:
-    """Whether a model has default boxes or proposes regions: is a detector.
+    """Whether a model is a detector: has default boxes or proposes regions.
 
     Args:
         model: a Keras model; its nested models are searched too.
@@ -247,14 +249,15 @@ def is_detector(model: Any) -> bool:
 
 
 def split_rows(rows: Any) -> tuple[Any, Any, Any]:
-    """Undoes `RegionOutputs`.
+    """Separates what `RegionOutputs` has joined.
 
     Args:
         rows: [B, R, 4 + 5 K], tensor or array; K is the number of classes, background
             included.
 
     Returns:
-        (corners [B, R, 4], scores [B, R, K], offsets [B, R, K, 4]), of the same kind.
+        (corners [B, R, 4], scores [B, R, K], offsets [B, R, K, 4]), tensors or arrays
+        as `rows`.
     """
     classes = (rows.shape[-1] - 4) // 5
     corners, scores = rows[..., :4], rows[..., 4 : 4 + classes]

@@ -1,7 +1,8 @@
-"""The losses of a two-stage detector: of its anchors and of its regions.
+"""The losses of a two-stage detector, for its anchors and for its regions.
 
-Their sum is that of Ren et al., "Faster R-CNN", NeurIPS 2015, eq. 1, over anchors and
-once more over regions, all weights 1 and each term divided by what was drawn.
+Their sum is the loss of Ren et al., "Faster R-CNN", NeurIPS 2015, eq. 1, over anchors,
+plus the same over regions. All weights are 1, and each term is divided by the number of
+anchors or regions that were drawn.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from gmpq_tf.detection.matching import match
 from gmpq_tf.detection.region_layers import HEAD_VARIANCES, RegionSearch, split_rows
 from gmpq_tf.detection.regions import NO_VARIANCES
 
-DRAWN_ANCHORS, DRAWN_REGIONS = 256, 128  # of an image, at most
-ANCHOR_SHARE, REGION_SHARE = 0.5, 0.25  # of objects among what is drawn, at most
-# IoU with an object from which on an anchor or a region is to find it, and below which
-# an anchor is empty.
+DRAWN_ANCHORS, DRAWN_REGIONS = 256, 128  # largest numbers drawn per image
+# Largest share of anchors (regions) with an object among those drawn.
+ANCHOR_SHARE, REGION_SHARE = 0.5, 0.25
+# Least IoU at which an anchor or a region is assigned an object, and the IoU below
+# which an anchor is empty.
 ANCHOR_IOU, ANCHOR_EMPTY, REGION_IOU = 0.7, 0.3, 0.5
 ANCHOR_KNEE = 1 / 9  # of the smooth L1: 1 / sigma^2 of the authors' code, sigma = 3
 
@@ -29,15 +31,15 @@ ANCHOR_KNEE = 1 / 9  # of the smooth L1: 1 / sigma^2 of the authors' code, sigma
 class AnchorScoreLoss(keras.losses.Loss):
     """Binary cross-entropy of anchors drawn at random.
 
-    `(1 / n) sum_i BCE(sigmoid(s_i), l_i)` over the n anchors drawn of an image: at most
-    half of `drawn` with an object, empty ones up to `drawn`; 0 where there are none.
+    `(1 / n) sum_i BCE(sigmoid(s_i), l_i)` over the n anchors drawn in an image: up to
+    `drawn / 2` with an object, and empty ones up to `drawn` in all; 0 if n is 0.
 
-    Unlike the authors' code it seeds the draw by the scores themselves: weights and
-    images alone decide, so that training that was interrupted draws the same.
+    Unlike in the authors' code the draw is seeded by the scores: it depends only on
+    weights and images, so that interrupted and resumed training draws the same anchors.
 
     Args:
-        drawn: anchors drawn of an image, at most.
-        **kwargs: of `keras.losses.Loss`.
+        drawn: largest number of anchors drawn per image.
+        **kwargs: arguments of `keras.losses.Loss`.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class AnchorScoreLoss(keras.losses.Loss):
         """The loss of each image, [B].
 
         Args:
-            y_true: [B, N]: 1: an object, 0: none, -1: neither, ignored.
+            y_true: [B, N]: 1: with an object, 0: empty, -1: ignored.
             y_pred: logits [B, N, 1].
         """
         labels = tf.cast(y_true, tf.int32)
@@ -75,16 +77,16 @@ class AnchorBoxLoss(keras.losses.Loss):
     """Smooth L1 of the offsets of anchors with an object, over the number drawn.
 
     `(1 / n) sum_i sum_j h(t_ij - p_ij)` over the four offsets j of the anchors i with
-    an object, of wanted offsets t and given ones p; `h(d) = d^2 / (2 k)` up to
+    an object, with target offsets t and predicted offsets p; `h(d) = d^2 / (2 k)` up to
     `|d| = k = 1/9`, `|d| - k/2` above; n as for `AnchorScoreLoss`.
 
-    Unlike the authors' code, where an image has more such anchors than are drawn, it
-    takes all of them, with the weight that drawn ones have in the mean: the two losses
-    need not draw the same.
+    Unlike in the authors' code no anchors are drawn. If an image has more anchors with
+    an object than would be drawn, the sum over all of them is scaled down to the number
+    drawn, which is the expectation over draws.
 
     Args:
-        drawn: anchors drawn of an image, at most.
-        **kwargs: of `keras.losses.Loss`.
+        drawn: largest number of anchors drawn per image, as for `AnchorScoreLoss`.
+        **kwargs: arguments of `keras.losses.Loss`.
     """
 
     def __init__(
@@ -97,7 +99,8 @@ class AnchorBoxLoss(keras.losses.Loss):
         """The loss of each image, [B].
 
         Args:
-            y_true: [B, N, 5]: offsets, and 1: an object, 0: none, -1: ignored.
+            y_true: [B, N, 5]: four offsets, and 1: with an object, 0: empty, -1:
+                ignored.
             y_pred: offsets, [B, N, 4].
         """
         wanted, marks = tf.cast(y_true[..., :4], tf.float32), y_true[..., 4]
@@ -109,7 +112,8 @@ class AnchorBoxLoss(keras.losses.Loss):
         taken = tf.minimum(objects, float(int(self.drawn * ANCHOR_SHARE)))
         others = tf.minimum(tf.reduce_sum(empty, axis=-1), self.drawn - taken)
         total = tf.reduce_sum(losses * found, axis=-1)
-        share = taken / tf.maximum(objects, 1.0)  # of those with an object, drawn
+        # Share of the anchors with an object that would be drawn.
+        share = taken / tf.maximum(objects, 1.0)
         return share * total / tf.maximum(taken + others, 1.0)
 
     def get_config(self) -> dict:
@@ -122,17 +126,18 @@ class RegionLoss(keras.losses.Loss):
     """Cross-entropy and smooth L1 of regions drawn at random.
 
     `(1 / n) sum_i (CE(s_i, c_i) + [c_i > 0] sum_j h(t_ij - p_i,c_i,j))` over the n
-    regions drawn of an image, with scores s, class c (0: background), wanted offsets t,
-    the offsets p that are given for that class, and `h(d) = d^2 / 2` up to `|d| = 1`,
-    `|d| - 1/2` above. A region is to find the object that it overlaps most, if by
-    `IoU >= 0.5`, else it is background. At most a quarter of `drawn` has an object.
+    regions drawn in an image, with scores s, class c (0: background), target offsets t,
+    the predicted offsets p of that class, and `h(d) = d^2 / 2` up to `|d| = 1`,
+    `|d| - 1/2` above. A region is assigned the object that it overlaps most, if the IoU
+    is at least 0.5; else it is background. At most `drawn / 4` regions with an object
+    are drawn.
 
-    Unlike in the authors' code the objects themselves are never among the regions:
-    labels do not reach the model. The draw is seeded as that of `AnchorScoreLoss`.
+    Unlike in the authors' code the objects themselves are not added to the regions,
+    because labels do not reach the model. The draw is seeded as in `AnchorScoreLoss`.
 
     Args:
-        drawn: regions drawn of an image, at most.
-        **kwargs: of `keras.losses.Loss`.
+        drawn: largest number of regions drawn per image.
+        **kwargs: arguments of `keras.losses.Loss`.
     """
 
     def __init__(
@@ -170,11 +175,11 @@ class RegionLoss(keras.losses.Loss):
 def region_targets(
     objects: tf.Tensor, corners: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """What regions are to say: a class each, and offsets to its object.
+    """Training targets of regions: a class for each, and offsets to its object.
 
     Args:
         objects: [B, M, 5]: corners, and class from 1, 0: padding.
-        corners: of the regions, [B, R, 4]; of no area: padding.
+        corners: corners of the regions, [B, R, 4]; regions without area are padding.
 
     Returns:
         (classes int32 [B, R]: from 1, 0: background, -1: padding; offsets [B, R, 4]
@@ -189,8 +194,8 @@ def region_targets(
     own = tf.gather(objects, best, batch_dims=1)
     real = tf.reduce_all(corners[..., 2:] > corners[..., :2], axis=-1)
     classes = tf.where(found, tf.cast(own[..., 4], tf.int32), 0)
-    # Where there is no object its place is its own: offsets of zero, and no logarithm
-    # of zero.
+    # A region without an object is its own target: its offsets are 0, and no logarithm
+    # of 0 is taken.
     unit = tf.constant([0.0, 0.0, 1.0, 1.0])
     base = tf.where(real[..., None], corners, unit)
     goal = tf.where(found[..., None], own[..., :4], base)
@@ -201,16 +206,17 @@ def region_targets(
 def anchor_targets(
     labels: Mapping[str, tf.Tensor], search: RegionSearch
 ) -> dict[str, tf.Tensor]:
-    """What the outputs of a two-stage detector are to be for a batch of images.
+    """Training targets of a two-stage detector for a batch of images.
 
-    An anchor is to find the object that it overlaps most, if by `IoU >= 0.7` or if no
-    anchor overlaps that object more; one of less than 0.3 with every object is empty.
-    Others are ignored, and so are all that leave the image.
+    An anchor is assigned the object that it overlaps most, if the IoU is at least 0.7
+    or no anchor overlaps that object more. Anchors whose IoU is below 0.3 with every
+    object are empty. All others are ignored, and also anchors that extend beyond the
+    image.
 
     Args:
         labels: "boxes" [B, M, 4] as (ymin, xmin, ymax, xmax), and "classes" int [B, M]
             from 0, -1: padding. Difficult objects are treated as all others.
-        search: of the detector; it has the anchors.
+        search: the detector's `RegionSearch`, which has the anchors.
 
     Returns:
         "rpn_boxes" float32 [B, N, 5] and "rpn_scores" int32 [B, N], as the losses take
@@ -219,7 +225,7 @@ def anchor_targets(
     centers = search.centers()
     corners = to_corners(centers)
     inside = (corners[:, :2] >= 0).all(-1) & (corners[:, 2:] <= 1).all(-1)
-    weight = tf.constant(inside, tf.float32)  # no object matches those that leave
+    weight = tf.constant(inside, tf.float32)  # 0 for anchors that leave the image
 
     def of_image(image: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         # One row of padding more, because `match` needs at least one object.
@@ -258,17 +264,18 @@ def draw(
     """Draws some of each image's candidates at random, each at most once.
 
     Args:
-        found: which hold an object, bool [B, N].
-        empty: which hold none, bool [B, N].
-        count: how many are drawn of an image, if there are as many.
-        share: of those with an object, at most, 0 to 1; empty ones fill the rest.
+        found: whether each candidate holds an object, bool [B, N].
+        empty: whether each candidate holds none, bool [B, N].
+        count: number of candidates drawn per image; fewer, if there are fewer.
+        share: largest share of candidates with an object, 0 to 1; empty ones fill the
+            rest.
         seed: floats of any shape whose bits seed the draw.
 
     Returns:
-        Which are drawn, bool [B, N].
+        Whether each candidate is drawn, bool [B, N].
     """
-    # A plain sum and one in which places have weights (both modulo 2^32): the same
-    # scores in another order draw others.
+    # The seed is a plain sum and a sum weighted by position, both modulo 2^32, so that
+    # the same scores in another order give another draw.
     bits = tf.bitcast(tf.cast(tf.stop_gradient(seed), tf.float32), tf.int32)
     bits = tf.reshape(bits, [-1])
     odd = tf.range(tf.size(bits)) * 2 + 1
@@ -280,21 +287,25 @@ def draw(
 
 
 def _first(noise: tf.Tensor, among: tf.Tensor, count: Any) -> tf.Tensor:
-    """The `count` [B, 1] candidates of largest noise, or all, bool [B, N]."""
-    # Others come last: their noise is -1, not 0 to 1. Sorted twice, it becomes ranks.
+    """Marks the `count` [B, 1] candidates with the largest noise, bool [B, N].
+
+    Candidates are those in `among`; if there are fewer than `count`, all are marked.
+    """
+    # All others get the noise -1, below the 0 to 1 of candidates. `argsort` twice gives
+    # the rank of each.
     order = tf.argsort(tf.where(among, noise, -1.0), direction="DESCENDING")
     place = tf.cast(tf.argsort(order), tf.float32)
     return among & (place < count)
 
 
 def mean_of_drawn(losses: tf.Tensor, kept: tf.Tensor) -> tf.Tensor:
-    """Mean of the losses [B, N] over what is kept, [B]; 0 where nothing is."""
+    """Mean of losses [B, N] where `kept` [B, N] is True: [B]; 0 where none is kept."""
     total = tf.reduce_sum(tf.where(kept, losses, 0.0), axis=-1)
     number = tf.reduce_sum(tf.cast(kept, tf.float32), axis=-1)
     return total / tf.maximum(number, 1.0)
 
 
 def smooth_l1(gap: tf.Tensor, knee: float) -> tf.Tensor:
-    """`d^2 / (2 k)` up to `|d| = k`, `|d| - k/2` above, of each number, [...]."""
+    """Elementwise `d^2 / (2 k)` up to `|d| = k` and `|d| - k/2` above, any shape."""
     size = tf.abs(gap)
     return tf.where(size < knee, size * size / (2 * knee), size - knee / 2)

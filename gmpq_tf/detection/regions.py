@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from gmpq_tf.detection.boxes import decode
 
-# Offsets of regions are plain (Ren et al., "Faster R-CNN", NeurIPS 2015, eq. 2).
+# Offsets of anchors are not divided by variances (Ren et al., "Faster R-CNN", NeurIPS
+# 2015, eq. 2).
 NO_VARIANCES = (1.0, 1.0)
 # Largest log of a side's growth by an offset, as in the authors' code; more might
 # overflow.
@@ -94,8 +95,8 @@ def propose(
         boxes,
         values,
         after,
-        # TensorFlow also drops boxes whose IoU is the threshold; NumPy between the two
-        # files, and TensorFlow's other suppressions, do not.
+        # This kernel also drops boxes whose IoU equals the threshold; `suppress` in
+        # NumPy and TensorFlow's other kernels do not.
         _just_above(iou_threshold),
         pad_to_max_output_size=True,
         sorted_input=True,
@@ -107,7 +108,7 @@ def propose(
 
 
 def _just_above(threshold: float) -> np.ndarray:
-    """The next float32; above 0 the smallest that TensorFlow does not take for 0."""
+    """The next larger float32; above 0 the smallest one that TensorFlow keeps."""
     following = np.nextafter(np.float32(threshold), np.float32(2))
     return np.maximum(following, np.finfo(np.float32).tiny)
 
@@ -153,8 +154,9 @@ def roi_align(features: Any, boxes: Any, size: int = 7, samples: int = 2) -> tf.
 def sampled(features: Any, boxes: Any, images: Any, points: int) -> tf.Tensor:
     """`tf.image.crop_and_resize`, which can be differentiated twice in the features.
 
-    It is linear in them, so that the gradient of its gradient is itself: TensorFlow
-    does not know that, and an attribution map that is trained needs it.
+    TensorFlow defines no second derivative, which training on attribution maps needs.
+    The operation is linear in the features, so the gradient of its gradient is the
+    operation itself.
 
     Args:
         features: [B, H, W, C].

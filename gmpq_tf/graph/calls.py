@@ -160,11 +160,11 @@ def is_identity(call: Call) -> bool:
 
 
 def is_described(call: Call) -> bool:
-    """Whether the row of a call's kind can say what it does.
+    """Whether `KINDS` describes what a call does.
 
-    So it can of layers of Keras and of ours, and of somebody's own where the row has
-    the name of their class with its module's: one that is called as a class of Keras
-    may do anything.
+    True for layers of Keras and of this package, and for a user's own layer that has a
+    row under its full name, with the module. A user's class that only has the name of a
+    Keras class may do anything.
     """
     module = type(call.layer).__module__.split(".")[0]
     return is_stock(call.layer) or module == "gmpq_tf" or "." in call.kind

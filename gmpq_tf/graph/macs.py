@@ -21,11 +21,16 @@ def kernel_size(layer: Any) -> int:
 def layer_macs(model: Any) -> dict[str, int]:
     """Multiply-adds of one image in each searchable layer, summed over its uses.
 
-    What follows a layer with `examples_per_image` counts as often.
-
     `macs = positions * kernel weights`. Positions are the pixels of the output, for a
     transposed convolution those of the input; for Dense all axes but batch and the
-    last.
+    last. Layers behind one with `examples_per_image`, such as the second stage of a
+    detector, are counted as many times as it says.
+
+    Args:
+        model: a built functional Keras model.
+
+    Returns:
+        Layer name -> multiply-adds, in graph order.
 
     Raises:
         GraphError: an output shape is not fully known.
@@ -49,10 +54,10 @@ def layer_macs(model: Any) -> dict[str, int]:
 
 
 def examples(graph: Graph) -> dict[int, int]:
-    """Tensor number -> how many examples of it an image makes.
+    """Tensor number -> number of its examples for one image of the model's input.
 
-    One, unless a layer says otherwise: a detector of two stages computes the second for
-    each region of an image.
+    It is 1 unless a layer has `examples_per_image`: a detector of two stages runs the
+    second stage once for each region of an image.
     """
     times = dict.fromkeys(graph.inputs, 1)
     for call in graph.calls:

@@ -1,4 +1,4 @@
-"""Whether a policy is of a larger network's backbone: how layers follow each other."""
+"""Checks that a policy covers the whole backbone of a larger network."""
 
 from collections.abc import Collection
 from typing import Any
@@ -31,16 +31,17 @@ def check_whole(policy: str, model: Any, named: Collection[str]) -> None:
 
 
 def layers_between(model: Any, named: Collection[str]) -> list[str]:
-    """Searchable layers that stand behind a named layer and before another.
+    """Searchable layers on a path from one named layer to another.
 
-    What a detector of two stages computes between its files separates the stages.
+    In a detector of two stages, whose stages become two files, paths end where the
+    first stage ends.
 
     Args:
         model: a built functional Keras model.
         named: names of layers.
 
     Returns:
-        Their names, in graph order, without those that are named.
+        Names in graph order, without those in `named`.
     """
     calls = [call for call in read_graph(model).calls if call.role is not Role.HOST]
     behind: set[int] = set()

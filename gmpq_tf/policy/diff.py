@@ -16,7 +16,7 @@ HEADER = ("layer", "weight bits", "activation bits")
 
 @dataclass(frozen=True)
 class PolicyDiff:
-    """The differences between two policies; it is true if there are any.
+    """The differences between two policies; `bool(diff)` tells whether there are any.
 
     Args:
         shared: number of layers that both name.

@@ -239,7 +239,7 @@ class BitwidthPolicy(Mapping[str, LayerBits]):
         check_same_names(self.model, self, list(names))
 
     def check_model(self, model: Any) -> None:
-        """Raises unless the policy covers exactly the layers of a model.
+        """Requires that the policy covers exactly the layers of a model.
 
         Args:
             model: a built functional Keras model.

@@ -98,7 +98,7 @@ def _targets(graph: Graph, other: Graph, start: int, number: int) -> dict[int, i
 
 
 def _may_end(graph: Graph, number: int, unit: Unit) -> bool:
-    """Whether a cut here separates no unit, and no quantizer from its input."""
+    """Whether a block may end here, without cutting a unit or a quantizer's input."""
     if graph.calls[number] is not unit.calls[-1]:
         return False
     following = graph.calls[number + 1]

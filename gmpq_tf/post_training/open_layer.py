@@ -70,7 +70,7 @@ class OpenLayer:
     Args:
         unit: unit of the student.
         config: what is learned.
-        rows: number of sums of each channel that it is learned from.
+        rows: number of outputs of each channel on all images, images times positions.
     """
 
     def __init__(self, unit: Unit, config: BlockConfig, rows: float) -> None:

@@ -41,7 +41,7 @@ class RefineConfig:
         statistics: which channel statistics are matched to the float network: the `fit`
             of `match_statistics`, "mean", "error" or "spread"; "keep": none.
         rounding: "blocks": learn codes, steps, biases and ranges block by block (see
-            `learn_blocks`); "nearest": do not.
+            `learn_blocks`); "nearest": keep the nearest codes, learn nothing.
         images: number of first images to use; None: as many as 4e10 multiply-adds of
             the float model allow, from 128 to 1024.
         blocks: options for learning blocks.
@@ -116,7 +116,7 @@ def refine(
     state: Any = None,
     progress: bool = True,
 ) -> Refined:
-    """Improve a quantized model with images without labels, ready to export.
+    """Improves a quantized model with images without labels, ready to export.
 
         student = gmpq.quantize_model(model, policy)
         refine(student, model, images)

@@ -223,7 +223,7 @@ class RoundedUnit:
         random: np.random.Generator,
         bar: Any,
     ) -> Rounding:
-        """Learn, and set the kernel to the better codes.
+        """Learns the rounding, and sets the kernel to the better codes.
 
         Args:
             x: quantized input, [N, ...].

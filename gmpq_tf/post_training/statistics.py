@@ -47,7 +47,7 @@ class Line:
 
     gain: np.ndarray
     shift: np.ndarray
-    mean: np.ndarray  # of x
+    mean: np.ndarray
 
     @classmethod
     def through(
@@ -107,7 +107,7 @@ def match_statistics(
     batches: int | None = None,
     fit: str = "mean",
 ) -> dict[str, Matched]:
-    """Scale and shift sums so that each channel matches the float network.
+    """Scales and shifts outputs so that each channel matches the float network.
 
     `y <- g y + c` after each layer (and its BatchNormalization), in the order of the
     graph, with earlier layers matched already. With `fit="mean"` only c is measured;

@@ -1,1 +1,1 @@
-"""How a command lives: flags, workdir, stages, locks, devices, training loop, logs."""
+"""What commands share: flags, workdir, stages, locks, devices, training loop, logs."""

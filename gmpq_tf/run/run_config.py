@@ -36,7 +36,7 @@ class WorkdirConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EventsConfig(WorkdirConfig):
-    """As `WorkdirConfig`, of a command that can write TensorBoard events.
+    """As `WorkdirConfig`, for a command that can write TensorBoard events.
 
     Args:
         tensorboard: Write TensorBoard events too, into the folder tensorboard of the

@@ -78,7 +78,7 @@ class Generalization(Risk):
     def num_scores(self) -> int:
         """Number of scores of the model: its classes, or 1 for a single logit.
 
-        Of a detector those of a box, background included.
+        For a detector the scores of a box, background included.
         """
         width = int(self.student_parts.head.outputs[0].shape[-1])
         return (width - 4) // 5 if self.of_regions else width
@@ -142,8 +142,8 @@ class Generalization(Risk):
     def classes(self, labels: Any) -> tf.Tensor | None:
         """Classes to attribute, [B] or [B, C] as from `labels_to_classes`.
 
-        None: the predicted classes. Of a detector those of its default boxes, [B, N];
-        of one of two stages the objects, [B, M, 5].
+        None: the predicted classes. For a detector those of its default boxes, [B, N];
+        for one of two stages the objects, [B, M, 5].
 
         Raises:
             ValueError: there are no labels, or they do not fit the model.

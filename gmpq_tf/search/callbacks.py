@@ -41,7 +41,7 @@ class StopOnDivergence(keras.callbacks.Callback):
         self.error, self.remedy, self.epoch = error, remedy, 0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Remember the epoch for the message."""
+        """Remembers the epoch for the message."""
         self.epoch = epoch
 
     def on_train_batch_end(self, batch: int, logs: Mapping | None = None) -> None:

@@ -21,7 +21,7 @@ class RiskConfig:
     """The overall risk `R_E + zeta R_C + eta R_G` (eq. 6) and its parts.
 
     Args:
-        zeta: weight of the complexity risk; with a budget, its start.
+        zeta: weight of the complexity risk; with a budget, its initial value.
         eta: weight of the generalization risk; 0 searches by EdMIPS, without a teacher.
         bit_ops_budget: bit operations the policy may cost: up to 1 a fraction of full
             precision (32 x 32 bits), above 1 a count. None: zeta stays as given, or

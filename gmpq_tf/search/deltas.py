@@ -33,7 +33,7 @@ def delta_table(
     images: int | None = None,
     **training: Any,
 ) -> Valued:
-    """Value every choice by the negative of the risk that it adds to a policy.
+    """Values every choice by the negative of the risk that it adds to a policy.
 
     `value(b) = -(risk(one tensor at b bits) - risk(context))`, made monotone: fewer
     bits are never valued more than more bits, since such a difference is noise.

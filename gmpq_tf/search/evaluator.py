@@ -157,7 +157,7 @@ class Evaluator:
     def explore(
         self, draws: Iterator[Bits], steps: int, learning_rate: float, size: int
     ) -> float:
-        """Trains the hypernet for good, in each step with the next policy of `draws`.
+        """Trains the hypernet permanently, each step at the bits of the next policy.
 
         Args:
             draws: policies, one for each step.
@@ -322,11 +322,11 @@ class Evaluator:
     def _classes(self) -> np.ndarray:
         """Classes that are attributed, [images]: labels, or the float model's decision.
 
-        The same for both networks; else maps of different classes would be compared.
-        Of a detector those of its default boxes, [images, N].
+        Both networks use the same; else maps of different classes would be compared.
+        For a detector the classes of its default boxes, [images, N].
         """
         judge = self.judge
-        # Of a detector's two outputs, the scores.
+        # A detector has two outputs; this is the scores.
         decides = [each.kind.decides for each in judge.outputs]
         number = decides.index(True) if len(decides) > 1 else 0
         scores = judge.targets[number] if judge.labelled else self.teacher[number]

@@ -59,7 +59,7 @@ NO_FINALISTS = FinalistsConfig()
 
 
 def check_data(case: SearchCase, config: FinalistsConfig) -> None:
-    """Refuses, before a strategy measures for minutes, data that cannot train.
+    """Refuses data that finalists cannot be trained on, before minutes of measuring.
 
     Args:
         case: the case, with its images.

@@ -52,9 +52,10 @@ class MapCount(keras.metrics.Metric):
 
 
 class FirstSteps(keras.callbacks.Callback):
-    """Warns if most labels or teacher maps are unusable; starts epochs of the risks.
+    """Warns if most labels or teacher maps are unusable.
 
-    It checks after the first 32 images, and once more when the first epoch ends.
+    It checks after the first 32 images, and once more when the first epoch ends. It
+    also tells the risks when an epoch begins.
     """
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -66,7 +67,7 @@ class FirstSteps(keras.callbacks.Callback):
             self.counts.reset_state()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Lets the risks change what depends on the epoch."""
+        """Tells the risks which epoch begins."""
         for risk in self.model.risks:
             risk.begin_epoch(epoch, self.params["epochs"])
 

@@ -27,11 +27,11 @@ class Formulation:
         stages: number of stages in which a penalty's budget tightens from the expected
             cost at the start to the given one; 1 keeps it constant.
         prob1: weight of the Prob-1 regularizer in the last epoch; 0: none.
-        start: expected cost before training, as a multiple of the budget (of several,
-            of the one it spends most); None: that of the relaxation's initial
-            importances.
+        start: expected cost before training, as a multiple of the budget; of several
+            budgets the one with the largest multiple counts. None: that of the
+            relaxation's initial importances.
         rule: how gradients are taken.
-        gates: how channels are pruned beside; None: they are not.
+        gates: how channels are pruned during the search; None: no pruning.
     """
 
     penalty: str = CONTROLLER
@@ -49,10 +49,10 @@ class Formulation:
             check_number("start", self.start, 0.0, exclusive=True)
 
     def check_budget(self, limits: Any) -> None:
-        """Refuses a formulation that asks for a budget where there is none.
+        """Refuses a penalty or a start without a budget, which both refer to.
 
         Raises:
-            StrategyError: it does.
+            StrategyError: there is no budget, and one of them needs it.
         """
         needs = self.penalty != CONTROLLER or self.start is not None
         if needs and not limits:
@@ -115,9 +115,9 @@ def prepare(search: Any) -> tuple[Risk, ...]:
 def start_at(search: Any, multiple: float) -> None:
     """Sets importances so that the expected cost is a multiple of the budget.
 
-    Of several budgets it is the one that is spent most. All tensors get the same share
-    of the way from their fewest to their most bits; where the candidates do not reach
-    the cost, the nearest possible one is taken.
+    Of several budgets the one with the largest multiple counts. The expected bits of
+    all tensors are the same share of the way from their fewest to their most bits. If
+    the candidates do not reach the cost, the nearest possible one is taken.
 
     Args:
         search: a `PolicySearch`, with a budget.

@@ -29,7 +29,7 @@ class GatesConfig:
             that removing channels may cost in total. A larger weight removes more.
         gate_start: log(variance / squared mean) of each gate before training, below 0.
         channel_multiple: The number of channels kept is raised to a multiple of this,
-            by also keeping the surest of the others.
+            by also keeping those whose gates are nearest to open.
         whole_layers: Layers that keep all channels.
     """
 
@@ -114,8 +114,8 @@ def kept_channels(
 
     Args:
         gates: trained gates.
-        multiple: the number of channels of a layer becomes a multiple of this, where
-            the layer has enough.
+        multiple: the number of channels of a layer is raised to a multiple of this, or
+            to all of its channels, by those whose gates are nearest to open.
 
     Returns:
         Layer -> mask of its channels, for the layers that lose one; see

@@ -30,11 +30,11 @@ class NormStatistics:
 
     @cached_property
     def measure(self) -> Any:
-        """A forward pass after which norms have the statistics of its batch.
+        """A function that sets the statistics to those of a batch, in a forward pass.
 
-        It takes a list of the inputs in the graph's order, arrays [B, ...]. All but the
-        norms compute as in inference: noise, as that of channel gates, would be in the
-        statistics, but not in what is measured.
+        It takes a list of the inputs in the graph's order, arrays [B, ...]. All other
+        layers compute as in inference: noise, such as that of channel gates, would
+        change the statistics, although the measured model has none.
         """
         graph, norms = self._graph, self.layers
 

@@ -56,7 +56,7 @@ class PolicySearch(SearchSteps):
         kernel_quantizer: a name in `KERNEL_QUANTIZERS`; None: the default.
         name: name of the Keras model.
         risk: all options below in one object, instead of them.
-        zeta: weight of the complexity risk; with a budget, its start.
+        zeta: weight of the complexity risk; with a budget, its initial value.
         eta: weight of the generalization risk; 0 searches by EdMIPS, without a teacher.
         bit_ops_budget: bit operations the policy may cost: up to 1 a fraction of full
             precision (32 x 32 bits), above 1 a count. None: zeta stays as given, or
@@ -193,7 +193,7 @@ class PolicySearch(SearchSteps):
             self.generalization = make(self.hypernet, flat, self.risk, self.add_weight)
             self.risks += (self.generalization,)
         self.risks += prepare(self)
-        # Keras tracks what the model itself names.
+        # An attribute of the model itself, so that Keras tracks it.
         self.teacher = self.generalization and self.generalization.teacher
         self.rule = RULES[self.formulation.rule.rule](
             self.formulation.rule, self.hypernet, self.branches.draws, self.add_weight
@@ -216,7 +216,7 @@ class PolicySearch(SearchSteps):
         metrics: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Configure training, as `keras.Model.compile`.
+        """Configures training, as `keras.Model.compile`.
 
         Args:
             optimizer: optimizer of the hypernet's weights and ranges.
@@ -275,7 +275,7 @@ class PolicySearch(SearchSteps):
         return config
 
     def compile_from_config(self, config: dict) -> None:
-        """Compile as the saved model was."""
+        """Compiles as the saved model was."""
         self.compile(**keras.saving.deserialize_keras_object(config))
 
     def get_config(self) -> dict:
@@ -296,7 +296,7 @@ class PolicySearch(SearchSteps):
 
     @classmethod
     def from_config(cls, config: dict, custom_objects: Any = None) -> PolicySearch:
-        """Rebuild from the result of `get_config`; Keras loads weights afterwards."""
+        """Rebuilds from the result of `get_config`; Keras loads weights afterwards."""
         config = dict(config)
         model = keras.saving.deserialize_keras_object(
             config.pop("model"), custom_objects=custom_objects

@@ -128,7 +128,7 @@ def perturbation(
     steps: int = 0,
     **training: Any,
 ) -> Valued:
-    """Value every choice by the risk that it adds to a policy in the trained hypernet.
+    """Values every choice by the risk that it adds to a policy in the trained hypernet.
 
     The table measured around one policy gives the next policy, until one repeats, for
     three tables at most; the table whose policy has the least risk is returned. With

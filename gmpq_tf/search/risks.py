@@ -1,8 +1,8 @@
 """The interface of the risks that are added to the task loss (eq. 6).
 
-A risk has a `name`, a `weight(step)` and a `value(step)`; their product is added to the
-loss. What it notes in the step is logged, and `update(step)` is called once the
-gradients have been applied.
+A risk has a `name`, a `weight(step)` and a `value(step)`; the product of weight and
+value is added to the loss. What it stores in `step.values` and `step.noted` is logged.
+`update(step)` is called once the gradients have been applied.
 """
 
 from __future__ import annotations

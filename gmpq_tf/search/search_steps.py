@@ -49,7 +49,7 @@ class SearchSteps(SearchViews, keras.Model):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """Search; arguments as for `keras.Model.fit`.
+        """Trains the search; arguments as for `keras.Model.fit`.
 
         Ranges that are not calibrated are calibrated first, on the first 512 images of
         `x` (arrays, `tf.data.Dataset` or `keras.utils.PyDataset`; for other sources
@@ -122,9 +122,9 @@ class SearchSteps(SearchViews, keras.Model):
         sample_weight: Any = None,
         training: bool = True,
     ) -> tf.Tensor:
-        """Keras's loss, a scalar; NaN if a label is NaN (XLA would take it as a class).
+        """Keras's loss, a scalar; arguments as for `keras.Model.compute_loss`.
 
-        Labels and outputs as for `keras.Model.compute_loss`.
+        It is NaN if a label is NaN, which XLA would cast to a class number.
         """
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         return loss + nan_of_labels(y)

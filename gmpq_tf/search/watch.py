@@ -37,7 +37,7 @@ class Watch:
         self._screen: Screen | None = None
 
     def expect(self, count: int, work: float = 1.0) -> None:
-        """Plan `count` more measurements, each of so much work (in images, say)."""
+        """Adds `count` planned measurements, each of so much work, e.g. in images."""
         self.planned += count
         self._work_planned += count * work
 

@@ -112,7 +112,11 @@ class BoxTask(Task):
         return {name: share for name, share in found if share is not None}
 
     def found(self, outputs: Mapping[str, Any]) -> Detections:
-        """The objects that outputs by name say are in the images."""
+        """The objects that outputs find in the images.
+
+        Args:
+            outputs: name -> output, "boxes" [B, N, 4] and "scores" [B, N, classes + 1].
+        """
         return decode_and_suppress(
             outputs["boxes"],
             outputs["scores"],
@@ -138,7 +142,7 @@ class BoxMeter:
     """Accumulates a detector's outputs and computes mean average precision.
 
     Args:
-        found: outputs by name -> the objects that they say are in the images.
+        found: function: outputs by name -> the objects that they find in the images.
         class_names: one name per class.
     """
 

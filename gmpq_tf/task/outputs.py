@@ -69,7 +69,7 @@ def outputs_of(
         loss: the loss of its training; None: the one it was compiled with.
 
     Returns:
-        One for each output, in the order of `model.outputs`.
+        An `Output` for each output, in the order of `model.outputs`.
 
     Raises:
         TaskError: there is no such kind, or no output of that name.
@@ -108,7 +108,7 @@ def outputs_of(
 
 
 def _proposed(graph: Graph) -> dict[int, OutputKind]:
-    """Tensor number -> what is said of anchors: an object or none, and offsets."""
+    """Tensor number -> kind, for scores (object or none) and offsets of anchors."""
     kinds: tuple[OutputKind, OutputKind] = (Binary(0.0), Numbers())
     return {
         index: kind
@@ -119,7 +119,7 @@ def _proposed(graph: Graph) -> dict[int, OutputKind]:
 
 
 def _of_boxes(kind: OutputKind, known_from: str) -> tuple[OutputKind, str]:
-    """Replaces an assumed kind of a detector's scores by classes."""
+    """Returns classes in place of an assumed kind: the scores of a detector."""
     return (Classes(), "graph") if known_from == "assumed" else (kind, known_from)
 
 

@@ -1,4 +1,4 @@
-"""The task of two-stage detectors: boxes, and a class for each, of regions."""
+"""The task of two-stage detectors: boxes, and a class for each, from regions."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ OUTPUTS = ("objects", "rpn_boxes", "rpn_scores")
 
 
 class RegionTask(BoxTask):
-    """Boxes and their classes, in regions that a first stage proposes.
+    """The task of detectors whose first stage proposes regions of the image.
 
     Args:
-        model: a functional model with the outputs that `faster_rcnn_resnet18` has.
-        search: for its regions.
+        model: a functional model with the outputs of `faster_rcnn_resnet18`: objects
+            [B, R, 4 + 5 (classes + 1)], rpn_boxes [B, N, 4] and rpn_scores [B, N, 1].
+        search: anchors and number of regions of the model.
 
     Raises:
         TaskError: it has other outputs.
@@ -54,16 +55,17 @@ class RegionTask(BoxTask):
                 "RegionOutputs, as faster_rcnn_resnet18 does."
             )
         self.order = list(shapes)
-        # Of each anchor whether it holds an object: regions may come in any order.
+        # Student and float model are compared by which anchors hold an object: their
+        # regions may come in another order.
         self.deciding = self.order.index("rpn_scores")
         self.classes = (objects[-1] - 4) // 5 - 1
 
     def targets(self, labels: Any) -> dict[str, Any]:
-        """Offsets and marks that the anchors are to have, and the objects."""
+        """Targets of anchors and objects of the images; see `anchor_targets`."""
         return anchor_targets(labels, self.search)
 
     def loss(self) -> dict[str, keras.losses.Loss]:
-        """Cross-entropy and smooth L1, of anchors and of regions."""
+        """Losses by output: cross-entropy and smooth L1 of anchors and of regions."""
         return {
             "rpn_scores": AnchorScoreLoss(),
             "rpn_boxes": AnchorBoxLoss(),
@@ -71,21 +73,22 @@ class RegionTask(BoxTask):
         }
 
     def found(self, outputs: Mapping[str, Any]) -> Detections:
-        """The objects that outputs by name say are in the images."""
+        """The objects that `outputs["objects"]` finds in the images."""
         return found_in_regions(outputs["objects"])
 
     def guidance(
         self, targets: Sequence[Any], outputs: Sequence[Any], temperature: float
     ) -> Any:
-        """How far a student is from its teacher: `region_gap`."""
+        """Distillation loss of a student: mean of `region_gap`, a scalar."""
         places = [self.order.index(name) for name in OUTPUTS]
         wanted, own = ([each[p] for p in places] for each in (targets, outputs))
         return tf.reduce_mean(region_gap(wanted, own, temperature))
 
     def divergence(self, outputs: Sequence[Any], targets: Sequence[Any]) -> Any:
-        """How far each image's outputs are from the float model's, [B]: `region_gap`.
+        """Distance of each image's outputs from the float model's: `region_gap`, [B].
 
-        Row by row they say nothing: regions may come in another order.
+        Rows of the outputs cannot be compared one by one, because regions may come in
+        another order.
         """
         places = [self.order.index(name) for name in OUTPUTS]
         wanted, own = ([each[p] for p in places] for each in (targets, outputs))
@@ -95,21 +98,23 @@ class RegionTask(BoxTask):
 def region_gap(
     targets: Sequence[Any], outputs: Sequence[Any], temperature: float
 ) -> tf.Tensor:
-    """Gap of a two-stage detector where its teacher sees objects.
+    """Distance of a two-stage detector from its teacher where the teacher sees objects.
 
-    Of each image's anchors `mean_i (T^2 KL of two classes + smooth L1)` over those that
-    hold an object for the teacher by 0.1 or more. Of the student's regions the same
-    over those that overlap by half a region in which the teacher sees one (a background
-    below 0.9), of its classes and of the offsets to its boxes.
+    It is the sum of two means of `T^2 KL + smooth L1`. The first is over the anchors to
+    which the teacher gives an object a probability above 0.1: KL of the two classes,
+    smooth L1 of the offsets. The second is over the student's regions whose best
+    overlapping region of the teacher has an IoU of 0.5 or more and a background
+    probability below 0.9: KL of the classes, smooth L1 of the boxes of each class in
+    units of the offsets, weighted by the teacher's probabilities.
 
     Args:
-        targets: of the teacher: (objects [B, R, 4 + 5 K], rpn_boxes [B, N, 4],
-            rpn_scores [B, N, 1]).
-        outputs: of the student, likewise.
+        targets: outputs of the teacher: (objects [B, R, 4 + 5 K], rpn_boxes [B, N, 4],
+            rpn_scores [B, N, 1]); K is the number of classes, background included.
+        outputs: outputs of the student, in the same form.
         temperature: `T > 0`.
 
     Returns:
-        [B], float32; 0 where the teacher sees nothing.
+        float32 [B]; 0 where the teacher sees nothing.
     """
     objects, offsets, scores = (tf.cast(z, tf.float32) for z in targets)
     own_objects, own_offsets, own_scores = (tf.cast(z, tf.float32) for z in outputs)

@@ -77,10 +77,10 @@ class Task:
         raise NotImplementedError
 
     def output(self, model: keras.Model) -> Output:
-        """What the deciding output of a model of this task says.
+        """The deciding output of a model, with the kind that this task gives it.
 
         Args:
-            model: the task's, or one quantized.
+            model: the model of the task, or a student made of it.
         """
         if len(model.outputs) > 1:
             return outputs_of(model)[self.deciding]
@@ -92,7 +92,11 @@ class Task:
         return labels
 
     def found(self, outputs: Mapping[str, Any]) -> Any:
-        """Objects that outputs by name say are in images; None: they say none."""
+        """Objects that outputs find in the images; None if the task has no objects.
+
+        Args:
+            outputs: name -> output, [B, ...].
+        """
 
     def said(self, figure: float) -> str:
         """The headline in words, such as `98.06 %`."""

@@ -23,7 +23,7 @@ def task_of(model: keras.Model, targets: Targets | None = None) -> Task:
 
     Args:
         model: a functional model, or a student from `quantize_model`.
-        targets: of a data set of tensors, for which the model is trained then.
+        targets: targets of a data set of tensors, if the model is trained on one.
 
     Raises:
         TaskError: its outputs suit none of the tasks.
@@ -57,21 +57,21 @@ def guidance_of(
 def divergence_of(
     model: keras.Model,
 ) -> Callable[[Sequence[Any], Sequence[Any]], Any] | None:
-    """How far outputs are from the float model's, where rows cannot be compared.
+    """Returns a task's own distance of outputs from the float model's.
 
     Args:
         model: a functional model.
 
     Returns:
-        (outputs, those of the float model) -> one number an image, [B]; None: each
-        output by what it says, place by place.
+        A function (outputs, outputs of the float model) -> distance of each image, [B];
+        None if outputs can be compared element by element, according to their kinds.
     """
     search = region_search_of(model)
     return None if search is None else RegionTask(model, search).divergence
 
 
 def _detector_task(model: keras.Model) -> BoxTask | RegionTask | None:
-    """What a model is trained for that carries default boxes or looks at regions."""
+    """The task of a model with default boxes or regions; None for other models."""
     if (boxes := default_boxes_of(model)) is not None:
         return BoxTask(model, boxes)
     search = region_search_of(model)

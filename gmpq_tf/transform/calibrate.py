@@ -229,9 +229,16 @@ def best_grid(
 ) -> tuple[float, int]:
     """Chooses the step of a branch, and the code of its zero, from observed values.
 
-    Pixels that are scaled inside the model (`scaled`) would all have the same distance
-    to the next code, which may be one half, where integer kernels may round either way.
-    A slightly larger step spreads them between the codes, so that few lie near a half.
+    Pixels that are scaled inside the model would all have the same distance to the next
+    code, which may be one half, where integer kernels may round either way. A slightly
+    larger step spreads them between the codes, so that few lie near a half.
+
+    Args:
+        observer: has seen the values.
+        quantizer: the quantizer of the tensor.
+        branch: index of its bit-width.
+        scaled: whether the values are model inputs that were scaled inside the model.
+        method: as for `calibrate`.
 
     Returns:
         The step, in units of the values, and the zero's code (0 unless `signed=None`).

@@ -1,8 +1,8 @@
 """Which channels of a graph belong together, and which of them must stay.
 
-Every place along the last axis of every tensor has a slot. Places of one slot are one
-channel, as far as pruning goes: tensors that are added share their slots, a kernel
-makes new ones.
+Every index of the last axis of every tensor has a number, its slot. What has the same
+slot is pruned together, as one channel: tensors that are added share their slots, and a
+kernel makes new ones.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ class Channels:
     """The slots of a graph's tensors.
 
     Args:
-        slots: of each tensor, integers [size of its last axis].
-        producers: layer with a kernel that makes channels -> the slots of its outputs.
-        readers: layer with a kernel -> the slots of what it reads.
+        slots: for each tensor the slots of its last axis, integers [size of that axis].
+        producers: layer with a kernel that makes channels -> slots of its output,
+            [channels].
+        readers: layer with a kernel -> slots of its input, [channels].
         fixed: slot -> why it cannot be removed.
     """
 
@@ -55,7 +56,7 @@ class Channels:
     fixed: dict[int, str]
 
     def free(self, slots: np.ndarray) -> np.ndarray:
-        """Whether each of some slots may be removed, booleans of their shape."""
+        """Whether each slot may be removed, booleans of the shape of `slots`."""
         return ~np.isin(slots, list(self.fixed))
 
     def why_fixed(self, name: str) -> str | None:
@@ -65,14 +66,14 @@ class Channels:
 
 
 class _Union:
-    """Sets of slots that are one."""
+    """Slots that were joined, as a forest of parents (union-find)."""
 
     def __init__(self) -> None:
         self.parents: list[int] = []
         self.fixed: dict[int, str] = {}
 
     def new(self, count: int) -> np.ndarray:
-        """So many new slots, [count]."""
+        """Adds `count` slots; returns them, [count]."""
         first = len(self.parents)
         self.parents.extend(range(first, first + count))
         return np.arange(first, first + count)
@@ -84,7 +85,7 @@ class _Union:
         return slot
 
     def join(self, one: np.ndarray, other: np.ndarray) -> None:
-        """Makes slots [places] one, place by place; a single one meets all others."""
+        """Joins slots [n] elementwise; a single slot is joined with all others."""
         if one.size != other.size:
             one, other = np.broadcast_arrays(one, other)
         for a, b in zip(one.tolist(), other.tolist(), strict=True):
@@ -105,14 +106,15 @@ def channels_of(graph: Graph) -> Channels:
 
 
 class _Reader:
-    """Goes through the calls of a graph in order."""
+    """Finds the slots of all tensors, call by call in graph order."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph, self.union = graph, _Union()
         self.slots: dict[int, np.ndarray] = {}
         self.producers: dict[str, np.ndarray] = {}
         self.readers: dict[str, np.ndarray] = {}
-        self.first: dict[int, np.ndarray] = {}  # what a layer with weights read first
+        # Id of a layer with weights -> slots of the input of its first call.
+        self.first: dict[int, np.ndarray] = {}
 
     def read(self) -> Channels:
         """The channels of the whole graph."""
@@ -159,7 +161,7 @@ class _Reader:
             self.slots[index] = self._stays(index, made)
 
     def _check_shared(self, call: Call, sources: list[np.ndarray]) -> None:
-        """A layer with weights that is used again reads the same channels."""
+        """Joins the input slots of all calls of one layer, which share its weights."""
         if getattr(call.layer, "weights", None) and len(sources) == 1:
             before = self.first.setdefault(id(call.layer), sources[0])
             if before.size == sources[0].size:
@@ -212,7 +214,7 @@ class _Reader:
     def _of_sum(
         self, call: Call, sources: list[np.ndarray], target: int
     ) -> np.ndarray | None:
-        """All that is added or multiplied place by place shares its slots."""
+        """The slots of an elementwise sum or product: those of all its operands."""
         if not all(map(_is_scalar, _constants(call))) or hasattr(call.layer, "axis"):
             return None  # `keras.ops.average` moves axes
         size = self._size(target)
@@ -240,7 +242,7 @@ class _Reader:
         return sources[0]
 
     def _flat(self, source: np.ndarray, target: int) -> np.ndarray | None:
-        """Channels are the last axis, so that they repeat."""
+        """The slots of a flattened tensor: those of the channels, repeated."""
         size, rank = self._size(target), len(self.graph.shapes[target])
         whole = rank == 2 and source.size and size % source.size == 0
         return np.tile(source, size // source.size) if whole else None
@@ -267,7 +269,7 @@ class _Reader:
 
 
 def _constants(call: Call) -> list[Any]:
-    """What a call is given beside tensors of the graph."""
+    """The arguments of a call that are not tensors of the graph."""
     leaves = keras.tree.flatten([list(call.args), dict(call.kwargs)])
     return [leaf for leaf in leaves if not isinstance(leaf, Ref)]
 

@@ -31,8 +31,8 @@ def is_lowered(call: Call) -> bool:
     """Whether a call has an integer counterpart, wherever it stands in a model.
 
     Subtraction and division of two tensors have none among the kernels used here, nor
-    has what reads a mask beside its input (of a BatchNormalization, training alone
-    does).
+    have layers that read a mask as a second tensor. (A BatchNormalization that does has
+    one, since only training uses the mask.)
     """
     if len(call.inputs) != 1 and call.role not in OF_SEVERAL:
         return False
@@ -76,7 +76,7 @@ def _refusal(graph: Graph, call: Call) -> str | None:
             return f"quantized by {quantizer.method!r}, which rounds to no nearest code"
     config = layer.config if isinstance(layer, KernelPart) else {}
     order = getattr(layer, "data_format", config.get("data_format"))
-    # Without axes between them, the channels are first and last.
+    # With no axes in between, channels first and channels last are the same.
     moves = call.kind != "Flatten" or len(graph.shapes[call.inputs[0]]) > 2
     if order == "channels_first" and moves and not is_identity(call):
         return "with channels first"

@@ -16,7 +16,7 @@ MEMORY_BYTES = 2**30
 
 
 class LayerwiseRun:
-    """Outputs of one call after another, each computed from the nearest kept tensors.
+    """Computes one call after another, each from the tensors kept before it.
 
     A caller walks through the calls in order, and may change the layer of the call it
     asked for, and later layers. The tensors that later calls read are kept for all

@@ -26,15 +26,15 @@ MOVING_PREFIX, MOVING_KINDS = "Random", ("RandAugment", "AugMix", "CutMix", "Mix
 
 
 def leading_layers(graph: Graph) -> list[str]:
-    """Names of the layers before the first weights, if one is random; else none.
+    """Names of the layers before the first layer with weights, if one may be random.
 
-    Dropout ends them. A user's own layer counts as one that may be random.
+    They end before the first dropout. A user's own layer counts as random.
 
     Args:
         graph: graph of a model without nested models.
 
     Returns:
-        In graph order.
+        Names in graph order; [] if none of the layers may be random.
     """
     known, leading = set(graph.inputs), []
     for call in graph.calls:
@@ -112,7 +112,7 @@ def keras_tensor(model: keras.Model, graph: Graph, index: int) -> Any:
 
 
 def _may_lead(call: Call) -> bool:
-    """Whether a call may be run once for a student and its teacher."""
+    """Whether a call may run before the split, so that both see its result."""
     if is_searchable(call.layer) or call.kind.endswith("Dropout"):
         return False
     return call.kind == "Normalization" or not getattr(call.layer, "weights", [])

@@ -122,9 +122,15 @@ def _is_relu6(call: Call) -> bool:
 
 
 def operand(call: Call, *kinds: str) -> float | None:
-    """The constant that a call adds to, multiplies with or divides its tensor by.
+    """The constant of an operation of one tensor and one constant.
 
-    None for calls of other kinds, of two tensors, or with more than one number.
+    Args:
+        call: such as `x + 3`, `x * 2` or `x / 6`.
+        *kinds: kinds of calls that are accepted, such as "Add" or "Divide".
+
+    Returns:
+        The constant; None for other kinds, for `6 / x` and the like, for two tensors
+        and for constants of several numbers.
     """
     if call.kind not in kinds or len(call.inputs) != 1 or len(call.args) != 2:
         return None

@@ -70,8 +70,9 @@ def build_hypernet(
         input_quantizer: a name in `INPUT_QUANTIZERS`.
         kernel_quantizer: a name in `KERNEL_QUANTIZERS`.
         relaxation: a name in `RELAXATIONS`: how layers compute with several bit-widths.
-        gate_start: gates all channels that can be removed by a layer `channel_gates`,
-            see `ChannelGates`; None: no gates.
+        gate_start: argument `start` of `ChannelGates`, of which a layer named
+            `channel_gates` is added, with a gate for each channel that can be removed;
+            None: no gates.
         whole_layers: layers whose channels get no gates.
 
     Returns:

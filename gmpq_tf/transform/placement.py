@@ -21,7 +21,7 @@ from gmpq_tf.transform.gates import curve, is_gate
 from gmpq_tf.transform.signedness import nonnegative_tensors
 from gmpq_tf.transform.units import Unit, cap_of, is_fusable_relu, unit_of
 
-PIXELS = ("uint8", "int8")  # types of whole numbers that are quantities
+PIXELS = ("uint8", "int8")  # integer types that hold quantities, not indices
 
 
 @dataclass(frozen=True)
@@ -181,10 +181,9 @@ def _is_stored(
 
 
 def _holds_indices(graph: Graph, index: int, readers: list[Call]) -> bool:
-    """Whether a tensor holds whole numbers that stand for things, not quantities.
+    """Whether a tensor holds indices or a mask, which must not be quantized.
 
-    Such are the tokens that an Embedding looks up: rounded, they are others. So are
-    masks.
+    Indices are, for instance, the tokens that an Embedding looks up.
     """
     if graph.dtypes[index] == "bool" and index not in graph.inputs:
         return True
@@ -192,7 +191,7 @@ def _holds_indices(graph: Graph, index: int, readers: list[Call]) -> bool:
         return True
     kind = graph.dtypes[index]
     if index in graph.inputs or kind in PIXELS or "float" in kind:
-        return False  # whole numbers that are given may be pixels
+        return False  # integers that are model inputs may be pixels
     looked_up = [r for r in readers if r.role is Role.FLOAT and not r.row.whole]
     moved = [r for r in readers if is_transparent(r) or r.row.whole]
     used = bool(looked_up) or index in graph.outputs
@@ -238,9 +237,9 @@ def keeps_grid(call: Call) -> bool:
 def _requantizes(graph: Graph, call: Call, consumers: dict[int, list[Call]]) -> bool:
     """Whether a reader needs a step that is a power of two.
 
-    True for readers that put the tensor on another grid, and for local average pools:
-    float32 and int8 round their ties alike only if the step is a power of two. The
-    offset of a hard sigmoid is then a whole number of accumulator units.
+    True for readers that put the tensor on another grid; for local average pools, where
+    float32 and int8 round ties alike only if the step is a power of two; and for hard
+    sigmoids, whose offset is then a whole number of units of the accumulator.
     """
     if curve(call) == "hard_sigmoid":
         return True
@@ -264,7 +263,7 @@ def _sign(index: int, nonnegative: set[int], raw: set[int]) -> bool | None:
 
 
 def _raw_inputs(graph: Graph) -> set[int]:
-    """Model inputs, and tensors that only move or rescale their values."""
+    """Model inputs, and tensors made of them by moving or rescaling values alone."""
     raw = set(graph.inputs)
     for call in graph.calls:
         moves = is_transparent(call) or call.row.of_images

@@ -19,16 +19,17 @@ Masks = Mapping[str, Sequence[bool]]
 
 
 def prune_channels(model: keras.Model, keep: Masks) -> keras.Model:
-    """A smaller model: channels are removed from layers and from all that read them.
+    """Makes a smaller model: removes channels, and the weights that read them.
 
-    What is left computes what the model does with the weights set to 0 by which kernels
-    read the removed channels; where activations keep 0, also with the channels' own
-    kernels, biases and normalization set to 0.
+    The smaller model computes what `model` computes with the kernel weights that read
+    the removed channels set to 0. If activations map 0 to 0, that is also what `model`
+    computes with the kernels, biases and normalizations that make these channels set
+    to 0.
 
         small = gmpq.prune_channels(model, {"conv1": [True, True, False, True]})
 
-    Channels that are added belong together: of the layers of a residual group one may
-    be named, and all lose the same. A depthwise convolution loses what it reads.
+    Layers whose outputs are added lose the same channels; it is enough to name one of
+    them. A depthwise convolution loses the channels that its input loses.
 
     Args:
         model: built functional model, float, channels last; it is not changed.
@@ -72,12 +73,17 @@ def prune_channels(model: keras.Model, keep: Masks) -> keras.Model:
 
 
 def kept_places(slots: np.ndarray, gone: np.ndarray) -> np.ndarray:
-    """Places of slots [places] that are not among those gone [slots], in order."""
+    """Indices of the `slots` [n] that are not in `gone`, ascending.
+
+    Args:
+        slots: slots of a tensor, as in `Channels`.
+        gone: the slots that are removed.
+    """
     return np.flatnonzero(~np.isin(slots, gone))
 
 
 def channel_counts(keep: Masks) -> dict[str, int]:
-    """Layer -> how many channels it keeps, of masks."""
+    """Number of channels that masks keep: layer -> number."""
     return {name: int(np.sum(mask)) for name, mask in keep.items()}
 
 

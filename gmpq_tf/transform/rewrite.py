@@ -302,9 +302,9 @@ def flat_copy(model: keras.Model, dtype: str = "float32") -> keras.Model:
 
 
 def keep_loss(model: keras.Model, copy: keras.Model) -> None:
-    """Notes the loss of a compiled model in a copy, which stays uncompiled.
+    """Records the loss of a compiled model in a copy, which is not compiled itself.
 
-    It says what outputs mean: see `gmpq_tf.task.outputs_of`.
+    The loss tells what the outputs mean: see `gmpq_tf.task.outputs_of`.
     """
     copy.loss = getattr(model, "loss", None)
 

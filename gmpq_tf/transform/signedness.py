@@ -26,7 +26,7 @@ def _is_nonnegative(call: Call, known: set[int]) -> bool:
     if not is_described(call):
         return False  # a user's own layer may do anything
     row = call.row
-    # What somebody's own layer calls its activation need not end it.
+    # A user's own layer may go on computing after what it calls its activation.
     ends = "." not in call.kind and function_of(call.activation).nonnegative
     if ends or row.nonnegative(call.layer):
         return True

@@ -40,17 +40,17 @@ class Unit:
 
 
 def units(graph: Graph) -> list[Unit]:
-    """Partition a graph: each call is in exactly one unit.
+    """Partitions a graph: each call is in exactly one unit.
 
     A call joins the unit of the call before it if it is the only reader of its result,
     the model does not return that result, and the kernel can compute both: see
-    `is_fused`. A quantizer between two calls so keeps them apart.
+    `is_fused`. So two calls with a quantizer between them are in different units.
 
     Args:
         graph: graph of a float model or of a student, after `split_activations`.
 
     Returns:
-        In the order of their first calls.
+        The units, in the order of their first calls.
     """
     consumers = graph.consumers()
     inside: set[int] = set()

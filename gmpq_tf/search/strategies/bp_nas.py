@@ -15,7 +15,7 @@ from gmpq_tf.search.strategies.training import (
 )
 from gmpq_tf.search.values import Valued
 
-INSIDE = 0.9  # of the budget, at which the search starts
+INSIDE = 0.9  # expected cost at the start, as a share of the budget
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from gmpq_tf.search.strategies.training import (
 )
 from gmpq_tf.search.values import Valued
 
-CLIP = 1.0  # of gradients of log2 d and log2 x_max: at most about d and x_max
+CLIP = 1.0  # bound of the gradients of log2 d and log2 x_max
 
 
 @dataclass(frozen=True)

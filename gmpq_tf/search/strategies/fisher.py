@@ -1,4 +1,4 @@
-"""Values choices by the second-order risk of their error at the layer's output."""
+"""Values choices by the second-order effect of their rounding error on the risk."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from gmpq_tf.search.values import Bonds, Valued
 
 SCORED = "scored"
 OUTPUTS = 64  # most outputs of a model, so that seeds of different batches differ
-BOTH = 2  # instead of a side: weights and activations rounded at once
+BOTH = 2  # used in place of a side: weights and activations are rounded together
 
 
 @dataclass(frozen=True)

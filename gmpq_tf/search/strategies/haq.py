@@ -21,10 +21,10 @@ from gmpq_tf.search.strategies.random_draws import check_budgeted
 from gmpq_tf.search.strategies.trials import ACCURACY, Trials, TrialsConfig
 from gmpq_tf.search.values import Bits, Valued
 
-REWARD = 10.0  # of accuracy 1: 0.1 a point
-REMEMBERED = 128  # episodes
-STATE = 10  # numbers
-PREVIOUS, FLAG = 8, 9  # of them: the last action, and whether weights are asked for
+REWARD = 10.0  # factor of the accuracy, which is 0 to 1
+REMEMBERED = 128  # number of past episodes that the agent is trained on
+STATE = 10  # numbers in a state
+PREVIOUS, FLAG = 8, 9  # indices in a state: previous action, weights or activations
 
 
 @dataclass(frozen=True)
