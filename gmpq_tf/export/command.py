@@ -293,10 +293,10 @@ def write_for_litert(
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """What a student can be written as.
+    """A format that a student can be written in.
 
     Args:
-        file: its name, in the folder of the student.
+        file: name of the file, in the folder of the student.
         write: (student, path, `ExportConfig`, `DataConfig`, data set or None) -> writes
             the file; a path in the folder that holds policy.json.
     """
@@ -340,7 +340,7 @@ def _is_current(record: Path, path: Path, identity: dict[str, Any]) -> bool:
 
 
 def _written(path: Path) -> dict[str, str]:
-    """What tells the files that an export wrote from others."""
+    """Fingerprints of the files that an export wrote, to recognize them."""
     head = head_path(path)
     two = {"head": fingerprint(head)} if head.exists() else {}
     return {"file": fingerprint(path), **two}

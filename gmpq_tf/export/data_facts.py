@@ -1,4 +1,4 @@
-"""What the data that a student was trained on says about its file."""
+"""Facts about a file that follow from the data its student was trained on."""
 
 from __future__ import annotations
 
@@ -48,11 +48,15 @@ def verification_images(
 
 
 def output_kinds(student: keras.Model, dataset: Dataset) -> Any:
-    """What the outputs say, where a loss tells it; None: as the model ends.
+    """Returns the kinds of the outputs for a data set of tensors, from its loss.
 
     Args:
-        student: that is exported.
+        student: the exported model.
         dataset: the data it was trained on.
+
+    Returns:
+        Name of an output -> its kind; None for classes and boxes, whose kinds
+        `export_tflite` derives.
     """
     if dataset.targets is None:
         return None

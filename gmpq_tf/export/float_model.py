@@ -67,7 +67,7 @@ class FloatKernel:
 
 
 class FoldedAway(keras.layers.Identity):
-    """Replaces quantizers, and BatchNormalization that is folded."""
+    """Identity in place of quantizers, and of BatchNormalization that is folded."""
 
 
 def float_tflite(model: keras.Model) -> bytes:

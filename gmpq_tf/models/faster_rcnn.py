@@ -1,9 +1,10 @@
 """Two-stage detectors (Ren et al., "Faster R-CNN", NeurIPS 2015, arXiv:1506.01497).
 
-One functional model, trained with losses as any other. Its outputs are
+A detector is one functional model, trained by a loss for each output. Its outputs are
 `{"rpn_scores": [batch, N, 1], "rpn_boxes": [batch, N, 4], "objects": [batch, R, 4 +
-5 (classes + 1)]}` of N anchors and R regions; `gmpq_tf.detection` says what they mean.
-Layers of the backbone are called as in the classifier, so that its policy serves.
+5 (classes + 1)]}` for N anchors and R regions; `gmpq_tf.detection` says what they mean.
+Layers of the backbone have the same names as in the classifier, so that a policy of the
+classifier fits the detector.
 """
 
 from __future__ import annotations
@@ -40,20 +41,21 @@ def faster_rcnn_resnet18(
     scales: Sequence[float] | None = None,
     regions: int | None = None,
 ) -> keras.Model:
-    """Builds Faster R-CNN of ResNet-18, whose fourth stage looks at regions ("C4").
+    """Builds Faster R-CNN on ResNet-18, whose fourth stage classifies regions ("C4").
 
-    Unlike the counted model of the paper of GMPQ, one number says whether an anchor
-    holds an object, not two.
+    Unlike in the model whose cost GMPQ's paper counts, each anchor has one score
+    (object or not), not two.
 
     Args:
         input_shape: Height, width, channels.
         num_classes: Number of classes, without background.
         stem: As for `resnet18`.
         alpha: Width multiplier, above 0; ResNet-18's is 1.
-        scales: Sides of the anchors, in places of the map; None: those of the paper, or
-            below 400 pixels four from 0.07 of the shorter side, each twice the last.
-        regions: That the second stage looks at, of each image; None: 300, or below 400
-            pixels 48.
+        scales: Sides of square anchors, in strides of the feature map; None: those of
+            the paper, or for images below 400 pixels four scales, the first 0.07 of the
+            shorter side and each twice the one before.
+        regions: Number of regions per image; None: 300, or 48 for images below 400
+            pixels.
     """
     inputs = keras.Input(input_shape, name="image")
     features = resnet18_features(inputs, stem, alpha)[-1]
@@ -88,7 +90,7 @@ def _search(
     regions: int | None,
 ) -> RegionSearch:
     image_shape = input_shape[:2]
-    # Of a stem that does not shrink the image, maps have a place each 4 pixels.
+    # 16; 4 with a stem that does not shrink the image.
     stride = 2.0 ** round(math.log2(image_shape[0] / feature_shape[0]))
     small = min(image_shape) < _PHOTOGRAPH
     if scales is None and small:
@@ -103,7 +105,7 @@ def _search(
 
 
 def _of_anchors(x: Any, search: RegionSearch, width: int, name: str) -> Any:
-    """So many numbers of each anchor, rows ordered (y, x, ratio, scale)."""
+    """`width` numbers for each anchor, [B, N, width], ordered (y, x, ratio, scale)."""
     y = layers.Conv2D(
         search.anchors_per_place * width,
         1,

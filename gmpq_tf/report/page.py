@@ -69,7 +69,7 @@ LEGEND = (
     "answer, computed in the file's integers where that was measured."
 )
 
-# Of what models by each metric agree.
+# Metric -> what agreement is a share of.
 ANSWERS = {"accuracy": "images", "map_07": "default boxes", "loss": "numbers"}
 MOST_CURVES = 4  # in one panel
 

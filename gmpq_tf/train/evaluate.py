@@ -154,11 +154,11 @@ def measure_both(
         tflite: its file, or None.
         batches: pairs (images, labels as the data set has them) or (images, None);
             images are [N, H, W, C], scaled as the model reads them.
-        output_kind: meaning of the output that decides; None: a class per example.
+        output_kind: meaning of the output that decides; None: that of the task.
         twin: `integer_twin` of the model, or None.
         class_names: one name per class.
-        task: what the model is trained for; None: boxes or classes, as it ends.
-        curves: file of precision against recall, where boxes are measured; None: none.
+        task: what the model is trained for; None: boxes for a detector, else classes.
+        curves: file to write precision against recall to, for detectors; None: no file.
 
     Returns:
         images (their number), accuracy, tflite_accuracy, agreement, twin_accuracy,
@@ -169,7 +169,7 @@ def measure_both(
         the twin; a file that returns detected objects has only these.
     """
     task, names = task or task_of(model), list(model.output_names)
-    if len(names) > 1:  # Keras says the layers', not the keys of a dict
+    if len(names) > 1:  # Keras has the names of layers, not the keys of a dict
         names = [output.name for output in outputs_of(model)]
     # A file that returns objects has no scores to compare with Keras's.
     finds = isinstance(tflite, TFLiteModel) and returns_objects(tflite)
@@ -254,7 +254,7 @@ def _compared(row: OutputReport, decides: bool, has_file: bool) -> dict[str, Any
 
 
 def _deciding(model: keras.Model, task: Task, output_kind: str | None) -> Output:
-    """The output that decides, as the task has it, or as the flag says."""
+    """The output that decides, with the kind of the task or of the flag."""
     if output_kind is None:
         return task.output(model)
     shape = tuple(model.outputs[task.deciding].shape[1:])

@@ -55,10 +55,10 @@ class FinetuneConfig(TrainingConfig):
             BatchNormalization are measured after the last epoch, before biases are
             rounded to multiples of what an integer accumulator counts in; 0: they stay
             as training left them. Those of frozen layers always stay.
-        snap_tolerance: Accuracy (of boxes mean average precision, of tensors the share
-            by which the loss may grow), 0 to 1, that measuring statistics and rounding
-            biases may cost before the stage stops with an error; 1: any (of tensors:
-            twice the loss).
+        snap_tolerance: Accuracy, 0 to 1, that measuring statistics and rounding biases
+            may cost before the stage stops with an error: for boxes mean average
+            precision, for tensors the share by which the loss may grow; 1: any cost
+            (for tensors: twice the loss).
         calibration_images: Training images that set the first activation ranges.
         kernel_quantizer: How kernels are quantized: lsq, max_abs, apot (2 to 6 bits),
             alq (2 to 7 bits) or rq (drawn in training), best as in the search; none:

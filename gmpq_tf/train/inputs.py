@@ -129,14 +129,14 @@ def as_targets(model: keras.Model, dataset: Dataset) -> Dataset:
 
 
 def task_for(model: keras.Model, dataset: Dataset) -> Task:
-    """What a model is trained for on a data set.
+    """Returns the task of a model on a data set.
 
     Args:
         model: a functional model.
-        dataset: whose targets, where it holds tensors, and loss tell it.
+        dataset: the data; for tensors its targets and loss belong to the task.
 
     Raises:
-        TaskError: its outputs are not those the data set is for.
+        TaskError: the outputs of the model do not suit the data set.
     """
     return task_of(model, dataset.targets)
 
@@ -269,7 +269,7 @@ def file_identity(path: Path) -> dict[str, str]:
 def times_identity(limits: Sequence[Limit]) -> str | None:
     """Returns a SHA-256 prefix of the milliseconds that a budget counts in.
 
-    A latency table of the same name may be of another device meanwhile.
+    It changes if the latency table was replaced by one of another device.
 
     Args:
         limits: of all budgets; None is returned if none is of milliseconds.

@@ -166,7 +166,7 @@ def pretrain(
 
 
 def _refuse_tensors(config: PretrainConfig, data: DataConfig) -> None:
-    """Built-in models give classes and boxes."""
+    """Refuses a built-in model for tensors: they give classes or boxes."""
     if find_spec(data.dataset).holds == "tensors" or data.targets is not None:
         raise ValueError(
             "Built-in models are classifiers and detectors. Received: "

@@ -54,7 +54,7 @@ class ReportConfig:
 
     Args:
         attribution_images: Test images whose attribution maps are shown; 0 for none.
-        object_images: Of a detector, test images that are shown with their boxes; 0
+        object_images: For a detector: test images that are shown with their boxes; 0
             for none.
         format: Write each figure also as a separate file into report/figures: png, svg
             or pdf.
@@ -130,14 +130,16 @@ def report(config: ReportConfig, data: DataConfig, run: WorkdirConfig) -> Path:
 def show_objects(
     workdir: Path, folders: list[str], model: keras.Model, data: DataConfig, count: int
 ) -> None:
-    """Writes what models find in the first images, where they look for objects.
+    """Writes the objects that detectors find in the first images.
+
+    Nothing is written for models of other tasks.
 
     Args:
         workdir: folder of the run.
-        folders: those with a measured model.
+        folders: folders with a measured model.
         model: the float model.
         data: the images.
-        count: how many of them; 0: nothing is written.
+        count: number of images; 0: nothing is written.
     """
     path = workdir / OBJECTS
     if not count or measured_by(workdir / folders[0], model) != "map_07":
@@ -185,11 +187,11 @@ def result_row(folder: Path, model: keras.Model) -> dict[str, Any]:
 
 
 def measured_by(folder: Path, model: keras.Model) -> str:
-    """What models are compared by: as the evaluation says, else by how they end.
+    """Returns the name of the metric that models are compared by.
 
     Args:
-        folder: with evaluation.json.
-        model: the float model.
+        folder: its evaluation.json may name the metric.
+        model: the float model, whose task decides otherwise.
     """
     said = read_json(folder / RESULT).get("metric")
     return said if isinstance(said, str) else task_of(model).headline

@@ -297,7 +297,7 @@ def _finish(
 
 
 def _check_attribution(config: SearchConfig, dataset: Dataset) -> None:
-    """Refuses to ask where a model looks for a class that tensors do not have."""
+    """Refuses attribution for data without classes."""
     if dataset.targets is not None and config.risk.eta > 0:
         raise ValueError(
             "Attribution is of the class of an image, which tensors have not. Received:"

@@ -88,7 +88,7 @@ def snap_student(
 
 
 def _cost(before: float, after: float, share: bool) -> float:
-    """What is lost: of a share the difference, of a loss how much it grew over it."""
+    """What was lost: the decrease of a share, or the relative growth of a loss."""
     if share:
         return before - after
     return (after - before) / abs(before) if before else math.inf * (after > before)

@@ -190,8 +190,13 @@ def affine(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """`f x + o` as a 1x1 depthwise kernel: codes, scale and bias, [C] each.
 
-    Any code can represent f, with the step `|f| / code`. Of 64 to 127 the code is taken
-    for which `o` is nearest to a whole number of accumulator units.
+    Any code can represent f, with the step `|f| / code`. Among the codes 64 to 127 the
+    one is taken that brings `o` nearest to a whole number of accumulator units.
+
+    Args:
+        factor: `f`, [C].
+        offset: `o`, [C].
+        input_step: step of `x`.
     """
     live = np.abs(factor) > 1e-12
     size = np.where(live, np.abs(factor), 1.0)
@@ -211,7 +216,7 @@ def _constant_channels(
     input_step: float,
     output_step: float,
 ) -> np.ndarray:
-    """Channels whose factor is so small that the output only shows their bias; [C]."""
+    """Marks channels whose factor is too small to change the output: bool [C]."""
     unit = scale * input_step
     overflow = (unit == 0) | (np.abs(bias) > BIAS_LIMIT * unit)
     wrong = overflow & (unit * reach >= output_step / 2)

@@ -41,7 +41,7 @@ def check_path(path: str | os.PathLike[str]) -> None:
 
 
 def check_effort(least_agreement: Any, latency_runs: Any) -> None:
-    """Refuses a share that is none, and a number of runs that is none.
+    """Refuses an invalid share of agreement or an invalid number of timed runs.
 
     Args:
         least_agreement: a number from 0 to 1; None: not asked for.
@@ -67,7 +67,7 @@ def check_batch(batch: Any) -> None:
     """Refuses a batch that is not a whole number of images, 1 or more.
 
     Raises:
-        ExportError: it is none.
+        ExportError: it is something else.
     """
     if batch is not None and (type(batch) is not int or batch < 1):
         raise ExportError(
@@ -109,7 +109,7 @@ def check_choice(what: str, value: str, valid: Sequence[str]) -> None:
     """Refuses a value that is not one of the valid choices of an option.
 
     Raises:
-        ExportError: it is none of them.
+        ExportError: the value is another one; the nearest valid one is named.
     """
     if value not in valid:
         raise ExportError(

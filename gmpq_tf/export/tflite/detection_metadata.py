@@ -102,9 +102,10 @@ class RawDetector:
 def detecting_outputs(
     head: DetectorHead | None, found: bool, output_type: str, known: Facts
 ) -> FoundObjects | RawDetector | None:
-    """The metadata of a detector's outputs; None: it has none, or is not a detector.
+    """The metadata of a detector's outputs; None: there are none to write.
 
-    Raw scores with a background have none: MediaPipe would take it for a class.
+    Raw scores with a background get no metadata: MediaPipe would take the background
+    for a class.
 
     Args:
         head: what the outputs mean; None: the model is not a detector.
@@ -134,8 +135,8 @@ def warn_unread(head: DetectorHead, output_type: str) -> None:
     """Warns before work is done that MediaPipe will refuse a file of raw outputs.
 
     Args:
-        head: of a detector, whose file returns its raw outputs.
-        output_type: of the file.
+        head: the meaning of the raw outputs that the file returns.
+        output_type: type of the file's outputs.
     """
     if head.curve == "softmax":
         why = "scores with a background, which it would take for a class"

@@ -28,12 +28,12 @@ UNIT = Grid(UNIT_STEP, 0, 255)  # the only grid that SOFTMAX and LOGISTIC write
 
 
 def lower_quantizer(net: IntegerGraph, call: Call) -> None:
-    """A quantizer on a tensor: no operator if the tensor is on that grid already."""
+    """Writes a quantizer; without an operator if the tensor is on its grid already."""
     net.values[call.outputs[0]] = net.move(call, grid_of(call.layer), private=False)
 
 
 def lower_relu(net: IntegerGraph, call: Call) -> None:
-    """A ReLU that is not fused: one integer operator on the grid of its input."""
+    """Writes a ReLU that is not fused: one integer operator on its input's grid."""
     source, name, cap = net.input(call), relu_name(call), cap_of(call)
     assert source.grid is not None
     grid = Grid(source.grid.step, max(source.grid.low, 0), source.grid.high)
@@ -52,9 +52,10 @@ def lower_relu(net: IntegerGraph, call: Call) -> None:
 
 
 def lower_affine(net: IntegerGraph, call: Call) -> None:
-    """BatchNormalization that does not fold, Rescaling and the like, and the next ReLU.
+    """Writes layers that compute `f x + o` per channel, with the ReLU behind them.
 
-    They are written as a 1x1 depthwise convolution.
+    These are Rescaling and the like, and BatchNormalization that folds into no layer.
+    They become a 1x1 depthwise convolution.
     """
     fused = net.fuse(call)
     call, shape = replace(call, outputs=(fused.index,)), net.graph.shapes[fused.index]
@@ -69,7 +70,7 @@ def lower_affine(net: IntegerGraph, call: Call) -> None:
 
 
 def add_affine(net: IntegerGraph, call: Call, grid: Grid, fused: Fused) -> None:
-    """The depthwise convolution of `lower_affine`."""
+    """Writes the depthwise convolution of `lower_affine`."""
     factor, offset = affine_of(call, net.graph.shapes[call.inputs[0]][-1])
     source = net.input(call)
     assert source.grid is not None
@@ -89,7 +90,7 @@ def add_affine(net: IntegerGraph, call: Call, grid: Grid, fused: Fused) -> None:
 
 
 def lower_gate(net: IntegerGraph, call: Call) -> None:
-    """Sigmoid inside a model: LOGISTIC; hard sigmoid: a scaling that saturates.
+    """Writes a sigmoid as LOGISTIC, a hard sigmoid as a scaling that saturates.
 
     Raises:
         ExportError: the sigmoid is on another grid than that of 1/256.
@@ -108,7 +109,7 @@ def lower_gate(net: IntegerGraph, call: Call) -> None:
 
 
 def lower_multiply(net: IntegerGraph, call: Call) -> None:
-    """Product of two tensors, or scaling by a constant."""
+    """Writes a product of two tensors, or of a tensor and a constant."""
     if len(call.inputs) == 1:
         return lower_affine(net, call)
     check_two(call)
@@ -167,7 +168,10 @@ def lower_add(net: IntegerGraph, call: Call) -> None:
 
 
 def lower_final(net: IntegerGraph, call: Call, output_type: str) -> None:
-    """Softmax or sigmoid that ends a model: in float, unless outputs are integers."""
+    """Writes the softmax or sigmoid at the end of a model.
+
+    It is computed in float, unless the file's outputs are integers.
+    """
     source, index = net.input(call), call.outputs[0]
     assert source.grid is not None
     shape = net.shape(index, call.name)

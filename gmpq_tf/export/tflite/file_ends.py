@@ -1,4 +1,4 @@
-"""The inputs and outputs of a file, of the types that its user asks for."""
+"""Adds the inputs and outputs of a file, in the types that the caller asked for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gmpq_tf.layer_kinds import Role
 from gmpq_tf.task.output_names import output_keys
 from gmpq_tf.transform.rewrite import NamedOutputs
 
-UNREAD = Grid(1.0, -128, 127)  # of an input that no layer reads
+UNREAD = Grid(1.0, -128, 127)  # grid of an input that no layer reads
 # Pixels scaled to -1..1 fall midway between two codes, where kernels round differently.
 INPUT_SLACK = 0.25
 

@@ -1,4 +1,4 @@
-"""What one kernel of TFLite computes beside its layer."""
+"""What is fused into the kernel of a layer in TFLite."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FUSED = {"linear": 0, "relu": 1, "relu6": 3}  # schema.ActivationFunctionType
 
 @dataclass(frozen=True)
 class Fused:
-    """What one kernel computes beside its layer: BatchNormalization and activation.
+    """What is fused into the kernel of a layer: BatchNormalization and activation.
 
     Args:
         batch_norm: the BatchNormalization, or None.

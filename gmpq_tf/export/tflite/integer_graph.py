@@ -188,7 +188,7 @@ class IntegerGraph:
         return [self.batch, *shape[1:]]
 
     def rows(self, an_image: int) -> int | None:
-        """First size of a tensor with so many rows an image; None: an open batch."""
+        """Size of the first axis, with `an_image` rows per image; None: open batch."""
         return None if self.batch is None else self.batch * an_image
 
     def unit(self, call: Call) -> Unit:
@@ -200,7 +200,7 @@ class IntegerGraph:
         self._units[id(unit.call)] = unit
 
     def fuse(self, call: Call) -> Fused:
-        """What the kernel of a call also computes; those calls are marked as done."""
+        """What is fused into the kernel of a call; fused calls are marked as done."""
         unit = self.unit(call)
         self.done.update(id(member) for member in unit.calls[1:])
         activation, cap = (
@@ -320,7 +320,7 @@ class IntegerGraph:
         return Value(tensor, value.grid, zero_point)
 
     def move(self, call: Call, grid: Grid, private: bool) -> Value:
-        """Requantize the input of a call to another grid, with one integer operator.
+        """Requantizes the input of a call to another grid, with one integer operator.
 
         Args:
             call: the call.

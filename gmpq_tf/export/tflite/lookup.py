@@ -10,11 +10,11 @@ from gmpq_tf.export.tflite.integer_graph import Check, IntegerGraph
 from gmpq_tf.graph import Call
 from gmpq_tf.layer_kinds import Role
 
-CODES = 256  # of a stored value
+CODES = 256  # number of codes of an INT8 tensor
 
 
 def lower_lookup(net: IntegerGraph, call: Call) -> None:
-    """LeakyReLU, PReLU: the result's code for each code of the input.
+    """Writes LeakyReLU, PReLU and the like: a table with a code for each input code.
 
     TFLite's LEAKY_RELU and PRELU round the slope, or round twice: 2 to 8 % of their
     codes are a step off, and for LEAKY_RELU XNNPACK differs from other kernels

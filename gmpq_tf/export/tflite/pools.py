@@ -47,7 +47,7 @@ def lower_max_pool(net: IntegerGraph, call: Call) -> None:
 
 
 def lower_average(net: IntegerGraph, call: Call) -> None:
-    """Writes average pooling as a depthwise convolution or dense layer, which is exact.
+    """Writes average pooling, exactly, as a depthwise convolution or a dense layer.
 
     TFLite's MEAN and AVERAGE_POOL_2D round halves away from zero, and MEAN rounds the
     zero point separately: 2 to 19 % of their codes are one step off. Here all kernel

@@ -1,4 +1,4 @@
-"""Run the two files of a two-stage detector as one."""
+"""Runs the two files of a two-stage detector as one."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from gmpq_tf.export.tflite.runtime import TFLiteModel
 
 
 class RegionDetector:
-    """The two files that `export_tflite` wrote of a two-stage detector, as one.
+    """Runs the two files that `export_tflite` wrote for a two-stage detector.
 
-    The first file gives features, offsets and scores of anchors in int8; regions are
-    chosen and their features cut out here, by NumPy in float; they are rounded to the
-    int8 grid of the head's input, which scores each region.
+    The first file computes features, and offsets and scores of anchors, in int8. Then
+    NumPy chooses regions and cuts their features out, in float. The second file rounds
+    these features to the int8 grid of its input, and computes scores and offsets of
+    each region.
 
     Args:
         path: the first file; it names the second, which lies beside it.
@@ -33,11 +34,12 @@ class RegionDetector:
 
     Attributes:
         class_names: one name per class, without background; () if the export had none.
-        search: which regions are looked at.
+        search: anchors and number of regions.
         head_path: the second file.
 
     Raises:
-        ExportError: a file is missing or damaged, or the two are not of one export.
+        ExportError: a file is missing or damaged, or the two files were not written by
+            the same export.
     """
 
     def __init__(self, path: str | os.PathLike[str], num_threads: int = 1) -> None:
@@ -67,18 +69,20 @@ class RegionDetector:
         iou_threshold: float = 0.5,
         max_detections: int = 100,
     ) -> Detections:
-        """The objects in images.
+        """Finds the objects in images.
 
         Args:
-            images: [B, H, W, C] as the Keras model takes them, or of the file's type.
-            score_threshold: probability of an object at least, 0 to 1.
-            iou_threshold: boxes that overlap a better one of their class by more are
-                dropped, 0 to 1.
-            max_detections: largest number of objects of a class, and of an image.
+            images: [B, H, W, C], floats as the Keras model takes them, or integers of
+                the type of the file's input.
+            score_threshold: objects have a larger probability, 0 to 1.
+            iou_threshold: boxes whose IoU with a better one of their class is larger
+                are dropped, 0 to 1.
+            max_detections: K, largest number of objects of a class, and of an image.
 
         Returns:
-            Boxes (ymin, xmin, ymax, xmax) in 0 to 1, classes from 0 and scores in 0 to
-            1 of each image, best first.
+            The objects of each image, best first: boxes [B, K, 4] as (ymin, xmin, ymax,
+            xmax), 0 to 1, classes [B, K] from 0, scores [B, K], 0 to 1, and their
+            numbers [B].
         """
         rows = self.predict(images)[0]
         return found_in_regions(rows, score_threshold, iou_threshold, max_detections)
@@ -88,7 +92,8 @@ class RegionDetector:
 
         Args:
             x: as in `find`.
-            batch_size: images a run of the first file; the second runs once an image.
+            batch_size: images per run of the first file; the second file runs once for
+                each image, on all of its regions.
 
         Returns:
             Floats [B, R, 4 + 5 (classes + 1)], [B, N, 4] and [B, N, 1].
@@ -105,7 +110,7 @@ class RegionDetector:
     def _rows(
         self, features: np.ndarray, offsets: np.ndarray, scores: np.ndarray
     ) -> np.ndarray:
-        """What is said of each region of an image, [R, 4 + 5 (classes + 1)]."""
+        """Corners, scores and offsets of each region, [R, 4 + 5 (classes + 1)]."""
         own = self.search
         corners = propose_arrays(
             scores[:, 0],
@@ -121,22 +126,27 @@ class RegionDetector:
 
 
 def open_tflite(path: str | os.PathLike[str]) -> TFLiteModel | RegionDetector:
-    """A file ready to run, with the one beside it where it is half of a detector.
+    """Opens a `.tflite` file; for a two-stage detector both of its files.
 
     Args:
-        path: what `export_tflite` wrote, or any `.tflite` file.
+        path: a file that `export_tflite` wrote, or any `.tflite` file.
 
     Raises:
         ExportError: as `TFLiteModel` and `RegionDetector`.
     """
-    model = TFLiteModel(path)  # which survives damaged files
+    model = TFLiteModel(path)  # first, since it survives damaged files
     return RegionDetector(path) if ENTRY in read_metadata(Path(path)) else model
 
 
 def _read(
     known: Mapping[str, Any], path: Path
 ) -> tuple[RegionSearch, int, int, str, str]:
-    """How the two files are joined, of the first one's metadata."""
+    """Reads how the two files are joined from the metadata of the first.
+
+    Returns:
+        The search for regions, bins along a side of a region, samples along a side of a
+        bin, name of the second file, and its SHA-256.
+    """
     try:
         entry = known[ENTRY]
         search = RegionSearch.from_config(entry["search"])

@@ -1,4 +1,4 @@
-"""Write a two-stage detector as two files: images to regions, regions to objects."""
+"""Writes a two-stage detector as two files: images to regions, regions to objects."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ _ALONE = ("labels", "postprocess", "output_kinds", "float_layers")
 
 
 def head_path(path: str | Path) -> Path:
-    """The second file of a two-stage detector: `model_head.tflite` of `model.tflite`.
+    """Path of the second file of a detector: `model_head.tflite` for `model.tflite`.
 
     Args:
-        path: of the first.
+        path: path of the first file.
     """
     path = Path(path)
     return path.with_name(f"{path.stem}_head{path.suffix}")
@@ -52,19 +52,23 @@ def export_regions(
     path: Path,
     options: Mapping[str, Any],
 ) -> ExportReport:
-    """Writes both files and one report; the head's inputs are what Keras aligns.
+    """Writes both files of a two-stage detector, and one report.
+
+    The head is verified on the features of regions that the Keras model computes.
 
     Args:
-        export: `export_tflite`, of one part.
-        parts: of the detector.
-        path: the first file; see `head_path`.
-        options: of `export_tflite`.
+        export: `export_tflite`, which is called for each part.
+        parts: the parts of the detector.
+        path: the first file; `head_path` tells the second.
+        options: arguments of `export_tflite`, by name.
 
     Returns:
-        The report of both: sizes and integers added, layers and outputs of both.
+        One report of both files: with the layers and outputs of both, and the sums of
+        their sizes and of the integers that were compared.
 
     Raises:
-        ExportError: as `export_tflite`, or an option that takes one file.
+        ExportError: as for `export_tflite`, or an option that only a single file can
+            have.
     """
     _check(options)
     options = {name: each for name, each in options.items() if name not in _ALONE}
@@ -101,14 +105,14 @@ def export_regions(
 def _exported(
     export: Callable[..., ExportReport], part: keras.Model, options: Mapping[str, Any]
 ) -> tuple[ExportReport, bytes]:
-    """The report of a part's file, and its bytes."""
+    """Exports a part to a temporary file; returns its report and its bytes."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "part.tflite"
         return export(part, path, **options), path.read_bytes()
 
 
 def _joining(parts: RegionParts, path: Path, head: bytes) -> dict[str, Any]:
-    """What the first file says of how both are joined, as plain JSON values."""
+    """Metadata of the first file on how the two are joined, as plain JSON values."""
     return {
         "search": parts.proposal.search.to_config(),
         "size": parts.align.size,
@@ -119,12 +123,12 @@ def _joining(parts: RegionParts, path: Path, head: bytes) -> dict[str, Any]:
 
 
 def _input_type(first: keras.Model, scaling: Any) -> str:
-    """Pixels, where the scaling makes the input's codes of them."""
+    """Default type of the input: "uint8" if its codes are pixels, else "float32"."""
     return "uint8" if reads_pixels(first, facts(None, scaling)) else "float32"
 
 
 def _check(options: Mapping[str, Any]) -> None:
-    """Refuses what one file alone can have."""
+    """Refuses options that only a single file can have."""
     wrong = {
         "postprocess": options["postprocess"] not in (None, False),
         "runtime": options["runtime"] != "litert",
@@ -141,13 +145,13 @@ def _check(options: Mapping[str, Any]) -> None:
 
 
 def _repeatable(data: Any) -> Any:
-    """Images that can be read twice: each part is compared on them."""
+    """Turns an iterator into a list, because each part reads the images once."""
     once = iter(data) is data if hasattr(data, "__iter__") else False
     return list(data) if once else data
 
 
 def _aligned(aligned: keras.Model, data: Any) -> Iterator[np.ndarray]:
-    """What the head reads of each batch of images, [images x regions, ...]."""
+    """Yields the inputs of the head for each image, [regions, ...]."""
     inputs = ModelInputs(read_graph(aligned))
     try:
         for arrays, _ in batches_of(inputs, data, None, largest=BATCH_SIZE):
@@ -160,7 +164,7 @@ def _aligned(aligned: keras.Model, data: Any) -> Iterator[np.ndarray]:
 def _both(
     first: ExportReport, head: ExportReport, path: Path, regions: int
 ) -> ExportReport:
-    """One report of two files; the head's time is that of all regions."""
+    """Joins the reports of two files; the head's time is counted for all regions."""
     outputs = summary(first.images, [*first.outputs, *head.outputs])
     sizes = {
         n: first.storage_bytes[n] + head.storage_bytes[n] for n in head.storage_bytes

@@ -1,4 +1,4 @@
-"""The two parts of a two-stage detector that are files, and what stands between."""
+"""Cuts a two-stage detector into the two parts that become files."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ OBJECTS = "objects"
 
 @dataclass(frozen=True)
 class RegionParts:
-    """A two-stage detector, cut where it computes in float.
+    """A two-stage detector, cut before and after the layers that compute in float.
 
     Args:
         first: images -> features, and offsets and scores of the anchors.
-        head: features of regions -> scores and offsets of each.
-        aligned: images -> what the head reads.
+        head: features of regions -> scores and offsets of each region.
+        aligned: images -> features of regions, the inputs of the head.
         proposal: the layer that chooses regions.
         align: the layer that cuts out their features.
     """
@@ -39,12 +39,12 @@ class RegionParts:
     align: RegionAlign
 
     def joined(self, first: Any, head: Any, name: str) -> keras.Model:
-        """The whole detector, of other models that compute the two parts.
+        """The whole detector, with other models in place of its two parts.
 
         Args:
-            first: called as `self.first`.
-            head: called as `self.head`.
-            name: of the new model.
+            first: model that replaces `self.first`, with the same inputs and outputs.
+            head: model that replaces `self.head`, likewise.
+            name: name of the new model.
         """
         layers = (self.proposal, self.align)
         proposal, align = (type(each).from_config(each.get_config()) for each in layers)
@@ -59,13 +59,17 @@ class RegionParts:
 
 
 def region_parts(student: keras.Model) -> RegionParts | None:
-    """Cuts a two-stage detector in two; None: it is none.
+    """Cuts a two-stage detector into its two parts.
 
     Args:
         student: from `quantize_model`, or a float model.
 
+    Returns:
+        The parts; None if the model is not a two-stage detector.
+
     Raises:
-        ExportError: it has not one of each layer between the parts, or several inputs.
+        ExportError: the model has several inputs, or not exactly one of each layer
+            between the parts.
     """
     if region_search_of(student) is None:
         return None

@@ -20,7 +20,7 @@ from gmpq_tf.graph import Call
 
 
 def lower_alias(net: IntegerGraph, call: Call) -> None:
-    """A layer that does nothing in inference: its output is its input's tensor."""
+    """Writes nothing: the output of a layer that is an identity is its input."""
     net.values[call.outputs[0]] = net.input(call)
 
 

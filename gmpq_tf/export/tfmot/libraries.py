@@ -1,4 +1,4 @@
-"""Import TFMOT and tf_keras when first used, and register our classes with them."""
+"""Imports TFMOT and tf_keras when first used, and registers our classes with them."""
 
 from __future__ import annotations
 

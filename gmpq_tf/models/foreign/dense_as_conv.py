@@ -1,4 +1,4 @@
-"""Dense layers of a classifier as convolutions of a detector, values left out."""
+"""Dense layers of a classifier as convolutions of a detector, with fewer weights."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import numpy as np
 def dense_as_conv(
     kernel: np.ndarray, bias: np.ndarray, shape: Sequence[int]
 ) -> list[np.ndarray] | None:
-    """Takes a convolution's kernel out of a dense layer's.
+    """Subsamples the kernel of a dense layer to that of a convolution.
 
-    A dense layer behind a feature map is a convolution as large as the map; of that,
-    rows, columns, inputs and outputs are kept in equal steps: of 7 x 7 x 512 x 4096
-    every third row and column and every fourth output make 3 x 3 x 512 x 1024 with a
-    dilation three times as large, of 4096 x 4096 every fourth input and output make
-    1 x 1 x 1024 x 1024.
+    A dense layer behind a feature map is a convolution with a kernel as large as the
+    map. Its rows, columns, inputs and outputs are subsampled at equal steps. Of
+    7 x 7 x 512 x 4096 every third row and column and every fourth output give
+    3 x 3 x 512 x 1024, with a dilation three times as large; of 4096 x 4096 every
+    fourth input and output give 1 x 1 x 1024 x 1024.
 
     Args:
         kernel: [inputs, units]; the inputs of a feature map in the order row, column,
             channel.
         bias: [units].
-        shape: of the convolution's kernel: rows, columns, channels, filters.
+        shape: shape of the convolution's kernel: rows, columns, channels, filters.
 
     Returns:
         Kernel and bias; None where no equal steps give that shape.

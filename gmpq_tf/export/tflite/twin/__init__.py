@@ -15,13 +15,13 @@ __all__ = ["integer_twin"]
 
 
 def integer_twin(student: keras.Model, storage: str = "fast") -> keras.Model:
-    """A Keras model that gives a student's outputs exactly as its `.tflite` file does.
+    """Builds a Keras model that computes exactly what the `.tflite` file computes.
 
     Every operator of the file is computed with the integers, the float32 multipliers
     and the roundings of XNNPACK: `clip(round(float32(sum) * s_x s_w / s_y) + z)`, with
-    an exact sum, and halves rounded to even. So it shows what the file will decide, in
-    batches and on any device. It cannot be trained, and does not follow later changes
-    of the student's weights.
+    an exact sum, and halves rounded to even. So it tells what the file will decide, in
+    batches and on any device. It cannot be trained, and later changes of the student's
+    weights do not change it.
 
     Args:
         student: calibrated model from `gmpq_tf.quantize_model`.
