@@ -86,7 +86,7 @@ class KernelKind:
         return tuple(range(len(self.axes))) if self.one_step else self.weight_axes
 
     def columns(self, kernel: np.ndarray) -> np.ndarray:
-        """A kernel reshaped to [weights a channel, output channels].
+        """A kernel reshaped to [weights per channel, output channels].
 
         Args:
             kernel: array in the layout of Keras, or one that broadcasts to a kernel.

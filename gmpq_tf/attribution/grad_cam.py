@@ -163,7 +163,7 @@ def labels_to_classes(
     """Classes of images from their labels, in any of the usual formats.
 
     Args:
-        labels: class numbers, [B] or [B, 1], of any type; or one row an image, [B, C]:
+        labels: class numbers, [B] or [B, 1], of any type; or one row per image, [B, C]:
             one-hot, soft (the first of the largest counts), or zeros and ones. For a
             single logit: 1 (yes), 0 or -1 (no), [B] or [B, 1]; smoothed labels count as
             yes above 0.5.

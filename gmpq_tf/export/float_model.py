@@ -56,7 +56,7 @@ class FloatKernel:
 
     @property
     def groups(self) -> np.ndarray:
-        """Absolute codes in groups that share a step, [steps, weights a step]."""
+        """Absolute codes in groups that share a step, [steps, weights per step]."""
         codes = np.abs(self.codes.astype("int32"))
         together = self.per_tensor
         return (

@@ -15,7 +15,7 @@ Recovery ("dequantized_weight_recovery") takes the smallest difference between t
 absolute weights of a channel as its step, so a channel needs two codes that differ by
 one. It does not support depthwise convolutions, whose codes are right only if every
 channel reaches the code 127 (or has only codes -1, 0, 1). Activations have 8 bits or
-are float. A kernel with one step a tensor (Dense without BatchNormalization) is
+are float. A kernel with one step per tensor (Dense without BatchNormalization) is
 recovered as a whole.
 """
 

@@ -39,7 +39,7 @@ def json_text(value: Any) -> str:
 def append_jsonl(path: str | os.PathLike[str], record: Mapping[str, Any]) -> Path:
     """Adds one record to a JSON-lines file.
 
-    The file is rewritten completely (it has only one line an epoch), so that an
+    The file is rewritten completely (it has only one line per epoch), so that an
     interrupted run never leaves half a line.
 
     Args:

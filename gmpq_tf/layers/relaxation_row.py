@@ -31,7 +31,7 @@ def probabilities(logits: tf.Tensor, grids: Grids) -> tf.Tensor:
 
 
 def one_each(branches: int) -> tuple[int, ...]:
-    """The shape of importances with one number a branch."""
+    """The shape of importances with one number per branch."""
     return (branches,)
 
 

@@ -129,7 +129,7 @@ class OpenBlock:
 
     @cached_property
     def _errors(self) -> Any:
-        """A function (tensors, targets, codes) -> sum of squared errors a target."""
+        """A function (tensors, targets, codes) -> sum of squared errors per target."""
 
         @tf.function(autograph=False, reduce_retracing=True)
         def errors(tensors: Any, targets: Any, codes: Any) -> list[tf.Tensor]:

@@ -200,7 +200,7 @@ def rescale(
     """Changes a layer, with its BatchNormalization, to output `gain y + shift`.
 
     Args:
-        layer: quantized layer, with one step a channel unless all gains are 1.
+        layer: quantized layer, with one step per channel unless all gains are 1.
         norm: the BatchNormalization that is its only reader, or None.
         gain: positive, [channels].
         shift: [channels].

@@ -73,7 +73,7 @@ def sums(
         channels: size of the arrays' last axes (as one), which are kept; 1 sums all.
 
     Returns:
-        One tensor a term, [..., channels].
+        One tensor per term, [..., channels].
     """
     few = channels > 1 and (arrays[0].shape.num_elements() or math.inf) <= FEW
     if few or not uses_xla():

@@ -174,7 +174,7 @@ class GridInput(InputMethod):
     ) -> float:
         """Mean squared error of values [n], in NumPy, which is faster."""
         low, high = lowest_code(bits, signed), code_limit(bits, signed)
-        # In place: sixty steps a branch are tried, and allocating arrays would double
+        # In place: sixty steps per branch are tried, and allocating arrays would double
         # the time.
         error = values / np.float32(step)
         np.clip(error, low, high, out=error)

@@ -54,15 +54,15 @@ class InputQuantizer(keras.layers.Layer):
         bits: a bit-width, or the candidate bit-widths, each 2 to 8.
         signed: True or False; None (for model inputs, whose sign the graph does not
             tell): calibration places the zero, and the range is `max - min` and fixed.
-        method: a name in `INPUT_QUANTIZERS`. Of a registered function the values and
-            the gradients are used unchanged.
+        method: a name in `INPUT_QUANTIZERS`. The values and gradients of a registered
+            function are used unchanged.
         power_of_two: keep the step a power of two and fixed, so that this grid nests
             in that of a tensor already quantized. (A learned range would settle at the
             border between two powers and flip between them.)
         learn_range: whether training changes the range.
         calibrate_first: whether a layer refuses to train before calibration.
         one_rounding: round once, on the mean of the branches' grids, instead of once
-            a branch; see `quantizers.expected_grid`.
+            per branch; see `quantizers.expected_grid`.
 
     Raises:
         ValueError: an unknown method, or a function that cannot be called.
@@ -95,7 +95,7 @@ class InputQuantizer(keras.layers.Layer):
         self.on_grid = self.row.check(method, self.bits, bool(signed))
 
     def build(self, input_shape: Sequence[int | None]) -> None:
-        """Creates one range and zero code a branch, and the flag `calibrated`."""
+        """Creates one range and zero code per branch, and the flag `calibrated`."""
         self.log2_range = self.add_weight(
             name="log2_range",
             shape=(len(self.bits),),

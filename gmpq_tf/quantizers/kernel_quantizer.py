@@ -85,12 +85,12 @@ class KernelQuantizer(keras.layers.Layer):
         method: a name in `KERNEL_QUANTIZERS`; "lsq" learns the steps (in the
             logarithm), "max_abs" follows the largest weight, "apot" has sums of powers
             of two as codes, "alq" sums of binary bases fitted to the weights, and "rq"
-            draws codes in training. Of a registered function the values and the
-            gradients are used unchanged.
+            draws codes in training. The values and gradients of a registered function
+            are used unchanged.
         shared_axes: kernel axes that share one step, ascending: all of them for one
-            step a tensor, all but the output channels for one step a channel.
+            step per tensor, all but the output channels for one per channel.
         one_rounding: round once, on the mean of the branches' grids, instead of once
-            a branch; see `quantizers.expected_grid`.
+            per branch; see `quantizers.expected_grid`.
 
     Raises:
         ValueError: an unknown method, one without these bits, a function that cannot

@@ -48,7 +48,7 @@ class LsqKernel(GridKernel):
 
     Args:
         kernel: weights, any shape.
-        step: positive; broadcasts against `kernel` (a scalar, or one step a channel).
+        step: positive; broadcasts against `kernel` (a scalar, or one per channel).
         bits: 2 to 8.
 
     Source: Esser et al., ICLR 2020, equations 1-3. Unlike the paper the grid is

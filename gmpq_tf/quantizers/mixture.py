@@ -64,7 +64,7 @@ def steps_and_codes(
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Steps, smallest and largest codes of activation grids, [branches] each.
 
-    All branches are computed at once, since one graph a branch would take several times
+    All branches are computed at once, since a graph per branch would take several times
     as long to trace.
 
     Args:
@@ -188,7 +188,7 @@ class WeightedSum:
         # loop.
         rows = tf.reshape(x, [-1, steps.shape[1]])
         _, clipped = scaled_and_clipped(rows, steps, lows, highs)
-        scales = (steps * weights[:, None])[:, None]  # one product an element
+        scales = (steps * weights[:, None])[:, None]  # one product per element
         total = tf.reduce_sum(self.rounded(clipped) * scales, 0)
         return tf.reshape(total, tf.shape(x))
 
@@ -255,7 +255,7 @@ def scaled_and_clipped(
     x: tf.Tensor, steps: tf.Tensor, lows: tf.Tensor, highs: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """`x / step` before and after clipping, [branches, rows, channels] each."""
-    scaled = x * (1 / steps[:, None])  # one division a step, not one an element
+    scaled = x * (1 / steps[:, None])  # one division per step, not per element
     return scaled, tf.minimum(tf.maximum(scaled, column(lows)), column(highs))
 
 

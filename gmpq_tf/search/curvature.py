@@ -29,7 +29,7 @@ def curvatures(
         vectors: directions v, of the shapes of the variables.
 
     Returns:
-        One scalar a variable. For random signs v (Rademacher vectors) its mean is the
+        One scalar per variable. For random signs v (Rademacher vectors) its mean is the
         trace of the variable's block of H (Hutchinson's method); the variance is
         `2 (||H||_F^2 - sum_i h_ii^2)` of that block, plus terms of the blocks beside
         it.

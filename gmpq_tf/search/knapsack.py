@@ -190,7 +190,7 @@ class Problem:
 
     The first variables, `rows`, are 0 or 1: whether a choice is taken. A value of two
     choices needs the product of two such variables, which is made linear: for each pair
-    of tensors there is one more variable a product, and the sum of the products over
+    of tensors there is one more variable per product, and the sum of the products over
     one tensor's bits must equal the other tensor's variable. The products then are 0
     or 1 by themselves, and the relaxation is tighter than with the usual inequalities.
 

@@ -19,7 +19,7 @@ class Partitioned(Generalization):
     `sum_g n_g (mean_g M_q - mean_g T)^2`, mean over the batch, with `n_g` pixels in
     group g and the target `T = M_f^p / sum M_f^p`. Exchanging pixels within a group
     costs nothing, so noise in their ranks does not matter. Group sizes double from the
-    highest pixels down; with one pixel a group it is GMPQ's risk. The exponent moves
+    highest pixels down; with one pixel per group it is GMPQ's risk. The exponent moves
     from 1 in the first epoch to that of eq. 8 in the last.
 
     This is a reconstruction from the abstract of "Learning Generalizable

@@ -145,7 +145,7 @@ def batches_of(
     Args:
         inputs: the inputs of the model.
         data: see the module's docstring.
-        labels: one label an image, if `data` are arrays; for several outputs a list,
+        labels: one label per image, if `data` are arrays; for several outputs a list,
             tuple or dict of such arrays.
         batch_size: batch size for arrays.
         largest: larger batches of a data set are cut into pieces of this size; None:
@@ -251,7 +251,7 @@ def labels_of(given: Any, outputs: int) -> Any:
     """Converts labels to arrays and keeps their structure; a single array is unpacked.
 
     Args:
-        given: an array; or a list, tuple or dict with one array an output; None: no
+        given: an array; or a list, tuple or dict with one array per output; None: no
             labels.
         outputs: number of outputs of the model.
     """

@@ -93,7 +93,7 @@ def _refusal(graph: Graph, call: Call) -> str | None:
 
 
 def _of_uneven_constant(graph: Graph, call: Call) -> str | None:
-    """Why a constant cannot be folded into a factor and an offset a channel."""
+    """Why a constant cannot be folded into a factor and an offset per channel."""
     constants: list = []
     if call.kind in ARITHMETIC and len(call.inputs) == 1 and len(call.args) == 2:
         constants = [arg for arg in call.args if not isinstance(arg, Ref)]

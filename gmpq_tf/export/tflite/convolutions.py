@@ -221,7 +221,7 @@ def kernel_version(code: str, layer: Any, kind: str, options: Any) -> int | None
     if kind == "INT2":
         return 14
     if code == "FULLY_CONNECTED":
-        return 12  # kernels with one step a channel
+        return 12  # kernels with one step per channel
     if code == "TRANSPOSE_CONV" and options.fusedActivationFunction:
         return 4
     return 6 if getattr(layer, "groups", 1) > 1 and code == "CONV_2D" else None

@@ -156,7 +156,7 @@ class Moved:
             self._add("TRANSPOSE", [0, 1, 3, 2, 4])
             self._view([*blocks[1:3], height * width * channels])
             return
-        self._divide(height, width)  # one row a block: nothing moves
+        self._divide(height, width)  # one row per block: nothing moves
         self._view(self.shape[1:])
 
     def _divide(self, height: int, width: int) -> None:

@@ -85,7 +85,7 @@ def covers_only_image(call: Call, shape: tuple, size: tuple, stride: tuple) -> b
 def add_mean(net: IntegerGraph, call: Call, pixels: int, grid: Grid) -> None:
     """Writes the mean of whole images: channels first, then a dense layer of 1 output.
 
-    Its kernel has one code a pixel; a depthwise one would have one a pixel and channel.
+    Its kernel has one code per pixel; a depthwise one has one per pixel and channel.
 
     Raises:
         ExportError: the results are too small for 32-bit sums.

@@ -56,7 +56,7 @@ class SharedTensor(schema.TensorT):
 class SharedQuantization(schema.QuantizationParametersT):
     """Quantization parameters that share equal tables and vectors.
 
-    The zero points of each kernel and bias would be eight zero bytes a channel.
+    The zero points of each kernel and bias would be eight zero bytes per channel.
     """
 
     def Pack(self, builder: SharingBuilder) -> int:  # noqa: N802

@@ -34,7 +34,7 @@ class MicroReport:
         operators: methods of `MicroMutableOpResolver` to call.
         inputs: inputs of the file.
         outputs: outputs of the file.
-        int4: which layers CMSIS-NN can compute from packed INT4, one row a layer.
+        int4: which layers CMSIS-NN can compute from packed INT4, one row per layer.
     """
 
     sources: tuple[str, str]

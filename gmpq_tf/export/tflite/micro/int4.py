@@ -47,7 +47,7 @@ class Int4:
 
 
 def int4_kernels(lowered: Lowered) -> tuple[Int4, ...]:
-    """One row a layer with a kernel, in the order of the file.
+    """One row per layer with a kernel, in the order of the file.
 
     Args:
         lowered: a file with INT8 kernels.

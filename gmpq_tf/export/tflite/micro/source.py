@@ -80,7 +80,7 @@ class Source:
         content: its bytes.
         activation_bytes: bytes that the planner needs for computed tensors.
         arena: the arena as measured; None: TFLite Micro is not installed.
-        int4: INT4 kernels, one row a layer.
+        int4: INT4 kernels, one row per layer.
     """
 
     file: str
