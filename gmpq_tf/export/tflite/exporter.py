@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from gmpq_tf.data import InputScaling
 from gmpq_tf.export.errors import ExportError
@@ -40,7 +41,7 @@ from gmpq_tf.export.tflite.lowering import Lowered, lower, reads_pixels
 from gmpq_tf.export.tflite.metadata import facts
 from gmpq_tf.export.tflite.micro.files import check_sources, micro_files
 from gmpq_tf.export.tflite.objects import compare_postprocess
-from gmpq_tf.export.tflite.outputs import NEAR_STEPS, compare_outputs
+from gmpq_tf.export.tflite.outputs import NEAR_STEPS, Outputs, compare_outputs
 from gmpq_tf.export.tflite.postprocess import (
     PostProcess,
     check_postprocess,
@@ -55,10 +56,12 @@ from gmpq_tf.export.tflite.report import (
     write_export,
 )
 from gmpq_tf.export.tflite.runtime import TFLiteModel, latencies
-from gmpq_tf.export.tflite.twin.compare import compare_twin
+from gmpq_tf.export.tflite.twin.compare import TwinCheck, compare_twin
 from gmpq_tf.export.tflite.twin.run import FileTwin
 from gmpq_tf.export.tflite.verify import (
     LOCAL_IMAGES,
+    Deviation,
+    LayerReport,
     layer_reports,
     mean_deviations,
     random_inputs,
@@ -247,26 +250,11 @@ def export_tflite(
     local = [[a[:LOCAL_IMAGES] for a in arrays] for arrays, _ in first]
     if loose := unsnapped(lowered):
         warn_unsnapped(loose)
-    deviations = mean_deviations(lowered, local)
-    layers = layer_reports(lowered, deviations)
-    check_layers(layers, deviations, exact)
-    twin = compare_twin(lowered.content, local[0]) if exact else None
-    if twin is not None:
-        check_twin(twin)
+    layers, deviations, twin = _layers_checked(lowered, local, exact)
     described = _described(student, output_kinds, first[0][1])
-    try:
-        outputs = compare_outputs(
-            student,
-            lowered,
-            described,
-            chain(first, batches),
-            near_steps,
-            _file_twin(lowered.content) if exact else None,
-        )
-    except TaskError as error:
-        raise ExportError(str(error)) from error
-    if exact:
-        check_twin_outputs(outputs)
+    outputs = _outputs_compared(
+        student, lowered, described, chain(first, batches), near_steps, exact
+    )
     if given:
         warns = exact and least_agreement is None
         judge = warn_apart if warns else check_outputs
@@ -302,6 +290,50 @@ def export_tflite(
     )
     write_export(path, content, report, beside)
     return report
+
+
+def _layers_checked(
+    lowered: Lowered, batches: Sequence[Sequence[np.ndarray]], exact: bool
+) -> tuple[list[LayerReport], list[Deviation], TwinCheck | None]:
+    """Compares each layer with Keras and each integer with the twin; refuses errors.
+
+    Args:
+        lowered: the file and its graph.
+        batches: inputs, each with one array [B, ...] for every input of the model.
+        exact: whether the file is compared with exact arithmetic.
+
+    Returns:
+        Reports of the layers, their deviations from Keras, and the comparison with the
+        twin; None: not compared.
+    """
+    deviations = mean_deviations(lowered, batches)
+    layers = layer_reports(lowered, deviations)
+    check_layers(layers, deviations, exact)
+    twin = compare_twin(lowered.content, batches[0]) if exact else None
+    if twin is not None:
+        check_twin(twin)
+    return layers, deviations, twin
+
+
+def _outputs_compared(
+    student: keras.Model,
+    lowered: Lowered,
+    described: Sequence[Output],
+    batches: Iterator[Batch],
+    near_steps: float,
+    exact: bool,
+) -> Outputs:
+    """Compares outputs on all images; refuses a file that differs from its twin."""
+    twin = _file_twin(lowered.content) if exact else None
+    try:
+        outputs = compare_outputs(
+            student, lowered, described, batches, near_steps, twin
+        )
+    except TaskError as error:
+        raise ExportError(str(error)) from error
+    if exact:
+        check_twin_outputs(outputs)
+    return outputs
 
 
 def _batches(lowered: Lowered, data: Any, labels: Any) -> Iterator[Batch]:
