@@ -47,7 +47,7 @@ from gmpq_tf.transform.rewrite import flattened, split_activations
 
 BITS = 8  # bits of every layer without a budget
 IMAGES, BATCH = 512, 64  # images that set ranges
-# Corrections keep a layer's tensors of all images in memory, at most so many bytes.
+# Largest size, in bytes, of a layer's tensors of all images that corrections keep.
 LARGEST_BYTES, LEAST_IMAGES = 6e8, 64
 FEW, ENOUGH = 8, 100  # with fewer images: an error; a warning
 HELD = 2  # half of the images measure corrections, the other half compare them

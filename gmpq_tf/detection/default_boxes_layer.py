@@ -53,7 +53,6 @@ class DefaultBoxesLayer(keras.layers.Layer):
         return input_shape
 
     def get_config(self) -> dict:
-        """Returns the layer's configuration, including the boxes."""
         boxes = self.default_boxes.to_config()
         return {**super().get_config(), "default_boxes": boxes}
 

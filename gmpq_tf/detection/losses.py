@@ -62,7 +62,6 @@ class HardNegativeCrossEntropy(keras.losses.Loss):
         return total / mean_positives(positives)
 
     def get_config(self) -> dict:
-        """Returns the configuration, including ratio and from_logits."""
         own = {"ratio": self.ratio, "from_logits": self.from_logits}
         return {**super().get_config(), **own}
 

@@ -152,7 +152,6 @@ class RegionProposal(keras.layers.Layer):
         return (scores_shape[0], self.search.regions, 4)
 
     def get_config(self) -> dict:
-        """The layer's configuration, with the search."""
         return {**super().get_config(), "search": self.search.to_config()}
 
 
@@ -191,7 +190,6 @@ class RegionAlign(keras.layers.Layer):
         return (count, self.size, self.size, features_shape[-1])
 
     def get_config(self) -> dict:
-        """The layer's configuration."""
         own = {n: getattr(self, n) for n in ("regions", "size", "samples")}
         return {**super().get_config(), **own}
 

@@ -68,7 +68,6 @@ class AnchorScoreLoss(keras.losses.Loss):
         return mean_of_drawn(losses, kept)
 
     def get_config(self) -> dict:
-        """The loss's configuration."""
         return {**super().get_config(), "drawn": self.drawn}
 
 
@@ -117,7 +116,6 @@ class AnchorBoxLoss(keras.losses.Loss):
         return share * total / tf.maximum(taken + others, 1.0)
 
     def get_config(self) -> dict:
-        """The loss's configuration."""
         return {**super().get_config(), "drawn": self.drawn}
 
 
@@ -168,7 +166,6 @@ class RegionLoss(keras.losses.Loss):
         return mean_of_drawn(classes + moved, kept)
 
     def get_config(self) -> dict:
-        """The loss's configuration."""
         return {**super().get_config(), "drawn": self.drawn}
 
 

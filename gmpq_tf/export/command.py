@@ -92,7 +92,8 @@ class ExportConfig:
         output_kind: Meaning of the output: classes (the largest score decides), binary
             (each number is a probability, decided at 0.5), binary_logit (decided at 0)
             or numbers; none: derived from the model and the labels.
-        near_steps: Numbers that differ by at most so many steps of their grid are near.
+        near_steps: Numbers are near if they differ by at most this many steps of their
+            grid.
         postprocess: For a detector: the file returns detections instead of its raw
             outputs, by TFLite_Detection_PostProcess, for one image at a time.
         max_detections: With --postprocess: largest number of objects in an image.

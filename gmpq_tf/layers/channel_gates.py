@@ -140,9 +140,7 @@ class ChannelGates(keras.layers.Layer):
         return found
 
     def compute_output_shape(self, input_shape: Any, *args: Any, **kwargs: Any) -> Any:
-        """Returns the shape of the inputs."""
         return input_shape
 
     def get_config(self) -> dict:
-        """Returns the configuration for `from_config`."""
         return {**super().get_config(), **self.given}

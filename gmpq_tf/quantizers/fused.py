@@ -18,7 +18,7 @@ import tensorflow as tf
 USE_XLA = os.environ.get("GMPQ_XLA_QUANTIZERS", "1") != "0"
 _chosen: ContextVar[bool | None] = ContextVar("xla_quantizers", default=None)
 CHUNK = 4096  # elements: some twenty buffers of this size fit a processor's L2 cache
-FEW = 4 * CHUNK  # up to so many elements a plain sum is as fast, and compiles sooner
+FEW = 4 * CHUNK  # elements up to which a plain sum is as fast, and compiles sooner
 
 Terms = Callable[..., Sequence[tf.Tensor]]
 

@@ -200,7 +200,12 @@ def posed(
 
 
 def smallest_share(limits: Sequence[Limit], first: Bits) -> float:
-    """Share of the first limit that policies beside the best, `first`, must spend."""
+    """Share of the first limit that the policies after the best must spend.
+
+    Args:
+        limits: limits of the costs; () for none.
+        first: the best policy; it may spend less, and then so may the others.
+    """
     if not limits:
         return 0.0
     spent = limits[0].table.of_layers(first) / limits[0].for_layers
@@ -222,7 +227,7 @@ def spent_on(
 def uniform_bits(
     candidates: Candidates, limits: Sequence[Limit]
 ) -> dict[str, tuple[int, int]] | None:
-    """The uniform policy that spends most of the limits; None where none keeps them.
+    """The uniform policy that spends most of the limits; None if no uniform one fits.
 
     A tensor with one candidate keeps it. If that is one side of a layer only (the first
     layer's input, say), the other side has the uniform width or its widest candidate.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from time import perf_counter
 
-# One step: forward, backward and update of the float model on so many images.
+# Images in one step: forward, backward and update of the float model.
 IMAGES_PER_STEP = 128
 FORWARD = 1 / 3  # cost of a forward pass, in steps
 
@@ -39,7 +39,7 @@ class Meter:
         self._earlier = 0.0
 
     def forward(self, images: int) -> None:
-        """Counts a forward pass over so many images."""
+        """Counts a forward pass over a number of images."""
         self.float_steps += FORWARD * images / IMAGES_PER_STEP
 
     def training(self, images: int, steps: float = 1.0) -> None:

@@ -156,7 +156,8 @@ def export_tflite(
             (decided at 0) or "numbers"; for all outputs, or a dict by name, or a list.
             None: it is derived from graph, loss and labels; see
             `gmpq_tf.task.outputs_of`.
-        near_steps: numbers that differ by at most so many steps of their grid are near.
+        near_steps: numbers are near if they differ by at most this many steps of their
+            grid.
         batch: fixed batch size of the file; None: any, or the fixed one of the model.
         runtime: "litert", or "micro" for TFLite Micro: a fixed batch (1 unless `batch`
             is given), `scale_codes`, and a comparison with the reference kernels, which

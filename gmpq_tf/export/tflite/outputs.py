@@ -19,7 +19,7 @@ from gmpq_tf.task import Numbers, Output, TaskError, match_labels
 from gmpq_tf.transform.batches import Batch, ModelInputs
 
 BUILTIN_IMAGES = 256
-# Numbers that differ by at most so many steps are near: 1.6 % of a grid of 256 codes.
+# Numbers that differ by at most 4 steps are near: 1.6 % of a grid of 256 codes.
 NEAR_STEPS = 4.0
 
 

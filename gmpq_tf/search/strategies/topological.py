@@ -28,7 +28,7 @@ from gmpq_tf.search.values import Valued
 
 BATCH = 16  # images; finding holes takes longer than the forward pass
 LEAST_NODES = 4  # nodes of the smallest hole: a loop that is not a triangle
-SEARCHED = 16  # factor: so many more images are searched for enough of one class
+SEARCHED = 16  # times as many images are searched for enough of one class
 
 
 @dataclass(frozen=True)
