@@ -17,6 +17,7 @@ from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.post_training import correct_biases, learn_rounding, match_statistics
 from gmpq_tf.search.judge import Judge
 from gmpq_tf.spelling import suggest
+from gmpq_tf.task import match_labels
 from gmpq_tf.transform import calibrate, quantize_model, snap_biases
 from gmpq_tf.transform.calibrate import CalibrationError
 
@@ -143,6 +144,7 @@ def make_student(
     correction: str = AUTO,
     say: Say = lambda text: None,
     labels: Any = None,
+    output_kinds: Any = None,
 ) -> Mended:
     """Quantizes, calibrates and corrects a model; "auto" chooses the best correction.
 
@@ -161,6 +163,7 @@ def make_student(
         correction: "auto", or a key of `CORRECTIONS`.
         say: called with a text after each step.
         labels: of all images of `held`, as for `match_labels`; None: there are none.
+        output_kinds: what the outputs mean, as `outputs_of` takes it; None: derived.
 
     Raises:
         ValueError: an unknown correction; the nearest is named.
@@ -175,7 +178,7 @@ def make_student(
     names = [n for n, row in CORRECTIONS.items() if row.suits(model, policy)]
     before = _values(student)
     tried: dict[str, _Tried] = {}
-    measure = _measure(model, held, labels)
+    measure = _measure(model, held, labels, output_kinds)
     for name in names:
         _restore(student, before)
         with warnings.catch_warnings(record=True) as caught:
@@ -216,6 +219,17 @@ def check_correction(name: str) -> None:
             f"correction must be one of {', '.join(known)}. "
             f"Received: correction={name!r}. {suggest(str(name), known)}"
         )
+
+
+def labels_of_all(model: keras.Model, labels: Any) -> Any:
+    """Returns the labels by which corrections are compared; None if an output has none.
+
+    Args:
+        model: the float model.
+        labels: as for `match_labels`.
+    """
+    missing = any(own is None for own in match_labels(model, labels))
+    return None if missing else labels
 
 
 def _values(model: keras.Model) -> list[np.ndarray]:
@@ -264,12 +278,12 @@ def _choose(tried: Mapping[str, _Tried], say: Say) -> str:
 
 
 def _measure(
-    model: keras.Model, held: Batches, labels: Any
+    model: keras.Model, held: Batches, labels: Any, output_kinds: Any
 ) -> Callable[[keras.Model], _Tried]:
     """A function student -> its distance from the float model, and its losses."""
     teacher = [_outputs(model, batch) for batch in held]
     joined = [np.concatenate(column) for column in zip(*teacher, strict=True)]
-    judge = Judge(model, joined, labels)
+    judge = Judge(model, joined, labels_of_all(model, labels), output_kinds)
     targets = judge.targets if judge.decides else []
     # Labels of other classes than the model's, such as folders in another order, would
     # choose whatever is least sure.

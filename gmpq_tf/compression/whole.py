@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,13 @@ import keras
 import numpy as np
 
 from gmpq_tf.budget import FILE_BYTES, parse_budget
+from gmpq_tf.compression.checks import (
+    BATCH,
+    check_exportable,
+    check_images,
+    check_labels,
+    float_figures,
+)
 from gmpq_tf.compression.corrections import (
     AUTO,
     Batches,
@@ -25,31 +31,26 @@ from gmpq_tf.compression.space import suited_space
 from gmpq_tf.cost_tables import TableOptions
 from gmpq_tf.data import InputScaling
 from gmpq_tf.export.tflite.arguments import (
-    FLOAT_LAYERS,
     STORAGES,
     check_choice,
     check_effort,
     check_path,
 )
 from gmpq_tf.export.tflite.exporter import ExportReport, export_tflite
-from gmpq_tf.export.tflite.lowering import check_kinds
 from gmpq_tf.export.tflite.metadata import check_class_names, facts
-from gmpq_tf.export.tflite.outputs import Outputs, Tally, as_arrays, summary
+from gmpq_tf.export.tflite.outputs import Outputs
 from gmpq_tf.graph import check_float, read_graph
-from gmpq_tf.inputs import InputError
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.search.case import Held, SearchData
 from gmpq_tf.search.policies import search_policy
 from gmpq_tf.space import SearchSpace
-from gmpq_tf.task import match_labels, outputs_of
-from gmpq_tf.transform.gates import split_gates
-from gmpq_tf.transform.rewrite import flattened, split_activations
+from gmpq_tf.task import OutputKind, outputs_of
+from gmpq_tf.transform.rewrite import flattened
 
 BITS = 8  # bits of every layer without a budget
-IMAGES, BATCH = 512, 64  # images that set ranges
+IMAGES = 512  # images that set ranges
 # Largest size, in bytes, of a layer's tensors of all images that corrections keep.
 LARGEST_BYTES, LEAST_IMAGES = 6e8, 64
-FEW, ENOUGH = 8, 100  # with fewer images: an error; a warning
 HELD = 2  # half of the images measure corrections, the other half compare them
 # With less agreement a file is refused. It is not stricter, because in networks of
 # fifty layers a few per cent of close decisions change, both ways; the file's own
@@ -133,6 +134,7 @@ def compress(
     seed: int = 0,
     scaling: InputScaling | str | None = None,
     class_names: Sequence[str] | None = None,
+    output_kinds: str | OutputKind | Mapping | Sequence | None = None,
     float_layers: str = "refuse",
     least_agreement: float = LEAST_AGREEMENT,
     latency_runs: int = 0,
@@ -172,6 +174,10 @@ def compress(
         seed: seed of everything random.
         scaling: how pixels become inputs, for the file's metadata.
         class_names: names of the scores, for the file's metadata.
+        output_kinds: what the outputs mean: "classes" (the largest score decides),
+            "binary" (each number is a probability, decided at 0.5), "binary_logit"
+            (decided at 0) or "numbers"; for all outputs, or a dict by name, or a list.
+            None: it is derived from graph, loss and labels.
         float_layers: "refuse" layers that have no integer counterpart, such as gelu or
             attention, or "allow" them to be computed in float.
         least_agreement: nothing is written if a smaller share of decisions is equal.
@@ -185,7 +191,8 @@ def compress(
         BudgetError: no policy keeps the budget; the message has the possible range.
         ExportError: a layer has no integer counterpart, or the file deviates.
         InputError: there are too few images, or they do not fit the model.
-        TaskError: labels do not fit the outputs.
+        TaskError: labels do not fit the outputs, or these are not finite; there is no
+            such kind of output.
         GraphError: the model cannot be read, or is quantized already.
     """
     # Arguments of the export are checked too: it comes after minutes of measuring.
@@ -198,6 +205,7 @@ def compress(
     check_float(model)
     check_exportable(model, float_layers)
     flat = flattened(model)
+    outputs_of(flat, output_kinds)
     if len(flat.outputs) == 1:
         check_class_names([tuple(flat.outputs[0].shape)], known)
     source = SearchData(flat, data)
@@ -205,7 +213,9 @@ def compress(
     held = source.first(HELD * count)
     check_images(len(held))
     tested = source if test_data is None else SearchData(flat, test_data)
-    figures = float_figures(flat, tested)  # refuses images and labels that do not fit
+    check_labels(flat, source, held, output_kinds)
+    # Refuses images and labels that do not fit.
+    figures = float_figures(flat, tested, output_kinds)
     policy = BitwidthPolicy.uniform(model, BITS, BITS)
     if budget is not None:
         policy = search_policy(
@@ -220,9 +230,12 @@ def compress(
             storage=storage,
             latency_table=latency_table,
             progress=progress,
+            output_kinds=output_kinds,
             images=table_images,
         ).policy
-    mended = correct(model, policy, source, held, correction, _say(progress))
+    mended = correct(
+        model, policy, source, held, correction, _say(progress), output_kinds
+    )
     report = export_tflite(
         mended.student,
         path,
@@ -230,6 +243,7 @@ def compress(
         verify_data=(x if y is None else (x, y) for x, y in tested.batches()),
         class_names=class_names,
         scaling=scaling,
+        output_kinds=output_kinds,
         float_layers=float_layers,
         least_agreement=least_agreement,
         latency_runs=latency_runs,
@@ -260,6 +274,7 @@ def correct(
     held: Held,
     correction: str = AUTO,
     say: Say = lambda text: None,
+    output_kinds: Any = None,
 ) -> Mended:
     """Makes a student, corrects it on the first images, compares on the others.
 
@@ -271,6 +286,7 @@ def correct(
             correcting, or the first three quarters of fewer than 64 images.
         correction: "auto", or a key of `CORRECTIONS`.
         say: called with a text after each step.
+        output_kinds: what the outputs mean, as `outputs_of` takes it; None: derived.
     """
     count = len(held) // HELD if len(held) >= BATCH else max(3 * len(held) // 4, 1)
     images = _batches(source, [a[:count] for a in held.inputs])
@@ -282,7 +298,9 @@ def correct(
             lambda a: None if a is None else a[count:end], held.labels
         )
     compared = others or images
-    return make_student(model, policy, images, compared, correction, say, labels)
+    return make_student(
+        model, policy, images, compared, correction, say, labels, output_kinds
+    )
 
 
 def correction_images(model: keras.Model) -> int:
@@ -296,79 +314,6 @@ def storage_for(budget: Any) -> str:
     """The storage for a budget: "smallest" for bytes of the file, else "fast"."""
     resources = {each.resource for each in parse_budget(budget)} if budget else set()
     return "smallest" if FILE_BYTES in resources else "fast"
-
-
-def check_exportable(model: keras.Model, float_layers: str = "refuse") -> None:
-    """Refuses a model with layers that have no integer counterpart.
-
-    Args:
-        model: the float model.
-        float_layers: "refuse" such layers, or "allow" those that a file can compute in
-            float.
-
-    Raises:
-        ExportError: there are layers that are not allowed; all are named.
-    """
-    check_choice("float_layers", float_layers, FLOAT_LAYERS)
-    graph = split_gates(split_activations(read_graph(flattened(model))))
-    check_kinds(graph, float_layers == "allow")
-
-
-def check_images(count: int) -> None:
-    """Refuses fewer than 8 images, and warns of fewer than 100.
-
-    Args:
-        count: number of images.
-
-    Raises:
-        InputError: there are fewer than 8.
-    """
-    if count < FEW:
-        raise InputError(
-            f"Compressing needs {FEW} images at least, and {ENOUGH} or more are "
-            f"better. Received: {count}. Add images like those that the model was "
-            "trained on."
-        )
-    if count < ENOUGH:
-        warnings.warn(
-            f"Only {count} images set the ranges and choose the bits: {ENOUGH} or more "
-            "are better.",
-            stacklevel=3,
-        )
-
-
-def float_figures(model: keras.Model, data: SearchData) -> Outputs | None:
-    """Accuracy and errors of the float model, measured as those of the file are.
-
-    Args:
-        model: the float model.
-        data: the images.
-
-    Returns:
-        The figures, the float model standing for Keras and for the file; None without
-        labels.
-
-    Raises:
-        InputError: there are no images, or they do not fit the model.
-        TaskError: labels do not fit the outputs.
-    """
-    tallies, images = list[Tally](), 0
-    for inputs, labels in data.batches():
-        data.inputs.check_finite(data.inputs.read(inputs))
-        found = as_arrays(model(inputs, training=False))
-        if labels is None:
-            return None
-        tallies = tallies or [Tally(o, None) for o in outputs_of(model, labels=labels)]
-        known = match_labels(model, labels)
-        for tally, scores, own in zip(tallies, found, known, strict=True):
-            tally.add(scores, scores, own)
-        images += len(found[0])
-    if not images:
-        raise InputError(
-            "Accuracy needs images to be measured on. "
-            "Received: test_data without any. Pass some, or leave it out."
-        )
-    return summary(images, [tally.report() for tally in tallies])
 
 
 def _error(figures: Outputs | None, name: str) -> float | None:

@@ -3,7 +3,7 @@
 import collections
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -201,6 +201,29 @@ def _ends_as_it_should(path: str, ending: bytes | None) -> bool:
     with Path(path).open("rb") as file:
         file.seek(-len(ending), os.SEEK_END)
         return file.read() == ending
+
+
+def files_by_stem(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:
+    """Returns name without suffix -> file, of a folder that may be missing.
+
+    Args:
+        folder: where they lie; hidden ones are left out.
+        suffixes: of the files, in lower case with the dot.
+
+    Raises:
+        DataError: two differ in their suffix alone, so that a name would mean either.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.suffix.lower() not in suffixes or path.name.startswith("."):
+            continue
+        if path.stem in found:
+            raise DataError(
+                "Names must be different without their suffix. "
+                f"Received: {found[path.stem]} and {path.name}. Rename one."
+            )
+        found[path.stem] = path
+    return found
 
 
 def folder_root(config: DataConfig, name: str = "folder") -> Path:

@@ -8,7 +8,12 @@ from PIL import Image
 from gmpq_tf.data.config import DataConfig
 from gmpq_tf.data.decoding import MAX_PIXELS
 from gmpq_tf.data.errors import DataError
-from gmpq_tf.data.folder import IMAGE_SUFFIXES, check_files, folder_root
+from gmpq_tf.data.folder import (
+    IMAGE_SUFFIXES,
+    check_files,
+    files_by_stem,
+    folder_root,
+)
 from gmpq_tf.data.object_files import object_decoder
 from gmpq_tf.data.spec import TEST_FRACTION, DatasetSpec, Raw
 from gmpq_tf.data.splits import TEST_SEED, FileSplit
@@ -90,8 +95,8 @@ def _parts(root: Path) -> dict[str, Path]:
 
 def _paired(folder: Path) -> dict[Path, Path]:
     """Returns image -> mask, in the order of their names."""
-    images = _by_stem(folder / IMAGES, tuple(IMAGE_SUFFIXES))
-    masks = _by_stem(folder / MASKS, _SUFFIXES)
+    images = files_by_stem(folder / IMAGES, IMAGE_SUFFIXES)
+    masks = files_by_stem(folder / MASKS, _SUFFIXES)
     for name in sorted(set(images) ^ set(masks)):
         path, place, kinds = masks.get(name), IMAGES, sorted(IMAGE_SUFFIXES)
         if name in images:
@@ -107,20 +112,6 @@ def _paired(folder: Path) -> dict[Path, Path]:
             "the folder above 'images' and 'masks'."
         )
     return {images[name]: masks[name] for name in sorted(images)}
-
-
-def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if path.suffix.lower() not in suffixes or path.name.startswith("."):
-            continue
-        if path.stem in found:
-            raise DataError(
-                "Names must be different without their suffix. "
-                f"Received: {found[path.stem]} and {path.name}. Rename one."
-            )
-        found[path.stem] = path
-    return found
 
 
 def _read(path: Path, image: Path, size: tuple[int, int]) -> np.ndarray:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gmpq_tf.data.config import DataConfig
 from gmpq_tf.data.errors import DataError
-from gmpq_tf.data.folder import IMAGE_SUFFIXES, folder_root
+from gmpq_tf.data.folder import IMAGE_SUFFIXES, files_by_stem, folder_root
 from gmpq_tf.data.object_files import check_shown, files_raw, object_decoder
 from gmpq_tf.data.objects import (
     Objects,
@@ -59,7 +59,7 @@ def is_voc_folder(root: Path) -> bool:
     places = [root, *(root / n for names in _SPELLINGS.values() for n in names)]
     if (root / "Annotations").is_dir():
         return True
-    return any(p.stem in _images_by_stem(f) for f in places for p in f.glob("*.xml"))
+    return any(_image_stems(f) & {p.stem for p in f.glob("*.xml")} for f in places)
 
 
 def read_objects(path: Path, image: Path) -> Objects:
@@ -214,7 +214,7 @@ def _listed(path: Path) -> list[str]:
 
 def _paired(root: Path, names: list[str], source: Path) -> dict[Path, Path]:
     """Returns image -> annotation for names, which must not contain a path."""
-    images = _images_by_stem(root / "JPEGImages")
+    images = files_by_stem(root / "JPEGImages", IMAGE_SUFFIXES)
     pairs = {}
     for name in names:
         if "/" in name or "\\" in name or name in (".", "..") or "\0" in name:
@@ -240,13 +240,13 @@ def _paired(root: Path, names: list[str], source: Path) -> dict[Path, Path]:
     return pairs
 
 
-def _images_by_stem(folder: Path) -> dict[str, Path]:
-    found = sorted(folder.iterdir()) if folder.is_dir() else []
-    return {p.stem: p for p in found if p.suffix.lower() in IMAGE_SUFFIXES}
+def _image_stems(folder: Path) -> set[str]:
+    found = folder.iterdir() if folder.is_dir() else []
+    return {p.stem for p in found if p.suffix.lower() in IMAGE_SUFFIXES}
 
 
 def _side_by_side(folder: Path) -> dict[Path, Path]:
-    images = _images_by_stem(folder)
+    images = files_by_stem(folder, IMAGE_SUFFIXES)
     annotations = sorted(folder.glob("*.xml"))
     if not annotations:
         raise _nothing(folder, "XML files")

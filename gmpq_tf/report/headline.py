@@ -10,7 +10,7 @@ from typing import Any
 
 from gmpq_tf.files import parse_json, read_text
 from gmpq_tf.report.schema import LOSSES, METRICS, ResultRow, Summary
-from gmpq_tf.report.table import format_bytes, format_figure
+from gmpq_tf.report.table import format_bytes, format_figure, format_times
 
 EXPORT_REPORT = "export_report.json"
 INT8 = "fast"  # the storage that keeps kernels in INT8
@@ -83,7 +83,7 @@ def facts(
         predicted_ms: as in `headline`.
     """
     export = read_export(workdir, row)
-    others = [each for each in summary.rows if each.name.split()[0] == "uniform"]
+    others = [r for r in summary.rows if r.name.split()[0] == "uniform" and r != row]
     plain = next((each for each in summary.rows if each.name == "float"), None)
     storage = export.get("storage")
     if row.file_bytes is not None:
@@ -114,7 +114,7 @@ def facts(
         beside.append("an image, one thread, where it was exported")
         yield Fact(f"Time in {storage} storage", f"{took:.3g} ms", "; ".join(beside))
     share = summary.full_precision_bit_ops / row.bit_ops
-    yield Fact("Bit operations", f"1/{share:.0f}", "of full precision")
+    yield Fact("Bit operations", f"1/{format_times(share)}", "of full precision")
 
 
 def read_export(workdir: Path, row: ResultRow) -> Mapping[str, Any]:

@@ -23,10 +23,9 @@ from gmpq_tf.report.schema import (
     LOSSES,
     METRICS,
     ReportError,
-    ResultRow,
     Summary,
 )
-from gmpq_tf.report.table import format_figure, table_cells
+from gmpq_tf.report.table import format_figure, format_times, table_cells
 from gmpq_tf.report.values import decision_line, values_section
 
 STYLE = """
@@ -63,9 +62,9 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 LEGEND = (
-    "{metric}: of the Keras model in float; GBOPs: 1e9 multiply-adds x bits x bits; "
-    "weights: at the policy's bits; file: as shipped; .tflite: {metric} of "
-    "the shipped file; agreement: {answers} to which it and Keras give the same "
+    "{metric}: of the Keras model in float{on_images}; GBOPs: 1e9 multiply-adds x "
+    "bits x bits; weights: at the policy's bits; file: as shipped; .tflite: {metric} "
+    "of the shipped file; agreement: {answers} to which it and Keras give the same "
     "answer, computed in the file's integers where that was measured."
 )
 
@@ -125,7 +124,7 @@ def _draw_pretraining(workdir: Path, summary: Summary) -> Figure:
 PICTURES = (
     Picture(
         "Accuracy against cost",
-        "Test accuracy of the Keras models against their bit operations: "
+        "Accuracy of the Keras models{on_images} against their bit operations: "
         "up and left is better.",
         _draw_accuracy,
     ),
@@ -216,14 +215,16 @@ def write_report(workdir: str | Path, beside: Sequence[str | Path] = ()) -> Path
         ReportError: `summary.json` is missing or has the wrong form.
     """
     workdir = Path(workdir)
-    runs = {Path(run).name: read.read_summary(run) for run in (workdir, *beside)}
+    runs = [
+        (Path(run).resolve().name, read.read_summary(run)) for run in (workdir, *beside)
+    ]
     page = "\n".join(_page(workdir, read.read_summary(workdir), runs)) + "\n"
     path = workdir / "report" / "report.html"
     return write_atomic(path, page.encode("utf-8", "replace"))
 
 
 def _page(
-    workdir: Path, summary: Summary, runs: Mapping[str, Summary]
+    workdir: Path, summary: Summary, runs: Sequence[tuple[str, Summary]]
 ) -> Iterator[str]:
     title = html.escape(f"{summary.model} on {summary.dataset}")
     yield '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">'
@@ -235,7 +236,7 @@ def _page(
     yield from (f"<p>{html.escape(line)}</p>" for line in _headlines(summary))
     yield from _budgets(workdir, summary)
     yield from (f"<p>{html.escape(line)}</p>" for line in decision_line(workdir))
-    yield _table(summary.rows, summary.metric)
+    yield _table(summary)
     yield from (f"<p>{html.escape(line)}</p>" for line in _float_layers(workdir))
     pictures = pictures_of(summary)
     pictures = (_front(runs), *pictures) if len(runs) > 1 else pictures
@@ -257,7 +258,8 @@ def _headlines(summary: Summary) -> Iterator[str]:
                 right = f"{METRICS[summary.metric]} {right}"
             yield (
                 f"{row.name}: {'' if row.accuracy is None else f'{right} with '}"
-                f"{saving:.0f} times fewer bit operations than full precision."
+                f"{format_times(saving)} times fewer bit operations than full "
+                "precision."
             )
 
 
@@ -302,15 +304,18 @@ def _float_layers(workdir: Path) -> Iterator[str]:
         yield f"Float in every row, counted at 32 x 32 bits: {names}."
 
 
-def _table(rows: Sequence[ResultRow], metric: str) -> str:
-    header, *body = table_cells(rows, metric)
+def _table(summary: Summary) -> str:
+    metric = summary.metric
+    header, *body = table_cells(summary.rows, metric)
     lines = [
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
         for cells in body
     ]
     head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in header)
     table = "\n".join([f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>", *lines])
-    legend = LEGEND.format(metric=METRICS[metric], answers=ANSWERS[metric])
+    legend = LEGEND.format(
+        metric=METRICS[metric], answers=ANSWERS[metric], on_images=summary.on_images
+    )
     end = f'</tbody>\n</table>\n</div>\n<p class="note">{legend}</p>'
     return f'<div class="wide">\n{table}\n{end}'
 
@@ -337,7 +342,8 @@ def _is_trained(search: Path) -> bool:
 
 
 def _worded(text: str, summary: Summary) -> str:
-    """Replaces "accuracy" in a text by the metric that the run is compared by."""
+    """Says the metric that the run is compared by, and the images."""
+    text = text.replace("{on_images}", summary.on_images)
     if summary.metric not in LOSSES:
         return text
     for word, other in (("accuracy", "loss"), ("Accuracy", "Loss"), ("up", "down")):
@@ -345,16 +351,23 @@ def _worded(text: str, summary: Summary) -> str:
     return text
 
 
-def _front(runs: Mapping[str, Summary]) -> Picture:
+def _front(runs: Sequence[tuple[str, Summary]]) -> Picture:
     """Returns the picture of several runs: all rows, and their Pareto front."""
-    rows = [r for run in runs.values() for r in run.rows if r.accuracy is not None]
+    rows = [r for _, run in runs for r in run.rows if r.accuracy is not None]
+    metrics = {run.metric for _, run in runs}
 
     def draw(workdir: Path, summary: Summary) -> Figure:
+        if len(metrics) > 1:
+            raise ReportError(
+                "Runs drawn together must be compared by the same metric. Received: "
+                f"{', '.join(sorted(metrics))}. Leave the others out of --beside."
+            )
         if not rows:
             raise ReportError("no run had labels.")
-        return plots.plot_front(rows, plots.front(rows))
+        return plots.plot_front(rows, plots.front(rows), summary.metric)
 
-    return Picture("Several runs", f"Every row of {', '.join(runs)}.", draw)
+    names = (f"{name} ({run.dataset}{run.on_images})" for name, run in runs)
+    return Picture("Several runs", f"Every row of {', '.join(names)}.", draw)
 
 
 def slug(picture: Picture) -> str:

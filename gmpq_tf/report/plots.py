@@ -193,8 +193,7 @@ def plot_accuracy_bops(rows: Sequence[ResultRow], metric: str = "accuracy") -> F
     names = [_group_name(word, group) for word, group in groups.items()]
     axes.legend(axes.lines, names, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
     _cost_axis(axes, [row.bit_ops for row in rows])
-    unit = "" if metric in LOSSES else " (%)"
-    axes.set_ylabel(f"{METRICS[metric]}{unit}", fontsize=9)
+    _metric_axis(axes, metric)
     quiet(axes)
     return figure
 
@@ -216,12 +215,15 @@ def front(rows: Sequence[ResultRow]) -> list[ResultRow]:
     return best
 
 
-def plot_front(rows: Sequence[ResultRow], front: Sequence[ResultRow]) -> Figure:
+def plot_front(
+    rows: Sequence[ResultRow], front: Sequence[ResultRow], metric: str = "accuracy"
+) -> Figure:
     """Draws the results of a sweep, and a line through the Pareto front.
 
     Args:
         rows: all results.
         front: the Pareto front, cheapest first.
+        metric: meaning of the rows' `accuracy`: a name in `METRICS`.
 
     Returns:
         The figure, with cost on a logarithmic axis.
@@ -234,8 +236,7 @@ def plot_front(rows: Sequence[ResultRow], front: Sequence[ResultRow]) -> Figure:
         axes.plot(cost, accuracy, style, color=PALETTE[0], ms=6, lw=1, label=label)
     axes.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
     _cost_axis(axes, [row.bit_ops for row in rows])
-    share = all(row.share for row in rows)
-    axes.set_ylabel("accuracy (%)" if share else "loss", fontsize=9)
+    _metric_axis(axes, metric)
     quiet(axes)
     return figure
 
@@ -253,6 +254,11 @@ def _goodness(row: ResultRow) -> float:
 
 def _group_name(word: str, group: Sequence[ResultRow]) -> str:
     return _shorten(group[0].name if len(group) == 1 else word)
+
+
+def _metric_axis(axes: Axes, metric: str) -> None:
+    unit = "" if metric in LOSSES else " (%)"
+    axes.set_ylabel(f"{METRICS[metric]}{unit}", fontsize=9)
 
 
 def _cost_axis(axes: Axes, bit_ops: Sequence[float]) -> None:

@@ -53,6 +53,7 @@ def _summary(data: Mapping[str, Any]) -> Summary:
         command=data.get("command"),
         versions=data.get("versions", {}),
         metric=data.get("metric", "accuracy"),
+        split=data.get("split"),
     )
 
 

@@ -96,6 +96,7 @@ class Summary:
         command: the command that made the run, or None.
         versions: package name -> version.
         metric: meaning of the rows' `accuracy`: a name in `METRICS`.
+        split: images that the rows were measured on, "test" or "validation", or None.
 
     Raises:
         ReportError: a value is of the wrong kind or out of its range.
@@ -110,6 +111,7 @@ class Summary:
     command: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     metric: str = "accuracy"
+    split: str | None = None
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
@@ -123,11 +125,17 @@ class Summary:
         check_number("bit_ops_budget", self.bit_ops_budget, 0, optional=True)
         check_text("attribution", self.attribution, optional=True)
         check_text("command", self.command, optional=True)
+        check_text("split", self.split, optional=True)
         check_kind("versions", self.versions, Mapping)
         if not self.rows:
             raise ReportError(
                 f"rows must hold at least one row. Received: []. {REMEDY}"
             )
+
+    @property
+    def on_images(self) -> str:
+        """Says what the rows were measured on: " on test images", or nothing."""
+        return f" on {self.split} images" if self.split else ""
 
 
 @dataclass(frozen=True)

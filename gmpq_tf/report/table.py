@@ -54,6 +54,15 @@ def format_bytes(count: float | None) -> str:
     return f"{count / 1e3:.1f} kB" if count < 999_950 else f"{count / 1e6:.2f} MB"
 
 
+def format_times(ratio: float) -> str:
+    """Prints how many times something is less: "28", "1.4".
+
+    Args:
+        ratio: of the larger to the smaller.
+    """
+    return f"{ratio:.0f}" if ratio >= 9.95 else f"{ratio:.1f}"
+
+
 def giga_decimals(counts: Iterable[float]) -> int:
     """Returns how many decimals show the smallest count, in 1e9, with three digits.
 

@@ -196,6 +196,7 @@ class SearchCase:
             defaults.
         budget: the arguments budget, storage and latency_table.
         watch: shows the progress of measuring.
+        output_kinds: what the outputs mean, as `outputs_of` takes it; None: derived.
     """
 
     model: keras.Model
@@ -209,6 +210,7 @@ class SearchCase:
     quantizers: Mapping[str, str] = field(default_factory=dict)
     budget: Mapping[str, Any] = field(default_factory=dict)
     watch: Watch = field(default_factory=lambda: Watch("none"))
+    output_kinds: Any = None
 
     def context(self) -> dict[str, tuple[int, int]]:
         """The policy that single choices are measured in: all else at 8 bits.

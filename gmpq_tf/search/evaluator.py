@@ -134,7 +134,8 @@ class Evaluator:
     @cached_property
     def judge(self) -> Judge:
         """Computes the risks of outputs from labels and the float model's outputs."""
-        return Judge(self.case.model, self.teacher, self.labels)
+        case = self.case
+        return Judge(case.model, self.teacher, self.labels, case.output_kinds)
 
     @cached_property
     def hypernet(self) -> keras.Model:

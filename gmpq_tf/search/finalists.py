@@ -75,7 +75,8 @@ def check_data(case: SearchCase, config: FinalistsConfig) -> None:
     inputs, labels = next(case.data.training(config.finalist_batch_size, len(held)))
     if labels is not None:
         outputs = case.model(case.data.inputs.structured(inputs), training=False)
-        Judge(case.model, [np.asarray(y) for y in keras.tree.flatten(outputs)], labels)
+        scores = [np.asarray(y) for y in keras.tree.flatten(outputs)]
+        Judge(case.model, scores, labels, case.output_kinds)
 
 
 def compare(

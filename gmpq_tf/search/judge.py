@@ -22,15 +22,20 @@ class Judge:
         model: the float model.
         outputs: its outputs for some images, arrays [B, ...], in its order.
         labels: labels of these images, as for `match_labels`; None: there are none.
+        output_kinds: what the outputs mean, as `outputs_of` takes it; None: derived.
 
     Raises:
         TaskError: labels do not fit the outputs.
     """
 
     def __init__(
-        self, model: keras.Model, outputs: Sequence[np.ndarray], labels: Any = None
+        self,
+        model: keras.Model,
+        outputs: Sequence[np.ndarray],
+        labels: Any = None,
+        output_kinds: Any = None,
     ) -> None:
-        self.outputs = outputs_of(model, labels=labels)
+        self.outputs = outputs_of(model, output_kinds, labels)
         self._own_divergence = divergence_of(model)
         self.probabilities = [
             isinstance(each.kind, Classes) and _sum_to_one(scores, each.kind.axis)

@@ -40,6 +40,7 @@ from gmpq_tf.search.values import Bits, Valued, Values, plain
 from gmpq_tf.search.watch import Watch
 from gmpq_tf.space import SearchSpace
 from gmpq_tf.spelling import lookup, suggest
+from gmpq_tf.task import outputs_of
 from gmpq_tf.transform.prune import channel_counts
 from gmpq_tf.transform.rewrite import flattened
 from gmpq_tf.version import __version__
@@ -116,6 +117,7 @@ def search_policy(
     kernel_quantizer: str | None = None,
     storage: str | None = None,
     latency_table: str | None = None,
+    output_kinds: Any = None,
     **options: Any,
 ) -> SearchResult:
     """Searches the bits of every layer's weights and activations, within budgets.
@@ -147,6 +149,8 @@ def search_policy(
         kernel_quantizer: a name in `KERNEL_QUANTIZERS`; None: the default.
         storage: storage of the file, for a budget of bytes or milliseconds.
         latency_table: JSON file of `gmpq-latency`, for a budget of milliseconds.
+        output_kinds: what the outputs mean, as `gmpq_tf.task.outputs_of` takes it;
+            None: derived from graph, loss and labels.
         **options: fields of the strategy's config and of `FinalistsConfig`.
 
     Returns:
@@ -158,6 +162,7 @@ def search_policy(
             out of range, or labels are missing.
         JournalError: the journal is of another problem.
         GraphError: the model cannot be searched.
+        TaskError: there is no such kind of output, or labels do not fit.
     """
     if purpose is not None:
         find_purpose(purpose)
@@ -175,6 +180,7 @@ def search_policy(
     given = {"budget": budget, "storage": storage, "latency_table": latency_table}
     named = {"input_quantizer": input_quantizer, "kernel_quantizer": kernel_quantizer}
     tables = TableOptions(storage, latency_table, kernel_quantizer)
+    outputs_of(model, output_kinds)  # refuses unknown ones before any work
     problem = SearchProblem.of(model, space, None, budget, tables)
     data = SearchData(model, dataset)
     meter = Meter()
@@ -190,6 +196,7 @@ def search_policy(
         {key: value for key, value in named.items() if value},
         given,
         watch,
+        output_kinds,
     )
     if journal is not None:
         identity = _identity(case, strategy, config, finalists)
@@ -344,6 +351,7 @@ def _identity(
         weights.update(np.ascontiguousarray(variable).tobytes())
     compared = vars(finalists) if finalists.finalists else {}
     images = _images_read(case, {**vars(config), **compared})
+    stated = case.output_kinds
     return {
         "model": case.model.name,
         "weights": weights.hexdigest()[:16],
@@ -358,6 +366,7 @@ def _identity(
         "calibration_images": case.calibration_images,
         "quantizers": dict(case.quantizers),
         "images": case.data.first(images).digest(),
+        **({"output_kinds": repr(stated)} if stated is not None else {}),
     }
 
 

@@ -80,7 +80,7 @@ class Tuner:
         if not self.judge.labelled:
             return outputs
         scores = [np.asarray(each) for each in outputs]
-        judge = Judge(self.case.model, scores, labels)
+        judge = Judge(self.case.model, scores, labels, self.case.output_kinds)
         return [tf.constant(own) for own in judge.targets]
 
     @cached_property

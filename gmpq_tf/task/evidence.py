@@ -80,6 +80,11 @@ class Evidence:
         classes = not _is_single(self.shape) and not self.like_input
         return (Classes() if classes else Numbers()), "assumed"
 
+    @property
+    def says_yes_or_no(self) -> bool:
+        """Whether graph and loss, whatever the labels are, speak of probabilities."""
+        return isinstance(self.loss or self.graph, Binary)
+
     def _of_sigmoid(self, sigmoid: Binary) -> tuple[OutputKind, str]:
         """Decides whether values in 0..1 are probabilities or plain numbers."""
         if self.labels == "numbers":

@@ -137,12 +137,7 @@ class Binary:
         bare = scores.shape[:-1] if scores.shape[-1] == 1 else scores.shape
         if labels.shape not in (scores.shape, bare):
             raise _misfit(labels, self.name, f"{scores.shape}")
-        if labels.dtype != bool and np.any((labels < -1) | (labels > 1)):
-            raise TaskError(
-                "Labels of yes or no must be 1 and 0 (or -1). "
-                f"Received: {labels.min()!r} to {labels.max()!r}. Say what the output "
-                "is, e.g. numbers."
-            )
+        check_yes_or_no(labels)
         return self.decide(scores) == (labels.reshape(scores.shape) > 0.5)
 
     def compared(self, shape: tuple) -> str:
@@ -196,6 +191,24 @@ def read_kind(value: str | OutputKind) -> OutputKind:
             f"Received: {value!r:.80}. {suggest(str(value), KINDS)}"
         )
     return KINDS[value]
+
+
+def check_yes_or_no(labels: np.ndarray) -> None:
+    """Requires labels that a probability can have: from 0 to 1, or -1 for no.
+
+    Args:
+        labels: any shape.
+
+    Raises:
+        TaskError: there are others, such as the 255 of a mask.
+    """
+    fits = (labels == -1) | ((labels >= 0) & (labels <= 1))
+    if not np.all(fits):
+        raise TaskError(
+            "Labels of yes or no must be 1 and 0 (or -1), and those of probabilities "
+            f"from 0 to 1. Received: {labels[~fits].flat[0]!r}. Divide masks of 0 and "
+            "255 by 255, or say what the output is, e.g. numbers."
+        )
 
 
 def _places(places: list | tuple) -> str:

@@ -26,18 +26,30 @@ def match_labels(model: Any, labels: Any) -> list[Any]:
         Labels or None for each output, in the order of `model.outputs`.
 
     Raises:
-        TaskError: there is no output of that name, or another number of outputs.
+        TaskError: there is no output of that name, another number of outputs, or a
+            label is not finite.
     """
     graph = model if isinstance(model, Graph) else read_graph(model)
     if len(graph.outputs) == 1 and not isinstance(labels, Mapping):
         listed = isinstance(labels, (list, tuple)) and len(labels) == 1
-        array = labels[0] if listed and np.ndim(labels[0]) else labels
-        return [None if array is None else np.asarray(array)]
-    if _is_ordered(labels, graph):
+        spread = [labels[0] if listed and np.ndim(labels[0]) else labels]
+    elif _is_ordered(labels, graph):
         spread = list(labels)
     else:
         spread = spread_over(labels, graph, "labels")
-    return [None if part is None else np.asarray(part) for part in spread]
+    arrays = [None if part is None else np.asarray(part) for part in spread]
+    for index, array in enumerate(arrays):
+        if array is not None and not _is_finite(array):
+            raise TaskError(
+                "Labels must be finite. Received: NaN or infinity for output "
+                f"{output_names(graph)[index]!r}. Leave those examples out, or repair "
+                "them."
+            )
+    return arrays
+
+
+def _is_finite(labels: np.ndarray) -> bool:
+    return labels.dtype.kind != "f" or bool(np.isfinite(labels).all())
 
 
 def output_names(graph: Graph) -> list[str]:

@@ -15,6 +15,7 @@ from gmpq_tf.task.kinds import (
     Classes,
     Numbers,
     OutputKind,
+    check_yes_or_no,
     read_kind,
 )
 from gmpq_tf.task.output_names import match_labels, output_names, spread_over
@@ -61,6 +62,9 @@ def outputs_of(
     5. Otherwise several scores per image are assumed to be classes (unless they have
        the shape of an input), and a single one a number.
 
+    Labels between 0 and 1 of a sigmoid, or of a binary cross-entropy, make numbers of
+    it; others, such as masks of 0 and 255, are refused.
+
     Args:
         model: a functional Keras model, or a student from `quantize_model`.
         stated: "classes", "binary" (probabilities, decided at 0.5), "binary_logit" (at
@@ -72,7 +76,8 @@ def outputs_of(
         An `Output` for each output, in the order of `model.outputs`.
 
     Raises:
-        TaskError: there is no such kind, or no output of that name.
+        TaskError: there is no such kind, or no output of that name; or labels are not
+            finite, or beyond 0 to 1 where probabilities are trained.
     """
     graph = read_graph(model)
     names = output_names(graph)
@@ -101,6 +106,8 @@ def outputs_of(
             None if own is None else look_of_labels(np.asarray(own), shape),
         )
         conclusion = seen.conclusion()
+        if seen.says_yes_or_no and conclusion == (Numbers(), "labels"):
+            check_yes_or_no(np.asarray(own))
         if boxes is not None and shape[:-1] == (boxes.count,):
             conclusion = _of_boxes(*conclusion)
         found.append(Output(name, *conclusion, shape))

@@ -14,6 +14,7 @@ from gmpq_tf.task.outputs import Output, outputs_of
 from gmpq_tf.task.targets import ALONE, Target, Targets
 from gmpq_tf.task.task import Task
 from gmpq_tf.task.tensor_losses import (
+    LOSSES,
     check_losses,
     make_tensor_loss,
     sensible_loss,
@@ -66,6 +67,10 @@ class TensorTask(Task):
             make_tensor_loss(loss, ending, name)
             for loss, ending, name in zip(self.losses, endings, self.names, strict=True)
         ]
+        for name, target, loss in zip(
+            self.names, self.targets, self.losses, strict=True
+        ):
+            _check_range(name, target, loss)
 
     @property
     def alone(self) -> bool:
@@ -237,6 +242,18 @@ def _check_fits(name: str, shape: tuple, target: Target, loss: str) -> None:
                 f"of {classes} classes. Number them so (255 often means that a pixel "
                 "has no class: give it one), or build the model with more."
             )
+
+
+def _check_range(name: str, target: Target, loss: str) -> None:
+    """Refuses targets that are no probabilities, where the loss takes them for such."""
+    low, high = target.low or 0, target.high or 0
+    shares = LOSSES[loss].reads != "numbers" and loss != _OF_CLASSES
+    if shares and not 0 <= low <= high <= 1:
+        raise TaskError(
+            f"Targets of loss={loss!r} must be probabilities, from 0 to 1. Received: "
+            f"targets from {low:g} to {high:g} for output {name!r}. Divide masks of 0 "
+            "and 255 by 255, or choose a loss of numbers, such as mse."
+        )
 
 
 def _same(own: tuple, shape: tuple) -> bool:

@@ -31,6 +31,12 @@ import keras
 from absl import flags
 
 from gmpq_tf.budget import parse_budget
+from gmpq_tf.compression.checks import (
+    BATCH,
+    check_exportable,
+    check_images,
+    check_labels,
+)
 from gmpq_tf.compression.corrections import AUTO, check_correction
 from gmpq_tf.compression.space import suited_space
 from gmpq_tf.compression.whole import (
@@ -38,8 +44,6 @@ from gmpq_tf.compression.whole import (
     HELD,
     IMAGES,
     LEAST_AGREEMENT,
-    check_exportable,
-    check_images,
     correct,
     correction_images,
 )
@@ -64,6 +68,7 @@ from gmpq_tf.search.case import SearchData
 from gmpq_tf.search.finalists import FinalistsConfig
 from gmpq_tf.search.strategies.loss_delta import LossDeltaConfig
 from gmpq_tf.space import SearchSpace
+from gmpq_tf.task.kinds import OutputKindName, read_kind
 from gmpq_tf.train.evaluate import RESULT, EvaluateConfig, describe, evaluate
 from gmpq_tf.train.finetune import FinetuneConfig, finetune
 from gmpq_tf.train.first_look import look
@@ -115,6 +120,10 @@ class CompressConfig:
             them.
         verify_images: Held-out images on which the file is compared with the Keras
             model before it is kept.
+        output_kind: Meaning of the output: classes (the largest score decides), binary
+            (each number is a probability, decided at 0.5), binary_logit (decided at 0)
+            or, where the data has targets, numbers; none: derived from the model and
+            the labels.
         float_layers: Layers without an integer counterpart, such as gelu or attention:
             refuse them, or allow them to be computed in float.
         latency_runs: Timed runs of each storage and of the float model; 0: no timing.
@@ -137,6 +146,7 @@ class CompressConfig:
     table_images: int | None = None
     split: Literal["test", "validation"] = "test"
     verify_images: int = 512
+    output_kind: OutputKindName | None = None
     float_layers: Literal["refuse", "allow"] = "refuse"
     latency_runs: int = LATENCY_RUNS
     least_agreement: float = LEAST_AGREEMENT
@@ -147,6 +157,8 @@ class CompressConfig:
         require(self, "epochs", self.epochs >= 0, "0 or more")
         check_correction(self.correction)
         LossDeltaConfig(images=self.table_images)
+        if self.output_kind is not None:
+            read_kind(self.output_kind)
         self.exported(STAGE)  # refuses what it cannot be
         if self.budget is not None:
             parse_budget(self.budget)
@@ -161,6 +173,7 @@ class CompressConfig:
             name=name,
             storage=self.storage,
             verify_images=self.verify_images,
+            output_kind=self.output_kind,
             float_layers=self.float_layers,
             latency_runs=self.latency_runs,
             least_agreement=self.least_agreement,
@@ -190,6 +203,8 @@ def compress(config: CompressConfig, data: DataConfig, run: RunConfig) -> Path:
     _describe_images(dataset, model)
     with dataset.naming_damaged_images():
         _check_scaling(model, dataset)
+        if config.output_kind is not None:
+            _check_kind(config.output_kind, model, dataset)
     if config.model is not None:
         start = PretrainConfig(epochs=0, model=config.model)
         pretrain(start, data, run, (model, dataset))
@@ -209,7 +224,8 @@ def compress(config: CompressConfig, data: DataConfig, run: RunConfig) -> Path:
     _heading(5, "Accuracy and report")
     split = config.split if dataset.sizes[config.split] else "validation"
     for name in ("pretrain", stage.name):
-        result = evaluate(EvaluateConfig(split=split), data, run, name, dataset)
+        measured = EvaluateConfig(split=split, output_kind=config.output_kind)
+        result = evaluate(measured, data, run, name, dataset)
         print(describe(name, result))
     print(f"Report: {report(ReportConfig(attribution_images=0), data, run)}")
     return file
@@ -241,6 +257,7 @@ def choose_bits(
         budget=config.budget,
         storage=config.storage,
         latency_table=config.latency_table,
+        output_kind=config.output_kind,
         space=space,
     )
     table = LossDeltaConfig(images=config.table_images)
@@ -289,6 +306,7 @@ def mended(
         run,
         config.correction,
         config.calibration_images,
+        config.output_kind,
     )
 
 
@@ -300,6 +318,7 @@ def corrected(
     run: RunConfig,
     correction: str = AUTO,
     images: int = IMAGES,
+    output_kind: str | None = None,
 ) -> Stage:
     """Calibrates and corrects the student of a policy, as one stage.
 
@@ -312,6 +331,7 @@ def corrected(
         correction: "auto", or a key of `CORRECTIONS`.
         images: number of images to measure on; with "auto" the same number of other
             images decides which correction is taken.
+        output_kind: meaning of the outputs; None: derived from model and labels.
 
     Returns:
         The finished stage, with model.keras in its folder.
@@ -321,6 +341,7 @@ def corrected(
         "policy": {n: [b.weight_bits, b.activation_bits] for n, b in policy.items()},
         "correction": correction,
         "calibration_images": images,
+        "output_kind": output_kind,
         "data": dataclasses.asdict(dataset.config),
         "images": dataset.identity("train"),
     }
@@ -335,7 +356,7 @@ def corrected(
     source = SearchData(model, comparable(model, dataset, count))
     with dataset.naming_damaged_images():
         held = source.first(count)
-        found = correct(model, policy, source, held, correction, print)
+        found = correct(model, policy, source, held, correction, print, output_kind)
     print(f"Corrected: {found.correction}")
     save_model(found.student, stage.folder / "model.keras")
     stage.finish(
@@ -369,6 +390,18 @@ def _check_scaling(model: keras.Model, dataset: Dataset) -> None:
             "Images must be scaled as the model reads them. "
             f"Received: scaling={dataset.config.scaling!r}; {hint}. Give that flag."
         )
+
+
+def _check_kind(kind: str, model: keras.Model, dataset: Dataset) -> None:
+    """Refuses a meaning of the output that the labels, or the report, do not have."""
+    if kind == "numbers" and dataset.targets is None:
+        raise StageError(
+            "Numbers are measured where the data has targets, such as a folder of .npz "
+            f"files. Received: output_kind='numbers' with {dataset.config.dataset!r}. "
+            "Give such data, or use gmpq.compress(..., output_kinds='numbers')."
+        )
+    source = SearchData(model, comparable(model, dataset, BATCH))
+    check_labels(model, source, source.first(BATCH), kind)
 
 
 def data_of(config: CompressConfig, run: RunConfig) -> DataConfig:

@@ -109,6 +109,7 @@ def report(config: ReportConfig, data: DataConfig, run: WorkdirConfig) -> Path:
         "model": model.name,
         "full_precision_bit_ops": cost.bit_ops,
         "rows": sorted(rows, key=lambda row: -row["bit_ops"]),
+        "split": read_json(workdir / folders[0] / RESULT).get("split"),
         "attribution": attribution,
         "bit_ops_budget": searched_budget(workdir),
         "command": command(),

@@ -36,6 +36,7 @@ from gmpq_tf.search.policies import (
 from gmpq_tf.search.problem import SearchProblem
 from gmpq_tf.search.purposes import find_purpose
 from gmpq_tf.space import SearchSpace
+from gmpq_tf.task.kinds import OutputKindName
 from gmpq_tf.train.first_look import look
 from gmpq_tf.train.found_events import importances_log, write_search_events
 from gmpq_tf.train.inputs import (
@@ -92,6 +93,9 @@ class ChoicesConfig:
         storage: Storage of kernels in the .tflite file that a budget of bytes or
             milliseconds is about: fast, packed or smallest.
         latency_table: JSON file that gmpq-latency wrote, for a budget of milliseconds.
+        output_kind: Meaning of the output: classes (the largest score decides), binary
+            (each number is a probability, decided at 0.5), binary_logit (decided at 0)
+            or numbers; none: derived from the model and the labels.
         space: the candidates.
 
     Raises:
@@ -104,6 +108,7 @@ class ChoicesConfig:
     budget: str | None = None
     storage: str | None = None
     latency_table: str | None = None
+    output_kind: OutputKindName | None = None
     space: SearchSpace = dataclasses.field(default_factory=SearchSpace)
 
     def __post_init__(self) -> None:
@@ -222,6 +227,7 @@ def _searched(
         kernel_quantizer=config.kernel_quantizer,
         storage=config.storage,
         latency_table=config.latency_table,
+        output_kinds=config.output_kind,
         **vars(options),
         **vars(finalists),
     )

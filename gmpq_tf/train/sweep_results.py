@@ -36,8 +36,8 @@ def write_results(workdir: Path, names: list[str]) -> Path:
     # There is no accuracy without images or labels.
     known = [row for row in rows if row["accuracy"] is not None]
     if known:
-        drawn = [[_result_row(row) for row in some] for some in (known, front(known))]
-        write_atomic(workdir / "accuracy_bops.png", png_bytes(plot_front(*drawn)))
+        every, best = ([_result_row(r) for r in some] for some in (known, front(known)))
+        write_atomic(workdir / "accuracy_bops.png", png_bytes(plot_front(every, best)))
     return path
 
 

@@ -13,6 +13,7 @@ from gmpq_tf.compression import CORRECTIONS, make_student, whole
 from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.tflite.runtime import TFLiteModel
 from gmpq_tf.inputs import InputError
+from gmpq_tf.task import TaskError
 
 L = keras.layers
 RANDOM = np.random.default_rng(0)
@@ -207,20 +208,25 @@ def test_without_a_budget_every_layer_has_eight_bits(tmp_path):
     assert bits == {(8, 8)} and result.storage == "fast"
 
 
-@pytest.mark.parametrize("nested", [False, True])
-def test_numbers_are_known_by_the_loss_and_measured_by_their_errors(tmp_path, nested):
+@pytest.mark.parametrize("known", ["nested", "loss", "stated"])
+def test_numbers_are_known_and_measured_by_their_errors(tmp_path, known):
+    nested, stated = known == "nested", known == "stated"
     inputs = x = keras.Input((8, 8, 3))
     body = keras.Model(inputs, L.Conv2D(4, 3, activation="relu")(inputs))
     x = body(x) if nested else body.layers[-1](x)
     x = L.Dense(4)(L.GlobalAveragePooling2D()(x))
     model = keras.Model(inputs, x)
-    model.compile("sgd", "mse")
     wanted = np.asarray(model(X))
     targets = wanted + RANDOM.normal(0, 0.1, wanted.shape)
+    if stated:  # zeros and ones, which would otherwise be decisions
+        targets = RANDOM.integers(0, 2, wanted.shape)
+    else:
+        model.compile("sgd", "mse")
     data, path = X if nested else (X, targets), tmp_path / "m.tflite"
-    result = quick(model, data, None, path, correction="none")
+    kinds = "numbers" if stated else None
+    result = quick(model, data, None, path, correction="none", output_kinds=kinds)
     (row,) = result.report.outputs
-    assert (row.kind, row.known_from) == ("numbers", "loss")
+    assert (row.kind, row.known_from) == ("numbers", "stated" if stated else "loss")
     if nested:
         assert result.float_error is None and "from the labels" not in str(result)
         return
@@ -257,6 +263,12 @@ def test_refusals(model, tmp_path):
         ({"class_names": ["cat", "dog"]}, "2 class_names"),
         ({"data": (X, np.arange(96))}, "from 0 to 9"),
         ({"test_data": (X, np.arange(96))}, "from 0 to 9"),
+        ({"data": (X, np.arange(96)), "test_data": X}, "from 0 to 9"),
+        ({"data": (X, np.zeros((96, 3))), "test_data": X}, "labels of shape (64, 3)"),
+        ({"data": (X, np.full(96, np.nan)), "test_data": X}, "NaN or infinity"),
+        ({"output_kinds": "clases"}, "Did you mean 'classes'"),
+        ({"output_kinds": {"lats": "classes"}}, "Did you mean 'last'"),
+        ({"data": (X, np.arange(96) % 10), "output_kinds": "binary"}, "that is binary"),
         ({"test_data": X[:, :4]}, "shape=(96, 4, 8, 3)"),
         ({"test_data": X[:0]}, "test_data without any"),
         ({"test_data": np.full_like(X, np.nan)}, "with NaN"),
@@ -276,6 +288,26 @@ def test_what_only_the_export_reads_is_refused_first(
     given["path"] = given["path"].format(file=tmp_path / "file")
     with pytest.raises(ValueError, match=re.escape(said)):
         quick(model, **given)
+
+
+def test_a_model_that_gives_nan_is_refused_first(monkeypatch, tmp_path):
+    monkeypatch.setattr(whole, "search_policy", lambda *_, **__: pytest.fail("late"))
+    model = network(norm=False)
+    model.get_layer("last").bias.assign([np.nan] + [0.0] * 9)
+    with pytest.raises(TaskError, match="'last' of the Keras model"):
+        quick(model, (X, np.arange(96) % 10), "20kB", tmp_path / "m.tflite")
+
+
+def test_labels_of_one_output_choose_nothing(monkeypatch):
+    for name in {*CORRECTIONS} - {"none"}:
+        monkeypatch.delitem(CORRECTIONS, name)
+    inputs = keras.Input((8, 8, 3))
+    x = L.GlobalAveragePooling2D()(L.Conv2D(4, 3, activation="relu")(inputs))
+    model = keras.Model(inputs, {"kind": L.Dense(3)(x), "size": L.Dense(1)(x)})
+    policy = gmpq.BitwidthPolicy.uniform(model, 8, 8)
+    labels = {"kind": np.argmax(model(X[72:])["kind"], -1)}
+    found = make_student(model, policy, [X[:72]], [X[72:]], labels=labels)
+    assert found.losses == {}
 
 
 def test_float_layers_are_allowed_by_name(tmp_path):

@@ -247,6 +247,10 @@ def test_lists_and_folders_that_cannot_be_used(tmp_path):
         with pytest.raises(DataError, match=match):
             load(root)
     listed.write_text("a\nb\n")
+    picture(root / "JPEGImages" / "b.jpg", (30, 30))
+    with pytest.raises(DataError, match=r"without their suffix.*b\.jpg and b\.png"):
+        load(root)
+    (root / "JPEGImages" / "b.jpg").unlink()
     (root / "JPEGImages" / "b.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"b\.xml, whose image .*b\.png"):
         load(root)

@@ -13,7 +13,7 @@ from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.tflite import exporter
 from gmpq_tf.export.tflite.exporter import export_tflite
 from gmpq_tf.export.tflite.outputs import Tally, summary
-from gmpq_tf.task import Binary, Classes, Numbers, Output
+from gmpq_tf.task import Binary, Classes, Numbers, Output, TaskError
 from gmpq_tf.transform import snap_biases
 from tests.export.nets import student_of
 
@@ -251,6 +251,21 @@ def tallied(kind, shape, want, have, labels=None, step=0.1):
     tally = Tally(Output("out", kind, "stated", shape), step)
     tally.add(np.asarray(want, "float32"), np.asarray(have, "float32"), labels)
     return tally.report()
+
+
+@pytest.mark.parametrize("kind", [Classes(), Binary(), Numbers()])
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_outputs_that_are_not_finite_are_no_figures(kind, number):
+    good, bad = np.float32([[0.9, 0.1]]), np.float32([[number, 0.1]])
+    tally = Tally(Output("out", kind, "stated", (2,)), 0.1)
+    for given, whose in (
+        (lambda: tally.add(bad, good), "Keras model"),
+        (lambda: tally.add(good, bad), "file"),
+        (lambda: tally.add_builtin(good, bad), "built-in kernels"),
+        (lambda: tally.add_twin(bad, good), "integer twin"),
+    ):
+        with pytest.raises(TaskError, match=f"'out' of the .*{whose}"):
+            given()
 
 
 def test_a_tie_is_no_disagreement():

@@ -196,6 +196,13 @@ def test_the_headline_says_what_is_asked_first(tmp_path):
         *("0.0123 ms", "float 0.028 ms; INT8 0.007 ms", "1/100"),
     ):
         assert said in head, said
+    # A model is not compared with itself, and 1.4 times less is not "once less".
+    alone = row("uniform W8A8 (compress)", file_bytes=9, bit_ops=7e8)
+    write_summary(tmp_path, rows=[row("float", bit_ops=1e9), alone])
+    text = write_report(tmp_path).read_text("utf-8")
+    head = Page(re.search('<dl class="facts">.*?</dl>', text, re.DOTALL)[0]).text
+    assert "1/1.4 of full" in head and "uniform" not in head
+    write_summary(tmp_path, rows=rows)
     write_json(tmp_path / "finetune" / "export_report.json", {"latency_ms": ["no"]})
     assert "95.26 %" in Page(write_report(tmp_path).read_text("utf-8")).text
 
@@ -215,21 +222,30 @@ def test_the_time_that_was_predicted_stands_beside_the_measured(tmp_path):
 
 
 def test_other_runs_are_drawn_beside(tmp_path):
-    runs = [tmp_path / name for name in ("one", "two")]
+    # Two runs of one name are two runs.
+    runs = [tmp_path / name for name in ("one", "two", "again/one")]
     for number, run in enumerate(runs):
         write_run_folder(run, number)
     alone = Page(write_report(runs[0]).read_text("utf-8"))
-    both = Page(write_report(runs[0], [runs[1]]).read_text("utf-8"))
+    both = Page(write_report(runs[0], runs[1:]).read_text("utf-8"))
     assert both.tags.count("svg") == alone.tags.count("svg") + 1
-    assert "Every row of one, two." in both.text
+    of = "digits on validation images"
+    assert f"Every row of one ({of}), two ({of}), one ({of})." in both.text
+    assert f"Accuracy of the Keras models{of.removeprefix('digits')}" in both.text
+    twin = Page(write_report(runs[0], runs[2:]).read_text("utf-8"))
+    assert twin.tags.count("svg") == both.tags.count("svg")
+    write_summary(runs[1], metric="loss")
+    mixed = Page(write_report(runs[0], [runs[1]]).read_text("utf-8"))
+    assert "by the same metric. Received: accuracy, loss." in mixed.text
     with pytest.raises(ReportError, match=r"summary\.json"):
         write_report(runs[0], [tmp_path / "three"])
 
 
 def write_run_folder(folder, number):
-    folder.mkdir()
+    folder.mkdir(parents=True)
     write_run(folder)
-    write_summary(folder, rows=[row("searched", accuracy=0.5 + number / 10)])
+    rows = [row("searched", accuracy=0.5 + number / 10)]
+    write_summary(folder, rows=rows, split="validation")
 
 
 def test_a_budget_has_a_gauge(tmp_path):

@@ -66,6 +66,13 @@ def test_numbers_are_compared_by_their_variance():
     np.testing.assert_allclose(found, 49 / teacher.var(), rtol=1e-5)
 
 
+def test_a_stated_kind_counts():
+    teacher, own = outputs_of(3, None), outputs_of(3, None)
+    judge = Judge(model_of(3, None), [teacher], None, "numbers")
+    wanted = np.mean((teacher - own) ** 2, axis=1) / teacher.var()
+    np.testing.assert_allclose(judge.divergence([own], [teacher]), wanted, rtol=1e-5)
+
+
 def test_several_outputs_are_added():
     inputs = keras.Input((4,))
     heads = [

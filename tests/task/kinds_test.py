@@ -75,6 +75,9 @@ def test_labels_that_do_not_fit_are_refused():
         Classes().right(SCORES, np.array([0, 1, 0.5]))
     with pytest.raises(TaskError, match="1 and 0"):
         Binary().right(np.zeros((2, 1)), np.array([31, 12]))
+    for beyond in (np.nan, -0.5, 255):
+        with pytest.raises(TaskError, match=f"{beyond}.* Divide masks"):
+            Binary().right(np.zeros((2, 1)), np.array([0.0, beyond]))
     with pytest.raises(TaskError, match=r"labels of shape \(3,\)"):
         Binary().right(SCORES, np.array([0, 1, 1]))
 

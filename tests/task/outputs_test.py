@@ -170,6 +170,20 @@ def test_labels_and_loss_together():
     assert only(again, labels=np.full((2, 8, 8, 3), 0.3)) == (NUMBERS, "labels")
 
 
+@pytest.mark.parametrize("last", ["sigmoid", "linear"])
+def test_masks_of_255_are_no_probabilities(last):
+    model, masks = image(L.Activation(last), channels=1), np.zeros((2, 8, 8, 1), int)
+    if last == "linear":
+        model.compile("sgd", losses.BinaryCrossentropy(from_logits=True))
+    masks[1, :4] = 255
+    with pytest.raises(TaskError, match=r"Received: .*255.* Divide masks"):
+        outputs_of(model, labels=masks)
+    assert only(model, labels=masks / 255)[0] == (LOGIT if last == "linear" else YES)
+    assert only(model, stated="numbers", labels=masks) == (NUMBERS, "stated")
+    model.compile("sgd", "mse")
+    assert only(model, labels=masks)[0] == NUMBERS
+
+
 def test_what_nothing_says_is_assumed():
     assert only(flat(units=5)) == (CLASSES, "assumed")
     assert only(flat(units=1)) == (NUMBERS, "assumed")

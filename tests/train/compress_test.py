@@ -18,6 +18,7 @@ from gmpq_tf.export.tflite.runtime import TFLiteModel
 from gmpq_tf.inputs import InputError
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.run.errors import StageError
+from gmpq_tf.task import TaskError
 from gmpq_tf.train import compress as command
 from gmpq_tf.train.compress import CompressConfig, compress
 from gmpq_tf.transform import quantize_model
@@ -145,13 +146,20 @@ def test_a_flat_folder_on_the_command_line(float_file, tmp_path, repo_root):
 
 def test_without_a_budget(float_file, digits, quiet, capsys):
     bare = dataclasses.replace(digits, labels="none")
-    path = compress(quick(float_file, correction="biases"), bare, quiet)
+    config = quick(float_file, correction="biases", output_kind="classes")
+    path = compress(config, bare, quiet)
     said = capsys.readouterr().out
     assert "No --budget: every layer keeps 8 bits" in said
     policy = BitwidthPolicy.load(path.parent / "policy.json")
     assert {(b.weight_bits, b.activation_bits) for b in policy.values()} == {(8, 8)}
     done = json.loads((path.parent / "done.json").read_text())
     assert done["correction"] == "biases" and done["divergences"] == {}
+    exported = json.loads((path.parent / "export_report.json").read_text())
+    assert exported["outputs"][0]["known_from"] == "stated"
+    measured = json.loads((path.parent / "evaluation.json").read_text())
+    assert measured["identity"]["output_kind"] == "classes"
+    with pytest.raises(StageError, match="output_kind: classes -> None"):
+        compress(dataclasses.replace(config, output_kind=None), bare, quiet)
 
 
 @pytest.mark.slow
@@ -174,6 +182,15 @@ def test_budgets_that_cannot_be_had(float_file, digits, quiet, tmp_path):
         quick(float_file, budget="60KB")
     with pytest.raises(ValueError, match="correction='bias'"):
         quick(float_file, correction="bias")
+
+
+def test_meanings_of_the_output_that_do_not_fit(float_file, digits, quiet, tmp_path):
+    with pytest.raises(TaskError, match="Did you mean 'classes'"):
+        quick(float_file, output_kind="clases")
+    for kind, said in (("binary", "that is binary"), ("numbers", "has targets")):
+        with pytest.raises(ValueError, match=said):
+            compress(quick(float_file, output_kind=kind), digits, quiet)
+    assert not (tmp_path / "run").exists()
 
 
 def test_layers_without_an_integer_counterpart(digits, quiet, tmp_path):

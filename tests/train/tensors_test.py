@@ -344,6 +344,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_made(tmp_path):
     dense(path, 1)
     with pytest.raises(ValueError, match="may be classes or amounts"):
         load_inputs(path, numbers)
+    with pytest.raises(ValueError, match=r"from 0 to 3 .* Divide masks"):
+        load_inputs(path, dataclasses.replace(numbers, loss="bce"))
     kl = DataConfig(str(tmp_path / "d.npz"), batch_size=4, loss="kld")
     dense(path, 3)
     with pytest.raises(ValueError, match="takes probabilities"):

@@ -265,7 +265,12 @@ class Tally:
             want: outputs of Keras, [B, ...].
             have: outputs of the file, of the same shape.
             labels: labels of the batch, [B] or [B, ...], or None.
+
+        Raises:
+            TaskError: an output is NaN or infinite, or labels do not fit.
         """
+        self._check_finite("the Keras model", want)
+        self._check_finite("the file", have)
         off = np.abs(want.astype("float64") - have)
         self._mean("error", off)
         self.largest = max(self.largest, float(off.max()))
@@ -281,7 +286,12 @@ class Tally:
                 self._mean(f"{name}_accuracy", self.kind.right(scores, labels))
 
     def add_builtin(self, want: np.ndarray, have: np.ndarray) -> None:
-        """Adds a batch of Keras's numbers and the built-in kernels', [B, ...] each."""
+        """Adds a batch of Keras's numbers and the built-in kernels', [B, ...] each.
+
+        Raises:
+            TaskError: an output of the kernels is NaN or infinite.
+        """
+        self._check_finite("the file under built-in kernels", have)
         self._alike("builtin_", want, have)
 
     def add_twin(
@@ -293,7 +303,11 @@ class Tally:
             want: outputs of the twin, [B, ...].
             have: outputs of the file, [B, ...].
             labels: labels of the batch, [B] or [B, ...], or None.
+
+        Raises:
+            TaskError: an output of the twin is NaN or infinite, or labels do not fit.
         """
+        self._check_finite("the integer twin", want)
         off = float(np.max(np.abs(want.astype("float64") - have), initial=0.0))
         self.twin_largest = max(self.twin_largest or 0.0, off)
         if isinstance(self.kind, Numbers):
@@ -302,6 +316,15 @@ class Tally:
         self._mean("twin_agreement", same)
         if labels is not None:
             self._mean("twin_accuracy", self.kind.right(want, labels))
+
+    def _check_finite(self, whose: str, scores: np.ndarray) -> None:
+        """Refuses outputs of which NaN would decide: it compares as no, and as 0."""
+        if not np.isfinite(scores).all():
+            raise TaskError(
+                "Outputs must be finite to be measured. Received: NaN or infinity in "
+                f"output {self.output.name!r} of {whose}. Check the images and the "
+                "model's weights."
+            )
 
     def _alike(self, prefix: str, want: np.ndarray, have: np.ndarray) -> None:
         if not isinstance(self.kind, Numbers):

@@ -289,7 +289,7 @@ def _task_loss(case: SearchCase, name: str) -> Any:
         )
     outputs = case.model(case.data.inputs.structured(held.inputs), training=False)
     scores = [np.asarray(each) for each in keras.tree.flatten(outputs)]
-    return Judge(case.model, scores, held.labels).keras_loss()
+    return Judge(case.model, scores, held.labels, case.output_kinds).keras_loss()
 
 
 def _decays(config: TrainingConfig, both: bool) -> list[keras.callbacks.Callback]:
