@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from gmpq_tf.budget import SLACK
 from gmpq_tf.files import parse_json, read_text
 from gmpq_tf.report.layout import VALUES
 from gmpq_tf.report.schema import REMEDY, ReportError, check_kind, named, take
@@ -86,7 +87,9 @@ def values_section(
         yield from _side(data["values"], side, place, taken or {})
     yield (
         '<p class="note">What the search thought of each choice: values of a policy\'s '
-        "choices are added, and the highest sum within the budgets is taken (bold).</p>"
+        "choices are added, and the highest sum within the budgets is taken (bold), of "
+        f"policies that spend {100 * (1 - SLACK):.0f} % or more of the first budget if "
+        "there are any.</p>"
     )
     yield from _decided(data.get("decisions", {}).get("layers", {}))
     yield "</section>"
