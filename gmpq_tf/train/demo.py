@@ -40,7 +40,8 @@ from gmpq_tf.train.finetune import FinetuneConfig, finetune
 from gmpq_tf.train.inputs import PRETRAINED, load_inputs
 from gmpq_tf.train.pretrain import PretrainConfig, pretrain
 from gmpq_tf.train.report import ReportConfig, report
-from gmpq_tf.train.search import SearchConfig, search
+from gmpq_tf.train.search import search
+from gmpq_tf.train.search_config import SearchConfig
 from gmpq_tf.train.strategies import ChoicesConfig, search_by
 
 STAGES = 6
