@@ -22,9 +22,10 @@ from gmpq_tf.transform import calibrate, quantize_model, snap_biases
 from gmpq_tf.transform.calibrate import CalibrationError
 
 AUTO = "auto"
-# "auto" learns rounding only if a layer has at most 3 weight bits (with more, nearest
-# rounding is good enough), and if learning takes at most so many multiply-adds.
-COARSE_BITS, LEARNING_MACS = 3, 3e12
+# Learned rounding is for kernels of at most 4 bits (with more, nearest rounding is good
+# enough). "auto" tries it only if a layer has at most 3, and if learning takes at most
+# so many multiply-adds.
+LEARNED_BITS, COARSE_BITS, LEARNING_MACS = 4, 3, 3e12
 LEARNING_STEPS, LEARNING_BATCH = 300, 32
 # Labels decide against the float model if a loss is lower by so many standard errors.
 SURE = 3.0
@@ -65,12 +66,18 @@ def _matched(student: keras.Model, model: keras.Model, images: Batches) -> None:
 
 def _rounding(student: keras.Model, model: keras.Model, images: Batches) -> None:
     learn_rounding(
-        student, model, images, steps=LEARNING_STEPS, batch_size=LEARNING_BATCH
+        student,
+        model,
+        images,
+        steps=LEARNING_STEPS,
+        batch_size=LEARNING_BATCH,
+        most_bits=LEARNED_BITS,
     )
-    _biases(student, model, images)
+    follow = _biases if _has_statistics(model) else _matched
+    follow(student, model, images)
 
 
-def _has_statistics(model: keras.Model, policy: BitwidthPolicy) -> bool:
+def _has_statistics(model: keras.Model) -> bool:
     """Whether a BatchNormalization, not frozen, has statistics of data.
 
     One that was folded into its layer, and remains as an identity, has none: statistics
@@ -81,19 +88,22 @@ def _has_statistics(model: keras.Model, policy: BitwidthPolicy) -> bool:
 
 
 def _is_identity(norm: keras.layers.BatchNormalization) -> bool:
-    return not np.any(norm.moving_mean) and bool(np.all(norm.moving_variance == 1.0))
+    """Whether means are 0 and variances 1, or 1 with the epsilon that is added."""
+    off = np.abs(np.asarray(norm.moving_variance, "float64") - 1.0).max()
+    return not np.any(norm.moving_mean) and bool(off <= 1.01 * norm.epsilon)
 
 
 def _is_coarse(model: keras.Model, policy: BitwidthPolicy) -> bool:
-    coarse = any(bits.weight_bits <= COARSE_BITS for bits in policy.values())
-    macs = 3 * LEARNING_STEPS * LEARNING_BATCH * sum(layer_macs(model).values())
-    return coarse and macs <= LEARNING_MACS
+    bits = {name: own.weight_bits for name, own in policy.items()}
+    learned = [m for n, m in layer_macs(model).items() if bits[n] <= LEARNED_BITS]
+    macs = 3 * LEARNING_STEPS * LEARNING_BATCH * sum(learned)
+    return min(bits.values()) <= COARSE_BITS and macs <= LEARNING_MACS
 
 
 # The cheapest first, since the first of equally good ones is taken.
 CORRECTIONS: dict[str, Correction] = {
     "none": Correction(_nearest, lambda model, policy: True),
-    "statistics": Correction(_statistics, _has_statistics),
+    "statistics": Correction(_statistics, lambda model, policy: _has_statistics(model)),
     "biases": Correction(_biases, lambda model, policy: True),
     "matched": Correction(_matched, lambda model, policy: True),
     "rounding": Correction(_rounding, _is_coarse),

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from gmpq_tf.graph import infer
-from gmpq_tf.post_training.walk import Walk
+from gmpq_tf.post_training.walk import Pair, Walk
 from gmpq_tf.quantizers.kernel_method import GridKernel
 from gmpq_tf.transform.calibrate import CalibrationError
 from gmpq_tf.transform.units import Unit
@@ -49,6 +49,7 @@ def learn_rounding(
     batch_size: int = 32,
     seed: int = 0,
     progress: bool = True,
+    most_bits: int = 8,
 ) -> dict[str, Rounding]:
     """Rounds every kernel so that its unit's output is close to the float network's.
 
@@ -74,10 +75,12 @@ def learn_rounding(
         batch_size: images in a step, 1 or more.
         seed: seed for drawing the images of each step.
         progress: whether a bar is shown on a terminal.
+        most_bits: kernels with more bits keep nearest rounding, which costs them
+            little; 2 to 8.
 
     Returns:
         Layer name -> its result. Layers used more than once are left out, with a
-        warning that names them.
+        warning that names them, and so are those with more than `most_bits`.
 
     Raises:
         CalibrationError: the student is not calibrated or of another model, or has
@@ -93,11 +96,12 @@ def learn_rounding(
             raise ValueError(f"{name} must be 1 or more. Received: {name}={value!r}.")
     check_grids(student)
     walk = Walk(student, model, dataset, batches)
+    pairs = [pair for pair in walk.pairs if _bits_of(pair) <= most_bits]
     found: dict[str, Rounding] = {}
     random = np.random.default_rng(seed)
     disable = None if progress else True  # None: shown on terminals only
-    with tqdm(total=len(walk.pairs) * steps, unit="step", disable=disable) as bar:
-        for pair in walk.pairs:
+    with tqdm(total=len(pairs) * steps, unit="step", disable=disable) as bar:
+        for pair in pairs:
             bar.set_description(pair.name)
             unit = RoundedUnit(pair.unit)
             x = [
@@ -116,6 +120,10 @@ def learn_rounding(
             stacklevel=2,
         )
     return found
+
+
+def _bits_of(pair: Pair) -> int:
+    return int(pair.unit.call.layer.kernel_quantizer.bits[0])
 
 
 def check_grids(student: keras.Model) -> None:

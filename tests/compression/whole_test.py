@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import gmpq_tf as gmpq
 from gmpq_tf.budget import BudgetError
-from gmpq_tf.compression import CORRECTIONS, make_student, whole
+from gmpq_tf.compression import CORRECTIONS, corrections, make_student, whole
 from gmpq_tf.export.errors import ExportError
 from gmpq_tf.export.tflite.runtime import TFLiteModel
 from gmpq_tf.inputs import InputError
@@ -128,6 +128,27 @@ def test_statistics_that_are_not_those_of_the_data_are_kept():
             layer.moving_mean.assign(np.zeros(32))
             layer.moving_variance.assign(np.ones(32))
     assert not suits(model, policy)
+    x = np.random.default_rng(1).normal(size=(2, 8, 8, 32)).astype("float32")
+    for layer in model.layers:
+        if isinstance(layer, L.BatchNormalization):  # as keras.applications has them
+            layer.moving_variance.assign(np.full(32, 1 - layer.epsilon))
+            layer.gamma.assign(np.ones(32))
+            beta = np.asarray(layer.beta)
+            np.testing.assert_allclose(np.asarray(layer(x)), x + beta, atol=1e-5)
+    assert not suits(model, policy)
+
+
+def test_only_layers_that_learn_count_as_work(monkeypatch):
+    model = network(norm=False)
+    one_layer = 8 * 8 * 3 * 3 * 32 * 32  # multiply-adds of conv1, and of conv2
+    # 300 steps of 32 images, three times as much as a forward pass.
+    monkeypatch.setattr(corrections, "LEARNING_MACS", 300 * 32 * 3 * one_layer)
+    suits = CORRECTIONS["rounding"].suits
+    for coarse, tried in ((["conv1"], True), (["conv1", "conv2"], False)):
+        pins = dict.fromkeys(("conv0", "conv1", "conv2", "last"), (8, 8))
+        pins |= dict.fromkeys(coarse, (3, 8))
+        policy = gmpq.BitwidthPolicy.uniform(model, 8, 8, pinned=pins)
+        assert suits(model, policy) == tried
 
 
 @pytest.fixture(scope="module")

@@ -108,6 +108,17 @@ def test_kernels_end_on_the_grid_beside_where_they_were():
         np.testing.assert_array_equal(old, new)
 
 
+def test_kernels_of_many_bits_keep_their_weights():
+    model, x = network(), images()
+    policy = BitwidthPolicy.uniform(model, 3, 8, pinned={"first": (8, 8)})
+    student = gmpq.quantize_model(model, policy)
+    gmpq.calibrate(student, x)
+    found = learn_rounding(student, model, x, steps=20, most_bits=4)
+    assert set(found) == {"deep", "head"}
+    kernels = (m.get_layer("first").kernel for m in (student, model))
+    np.testing.assert_array_equal(*kernels)
+
+
 def test_errors_are_those_of_the_models():
     """The last unit reads a student that is rounded already, and so does this."""
     model, x = network(), images()
