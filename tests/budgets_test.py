@@ -360,6 +360,7 @@ def searched(model, **options):
     return search, history
 
 
+@pytest.mark.slow
 def test_a_search_keeps_bit_operations_and_the_size_of_the_file(tmp_path):
     model = small()
     table = cost_table("file_bytes", model, TableOptions("smallest"))

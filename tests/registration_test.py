@@ -81,6 +81,7 @@ def test_every_class_is_registered(repo_root):
     assert {name for name in defined if f"gmpq_tf>{name}" not in known} == set()
 
 
+@pytest.mark.slow
 def test_our_own_loader_needs_nothing_before_it(saved):
     load = "import gmpq_tf, sys; print(*map(gmpq_tf.load_model, sys.argv[1:]))"
     assert "PolicySearch" in run(load, *saved)

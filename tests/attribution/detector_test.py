@@ -187,6 +187,7 @@ def test_a_search_with_attribution_moves_the_importances(attribution_class):
     search.policy().check(list(search.candidates))
 
 
+@pytest.mark.slow
 def test_eta_alone_guides_layers_before_the_map():
     """With the task loss switched off gradients of R_G reach the backbone's bits."""
     model = toy()

@@ -95,6 +95,7 @@ def distance(model, student):
     return float(np.mean(np.sum(np.exp(teacher) * (teacher - own), -1)))
 
 
+@pytest.mark.slow
 def test_auto_keeps_the_correction_nearest_to_float(model):
     policy, said = gmpq.BitwidthPolicy.uniform(model, 3, 3), []
     images = [X[:72]], [X[72:]]
@@ -209,12 +210,14 @@ def test_labels_of_other_classes_choose_nothing(lagging):
     assert found.correction != "statistics" and found.losses == {}
 
 
+@pytest.mark.slow
 def test_a_lower_loss_of_few_images_chooses_nothing(lagging):
     _, _, labels = lagging
     found, _ = chosen(lagging, labels[64:68], 4)
     assert found.losses["statistics"] < found.losses[found.correction]
 
 
+@pytest.mark.slow
 def test_compress_compares_with_the_labels_of_the_second_half(lagging, tmp_path):
     model, images, labels = lagging
     # Those of the first half are wrong, and not asked.
@@ -223,6 +226,7 @@ def test_compress_compares_with_the_labels_of_the_second_half(lagging, tmp_path)
     assert found.correction == "statistics"
 
 
+@pytest.mark.slow
 def test_without_a_budget_every_layer_has_eight_bits(tmp_path):
     result = quick(network(norm=False), X, None, tmp_path / "m.tflite")
     bits = {(b.weight_bits, b.activation_bits) for b in result.policy.values()}

@@ -299,7 +299,7 @@ def assert_same_place(place, box, side=32):
     np.testing.assert_allclose(place, want, atol=1.01)
 
 
-@pytest.mark.quick_rows(2)
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize(
     ("scaling", "kind", "suppression"),
     [

@@ -75,6 +75,7 @@ def test_every_integer_and_every_output_is_the_twins(tmp_path, kind, storage):
     assert written["verify"] == "exact"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 16])
 def test_a_file_of_a_fixed_batch(tmp_path, batch):
     student, x = ready()

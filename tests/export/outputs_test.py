@@ -215,7 +215,7 @@ def two_heads(as_dict):
     return keras.Model(inputs, heads if as_dict else [heads["label"], heads["box"]])
 
 
-@pytest.mark.quick_rows(2)
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("form", [dict, list, tuple, "dict of a list model"])
 def test_each_of_several_outputs_has_its_figures(tmp_path, form):
     as_dict = form is dict

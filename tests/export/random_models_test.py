@@ -47,7 +47,7 @@ def check(seed, storage, path):
         assert np.abs(want - have).mean() < 0.02 * np.ptp(want)
 
 
-@pytest.mark.quick_rows(12)
+@pytest.mark.quick_rows(9)
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_random_model_exports(tmp_path, seed, storage):

@@ -80,6 +80,7 @@ def test_both_files_are_exact(exported, student):
     assert kinds[1].inputs[0]["dtype"] == np.int8
 
 
+@pytest.mark.slow
 def test_the_joined_files_say_what_keras_and_the_twin_say(exported, student, images):
     detector = open_tflite(exported[0])
     assert isinstance(detector, RegionDetector)

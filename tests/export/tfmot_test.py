@@ -298,6 +298,7 @@ def test_trained_model_exports_with_its_own_codes(tmp_path, net, library):
     assert np.mean(wanted.argmax(-1) == received.argmax(-1)) >= 0.95
 
 
+@pytest.mark.slow
 def test_verification_takes_data_sets_and_generators(tmp_path):
     model, policy, student = kept("plain")
     quantized = tfmot.quantize_apply(student, policy)
@@ -326,6 +327,7 @@ def test_files_hold_everything(tmp_path, suffix, library):
     assert_equal_outputs(tfmot.load_model(path), loaded, x, 1e-5)
 
 
+@pytest.mark.slow
 def test_ranges_of_a_float_model_come_from_the_first_batch(tmp_path, library):
     model = randomize(NETS["plain"](), 0)
     quantized = tfmot.quantize_apply(model, BitwidthPolicy.uniform(model, 4, 4))

@@ -146,7 +146,7 @@ class TestPortfolio:
         nearer = branches.weights_now(False)
         assert np.sum(nearer) == 1 == nearer[1]
 
-    @pytest.mark.quick_rows(2)
+    @pytest.mark.quick_rows(1)
     @pytest.mark.parametrize(
         ("relaxation", "inside"),
         [("mixture", True), ("sampled", False), ("expected_grid", False)],

@@ -71,6 +71,7 @@ def test_a_policy_of_the_classifier_serves(small):
     assert own["rpn_conv"].weight_bits == own["roi_boxes"].activation_bits == 8
 
 
+@pytest.mark.slow
 def test_a_backbone_takes_the_weights_of_its_classifier(tmp_path):
     classifier = build_model("resnet18", (64, 64, 3), 10)
     classifier.save(tmp_path / "c.keras")

@@ -84,6 +84,7 @@ def test_blocks_are_inverted_residuals():
     assert [b.start for b in blocks[1:]] == [b.stop for b in blocks[:-1]]
 
 
+@pytest.mark.slow
 def test_blocks_without_a_cut_hand_tensors_on():
     model = network()
     student = student_of(model, images(4))
@@ -165,7 +166,7 @@ def test_nothing_is_kept_that_is_worse(monkeypatch):
     assert all(b.error == b.error_before and b.changed == 0 for b in found.values())
 
 
-@pytest.mark.quick_rows(2)
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("name", ["nested", "separable_layer", "gates", "residual"])
 @pytest.mark.filterwarnings("ignore:.*used more than once")
 def test_models_of_other_shapes_ship(name, tmp_path):
@@ -203,6 +204,7 @@ def test_each_option_ships(config, tmp_path):
     np.testing.assert_allclose(scores, np.asarray(student(x)), atol=0.02)
 
 
+@pytest.mark.slow
 def test_an_interrupted_call_goes_on(tmp_path, monkeypatch):
     from gmpq_tf.post_training.open_block import OpenBlock
 
@@ -268,6 +270,7 @@ def test_data_sets_and_images():
         np.testing.assert_array_equal(batched, listed)
 
 
+@pytest.mark.slow
 def test_many_classes_of_few_images_keep_nearest_rounding():
     model, x = network(), images(4)
     student = student_of(model, x, (3, 8))

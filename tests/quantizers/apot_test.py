@@ -129,7 +129,7 @@ def student_of(model, bits):
     return student
 
 
-@pytest.mark.quick_rows(2)
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize(("bits", "narrow"), [(2, "INT2"), (3, "INT4"), (4, "INT8")])
 @pytest.mark.parametrize("storage", ["fast", "smallest"])
 def test_exported_codes_are_the_trained_ones(tmp_path, bits, narrow, storage):
@@ -165,6 +165,7 @@ def kernel_types(path):
     return {names[graph.tensors[i].type] for i in kernels}
 
 
+@pytest.mark.slow
 def test_it_is_searched():
     space = gmpq.SearchSpace((2, 3, 6), (3, 4), pinned={})
     search = gmpq.PolicySearch(

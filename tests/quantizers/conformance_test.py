@@ -317,6 +317,7 @@ class TestKernels:
             assert edge.any() and (slope == 1).all()
         np.testing.assert_array_equal(slope[~edge], (reach < 1)[~edge])
 
+    @pytest.mark.quick_rows(40)
     @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
     def test_narrow_floats_stay_on_the_grid(self, kernel_method, bits, axes, dtype):
         kernel = normal((3, 3, 4, 5))
@@ -335,6 +336,7 @@ class TestKernels:
         assert error.max() <= {"float16": 1.1, "bfloat16": 1.6}[dtype] * gap
         assert np.median(error) <= 0.3 * (gap if kernel_method == "alq" else 1)
 
+    @pytest.mark.quick_rows(20)
     def test_second_derivatives_are_finite(self, kernel_method, bits, axes):
         kernel = normal((3, 3, 4, 5))
         layer = self.layer(kernel_method, bits, axes, kernel)

@@ -65,6 +65,7 @@ def test_words_that_are_no_flags_are_refused(debug, capsys):
     assert "'digits'" in capsys.readouterr().err
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("module", ["train.search", "gmpq_tf.train.search"])
 def test_help_starts_with_the_docstring_and_lists_the_flags(repo_root, module):
     done = subprocess.run(

@@ -57,6 +57,7 @@ def test_reported_loss_is_the_formula(weight, activation):
     assert found == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_student_learns_from_the_teacher_alone():
     teacher = classifier(seed=1, name="teacher")
     model = classifier(seed=2)

@@ -338,6 +338,7 @@ def test_the_barrier_keeps_the_expected_cost_inside(model):
     assert max(spent) < 1 and spent[-1] != spent[0]
 
 
+@pytest.mark.slow
 def test_a_formulation_is_saved_and_recorded(model, tmp_path):
     formulation = Formulation("distance", prob1=0.5, start=1.1, rule=RuleConfig("asga"))
     search = searched(

@@ -116,6 +116,7 @@ def test_infinite_pixel_saturates_where_no_teacher_sees_it():
     assert_sound(search, fitted(search, with_pixel(np.inf)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [3, -1])
 def test_label_out_of_range_on_a_cpu_is_refused_by_keras_before_the_step(value):
     search = searching()

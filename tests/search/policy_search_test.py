@@ -143,7 +143,7 @@ def test_higher_zeta_gives_a_cheaper_hypernet(data):
     assert costs[1] < 0.8 * costs[0]
 
 
-@pytest.mark.quick_rows(2)
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("fraction", [0.0112, 0.0135, 0.0165])
 def test_policy_lands_within_3_percent_below_the_budget(data, fraction):
     search = compiled(bit_ops_budget=fraction, eta=10.0)
@@ -229,7 +229,7 @@ def test_eta_zero_holds_no_teacher(data, eta):
         assert not others
 
 
-@pytest.mark.quick_rows(2)
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize(
     "options",
     [
@@ -351,6 +351,7 @@ def test_policy_is_refused_after_divergence():
         search.policy()
 
 
+@pytest.mark.slow
 def test_ranges_are_calibrated_from_whatever_fit_takes(data):
     x, y = data
     dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(32)
@@ -422,6 +423,7 @@ def test_impossible_temperatures_are_refused(final, epochs):
         TemperatureScheduler(final, epochs)
 
 
+@pytest.mark.slow
 def test_separable_convolutions_are_searched_as_the_two_they_are():
     x = inputs = keras.Input((8, 8, 1))
     x = layers.SeparableConv2D(4, 3, activation="relu", name="first")(x)

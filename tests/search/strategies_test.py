@@ -228,6 +228,7 @@ class TestStrategy:
                 run(model, labelled[0], strategy, **CASES[strategy])
 
 
+@pytest.mark.slow
 def test_hmq_comes_down_to_its_budget(model, labelled):
     data = tf.data.Dataset.from_tensor_slices(labelled).batch(8)
     budget = toy_budget(model)
@@ -358,6 +359,7 @@ def test_a_margin_is_in_standard_errors(model, labelled):
     assert few.margin.error == 0  # of one image nobody knows it
 
 
+@pytest.mark.slow
 def test_reversed_values_are_worse(model, labelled, case):
     result = run(model, labelled[0], "loss_delta")
     reversed_values = {

@@ -175,6 +175,7 @@ def trained_loss(student, teacher, losses, x, y, weight, temperature=2.0):
     return distiller.fit(x, y, batch_size=len(x), verbose=0).history["loss"][0]
 
 
+@pytest.mark.slow
 def test_a_detector_is_guided_where_its_teacher_sees_objects():
     teacher, student = (build_model("ssd_resnet8", (32, 32, 3), 3) for _ in range(2))
     for norm in (*teacher.layers, *student.layers):

@@ -55,6 +55,7 @@ def run_command(repo_root, *words):
     )
 
 
+@pytest.mark.slow
 def test_a_budget_of_bytes_with_labels(float_file, digits, quiet, capsys):
     path = compress(quick(float_file, budget="20kB"), digits, quiet)
     said = capsys.readouterr().out
@@ -230,6 +231,7 @@ def test_images_that_cannot_be_used(float_file, digits, quiet, tmp_path, repo_ro
     assert not (tmp_path / "run" / "search").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("labels", [None, "none"])
 def test_another_scaling_that_fits_is_an_error(digits, quiet, tmp_path, labels):

@@ -218,6 +218,7 @@ def test_resources_are_what_a_search_can_limit(float_file):
     assert content["budgets"] == [] and content["together"] is None
 
 
+@pytest.mark.slow
 def test_budgets_are_placed_in_what_the_space_reaches(float_file):
     options = {"weight_bits": (2, 8), "activation_bits": (4,)}
     model, space = str(float_file), SearchSpace(**options)

@@ -156,6 +156,7 @@ def test_deterministic_runs_have_the_same_bits(tmp_path, float_file):
     assert one == two
 
 
+@pytest.mark.slow
 def test_the_batch_must_be_shared_evenly(tmp_path, float_file):
     flags = [*MIRRORED, "--batch_size=255"]
     _, errors = start("search", tmp_path, float_file, flags).communicate()

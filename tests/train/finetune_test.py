@@ -185,6 +185,7 @@ def test_options_out_of_range_are_named(wrong):
         FinetuneConfig(**wrong)
 
 
+@pytest.mark.slow
 def test_the_rounded_student_is_evaluated_and_printed(
     float_file, digits, quiet, capsys
 ):
@@ -202,7 +203,7 @@ def test_the_rounded_student_is_evaluated_and_printed(
     assert np.mean(found == np.concatenate(labels)) == pytest.approx(rounded)
 
 
-@pytest.mark.quick_rows(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("validation", [True, False])
 def test_statistics_of_other_images_stop_the_stage(
     digits, quiet, monkeypatch, validation, tmp_path

@@ -86,6 +86,7 @@ def test_candidates_out_of_range_are_refused():
         SearchConfig(space=SearchSpace((1, 2), (2, 3)))
 
 
+@pytest.mark.slow
 def test_the_temperature_falls_to_the_one_asked_for(float_file, digits, quiet):
     config = tiny(float_file, epochs=2, final_temperature=0.25)
     stage = search(config, digits, quiet)

@@ -45,7 +45,7 @@ def losses(model, data, precision):
         return model.fit(*data, epochs=3, verbose=0, shuffle=False).history["loss"]
 
 
-@pytest.mark.quick_rows(2)
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("make", [lambda data: classifier(), quantized])
 @pytest.mark.parametrize("precision", NARROW)
 def test_narrow_training_follows_the_wide_one(make, precision, data):

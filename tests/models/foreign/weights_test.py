@@ -59,7 +59,7 @@ def resnet18_state():
     return resnet_state(BASIC, (2, 2, 2, 2), 5)
 
 
-@pytest.mark.quick_rows(2)
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("suffix", [".weights.h5", ".h5", ".keras"])
 def test_mobilenet_of_keras_in_every_kind_of_file(tmp_path, suffix):
     reference = application("mobilenet_v2", alpha=0.5)
@@ -72,7 +72,7 @@ def test_mobilenet_of_keras_in_every_kind_of_file(tmp_path, suffix):
     assert_same(built.model, reference(pixels()), pixels())
 
 
-@pytest.mark.quick_rows(2)
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
