@@ -25,25 +25,23 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import keras
 from absl import flags
 
-from gmpq_tf.budget import parse_budget
 from gmpq_tf.compression.checks import (
     BATCH,
     check_exportable,
     check_images,
     check_labels,
 )
-from gmpq_tf.compression.corrections import AUTO, check_correction
+from gmpq_tf.compression.corrections import AUTO
 from gmpq_tf.compression.space import suited_space
 from gmpq_tf.compression.whole import (
     BITS,
     HELD,
     IMAGES,
-    LEAST_AGREEMENT,
     correct,
     correction_images,
 )
@@ -52,8 +50,7 @@ from gmpq_tf.data import DataConfig, Dataset
 from gmpq_tf.data.datasets import find_spec
 from gmpq_tf.data.folder import has_classes
 from gmpq_tf.data.tensor_files import is_tensors
-from gmpq_tf.export.command import ExportConfig, export
-from gmpq_tf.export.tflite.exporter import LATENCY_RUNS
+from gmpq_tf.export.command import export
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.report.layout import POLICY, SEARCHED_POLICY
 from gmpq_tf.run.app import run_main
@@ -68,7 +65,7 @@ from gmpq_tf.search.case import SearchData
 from gmpq_tf.search.finalists import FinalistsConfig
 from gmpq_tf.search.strategies.loss_delta import LossDeltaConfig
 from gmpq_tf.space import SearchSpace
-from gmpq_tf.task.kinds import OutputKindName, read_kind
+from gmpq_tf.train.compress_config import STAGE, CompressConfig
 from gmpq_tf.train.evaluate import RESULT, EvaluateConfig, describe, evaluate
 from gmpq_tf.train.finetune import FinetuneConfig, finetune
 from gmpq_tf.train.first_look import look
@@ -81,103 +78,13 @@ from gmpq_tf.train.inputs import (
     model_path,
 )
 from gmpq_tf.train.pretrain import PretrainConfig, pretrain
-from gmpq_tf.train.recipe import require
 from gmpq_tf.train.report import ReportConfig, report
 from gmpq_tf.train.strategies import ChoicesConfig, search_by
 from gmpq_tf.transform.rewrite import flattened
 
-STAGE, STAGES = "compress", 5
+STAGES = 5
 STRATEGY = "loss_delta"
 DISTILLATION = 0.5  # share of the loss in fine-tuning with --epochs
-
-
-@dataclasses.dataclass(frozen=True)
-class CompressConfig:
-    """Which model is compressed, and to what budget.
-
-    Args:
-        model: Float model, a .keras or .h5 file; none: the workdir's
-            pretrain/model.keras.
-        images: Folder of images, flat or with one sub-folder a class; none: --dataset.
-        budget: What the model may cost: 60kB (of the .tflite file), W4A4, 5%,
-            0.5GBOPs, 2.5ms, or several with commas; none: 8 bits in every layer.
-        storage: How the .tflite file stores kernels: fast, packed or smallest; none:
-            that of the budget (smallest where bytes are budgeted, else fast).
-        latency_table: JSON file that gmpq-latency wrote, for a budget of milliseconds.
-        weight_bits: Bits that kernels may have; none: those worth measuring for the
-            budget.
-        activation_bits: Bits that layer inputs may have; none: those worth measuring
-            for the budget.
-        correction: Correction of the calibrated model: statistics (of
-            BatchNormalization, measured again), biases, matched (mean and spread of
-            each channel as in the float model), rounding (learned; minutes for large
-            models), none, or auto: the one whose outputs are nearest to the float
-            model's, or that labels clearly show to be better.
-        calibration_images: Training images that ranges and corrections are measured on.
-        table_images: Training images that choices are measured on; none: as many as
-            take some minutes.
-        split: Images that accuracy and agreement are measured on. Nothing is chosen by
-            them.
-        verify_images: Held-out images on which the file is compared with the Keras
-            model before it is kept.
-        output_kind: Meaning of the output: classes (the largest score decides), binary
-            (each number is a probability, decided at 0.5), binary_logit (decided at 0)
-            or, where the data has targets, numbers; none: derived from the model and
-            the labels.
-        float_layers: Layers without an integer counterpart, such as gelu or attention:
-            refuse them, or allow them to be computed in float.
-        latency_runs: Timed runs of each storage and of the float model; 0: no timing.
-        least_agreement: Share of decisions on which file and Keras model must agree.
-        epochs: Fine-tuning epochs (needs labels); 0: none, and corrections instead.
-
-    Raises:
-        ValueError: a value is out of range.
-    """
-
-    model: str | None = None
-    images: str | None = None
-    budget: str | None = None
-    storage: Literal["fast", "packed", "smallest"] | None = None
-    latency_table: str | None = None
-    weight_bits: tuple[int, ...] | None = None
-    activation_bits: tuple[int, ...] | None = None
-    correction: str = AUTO
-    calibration_images: int = IMAGES
-    table_images: int | None = None
-    split: Literal["test", "validation"] = "test"
-    verify_images: int = 512
-    output_kind: OutputKindName | None = None
-    float_layers: Literal["refuse", "allow"] = "refuse"
-    latency_runs: int = LATENCY_RUNS
-    least_agreement: float = LEAST_AGREEMENT
-    epochs: int = 0
-
-    def __post_init__(self) -> None:
-        require(self, "calibration_images", self.calibration_images > 0, "1 or more")
-        require(self, "epochs", self.epochs >= 0, "0 or more")
-        check_correction(self.correction)
-        LossDeltaConfig(images=self.table_images)
-        if self.output_kind is not None:
-            read_kind(self.output_kind)
-        self.exported(STAGE)  # refuses what it cannot be
-        if self.budget is not None:
-            parse_budget(self.budget)
-
-    def exported(self, name: str) -> ExportConfig:
-        """Options of the file.
-
-        Args:
-            name: the stage whose model is written.
-        """
-        return ExportConfig(
-            name=name,
-            storage=self.storage,
-            verify_images=self.verify_images,
-            output_kind=self.output_kind,
-            float_layers=self.float_layers,
-            latency_runs=self.latency_runs,
-            least_agreement=self.least_agreement,
-        )
 
 
 def compress(config: CompressConfig, data: DataConfig, run: RunConfig) -> Path:
