@@ -160,7 +160,7 @@ def test_labels_of_another_form_are_refused():
             labels_to_boxes(wrong, count)
 
 
-@pytest.mark.quick_rows(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("attribution_class", ["label", "predicted"])
 def test_a_search_with_attribution_moves_the_importances(attribution_class):
     model = toy()
@@ -212,6 +212,7 @@ def test_eta_alone_guides_layers_before_the_map():
     assert max(np.abs(a - b).max() for a, b in zip(before, after, strict=True)) > 0
 
 
+@pytest.mark.slow
 def test_a_table_of_deltas_has_attribution_too():
     model = toy()
     x, _ = objects(model, images=4)

@@ -96,7 +96,7 @@ def images(count=20):
     return x, rng.integers(0, 3, count)
 
 
-@pytest.mark.quick_rows(2)
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*are all zero")
 @pytest.mark.parametrize(
     ("jit", "options"),

@@ -187,6 +187,7 @@ def chosen(lagging, labels, measured=64):
     return found, said
 
 
+@pytest.mark.slow
 def test_labels_tell_that_statistics_measured_again_are_better(lagging):
     _, images, labels = lagging
     bare, _ = chosen(lagging, None, 192)
@@ -204,6 +205,7 @@ def test_labels_tell_that_statistics_measured_again_are_better(lagging):
     assert rows.losses == found.losses
 
 
+@pytest.mark.slow
 def test_labels_of_other_classes_choose_nothing(lagging):
     _, _, labels = lagging
     found, _ = chosen(lagging, (labels[64:] + 1) % 10, 192)

@@ -95,7 +95,7 @@ def test_every_level_has_its_labels_and_the_stored_files(
     assert found == {k: (row[0], row[place]) for k, row in IMAGES.items()}
 
 
-@pytest.mark.quick_rows(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("augment", [None, "random_crop", "none"])
 def test_pictures_are_read_without_the_banner(data_dir, augment):
     config = DataConfig(

@@ -29,6 +29,7 @@ def identities(folder, **options):
     return {name: dataset.identity(name) for name in ("train", "validation", "test")}
 
 
+@pytest.mark.slow
 def test_images_added_changed_removed_and_moved_to_another_class(folder):
     first = identities(folder)
     assert identities(folder) == first

@@ -46,7 +46,7 @@ def test_set_without_a_row(tiny_tfds, cache, augment):
         assert pairs and all(value == 2 * label for value, label in pairs)
 
 
-@pytest.mark.quick_rows(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("augment", ["flip_crop", "random_crop", "random_resized_crop"])
 def test_streamed_epochs_can_be_resumed(numbered_tfds, augment):
     dataset = load_dataset(numbered_config(numbered_tfds, augment=augment))

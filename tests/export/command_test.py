@@ -141,6 +141,7 @@ def test_a_file_above_the_budget_of_its_policy_is_said_to_be(tmp_path):
         assert beyond_budget(tmp_path, 60_000) == ""
 
 
+@pytest.mark.slow
 def test_other_formats_are_written_from_the_same_folder(run):
     folder = Path(run.workdir) / "finetune"
     policy = BitwidthPolicy.load(folder / "policy.json")

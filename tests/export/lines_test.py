@@ -316,6 +316,7 @@ def test_tfmot_takes_lines(tmp_path):
     assert all(layer.codes_equal for layer in report.layers)
 
 
+@pytest.mark.slow
 def test_recipes_take_lines():
     tool = pytest.importorskip("litert_quantizer.quantizer")
     keras.utils.set_random_seed(1)

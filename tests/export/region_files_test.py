@@ -58,6 +58,7 @@ def exported(student, images, tmp_path_factory, no_latency):
     return path, report
 
 
+@pytest.mark.slow
 def test_both_files_are_exact(exported, student):
     path, report = exported
     files = sorted(p.name for p in path.parent.iterdir())

@@ -544,7 +544,7 @@ def test_nets(name, bits):
     check(student, x)
 
 
-@pytest.mark.quick_rows(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [(8, 8), (4, 8)])
 def test_deep_networks_are_the_same_to_the_last_integer(bits):
     """MobileNetV2, where Keras in float and the file part ways."""

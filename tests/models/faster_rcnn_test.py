@@ -82,6 +82,7 @@ def test_a_backbone_takes_the_weights_of_its_classifier(tmp_path):
         assert all(np.array_equal(a, b) for a, b in zip(*pair, strict=True))
 
 
+@pytest.mark.slow
 def test_it_is_read_back_from_its_file(small, tmp_path):
     small.save(tmp_path / "model.keras")
     loaded = load_model(tmp_path / "model.keras")

@@ -166,7 +166,7 @@ def test_nothing_is_kept_that_is_worse(monkeypatch):
     assert all(b.error == b.error_before and b.changed == 0 for b in found.values())
 
 
-@pytest.mark.quick_rows(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nested", "separable_layer", "gates", "residual"])
 @pytest.mark.filterwarnings("ignore:.*used more than once")
 def test_models_of_other_shapes_ship(name, tmp_path):
@@ -178,7 +178,7 @@ def test_models_of_other_shapes_ship(name, tmp_path):
     check_ships(student, x, tmp_path)
 
 
-@pytest.mark.quick_rows(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [

@@ -90,7 +90,7 @@ def test_kernels_at_the_ends_of_floats():
         assert (steps > 0).all() and np.isfinite(steps).all()
 
 
-@pytest.mark.quick_rows(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bits", "storage"), [(2, "smallest"), (3, "packed"), (4, "fast")]
 )

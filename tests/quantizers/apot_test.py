@@ -129,7 +129,7 @@ def student_of(model, bits):
     return student
 
 
-@pytest.mark.quick_rows(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(("bits", "narrow"), [(2, "INT2"), (3, "INT4"), (4, "INT8")])
 @pytest.mark.parametrize("storage", ["fast", "smallest"])
 def test_exported_codes_are_the_trained_ones(tmp_path, bits, narrow, storage):

@@ -105,6 +105,7 @@ def test_layers_draw_in_training_alone(bits):
         assert error < 12 * np.square(still - values).mean() + 0.1
 
 
+@pytest.mark.slow
 def test_a_network_is_trained_resumed_and_exported(tmp_path):
     keras.utils.set_random_seed(0)
     model = float_model()

@@ -241,6 +241,7 @@ def test_a_disk_too_small_is_refused_before_the_first_step(
     assert int(model.optimizer.iterations) == 0 and not stage.started
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_old_model(tmp_path):
     path, model = tmp_path / "model.keras", compiled()
     save_model(model, path)

@@ -148,7 +148,7 @@ def normalized_model(batch_size=None):
     return keras.Model(inputs, keras.layers.Dense(5, name="last")(x))
 
 
-@pytest.mark.quick_rows(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [None, 32])
 def test_trained_policies_are_measured_with_statistics_of_their_own(
     batch_size, monkeypatch

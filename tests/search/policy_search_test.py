@@ -206,7 +206,7 @@ def test_eta_zero_runs_no_teacher(data):
     assert search.policy().made_by["strategy"] == "edmips"
 
 
-@pytest.mark.quick_rows(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("eta", [0.0, 10.0])
 def test_eta_zero_holds_no_teacher(data, eta):
     """Neither in its weights, nor among the variables that a traced step reads."""

@@ -160,6 +160,7 @@ def test_every_row_has_a_case():
 
 
 class TestStrategy:
+    @pytest.mark.quick_rows(8)
     @pytest.mark.parametrize(
         ("strategy", "options"),
         [
@@ -405,6 +406,7 @@ def test_what_finalists_cannot_train_on_is_refused_first(model, labelled, monkey
         run(model, (images, labels + 5), "loss_delta", **options)
 
 
+@pytest.mark.slow
 def test_attribution_gives_columns_and_moves_values(model, labelled):
     plain, guided = (
         run(model, labelled, "loss_delta", measure="task", eta=eta)

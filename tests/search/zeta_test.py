@@ -19,7 +19,7 @@ def test_zeta_follows_the_excess_over_the_budget():
         assert under == pytest.approx(50 - gain * 30 * log2, rel=1e-6)
 
 
-@pytest.mark.quick_rows(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("ratio", [0.25, 1.0, 4.0])
 def test_zeta_of_a_budget_out_of_reach_stops_at_1000_times_its_scale(ratio):
     """10,000 steps at a cost that no importance changes, in closed form."""

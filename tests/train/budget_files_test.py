@@ -59,6 +59,7 @@ def chain(path, data, run, budget, **export_options):
     return BitwidthPolicy.load(stage.folder / "policy.json"), file
 
 
+@pytest.mark.slow
 def test_the_file_on_disk_keeps_a_budget_of_bytes(wide_file, digits, quiet, capsys):
     budget = middle(wide_file, "smallest")
     policy, file = chain(wide_file, digits, quiet, f"{budget / 1000}kB")

@@ -79,6 +79,7 @@ def test_a_budget_of_bytes_with_labels(float_file, digits, quiet, capsys):
     assert "finished already" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_each_stage_goes_on(float_file, digits, quiet, monkeypatch):
     config = quick(float_file, budget="W4A4", correction="biases")
     whole = dataclasses.replace(quiet, workdir=quiet.workdir + "_whole")
@@ -194,6 +195,7 @@ def test_meanings_of_the_output_that_do_not_fit(float_file, digits, quiet, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_layers_without_an_integer_counterpart(digits, quiet, tmp_path):
     inputs = keras.Input((8, 8, 1))
     x = keras.layers.Conv2D(4, 3, activation="gelu", name="curved")(inputs)
@@ -232,7 +234,6 @@ def test_images_that_cannot_be_used(float_file, digits, quiet, tmp_path, repo_ro
 
 
 @pytest.mark.slow
-@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("labels", [None, "none"])
 def test_another_scaling_that_fits_is_an_error(digits, quiet, tmp_path, labels):
     inputs = keras.Input((8, 8, 1))

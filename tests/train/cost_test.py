@@ -190,6 +190,7 @@ def test_output_goes_to_a_file(float_file, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == f"Costs: {path}\n"
 
 
+@pytest.mark.slow
 def test_stdout_holds_the_costs_alone(repo_root, float_file):
     done = subprocess.run(
         [sys.executable, "-m", "train.cost", f"--model={float_file}", "--format=json"],

@@ -11,6 +11,7 @@ from tests.data.detection_sets import voc_kit
 from tests.export.nets import detector, student_of
 
 
+@pytest.mark.slow
 def test_objects_of_a_file_have_the_precision_of_the_model(tmp_path):
     voc_kit(tmp_path / "data")
     config = DataConfig(str(tmp_path / "data"), image_size=32, augment="none")

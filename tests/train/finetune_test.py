@@ -25,6 +25,7 @@ def weights_of(stage):
     return keras.models.load_model(stage.folder / "model.keras").get_weights()
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_as_one_that_was_not(
     float_file, digits, quiet, monkeypatch
 ):

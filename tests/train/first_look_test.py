@@ -73,6 +73,7 @@ def data_of(folder, scaling, **options):
     )
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("units", [1, 2])
 @pytest.mark.parametrize("wanted", SCALINGS)
@@ -91,6 +92,7 @@ def test_another_scaling_that_fits_is_named(wanted, units, shades, capsys):
             assert f"--scaling={wanted}" in said or "Hint" in said
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("units", [1, 2])
 def test_a_model_that_is_right_but_unsure_gets_the_scaling_it_reads(
@@ -145,7 +147,7 @@ def test_no_scaling_is_named_where_none_fits(shades, capsys):
     assert "Hint" not in capsys.readouterr().out
 
 
-@pytest.mark.quick_rows(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["pretrain", "search", "finetune"])
 def test_each_command_looks_first_and_trains_the_same(
     stage, shades, tmp_path, capsys, monkeypatch

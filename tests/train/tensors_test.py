@@ -111,6 +111,7 @@ def test_an_autoencoder_goes_the_whole_way(tmp_path):
     assert said["outputs"][0]["kind"] == "numbers"
 
 
+@pytest.mark.slow
 def test_a_search_trains_importances_by_the_loss(tmp_path):
     x = arrays(40)
     write(tmp_path / "data.npz", inputs=x, targets=x)

@@ -63,7 +63,7 @@ def test_files_have_the_keys_of_a_dict_whatever_its_layers_are_called(tmp_path):
             np.testing.assert_allclose(said[name], values, atol=0.05)
 
 
-@pytest.mark.quick_rows(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["list", "dict"])
 def test_losses_and_files_know_outputs_by_name(form, tmp_path):
     model = model_of(form)

@@ -195,7 +195,7 @@ def write_keras2_file(model, path, rename):
                 group[name] = value
 
 
-@pytest.mark.quick_rows(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "rename"),
     [
@@ -210,7 +210,7 @@ def test_published_keras_2_files_are_matched_by_order(name, rename, tmp_path):
     assert_same(built.model, reference(pixels()), pixels())
 
 
-@pytest.mark.quick_rows(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mobilenet_v2", "resnet50"])
 def test_imagenet_is_what_keras_fetches(name, monkeypatch):
     """ResNet-50's published weights read blue, green, red; the model reads RGB."""
