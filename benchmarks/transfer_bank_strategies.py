@@ -117,7 +117,11 @@ def main() -> None:
             if budget not in found["policies"]:
                 problem = network.problem(budget)
                 bits = choose(
-                    valued.values, problem.candidates, problem.limits, valued.bonds
+                    valued.values,
+                    problem.candidates,
+                    problem.limits,
+                    valued.bonds,
+                    spends=True,
                 )
                 found["policies"][budget] = key_of(bits)
         found["chosen"] = {b: measured(bank, p) for b, p in found["policies"].items()}

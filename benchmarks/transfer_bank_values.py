@@ -247,6 +247,11 @@ def searched(workdir: Path) -> dict[str, Values]:
     }
 
 
+def _chosen(values: Values, problem: Any) -> Bits:
+    """The best policy that spends the budget: all kinds at the same cost."""
+    return choose(values, problem.candidates, problem.limits, spends=True)
+
+
 def chosen_policies(workdir: Path, network: Network) -> Iterator[tuple[str, Bits]]:
     """The policies that the kinds of value choose, by "kind | source | budget"."""
     problems = {budget: network.problem(budget) for budget in BUDGETS}
@@ -258,9 +263,9 @@ def chosen_policies(workdir: Path, network: Network) -> Iterator[tuple[str, Bits
     for kind in MEASURED:
         for source, values in valued.items():
             for budget, problem in problems.items():
-                bits = choose(values[kind], problem.candidates, problem.limits)
+                bits = _chosen(values[kind], problem)
                 yield f"{kind} | {source} | {budget}", bits
     for name, values in searched(workdir).items():
         for budget, problem in problems.items():
-            bits = choose(values, problem.candidates, problem.limits)
+            bits = _chosen(values, problem)
             yield f"{name} | {budget}", bits

@@ -87,12 +87,19 @@ def values_section(
         yield from _side(data["values"], side, place, taken or {})
     yield (
         '<p class="note">What the search thought of each choice: values of a policy\'s '
-        "choices are added, and the highest sum within the budgets is taken (bold), of "
-        f"policies that spend {100 * (1 - SLACK):.0f} % or more of the first budget if "
-        "there are any.</p>"
+        f"choices are added, and the highest sum within the budgets is taken (bold)"
+        f"{_of_which(data)}.</p>"
     )
     yield from _decided(data.get("decisions", {}).get("layers", {}))
     yield "</section>"
+
+
+def _of_which(data: Mapping[str, Any]) -> str:
+    """Which policies are compared, of a search that must spend its budget."""
+    if not data.get("spends", True):  # files of earlier versions do not say it
+        return ""
+    share = f"{100 * (1 - SLACK):.0f} %"
+    return f", of policies that spend {share} or more of the first budget if any do"
 
 
 def _side(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -98,6 +98,7 @@ def choose(
     candidates: Candidates,
     limits: Sequence[Limit],
     bonds: Bonds = FREE,
+    spends: bool = False,
 ) -> dict[str, tuple[int, int]]:
     """The policy of highest value within the limits.
 
@@ -106,6 +107,7 @@ def choose(
         candidates: (weight bits, activation bits) each layer may take.
         limits: limits of the costs; () for none.
         bonds: constraints and added values between choices.
+        spends: whether it must spend the first limit; see `Valued`.
 
     Returns:
         Layer name -> (weight bits, activation bits).
@@ -113,7 +115,7 @@ def choose(
     Raises:
         BudgetError: no policy keeps all limits.
     """
-    return shortlist(values, candidates, limits, 1, bonds)[0]
+    return shortlist(values, candidates, limits, 1, bonds, spends)[0]
 
 
 def shortlist(
@@ -122,10 +124,12 @@ def shortlist(
     limits: Sequence[Limit],
     count: int,
     bonds: Bonds = FREE,
+    spends: bool = False,
 ) -> list[dict[str, tuple[int, int]]]:
     """The policies of highest value within the limits, the best first.
 
-    Found by `knapsack`; then each spends what is left of the budget.
+    Found by `knapsack`; then each spends what is left of the budget, where values are
+    measured only on bits that lower no value.
 
     Args:
         values: values of the choices that may be taken.
@@ -133,6 +137,7 @@ def shortlist(
         limits: limits of the costs; () for none.
         count: how many; fewer, if there are fewer.
         bonds: constraints and added values between choices.
+        spends: as for `choose`.
 
     Returns:
         Distinct policies, each as from `choose`.
@@ -140,17 +145,23 @@ def shortlist(
     Raises:
         BudgetError: no policy keeps all limits.
     """
-    allowed, problem, limits, first = posed(values, candidates, limits, bonds)
-    found, masks = [first], [_mask(problem, first)]
-    least = smallest_share(limits, first)
-    policies = [spent_on(first, allowed, limits, bonds)]
-    while len(policies) < count and len(found) < 20 * count:
+    allowed, problem, limits, first = posed(values, candidates, limits, bonds, spends)
+
+    def worth(bits: Bits) -> float:
+        return total(values, bits) + bonds.worth(bits)
+
+    def spent(bits: Bits) -> dict[str, tuple[int, int]]:
+        return spent_on(bits, allowed, limits, bonds, None if spends else worth)
+
+    masks = [_mask(problem, first)]
+    least = smallest_share(limits, first) if spends else 0.0
+    policies = [spent(first)]
+    while len(policies) < count and len(masks) < 20 * count:
         mask = problem.solve(problem.values, least, masks)
         if mask is None:
             break
-        found.append(problem.bits(mask))
         masks.append(mask)
-        bits = spent_on(found[-1], allowed, limits, bonds)
+        bits = spent(problem.bits(mask))
         if bits not in policies:
             policies.append(bits)
     return policies
@@ -161,6 +172,7 @@ def posed(
     candidates: Candidates,
     limits: Sequence[Limit],
     bonds: Bonds = FREE,
+    spends: bool = False,
 ) -> tuple[dict, Problem, list[Limit], dict[str, tuple[int, int]]]:
     """The candidates that have values, their knapsack, its limits and its solution.
 
@@ -187,7 +199,8 @@ def posed(
     felt = [each for each in limits if not each.table.is_fixed(candidates)]
     problem = Problem(choices, felt, bonds.pairs)
     try:
-        return allowed, problem, felt, knapsack(choices, felt, bonds.pairs)
+        first = knapsack(choices, felt, bonds.pairs, spends)
+        return allowed, problem, felt, first
     except BudgetError as error:
         if not bonds.allowed:
             raise
@@ -204,7 +217,7 @@ def smallest_share(limits: Sequence[Limit], first: Bits) -> float:
 
     Args:
         limits: limits of the costs; () for none.
-        first: the best policy; it may spend less, and then so may the others.
+        first: the best policy that must; it may spend less, as then may the others.
     """
     if not limits:
         return 0.0
@@ -217,11 +230,12 @@ def spent_on(
     candidates: Candidates,
     limits: Sequence[Limit],
     bonds: Bonds = FREE,
+    worth: Callable[[Bits], float] | None = None,
 ) -> dict[str, tuple[int, int]]:
-    """A policy with more bits where the budgets still allow them."""
+    """A policy with more bits where budgets and, if given, its value allow them."""
     if not limits:
         return dict(bits)
-    return spend_budget(bits, candidates, limits, bonds.allowed)
+    return spend_budget(bits, candidates, limits, bonds.allowed, worth)
 
 
 def uniform_bits(
@@ -267,7 +281,7 @@ def margin_of(
     """
     if valued.ranked:
         return margin_of_ranked(valued.ranked)
-    near = shortlist(valued.values, candidates, limits, 2, valued.bonds)
+    near = shortlist(valued.values, candidates, limits, 2, valued.bonds, valued.spends)
     others = [bits for bits in near if bits != best]
     if not others:
         return Margin(0.0, None, None)

@@ -100,8 +100,10 @@ def decisions_of(
     """
     if valued.ranked:
         return decisions_of_ranked(valued.ranked, candidates)
-    _, problem, felt, first = posed(valued.values, candidates, limits, valued.bonds)
-    least = smallest_share(felt, first)
+    _, problem, felt, first = posed(
+        valued.values, candidates, limits, valued.bonds, valued.spends
+    )
+    least = smallest_share(felt, first) if valued.spends else 0.0
 
     def against(name: str, which: int) -> Margin | None:
         if len(candidates[name][which]) == 1:

@@ -97,7 +97,9 @@ def compare(
     if not policies:
         count = config.finalists
         policies = list(
-            shortlist(valued.values, candidates, limits, count, valued.bonds)
+            shortlist(
+                valued.values, candidates, limits, count, valued.bonds, valued.spends
+            )
         )
     uniform = uniform_bits(candidates, limits)
     if uniform is not None and uniform not in policies:

@@ -7,7 +7,7 @@ of their costs stays within the limits. This integer linear program is solved ex
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -69,17 +69,20 @@ def spend_budget(
     candidates: Candidates,
     limits: Sequence[Limit],
     allowed: Mapping[str, Sequence[Pair]] | None = None,
+    worth: Callable[[Mapping[str, Pair]], float] | None = None,
 ) -> dict[str, Pair]:
     """Raises bits, the cheapest step of the first budget first, until none fits.
 
     Layers with few multiply-adds hardly feel the complexity risk, so their importances
-    say little; the rest of the budget gives them more precision at no cost.
+    say little; the rest of the budget gives them more precision at no cost. Of measured
+    values those are equal where fewer bits were better, which can only be chance.
 
     Args:
         bits: a policy that keeps the limits.
         candidates: (weight bits, activation bits) each layer may take.
         limits: at least one.
         allowed: layer -> pairs it may take; a layer that is missing may take any.
+        worth: policy -> its value, which no step may lower; None: it is not asked.
 
     Returns:
         Layer name -> (weight bits, activation bits), nowhere fewer than before.
@@ -96,6 +99,7 @@ def spend_budget(
             (added[0], name, new)
             for added, name, new in steps
             if all(cost <= rest for cost, rest in zip(added, left, strict=True))
+            and (worth is None or worth({**bits, name: new}) >= worth(bits))
         ]
         if not affordable:
             return bits
@@ -128,7 +132,10 @@ def _raised(
 
 
 def knapsack(
-    choices: Choices, limits: Sequence[Limit], pairs: PairValues | None = None
+    choices: Choices,
+    limits: Sequence[Limit],
+    pairs: PairValues | None = None,
+    spends: bool = True,
 ) -> dict[str, Pair]:
     """The choices of highest total value that keep all limits.
 
@@ -136,16 +143,17 @@ def knapsack(
         choices: layer name -> (bit-widths, value) pairs, of which one is taken.
         limits: limits of the costs.
         pairs: value that is added if two choices of different layers are both taken.
+        spends: whether they must spend the first limit; see `Valued`.
 
     Returns:
-        Layer name -> bit-widths. The cost of the first limit lies in
-        `[(1 - SLACK) limit, limit]`, or as near below it as the space allows.
+        Layer name -> bit-widths. If they must spend it, the cost of the first limit
+        lies in `[(1 - SLACK) limit, limit]`, or as near below it as the space allows.
 
     Raises:
         BudgetError: no choices keep all limits.
     """
     problem = Problem(choices, limits, pairs)
-    chosen = problem.solve(problem.values, 1 - SLACK)
+    chosen = problem.solve(problem.values, 1 - SLACK if spends else 0.0)
     if chosen is None:  # no policy is that near to the limit: find the nearest below
         nearest = problem.solve(problem.costs[0], 0.0)
         if nearest is None:

@@ -85,6 +85,7 @@ class SearchResult:
             "strategy": self.policy.made_by["strategy"],
             "values": plain(self.values),
             **({"pairs": pairs} if pairs else {}),
+            "spends": self.valued.spends,
             "columns": {n: plain(own) for n, own in self.valued.columns.items()},
             "finalists": [
                 {"risk": risk, "layers": _listed(bits)} for bits, risk in self.finalists
@@ -246,7 +247,9 @@ def conclude(
         best: the policy of highest value, if it is known.
     """
     candidates, limits = case.problem.candidates, case.problem.limits
-    best = dict(best or choose(valued.values, candidates, limits, valued.bonds))
+    best = dict(
+        best or choose(valued.values, candidates, limits, valued.bonds, valued.spends)
+    )
     compared: tuple[tuple[Bits, float], ...] = ()
     if finalists.finalists:
         ranked = compare(case, valued, finalists)

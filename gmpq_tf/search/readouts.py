@@ -116,7 +116,7 @@ def read_importances(
     values = READOUTS[readout](probabilities, candidates)
     column = _table(probabilities, candidates)
     odds = READOUTS[readout] is log_probability
-    return Valued(values, columns={"probability": column}, odds=odds)
+    return Valued(values, columns={"probability": column}, odds=odds, spends=True)
 
 
 def perturbation(

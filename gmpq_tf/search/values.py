@@ -70,6 +70,9 @@ class Valued:
         kept: layer -> a boolean for each channel, of layers that lose some, for
             `prune_channels`; budgets are kept by what is left.
         trained: the float model with the weights they are removed from; None: as it is.
+        spends: whether a policy must spend the first budget, because its values do not
+            say what bits are worth: importances of layers that the complexity risk
+            hardly feels. Else the highest total within the budgets is taken.
     """
 
     values: Values
@@ -81,6 +84,7 @@ class Valued:
     bonds: Bonds = FREE
     kept: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
     trained: Any = None
+    spends: bool = False
 
     def total(self, bits: Bits) -> float:
         """The value of a policy: of its choices, and of pairs of them."""

@@ -27,6 +27,12 @@ def test_values_are_shown(tmp_path):
     for said in ("W2", "W4", "A3", "-0.125", "<td>-0.5</td><td>0</td>"):
         assert said in text
     assert "A2" not in text
+    floor = "of policies that spend 97 % or more of the first budget"
+    assert floor in text  # as earlier versions did, which do not say it
+    write(tmp_path, spends=True)
+    assert floor in "\n".join(values_section(tmp_path))
+    write(tmp_path, spends=False)
+    assert floor not in "\n".join(values_section(tmp_path))
 
 
 def decisions(**changes):

@@ -195,7 +195,7 @@ def within(
             )
             for name, pair in candidates.items()
         }
-        return choose(near, candidates, limits)
+        return choose(near, candidates, limits, spends=True)
     return spent_on(found, candidates, limits)
 
 

@@ -182,4 +182,4 @@ def start_of(case: SearchCase) -> dict[str, tuple[int, int]]:
         name: tuple(np.full(len(side), 1 / len(side)) for side in pair)
         for name, pair in candidates.items()
     }
-    return choose(expected_bits(flat, candidates), candidates, limits)
+    return choose(expected_bits(flat, candidates), candidates, limits, spends=True)

@@ -191,7 +191,7 @@ def valued_by_training(
         return replace(read, history=answer["history"], kept=kept, trained=model)
     problem = case.pruned(kept).problem
     case = replace(case, problem=problem)  # the pruned model must keep the budgets
-    start = choose(read.values, problem.candidates, problem.limits)
+    start = choose(read.values, problem.candidates, problem.limits, spends=True)
     found = perturbation(case, start, config, risk, trained)
     return replace(
         found,
