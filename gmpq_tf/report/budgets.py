@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gmpq_tf.budget import BIT_OPS, UNITS
+from gmpq_tf.budget import BIT_OPS, FILE_BYTES, LATENCY_MS, UNITS
 from gmpq_tf.limits import shown_in
 from gmpq_tf.report.schema import (
     REMEDY,
@@ -19,6 +19,9 @@ from gmpq_tf.report.schema import (
     take,
 )
 
+# Resources whose cost of a policy is predicted, and measured only of its file.
+PREDICTED = (FILE_BYTES, LATENCY_MS)
+
 
 @dataclass(frozen=True)
 class SearchLimit:
@@ -30,6 +33,7 @@ class SearchLimit:
         limit: largest cost that the policy may have, above 0.
         cost: cost of the policy, or None.
         said: the budget as the user gave it, or None.
+        exported: cost of the exported file, or None.
 
     Raises:
         ReportError: a value is of the wrong kind or out of its range.
@@ -40,6 +44,7 @@ class SearchLimit:
     limit: float
     cost: float | None = None
     said: Any = None
+    exported: float | None = None
 
     def __post_init__(self) -> None:
         check_text("resource", self.resource)
@@ -57,9 +62,15 @@ class SearchLimit:
         if self.cost is None:
             return f"{self.resource}: at most {shown_in(self.unit, self.limit)}{said}."
         share = f", {100 * self.cost / self.limit:.1f} %" if self.limit else ""
+        cost = shown_in(self.unit, self.cost)
+        if self.resource in PREDICTED:
+            cost = f"{cost} predicted"
+        file = ""
+        if self.exported is not None:
+            file = f"; the exported file has {shown_in(self.unit, self.exported)}"
         return (
-            f"{self.resource}: {shown_in(self.unit, self.cost)} of at most "
-            f"{shown_in(self.unit, self.limit)}{share}{said}."
+            f"{self.resource}: {cost} of at most {shown_in(self.unit, self.limit)}"
+            f"{share}{said}{file}."
         )
 
 
@@ -84,7 +95,7 @@ def search_limits(
     if rows:
         with named("limits of the policy"):
             check_kind("limits", rows, list)
-            return tuple(_limit(row) for row in rows)
+            return tuple(_limit(row, summary) for row in rows)
     budget = bit_ops_budget(summary, made_by)
     if budget is None:
         return ()
@@ -93,10 +104,14 @@ def search_limits(
     return (SearchLimit(BIT_OPS, "bit operations", budget, cost),)
 
 
-def _limit(row: Any) -> SearchLimit:
+def _limit(row: Any, summary: Summary) -> SearchLimit:
     check_kind("limits", row, Mapping)
-    keys = ("resource", "unit", "limit", "cost")
-    return SearchLimit(**{key: take(row, key) for key in keys}, said=row.get("said"))
+    found = {key: take(row, key) for key in ("resource", "unit", "limit", "cost")}
+    exported = None
+    if found["resource"] == FILE_BYTES:
+        sizes = [each.file_bytes for each in summary.rows if each.name == "searched"]
+        exported = next(iter(sizes), None)
+    return SearchLimit(**found, said=row.get("said"), exported=exported)
 
 
 def bit_ops_budget(summary: Summary, made_by: Mapping[str, Any]) -> float | None:

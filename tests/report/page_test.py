@@ -146,10 +146,15 @@ def test_every_budget_is_said_with_what_the_policy_costs_of_it(tmp_path):
     page = Page(write_report(tmp_path).read_text("utf-8")).text
     for said in (
         "bit_ops: 3 GBOPs of at most 4 GBOPs, 75.0 %.",
-        "file_bytes: 57 kB of at most 60 kB, 95.0 % (said: 60kB).",
-        "latency_ms: 2 ms of at most 2.5 ms, 80.0 %.",
+        "file_bytes: 57 kB predicted of at most 60 kB, 95.0 % (said: 60kB).",
+        "latency_ms: 2 ms predicted of at most 2.5 ms, 80.0 %.",
     ):
         assert f"Budget of the search: {said}" in page
+    rows = [row("uniform W3A3", file_bytes=99999), row("searched", file_bytes=56924)]
+    write_summary(tmp_path, rows=rows)
+    page = Page(write_report(tmp_path).read_text("utf-8")).text
+    assert "(said: 60kB); the exported file has 56.92 kB." in page
+    assert page.count("the exported file has") == 1
     policy["made_by"]["config"]["limits"] = [{**limits[1], "unit": "bits"}]
     write_json(path, policy)
     page = Page(write_report(tmp_path).read_text("utf-8")).text
