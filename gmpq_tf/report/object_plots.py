@@ -17,7 +17,7 @@ from gmpq_tf.report.plots import BLUE, GREEN, ORANGE, PALETTE, quiet
 
 LEAST_SCORE = 0.5  # of boxes that are drawn
 LEAST_IOU = 0.5  # of a right box with its object, as in VOC
-MOST_IMAGES, MOST_MODELS = 6, 3
+MOST_INSIDE = 4  # lines that a panel explains inside; more are explained below it
 # Colour and line style of labelled objects, right boxes and wrong boxes.
 STYLES = {"object": (BLUE, "-"), "right": (GREEN, "-"), "wrong": (ORANGE, "--")}
 MEANING = {
@@ -31,16 +31,13 @@ def plot_objects(shown: ShownObjects) -> Figure:
     """Draws images with their objects, and with those that each model found.
 
     Args:
-        shown: the images; the first few are drawn, one row each.
+        shown: the images, one row each.
 
     Returns:
         The figure: a column for the labels and one for each model.
     """
-    columns = {
-        "labelled": shown.truth,
-        **dict(list(shown.models.items())[:MOST_MODELS]),
-    }
-    rows = min(len(shown.images), MOST_IMAGES)
+    columns = {"labelled": shown.truth, **shown.models}
+    rows = len(shown.images)
     high, wide = shown.images.shape[1:3]
     side = 2.6
     size = (side * len(columns), side * high / wide * rows + 0.9)
@@ -128,10 +125,13 @@ def plot_precision_recall(curves: Mapping[str, Mapping[str, Curve]]) -> Figure:
     classes = list(dict.fromkeys(c for of_model in curves.values() for c in of_model))
     columns = min(len(classes), 3)
     rows = math.ceil(len(classes) / columns)
-    figure = Figure(figsize=(2.9 * columns, 2.5 * rows + 0.5), layout="constrained")
+    inside = len(curves) <= MOST_INSIDE
+    high = 2.5 if inside else 2.7 + 0.15 * len(curves)
+    figure = Figure(figsize=(2.9 * columns, high * rows + 0.5), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel, name in zip(axes, classes, strict=False):
-        styles = cycle(zip(PALETTE, ("-", "--", ":", "-."), strict=False))
+        # Seven colours and four styles: 28 pairs before one is drawn again.
+        styles = zip(cycle(PALETTE), cycle(("-", "--", ":", "-.")), strict=False)
         for (model, own), (color, style) in zip(curves.items(), styles, strict=False):
             if name in own:
                 curve = own[name]
@@ -144,7 +144,8 @@ def plot_precision_recall(curves: Mapping[str, Mapping[str, Curve]]) -> Figure:
         panel.set_ylim(0, 1.02)
         panel.set_xlabel("recall", fontsize=8)
         panel.set_ylabel("precision", fontsize=8)
-        panel.legend(fontsize=7, loc="lower left")
+        under = {} if inside else {"bbox_to_anchor": (0, -0.25)}
+        panel.legend(fontsize=7, loc="lower left" if inside else "upper left", **under)
         quiet(panel)
     for panel in axes[len(classes) :]:
         panel.set_axis_off()

@@ -70,7 +70,6 @@ LEGEND = (
 
 # Metric -> what agreement is a share of.
 ANSWERS = {"accuracy": "images", "map_07": "default boxes", "loss": "numbers"}
-MOST_CURVES = 4  # in one panel
 
 
 @dataclass(frozen=True)
@@ -171,7 +170,7 @@ def _draw_curves(workdir: Path, summary: Summary) -> Figure:
     found = {n: c for n, c in sorted(found_by.items(), key=_float_first) if c}
     if not found:
         raise ReportError("no evaluation left precision and recall.")
-    return object_plots.plot_precision_recall(dict(list(found.items())[:MOST_CURVES]))
+    return object_plots.plot_precision_recall(found)
 
 
 def _float_first(named: tuple[str, Any]) -> bool:

@@ -1,6 +1,7 @@
 """Boxes and precision-recall curves of a report, against `MeanAP` and by hand."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -165,6 +166,13 @@ def test_the_page_embeds_both_figures(workdir):
         section = text.split(f"<h2>{title}</h2>")[1].split("</section>")[0]
         assert "<svg" in section and "Left out" not in section
     assert "big $dog_ 80 %" in text and "finetune, .tflite" in text
+    for number in range(5):  # further students: none is left out without a word
+        curves = curves_arrays(NAMES, {"": curves_of(Meter(metric(number)))})
+        (workdir / f"more{number}").mkdir()
+        np.savez(workdir / f"more{number}" / CURVES, **curves)
+    text = write_report(workdir).read_text(encoding="utf-8")
+    for name in ("float", "finetune", *(f"more{number}" for number in range(5))):
+        assert re.search(rf">{name} 0\.\d+<", text), name
     names = {path.name for path in write_figures(workdir, "png")}
     assert {"objects_found.png", "precision_and_recall.png"} <= names
 
@@ -206,3 +214,15 @@ def test_curves_have_a_panel_a_class():
     names = [f"class {n}" for n in range(7)]
     figure = plot_precision_recall({"float": dict.fromkeys(names, line)})
     assert [a.get_title() for a in figure.axes if a.axison] == names
+    models = {f"model {n}": {"one": line} for n in range(9)}
+    (panel,) = plot_precision_recall(models).axes
+    drawn = {(each.get_color(), each.get_linestyle()) for each in panel.lines}
+    assert len(drawn) == 9
+
+
+def test_every_image_and_model_has_its_place():
+    images, one = np.zeros((7, 4, 4, 3), "uint8"), objects((LEFT, 0, 0.9))
+    every = Found(*(np.repeat(a, 7, 0) for a in (one.boxes, one.classes, one.scores)))
+    models = {f"model {number}": every for number in range(4)}
+    figure = plot_objects(ShownObjects(images, NAMES, every, models))
+    assert len(figure.axes) == 7 * 5
