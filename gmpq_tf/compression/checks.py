@@ -12,6 +12,8 @@ from gmpq_tf.compression.corrections import labels_of_all
 from gmpq_tf.export.tflite.arguments import FLOAT_LAYERS, check_choice
 from gmpq_tf.export.tflite.lowering import check_kinds
 from gmpq_tf.export.tflite.outputs import Outputs, Tally, as_arrays, summary
+from gmpq_tf.export.tflite.region_files import check_options
+from gmpq_tf.export.tflite.region_parts import region_parts
 from gmpq_tf.graph import read_graph
 from gmpq_tf.inputs import InputError
 from gmpq_tf.search.case import Held, SearchData
@@ -24,18 +26,24 @@ BATCH = 64  # images
 FEW, ENOUGH = 8, 100  # with fewer images: an error; a warning
 
 
-def check_exportable(model: keras.Model, float_layers: str = "refuse") -> None:
+def check_exportable(
+    model: keras.Model, float_layers: str = "refuse", output_kinds: Any = None
+) -> None:
     """Refuses a model with layers that have no integer counterpart.
 
     Args:
         model: the float model.
         float_layers: "refuse" such layers, or "allow" those that a file can compute in
             float.
+        output_kinds: what the outputs mean; None: derived.
 
     Raises:
-        ExportError: there are layers that are not allowed; all are named.
+        ExportError: there are layers that are not allowed (all are named), or the model
+            becomes two files, which do not have these options.
     """
     check_choice("float_layers", float_layers, FLOAT_LAYERS)
+    if region_parts(model) is not None:
+        check_options({"float_layers": float_layers, "output_kinds": output_kinds})
     graph = split_gates(split_activations(read_graph(flattened(model))))
     check_kinds(graph, float_layers == "allow")
 

@@ -203,7 +203,7 @@ def compress(
         check_choice("storage", storage, STORAGES)
     known = facts(class_names, scaling)
     check_float(model)
-    check_exportable(model, float_layers)
+    check_exportable(model, float_layers, output_kinds)
     flat = flattened(model)
     outputs_of(flat, output_kinds)
     if len(flat.outputs) == 1:

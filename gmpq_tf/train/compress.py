@@ -105,7 +105,7 @@ def compress(config: CompressConfig, data: DataConfig, run: RunConfig) -> Path:
     path = model_path(run, config.model)
     model, dataset = load_inputs(path, data, labels=config.epochs > 0)
     data = dataset.config
-    check_exportable(model, config.float_layers)
+    check_exportable(model, config.float_layers, config.output_kind)
     check_images(dataset.sizes["train"])
     _describe_images(dataset, model)
     with dataset.naming_damaged_images():

@@ -8,6 +8,7 @@ import pytest
 
 import gmpq_tf as gmpq
 from gmpq_tf.budget import BudgetError
+from gmpq_tf.compression import whole
 from gmpq_tf.cost_tables import cost_table
 from gmpq_tf.export.tflite import (
     ExportError,
@@ -160,3 +161,17 @@ def test_without_images_random_ones_are_compared(student, tmp_path):
     report = export_tflite(student, tmp_path / "m.tflite", latency_runs=0, batch=2)
     assert report.data == "random" and report.twin.off == 0
     assert RegionDetector(tmp_path / "m.tflite").first.batch == 2
+
+
+@pytest.mark.parametrize(
+    "options", [{"float_layers": "allow"}, {"output_kinds": "numbers"}]
+)
+def test_compress_refuses_what_takes_one_file_before_any_work(
+    tmp_path, monkeypatch, options
+):
+    for work in ("SearchData", "search_policy", "make_student"):
+        monkeypatch.setattr(whole, work, lambda *_, **__: pytest.fail("too late"))
+    model = build_model("faster_rcnn_resnet18", (64, 64, 3), 2, alpha=0.0625, regions=5)
+    name = next(iter(options))
+    with pytest.raises(ExportError, match=f"Received: {name}="):
+        gmpq.compress(model, [], "20kB", tmp_path / "model.tflite", **options)

@@ -34,6 +34,14 @@ FIRST_KINDS = {FEATURES: "numbers", SCORES: "binary_logit", BOXES: "numbers"}
 HEAD_KINDS = {"scores": "classes", "boxes": "numbers"}
 # Options that the two files have of their own, or cannot have.
 _ALONE = ("labels", "postprocess", "output_kinds", "float_layers")
+# What they may be where there are two files, the default first.
+_OF_TWO: dict[str, tuple[Any, ...]] = {
+    "postprocess": (None, False),
+    "runtime": ("litert",),
+    "float_layers": ("refuse",),
+    "output_kinds": (None,),
+    "output_type": ("float32",),
+}
 
 
 def head_path(path: str | Path) -> Path:
@@ -70,7 +78,7 @@ def export_regions(
         ExportError: as for `export_tflite`, or an option that only a single file can
             have.
     """
-    _check(options)
+    check_options(options)
     options = {name: each for name, each in options.items() if name not in _ALONE}
     data = _repeatable(options.pop("verify_data"))
     batch, names = options.pop("batch"), options.pop("class_names")
@@ -127,16 +135,17 @@ def _input_type(first: keras.Model, scaling: Any) -> str:
     return "uint8" if reads_pixels(first, facts(None, scaling)) else "float32"
 
 
-def _check(options: Mapping[str, Any]) -> None:
-    """Refuses options that only a single file can have."""
-    wrong = {
-        "postprocess": options["postprocess"] not in (None, False),
-        "runtime": options["runtime"] != "litert",
-        "float_layers": options["float_layers"] != "refuse",
-        "output_kinds": options["output_kinds"] is not None,
-        "output_type": options["output_type"] != "float32",
-    }
-    if name := next((name for name, bad in wrong.items() if bad), None):
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuses options that only a single file can have.
+
+    Args:
+        options: some of the arguments of `export_tflite`, by name.
+
+    Raises:
+        ExportError: one is given; the message names it.
+    """
+    wrong = (n for n, own in _OF_TWO.items() if options.get(n, own[0]) not in own)
+    if name := next(wrong, None):
         raise ExportError(
             "A two-stage detector is written as two files, whose objects "
             f"RegionDetector finds. Received: {name}={options[name]!r}. Leave {name} "
