@@ -20,6 +20,7 @@ from gmpq_tf.detection import (
 from gmpq_tf.detection.mean_ap import MeanAP
 from gmpq_tf.task.guidance import box_gap
 from gmpq_tf.task.kinds import TaskError
+from gmpq_tf.task.output_names import check_finite
 from gmpq_tf.task.outputs import outputs_of
 from gmpq_tf.task.task import Task
 from gmpq_tf.transform.rewrite import all_scores
@@ -163,8 +164,14 @@ class BoxMeter:
             outputs: outputs by name, "boxes" [B, N, 4] and "scores" [B, N, classes +
                 1], or the objects found.
             labels: "boxes" [B, M, 4], "classes" [B, M], maybe "difficult" [B, M].
+
+        Raises:
+            TaskError: an output is NaN or infinite; such a score would find nothing.
         """
-        if not isinstance(outputs, Detections):
+        if isinstance(outputs, Detections):
+            check_finite({"boxes": outputs.boxes, "scores": outputs.scores})
+        else:
+            check_finite(outputs)
             outputs = self.found(outputs)
         self.mean_ap.add_batch(labels, outputs)
         self.coco_ap.add_batch(labels, outputs)

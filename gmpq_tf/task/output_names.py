@@ -52,6 +52,28 @@ def _is_finite(labels: np.ndarray) -> bool:
     return labels.dtype.kind != "f" or bool(np.isfinite(labels).all())
 
 
+def check_finite(outputs: Mapping[str, Any], whose: str = "the model") -> None:
+    """Refuses outputs of which NaN would decide: it compares as no, and as 0.
+
+    Args:
+        outputs: name -> output [B, ...].
+        whose: what computed them, for the message.
+
+    Raises:
+        TaskError: an output is NaN or infinite; it is named, and in how many images.
+    """
+    for name, values in outputs.items():
+        rows = np.asarray(values).reshape(len(values), -1)
+        wrong = int(np.sum(~np.isfinite(rows).all(axis=1)))
+        if wrong:
+            raise TaskError(
+                "Outputs must be finite to be measured. Received: NaN or infinity in "
+                f"output {name!r} of {whose}, for {wrong} of {len(rows)} images. Check "
+                "the images and the model's weights; where training diverged, lower "
+                "its learning rate."
+            )
+
+
 def output_names(graph: Graph) -> list[str]:
     """Returns names of a model's outputs: keys of its dict, else names of layers."""
     return [

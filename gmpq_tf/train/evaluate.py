@@ -45,6 +45,7 @@ from gmpq_tf.run.run_config import WorkdirConfig, set_threads
 from gmpq_tf.spelling import suggest
 from gmpq_tf.task import Output, outputs_of
 from gmpq_tf.task.kinds import OutputKindName, read_kind
+from gmpq_tf.task.output_names import check_finite
 from gmpq_tf.task.task import Task
 from gmpq_tf.task.tasks import task_of
 from gmpq_tf.train.first_look import look
@@ -56,6 +57,8 @@ RESULT = "evaluation.json"
 # Figures of a file: of its decisions, and of its errors where outputs are numbers.
 FILE_DECISIONS = ("tflite_accuracy", "agreement", "ties", "twin_agreement")
 FILE_ERRORS = ("mean_error", "max_error", "relative_error", "twin_max_error")
+# What computed the outputs of each prefix, for messages.
+WHOSE = {"": "the Keras model", "tflite_": "the file", "twin_": "the integer twin"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +170,9 @@ def measure_both(
         plain numbers have errors, and no accuracy or agreement. Other metrics of the
         task have their own names, with tflite_ and twin_ before those of the file and
         the twin; a file that returns detected objects has only these.
+
+    Raises:
+        TaskError: outputs that are measured are NaN or infinite, or labels do not fit.
     """
     task, names = task or task_of(model), list(model.output_names)
     if len(names) > 1:  # Keras has the names of layers, not the keys of a dict
@@ -193,6 +199,8 @@ def measure_both(
         _add(tally, deciding, np.asarray(task.decided(labels)) if known else None)
         for prefix, meter in meters.items():
             if meter is not None and labels is not None:
+                if isinstance(named[prefix], dict):
+                    check_finite(named[prefix], WHOSE[prefix])
                 meter.add(named[prefix], labels)
         images += len(pixels)
     if curves is not None:

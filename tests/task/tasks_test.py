@@ -1,5 +1,7 @@
 """What classifiers and detectors are trained for, measured by and distilled with."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -77,6 +79,17 @@ def test_the_meter_knows_a_perfect_detector(detector):
     first = np.where(np.arange(2)[:, None, None] == 0, outputs["boxes"], 9.0)
     missed.add({**outputs, "boxes": first}, labels)
     assert 0 < missed.report()["map_area"] < 1
+    # Without a word NaN would find nothing, which is an average precision of 0.
+    for name, value in (("boxes", np.nan), ("scores", np.nan), ("boxes", np.inf)):
+        broken = {key: np.array(values) for key, values in outputs.items()}
+        broken[name][1, 7] = value
+        said = f"infinity in output '{name}' of the model, for 1 of 2 images. Check"
+        with pytest.raises(TaskError, match=said):
+            task.meter(CLASSES).add(broken, labels)
+    objects = task.found(outputs)
+    scores = np.where(np.arange(2)[:, None] == 0, np.nan, objects.scores)
+    with pytest.raises(TaskError, match="'scores' of the model, for 1 of 2"):
+        task.meter(CLASSES).add(dataclasses.replace(objects, scores=scores), labels)
 
 
 def test_losses_of_what_is_wanted_are_least(detector):

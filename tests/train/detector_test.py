@@ -18,6 +18,7 @@ from gmpq_tf.run.run_config import RunConfig, WorkdirConfig
 from gmpq_tf.search import RiskConfig
 from gmpq_tf.search.finalists import NO_FINALISTS
 from gmpq_tf.search.strategies.loss_delta import LossDeltaConfig
+from gmpq_tf.task import TaskError
 from gmpq_tf.task.tasks import task_of
 from gmpq_tf.train.evaluate import (
     EvaluateConfig,
@@ -180,6 +181,10 @@ def test_difficult_objects_alone_give_no_figure():
     assert found["map_07"] is found["map_area"] is found["map_coco"] is None
     line = describe("pretrain", {**found, "split": "test"})
     assert line.startswith("pretrain: no average precision, for want of objects that")
+    (offsets,) = [v for v in model.weights if v.path == "boxes0/bias"]
+    offsets.assign(np.nan * offsets)
+    with pytest.raises(TaskError, match="'boxes' of the Keras model, for 1 of 1"):
+        measure_both(model, None, [(images, labels)], class_names=("cat", "dog"))
 
 
 def test_each_is_told_which_data_fits(data):

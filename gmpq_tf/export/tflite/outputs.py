@@ -16,6 +16,7 @@ from gmpq_tf.export.tflite.runtime import TFLiteModel
 from gmpq_tf.export.tflite.twin.run import FileTwin
 from gmpq_tf.graph import read_graph
 from gmpq_tf.task import Numbers, Output, TaskError, match_labels
+from gmpq_tf.task.output_names import check_finite
 from gmpq_tf.transform.batches import Batch, ModelInputs
 
 BUILTIN_IMAGES = 256
@@ -318,13 +319,7 @@ class Tally:
             self._mean("twin_accuracy", self.kind.right(want, labels))
 
     def _check_finite(self, whose: str, scores: np.ndarray) -> None:
-        """Refuses outputs of which NaN would decide: it compares as no, and as 0."""
-        if not np.isfinite(scores).all():
-            raise TaskError(
-                "Outputs must be finite to be measured. Received: NaN or infinity in "
-                f"output {self.output.name!r} of {whose}. Check the images and the "
-                "model's weights."
-            )
+        check_finite({self.output.name: scores}, whose)
 
     def _alike(self, prefix: str, want: np.ndarray, have: np.ndarray) -> None:
         if not isinstance(self.kind, Numbers):
