@@ -235,12 +235,7 @@ class Judge:
         if isinstance(kind, Binary):
             kind.right(scores, labels)
             return (labels.reshape(scores.shape) > 0.5).astype("float32")
-        if labels.size != scores.size:
-            raise TaskError(
-                f"Labels must have the shape of the output, {scores.shape}. "
-                f"Received: {labels.shape}. Pass those of the images."
-            )
-        return labels.reshape(scores.shape).astype("float32")
+        return kind.matched(scores, labels).astype("float32")
 
 
 def _axis_last(values: tf.Tensor, axis: int) -> tf.Tensor:

@@ -157,6 +157,22 @@ class Numbers:
     name: ClassVar[str] = "numbers"
     decides: ClassVar[bool] = False
 
+    def matched(self, scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Returns labels in the shape of the scores.
+
+        Args:
+            scores: numbers of any shape [B, ...].
+            labels: numbers of that shape; a last axis of 1 may be missing, or added.
+
+        Raises:
+            TaskError: labels have another shape, which only seems to fit where it has
+                as many numbers.
+        """
+        bare = scores.shape[:-1] if scores.shape[-1] == 1 else scores.shape
+        if labels.shape not in (scores.shape, bare, (*scores.shape, 1)):
+            raise _misfit(labels, self.name, f"{scores.shape}")
+        return labels.reshape(scores.shape)
+
     def compared(self, shape: tuple) -> str:
         """Says what is compared, given the shape of one image's numbers."""
         return "numbers, in steps"

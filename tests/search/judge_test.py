@@ -1,5 +1,7 @@
 """Risks of outputs of every kind, against Keras."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -64,6 +66,24 @@ def test_numbers_are_compared_by_their_variance():
     assert not judge.decides
     found = judge.divergence([teacher + 7], [teacher])
     np.testing.assert_allclose(found, 49 / teacher.var(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (4, 1), (1, 4)])
+def test_numbers_of_another_shape_are_not_read_in_another_order(shape):
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, keras.layers.Reshape(shape)(inputs))
+    scores, labels = RNG.normal(size=(2, 6, *shape)).astype("float32")
+    judge = Judge(model, [scores], labels, "numbers")
+    gaps = np.square(scores - labels).reshape(6, -1).mean(axis=1) / scores.var()
+    np.testing.assert_allclose(judge.task([scores], judge.targets), gaps, rtol=1e-5)
+    Judge(model, [scores], labels[..., None], "numbers")
+    for other in {(6, 4), (6, 2, 2), (6, 4, 1), (6, 1, 4)} - {labels.shape}:
+        if shape[-1] == 1 and other == (6, 4):  # a last axis of 1 may be missing
+            Judge(model, [scores], labels.reshape(other), "numbers")
+            continue
+        said = rf"{re.escape(str(labels.shape))}. Received: labels of shape "
+        with pytest.raises(TaskError, match=said + re.escape(str(other))):
+            Judge(model, [scores], labels.reshape(other), "numbers")
 
 
 def test_a_stated_kind_counts():

@@ -15,7 +15,7 @@ from gmpq_tf.export.tflite.lowering import Lowered
 from gmpq_tf.export.tflite.runtime import TFLiteModel
 from gmpq_tf.export.tflite.twin.run import FileTwin
 from gmpq_tf.graph import read_graph
-from gmpq_tf.task import Numbers, Output, TaskError, match_labels
+from gmpq_tf.task import Numbers, Output, match_labels
 from gmpq_tf.task.output_names import check_finite
 from gmpq_tf.transform.batches import Batch, ModelInputs
 
@@ -282,7 +282,8 @@ class Tally:
             return
         for name, scores in (("keras", want), ("tflite", have)):
             if isinstance(self.kind, Numbers):
-                self._mean(f"{name}_error", np.abs(scores - numbers(scores, labels)))
+                wanted = self.kind.matched(scores, labels)
+                self._mean(f"{name}_error", np.abs(scores - wanted))
             else:
                 self._mean(f"{name}_accuracy", self.kind.right(scores, labels))
 
@@ -368,22 +369,6 @@ class Tally:
             twin_accuracy=self["twin_accuracy"],
             twin_max_error=self.twin_largest,
         )
-
-
-def numbers(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Labels of plain numbers, reshaped to the shape of the scores, [B, ...].
-
-    Raises:
-        TaskError: they have another shape.
-    """
-    bare = scores.shape[:-1] if scores.shape[-1] == 1 else scores.shape
-    if labels.shape not in (scores.shape, bare):
-        raise TaskError(
-            f"Labels of numbers must have their shape {scores.shape}. "
-            f"Received: labels of shape {labels.shape}. Pass those of the images, or "
-            "say what the output is."
-        )
-    return labels.reshape(scores.shape)
 
 
 def as_arrays(value: Any) -> list[np.ndarray]:
