@@ -17,8 +17,9 @@ Each point is an ordinary workdir in <workdir>/points, so that all commands work
 Several machines can share the work through a common folder: each takes points that no
 other is working on (or, with --shard=INDEX/COUNT, its own share). An interrupted sweep
 resumes when it is started again. The results, <workdir>/sweep.csv and
-accuracy_bops.png, contain the finished points. With --runner=ray the points are tasks
-of a Ray cluster.
+accuracy_bops.png, contain the finished points; detectors have their mean average
+precision instead of an accuracy (map_07_bops.png), and numbers their loss. With
+--runner=ray the points are tasks of a Ray cluster.
 
 If a grid is too coarse, give "ranges" instead, from which Optuna draws the points:
 
@@ -34,12 +35,13 @@ optimized; best.json has the best points.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gmpq_tf.files import write_json
 from gmpq_tf.models import load_model
+from gmpq_tf.report.schema import METRICS
 from gmpq_tf.run.app import run_main
 from gmpq_tf.run.errors import StageError
 from gmpq_tf.run.flags import from_flags
@@ -55,6 +57,7 @@ from gmpq_tf.train.sweep_spec import (
     Flags,
     Point,
     deployed_models,
+    figure_of_point,
     read_points,
     read_spec,
 )
@@ -138,6 +141,7 @@ def run_trials(
         )
     ranges = read_ranges(spec)
     load_deployed({"each": ranges.first()})
+    check_objective(config.objective, ranges.first())
     forget(workdir, flags[1])
     check_same_record(
         workdir,
@@ -155,6 +159,26 @@ def run_trials(
         points = trials.run(config.trials, runner, pool)
     print(f"Best: {workdir / BEST}")
     return points, trials.errors
+
+
+def check_objective(objective: Sequence[str], point: Point) -> None:
+    """Refuses a figure that trials would not have when they are finished.
+
+    Args:
+        objective: names of the figures that are optimized.
+        point: flags of a trial, whose data say its figure.
+
+    Raises:
+        StageError: it is the figure of another task.
+    """
+    own = figure_of_point(point)
+    others = [name for name in objective if name in METRICS and name != own]
+    if own is not None and others:
+        raise StageError(
+            f"Trials of this data have the figure {own}. "
+            f"Received: objective={','.join(objective)}. Give --objective={own}, with "
+            "bit_ops and weight_bytes where they count too."
+        )
 
 
 def load_deployed(points: Mapping[str, Point]) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 import tensorflow as tf
 
 from gmpq_tf.report.layout import TENSORBOARD
-from gmpq_tf.train.sweep_results import point_row
+from gmpq_tf.train.sweep_results import figure_of, point_row
 from gmpq_tf.train.sweep_spec import Flags, Point, as_flag
 
-FIGURES = ("accuracy", "bit_ops", "weight_bytes")
+COSTS = ("bit_ops", "weight_bytes")
 
 
 def write_hparams(workdir: Path, points: Mapping[str, Point]) -> Path:
@@ -32,17 +32,17 @@ def write_hparams(workdir: Path, points: Mapping[str, Point]) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     settings = swept(points)
     names = dict.fromkeys(key for values in settings.values() for key in values)
-    metrics = [api.Metric(name) for name in FIGURES]
+    found = {name: point_row(workdir / "points" / name) for name in settings}
+    rows = {name: row for name, row in found.items() if row is not None}
+    figures = [*(dict.fromkeys(map(figure_of, rows.values())) or ["accuracy"]), *COSTS]
+    metrics = [api.Metric(name) for name in figures]
     with tf.summary.create_file_writer(str(folder)).as_default():
         api.hparams_config([api.HParam(name) for name in names], metrics)
-    for name, values in settings.items():
-        row = point_row(workdir / "points" / name)
-        if row is None:
-            continue
+    for name, row in rows.items():
         with tf.summary.create_file_writer(str(folder / name)).as_default():
-            api.hparams(values, trial_id=name)
-            for figure in FIGURES:
-                if row[figure] is not None:
+            api.hparams(settings[name], trial_id=name)
+            for figure in figures:
+                if row.get(figure) is not None:
                     tf.summary.scalar(figure, row[figure], step=0)
     return folder
 

@@ -38,6 +38,8 @@ TAKEN = frozenset(["workdir", "overwrite", "model", "policy", "name", "names"])
 # Flags of a stage that may be given all the same: policies may be deployed on another
 # network than the one that was searched.
 GIVEN = {"finetune": ["model"]}
+# What data hold -> the figure that models of them are compared by.
+FIGURES = {"classes": "accuracy", "boxes": "map_07", "tensors": "loss"}
 WAYS = ("grid", "points", "ranges")
 MOST_POINTS = 10_000
 Flags = dict[str, Any]
@@ -88,33 +90,46 @@ def point_of(common: Point, choice: Flags) -> Point:
         choice: flags of this point; keys such as `search.eta`.
 
     Raises:
-        StageError: a flag is unknown, or the point would have no accuracy.
+        StageError: a flag is unknown, or the point would have no figure.
     """
     point = {stage: dict(flags) for stage, flags in common.items()}
     for key, value in _checked_values("a point", choice).items():
         for stage, flag in stages_of(key):
             point[stage][flag] = value
-    _check_decides(point)
+    _check_figure(point)
     _check_strategy(point)
     _find_model(point)
     return point
 
 
-def _check_decides(point: Point) -> None:
-    """Refuses points that would have no accuracy when they are finished."""
-    if point["evaluate"].get("output_kind") == "numbers":
+def _check_figure(point: Point) -> None:
+    """Refuses points that would have no figure when they are finished."""
+    numbers = point["evaluate"].get("output_kind") == "numbers"
+    if numbers and figure_of_point(point) != "loss":
         raise StageError(
             "A sweep draws accuracies, which numbers do not have. "
-            "Received: evaluate.output_kind=numbers. Leave it out."
+            "Received: evaluate.output_kind=numbers. Leave it out, or give data with "
+            "targets: those are compared by their loss."
         )
-    for stage, flags in point.items():
-        name, crops = flags.get("dataset"), flags.get("labels") == "crops"
-        if isinstance(name, str) and not crops and find_spec(name).holds != "classes":
-            raise StageError(
-                "A sweep draws accuracies, which images with boxes do not have. "
-                f"Received: {stage}.dataset={name!r}. Fine-tune and evaluate each "
-                "policy in one workdir; train.report compares them."
-            )
+
+
+def figure_of_point(point: Point) -> str | None:
+    """The figure that the model of a point is compared by, as its data say.
+
+    Args:
+        point: flags of its stages.
+
+    Returns:
+        "accuracy", "map_07" for boxes or "loss" for tensors; None: no data are named.
+    """
+    data = {**point["finetune"], **point["evaluate"]}
+    if data.get("targets") is not None:
+        return FIGURES["tensors"]
+    name = data.get("dataset")
+    if not isinstance(name, str):
+        return None
+    crops = data.get("labels") == "crops"
+    return FIGURES["classes" if crops else find_spec(name).holds]
 
 
 def _check_strategy(point: Point) -> None:

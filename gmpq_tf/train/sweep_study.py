@@ -11,7 +11,13 @@ from gmpq_tf.train.sweep_ranges import Range
 
 SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler"}  # their names in Optuna
 # Figure of a point -> the direction in which it is optimized.
-OBJECTIVES = {"accuracy": "maximize", "bit_ops": "minimize", "weight_bytes": "minimize"}
+OBJECTIVES = {
+    "accuracy": "maximize",
+    "map_07": "maximize",
+    "loss": "minimize",
+    "bit_ops": "minimize",
+    "weight_bytes": "minimize",
+}
 
 
 class Study:

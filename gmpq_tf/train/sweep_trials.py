@@ -113,15 +113,15 @@ class Trials:
         figures = self._figures(folder) if outcome.state == "finished" else None
         self._study.tell(number, figures)
         if figures is None:
-            said = outcome.message or f"{folder.name}: {WHY[outcome.state]}"
-            self.errors.append(said)
+            why = WHY[outcome.state].format(objective=", ".join(self._objective))
+            self.errors.append(outcome.message or f"{folder.name}: {why}")
 
     def _figures(self, folder: Path) -> list[float] | None:
         """Returns the figures of a trial for the objective; None: not finished."""
         row = point_row(folder)
         if row is None or row["split"] != "validation":
             return None
-        figures = [row[name] for name in self._objective]
+        figures: list[Any] = [row.get(name) for name in self._objective]
         return figures if all(map(is_number, figures)) else None
 
     def _write_best(self) -> None:
@@ -137,7 +137,7 @@ class Trials:
 
 
 WHY = {
-    "finished": "it has no accuracy on held-out images. Give a --validation_size",
+    "finished": "it has no {objective} on held-out images. Give a --validation_size",
     "busy": "another process is working on it; let it finish",
     "stopped": "it was stopped",
     "failed": "it failed",

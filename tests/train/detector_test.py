@@ -1,5 +1,6 @@
 """A detector through the commands: train, quantize, export, measure."""
 
+import csv
 import dataclasses
 import json
 from types import SimpleNamespace
@@ -31,6 +32,7 @@ from gmpq_tf.train.inputs import check_model
 from gmpq_tf.train.pretrain import PretrainConfig, pretrain
 from gmpq_tf.train.search import SearchConfig, search
 from gmpq_tf.train.strategies import ChoicesConfig, search_by
+from gmpq_tf.train.sweep import SweepConfig, check_objective, sweep
 from gmpq_tf.train.sweep_spec import read_points
 from tests.data.detection_sets import voc_kit
 
@@ -210,9 +212,32 @@ def test_a_detector_given_tensors_is_told_which_data_fits(name):
         check_model(model, tensors)
 
 
-def test_a_sweep_says_that_it_draws_accuracies(data, tmp_path):
+def test_a_sweep_of_detectors_is_of_average_precision(data, tmp_path):
     path = tmp_path / "spec.json"
     spec = {"finetune": {"dataset": data.dataset}, "grid": {"seed": [0]}}
     path.write_text(json.dumps(spec))
-    with pytest.raises(StageError, match="images with boxes do not have"):
-        read_points(path)
+    (point,) = read_points(path).values()
+    check_objective(("map_07", "bit_ops"), point)
+    with pytest.raises(StageError, match=r"figure map_07\. Received: .*=accuracy"):
+        check_objective(("accuracy",), point)
+
+
+@pytest.mark.slow
+def test_detectors_are_swept(data, tmp_path):
+    shown = {"dataset": data.dataset, "image_size": 32}
+    trained = {**shown, "batch_size": 4, "calibration_images": 8}
+    spec = {
+        "search": {**trained, "strategy": "loss_delta", "images": 8},
+        "finetune": {**trained, "epochs": 1, "optimizer": "adam", "snap_tolerance": 1},
+        "evaluate": {**shown, "split": "test"},
+        "grid": {"search.budget": ["W4A4"]},
+    }
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    model = tmp_path / "model.keras"
+    build_model("ssd_resnet8", (32, 32, 3), 2).save(model)
+    config = SweepConfig(str(tmp_path / "spec.json"), str(model))
+    path = sweep(config, WorkdirConfig(str(tmp_path / "sweep")))
+    (row,) = csv.DictReader(path.open())
+    done = path.parent / "points" / row["point"] / "finetune" / "evaluation.json"
+    assert float(row["map_07"]) == json.loads(done.read_text())["map_07"]
+    assert "accuracy" not in row and (path.parent / "map_07_bops.png").exists()

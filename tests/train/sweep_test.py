@@ -16,7 +16,10 @@ import pytest
 
 from gmpq_tf.cost import count_cost
 from gmpq_tf.data import DataConfig
+from gmpq_tf.files import write_json
 from gmpq_tf.policy import BitwidthPolicy
+from gmpq_tf.report.plots import front
+from gmpq_tf.report.schema import ResultRow
 from gmpq_tf.run.app import StopRequested, stopped_by_signals
 from gmpq_tf.run.errors import StageError
 from gmpq_tf.run.flags import field_types
@@ -26,8 +29,9 @@ from gmpq_tf.train.report import ReportConfig, report
 from gmpq_tf.train.search import configs_of
 from gmpq_tf.train.sweep import SweepConfig, check_same_sweep, sweep
 from gmpq_tf.train.sweep_children import Children, run_stages
+from gmpq_tf.train.sweep_events import write_hparams
 from gmpq_tf.train.sweep_points import commands_of
-from gmpq_tf.train.sweep_results import front
+from gmpq_tf.train.sweep_results import write_results
 from gmpq_tf.train.sweep_spec import STAGES, flag_names, read_points
 
 DIGITS = DataConfig("digits", batch_size=256)
@@ -198,15 +202,46 @@ def test_a_sweep_is_continued_with_its_own_points_only(tmp_path, float_file):
 
 def test_the_front_holds_what_no_other_beats():
     points = [(5, 0.7), (1, 0.5), (2, 0.4), (2, 0.6), (9, 0.7), (3, 0.6)]
-    rows = [{"bit_ops": cost, "accuracy": share} for cost, share in points]
+    rows = [ResultRow("a", share, cost, 1) for cost, share in points]
     beaten = {
         (c, a)
         for c, a in points
         for c2, a2 in points
         if (c2 <= c and a2 > a) or (c2 < c and a2 >= a)
     }
-    found = [(row["bit_ops"], row["accuracy"]) for row in front(rows)]
+    found = [(row.bit_ops, row.accuracy) for row in front(rows)]
     assert found == sorted(set(points) - beaten)
+    rows = [ResultRow("a", -share, cost, 1, share=False) for cost, share in points]
+    found = [(row.bit_ops, -row.accuracy) for row in front(rows)]
+    assert found == sorted(set(points) - beaten)
+
+
+@pytest.mark.parametrize(
+    ("figure", "evaluation"),
+    [
+        ("accuracy", {"accuracy": 0.5}),
+        ("map_07", {"accuracy": None, "map_07": 0.5, "map_area": 0.4}),
+        ("loss", {"accuracy": None, "loss": 3.5, "metric": "loss"}),
+    ],
+)
+def test_a_sweep_shows_the_figure_of_its_task(tmp_path, figure, evaluation):
+    for name in "ab":
+        folder = tmp_path / "points" / name / "finetune"
+        cost = {"bit_ops": 10.0, "weight_bytes": 9.0, "last_epoch": None}
+        write_json(folder / "done.json", cost)
+        measured = {**evaluation, "images": 9, "split": "validation"}
+        write_json(folder / "evaluation.json", measured)
+    path = write_results(tmp_path, ["a", "b", "not finished"])
+    rows = list(csv.DictReader(path.open()))
+    assert [float(row[figure]) for row in rows] == [evaluation[figure]] * 2
+    assert list(rows[0]) == [
+        *("point", figure, "bit_ops", "weight_bytes", "images", "split")
+    ]
+    assert [p.name for p in tmp_path.glob("*.png")] == [f"{figure}_bops.png"]
+    points = {name: {"search": {"seed": name}} for name in "ab"}
+    folder = write_hparams(tmp_path, points)
+    events = [p.read_bytes() for p in folder.glob("a/*")]
+    assert any(figure.encode() in each for each in events)
 
 
 OBEDIENT = """

@@ -308,6 +308,8 @@ def test_what_has_no_held_out_accuracy_is_a_failure(
     monkeypatch.setattr(toy_runner, "run", run)
     with pytest.raises(StageError, match="no accuracy on held-out images"):
         start("a", 2)
+    with pytest.raises(StageError, match="have the figure accuracy"):
+        start("b", 2, objective=("map_07",))
 
 
 @pytest.mark.slow
