@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from gmpq_tf.bits import MAX_BITS, MIN_BITS
@@ -82,6 +83,19 @@ def bit_ops(macs: Any, weight_bits: Any, activation_bits: Any) -> Any:
         The product, of the type the arguments have.
     """
     return macs * weight_bits * activation_bits
+
+
+def times(amount: float, factor: float) -> float:
+    """Returns the product of two numbers in the decimals they are written in.
+
+    In binary 0.000498 * 1e6 is less than 498, so that a file of 498 bytes would not
+    keep a budget of 0.000498 MB.
+
+    Args:
+        amount: a number.
+        factor: another.
+    """
+    return float(Decimal(str(amount)) * Decimal(str(factor)))
 
 
 def parse_budget(budget: Any, what: str = "budget") -> tuple[Budget, ...]:
@@ -194,7 +208,8 @@ def _one(
             f"Received: {what}={_short(said)}. Give such as {FORMS}."
         )
     if unit == PERCENT:
-        return Budget(said, resource or BIT_OPS, number / 100, fraction=True)
+        share = times(number, 0.01)
+        return Budget(said, resource or BIT_OPS, share, fraction=True)
     if not unit:
         resource = resource or BIT_OPS
         # For other resources a number is a count: 0.5 ms is not a fraction.
@@ -205,7 +220,7 @@ def _one(
             f"An amount in {kind} must name its resource. "
             f"Received: {what}={_short(said)}. Write 'resource={value.strip()}'."
         )
-    return Budget(said, resource or SAID_OF[kind], number * scale, unit=kind)
+    return Budget(said, resource or SAID_OF[kind], times(number, scale), unit=kind)
 
 
 def _uniform_bits(text: str, what: str) -> tuple[int, int] | None:

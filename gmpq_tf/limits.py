@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Context, Decimal
 from typing import Any
 
 from gmpq_tf.bits import Pin, uniform_pins
@@ -16,6 +17,7 @@ from gmpq_tf.budget import (
     Candidates,
     parse_budget,
     plain_budget,
+    times,
 )
 from gmpq_tf.cost_tables import CostTable, TableOptions, cost_table
 from gmpq_tf.ends import end_names
@@ -62,15 +64,28 @@ def shown(table: CostTable, *costs: float) -> str:
     return shown_in(table.unit, *costs)
 
 
-def shown_in(unit: str, *costs: float) -> str:
+def shown_in(unit: str, *costs: float, least: bool = False) -> str:
     """Returns costs as text, such as "1.5 to 3 MB".
 
     Args:
         unit: unit of the costs, as in a `CostTable`.
         *costs: one or more costs.
+        least: whether the first is the least budget that can be kept: it is rounded up.
     """
     size, name = scale_of(unit, max(costs))
-    return " to ".join(f"{cost / size:.4g}" for cost in costs) + f" {name}"
+    shares = [cost / size for cost in costs]
+    if least:
+        shares[0] = rounded_up(costs[0], size)
+    return " to ".join(f"{share:.4g}" for share in shares) + f" {name}"
+
+
+def rounded_up(cost: float, size: float) -> float:
+    """Returns `cost / size` rounded up to four digits.
+
+    A cost that is shown rounded down, and given as a budget, would be refused.
+    """
+    digits = Context(prec=4, rounding=ROUND_CEILING)
+    return float(digits.divide(Decimal(float(cost)), Decimal(float(size))))
 
 
 def scale_of(unit: str, largest: float) -> tuple[float, str]:
@@ -152,7 +167,7 @@ def amount_of(
             f"share of it. Received: {what}={budget.said!r}. Give an amount, or a "
             "uniform policy such as 'W4A4'."
         )
-    return budget.amount * table.full
+    return times(budget.amount, table.full)
 
 
 def _reaches(table: CostTable, low: float, high: float, candidates: Candidates) -> str:
@@ -160,18 +175,20 @@ def _reaches(table: CostTable, low: float, high: float, candidates: Candidates) 
     if table.unit == "bytes":  # exact, since a rounded value might be refused again
         note = f" The least is {math.ceil(low)}B.{note}"
     if table.is_fixed(candidates):
+        cost = shown_in(table.unit, low, least=True)
         return (
-            f"Every policy of the space costs {shown(table, low)}, whatever its bits: "
+            f"Every policy of the space costs {cost}, whatever its bits: "
             f"raise the budget, or take a smaller model.{note}"
         )
     full = table.full
     fractions = (
-        f" (fractions {low / full:.4g} to {high / full:.4g} of full precision)"
+        f" (fractions {rounded_up(low, full):.4g} to {high / full:.4g} of full precision)"
         if full
         else ""
     )
+    reached = shown_in(table.unit, low, high, least=True)
     return (
-        f"The space reaches {shown(table, low, high)}{fractions}: raise the budget, "
+        f"The space reaches {reached}{fractions}: raise the budget, "
         f"allow fewer bits, or pin fewer layers.{note}"
     )
 

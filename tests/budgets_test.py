@@ -1,5 +1,7 @@
 """What budgets mean, as people say them, and that policies keep them."""
 
+import re
+from fractions import Fraction
 from itertools import product
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from gmpq_tf.export.tflite.metadata import facts
 from gmpq_tf.graph import layer_macs
 from gmpq_tf.latency import LatencyTable, MeasuredModel
 from gmpq_tf.latency_cost import is_uniform
-from gmpq_tf.limits import Limit
+from gmpq_tf.limits import Limit, resolve_limit
 from gmpq_tf.models import load_model
 from gmpq_tf.policy.draw import draw_bits
 from gmpq_tf.quantizers import KERNEL_QUANTIZERS
@@ -76,6 +78,39 @@ def test_budgets_people_say(said, resource, amount, fraction):
 
 def test_a_uniform_policy_may_be_said_inputs_first():
     assert parse_budget("A4W2")[0].bits == parse_budget("W2A4")[0].bits == (2, 4)
+
+
+@pytest.mark.parametrize(("unit", "scale"), [("kB", 10**3), ("MB", 10**6)])
+def test_decimals_are_what_is_written(unit, scale):
+    """In binary 0.000498 * 1e6 is less than 498."""
+    for amount in range(1, 6000, 7):
+        said = f"{amount / scale:.6f}"
+        assert Fraction(parse_budget(said + unit)[0].amount) == Fraction(said) * scale
+    assert parse_budget("250us")[0].amount == 0.25
+    table = CostTable("weight_bytes", "bytes", {}, full=300)
+    for share in range(1, 101):
+        (budget,) = parse_budget({"weight_bytes": f"{share}%"})
+        assert resolve_limit(budget, table, {}).budget == 3 * share
+
+
+@pytest.mark.parametrize("of", ["bit operations", "ms", "fixed", "fraction"])
+def test_the_least_that_is_told_is_kept_when_it_is_given(of):
+    for macs in range(101, 1201, 11):
+        table, space = bit_ops_table({"a": 997 * macs}, 10**6), {"a": ((3, 4), (5, 7))}
+        if of == "fixed":
+            space = {"a": ((3,), (5,))}
+        if of == "ms":
+            grid = {"a": np.outer(range(2, 9), np.full(7, macs / 997))}
+            table = CostTable("latency_ms", "ms", grid)
+        with pytest.raises(BudgetError) as refused:
+            resolve_limit(parse_budget({table.resource: 1e-9})[0], table, space)
+        told = re.search(r"(?:reaches|costs) (\S+)(?: to \S+)? (\w+)", str(refused.value))
+        said = "".join(told.groups())
+        if of == "fraction":
+            said = re.search(r"fractions (\S+)", str(refused.value))[1]
+        (budget,) = parse_budget({table.resource: said})
+        low = table.range(space)[0]
+        assert low <= resolve_limit(budget, table, space).budget < 1.001 * low
 
 
 @pytest.mark.parametrize("said", ["W4A4,60kB", ["W4A4", "60kB"], ("w4/a4", "60 kB")])

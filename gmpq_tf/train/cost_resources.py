@@ -159,8 +159,10 @@ def _cells(row: Record, storage: str) -> tuple[str, ...]:
     name = row["resource"]
     if name in ("file_bytes", "latency_ms"):
         name += f" ({storage})"
-    columns = (row[key] for key in HEADER[1:])
-    return name, *("" if c is None else shown_in(row["unit"], c) for c in columns)
+    return name, *(
+        "" if row[k] is None else shown_in(row["unit"], row[k], least=k == "lowest")
+        for k in HEADER[1:]
+    )
 
 
 def _said_of_budgets(found: Record) -> Iterator[str]:
@@ -177,7 +179,8 @@ def _where(row: Record) -> str:
     unit, place = row["unit"], row["place"]
     limit = shown_in(unit, row["limit"])
     if not row["reachable"]:
-        return f"{limit}: not reachable, the lowest is {shown_in(unit, row['lowest'])}."
+        lowest = shown_in(unit, row["lowest"], least=True)
+        return f"{limit}: not reachable, the lowest is {lowest}."
     if place is None:
         return f"{limit}: every policy keeps it, and no bits change it."
     if place >= 1:
