@@ -57,12 +57,16 @@ class MeasuredModel:
             weights are to be stored in 8, 4 or 2 bits}; the export uses a wider type if
             the runtime requires it.
         rest: keys of all other operators, at 8 bits.
+        outline: `gmpq_tf.graph.outline` of the model, which tells those apart whose
+            layers differ in what takes no multiply-adds; "": not known, in tables of
+            earlier releases.
     """
 
     name: str
     macs: Mapping[str, int]
     layers: Mapping[str, Mapping[str, tuple[str, ...]]]
     rest: tuple[str, ...]
+    outline: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Returns the model as plain JSON values, for `parse_model`."""
@@ -76,7 +80,18 @@ class MeasuredModel:
             "macs": dict(self.macs),
             "layers": layers,
             "rest": rest,
+            "outline": self.outline,
         }
+
+    def is_of(self, macs: Mapping[str, int], outline: str = "") -> bool:
+        """Whether it is the model of these multiply-adds, and of this outline.
+
+        Args:
+            macs: layer name -> multiply-adds.
+            outline: "": not known, any.
+        """
+        known = self.outline and outline
+        return dict(self.macs) == dict(macs) and (not known or self.outline == outline)
 
 
 @dataclass(frozen=True)
@@ -158,22 +173,26 @@ class LatencyTable:
             )
         return sum(self.rows[key] for key in keys)
 
-    def model(self, macs: Mapping[str, int]) -> MeasuredModel:
+    def model(self, macs: Mapping[str, int], outline: str = "") -> MeasuredModel:
         """Returns the operators of a model.
 
         Args:
             macs: layer name -> multiply-adds, as `gmpq_tf.graph.layer_macs` counts
                 them.
+            outline: `gmpq_tf.graph.outline` of the model; "": any.
 
         Raises:
-            LatencyError: the model was not measured, or for images of another size.
+            LatencyError: the model was not measured, or for images of another size, or
+                in batches of another size.
         """
         for model in self.models:
-            if dict(model.macs) == dict(macs):
+            if model.is_of(macs, outline):
                 return model
         known = ", ".join(
             f"{m.name} ({sum(m.macs.values()):,} MACs)" for m in self.models
         )
+        if any(model.is_of(macs) for model in self.models):
+            known += ", of other layers between them, or of another batch size"
         raise LatencyError(
             "The table must hold the model, for images of the same size. "
             f"Received: a model of {len(macs)} layers and {sum(macs.values()):,} MACs; "
@@ -212,8 +231,8 @@ class LatencyTable:
         return replace(self, rows={**self.rows, **rows}, created=created)
 
     def with_model(self, model: MeasuredModel) -> LatencyTable:
-        """Returns the table with a model, which replaces one with the same MACs."""
-        others = [m for m in self.models if dict(m.macs) != dict(model.macs)]
+        """Returns the table with a model, which replaces itself."""
+        others = [m for m in self.models if not m.is_of(model.macs, model.outline)]
         return replace(self, models=(*others, model))
 
 
@@ -263,6 +282,7 @@ def parse_model(value: Any) -> MeasuredModel:
             for name, widths in layers.items()
         },
         _keys(value, "rest"),
+        _typed({"outline": "", **value}, "outline", str),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from gmpq_tf.budget import BudgetError
 from gmpq_tf.cost_tables import ALL_BITS, CostTable, TableOptions
-from gmpq_tf.graph import layer_macs
+from gmpq_tf.graph import layer_macs, outline
 from gmpq_tf.latency import LatencyError, LatencyTable
 from gmpq_tf.policy import PolicyError
 from gmpq_tf.quantizers import KERNEL_QUANTIZERS
@@ -43,17 +43,18 @@ def latency_ms(model: Any, options: TableOptions) -> CostTable:
             f"Use one of {', '.join(uniform)}, or a budget of bit operations or bytes."
         )
     storage = options.storage or "fast"
+    batch = model.inputs[0].shape[0] or 1  # of a run that was timed
     try:
         measured = LatencyTable.load(options.latency_table)
-        rows = measured.model(layer_macs(model))
+        rows = measured.model(layer_macs(model), outline(model))
         layers = {
             name: [
-                [measured.layer_ms(rows, name, w, a, storage) for a in ALL_BITS]
+                [measured.layer_ms(rows, name, w, a, storage) / batch for a in ALL_BITS]
                 for w in ALL_BITS
             ]
             for name in rows.macs
         }
-        constant = measured.rest_ms(rows)
+        constant = measured.rest_ms(rows) / batch
     except LatencyError as error:
         raise BudgetError(str(error)) from error
     note = (

@@ -74,6 +74,23 @@ def test_a_model_measured_again_replaces_the_old_one():
     assert more.created == "later"
 
 
+def test_models_of_the_same_macs_are_told_apart(tmp_path):
+    """By their outlines, where both are known."""
+    relu, silu = (
+        MeasuredModel(MODEL.name, MODEL.macs, MODEL.layers, rest, outline)
+        for rest, outline in ((("add",), "relu"), (("add", "add"), "silu"))
+    )
+    both = table().with_model(relu).with_model(silu)
+    both.save(tmp_path / "t.json")
+    both = LatencyTable.load(tmp_path / "t.json")
+    assert both.models == (relu, silu)  # the old one, of no outline, was replaced
+    for model in (relu, silu):
+        assert both.model(MODEL.macs, model.outline) == model
+    with pytest.raises(LatencyError, match="of other layers between them"):
+        both.model(MODEL.macs, "tanh")
+    assert table().model(MODEL.macs, "relu") == MODEL  # of an earlier release
+
+
 def change(path, value):
     def apply(record):
         inner = record

@@ -18,6 +18,7 @@ from gmpq_tf.graph.calls import (
     unary_call,
 )
 from gmpq_tf.graph.macs import examples, kernel_size, layer_macs, positions_of
+from gmpq_tf.graph.outline import outline
 from gmpq_tf.graph.reading import functional_of, has_own_call, read_graph
 from gmpq_tf.graph.recognition import (
     activation_name,
@@ -55,6 +56,7 @@ __all__ = [
     "kernel_size",
     "layer_kind",
     "layer_macs",
+    "outline",
     "positions_of",
     "read_graph",
     "relu_cap",

@@ -5,6 +5,8 @@ import sys
 import keras
 import pytest
 
+from gmpq_tf.budget import BudgetError
+from gmpq_tf.cost_tables import TableOptions, cost_table
 from gmpq_tf.export.latency import programs
 from gmpq_tf.graph import layer_macs
 from gmpq_tf.latency import LatencyError, LatencyTable
@@ -171,3 +173,33 @@ def test_the_command(model_file, tmp_path):
     rows = LatencyTable.load(tmp_path / "t.json").rows
     assert rows
     assert all(ms > 0 for ms in rows.values())
+
+
+def test_the_table_of_a_model_that_only_looks_alike_is_refused(tmp_path):
+    """Same names and multiply-adds; what lies between, and the batch, take time too."""
+
+    def made(activation="relu", batch=None):
+        x = inputs = keras.Input(batch_shape=(batch, 6, 6, 8))
+        x = L.Conv2D(8, 3, activation=activation, name="conv")(x)
+        x = L.Dense(3, name="dense")(L.GlobalAveragePooling2D(name="pool")(x))
+        return keras.Model(inputs, x, name="alike")
+
+    models = {"relu": made(), "silu": made("silu"), "two": made(batch=2)}
+    for name, model in models.items():
+        if name == "silu":
+            continue  # to save its time
+        model.save(tmp_path / f"{name}.keras")
+        path = tmp_path / f"{name}.json"
+        options = {"policy": "uniform:8,8", "output": str(path)}
+        whole = measure(
+            LatencyConfig(str(tmp_path / f"{name}.keras"), **options), Timer()
+        )
+        images = model.inputs[0].shape[0] or 1
+        ms = cost_table("latency_ms", model, TableOptions("fast", str(path)))
+        assert ms.uniform(8, 8, {}) == pytest.approx(whole.predicted / images)
+        for other in models.values():
+            if other is not model:
+                with pytest.raises(
+                    BudgetError, match="of other layers between them, or"
+                ):
+                    cost_table("latency_ms", other, TableOptions("fast", str(path)))

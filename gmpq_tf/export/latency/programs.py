@@ -10,7 +10,7 @@ import numpy as np
 
 from gmpq_tf.export.latency.pieces import File, pieces_of
 from gmpq_tf.export.tflite.lowering import Lowered, lower
-from gmpq_tf.graph import layer_macs
+from gmpq_tf.graph import layer_macs, outline
 from gmpq_tf.latency import WIDTHS, MeasuredModel
 from gmpq_tf.policy import BitwidthPolicy
 from gmpq_tf.transform import calibrate, quantize_model
@@ -65,7 +65,8 @@ class Program:
             for name in policy:
                 keys = (p.key for p in pieces if p.kernel and p.layer == name)
                 layers.setdefault(name, {})[width] = tuple(keys)
-        return MeasuredModel(model.name, layer_macs(model), layers, rest)
+        macs = layer_macs(model)
+        return MeasuredModel(model.name, macs, layers, rest, outline(model))
 
 
 def student_of(model: keras.Model, policy: BitwidthPolicy) -> keras.Model:
