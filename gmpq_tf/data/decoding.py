@@ -100,6 +100,17 @@ class ImageDecoder:
 
     def _part_of_jpeg(self, encoded: tf.Tensor, window: Window) -> tf.Tensor:
         shape = tf.io.extract_jpeg_shape(encoded)
+        if self.channels == 3:
+            return self._cropped_jpeg(encoded, window, shape)
+        return tf.cond(  # TensorFlow does not turn CMYK to grey.
+            shape[2] == 4,
+            lambda: self._part_of_any(encoded, window),
+            lambda: self._cropped_jpeg(encoded, window, shape),
+        )
+
+    def _cropped_jpeg(
+        self, encoded: tf.Tensor, window: Window, shape: tf.Tensor
+    ) -> tf.Tensor:
         top, left, height, width = tf.unstack(window(self._picture(shape)))
         # One column more at each side: JPEG interpolates colours from neighbouring
         # columns.

@@ -65,9 +65,7 @@ def load_folder(config: DataConfig, spec: DatasetSpec) -> Raw:
 
 def _load_unlabelled(root: Path, config: DataConfig, spec: DatasetSpec) -> Raw:
     """Loads all images below a folder without labels; 20 % become the test split."""
-    found = sorted(root.rglob("*"))
-    paths = tuple(str(p) for p in found if p.suffix.lower() in IMAGE_SUFFIXES)
-    others = collections.Counter(p.suffix.lower() for p in found if _is_left_out(p))
+    paths, others = _files_below(root)
     if not paths:
         kinds = f", but {_counted(others)}: convert them" if others else ""
         raise DataError(
@@ -90,7 +88,8 @@ def has_classes(root: str | Path) -> bool:
         root: A folder that exists.
     """
     root = expanded(str(root))
-    flat = any(p.suffix.lower() in IMAGE_SUFFIXES for p in root.iterdir())
+    visible = (p for p in root.iterdir() if not p.name.startswith("."))
+    flat = any(p.suffix.lower() in IMAGE_SUFFIXES for p in visible)
     return not flat and bool(_visible_folders(root))
 
 
@@ -301,12 +300,11 @@ def _labelled_files(
             f"Received: {folder / extra}, which is no class of the training split. "
             f"{suggest(extra, class_names)} Rename or remove it."
         )
-    paths, labels = [], []
-    others: collections.Counter[str] = collections.Counter()
+    paths, labels = list[str](), list[int]()
+    others = collections.Counter[str]()
     for label, name in enumerate(class_names):
-        found = sorted((folder / name).rglob("*"))
-        files = [str(p) for p in found if p.suffix.lower() in IMAGE_SUFFIXES]
-        others.update(p.suffix.lower() for p in found if _is_left_out(p))
+        files, left_out = _files_below(folder / name)
+        others.update(left_out)
         paths.extend(files)
         labels.extend([label] * len(files))
     if others:
@@ -314,11 +312,23 @@ def _labelled_files(
     return tuple(paths), np.array(labels, np.int64)
 
 
-def _is_left_out(path: Path) -> bool:
-    """Whether a file of an unknown kind, perhaps meant as an image, is not read."""
-    known = IMAGE_SUFFIXES | _NO_IMAGES
-    hidden = path.name.startswith(".")
-    return not hidden and path.suffix.lower() not in known and path.is_file()
+def _files_below(folder: Path) -> tuple[tuple[str, ...], collections.Counter[str]]:
+    """Image files below a folder, and numbers by suffix of others perhaps so meant.
+
+    Hidden ones are neither: `._cat.jpg` of macOS is no image, and
+    `.ipynb_checkpoints/cat-checkpoint.jpg` is the copy of one.
+    """
+    files, others = list[str](), collections.Counter[str]()
+    for path in sorted(folder.rglob("*")):
+        hidden = any(p.startswith(".") for p in path.relative_to(folder).parts)
+        suffix = path.suffix.lower()
+        if hidden:
+            continue
+        if suffix in IMAGE_SUFFIXES:
+            files.append(str(path))
+        elif suffix not in _NO_IMAGES and path.is_file():
+            others[suffix] += 1
+    return tuple(files), others
 
 
 def _left_out_message(folder: Path, others: Mapping[str, int], read: int) -> str:

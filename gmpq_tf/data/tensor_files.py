@@ -69,7 +69,7 @@ def is_tensors(path: Path) -> bool:
     if path.is_file():
         return path.suffix.lower() == SUFFIX
     places = [path, *(path / n for names in _SPLITS.values() for n in names)]
-    return any(next(p.glob(f"*{SUFFIX}"), None) is not None for p in places)
+    return any(next(p.glob(f"[!.]*{SUFFIX}"), None) is not None for p in places)
 
 
 def target_of(arrays: list[np.ndarray]) -> Target:
@@ -95,10 +95,10 @@ def _parts(root: Path) -> dict[str, list[Path]]:
         for split, names in _SPLITS.items()
     }
     if found["train"] is None:
-        parts = {"train": sorted(root.glob(f"*{SUFFIX}"))}
+        parts = {"train": sorted(root.glob(f"[!.]*{SUFFIX}"))}
     else:
         parts = {
-            split: sorted(folder.glob(f"*{SUFFIX}"))
+            split: sorted(folder.glob(f"[!.]*{SUFFIX}"))
             for split, folder in found.items()
             if folder is not None
         }

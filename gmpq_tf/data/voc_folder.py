@@ -59,7 +59,7 @@ def is_voc_folder(root: Path) -> bool:
     places = [root, *(root / n for names in _SPELLINGS.values() for n in names)]
     if (root / "Annotations").is_dir():
         return True
-    return any(_image_stems(f) & {p.stem for p in f.glob("*.xml")} for f in places)
+    return any(_image_stems(f) & {p.stem for p in f.glob("[!.]*.xml")} for f in places)
 
 
 def read_objects(path: Path, image: Path) -> Objects:
@@ -180,7 +180,7 @@ def _of_kit(root: Path) -> dict[str, dict[Path, Path]]:
                 f"Received: {lists} without train.txt or trainval.txt. Write it, one "
                 "name a line."
             )
-        files = sorted((root / "Annotations").glob("*.xml"))
+        files = sorted((root / "Annotations").glob("[!.]*.xml"))
         if not files:
             raise _nothing(root / "Annotations", "XML files")
         return {"train": _paired(root, [path.stem for path in files], files[0])}
@@ -247,7 +247,7 @@ def _image_stems(folder: Path) -> set[str]:
 
 def _side_by_side(folder: Path) -> dict[Path, Path]:
     images = files_by_stem(folder, IMAGE_SUFFIXES)
-    annotations = sorted(folder.glob("*.xml"))
+    annotations = sorted(folder.glob("[!.]*.xml"))
     if not annotations:
         raise _nothing(folder, "XML files")
     for path in annotations:

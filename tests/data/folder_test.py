@@ -244,6 +244,17 @@ def test_an_image_of_more_pixels_than_fit_in_memory_is_named(image_folder, monke
         load_dataset(folder_config(image_folder))
 
 
+def test_hidden_files_are_no_images(image_folder):
+    """Those of macOS are broken, those of Jupyter are copies."""
+    for folder in (image_folder, image_folder / "bee"):
+        write_images(folder / ".ipynb_checkpoints", 3, 10)
+        (folder / "._0.png").write_bytes(b"\0\5\x16\7")
+    assert has_classes(image_folder)
+    for labels in (None, "none"):
+        sizes = load_dataset(folder_config(image_folder, labels=labels)).sizes
+        assert sum(sizes.values()) == 30
+
+
 @pytest.mark.parametrize("name", ["~no_such_user/images", "x" * 1000])
 def test_a_folder_that_cannot_be(name):
     with pytest.raises(DataError, match="folder that exists"):
@@ -307,6 +318,20 @@ def test_grey_values_are_those_of_pillow(tmp_path):
         }
         for image in np.round(found).astype(np.uint8):
             assert image.tobytes() in wanted
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "RGB"])
+def test_jpegs_of_any_colours_are_read_as_grey(mode, tmp_path):
+    """Within what decoders of JPEG differ."""
+    for name, value in (("dark", 40), ("light", 200)):
+        (tmp_path / name).mkdir()
+        image = Image.fromarray(np.full((16, 12, 3), value, "uint8")).convert(mode)
+        for number in range(3):
+            image.save(tmp_path / name / f"{number}.jpg", quality=98)
+    data = load_dataset(folder_config(tmp_path, validation_size=0), (8, 8, 1))
+    for images, labels in data.test():
+        for image, label in zip(images, labels, strict=True):
+            assert np.abs(image - (40, 200)[label]).max() < 4
 
 
 def test_a_size_need_not_be_square(tmp_path):
