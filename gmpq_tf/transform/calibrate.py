@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -119,12 +119,15 @@ def calibrate(
     for quantizer, observer in zip(quantizers, observers, strict=True):
         _check_observed(quantizer, observer)
     _warn_of_silence(quantizers, observers)
+    steps: dict[int, float] = {}
     for quantizer, observer in zip(quantizers, observers, strict=True):
         for branch in range(len(quantizer.bits)):
             step, zero = best_grid(
                 observer, quantizer, branch, id(quantizer) in scaled, chosen
             )
             quantizer.set_branch(branch, step, zero)
+            steps[id(quantizer)] = step
+    _warn_of_lost_channels(model, steps)
 
 
 def first_images(
@@ -292,6 +295,40 @@ def _check_observed(quantizer: InputQuantizer, observer: Observer) -> None:
             f"{quantizer.path or quantizer.name!r}. Check the images and the model's "
             "weights for NaN and Inf."
         )
+
+
+def _warn_of_lost_channels(model: keras.Model, steps: Mapping[int, float]) -> None:
+    """Names layers that normalize model inputs which their common grid has lost.
+
+    Columns of a table may be of very different sizes. A channel whose standard
+    deviation is below a step keeps less than its coarsest outline.
+
+    Args:
+        model: calibrated.
+        steps: id of a quantizer -> its step.
+    """
+    graph = read_graph(model)
+    known = dict.fromkeys(graph.inputs, 0.0)  # tensor -> step of its grid
+    for call in graph.calls:
+        step = known.get(call.inputs[0]) if call.inputs else None
+        if step is None:
+            continue
+        if call.role is Role.QUANTIZER or is_transparent(call):
+            own = steps.get(id(call.layer), step)
+            known.update(dict.fromkeys(call.outputs, own))
+        spread = getattr(call.layer, "variance", None)
+        spread = getattr(call.layer, "moving_variance", spread)
+        deviations: np.ndarray = np.sqrt(np.ravel(0.0 if spread is None else spread))
+        lost = np.flatnonzero((deviations > 0) & (deviations < step))
+        if lost.size:
+            warnings.warn(
+                "Channels that a model normalizes must vary by more than a step of the "
+                f"8-bit grid which all its inputs share. Received: {lost.size} of "
+                f"{deviations.size} channels of {call.name!r}, the first channel "
+                f"{lost[0]}, whose deviation is below a step of {step:.3g}. Normalize "
+                "the data before they come to the model, and leave that layer out.",
+                stacklevel=3,
+            )
 
 
 def _warn_of_silence(
