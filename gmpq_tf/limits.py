@@ -181,11 +181,10 @@ def _reaches(table: CostTable, low: float, high: float, candidates: Candidates) 
             f"raise the budget, or take a smaller model.{note}"
         )
     full = table.full
-    fractions = (
-        f" (fractions {rounded_up(low, full):.4g} to {high / full:.4g} of full precision)"
-        if full
-        else ""
-    )
+    fractions = ""
+    if full:
+        lowest = rounded_up(low, full)
+        fractions = f" (fractions {lowest:.4g} to {high / full:.4g} of full precision)"
     reached = shown_in(table.unit, low, high, least=True)
     return (
         f"The space reaches {reached}{fractions}: raise the budget, "

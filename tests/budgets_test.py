@@ -104,7 +104,9 @@ def test_the_least_that_is_told_is_kept_when_it_is_given(of):
             table = CostTable("latency_ms", "ms", grid)
         with pytest.raises(BudgetError) as refused:
             resolve_limit(parse_budget({table.resource: 1e-9})[0], table, space)
-        told = re.search(r"(?:reaches|costs) (\S+)(?: to \S+)? (\w+)", str(refused.value))
+        told = re.search(
+            r"(?:reaches|costs) (\S+)(?: to \S+)? (\w+)", str(refused.value)
+        )
         said = "".join(told.groups())
         if of == "fraction":
             said = re.search(r"fractions (\S+)", str(refused.value))[1]
