@@ -43,7 +43,7 @@ from gmpq_tf.run.flags import from_flags
 from gmpq_tf.run.records import fingerprint, read_json, recorded_data
 from gmpq_tf.run.run_config import WorkdirConfig, set_threads
 from gmpq_tf.spelling import suggest
-from gmpq_tf.task import Output, outputs_of
+from gmpq_tf.task import Output, OutputKind, outputs_of
 from gmpq_tf.task.kinds import OutputKindName, read_kind
 from gmpq_tf.task.output_names import check_finite
 from gmpq_tf.task.task import Task
@@ -126,7 +126,7 @@ def evaluate(
             model,
             tflite,
             pairs,
-            config.output_kind,
+            config.output_kind or _kind_without_labels(model, dataset),
             twin,
             names,
             task,
@@ -144,7 +144,7 @@ def measure_both(
     model: keras.Model,
     tflite: TFLiteModel | RegionDetector | None,
     batches: Iterable,
-    output_kind: str | None = None,
+    output_kind: str | OutputKind | None = None,
     twin: keras.Model | None = None,
     class_names: Sequence[str] = (),
     task: Task | None = None,
@@ -261,7 +261,20 @@ def _compared(row: OutputReport, decides: bool, has_file: bool) -> dict[str, Any
     }
 
 
-def _deciding(model: keras.Model, task: Task, output_kind: str | None) -> Output:
+def _kind_without_labels(model: keras.Model, dataset: Dataset) -> OutputKind | None:
+    """What the output decides where no labels say so, as the export has it.
+
+    Several sigmoids are as many decisions. None: what the task says.
+    """
+    if dataset.labelled or dataset.targets is not None or len(model.outputs) > 1:
+        return None
+    kind = outputs_of(model)[0].kind
+    return kind if kind.decides else None
+
+
+def _deciding(
+    model: keras.Model, task: Task, output_kind: str | OutputKind | None
+) -> Output:
     """The output that decides, with the kind of the task or of the flag."""
     if output_kind is None:
         return task.output(model)

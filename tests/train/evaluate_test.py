@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import gmpq_tf as gmpq
-from gmpq_tf.data import DataConfig
+from gmpq_tf.data import DataConfig, load_dataset
 from gmpq_tf.export.tflite import export_tflite
 from gmpq_tf.export.tflite.runtime import TFLiteModel
 from gmpq_tf.export.tflite.twin import program
@@ -173,3 +173,25 @@ def test_images_without_labels_have_no_accuracy(tmp_path):
     assert "the images had no labels" in page
     rows = json.loads((tmp_path / "run" / "summary.json").read_text())["rows"]
     assert rows[0]["accuracy"] is None
+
+
+def test_several_sigmoids_without_labels_are_as_many_decisions(tmp_path, monkeypatch):
+    """As the export compares them; the largest of them decides nothing."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 1))
+    model = keras.Model(inputs, L.Dense(3, activation="sigmoid")(L.Flatten()(inputs)))
+    folder = tmp_path / "pretrain"
+    folder.mkdir()
+    model.save(folder / "model.keras")
+    (folder / "model.tflite").touch()
+    file = Off(model, np.float32([0.2, 0.2, 0.2]))  # their order stays
+    file.file_bytes = 0
+    monkeypatch.setattr("gmpq_tf.train.evaluate.open_tflite", lambda path: file)
+    data = DataConfig("digits", labels="none")
+    run = WorkdirConfig(workdir=str(tmp_path))
+    result = evaluate(EvaluateConfig(split="test"), data, run, "pretrain")
+    images = np.concatenate([np.asarray(batch) for batch in load_dataset(data).test()])
+    scores = np.asarray(model(images))
+    equal = np.mean((scores > 0.5) == (scores + 0.2 > 0.5))
+    assert result["agreement"] == pytest.approx(equal) and equal < 0.9
+    assert result["compared"] == "decisions at 0.5, 3 of each image"
