@@ -44,26 +44,64 @@ def uses_xla() -> bool:
     return USE_XLA if chosen is None else chosen
 
 
-def compiled(function: Callable) -> Callable:
-    """`function` as one XLA computation, or as a plain graph where XLA is off."""
+def compiled(function: Callable, any_size: bool = False) -> Callable:
+    """`function` as one XLA computation, or as a plain graph where XLA is off.
+
+    Args:
+        function: takes and returns tensors of any shapes.
+        any_size: trace it only once for tensors of all sizes, which takes a fraction of
+            the time (XLA still compiles it for each shape). It may then read sizes by
+            `tf.shape` alone, and the static shapes of its results are not known.
+    """
 
     @functools.wraps(function)
     def call(*args: Any) -> Any:
-        return (fast if uses_xla() else plain)(*args)
+        return made(uses_xla(), _of_any_size(args) if any_size else None)(*args)
 
-    fast = tf.function(function, jit_compile=True, autograph=False)
-    plain = tf.function(function, autograph=False)
+    @functools.cache
+    def made(xla: bool, signature: Any) -> Callable:
+        return tf.function(
+            function, signature, jit_compile=xla or None, autograph=False
+        )
+
     return call
 
 
+def _of_any_size(tensors: Sequence[tf.Tensor]) -> tuple[tf.TensorSpec, ...]:
+    """A signature for all tensors of the ranks and types of these."""
+    return tuple(
+        tf.TensorSpec(tf.TensorShape(None).with_rank(t.shape.rank), t.dtype)
+        for t in tensors
+    )
+
+
+def chunk_rows(array: tf.Tensor, channels: int = 1) -> int:
+    """Rows of the chunks in which `sums` should walk such an array; 0: in none.
+
+    Args:
+        array: any shape, channels last; the batch size may be unknown.
+        channels: as for `sums`.
+    """
+    few = channels > 1 and (array.shape.num_elements() or math.inf) <= FEW
+    if few or not uses_xla():
+        return 0
+    # The batch size may be known only when XLA compiles; a chunk fits into one image.
+    known = math.prod(d for d in array.shape if d is not None)
+    return _rows_of_chunk(known // channels, max(1, min(CHUNK, known) // channels))
+
+
 def sums(
-    terms: Terms, parameters: Any, arrays: Sequence[tf.Tensor], channels: int = 1
+    terms: Terms,
+    parameters: Any,
+    arrays: Sequence[tf.Tensor],
+    channels: int = 1,
+    rows: int = 0,
 ) -> list[tf.Tensor]:
     """Sums each tensor that `terms(parameters, *arrays)` returns over its rows.
 
-    Under XLA the arrays are walked chunk by chunk, and each chunk's terms are added to
-    buffers: no term is ever stored whole, and the additions are vectorized, which a
-    long sum is not on CPUs (2.6 times faster for 7 branches).
+    In chunks of `rows` the terms are added to buffers: under XLA no term is ever stored
+    whole, and the additions are vectorized, which a long sum is not on CPUs (2.6 times
+    faster for 7 branches).
 
     Args:
         terms: elementwise function of tensors [rows, channels], to tensors
@@ -71,12 +109,12 @@ def sums(
         parameters: its other tensors, nested in lists; small, given to each chunk.
         arrays: tensors of one shape, channels last.
         channels: size of the arrays' last axes (as one), which are kept; 1 sums all.
+        rows: what `chunk_rows` returned for the arrays; 0: sum them plainly.
 
     Returns:
         One tensor per term, [..., channels].
     """
-    few = channels > 1 and (arrays[0].shape.num_elements() or math.inf) <= FEW
-    if few or not uses_xla():
+    if not rows:
         return _plain_sums(terms, parameters, arrays, channels)
     leaves = [*tf.nest.flatten(parameters), *arrays]
 
@@ -96,7 +134,7 @@ def sums(
                 found, values, list(upstream), unconnected_gradients="zero"
             )
 
-        return _chunked_sums(terms, *unpacked(values), channels), gradient
+        return _chunked_sums(terms, *unpacked(values), channels, rows), gradient
 
     return list(call(*leaves))
 
@@ -119,12 +157,13 @@ def _rows_of_chunk(whole: int, most: int) -> int:
 
 
 def _chunked_sums(
-    terms: Terms, parameters: Any, arrays: Sequence[tf.Tensor], channels: int
+    terms: Terms,
+    parameters: Any,
+    arrays: Sequence[tf.Tensor],
+    channels: int,
+    rows: int,
 ) -> list[tf.Tensor]:
     flat = [tf.reshape(a, [-1]) for a in arrays]
-    # The batch size may be known only when XLA compiles; a chunk fits into one image.
-    known = math.prod(d for d in arrays[0].shape if d is not None)
-    rows = _rows_of_chunk(known // channels, max(1, min(CHUNK, known) // channels))
     size = rows * channels
     total = flat[0].shape[0] or tf.size(flat[0])
     count = total // size

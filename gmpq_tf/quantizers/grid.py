@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import tensorflow as tf
 
@@ -43,7 +44,7 @@ def lowest_code(bits: int, signed: bool) -> int:
     return -(2 ** (check_bits("bits", bits) - 1)) if signed else 0
 
 
-def bounded_power(log2: tf.Tensor) -> tf.Tensor:
+def bounded_power(log2: tf.Tensor, scale: Any = 1.0) -> tf.Tensor:
     """`2^log2`, kept within `2^-50 .. 2^50`; NaN stays NaN.
 
     Learned ranges and steps pass through it, so that neither they nor their reciprocals
@@ -52,6 +53,8 @@ def bounded_power(log2: tf.Tensor) -> tf.Tensor:
 
     Args:
         log2: logarithms to base 2 of ranges or steps, float of any shape.
+        scale: the gradient is multiplied by this, as by `scale_gradient`; it broadcasts
+            against the logarithms.
 
     Returns:
         Positive numbers of the same shape.
@@ -59,7 +62,7 @@ def bounded_power(log2: tf.Tensor) -> tf.Tensor:
     fixed = tf.stop_gradient(log2)
     bounded = tf.clip_by_value(fixed, -LOG2_LIMIT, LOG2_LIMIT)
     # In this order the value keeps every bit: what is added to it is exactly 0.
-    return tf.exp((bounded + (log2 - fixed)) * math.log(2.0))
+    return tf.exp((bounded + (log2 - fixed) * scale) * math.log(2.0))
 
 
 def finite_step(step: tf.Tensor) -> tf.Tensor:

@@ -15,7 +15,7 @@ from gmpq_tf.quantizers.draws import add_draws, next_seed
 from gmpq_tf.quantizers.expected_grid import check_one_rounding
 from gmpq_tf.quantizers.grid import bounded_power, code_limit
 from gmpq_tf.quantizers.input_method import FunctionInput, InputMethod
-from gmpq_tf.quantizers.lsq import lsq, scale_gradient
+from gmpq_tf.quantizers.lsq import lsq
 from gmpq_tf.quantizers.mixture import steps_and_codes
 from gmpq_tf.quantizers.observing import observers_now
 from gmpq_tf.quantizers.pact import pact
@@ -173,8 +173,8 @@ class InputQuantizer(keras.layers.Layer):
         dtype = inputs.dtype
         features = math.prod(d for d in inputs.shape[1:] if d is not None)
         log2 = tf.convert_to_tensor(self.log2_range)
-        log2 = scale_gradient(log2, self._gradient_scales(features))
-        ranges = tf.cast(bounded_power(log2), dtype)
+        scales = self._gradient_scales(features)
+        ranges = tf.cast(bounded_power(log2, scales), dtype)
         zeros = tf.cast(tf.convert_to_tensor(self.zero_code), dtype)
         if probabilities is None:
             probabilities = tf.ones([len(self.bits)], dtype)

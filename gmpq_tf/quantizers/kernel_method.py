@@ -228,11 +228,10 @@ class GridKernel(KernelMethod):
         add = weighted_sum(
             len(bits), gradient, self.rounded(tuple(bits)), clip=self.learned
         )
+        # The axes that share a step come first: columns of `add`, whatever their shape.
         order, inverse = orders(len(kernel.shape), axes)
         moved = tf.transpose(kernel, order) if order else kernel
-        columns = tf.reshape(moved, [-1, steps.shape[1:].num_elements()])
-        total = add(columns, tf.reshape(steps, [len(bits), -1]), lows, highs, weights)
-        total = tf.reshape(total, moved.shape)
+        total = add(moved, tf.reshape(steps, [len(bits), -1]), lows, highs, weights)
         return tf.transpose(total, inverse) if order else total
 
     def codes(

@@ -17,7 +17,7 @@ from gmpq_tf.quantizers.draws import add_draws, next_seed
 from gmpq_tf.quantizers.expected_grid import check_one_rounding
 from gmpq_tf.quantizers.grid import bounded_power, finite_step
 from gmpq_tf.quantizers.kernel_method import FunctionKernel, KernelMethod
-from gmpq_tf.quantizers.lsq import lsq_kernel, scale_gradient
+from gmpq_tf.quantizers.lsq import lsq_kernel
 from gmpq_tf.quantizers.max_abs import max_abs
 from gmpq_tf.quantizers.observing import observers_now
 from gmpq_tf.quantizers.rq import rq_kernel
@@ -218,7 +218,7 @@ class KernelQuantizer(keras.layers.Layer):
         factors = 1 / np.sqrt(self._group_size * limits)
         log2 = tf.convert_to_tensor(self.log2_step)
         shape = [-1] + [1] * (len(log2.shape) - 1)
-        return bounded_power(scale_gradient(log2, factors.reshape(shape)))
+        return bounded_power(log2, factors.reshape(shape))
 
     def _following_steps(self, kernel: tf.Tensor) -> tf.Tensor:
         steps = [

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from gmpq_tf.quantizers.fused import compiled, sums
+from gmpq_tf.quantizers.fused import chunk_rows, compiled, sums
 from gmpq_tf.quantizers.grid import (
     code_limit,
     finite_step,
@@ -125,13 +125,15 @@ class WeightedSum:
         rounded: Rounded,
         clip: bool,
     ) -> None:
-        self.several = branches > 1
+        self.branches, self.several = branches, branches > 1
         self.step_gradient = step_gradient
         self.rounded = rounded
         self.clip = clip
-        self._forward = compiled(self.forward)
-        self._input_gradient = compiled(self.input_gradient)
-        self._parameter_gradients = compiled(self.parameter_gradients)
+        # Of any size: traced for each of a network's shapes, they would take a tenth of
+        # the time to its first step.
+        self._forward = compiled(self.forward, any_size=True)
+        self._input_gradient = compiled(self.input_gradient, any_size=True)
+        self._parameter_gradients = functools.cache(self._made_gradients)
         self._call = tf.custom_gradient(self._value_and_backward)
 
     def __call__(
@@ -164,15 +166,32 @@ class WeightedSum:
         # values, codes and masks of all branches would be some thirty tensors of the
         # activation's size.
         def backward(upstream: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
-            of_steps = of_weights = None
+            of_x, of_steps, of_weights = upstream, None, None
             if self.step_gradient is not None or self.several:
-                of_steps, of_weights = self._parameter_gradients(*inputs, upstream)
+                channels = steps.shape[1]
+                gradients = self._parameter_gradients(channels, chunk_rows(x, channels))
+                of_steps, of_weights = gradients(*inputs, upstream)
+                of_steps.set_shape(steps.shape)
+                of_weights.set_shape(weights.shape)
             # Apart from the parameters' gradients: Grad-CAM differentiates the input's
             # gradient again, and need not go through their loop of sums for it.
-            of_x = self._input_gradient(*inputs, upstream) if self.clip else upstream
+            if self.clip:
+                of_x = self._input_gradient(*inputs, upstream)
+                of_x.set_shape(x.shape)
             return of_x, of_steps, None, None, of_weights
 
-        return self._forward(*inputs), backward
+        x, steps, _, _, weights = inputs
+        value = self._forward(*inputs)
+        value.set_shape(x.shape)
+        return value, backward
+
+    def _made_gradients(self, channels: int, rows: int) -> Callable:
+        """`parameter_gradients` for inputs of any size, with some arguments given."""
+
+        def gradients(*tensors: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            return self.parameter_gradients(*tensors, channels, rows)
+
+        return compiled(gradients, any_size=True)
 
     def forward(
         self,
@@ -186,7 +205,7 @@ class WeightedSum:
         # [rows, channels] where channels have their own steps, else [elements, 1]: with
         # the branches as a third axis in front, XLA fuses all that follows into one
         # loop.
-        rows = tf.reshape(x, [-1, steps.shape[1]])
+        rows = tf.reshape(x, [-1, tf.shape(steps)[1]])
         _, clipped = scaled_and_clipped(rows, steps, lows, highs)
         scales = (steps * weights[:, None])[:, None]  # one product per element
         total = tf.reduce_sum(self.rounded(clipped) * scales, 0)
@@ -202,7 +221,7 @@ class WeightedSum:
         upstream: tf.Tensor,
     ) -> tf.Tensor:
         """`upstream`, any shape, times the weight of the branches that do not clip."""
-        rows = tf.reshape(x, [-1, steps.shape[1]])
+        rows = tf.reshape(x, [-1, tf.shape(steps)[1]])
         scaled, clipped = scaled_and_clipped(rows, steps, lows, highs)
         # 1 inside and 0 outside, without a comparison: XLA does not vectorize a sum of
         # comparisons.
@@ -218,14 +237,22 @@ class WeightedSum:
         highs: tf.Tensor,
         weights: tf.Tensor,
         upstream: tf.Tensor,
+        channels: int,
+        rows: int,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Gradients of the steps [branches, channels or 1] and weights [branches]."""
+        """Gradients of the steps [branches, channels] and weights [branches].
+
+        `channels` is 1 where all have the same steps; `rows` are those of `chunk_rows`.
+        """
+        steps.set_shape([self.branches, channels])
+        for values in (lows, highs, weights):
+            values.set_shape([self.branches])
         of_steps, of_weights = tf.zeros_like(steps), tf.zeros_like(weights)
-        channels = steps.shape[1]
         # The codes are computed a third time here: these sums walk the input in chunks
         # that fit a processor's cache, an order in which the gradient of the input
         # could not be written efficiently.
-        totals = sums(self._terms, (steps, lows, highs), (x, upstream), channels)
+        grids = (steps, lows, highs)
+        totals = sums(self._terms, grids, (x, upstream), channels, rows)
         if self.step_gradient is not None:
             of_steps = weights[:, None] * totals[0]
         if self.several:

@@ -27,7 +27,7 @@ def keeping_arguments(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Te
             # Wait for the upstream gradient: computed earlier, in the forward pass, the
             # results would be kept all the same.
             with tf.control_dependencies([upstream]):
-                again = [tf.identity(argument) for argument in arguments]
+                again = tf.identity_n(arguments)
             with tf.GradientTape() as tape:
                 tape.watch(again)
                 result = function(*again)

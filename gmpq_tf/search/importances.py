@@ -89,8 +89,11 @@ class Importances:
         found: dict[int, tf.Tensor] = {}
         for (distribute, _), group in groups.items():
             if distribute is probabilities:  # a softmax of each row needs no grids
-                logits = tf.stack([side.logits() for side in group])
-                pi = distribute(logits, group[0].grids)
+                importances, temperatures = (
+                    tf.stack([tf.convert_to_tensor(value) for value in values])
+                    for values in zip(*((s.importance, s.temperature) for s in group))
+                )
+                pi = distribute(importances / temperatures[:, None], group[0].grids)
             else:
                 pi = tf.stack([side.probabilities() for side in group])
             rows = tf.unstack(function(pi, [side.bits for side in group]), len(group))

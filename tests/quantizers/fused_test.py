@@ -27,8 +27,12 @@ def test_sums_are_those_of_numpy(chunks, rows, channels):
     random = np.random.default_rng(rows)
     x, y = random.normal(size=(2, rows, channels)).astype("float32")
     scale = random.normal(size=channels).astype("float32")
-    function = fused.compiled(lambda s, x, y: fused.sums(terms, [s], [x, y], channels))
-    found = function(scale, x, y)
+
+    def totals(s, x, y):
+        rows = fused.chunk_rows(x, channels)
+        return fused.sums(terms, [s], [x, y], channels, rows)
+
+    found = fused.compiled(totals)(scale, x, y)
     for total, want in zip(found, expected(scale, x, y, channels), strict=True):
         np.testing.assert_allclose(total, want, rtol=1e-4, atol=1e-4)
 
@@ -36,7 +40,9 @@ def test_sums_are_those_of_numpy(chunks, rows, channels):
 def test_the_batch_size_may_be_unknown(chunks):
     x = np.random.default_rng(0).normal(size=(5, 3, 7)).astype("float32")
     function = tf.function(
-        lambda x: fused.sums(lambda _, x: [x, x * x], [], [x]),
+        lambda x: fused.sums(
+            lambda _, x: [x, x * x], [], [x], rows=fused.chunk_rows(x)
+        ),
         input_signature=[tf.TensorSpec([None, 3, 7])],
         jit_compile=True,
     )
@@ -57,7 +63,7 @@ def test_gradient_of_sums_is_that_of_the_plain_sum(chunks):
 
     found = slopes(
         fused.compiled(
-            lambda s, x: fused.sums(lambda p, x: [p[0] * x * x], [s], [x], 4)[0]
+            lambda s, x: fused.sums(lambda p, x: [p[0] * x * x], [s], [x], 4, 16)[0]
         )
     )
     want = slopes(lambda s, x: tf.reduce_sum(s * x * x, 0))
