@@ -89,11 +89,7 @@ class Importances:
         found: dict[int, tf.Tensor] = {}
         for (distribute, _), group in groups.items():
             if distribute is probabilities:  # a softmax of each row needs no grids
-                importances, temperatures = (
-                    tf.stack([tf.convert_to_tensor(value) for value in values])
-                    for values in zip(*((s.importance, s.temperature) for s in group))
-                )
-                pi = distribute(importances / temperatures[:, None], group[0].grids)
+                pi = distribute(logits_of(group), group[0].grids)
             else:
                 pi = tf.stack([side.probabilities() for side in group])
             rows = tf.unstack(function(pi, [side.bits for side in group]), len(group))
@@ -124,6 +120,13 @@ class Importances:
     def to_json(self) -> dict[str, Any]:
         """Candidate bits and branch probabilities of each layer, as plain JSON."""
         return {"layers": {layer.name: _described(layer) for layer in self.layers}}
+
+
+def logits_of(sides: Sequence[Any]) -> tf.Tensor:
+    """`logits` of several `BranchImportance`s, [sides, branches], in one division."""
+    importances = [tf.convert_to_tensor(side.importance) for side in sides]
+    temperatures = [tf.convert_to_tensor(side.temperature) for side in sides]
+    return tf.stack(importances) / tf.stack(temperatures)[:, None]
 
 
 def _described(layer: Any) -> dict[str, Any]:

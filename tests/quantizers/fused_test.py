@@ -69,3 +69,18 @@ def test_gradient_of_sums_is_that_of_the_plain_sum(chunks):
     want = slopes(lambda s, x: tf.reduce_sum(s * x * x, 0))
     for slope, expected_slope in zip(found, want, strict=True):
         np.testing.assert_allclose(slope, expected_slope, rtol=1e-3, atol=1e-3)
+
+
+def test_one_trace_serves_all_sizes_of_a_rank_and_type():
+    traces = []
+
+    def doubled(x):
+        traces.append(x.dtype)
+        return 2 * x
+
+    function = fused.compiled(doubled, any_size=True)
+    for shape, dtype in ((3, "float32"), (5, "float32"), ((2, 3), "float32")):
+        x = np.random.default_rng(0).normal(size=shape).astype(dtype)
+        np.testing.assert_array_equal(function(tf.constant(x)), x + x)
+    function(tf.ones(3, tf.float16))
+    assert len(traces) == 3
