@@ -189,7 +189,7 @@ class WeightedSum:
         """`parameter_gradients` for inputs of any size, with some arguments given."""
 
         def gradients(*tensors: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            return self.parameter_gradients(*tensors, channels, rows)
+            return self.parameter_gradients(channels, rows, *tensors)
 
         return compiled(gradients, any_size=True)
 
@@ -231,14 +231,14 @@ class WeightedSum:
 
     def parameter_gradients(
         self,
+        channels: int,
+        rows: int,
         x: tf.Tensor,
         steps: tf.Tensor,
         lows: tf.Tensor,
         highs: tf.Tensor,
         weights: tf.Tensor,
         upstream: tf.Tensor,
-        channels: int,
-        rows: int,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Gradients of the steps [branches, channels] and weights [branches].
 
