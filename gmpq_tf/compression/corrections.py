@@ -188,13 +188,13 @@ def make_student(
     names = [n for n, row in CORRECTIONS.items() if row.suits(model, policy)]
     before = _values(student)
     tried: dict[str, _Tried] = {}
-    measure = _measure(model, held, labels, output_kinds)
+    measure = _measure(student, model, held, labels, output_kinds)
     for name in names:
         _restore(student, before)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             CORRECTIONS[name].run(student, model, images)
-        found = tried[name] = measure(student)
+        found = tried[name] = measure()
         found.values, found.warned = _values(student), caught
         _forget(tried)
         loss = f", loss {found.losses.mean():.4g}" if len(found.losses) else ""
@@ -288,9 +288,13 @@ def _choose(tried: Mapping[str, _Tried], say: Say) -> str:
 
 
 def _measure(
-    model: keras.Model, held: Batches, labels: Any, output_kinds: Any
-) -> Callable[[keras.Model], _Tried]:
-    """A function student -> its distance from the float model, and its losses."""
+    student: keras.Model,
+    model: keras.Model,
+    held: Batches,
+    labels: Any,
+    output_kinds: Any,
+) -> Callable[[], _Tried]:
+    """A function -> the student's distance from the float model now, and its losses."""
     teacher = [_outputs(model, batch) for batch in held]
     joined = [np.concatenate(column) for column in zip(*teacher, strict=True)]
     judge = Judge(model, joined, labels_of_all(model, labels), output_kinds)
@@ -300,8 +304,10 @@ def _measure(
     if targets and judge.right(joined, targets).mean() <= 0.5:
         targets = []
 
-    def measure(student: keras.Model) -> _Tried:
-        forward = tf.function(lambda x: student(x, training=False))
+    # Corrections change variables alone, so one trace serves them all.
+    forward = tf.function(lambda x: student(x, training=False), autograph=False)
+
+    def measure() -> _Tried:
         gaps, losses, start = [], [np.zeros(0)], 0
         for batch, known in zip(held, teacher, strict=True):
             found = keras.tree.flatten(forward(batch))

@@ -45,6 +45,7 @@ from gmpq_tf.search.case import Held, SearchData
 from gmpq_tf.search.policies import search_policy
 from gmpq_tf.space import SearchSpace
 from gmpq_tf.task import OutputKind, outputs_of
+from gmpq_tf.transform.batches import inference_batch
 from gmpq_tf.transform.rewrite import flattened
 
 BITS = 8  # bits of every layer without a budget
@@ -289,8 +290,9 @@ def correct(
         output_kinds: what the outputs mean, as `outputs_of` takes it; None: derived.
     """
     count = len(held) // HELD if len(held) >= BATCH else max(3 * len(held) // 4, 1)
-    images = _batches(source, [a[:count] for a in held.inputs])
-    others = _batches(source, [a[count:] for a in held.inputs])
+    size = inference_batch(read_graph(flattened(model)))
+    images = _batches(source, [a[:count] for a in held.inputs], size)
+    others = _batches(source, [a[count:] for a in held.inputs], size)
     labels = None
     if others and held.labels is not None:
         end = count + sum(len(keras.tree.flatten(batch)[0]) for batch in others)
@@ -323,9 +325,8 @@ def _error(figures: Outputs | None, name: str) -> float | None:
     return known[0] if len(known) == 1 else None
 
 
-def _batches(source: SearchData, inputs: Sequence[np.ndarray]) -> Batches:
+def _batches(source: SearchData, inputs: Sequence[np.ndarray], size: int) -> Batches:
     """Batches in the model's structure; with a fixed batch size only full ones."""
-    size = source.inputs.batch_size or BATCH
     starts = range(0, len(inputs[0]), size)
     found = [[a[first : first + size] for a in inputs] for first in starts]
     if source.inputs.batch_size:

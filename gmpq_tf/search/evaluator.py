@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from gmpq_tf.attribution import grad_cam, rank_distance
 from gmpq_tf.attribution.target import resize_maps
+from gmpq_tf.graph import read_graph
 from gmpq_tf.search.case import SearchCase
 from gmpq_tf.search.config import RiskConfig
 from gmpq_tf.search.errors import StrategyError
@@ -28,6 +29,7 @@ from gmpq_tf.search.tuning import BATCH, Tuner
 from gmpq_tf.search.values import Bits
 from gmpq_tf.task import Binary
 from gmpq_tf.transform import build_hypernet, calibrate
+from gmpq_tf.transform.batches import inference_batch
 from gmpq_tf.transform.rewrite import flat_copy
 
 TRAINED_STATISTICS = 256  # images that renew the statistics after training steps
@@ -125,7 +127,7 @@ class Evaluator:
     def teacher(self) -> list[np.ndarray]:
         """Outputs of the float model on the images, arrays [images, ...]."""
         model, parts = self.case.model, []
-        for rows in self.rows(self.images):
+        for rows in self.rows(self.images, self._size):
             outputs = keras.tree.flatten(model(self.batch(rows), training=False))
             parts.append([np.asarray(each, "float32") for each in outputs])
             self.case.meter.forward(rows.stop - rows.start)
@@ -276,7 +278,7 @@ class Evaluator:
         """Columns of `Measured`, as plain JSON values."""
         judge = self.judge
         columns: dict[str, list[np.ndarray]] = {}
-        for rows in self.rows(images):
+        for rows in self.rows(images, self._size):
             outputs, maps = self._outputs(rows)
             self.case.meter.forward(rows.stop - rows.start)
             found = {
@@ -386,9 +388,22 @@ class Evaluator:
         arrays = [tf.constant(a[rows]) for a in self.held.inputs]
         return self.case.data.inputs.structured(arrays)
 
-    def rows(self, images: int) -> list[slice]:
-        """Slices that cut the first images into batches."""
-        size = self.case.data.inputs.batch_size or BATCH
+    @cached_property
+    def _size(self) -> int:
+        """Images at a time; fewer with attribution, whose maps keep all tensors."""
+        if self._attribution:
+            return self.case.data.inputs.batch_size or BATCH
+        return inference_batch(read_graph(self.case.model))
+
+    def rows(self, images: int, size: int | None = None) -> list[slice]:
+        """Slices that cut the first images into batches, of 64 unless `size` says.
+
+        With an open batch size they are equal if possible: others are traced apart.
+        """
+        fixed = self.case.data.inputs.batch_size
+        size = fixed or size or BATCH
+        parts = max(-(-images // size), 1)
+        size = fixed or -(-images // parts)
         return [slice(i, min(i + size, images)) for i in range(0, images, size)]
 
 

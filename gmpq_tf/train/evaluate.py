@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +52,7 @@ from gmpq_tf.train.first_look import look
 from gmpq_tf.train.inputs import as_labelled, load_float_model, task_for
 from gmpq_tf.train.show_objects import write_curves
 from gmpq_tf.transform.calibrate import input_quantizers
+from gmpq_tf.transform.forward import predictor
 
 RESULT = "evaluation.json"
 # Figures of a file: of its decisions, and of its errors where outputs are numbers.
@@ -182,7 +183,7 @@ def measure_both(
     output = _deciding(model, task, output_kind)
     tally, images = Tally(output, None), 0
     models = {"": model, "tflite_": tflite, "twin_": twin}
-    models = {prefix: each for prefix, each in models.items() if each is not None}
+    models = {p: _predictor(each) for p, each in models.items() if each is not None}
     meters = {prefix: task.meter(class_names) for prefix in models}
     for pixels, labels in batches:
         pixels = np.asarray(pixels)
@@ -214,22 +215,22 @@ def measure_both(
 
 
 def _computed(
-    models: Mapping[str, Any], pixels: np.ndarray
+    models: Mapping[str, Callable], pixels: np.ndarray
 ) -> dict[str, list[np.ndarray]]:
     """What each model returns for a batch, in the order of its outputs.
 
     Args:
-        models: prefix -> Keras model, integer twin or file.
+        models: prefix -> `_predictor` of a Keras model, its integer twin or its file.
         pixels: [B, H, W, C], as the model reads them.
     """
-    return {
-        prefix: _listed(
-            each.predict_on_batch(pixels)
-            if isinstance(each, keras.Model)
-            else each.predict(pixels, batch_size=len(pixels))
-        )
-        for prefix, each in models.items()
-    }
+    return {prefix: _listed(predict(pixels)) for prefix, predict in models.items()}
+
+
+def _predictor(model: keras.Model | TFLiteModel | RegionDetector) -> Callable:
+    """A function [B, H, W, C] -> outputs of the batch."""
+    if isinstance(model, keras.Model):
+        return predictor(model)
+    return lambda pixels: model.predict(pixels, batch_size=len(pixels))
 
 
 def _add(

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -23,9 +24,26 @@ from gmpq_tf.graph import Graph, Ref, fill
 from gmpq_tf.inputs import InputError, leaves_of, match_inputs
 
 BATCH_SIZE = 64
+# Of inference: the overhead of a call weighs most with small tensors.
+LARGEST_BATCH, LARGEST_TENSOR = 512, 2**25
 MOST_IMAGES = 16_384  # how many are read from a data set that may be endless
 
 Batch = tuple[list[np.ndarray], Any]
+
+
+def inference_batch(graph: Graph) -> int:
+    """Images to compute at once without training: 512, or fewer if tensors are large.
+
+    64 at least; between them as many as make the largest tensor 32 MiB.
+
+    Args:
+        graph: graph of the model; its own batch size, if it has one, is returned.
+    """
+    fixed = ModelInputs(graph).batch_size
+    if fixed is not None:
+        return fixed
+    image = max(4 * math.prod(d or 1 for d in shape[1:]) for shape in graph.shapes)
+    return min(max(LARGEST_TENSOR // image, BATCH_SIZE), LARGEST_BATCH)
 
 
 class ModelInputs:

@@ -1,9 +1,10 @@
-"""Runs a model layer by layer on all batches, in bounded memory."""
+"""Runs a model on batches in inference: whole, or layer by layer in bounded memory."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from typing import Any
 
 import keras
@@ -13,6 +14,25 @@ from gmpq_tf.graph import Graph, infer
 from gmpq_tf.transform.batches import ModelInputs
 
 MEMORY_BYTES = 2**30
+EAGER_BATCHES = 4  # tracing a student takes as long as some ten batches
+
+
+def predictor(model: keras.Model) -> Callable[[Any], Any]:
+    """A function inputs -> outputs of a model in inference, as NumPy arrays.
+
+    The first batches are computed eagerly, which for few is faster than tracing.
+
+    Args:
+        model: any model; its weights may change, its layers may not.
+    """
+    calls = count()
+
+    def predict(inputs: Any) -> Any:
+        if next(calls) >= EAGER_BATCHES:
+            return model.predict_on_batch(inputs)
+        return keras.tree.map_structure(np.asarray, model(inputs, training=False))
+
+    return predict
 
 
 class LayerwiseRun:

@@ -12,7 +12,12 @@ import gmpq_tf as gmpq
 from gmpq_tf.graph import read_graph, searchable_names
 from gmpq_tf.inputs import InputError
 from gmpq_tf.transform import batches as module
-from gmpq_tf.transform.batches import ModelInputs, batches_of, input_batches
+from gmpq_tf.transform.batches import (
+    ModelInputs,
+    batches_of,
+    inference_batch,
+    input_batches,
+)
 from gmpq_tf.transform.calibrate import CalibrationError, first_images
 
 N = 10
@@ -315,3 +320,19 @@ def test_first_images_do_not_use_up_an_iterator():
     i = keras.Input((3,), name="x")
     with pytest.raises(CalibrationError, match="used up"):
         first_images(keras.Model(i, layers.Dense(2)(i)), iter([X]))
+
+
+@pytest.mark.parametrize(
+    ("shape", "wanted"),
+    [
+        ((None, 8, 8, 3), 512),
+        ((None, 128, 128, 1), 64),  # 8 channels of it: 2^19 bytes
+        ((None, 64, 128, 1), 128),
+        ((None, 512, 512, 1), 64),
+        ((7, 8, 8, 3), 7),
+    ],
+)
+def test_batches_of_inference_hold_32_mebibytes_or_64_to_512_images(shape, wanted):
+    inputs = keras.Input(batch_shape=shape)
+    model = keras.Model(inputs, keras.layers.Conv2D(8, 3, padding="same")(inputs))
+    assert inference_batch(read_graph(model)) == wanted

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from gmpq_tf.graph import read_graph
-from gmpq_tf.transform.forward import LayerwiseRun
+from gmpq_tf.transform.forward import EAGER_BATCHES, LayerwiseRun, predictor
 from tests.transform.models import MODELS, batch_of
 
 PROBED = ("residual", "branches", "shared_layer", "two_inputs_two_outputs", "gates")
@@ -51,3 +51,17 @@ def test_only_what_is_read_later_is_kept():
     last = len(graph.calls) - 1
     list(forward.outputs(last))
     assert list(forward.kept[0]) == list(graph.calls[last].inputs)
+
+
+@pytest.mark.parametrize("name", ["residual", "two_inputs_two_outputs"])
+def test_a_predictor_gives_what_predict_gives_eagerly_and_compiled(name):
+    model, batch = MODELS[name](), batch_of(MODELS[name](), 3)
+    predict = predictor(model)
+    for number in range(EAGER_BATCHES + 2):
+        variable = model.trainable_variables[0]
+        variable.assign(variable * 1.1)  # later weights count, also after tracing
+        found, wanted = predict(batch), model.predict(batch, verbose=0)
+        keras.tree.assert_same_structure(found, wanted)
+        for mine, own in zip(*map(keras.tree.flatten, (found, wanted)), strict=True):
+            assert isinstance(mine, np.ndarray), number
+            np.testing.assert_allclose(mine, own, rtol=1e-5, atol=1e-5)
