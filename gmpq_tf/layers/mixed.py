@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import keras
@@ -15,6 +17,23 @@ from gmpq_tf.layers.relaxation import ALONE, DEFAULT_RELAXATION, relaxation_of
 from gmpq_tf.layers.relaxation_row import Grids, Relaxation
 from gmpq_tf.quantizers.draws import add_draws
 from gmpq_tf.quantizers.grid import code_limit
+
+# id of a `BranchImportance` -> its weights in the pass that is being computed.
+_known: ContextVar[Mapping[int, tf.Tensor]] = ContextVar("weights", default={})  # noqa: B039
+
+
+@contextmanager
+def knowing_weights(weights: Mapping[int, tf.Tensor]) -> Iterator[None]:
+    """Gives branches their weights in passes inside the block: nothing is computed.
+
+    Args:
+        weights: id of a `BranchImportance` -> `weights_now` of it, [branches].
+    """
+    token = _known.set(weights)
+    try:
+        yield
+    finally:
+        _known.reset(token)
 
 
 class BranchImportance(keras.layers.Layer):
@@ -84,6 +103,9 @@ class BranchImportance(keras.layers.Layer):
         Args:
             training: whether noise is drawn, if the relaxation uses any.
         """
+        known = _known.get().get(id(self))
+        if known is not None:
+            return known
         noise = None
         draw = self.relaxation.noise
         if training and draw is not None:

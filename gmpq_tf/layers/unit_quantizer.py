@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -27,6 +28,6 @@ class UnitQuantizer(InputQuantizer):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**(kwargs | FIXED))
 
-    def set_branch(self, branch: int, step: float, zero_code: int = 0) -> None:
-        """Sets the step to 1/256, whatever the data suggest."""
-        super().set_branch(branch, UNIT_STEP)
+    def set_branches(self, grids: Mapping[int, tuple[float, int]]) -> None:
+        """Sets the steps to 1/256, whatever the data suggest."""
+        super().set_branches(dict.fromkeys(grids, (UNIT_STEP, 0)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -240,18 +240,28 @@ class InputQuantizer(keras.layers.Layer):
         Raises:
             ValueError: a step that is not positive and finite.
         """
-        if not 0 < step < math.inf:
-            raise ValueError(
-                "A step must be positive and finite. "
-                f"Received: step={step!r} for {self.path or self.name!r}. "
-                "Calibrate on data that are not all zero."
-            )
-        limit = code_limit(self.bits[branch], bool(self.signed))
-        log2 = np.array(self.log2_range)
-        log2[branch] = math.log2(step * limit)
+        self.set_branches({branch: (step, zero_code)})
+
+    def set_branches(self, grids: Mapping[int, tuple[float, int]]) -> None:
+        """Sets several branches at once, which takes as long as one.
+
+        Args:
+            grids: index of a branch -> its step and the code of its zero.
+
+        Raises:
+            ValueError: a step that is not positive and finite.
+        """
+        log2, zeros = np.array(self.log2_range), np.array(self.zero_code)
+        for branch, (step, zero_code) in grids.items():
+            if not 0 < step < math.inf:
+                raise ValueError(
+                    "A step must be positive and finite. "
+                    f"Received: step={step!r} for {self.path or self.name!r}. "
+                    "Calibrate on data that are not all zero."
+                )
+            limit = code_limit(self.bits[branch], bool(self.signed))
+            log2[branch], zeros[branch] = math.log2(step * limit), zero_code
         self.log2_range.assign(log2)
-        zeros = np.array(self.zero_code)
-        zeros[branch] = zero_code
         self.zero_code.assign(zeros)
         self.calibrated.assign(1.0)
 

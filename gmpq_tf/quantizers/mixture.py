@@ -191,7 +191,7 @@ class WeightedSum:
         def gradients(*tensors: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             return self.parameter_gradients(channels, rows, *tensors)
 
-        return compiled(gradients, any_size=True)
+        return compiled(gradients, any_size=True, whole=False)
 
     def forward(
         self,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import keras
@@ -12,9 +14,13 @@ import tensorflow as tf
 
 from gmpq_tf.bits import LayerPair
 from gmpq_tf.layers.channel_gates import ChannelGates
+from gmpq_tf.layers.mixed import knowing_weights
+from gmpq_tf.layers.relaxation import expectation
 from gmpq_tf.layers.relaxation_row import probabilities
 from gmpq_tf.search.divergence import check_temperature
 
+# id of the first side of a group -> its probabilities, [sides, branches].
+_computed: ContextVar[Mapping[int, tf.Tensor]] = ContextVar("computed", default={})  # noqa: B039
 DRAWN = ("draws", "seed_generator_state")  # names of the states of random numbers
 
 
@@ -74,29 +80,56 @@ class Importances:
         """Applies a function of probabilities and bits [rows, branches] to all tensors.
 
         Each row is one side (weights or activations) of a layer. Sides with the same
-        number of branches and the same relaxation are stacked and computed at once: a
-        step needs this three times, and a graph for each side would take longer to
-        trace and to optimize.
+        number of branches and the same relaxation are stacked and computed at once.
         """
-        sides = [
+        found: dict[int, tf.Tensor] = {}
+        for group in self._groups():
+            pi = _computed.get().get(id(group[0]))
+            pi = _probabilities_of(group) if pi is None else pi
+            rows = tf.unstack(function(pi, [side.bits for side in group]), len(group))
+            found |= {id(side): row for side, row in zip(group, rows, strict=True)}
+        values = [found[id(side)] for side in self._sides()]
+        pairs = zip(values[::2], values[1::2], strict=True)
+        return [LayerPair(*pair) for pair in pairs]
+
+    def _sides(self) -> list[Any]:
+        """The `BranchImportance`s, of each layer the kernel's, then the input's."""
+        return [
             side
             for each in self.layers
             for side in (each.kernel_branches, each.input_branches)
         ]
+
+    def _groups(self) -> list[list[Any]]:
+        """Sides whose probabilities can be stacked and computed at once."""
         groups: dict[Any, list[Any]] = defaultdict(list)
-        for side in sides:
+        for side in self._sides():
             groups[side.relaxation.distribute, len(side.bits)].append(side)
-        found: dict[int, tf.Tensor] = {}
-        for (distribute, _), group in groups.items():
-            if distribute is probabilities:  # a softmax of each row needs no grids
-                pi = distribute(logits_of(group), group[0].grids)
-            else:
-                pi = tf.stack([side.probabilities() for side in group])
-            rows = tf.unstack(function(pi, [side.bits for side in group]), len(group))
-            found |= {id(side): row for side, row in zip(group, rows, strict=True)}
-        values = [found[id(side)] for side in sides]
-        pairs = zip(values[::2], values[1::2], strict=True)
-        return [LayerPair(*pair) for pair in pairs]
+        return list(groups.values())
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Computes the probabilities of all branches once for all of the block.
+
+        Layers and costs inside the block share them: a graph for each side takes longer
+        to trace and to optimize than the step itself. The block is a pass of a training
+        step: in it importances do not change, and the same gradient tapes watch them.
+        """
+        computed = {id(group[0]): _probabilities_of(group) for group in self._groups()}
+        weights = {
+            id(side): row
+            for group in self._groups()
+            for side, row in zip(
+                group, tf.unstack(computed[id(group[0])], len(group)), strict=True
+            )
+            if side.relaxation.weigh is expectation
+        }
+        token = _computed.set(computed)
+        try:
+            with knowing_weights(weights):
+                yield
+        finally:
+            _computed.reset(token)
 
     def probabilities(self) -> dict[str, LayerPair]:
         """Layer name -> `pi_w` and `pi_a`, arrays [branches]."""
@@ -120,6 +153,14 @@ class Importances:
     def to_json(self) -> dict[str, Any]:
         """Candidate bits and branch probabilities of each layer, as plain JSON."""
         return {"layers": {layer.name: _described(layer) for layer in self.layers}}
+
+
+def _probabilities_of(sides: Sequence[Any]) -> tf.Tensor:
+    """Probabilities of the branches of a group, [sides, branches]."""
+    distribute = sides[0].relaxation.distribute
+    if distribute is probabilities:  # a softmax of each row needs no grids
+        return distribute(logits_of(sides), sides[0].grids)
+    return tf.stack([side.probabilities() for side in sides])
 
 
 def logits_of(sides: Sequence[Any]) -> tf.Tensor:

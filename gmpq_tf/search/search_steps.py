@@ -87,11 +87,12 @@ class SearchSteps(SearchViews, keras.Model):
 
         def passed() -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
             now = step.again() if step.values else step
-            output = self._forward(now)
-            task = self.compute_loss(
-                x=x, y=y, y_pred=output, sample_weight=sample_weight
-            )
-            guidance = sum(risk.weighted(now) for risk in self.risks)
+            with self.branches.together():
+                output = self._forward(now)
+                task = self.compute_loss(
+                    x=x, y=y, y_pred=output, sample_weight=sample_weight
+                )
+                guidance = sum(risk.weighted(now) for risk in self.risks)
             # Gradients of replicas are added; Keras divides the task loss for that.
             return task + guidance / replica_count(), (output, task, guidance)
 
@@ -100,14 +101,15 @@ class SearchSteps(SearchViews, keras.Model):
         )
         self.optimizer.apply(gradients[: len(network)], network)
         self.importance_optimizer.apply(gradients[len(network) :], importances)
-        for risk in self.risks:
-            risk.update(step)
         task = task * replica_count()
         step.values |= {TOTAL: task + guidance, metric_names.TASK_RISK: task}
         for name, metric in self.risk_metrics.items():  # R_G is 0 without a teacher
             metric.update_state(step.values.get(name, 0.0))
         self.compute_metrics(x, y, output, sample_weight)
-        return self._logs(step)
+        with self.branches.together():
+            for risk in self.risks:
+                risk.update(step)
+            return self._logs(step)
 
     @property
     def losses(self) -> list[Any]:

@@ -121,12 +121,14 @@ def calibrate(
     _warn_of_silence(quantizers, observers)
     steps: dict[int, float] = {}
     for quantizer, observer in zip(quantizers, observers, strict=True):
-        for branch in range(len(quantizer.bits)):
-            step, zero = best_grid(
+        grids = {
+            branch: best_grid(
                 observer, quantizer, branch, id(quantizer) in scaled, chosen
             )
-            quantizer.set_branch(branch, step, zero)
-            steps[id(quantizer)] = step
+            for branch in range(len(quantizer.bits))
+        }
+        quantizer.set_branches(grids)
+        steps[id(quantizer)] = grids[len(grids) - 1][0]
     _warn_of_lost_channels(model, steps)
 
 
