@@ -124,10 +124,15 @@ def sums(
         split = len(values) - len(arrays)
         return tf.nest.pack_sequence_as(parameters, values[:split]), values[split:]
 
+    def plain(*values):  # type: ignore[no-untyped-def]
+        return _plain_sums(terms, *unpacked(values), channels)
+
+    @compiled
+    def chunked(*values):  # type: ignore[no-untyped-def]
+        return _chunked_sums(terms, *unpacked(values), channels, rows)
+
     if not rows:
-        plain = compiled(lambda *v: _plain_sums(terms, *unpacked(v), channels))
-        return list(plain(*leaves))
-    chunked = compiled(lambda *v: _chunked_sums(terms, *unpacked(v), channels, rows))
+        return list(compiled(plain)(*leaves))
 
     # Differentiating the loop would make XLA keep the state of every step, so the
     # gradient is that of the plain sums.
@@ -136,7 +141,7 @@ def sums(
         def gradient(*upstream):  # type: ignore[no-untyped-def]
             with tf.GradientTape() as tape:
                 tape.watch(values)
-                found = _plain_sums(terms, *unpacked(values), channels)
+                found = plain(*values)
             return tape.gradient(
                 found, values, list(upstream), unconnected_gradients="zero"
             )
