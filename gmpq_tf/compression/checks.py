@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from typing import Any
 
@@ -14,11 +15,13 @@ from gmpq_tf.export.tflite.lowering import check_kinds
 from gmpq_tf.export.tflite.outputs import Outputs, Tally, as_arrays, summary
 from gmpq_tf.export.tflite.region_files import check_options
 from gmpq_tf.export.tflite.region_parts import region_parts
+from gmpq_tf.export.tflite.runtime import TFLiteModel
 from gmpq_tf.graph import read_graph
 from gmpq_tf.inputs import InputError
 from gmpq_tf.search.case import Held, SearchData
 from gmpq_tf.search.judge import Judge
 from gmpq_tf.task import match_labels, outputs_of
+from gmpq_tf.transform.forward import predictor
 from gmpq_tf.transform.gates import split_gates
 from gmpq_tf.transform.rewrite import flattened, split_activations
 
@@ -135,4 +138,36 @@ def float_figures(
             "Accuracy needs images to be measured on. "
             "Received: test_data without any. Pass some, or leave it out."
         )
+    return summary(images, [tally.report() for tally in tallies])
+
+
+def beside_float(
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    data: SearchData,
+    output_kinds: Any = None,
+) -> Outputs | None:
+    """Compares the outputs of a file with those of the float model.
+
+    Args:
+        model: the float model.
+        path: the file.
+        data: the images.
+        output_kinds: what the outputs mean, as `outputs_of` takes it; None: derived.
+
+    Returns:
+        The figures, the float model standing for Keras; None for a detector in two
+        files, which return objects.
+    """
+    if region_parts(model) is not None:
+        return None
+    file, predict = TFLiteModel(path), predictor(model)
+    tallies = [Tally(output, None) for output in outputs_of(model, output_kinds)]
+    images = 0
+    for inputs, _ in data.batches():
+        found = as_arrays(predict(inputs))
+        received = as_arrays(file.predict(data.inputs.read(inputs)))
+        for tally, want, have in zip(tallies, found, received, strict=True):
+            tally.add(want, have)
+        images += len(found[0])
     return summary(images, [tally.report() for tally in tallies])

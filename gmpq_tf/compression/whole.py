@@ -14,6 +14,7 @@ import numpy as np
 from gmpq_tf.budget import FILE_BYTES, parse_budget
 from gmpq_tf.compression.checks import (
     BATCH,
+    beside_float,
     check_exportable,
     check_images,
     check_labels,
@@ -81,6 +82,8 @@ class Compressed:
         tflite_error: the same for the file.
         agreement: share of decisions on which student and file agree; if no output is a
             decision, of numbers within four steps.
+        float_agreement: share of decisions on which float model and file agree, of the
+            output where it is smallest; None with labels, and for plain numbers.
         report: the full report of the export.
     """
 
@@ -98,6 +101,7 @@ class Compressed:
     error: float | None
     tflite_error: float | None
     agreement: float | None
+    float_agreement: float | None
     report: ExportReport
 
     def __str__(self) -> str:
@@ -113,6 +117,8 @@ class Compressed:
                 f"{self.tflite_error:.4g} from the labels (float "
                 f"{self.float_error:.4g})"
             )
+        if self.float_agreement is not None:
+            said.append(f"{100 * self.float_agreement:.2f} % as the float model")
         if self.agreement is not None:
             said.append(f"agreement with Keras {100 * self.agreement:.2f} %")
         return f"{', '.join(said)}; {self.images} images"
@@ -249,6 +255,7 @@ def compress(
         least_agreement=least_agreement,
         latency_runs=latency_runs,
     )
+    beside = None if figures else beside_float(flat, path, tested, output_kinds)
     return Compressed(
         student=mended.student,
         policy=policy,
@@ -264,6 +271,7 @@ def compress(
         error=_error(report, "keras_error"),
         tflite_error=_error(report, "tflite_error"),
         agreement=report.agreement,
+        float_agreement=None if beside is None else beside.agreement,
         report=report,
     )
 

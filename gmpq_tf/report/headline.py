@@ -10,7 +10,12 @@ from typing import Any
 
 from gmpq_tf.files import parse_json, read_text
 from gmpq_tf.report.schema import LOSSES, METRICS, ResultRow, Summary
-from gmpq_tf.report.table import format_bytes, format_figure, format_times
+from gmpq_tf.report.table import (
+    format_bytes,
+    format_figure,
+    format_percent,
+    format_times,
+)
 
 EXPORT_REPORT = "export_report.json"
 INT8 = "fast"  # the storage that keeps kernels in INT8
@@ -104,6 +109,9 @@ def facts(
         of += "" if row.tflite_accuracy is None else " of the file"
         value = format_figure(_right(row), summary.metric)
         yield Fact(of, value, "; ".join(beside))
+    if row.float_agreement is not None:
+        alike = format_percent(row.float_agreement)
+        yield Fact("As the float model", alike, "of images decided alike; no labels")
     took = _number(export, "latency_ms", storage)
     if took is not None:
         times = {"predicted": predicted_ms}

@@ -15,6 +15,7 @@ from gmpq_tf.report import curves, object_plots, plots, read
 from gmpq_tf.report.budgets import SearchLimit, budget_lines, search_limits
 from gmpq_tf.report.drawing import FigureFormat, figure_bytes, inline_svg
 from gmpq_tf.report.headline import headline
+from gmpq_tf.report.html_table import html_table
 from gmpq_tf.report.layout import COST, IMPORTANCES, VALUES
 from gmpq_tf.report.layout import METRICS as LOG
 from gmpq_tf.report.objects import CURVES, read_curves, read_objects
@@ -25,7 +26,7 @@ from gmpq_tf.report.schema import (
     ReportError,
     Summary,
 )
-from gmpq_tf.report.table import format_figure, format_times, table_cells
+from gmpq_tf.report.table import format_figure, format_times
 from gmpq_tf.report.values import decision_line, values_section
 
 STYLE = """
@@ -60,16 +61,6 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 """
 # Whatever the files of the run contain, the browser loads and runs nothing.
 CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-
-LEGEND = (
-    "{metric}: of the Keras model in float{on_images}; GBOPs: 1e9 multiply-adds x "
-    "bits x bits; weights: at the policy's bits; file: as shipped; .tflite: {metric} "
-    "of the shipped file; agreement: {answers} to which it and Keras give the same "
-    "answer, computed in the file's integers where that was measured."
-)
-
-# Metric -> what agreement is a share of.
-ANSWERS = {"accuracy": "images", "map_07": "default boxes", "loss": "numbers"}
 
 
 @dataclass(frozen=True)
@@ -235,7 +226,7 @@ def _page(
     yield from (f"<p>{html.escape(line)}</p>" for line in _headlines(summary))
     yield from _budgets(workdir, summary)
     yield from (f"<p>{html.escape(line)}</p>" for line in decision_line(workdir))
-    yield _table(summary)
+    yield html_table(summary)
     yield from (f"<p>{html.escape(line)}</p>" for line in _float_layers(workdir))
     pictures = pictures_of(summary)
     pictures = (_front(runs), *pictures) if len(runs) > 1 else pictures
@@ -301,22 +292,6 @@ def _float_layers(workdir: Path) -> Iterator[str]:
             f"{name} ({macs:,} multiply-adds)" for name, macs in found.items()
         )
         yield f"Float in every row, counted at 32 x 32 bits: {names}."
-
-
-def _table(summary: Summary) -> str:
-    metric = summary.metric
-    header, *body = table_cells(summary.rows, metric)
-    lines = [
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
-        for cells in body
-    ]
-    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in header)
-    table = "\n".join([f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>", *lines])
-    legend = LEGEND.format(
-        metric=METRICS[metric], answers=ANSWERS[metric], on_images=summary.on_images
-    )
-    end = f'</tbody>\n</table>\n</div>\n<p class="note">{legend}</p>'
-    return f'<div class="wide">\n{table}\n{end}'
 
 
 def _section(picture: Picture, workdir: Path, summary: Summary) -> str:

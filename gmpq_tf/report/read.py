@@ -62,7 +62,7 @@ def _row(index: int, data: Any, share: bool) -> ResultRow:
     required = ("name", "accuracy", "bit_ops", "weight_bytes")
     optional = (
         *("file_bytes", "tflite_accuracy", "agreement"),
-        *("twin_accuracy", "twin_agreement"),
+        *("twin_accuracy", "twin_agreement", "float_agreement"),
     )
     with named(f"rows[{index}]"):
         return ResultRow(

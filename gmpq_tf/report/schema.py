@@ -49,6 +49,8 @@ class ResultRow:
             None.
         twin_agreement: share of images on which the file and that model agree, 0..1, or
             None.
+        float_agreement: share of images on which the file (else the model) decides as
+            the float model, 0..1; known only where there are no labels, else None.
         share: whether what stands for accuracy is a share, 0..1; else any number.
 
     Raises:
@@ -65,6 +67,7 @@ class ResultRow:
     labelled: bool = True
     twin_accuracy: float | None = None
     twin_agreement: float | None = None
+    float_agreement: float | None = None
     share: bool = True
 
     def __post_init__(self) -> None:
@@ -77,7 +80,7 @@ class ResultRow:
         check_number("file_bytes", self.file_bytes, 1, optional=True)
         for name in ("tflite_accuracy", "twin_accuracy"):
             check_number(name, getattr(self, name), low, high, optional=True)
-        for name in ("agreement", "twin_agreement"):
+        for name in ("agreement", "twin_agreement", "float_agreement"):
             check_number(name, getattr(self, name), 0, 1, optional=True)
 
 

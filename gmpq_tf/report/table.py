@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from gmpq_tf.report.schema import LOSSES, METRICS, ResultRow
 
-HEADER = ("model", "accuracy", "GBOPs", "weights", "file", ".tflite", "agreement")
+AS_FLOAT = "as float"  # stands in the place of accuracies where there are no labels
 NAME_WIDTH = 26  # keeps a row within 88 columns; longer names continue below
 
 
@@ -104,20 +104,19 @@ def table_cells(
         The header and one tuple of texts for each row.
     """
     decimals = giga_decimals(row.bit_ops for row in rows)
-    body = [
-        (
-            row.name,
-            format_figure(row.accuracy, metric),
-            f"{row.bit_ops / 1e9:.{decimals}f}",
-            format_bytes(row.weight_bytes),
-            format_bytes(row.file_bytes),
-            format_figure(row.tflite_accuracy, metric),
-            format_percent(agreement(row)),
-        )
-        for row in rows
-    ]
-    header = [METRICS[metric] if word == "accuracy" else word for word in HEADER]
-    return [tuple(header), *body]
+    columns = {
+        "model": [row.name for row in rows],
+        METRICS[metric]: [format_figure(row.accuracy, metric) for row in rows],
+        "GBOPs": [f"{row.bit_ops / 1e9:.{decimals}f}" for row in rows],
+        "weights": [format_bytes(row.weight_bytes) for row in rows],
+        "file": [format_bytes(row.file_bytes) for row in rows],
+        ".tflite": [format_figure(row.tflite_accuracy, metric) for row in rows],
+        "agreement": [format_percent(agreement(row)) for row in rows],
+    }
+    if any(row.float_agreement is not None for row in rows):
+        del columns[METRICS[metric]], columns[".tflite"]
+        columns[AS_FLOAT] = [format_percent(row.float_agreement) for row in rows]
+    return [tuple(columns), *zip(*columns.values(), strict=True)]
 
 
 def format_table(rows: Sequence[ResultRow], metric: str = "accuracy") -> str:

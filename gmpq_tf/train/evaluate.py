@@ -19,21 +19,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import keras
-import numpy as np
 
 import gmpq_tf.layers  # noqa: F401  registers the layers that the model files name
 from gmpq_tf.data import DataConfig, Dataset, load_dataset
 from gmpq_tf.export.errors import ExportError
-from gmpq_tf.export.tflite.objects import found_objects, returns_objects
-from gmpq_tf.export.tflite.outputs import OutputReport, Tally
-from gmpq_tf.export.tflite.region_detector import RegionDetector, open_tflite
+from gmpq_tf.export.tflite.region_detector import open_tflite
 from gmpq_tf.export.tflite.region_files import head_path
-from gmpq_tf.export.tflite.runtime import TFLiteModel
 from gmpq_tf.export.tflite.twin import integer_twin
 from gmpq_tf.files import write_json
 from gmpq_tf.report.objects import CURVES
@@ -43,23 +38,19 @@ from gmpq_tf.run.flags import from_flags
 from gmpq_tf.run.records import fingerprint, read_json, recorded_data
 from gmpq_tf.run.run_config import WorkdirConfig, set_threads
 from gmpq_tf.spelling import suggest
-from gmpq_tf.task import Output, OutputKind, outputs_of
-from gmpq_tf.task.kinds import OutputKindName, read_kind
-from gmpq_tf.task.output_names import check_finite
-from gmpq_tf.task.task import Task
-from gmpq_tf.task.tasks import task_of
+from gmpq_tf.task import OutputKind, outputs_of
+from gmpq_tf.task.kinds import OutputKindName
 from gmpq_tf.train.first_look import look
-from gmpq_tf.train.inputs import as_labelled, load_float_model, task_for
-from gmpq_tf.train.show_objects import write_curves
+from gmpq_tf.train.inputs import (
+    PRETRAINED,
+    as_labelled,
+    load_float_model,
+    task_for,
+)
+from gmpq_tf.train.measure import measure_both
 from gmpq_tf.transform.calibrate import input_quantizers
-from gmpq_tf.transform.forward import predictor
 
 RESULT = "evaluation.json"
-# Figures of a file: of its decisions, and of its errors where outputs are numbers.
-FILE_DECISIONS = ("tflite_accuracy", "agreement", "ties", "twin_agreement")
-FILE_ERRORS = ("mean_error", "max_error", "relative_error", "twin_max_error")
-# What computed the outputs of each prefix, for messages.
-WHOSE = {"": "the Keras model", "tflite_": "the file", "twin_": "the integer twin"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +89,8 @@ def evaluate(
 
     Returns:
         The content of evaluation.json: split, images, accuracy (None without labels)
-        and what was compared. For a quantized model also twin_accuracy; with a .tflite
+        and what was compared; without labels float_agreement (or float_error), of the
+        workdir's float model. For a quantized model also twin_accuracy; with a .tflite
         file tflite_accuracy, agreement with Keras and with the twin (or errors) and
         file_bytes. Other metrics of the task have their own names, such as map_07,
         tflite_map_07 and twin_map_07 for a detector.
@@ -113,6 +105,8 @@ def evaluate(
     if before.get("identity") == identity and not run.overwrite:
         return before
     model = load_float_model(folder / "model.keras", dataset)
+    reference = _reference(folder, dataset)
+    floats = None if reference is None else load_float_model(reference, dataset)
     path = folder / "model.tflite"
     tflite = open_tflite(path) if path.exists() else None
     batches = dataset.test() if config.split == "test" else dataset.validation()
@@ -132,6 +126,7 @@ def evaluate(
             names,
             task,
             folder / CURVES,
+            floats,
         )
     result = {"split": config.split, **measured}
     if not task.share:
@@ -141,125 +136,11 @@ def evaluate(
     return result
 
 
-def measure_both(
-    model: keras.Model,
-    tflite: TFLiteModel | RegionDetector | None,
-    batches: Iterable,
-    output_kind: str | OutputKind | None = None,
-    twin: keras.Model | None = None,
-    class_names: Sequence[str] = (),
-    task: Task | None = None,
-    curves: Path | None = None,
-) -> dict[str, Any]:
-    """Runs a Keras model, its integer twin and a .tflite file on the same images.
-
-    Args:
-        model: a classifier or a detector.
-        tflite: its file, or None.
-        batches: pairs (images, labels as the data set has them) or (images, None);
-            images are [N, H, W, C], scaled as the model reads them.
-        output_kind: meaning of the output that decides; None: that of the task.
-        twin: `integer_twin` of the model, or None.
-        class_names: one name per class.
-        task: what the model is trained for; None: boxes for a detector, else classes.
-        curves: file to write precision against recall to, for detectors; None: no file.
-
-    Returns:
-        images (their number), accuracy, tflite_accuracy, agreement, twin_accuracy,
-        twin_agreement (of twin and file), compared (the decisions, in words) and the
-        errors of the file; None where there is no file or no twin. Outputs that are
-        plain numbers have errors, and no accuracy or agreement. Other metrics of the
-        task have their own names, with tflite_ and twin_ before those of the file and
-        the twin; a file that returns detected objects has only these.
-
-    Raises:
-        TaskError: outputs that are measured are NaN or infinite, or labels do not fit.
-    """
-    task, names = task or task_of(model), list(model.output_names)
-    if len(names) > 1:  # Keras has the names of layers, not the keys of a dict
-        names = [output.name for output in outputs_of(model)]
-    # A file that returns objects has no scores to compare with Keras's.
-    finds = isinstance(tflite, TFLiteModel) and returns_objects(tflite)
-    output = _deciding(model, task, output_kind)
-    tally, images = Tally(output, None), 0
-    models = {"": model, "tflite_": tflite, "twin_": twin}
-    models = {p: _predictor(each) for p, each in models.items() if each is not None}
-    meters = {prefix: task.meter(class_names) for prefix in models}
-    for pixels, labels in batches:
-        pixels = np.asarray(pixels)
-        computed = _computed(models, pixels)
-        objects = found_objects(computed.pop("tflite_")) if finds else None
-        named: dict[str, Any] = {
-            prefix: dict(zip(names, each, strict=True))
-            for prefix, each in computed.items()
-        }
-        if finds:
-            named["tflite_"] = objects
-        deciding = {prefix: each[task.deciding] for prefix, each in computed.items()}
-        known = output.kind.decides and task.placewise and labels is not None
-        _add(tally, deciding, np.asarray(task.decided(labels)) if known else None)
-        for prefix, meter in meters.items():
-            if meter is not None and labels is not None:
-                if isinstance(named[prefix], dict):
-                    check_finite(named[prefix], WHOSE[prefix])
-                meter.add(named[prefix], labels)
-        images += len(pixels)
-    if curves is not None:
-        write_curves(curves, meters)
-    compared = tflite is not None and not finds
-    return {
-        "images": images,
-        **_compared(tally.report(), output.kind.decides, compared),
-        **_figures(meters),
-    }
-
-
-def _computed(
-    models: Mapping[str, Callable], pixels: np.ndarray
-) -> dict[str, list[np.ndarray]]:
-    """What each model returns for a batch, in the order of its outputs.
-
-    Args:
-        models: prefix -> `_predictor` of a Keras model, its integer twin or its file.
-        pixels: [B, H, W, C], as the model reads them.
-    """
-    return {prefix: _listed(predict(pixels)) for prefix, predict in models.items()}
-
-
-def _predictor(model: keras.Model | TFLiteModel | RegionDetector) -> Callable:
-    """A function [B, H, W, C] -> outputs of the batch."""
-    if isinstance(model, keras.Model):
-        return predictor(model)
-    return lambda pixels: model.predict(pixels, batch_size=len(pixels))
-
-
-def _add(
-    tally: Tally, deciding: Mapping[str, np.ndarray], labels: np.ndarray | None
-) -> None:
-    """Adds a batch to a tally: Keras against the file, and the twin against the file.
-
-    Args:
-        tally: counts equal and right decisions, and adds up errors.
-        deciding: prefix -> the output that decides, [B, ...]. "" (Keras) is always
-            there. Without "tflite_" Keras and the twin are compared with themselves.
-        labels: labels of the batch, [B] or [B, ...], or None.
-    """
-    tally.add(deciding[""], deciding.get("tflite_", deciding[""]), labels)
-    if "twin_" in deciding:
-        exact = deciding["twin_"]
-        tally.add_twin(exact, deciding.get("tflite_", exact), labels)
-
-
-def _compared(row: OutputReport, decides: bool, has_file: bool) -> dict[str, Any]:
-    """The figures of the comparison; those of the file are None if there is none."""
-    errors = () if decides else FILE_ERRORS
-    of_file = {n: getattr(row, n) for n in FILE_DECISIONS + errors}
-    return {
-        "accuracy": row.keras_accuracy,
-        "twin_accuracy": row.twin_accuracy,
-        "compared": row.compared,
-        **(of_file if has_file else dict.fromkeys(of_file)),
-    }
+def _reference(folder: Path, dataset: Dataset) -> Path | None:
+    """The workdir's float model, where no labels tell how good another one is."""
+    path = folder.parent / PRETRAINED
+    known = dataset.labelled or dataset.targets is not None
+    return None if known or path.parent == folder or not path.exists() else path
 
 
 def _kind_without_labels(model: keras.Model, dataset: Dataset) -> OutputKind | None:
@@ -271,31 +152,6 @@ def _kind_without_labels(model: keras.Model, dataset: Dataset) -> OutputKind | N
         return None
     kind = outputs_of(model)[0].kind
     return kind if kind.decides else None
-
-
-def _deciding(
-    model: keras.Model, task: Task, output_kind: str | OutputKind | None
-) -> Output:
-    """The output that decides, with the kind of the task or of the flag."""
-    if output_kind is None:
-        return task.output(model)
-    shape = tuple(model.outputs[task.deciding].shape[1:])
-    return Output("output", read_kind(output_kind), "stated", shape)
-
-
-def _listed(outputs: Any) -> list[np.ndarray]:
-    """Arrays in the order of `model.outputs`."""
-    return [np.asarray(each) for each in keras.tree.flatten(outputs)]
-
-
-def _figures(meters: Mapping[str, Any]) -> dict[str, float | None]:
-    """Returns the figures of all meters, each name with its meter's prefix."""
-    return {
-        f"{prefix}{name}": figure
-        for prefix, meter in meters.items()
-        if meter is not None
-        for name, figure in meter.report().items()
-    }
 
 
 def twin_of_student(model: keras.Model) -> keras.Model | None:
@@ -370,6 +226,13 @@ def describe(name: str, result: dict[str, Any]) -> str:
         said.append(f"in integers {100 * result['twin_accuracy']:.2f} %")
     if result["tflite_accuracy"] is not None:
         said.append(f".tflite {100 * result['tflite_accuracy']:.2f} %")
+    if result.get("float_agreement") is not None:
+        said.append(f"{100 * result['float_agreement']:.2f} % as the float model")
+    if result.get("float_error") is not None:
+        said.append(
+            f"{result['float_error']:.3g} from the float model in the mean, "
+            f"{100 * (result['float_relative_error'] or 0):.2f} % of its range"
+        )
     if result.get("agreement") is not None:
         said.append(f"agreement {100 * result['agreement']:.2f} %")
     if result.get("twin_agreement") is not None:
@@ -382,7 +245,8 @@ def describe(name: str, result: dict[str, Any]) -> str:
     what = f"{result['images']} {result['split']} images"
     if compared := result.get("compared"):
         what += f"; {compared}"
-    return f"{name}: {', '.join(said) or 'numbers, without a .tflite'} ({what})"
+    nothing = "no labels to measure by"
+    return f"{name}: {', '.join(said) or nothing} ({what})"
 
 
 def _identity(config: EvaluateConfig, dataset: Dataset, folder: Path) -> dict[str, Any]:
@@ -401,6 +265,8 @@ def _identity(config: EvaluateConfig, dataset: Dataset, folder: Path) -> dict[st
         "images": dataset.identity(config.split),
         "files": {path.name: fingerprint(path) for path in files if path.exists()},
     }
+    if (reference := _reference(folder, dataset)) is not None:
+        identity["float"] = fingerprint(reference)
     return json.loads(json.dumps(identity))
 
 

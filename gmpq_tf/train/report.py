@@ -35,6 +35,7 @@ from gmpq_tf.report.layout import (
     SUMMARY,
 )
 from gmpq_tf.report.objects import OBJECTS
+from gmpq_tf.report.plots import MOST_IMAGES
 from gmpq_tf.run.app import run_main
 from gmpq_tf.run.errors import StageError
 from gmpq_tf.run.flags import from_flags
@@ -53,7 +54,8 @@ class ReportConfig:
     """Which images, figures and other runs the page shows.
 
     Args:
-        attribution_images: Test images whose attribution maps are shown; 0 for none.
+        attribution_images: Test images whose attribution maps are shown, at most 8; 0
+            for none.
         object_images: For a detector: test images that are shown with their boxes; 0
             for none.
         format: Write each figure also as a separate file into report/figures: png, svg
@@ -73,6 +75,12 @@ class ReportConfig:
                 raise ValueError(
                     f"{name} must be 0 or more. Received: {name}={getattr(self, name)}."
                 )
+        if self.attribution_images > MOST_IMAGES:
+            raise ValueError(
+                f"At most {MOST_IMAGES} images are drawn with their maps. "
+                f"Received: attribution_images={self.attribution_images}. "
+                f"Give 0 to {MOST_IMAGES}."
+            )
 
 
 def report(config: ReportConfig, data: DataConfig, run: WorkdirConfig) -> Path:
@@ -176,7 +184,7 @@ def result_row(folder: Path, model: keras.Model) -> dict[str, Any]:
     name, cost = row_name(folder), row_cost(folder, model)
     headline = measured_by(folder, model)
     figures = {p: result.get(f"{p}{headline}") for p in ("", "tflite_", "twin_")}
-    measured = ("file_bytes", "agreement", "twin_agreement")
+    measured = ("file_bytes", "agreement", "twin_agreement", "float_agreement")
     return {
         "name": name,
         "bit_ops": cost.bit_ops,

@@ -86,6 +86,10 @@ def test_any_data_gives_the_same_file(model, wanted, tmp_path, kind):
     assert result.policy.layers == wanted.policy.layers
     assert result.path.read_bytes() == wanted.path.read_bytes()
     assert (result.accuracy is None) == (kind != "pairs")
+    own, file = (m.predict(X).argmax(-1) for m in (model, TFLiteModel(result.path)))
+    alike = None if kind == "pairs" else pytest.approx(np.mean(own == file))
+    assert result.float_agreement == alike
+    assert ("% as the float model" in str(result)) == (kind != "pairs")
 
 
 def distance(model, student):

@@ -29,7 +29,7 @@ from gmpq_tf.report.objects import (
     read_curves,
     read_objects,
 )
-from gmpq_tf.train.evaluate import measure_both
+from gmpq_tf.train.measure import measure_both
 from gmpq_tf.train.show_objects import curves_of
 from tests.detection.mean_ap_test import BELOW, LEFT, RIGHT, random_images
 

@@ -160,6 +160,16 @@ def test_without_a_budget(float_file, digits, quiet, capsys):
     assert exported["outputs"][0]["known_from"] == "stated"
     measured = json.loads((path.parent / "evaluation.json").read_text())
     assert measured["identity"]["output_kind"] == "classes"
+    # What tells how good the file is where there are no labels.
+    model, file = keras.models.load_model(float_file), TFLiteModel(path)
+    images = np.concatenate([x for x, *_ in load_dataset(digits).test()])
+    pairs = [np.argmax(m.predict(images), -1) for m in (model, file)]
+    assert measured["float_agreement"] == pytest.approx(np.mean(pairs[0] == pairs[1]))
+    assert f"{100 * measured['float_agreement']:.2f} % as the float model" in said
+    assert "pretrain: no labels to measure by" in said
+    page = (path.parents[1] / "report/report.html").read_text()
+    assert "As the float model" in page and ">as float</th>" in page
+    assert ">accuracy</th>" not in page
     with pytest.raises(StageError, match="output_kind: classes -> None"):
         compress(dataclasses.replace(config, output_kind=None), bare, quiet)
 

@@ -86,6 +86,28 @@ def test_numbers_have_errors_and_no_accuracy():
     assert "off by 0.25" in line and "%" not in line
 
 
+@pytest.mark.parametrize("file", [True, False])
+def test_without_labels_the_float_model_is_what_to_compare_with(file):
+    model, by = model_of(2, None), np.array([0.0, 0.3], "float32")
+    floats = keras.Sequential([model, L.Lambda(lambda x: x * [1.0, 1.2])])
+    bare = [(x, None) for x, _ in batches()]
+    shipped = Off(model, by) if file else None
+    result = measure_both(model, shipped, bare, reference=floats)
+    wanted = model(X).numpy() * np.array([1.0, 1.2])
+    ours = model(X).numpy() + (by if file else 0)
+    same = np.mean(wanted.argmax(-1) == ours.argmax(-1))
+    assert 0 < same < 1 and result["float_agreement"] == pytest.approx(same)
+    line = describe("a", {**result, "split": "test"})
+    assert f"{100 * same:.2f} % as the float model" in line
+    numbers = measure_both(model, shipped, bare, "numbers", reference=floats)
+    off = np.abs(wanted - ours).mean()
+    assert numbers["float_error"] == pytest.approx(off, rel=1e-5)
+    share = off / (wanted.max() - wanted.min())
+    assert numbers["float_relative_error"] == pytest.approx(share, rel=1e-5)
+    line = describe("a", {**numbers, "split": "test"})
+    assert f"{off:.3g} from the float model in the mean, {100 * share:.2f} %" in line
+
+
 def picture(path, value):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((6, 6, 3), value, "uint8")).save(path)
@@ -171,6 +193,8 @@ def test_images_without_labels_have_no_accuracy(tmp_path):
     assert result["accuracy"] is None and result["images"] > 0
     page = report(ReportConfig(attribution_images=0), data, run).read_text()
     assert "the images had no labels" in page
+    with pytest.raises(ValueError, match="At most 8 images"):
+        ReportConfig(attribution_images=9)
     rows = json.loads((tmp_path / "run" / "summary.json").read_text())["rows"]
     assert rows[0]["accuracy"] is None
 
