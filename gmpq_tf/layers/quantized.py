@@ -132,8 +132,10 @@ class Quantized(keras.layers.Layer):
         """
         kernel = tf.convert_to_tensor(self.kernel)
         if observers_now() is not None:  # quantizers are off and need no weights
-            x = inputs if self.input_quantizer is None else self.input_quantizer(inputs)
-            return x, kernel, None
+            if self.input_quantizer is not None:
+                seen = self.input_quantizer(inputs)
+                inputs = tf.cast(seen, inputs.dtype)
+            return inputs, kernel, None
         weights = self.branch_weights(training)
         x = self.quantize_input(inputs, weights.activations)
         w = self.quantize_kernel(kernel, weights.weights)
