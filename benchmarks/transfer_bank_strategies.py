@@ -52,8 +52,9 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "clado": ("clado", TRIED | {"paired": 8, "pair_images": 16}),
     "random": ("random", TRIED | {"policies": 100}),
     "evolution": ("evolution", TRIED | {"trials": 100}),
+    "haq": ("haq", TRIED | {"trials": 100}),
 }
-WHOLE = ("random", "evolution")  # search each budget by itself
+WHOLE = ("random", "evolution", "haq")  # search each budget by itself
 
 
 def searched(model: keras.Model, images: Any, name: str, workdir: Path) -> dict:

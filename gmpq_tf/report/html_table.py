@@ -14,7 +14,7 @@ HOLDS = {
     ".tflite": "{metric} of the shipped file",
     "agreement": "{answers} to which it and Keras give the same answer, computed in "
     "the file's integers where that was measured",
-    AS_FLOAT: "images{on_images} that the file decides as the float model does",
+    AS_FLOAT: "images that the file decides as the float model does{on_images}",
 }
 
 # Metric -> what agreement is a share of.
