@@ -119,7 +119,6 @@ def search_policy(
     storage: str | None = None,
     latency_table: str | None = None,
     output_kinds: Any = None,
-    problem: SearchProblem | None = None,
     **options: Any,
 ) -> SearchResult:
     """Searches the bits of every layer's weights and activations, within budgets.
@@ -153,8 +152,6 @@ def search_policy(
         latency_table: JSON file of `gmpq-latency`, for a budget of milliseconds.
         output_kinds: what the outputs mean, as `gmpq_tf.task.outputs_of` takes it;
             None: derived from graph, loss and labels.
-        problem: what `SearchProblem.of` returned for the flattened model and these
-            options, which takes seconds; None: it is called here.
         **options: fields of the strategy's config and of `FinalistsConfig`.
 
     Returns:
@@ -185,7 +182,7 @@ def search_policy(
     named = {"input_quantizer": input_quantizer, "kernel_quantizer": kernel_quantizer}
     tables = TableOptions(storage, latency_table, kernel_quantizer)
     outputs_of(model, output_kinds)  # refuses unknown ones before any work
-    problem = problem or SearchProblem.of(model, space, None, budget, tables)
+    problem = SearchProblem.of(model, space, None, budget, tables)
     data = SearchData(model, dataset)
     meter = Meter()
     case = SearchCase(

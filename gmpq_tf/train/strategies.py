@@ -171,9 +171,7 @@ def search_by(
     with dataset.naming_damaged_images():
         if loaded is None:
             look(model, dataset)
-        result = _searched(
-            name, config, options, finalists, model, problem, dataset, stage, run
-        )
+        result = _searched(name, config, options, finalists, model, dataset, stage, run)
     if run.progress == "none":
         print(result, flush=True)
     made_by = {**result.policy.made_by, "versions": versions()}
@@ -203,7 +201,6 @@ def _searched(
     options: Any,
     finalists: FinalistsConfig,
     model: keras.Model,
-    problem: SearchProblem,
     dataset: Dataset,
     stage: Stage,
     run: WorkdirConfig,
@@ -231,7 +228,6 @@ def _searched(
         storage=config.storage,
         latency_table=config.latency_table,
         output_kinds=config.output_kind,
-        problem=problem,
         **vars(options),
         **vars(finalists),
     )
