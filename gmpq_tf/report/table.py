@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from gmpq_tf.report.schema import LOSSES, METRICS, ResultRow
 
-AS_FLOAT = "as float"  # stands in the place of accuracies where there are no labels
+AS_FLOAT = "as float"  # where there are no labels
 NAME_WIDTH = 26  # keeps a row within 88 columns; longer names continue below
 
 
@@ -114,7 +114,8 @@ def table_cells(
         "agreement": [format_percent(agreement(row)) for row in rows],
     }
     if any(row.float_agreement is not None for row in rows):
-        del columns[METRICS[metric]], columns[".tflite"]
+        if all(row.accuracy is None for row in rows):
+            del columns[METRICS[metric]], columns[".tflite"]
         columns[AS_FLOAT] = [format_percent(row.float_agreement) for row in rows]
     return [tuple(columns), *zip(*columns.values(), strict=True)]
 

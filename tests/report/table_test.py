@@ -37,6 +37,16 @@ def test_agreement_is_with_the_model_in_the_files_integers_where_known():
     assert format_table([row]).splitlines()[2].split()[-2:] == ["90.00", "%"]
 
 
+def test_without_labels_the_float_model_stands_for_accuracy():
+    bare = ResultRow("a", None, 1e9, 3e4, labelled=False, float_agreement=0.985)
+    head, _, line = format_table([bare]).splitlines()
+    assert "accuracy" not in head and ".tflite" not in head
+    assert head.endswith("as float") and line.endswith("98.50 %")
+    # Beside a row that has an accuracy nothing is left out.
+    head = format_table([bare, ROWS[0]]).splitlines()[0]
+    assert "accuracy" in head and ".tflite" in head and "as float" in head
+
+
 def test_columns_line_up_within_88():
     lines = format_table(ROWS).splitlines()
     assert {len(line) for line in lines} == {len(lines[1])}
