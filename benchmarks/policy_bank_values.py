@@ -87,6 +87,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "djpq": ("djpq", TWO_EPOCHS),
     # Whole policies, of which the best is kept; they give no values of choices.
     "random": ("random", {}),
+    # Successive halving of fine-tuned policies, at the cost of a search of two epochs.
+    "random_halving": ("random", {"measure": "task", "steps": 40}),
     "evolution": ("evolution", {}),
     "haq": ("haq", {}),
 }

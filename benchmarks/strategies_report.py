@@ -45,6 +45,7 @@ RESNET8 = {
     "sdq": "sdq",
     "djpq": "djpq",
     "random": "random",
+    "random --steps=40": "random_halving",
     "evolution": "evolution",
     "haq": "haq",
 }
@@ -130,7 +131,7 @@ def resnet8(results: Path) -> list[dict[str, Any]]:
         record = json.loads(path.read_text())
         pairs = record.get("pairs", ())
         rho = None
-        if strategy not in WHOLE:
+        if record["strategy"] not in WHOLE:
             scores = [score(record["values"], r["bits"], 1.0, pairs) for r in drawn]
             rho = correlation(scores, [r["test"] for r in drawn])
         above = [
@@ -210,7 +211,7 @@ def missing(results: Path, found: list[dict[str, Any]]) -> str:
     }
     absent = {
         "Values on ResNet-8": [n for n in RESNET8 if n not in valued],
-        "Memory": [n for n in RESNET8 if n not in memory(folder)],
+        "Memory": [n for n in RESNET8 if n.split()[0] not in memory(folder)],
         "Values on MobileNetV2": [n for n in PHOTOGRAPHED if n not in photographed],
         "Quantizers": [
             f"{method} at W{bits}A{bits}"
