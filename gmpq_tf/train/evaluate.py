@@ -243,7 +243,9 @@ def describe(name: str, result: dict[str, Any]) -> str:
     if result.get("twin_max_error") is not None:
         said.append(f"{result['twin_max_error']:.3g} in integers")
     what = f"{result['images']} {result['split']} images"
-    if compared := result.get("compared"):
+    # Average precision does not come from the decisions that `compared` is about.
+    decided = "map_07" not in result or result.get("agreement") is not None
+    if decided and (compared := result.get("compared")):
         what += f"; {compared}"
     nothing = "no labels to measure by"
     return f"{name}: {', '.join(said) or nothing} ({what})"

@@ -219,3 +219,25 @@ def test_several_sigmoids_without_labels_are_as_many_decisions(tmp_path, monkeyp
     equal = np.mean((scores > 0.5) == (scores + 0.2 > 0.5))
     assert result["agreement"] == pytest.approx(equal) and equal < 0.9
     assert result["compared"] == "decisions at 0.5, 3 of each image"
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({"map_07": 0.5}, "fine: map_07 50.00 % (72 test images)"),
+        (
+            {"map_07": 0.5, "agreement": 1.0},
+            "fine: map_07 50.00 %, agreement 100.00 % "
+            "(72 test images; argmax of 4 classes at each of 9 places)",
+        ),
+        (
+            {"accuracy": 0.5},
+            "fine: 50.00 % (72 test images; argmax of 4 classes at each of 9 places)",
+        ),
+    ],
+)
+def test_what_was_compared_stands_beside_what_was_compared(given, said):
+    """Average precision is not counted over default boxes, agreement is."""
+    kept = {"accuracy": None, "tflite_accuracy": None, "images": 72, "split": "test"}
+    compared = "argmax of 4 classes at each of 9 places"
+    assert describe("fine", {**kept, "compared": compared, **given}) == said
