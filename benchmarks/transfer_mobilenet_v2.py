@@ -295,7 +295,7 @@ class Study:
             "backbone_bit_ops": sum(layer.bit_ops for layer in backbone),
             "bit_ops": cost.bit_ops,
             "weight_bytes": cost.weight_bytes,
-            **{key: found[key] for key in kept if key in found},
+            **{key: found[key] for key in kept if found.get(key) is not None},
         }
         if policy is not None and task.measure == "accuracy":
             line["rank_distance"] = self.rank_distance(folder)
@@ -330,7 +330,7 @@ class Study:
                 "twin_map_07",
                 "rank_distance",
             )
-            if key in next(iter(groups[self.args.policies[0]].values()))
+            if next(iter(groups[self.args.policies[0]].values())).get(key) is not None
         ]
         heads = ["policy", "kernels, bytes", "backbone GBOPs", *measures]
         lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
@@ -447,7 +447,7 @@ def line(name: str, members: list[dict], measures: list[str]) -> str:
         f"{first['backbone_bit_ops'] / 1e9:.4f}",
     ]
     for key in measures:
-        values = [row[key] for row in members if key in row]
+        values = [row[key] for row in members if row.get(key) is not None]
         cells.append(spread(values) if values else "")
     return "| " + " | ".join(cells) + " |"
 
