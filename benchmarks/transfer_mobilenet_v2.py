@@ -18,6 +18,7 @@ import dataclasses
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -226,7 +227,6 @@ class Study:
         minutes = round((time.time() - started) / 60, 1)
         with (self.args.output / "searches.jsonl").open("a") as file:
             file.write(json.dumps({"policy": name, "minutes": minutes}) + "\n")
-        shutil.copy(workdir / "search/values.json", path.with_suffix(".values.json"))
         shutil.copy(workdir / "search/policy.json", path)
 
     def float_model(self, name: str) -> Path:
@@ -332,11 +332,21 @@ class Study:
             )
             if next(iter(groups[self.args.policies[0]].values())).get(key) is not None
         ]
-        heads = ["policy", "kernels, bytes", "backbone GBOPs", *measures]
+        heads = ["policy", "kernels, bytes", "backbone GBOPs", "compression"]
+        heads += ["search, minutes", *measures]
+        searched = {
+            row["policy"]: row["minutes"]
+            for row in rows(self.args.output / "searches.jsonl")
+        }
+        full = next(iter(groups["pretrain"].values()))["backbone_bit_ops"]
         lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
         for name in ("pretrain", *POLICIES):
             if name in groups:
-                lines.append(line(name, list(groups[name].values()), measures))
+                members = list(groups[name].values())
+                members = members[:1] if name == "pretrain" else members
+                known = (f"{full / members[0]['backbone_bit_ops']:.1f}",)
+                known += (str(searched.get(name, "")),)
+                lines.append(line(name, members, known, measures))
         output = self.records.with_suffix("")
         output.with_suffix(".md").write_text("\n".join(lines) + "\n")
         found = compare(groups, self.task.measure)
@@ -438,13 +448,16 @@ def unfold(model: keras.Model, batches: Any) -> None:
         )
 
 
-def line(name: str, members: list[dict], measures: list[str]) -> str:
+def line(
+    name: str, members: list[dict], known: Sequence[str], measures: list[str]
+) -> str:
     """One row of the table."""
     first = members[0]
     cells = [
         "float" if name == "pretrain" else name,
         f"{first['weight_bytes']:,}",
         f"{first['backbone_bit_ops'] / 1e9:.4f}",
+        *known,
     ]
     for key in measures:
         values = [row[key] for row in members if row.get(key) is not None]
