@@ -256,7 +256,10 @@ class Study:
         return workdir
 
     def student(self, name: str, seed: int) -> None:
-        """Fine-tune and measure one policy's student."""
+        """Fine-tune and measure one policy's student, unless it is recorded."""
+        known = {(row["policy"], row["seed"]) for row in rows(self.records)}
+        if (name, seed) in known:
+            return
         policy, workdir = self.policy(name, seed).resolve(), self.workdir(seed)
         if not (workdir / name / "evaluation.json").exists():
             adapted = self.task.network != self.tasks["cifar10"].network
@@ -271,12 +274,12 @@ class Study:
                 f"--seed={seed}",
             )
             run("train.evaluate", f"--workdir={workdir}", "--split=test")
-        known = {(row["policy"], row["seed"]) for row in rows(self.records)}
-        for each in ("pretrain", name):
-            if (each, seed) not in known:
-                line = {"policy": each, "seed": seed, **self.measured(workdir / each)}
+        for row in (("pretrain", 0), (name, seed)):  # one float network for all seeds
+            if row not in known:
+                record = {"policy": row[0], "seed": row[1]}
+                record |= self.measured(workdir / row[0])
                 with self.records.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+                    file.write(json.dumps(record) + "\n")
 
     def measured(self, folder: Path) -> dict[str, Any]:
         """What a model costs and decides."""
