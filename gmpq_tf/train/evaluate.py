@@ -244,7 +244,9 @@ def describe(name: str, result: dict[str, Any]) -> str:
         said.append(f"{result['twin_max_error']:.3g} in integers")
     what = f"{result['images']} {result['split']} images"
     # Average precision does not come from the decisions that `compared` is about.
-    decided = "map_07" not in result or result.get("agreement") is not None
+    shares = ("agreement", "twin_agreement", "float_agreement")
+    agreed = any(result.get(share) is not None for share in shares)
+    decided = "map_07" not in result or agreed
     if decided and (compared := result.get("compared")):
         what += f"; {compared}"
     nothing = "no labels to measure by"

@@ -231,6 +231,11 @@ def test_several_sigmoids_without_labels_are_as_many_decisions(tmp_path, monkeyp
             "(72 test images; argmax of 4 classes at each of 9 places)",
         ),
         (
+            {"map_07": 0.5, "twin_agreement": 1.0},
+            "fine: map_07 50.00 %, 100.00 % in integers "
+            "(72 test images; argmax of 4 classes at each of 9 places)",
+        ),
+        (
             {"accuracy": 0.5},
             "fine: 50.00 % (72 test images; argmax of 4 classes at each of 9 places)",
         ),
