@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 REMEDY = "run `make build-file`"
+OWN = {path.parent.name for path in ROOT.glob("*/__init__.py")}
 IMPORT_NAMES = {
     "absl-py": "absl",
     "pillow": "PIL",
@@ -90,6 +91,14 @@ def file_of(module):
     return found[0] if found else None
 
 
+def sibling_of(source, module):
+    """A script finds the files beside it first; a package's file does not."""
+    script = ROOT / source
+    found = script.with_name(module.split(".")[0] + ".py")
+    alone = not script.with_name("__init__.py").exists() and found.exists()
+    return found.relative_to(ROOT).as_posix() if alone else None
+
+
 def test_every_python_file_is_in_exactly_one_target():
     listed = sorted(source for rule in RULES for source in sources_of(rule))
     assert listed == SOURCES, REMEDY
@@ -101,15 +110,23 @@ def test_deps_are_the_imports(rule):
     inside, outside = set(), set()
     for source in sources_of(rule):
         for module in imported_modules(source):
-            file = file_of(module)
+            file = sibling_of(source, module) or file_of(module)
+            top = module.split(".")[0]
             if file:
                 inside.add(owners[file])
-            elif module.split(".")[0] not in sys.stdlib_module_names:
-                outside.add(module.split(".")[0])
+            elif top not in sys.stdlib_module_names | OWN:
+                outside.add(top)
     if RULES[rule][0] == "py_test":  # what pytest itself brings
         inside.add("tests/conftest")
         outside.add("pytest")
     assert deps_of(rule) == (inside - {rule}, outside), REMEDY
+
+
+def test_no_file_of_the_project_is_taken_for_a_distribution():
+    asked = {name for rule in RULES for name in deps_of(rule)[1]}
+    assert "numpy" in asked
+    scripts = {path.stem for path in (ROOT / "benchmarks").rglob("*.py")}
+    assert not asked & (scripts | OWN), REMEDY
 
 
 def test_targets_do_not_depend_on_each_other_in_a_circle():

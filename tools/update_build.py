@@ -109,7 +109,8 @@ def read_target(root: Path, source: str, sources: list[str]) -> Target:
         sources: all Python files of the project.
     """
     tree = ast.parse((root / source).read_text(encoding="utf-8"))
-    labels = {dep for name in imports(tree, source) for dep in _labels(name, sources)}
+    found = imports(tree, source)
+    labels = {dep for name in found for dep in _labels(name, source, sources)}
     rule = _rule(source, tree)
     if rule == "py_test":
         labels |= {"pypi:pytest", ":tests/conftest"}
@@ -157,13 +158,24 @@ def _absolute(node: ast.ImportFrom, source: str) -> str:
     return ".".join([*package, *filter(None, [node.module])])
 
 
-def _labels(imported: tuple[str, str], sources: list[str]) -> list[str]:
+def _labels(imported: tuple[str, str], source: str, sources: list[str]) -> list[str]:
     module, name = imported
-    path = module.replace(".", "/")
+    path, top = module.replace(".", "/"), module.split(".")[0]
     member = [f"{path}/{name}.py", f"{path}/{name}/__init__.py"]
-    candidates = [*member, f"{path}.py", f"{path}/__init__.py"]
-    inside = [label(source) for source in candidates if source in sources]
-    return inside[:1] or _requirement(module.split(".")[0])
+    # A script's own folder comes first on Python's path.
+    beside = [f"{folder}/{top}.py" for folder in _script_folder(source, sources)]
+    candidates = [*beside, *member, f"{path}.py", f"{path}/__init__.py"]
+    inside = [label(candidate) for candidate in candidates if candidate in sources]
+    if inside or f"{top}/__init__.py" in sources:  # maybe of an older version of ours
+        return inside[:1]
+    return _requirement(top)
+
+
+def _script_folder(source: str, sources: list[str]) -> list[str]:
+    """The folder of a file that is part of no package, in a list; else nothing."""
+    folder = Path(source).parent
+    alone = (folder / "__init__.py").as_posix() not in sources
+    return [folder.as_posix()] if alone else []
 
 
 def _requirement(top: str) -> list[str]:
