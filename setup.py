@@ -26,6 +26,8 @@ LITERT = ["litert-quantizer"]
 SAFETENSORS = ["safetensors"]  # state dicts of torchvision for --weights
 RAY = ["ray"]  # sweeps on a cluster: --runner=ray
 OPTUNA = ["optuna"]  # sweeps that draw from ranges: --trials
+# Boxes, anchors and the COCO metric that keras-cv computes with pycocotools.
+DETECTION = ["keras-cv", "pycocotools"]
 DOCS = [
     "mkdocs-material",  # the pages of docs/ as a site that needs no network
     "mkdocstrings[python]",  # its reference, from the docstrings
@@ -40,8 +42,7 @@ EXTRAS = {
     "safetensors": SAFETENSORS,
     "ray": RAY,
     "optuna": OPTUNA,
-    # Boxes, anchors and the COCO metric that keras-cv computes with pycocotools.
-    "detection": ["keras-cv", "pycocotools"],
+    "detection": DETECTION,
     # Programs that run exported files. They want absl-py 2, and "dev" absl-py 1: the
     # Makefile gives them an environment of their own.
     "clients": ["mediapipe", "tflite-micro"],
@@ -52,6 +53,7 @@ EXTRAS = {
         *SAFETENSORS,
         *RAY,
         *OPTUNA,
+        *DETECTION,
         "pytest",
         "pytest-xdist",  # the tests on both cores
         "hypothesis",  # properties of quantizers on drawn inputs
