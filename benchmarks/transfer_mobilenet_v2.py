@@ -14,7 +14,6 @@ TARGET.md of the lines there are.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import shutil
 import time
@@ -28,24 +27,21 @@ import numpy as np
 import tensorflow_datasets as tfds
 from detection_transfer import holm, rows, run, spread
 from scipy import stats
+from transfer_mobilenet_v2_start import start_of
 from transfer_study import link_flowers
 
 import gmpq_tf as gmpq
 from gmpq_tf.attribution import rank_distance
-from gmpq_tf.data import DataConfig, Dataset, load_dataset
+from gmpq_tf.data import DataConfig, load_dataset
 from gmpq_tf.graph import searchable_names
-from gmpq_tf.models import build_model, build_pretrained, load_model
+from gmpq_tf.models import build_model, load_model
 from gmpq_tf.space import random_policy
-from gmpq_tf.task.tasks import task_of
 from gmpq_tf.train.attribute import attribution_maps
-from gmpq_tf.train.recipe import make_loss
 
 BUDGET, BITS = "W4A4", (2, 3, 4, 5, 6, 7, 8)
 SEEDS, OTHERS = (0, 1, 2), "8,8"
 POLICIES = ("uniform", "gmpq", "edmips", "loss_delta", "haq", "random")
 CIFAR10_IMAGES = {"train": 10_000, "test": 2_000}
-NORMALIZED = 512  # images that statistics of the folded network are measured on
-PASSES = 2  # over the images, that features are kept of
 TOP_K = 100  # pixels, as in figure 1 of the paper
 IMPORTANCES = (
     "--epochs=1",
@@ -97,6 +93,11 @@ class Task:
         """The images, as flags of any command."""
         given = {"scaling": "-1..1", **self.images}
         return [f"--{name}={value}" for name, value in given.items()]
+
+    @property
+    def config(self) -> DataConfig:
+        """The images, in batches of 32."""
+        return DataConfig(batch_size=32, scaling="-1..1", **self.images)
 
 
 def tasks(args: argparse.Namespace) -> dict[str, Task]:
@@ -236,7 +237,13 @@ class Study:
         if not path.exists():
             start = self.args.workdir / f"{name}.keras"
             if not start.exists():
-                build(task, self.args.shared).save(start)
+                weights = self.args.shared / "weights/mobilenet_v2_imagenet.weights.h5"
+                images = load_dataset(task.config)
+                keras.utils.set_random_seed(0)
+                model = start_of(
+                    task.network, task.shape, task.classes, weights, images, task.heads
+                )
+                model.save(start)
             run(
                 "train.pretrain",
                 f"--workdir={workdir}",
@@ -306,8 +313,7 @@ class Study:
 
     def rank_distance(self, folder: Path) -> float:
         """Of a student's maps from the float network's, mean of the test images."""
-        images = {"scaling": "-1..1", **self.task.images}
-        test = load_dataset(DataConfig(batch_size=32, **images)).test()
+        test = load_dataset(self.task.config).test()
         models = [
             load_model(each / "model.keras")
             for each in (folder, folder.parent / "pretrain")
@@ -370,85 +376,6 @@ def write_cifar10(source: Path, target: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             keras.utils.save_img(path, example["image"], scale=False)
         unfinished.rename(target / split)
-
-
-def build(task: Task, shared: Path) -> keras.Model:
-    """A network with ImageNet's weights, and new layers trained on its features."""
-    keras.utils.set_random_seed(0)
-    file = shared / "weights/mobilenet_v2_imagenet.weights.h5"
-    model = build_pretrained(task.network, task.shape, task.classes, file).model
-    data = load_dataset(DataConfig(batch_size=32, scaling="-1..1", **task.images))
-    unfold(model, data.calibration(NORMALIZED))
-    known = {layer.name for layer in build_model("mobilenet_v2", task.shape, 1).layers}
-    new = [
-        layer
-        for layer in model.layers
-        if layer.name not in known or layer.name.startswith("head")
-    ]
-    train_new(model, new, data, task.heads)
-    return model
-
-
-def train_new(model: keras.Model, new: list[Any], data: Dataset, epochs: int) -> None:
-    """Train the last layers on the features of the others, which stay as they are."""
-    tensors = [x for layer in new for x in keras.tree.flatten(layer.input)]
-    edges = list(
-        {id(x): x for x in tensors if x._keras_history.operation not in new}.values()
-    )
-    trunk, rest = keras.Model(model.input, edges), keras.Model(edges, model.output)
-    encoded = dataclasses.replace(data, encode=task_of(model).encode)
-    seen = [
-        (trunk(inputs, training=False), targets)
-        for inputs, targets in encoded.train(0, PASSES)
-    ]
-    features, targets = (
-        keras.tree.map_structure(lambda *parts: np.concatenate(parts), *each)
-        for each in zip(*seen, strict=True)
-    )
-    steps = len(seen) * epochs // PASSES
-    rate = keras.optimizers.schedules.CosineDecay(0.002, steps)
-    rest.compile(keras.optimizers.Adam(rate), make_loss(model))
-    rest.fit(features, targets, 32, epochs // PASSES, verbose=2)
-
-
-def unfold(model: keras.Model, batches: Any) -> None:
-    """Let normalizations with folded statistics normalize: same function, measured.
-
-    The weights that there are have their batch normalizations folded in, with mean 0
-    and variance 1, so that training, which normalizes by the batch, would begin with
-    another function.
-    """
-    normalizations = [
-        layer
-        for layer in model.layers
-        if isinstance(layer, keras.layers.BatchNormalization)
-    ]
-    probe = keras.Model(model.input, [layer.input for layer in normalizations])
-    count, sums = 0, None
-    for batch in batches:
-        inputs = np.asarray(batch[0] if isinstance(batch, tuple) else batch)
-        values = [np.asarray(x, "float64") for x in probe(inputs, training=False)]
-        moments = [
-            np.stack([x.mean((0, 1, 2)), (x**2).mean((0, 1, 2))]) for x in values
-        ]
-        before = [0.0] * len(moments) if sums is None else sums
-        sums = [len(inputs) * m + b for m, b in zip(moments, before, strict=True)]
-        count += len(inputs)
-    for layer, total in zip(normalizations, sums or [], strict=True):
-        mean, square = total / count
-        variance = np.maximum(square - mean**2, 0)
-        gamma, beta, old_mean, old_variance = (
-            np.asarray(w) for w in layer.get_weights()
-        )
-        scale = gamma / np.sqrt(old_variance + layer.epsilon)
-        layer.set_weights(
-            [
-                scale * np.sqrt(variance + layer.epsilon),
-                beta + scale * (mean - old_mean),
-                mean,
-                variance,
-            ]
-        )
 
 
 def line(
