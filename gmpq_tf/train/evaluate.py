@@ -40,6 +40,7 @@ from gmpq_tf.run.run_config import WorkdirConfig, set_threads
 from gmpq_tf.spelling import suggest
 from gmpq_tf.task import OutputKind, outputs_of
 from gmpq_tf.task.kinds import OutputKindName
+from gmpq_tf.train.counting import counted
 from gmpq_tf.train.first_look import look
 from gmpq_tf.train.inputs import (
     PRETRAINED,
@@ -64,11 +65,15 @@ class EvaluateConfig:
             (each number is a probability, decided at 0.5), binary_logit (decided at 0)
             or numbers, which have errors and no accuracy; none: as the model's last
             layer tells.
+        twin: Compute quantized models in the integers of their files too, which takes
+            a multiple of the time that Keras alone does. The model's file, if there is
+            one, is measured in any case.
     """
 
     names: tuple[str, ...] | None = None
     split: Literal["validation", "test"] = "validation"
     output_kind: OutputKindName | None = None
+    twin: bool = True
 
 
 def evaluate(
@@ -90,10 +95,10 @@ def evaluate(
     Returns:
         The content of evaluation.json: split, images, accuracy (None without labels)
         and what was compared; without labels float_agreement (or float_error), of the
-        workdir's float model. For a quantized model also twin_accuracy; with a .tflite
-        file tflite_accuracy, agreement with Keras and with the twin (or errors) and
-        file_bytes. Other metrics of the task have their own names, such as map_07,
-        tflite_map_07 and twin_map_07 for a detector.
+        workdir's float model. For a quantized model also twin_accuracy, unless the
+        twin is left out; with a .tflite file tflite_accuracy, agreement with Keras and
+        with the twin (or errors) and file_bytes. Other metrics of the task have their
+        own names, such as map_07, tflite_map_07 and twin_map_07 for a detector.
 
     Raises:
         ValueError: a file cannot be read or does not suit the images.
@@ -102,7 +107,8 @@ def evaluate(
     dataset = as_labelled(dataset or load_dataset(data))
     identity = _identity(config, dataset, folder)
     before = read_json(folder / RESULT)
-    if before.get("identity") == identity and not run.overwrite:
+    enough = (identity, {**identity, "twin": True})
+    if before.get("identity") in enough and not run.overwrite:
         return before
     model = load_float_model(folder / "model.keras", dataset)
     reference = _reference(folder, dataset)
@@ -114,7 +120,8 @@ def evaluate(
         if config.output_kind is None:
             look(model, dataset, name)
         pairs = batches if dataset.labelled else ((x, None) for x in batches)
-        twin = twin_of_student(model)
+        pairs = counted(pairs, dataset.sizes[config.split], name, run.progress)
+        twin = twin_of_student(model) if config.twin else None
         names = dataset.class_names
         task = task_for(model, dataset)
         measured = measure_both(
@@ -262,7 +269,7 @@ def _identity(config: EvaluateConfig, dataset: Dataset, folder: Path) -> dict[st
     file = folder / "model.tflite"
     files = [folder / "model.keras", file, head_path(file)]
     identity = {
-        "twin": True,  # results of versions without the twin are measured again
+        "twin": config.twin,
         "split": config.split,
         "output_kind": config.output_kind,
         "data": {key: data[key] for key in used},

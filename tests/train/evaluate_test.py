@@ -13,8 +13,10 @@ from gmpq_tf.data import DataConfig, load_dataset
 from gmpq_tf.export.tflite import export_tflite
 from gmpq_tf.export.tflite.runtime import TFLiteModel
 from gmpq_tf.export.tflite.twin import program
+from gmpq_tf.progress import INTERVALS
 from gmpq_tf.run.errors import StageError
 from gmpq_tf.run.run_config import WorkdirConfig
+from gmpq_tf.train.counting import counted
 from gmpq_tf.train.evaluate import (
     EvaluateConfig,
     describe,
@@ -172,6 +174,37 @@ def test_a_measurement_is_stale_once_images_were_added(tmp_path):
     assert evaluate(other, data, run, "pretrain")["accuracy"] is None
     with pytest.raises(StageError, match="pretrain, measured as numbers"):
         report(ReportConfig(attribution_images=0), data, run)
+
+
+def test_the_integers_can_be_left_out(tmp_path):
+    data = DataConfig("digits", validation_size=40)
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 1))
+    model = keras.Model(inputs, L.Dense(10)(L.Flatten()(inputs)))
+    student = gmpq.quantize_model(model, gmpq.BitwidthPolicy.uniform(model, 4, 8))
+    gmpq.calibrate(student, load_dataset(data).calibration(40))
+    (tmp_path / "student").mkdir()
+    student.save(tmp_path / "student" / "model.keras")
+    run = WorkdirConfig(workdir=str(tmp_path), progress="none")
+    brief, whole = EvaluateConfig(twin=False), EvaluateConfig()
+    assert evaluate(brief, data, run, "student")["twin_accuracy"] is None
+    measured = evaluate(whole, data, run, "student")
+    assert measured["twin_accuracy"] is not None
+    # Asked for less than there is, nothing is measured anew.
+    assert evaluate(brief, data, run, "student")["twin_accuracy"] is not None
+
+
+def test_a_long_measurement_shows_how_far_it_is(capsys, monkeypatch):
+    list(counted(batches(), 48, "student", "line"))
+    assert not capsys.readouterr().out  # done in less than a minute
+    monkeypatch.setitem(INTERVALS, "line", 0.0)
+    seen = list(counted(batches(), 48, "student", "line"))
+    np.testing.assert_array_equal(np.concatenate([x for x, _ in seen]), X)
+    assert capsys.readouterr().out == "student: 32 of 48 images, 00:00 left\n"
+    list(counted(batches(), 48, "student", "none"))
+    assert not capsys.readouterr().out
+    list(counted(batches(), 48, "student", "bar"))
+    assert "student:" in capsys.readouterr().out
 
 
 def test_a_sweep_of_numbers_is_refused_before_it_runs(tmp_path):
