@@ -300,12 +300,13 @@ class Study:
         source = self.tasks["cifar10"]
         names = searchable_names(build_model(source.network, source.shape, 10))
         backbone = [layer for layer in cost.layers if layer.name in names]
-        kept = ("accuracy", "map_07", "map_area", "twin_map_07", "images")
+        kept = ("accuracy", "twin_accuracy", "map_07", "map_area", "twin_map_07")
         line = {
             "backbone_bit_ops": sum(layer.bit_ops for layer in backbone),
             "bit_ops": cost.bit_ops,
             "weight_bytes": cost.weight_bytes,
             **{key: found[key] for key in kept if found.get(key) is not None},
+            "images": found["images"],
         }
         if policy is not None and task.measure == "accuracy":
             line["rank_distance"] = self.rank_distance(folder)
@@ -334,6 +335,7 @@ class Study:
             key
             for key in (
                 "accuracy",
+                "twin_accuracy",
                 "map_07",
                 "map_area",
                 "twin_map_07",
