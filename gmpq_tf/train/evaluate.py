@@ -65,9 +65,9 @@ class EvaluateConfig:
             (each number is a probability, decided at 0.5), binary_logit (decided at 0)
             or numbers, which have errors and no accuracy; none: as the model's last
             layer tells.
-        twin: Compute quantized models in the integers of their files too, which takes
-            a multiple of the time that Keras alone does. The model's file, if there is
-            one, is measured in any case.
+        twin: Compute quantized models in the integers of their files too, which adds
+            about half of the time that Keras takes. The model's file, if there is one,
+            is measured in any case.
     """
 
     names: tuple[str, ...] | None = None
